@@ -1,0 +1,46 @@
+"""The object categories: id, name, the names people use for it, and its part in the open-vocabulary split."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stages.common.storage import read_json
+
+Split = Literal["base", "novel", "excluded"]
+
+
+@dataclass(frozen=True)
+class Category:
+    """One object class.
+
+    `forms` are all lower-case texts that name it in a caption: its name, synonyms and plurals.
+    """
+
+    id: int
+    name: str
+    split: Split
+    forms: tuple[str, ...]
+
+
+def read_categories(path: Path, splits: tuple[Split, ...] = ("base", "novel")) -> list[Category]:
+    """Return the categories of `splits` in order of their id.
+
+    This order is the class index of every embedding matrix and of every detector: index k is
+    `read_categories(path)[k]`.
+
+    Raises:
+        ValueError: an unknown split, or an id or name given twice.
+    """
+    entries = [
+        Category(entry["id"], entry["name"], entry["split"], tuple(entry["forms"]))
+        for entry in read_json(path)
+    ]
+    for field in ("id", "name"):
+        values = [getattr(category, field) for category in entries]
+        twice = sorted({str(value) for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f"{path}: category {field} given twice: {', '.join(twice)}")
+    unknown = sorted({category.split for category in entries} - {"base", "novel", "excluded"})
+    if unknown:
+        raise ValueError(f"{path}: unknown split {unknown}; allowed: base, novel, excluded")
+    return sorted((c for c in entries if c.split in splits), key=lambda category: category.id)

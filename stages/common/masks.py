@@ -1,0 +1,45 @@
+"""Masks: boolean (H, W), and COCO's run-length encoding of them ({"size": [H, W], "counts": str})."""
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """Return COCO RLE, JSON-ready, of a boolean mask (H, W)."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> np.ndarray:
+    """Return the boolean mask (H, W) of a COCO segmentation: RLE, uncompressed RLE or polygons.
+
+    Raises:
+        ValueError: an RLE of another size than the picture.
+    """
+    height, width = image_hw
+    if isinstance(segmentation, list):
+        usable = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if not usable:
+            return np.zeros(image_hw, bool)
+        rle = coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
+    elif isinstance(segmentation["counts"], list):
+        rle = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        rle = segmentation
+    if list(rle["size"]) != [height, width]:
+        raise ValueError(f"RLE of size {rle['size']} for a picture of size {[height, width]}")
+    return coco_mask.decode(rle).astype(bool)
+
+
+def mask_iou(mask: np.ndarray, other: np.ndarray) -> float:
+    """Return intersection over union of two boolean masks, 0 if both are empty."""
+    union = np.count_nonzero(mask | other)
+    return float(np.count_nonzero(mask & other) / union) if union else 0.0
+
+
+def mask_box(mask: np.ndarray) -> np.ndarray:
+    """Return the tight box_xyxy float32 (4,) of a mask, zeros if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if rows.size == 0:
+        return np.zeros(4, np.float32)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)

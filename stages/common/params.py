@@ -1,0 +1,83 @@
+"""Read one section of params.yaml into its frozen pydantic model, once, at the stage's boundary."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PARAMS_FILE = Path("params.yaml")
+
+
+class Section(BaseModel):
+    """Base of every params section: frozen, strict, no unknown keys, no defaults of its own."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def read_params(path: Path = PARAMS_FILE) -> dict:
+    """Return the whole file as plain Python values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not YAML, or not a mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.absolute()}: no such file; run from the repository's root")
+    try:
+        content = YAML(typ="safe").load(path)
+    except YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
+    return content
+
+
+def read_section(name: str, model: type[SectionType], path: Path = PARAMS_FILE) -> SectionType:
+    """Return section `name` of params.yaml as `model`.
+
+    Raises:
+        ValueError: the section is missing, or a key of it is unknown, missing or of a wrong type;
+            the message names file, key, value and what is allowed.
+    """
+    content = read_params(path)
+    if name not in content:
+        raise ValueError(f"{path}: section '{name}' is missing; it has {sorted(content)}")
+    try:
+        return model.model_validate(content[name])
+    except ValidationError as error:
+        raise ValueError(_explain(error, name, model, path)) from None
+
+
+def read_seed(path: Path = PARAMS_FILE) -> int:
+    """Return the experiment's one seed, a non-negative integer."""
+    seed = read_params(path).get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"{path}: seed: expected a whole number >= 0, found {seed!r}")
+    return seed
+
+
+def _explain(error: ValidationError, name: str, model: type[Section], path: Path) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join([name, *map(str, item["loc"])])
+        line = f"{path}: {key}: {item['msg']}"
+        if item["type"] == "extra_forbidden":
+            line += f"; allowed keys: {sorted(_fields_at(model, item['loc'][:-1]))}"
+        elif item["type"] != "missing":
+            line += f", found {item['input']!r}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _fields_at(model: type[BaseModel], location: tuple) -> dict:
+    for key in location:
+        inner = model.model_fields[key].annotation if key in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return {}
+        model = inner
+    return model.model_fields

@@ -1,0 +1,89 @@
+"""Files that stages read and write: whole or not at all, and the same bytes for the same content.
+
+JSON for small facts, Parquet for tables, safetensors for weights and dense maps. A file is written
+beside its place and renamed, so a reader never meets half a file and a crash loses nothing finished.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; on success it takes the place of `path`.
+
+    Raises:
+        OSError: what the system said (a full disk, say), with the file's name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _require(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.absolute()}: no such file; `dvc repro` makes it")
+    return path
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write sorted keys, so that equal content gives equal bytes; NaN and infinity are refused."""
+    text = json.dumps(content, sort_keys=True, indent=indent, allow_nan=False, ensure_ascii=False)
+    with replace_file(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Return the file's content; a syntax error names the file."""
+    try:
+        return json.loads(_require(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+
+
+def write_table(path: Path, table: pa.Table, row_group_size: int = 65_536) -> None:
+    """Write one Parquet file with fixed compression."""
+    with replace_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd", row_group_size=row_group_size)
+
+
+def read_table(path: Path) -> pa.Table:
+    """Return a whole Parquet file; use `stages.common.images` to stream image shards."""
+    return pq.read_table(_require(path), memory_map=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], facts: Any = None) -> None:
+    """Write tensors, with `facts` (anything JSON) in the header.
+
+    One header key only: the format does not fix the order of several, and equal content must give
+    equal bytes.
+    """
+    contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    with replace_file(path) as partial:
+        save_file(contiguous, partial, {"facts": json.dumps(facts, sort_keys=True)})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
+    """Return (tensors on the CPU, facts)."""
+    try:
+        with safe_open(_require(path), framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "null"))
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file: {error}") from error

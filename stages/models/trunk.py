@@ -1,0 +1,53 @@
+"""A small convolutional trunk: the patch embedding of the small VLM and the backbone of the small detector.
+
+Shape legend: N images, H W pixels. Strides 4 and 8 relative to the pixels given.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def conv_norm_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """3×3 convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions with a skip connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = conv_norm_relu(channels, channels)
+        self.second = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Keep the shape (N, channels, H, W)."""
+        return functional.relu(x + self.second(self.first(x)))
+
+
+class Trunk(nn.Module):
+    """Three stride-2 convolutions, then residual blocks at stride 8."""
+
+    def __init__(self, stem_width: int, width: int, residual_blocks: int) -> None:
+        """Give `2 * stem_width` channels at stride 4 and `width` at stride 8."""
+        super().__init__()
+        self.stride4_channels, self.stride8_channels = 2 * stem_width, width
+        self.stem = nn.Sequential(
+            conv_norm_relu(3, stem_width, 2), conv_norm_relu(stem_width, 2 * stem_width, 2)
+        )
+        self.body = nn.Sequential(
+            conv_norm_relu(2 * stem_width, width, 2),
+            *[Residual(width) for _ in range(residual_blocks)],
+        )
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map normalised pixels (N, 3, H, W) to features at stride 4 and at stride 8."""
+        stride4 = self.stem(images)
+        return stride4, self.body(stride4)
