@@ -61,6 +61,15 @@ def read_seed(path: Path = PARAMS_FILE) -> int:
     return seed
 
 
+def read_shards(path: Path = PARAMS_FILE) -> list[int]:
+    """Return the experiment's shard indices, in the order of params.yaml."""
+    shards = read_params(path).get("shards")
+    whole = isinstance(shards, list) and all(type(shard) is int and shard >= 0 for shard in shards)
+    if not whole or not shards or len(set(shards)) != len(shards):
+        raise ValueError(f"{path}: shards: expected different whole numbers, found {shards!r}")
+    return shards
+
+
 def _explain(error: ValidationError, name: str, model: type[Section], path: Path) -> str:
     lines = []
     for item in error.errors():
