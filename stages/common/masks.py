@@ -1,4 +1,4 @@
-"""Masks: boolean (H, W), and COCO's run-length encoding of them ({"size": [H, W], "counts": str})."""
+"""Masks: boolean (H, W), and the run-length encoding of COCO ({"size": [H, W], "counts": str})."""
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -35,6 +35,13 @@ def mask_iou(mask: np.ndarray, other: np.ndarray) -> float:
     """Return intersection over union of two boolean masks, 0 if both are empty."""
     union = np.count_nonzero(mask | other)
     return float(np.count_nonzero(mask & other) / union) if union else 0.0
+
+
+def pairwise_mask_iou(segmentations: list[dict], others: list[dict]) -> np.ndarray:
+    """Return intersection over union float64 (R, S) of R and S masks in COCO RLE, not decoded."""
+    if not segmentations or not others:
+        return np.zeros((len(segmentations), len(others)))
+    return np.asarray(coco_mask.iou(segmentations, others, [0] * len(others)))
 
 
 def mask_box(mask: np.ndarray) -> np.ndarray:
