@@ -47,7 +47,7 @@ class MentionFinder:
         return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
     def find(self, caption: str) -> list[Mention]:
-        """Return the mentions in order of their place; offsets are valid in `normalise(caption)`."""
+        """Return the mentions in order; offsets count in `normalise(caption)`."""
         if not self._owner:
             return []
         return [

@@ -1,4 +1,4 @@
-"""The object categories: id, name, the names people use for it, and its part in the open-vocabulary split."""
+"""The object categories: id, name, the words people use for it, and its side of the split."""
 
 from dataclasses import dataclass
 from pathlib import Path

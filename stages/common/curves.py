@@ -1,4 +1,4 @@
-"""Training curves: a CSV with one row per logged step, which DVC plots and the flow mirrors to MLflow."""
+"""Training curves: a CSV with one row per logged step, which DVC plots and MLflow shows."""
 
 import csv
 from pathlib import Path

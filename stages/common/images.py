@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from stages.common.storage import replace_file
 
@@ -62,6 +63,12 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     return image
 
 
+def normalise_pixels(images: np.ndarray) -> torch.Tensor:
+    """Return float32 (N, 3, H, W) with mean 0 and deviation 1 per channel of uint8 (N, H, W, 3)."""
+    mean, std = torch.tensor(PIXEL_MEAN) * 255, torch.tensor(PIXEL_STD) * 255
+    return ((torch.from_numpy(np.ascontiguousarray(images)) - mean) / std).permute(0, 3, 1, 2)
+
+
 def write_pictures(path: Path, pictures: Iterable[Picture]) -> int:
     """Write one shard, streaming; return how many pictures it holds."""
     count, rows = 0, []
@@ -72,22 +79,24 @@ def write_pictures(path: Path, pictures: Iterable[Picture]) -> int:
             writer.write_table(pa.Table.from_pylist(table, SCHEMA), row_group_size=ROW_GROUP)
             rows.clear()
 
-    with replace_file(path) as partial:
-        with pq.ParquetWriter(partial, SCHEMA, compression="none") as writer:
-            for picture in pictures:
-                rows.append(
-                    (
-                        picture.image_id,
-                        picture.file_name,
-                        picture.height,
-                        picture.width,
-                        picture.encoded,
-                    )
+    with (
+        replace_file(path) as partial,
+        pq.ParquetWriter(partial, SCHEMA, compression="none") as writer,
+    ):
+        for picture in pictures:
+            rows.append(
+                (
+                    picture.image_id,
+                    picture.file_name,
+                    picture.height,
+                    picture.width,
+                    picture.encoded,
                 )
-                count += 1
-                if len(rows) == ROW_GROUP:
-                    flush(writer)
-            flush(writer)
+            )
+            count += 1
+            if len(rows) == ROW_GROUP:
+                flush(writer)
+        flush(writer)
     return count
 
 

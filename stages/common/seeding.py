@@ -1,4 +1,4 @@
-"""One seed, and generators derived from (seed, purpose, item): order, shards and resume change nothing."""
+"""One seed; generators derived from (seed, purpose, item), so that order changes nothing."""
 
 import hashlib
 import os

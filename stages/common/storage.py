@@ -1,7 +1,7 @@
 """Files that stages read and write: whole or not at all, and the same bytes for the same content.
 
 JSON for small facts, Parquet for tables, safetensors for weights and dense maps. A file is written
-beside its place and renamed, so a reader never meets half a file and a crash loses nothing finished.
+beside its place and renamed: a reader never meets half a file, a crash loses nothing finished.
 """
 
 import json

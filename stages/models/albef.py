@@ -159,7 +159,9 @@ class Albef(nn.Module):
         """Return the trunk's normalised patch features (B, P, D), before the image layers."""
         return self.image_norm(self.trunk(images)[1].flatten(2).transpose(1, 2))
 
-    def encode_image(self, images: torch.Tensor, window: tuple[int, int] | None = None) -> torch.Tensor:
+    def encode_image(
+        self, images: torch.Tensor, window: tuple[int, int] | None = None
+    ) -> torch.Tensor:
         """Return image tokens (B, 1 + P, D), the class token first.
 
         `window` is the top-left patch of the position table that the picture sees, its middle if

@@ -1,0 +1,60 @@
+"""Stage `vlm`: train the small ALBEF on the image-caption pairs and write data/vlm/."""
+
+from pathlib import Path
+
+import torch
+
+from stages.common.captions import read_captions
+from stages.common.curves import Curve
+from stages.common.images import read_pictures
+from stages.common.params import read_section, read_seed
+from stages.common.seeding import derive_seed, make_deterministic, torch_generator
+from stages.common.storage import write_json
+from stages.models.albef import Albef, AlbefConfig, save_albef
+from stages.models.tokenizer import CaptionTokenizer, build_vocabulary
+from stages.vlm.pairs import PairSampler, load_pictures
+from stages.vlm.params import VlmParams
+from stages.vlm.train import train_vlm
+
+PICTURES = Path("data/download/images/pairs.parquet")
+CAPTIONS = Path("data/download/captions/pairs.json")
+OUTPUT = Path("data/vlm")
+
+
+def main() -> None:
+    """Run the stage."""
+    params, seed = read_section("vlm", VlmParams), read_seed()
+    make_deterministic(seed, "vlm")
+    captions = read_captions(CAPTIONS)
+    images, ids = load_pictures(read_pictures(PICTURES), params.image_size)
+    without = [image_id for image_id in ids if not captions.get(image_id)]
+    if without:
+        raise ValueError(f"{CAPTIONS}: no caption for pictures {without[:5]} of {PICTURES}")
+
+    texts = [captions[image_id] for image_id in ids]
+    words = build_vocabulary((c for group in texts for c in group), params.min_word_count)
+    tokenizer = CaptionTokenizer(words, params.model.max_tokens)
+    all_tokens = tokenizer.encode([caption for group in texts for caption in group])
+    model = Albef(AlbefConfig(vocabulary_size=len(words), **params.model.model_dump()))
+    model.trunk.to(memory_format=torch.channels_last)
+    sampler = PairSampler(
+        images,
+        list(all_tokens.split([len(group) for group in texts])),
+        params.batch_size,
+        derive_seed(seed, "vlm", "pairs"),
+    )
+    curve = Curve(every=50)
+    facts = train_vlm(
+        model, tokenizer, sampler, all_tokens, params, torch_generator(seed, "vlm", "text"), curve
+    )
+    save_albef(OUTPUT / "model.safetensors", model, tokenizer)
+    curve.write(OUTPUT / "curve.csv")
+    parameters = sum(p.numel() for p in model.parameters())
+    write_json(
+        OUTPUT / "metrics.json",
+        {"pairs": len(ids), "words": len(words), "parameters": parameters, **facts, **curve.last()},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Image-caption pairs as training batches.
+
+Shape legend: N pairs, B pairs of a batch, S pixels a side, L tokens, K captions of a picture.
+"""
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+import torch
+
+from stages.common.images import Picture, normalise_pixels
+
+
+def load_pictures(pictures: Iterable[Picture], size: int) -> tuple[np.ndarray, list[int]]:
+    """Return uint8 (N, S, S, 3) and the image ids; the aspect is not kept, as in ALBEF."""
+    images, ids = [], []
+    for picture in pictures:
+        image = picture.decode()
+        if image.shape[:2] != (size, size):
+            image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+        images.append(image)
+        ids.append(picture.image_id)
+    return np.stack(images), ids
+
+
+class PairSampler:
+    """Draws batches epoch by epoch; batch k depends on the generator's seed and k alone."""
+
+    def __init__(
+        self, images: np.ndarray, tokens: list[torch.Tensor], batch_size: int, seed: int
+    ) -> None:
+        """Take pictures (N, S, S, 3) and, for each, token ids (K, L) of its captions.
+
+        Raises:
+            ValueError: fewer pairs than a batch needs.
+        """
+        if len(images) < batch_size:
+            raise ValueError(
+                f"{len(images)} image-caption pairs are fewer than vlm.batch_size = {batch_size};"
+                " lower it or give more pairs"
+            )
+        self._images, self._tokens, self._batch_size = images, tokens, batch_size
+        self._random = np.random.default_rng(seed)
+        self._queue = np.empty(0, np.int64)
+
+    def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return augmented pictures float32 (B, 3, S, S) and one caption each, int64 (B, L)."""
+        if len(self._queue) < self._batch_size:
+            self._queue = self._random.permutation(len(self._images))
+        rows, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
+        tokens = torch.stack(
+            [self._tokens[row][self._random.integers(len(self._tokens[row]))] for row in rows]
+        )
+        longest = int((tokens != 0).sum(1).max())
+        return self._augment(self._images[rows]), tokens[:, :longest]
+
+    def _augment(self, images: np.ndarray) -> torch.Tensor:
+        """Mirror half of the pictures, vary contrast and colour, shift by up to a tenth."""
+        x, random = normalise_pixels(images), self._random
+        flip = torch.from_numpy(random.random(len(x)) < 0.5)
+        x[flip] = x[flip].flip(3)
+        gain, shift = random.normal(0, 0.15, (2, len(x), 3, 1, 1)).astype(np.float32)
+        x = x * (1 + torch.from_numpy(gain)) + torch.from_numpy(shift)
+        reach = x.shape[-1] // 10
+        down, right = random.integers(-reach, reach + 1, 2)
+        x = torch.roll(x, (int(down), int(right)), (2, 3))
+        return x.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,58 @@
+"""The `vlm` section of params.yaml."""
+
+from pydantic import Field
+
+from stages.common.params import Section
+
+
+class ModelParams(Section):
+    """Sizes of the small ALBEF."""
+
+    width: int = Field(ge=8)
+    heads: int = Field(ge=1)
+    stem_width: int = Field(ge=4)
+    residual_blocks: int = Field(ge=0)
+    image_layers: int = Field(ge=0)
+    text_layers: int = Field(ge=0)
+    fusion_layers: int = Field(ge=2)
+    projection: int = Field(ge=8)
+    max_patches_side: int = Field(ge=2)
+    max_tokens: int = Field(ge=4, le=512)
+
+
+class PhaseParams(Section):
+    """One phase of training."""
+
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+
+
+class WeightParams(Section):
+    """Weights of the losses; 0 leaves a loss out of the sum."""
+
+    word_alignment: float = Field(ge=0)
+    contrastive: float = Field(ge=0)
+    matching: float = Field(ge=0)
+    masked_words: float = Field(ge=0)
+    replaced_words: float = Field(ge=0)
+
+
+class VlmParams(Section):
+    """Everything that the vision-language model's training depends on, besides the seed."""
+
+    image_size: int = Field(ge=16)
+    batch_size: int = Field(ge=2)
+    min_word_count: int = Field(ge=1)
+    align: PhaseParams
+    fuse: PhaseParams
+    warmup_steps: int = Field(ge=1)
+    weight_decay: float = Field(ge=0)
+    pool_sharpness: float = Field(ge=0)
+    context_drop: float = Field(ge=0, lt=1)
+    visible_threshold: float = Field(ge=0)
+    swaps: int = Field(ge=0)
+    mask_visible: float = Field(ge=0, le=1)
+    mask_other: float = Field(ge=0, le=1)
+    bfloat16: bool
+    weights: WeightParams
+    model: ModelParams

@@ -1,0 +1,198 @@
+"""Trains the small ALBEF from image-caption pairs: align words and patches first, then fuse.
+
+Phase `align` trains trunk and word embeddings by word alignment alone. Then the words that the
+pictures show are read off its scores, and phase `fuse` trains all parts with all losses.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from stages.common.curves import Curve
+from stages.common.progress import track
+from stages.models.albef import Albef
+from stages.models.tokenizer import CaptionTokenizer
+from stages.vlm import losses
+from stages.vlm.pairs import PairSampler
+from stages.vlm.params import PhaseParams, VlmParams
+from stages.vlm.words import VisibilityMeter, WordSwapper, substitution_weights
+
+
+def train_vlm(
+    model: Albef,
+    tokenizer: CaptionTokenizer,
+    sampler: PairSampler,
+    all_tokens: torch.Tensor,
+    params: VlmParams,
+    generator: torch.Generator,
+    curve: Curve,
+) -> dict[str, float]:
+    """Train in place and return facts about the words: {"content_words", "visible_words"}.
+
+    Args:
+        model: fresh weights.
+        tokenizer: the model's.
+        sampler: draws the batches.
+        all_tokens: every caption, int64 (N, L), for the statistics of words.
+        params: section vlm.
+        generator: for negatives, swaps and masks.
+        curve: takes the losses of every step.
+
+    Raises:
+        ValueError: no word could be told apart in the pictures, so there is nothing to fuse.
+    """
+    content = tokenizer.content_words()
+    optimizer = _optimizer(model, params)
+    model.train()
+    meter = VisibilityMeter(len(content))
+    for step in track(range(params.align.steps), "vlm align"):
+        images, tokens = sampler.draw()
+        with _precision(params):
+            patches = model.encode_patches(images)
+            scores, present = _word_scores(model, patches, tokens, content, params)
+            loss = losses.word_alignment(scores, present)
+        if step >= params.align.steps * 3 // 4:
+            meter.add(scores, present)
+        _update(model, optimizer, loss, _learning_rate(params.align, step, params))
+        curve.add(step + 1, loss_word_alignment=loss.detach())
+    visible = content[meter.separation() > params.visible_threshold]
+    if len(visible) < 2:
+        raise ValueError(
+            f"after vlm.align only {len(visible)} of {len(content)} words can be told apart in the"
+            f" pictures (d' > vlm.visible_threshold = {params.visible_threshold}); train longer"
+            " (vlm.align.steps) or lower the threshold"
+        )
+    swapper = WordSwapper(
+        visible, substitution_weights(all_tokens, visible, len(tokenizer)), len(tokenizer)
+    )
+    for step in track(range(params.fuse.steps), "vlm fuse"):
+        images, tokens = sampler.draw()
+        window = _random_window(model, images, generator)
+        with _precision(params):
+            terms = _fuse_losses(model, images, tokens, window, content, swapper, params, generator)
+        total = sum(getattr(params.weights, name) * term for name, term in terms.items())
+        _update(model, optimizer, total, _learning_rate(params.fuse, step, params))
+        curve.add(
+            params.align.steps + step + 1,
+            **{f"loss_{name}": term.detach() for name, term in terms.items()},
+        )
+    model.eval()
+    return {"content_words": len(content), "visible_words": len(visible)}
+
+
+def _fuse_losses(
+    model: Albef,
+    images: torch.Tensor,
+    tokens: torch.Tensor,
+    window: tuple[int, int],
+    content: torch.Tensor,
+    swapper: WordSwapper,
+    params: VlmParams,
+    generator: torch.Generator,
+) -> dict[str, torch.Tensor]:
+    """Return the five losses of a batch, named as in `vlm.weights`."""
+    encoded = model.encode_image(images, window)
+    scores, present = _word_scores(model, encoded[:, 1:], tokens, content, params)
+    own = model.encode_text(tokens)
+    similarity = _similarity(model, encoded, own)
+
+    negative = tokens[losses.hard_negatives(similarity, tokens, generator)]
+    swaps = [swapper.swap(tokens, generator) for _ in range(params.swaps)]
+    masked, hidden = swapper.mask(tokens, params.mask_visible, params.mask_other, generator)
+    texts = torch.stack([tokens, negative, *(text for text, _ in swaps), masked], dim=1)
+    always = torch.ones(len(tokens), dtype=torch.bool)
+    valid = torch.stack([always, always, *(done for _, done in swaps)], dim=1)
+
+    batch, count = texts.shape[:2]
+    flat = texts.flatten(0, 1)
+    context = _drop_context(model.fusion_context(encoded), params.context_drop, generator)
+    states, _ = model.fuse(model.encode_text(flat), flat, context)
+    fused = states[-1].unflatten(0, (batch, count))
+    matches = torch.zeros_like(valid)
+    matches[:, 0] = True
+    related = [
+        0,
+        *range(2, count - 1),
+    ]  # the caption and its swapped forms: same places, other words
+    replaced = texts[:, related] != tokens[:, None]
+    counted = swapper.is_visible(texts[:, related])
+    replaced_logits = [
+        head(state)[..., 0].unflatten(0, (batch, count))[:, related].float()
+        for head, state in zip(model.replaced_heads, states, strict=True)
+    ]
+    word_logits = model.word_head(fused[:, -1][hidden]).float()
+    return {
+        "word_alignment": losses.word_alignment(scores, present),
+        "contrastive": losses.contrastive(similarity),
+        "matching": losses.matching(model.matching_head(fused[:, :-1, 0]).float(), matches, valid),
+        "replaced_words": losses.replaced_words(replaced_logits, replaced, counted),
+        "masked_words": functional.cross_entropy(word_logits, tokens[hidden], reduction="sum")
+        / hidden.sum().clamp(min=1),
+    }
+
+
+def _word_scores(
+    model: Albef,
+    patches: torch.Tensor,
+    tokens: torch.Tensor,
+    content: torch.Tensor,
+    params: VlmParams,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return pooled scores (B, C) of all content words and whether the caption has them."""
+    scores = losses.pool_patches(model.word_patch_logits(patches, content), params.pool_sharpness)
+    named = torch.zeros(len(tokens), model.config.vocabulary_size, dtype=torch.bool)
+    return scores, named.scatter_(1, tokens, True)[:, content]
+
+
+def _similarity(model: Albef, encoded: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Return image-text similarities (B, B) of the class tokens, divided by the temperature."""
+    images = functional.normalize(model.image_projection(encoded[:, 0]).float(), dim=-1)
+    texts = functional.normalize(model.text_projection(text[:, 0]).float(), dim=-1)
+    return images @ texts.T * model.log_inverse_temperature.exp().clamp(max=50)
+
+
+def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
+    """Hide a random share of the patches, so that no single one suffices and maps grow wider."""
+    kept = max(1, int(context.shape[1] * (1 - rate)))
+    order = torch.rand(context.shape[:2], generator=generator).argsort(1)[:, :kept, None]
+    return torch.gather(context, 1, order.expand(-1, -1, context.shape[2]))
+
+
+def _random_window(
+    model: Albef, images: torch.Tensor, generator: torch.Generator
+) -> tuple[int, int]:
+    """Return where in the position table this batch's pictures lie."""
+    free = model.config.max_patches_side - images.shape[-1] // 8 + 1
+    top, left = torch.randint(0, max(free, 1), (2,), generator=generator).tolist()
+    return top, left
+
+
+def _optimizer(model: Albef, params: VlmParams) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, weight_decay=params.weight_decay, betas=(0.9, 0.98))
+
+
+def _learning_rate(phase: PhaseParams, step: int, params: VlmParams) -> float:
+    """Return the rate of a 0-based step: linear warm-up, then a cosine down to a twentieth."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / phase.steps))
+    warmup = min(1.0, (step + 1) / params.warmup_steps)
+    return phase.learning_rate * warmup * (0.05 + 0.95 * cosine)
+
+
+def _update(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float
+) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+
+
+def _precision(params: VlmParams) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=params.bfloat16)

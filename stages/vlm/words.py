@@ -1,0 +1,109 @@
+"""Which words of the captions can be seen, and which words could stand in their place.
+
+Nothing here knows the object classes: both facts are read off the captions and off what the word
+alignment has learned. Shape legend: B captions, L tokens, V words, C content words.
+"""
+
+import torch
+
+from stages.models.tokenizer import MASK
+
+
+class VisibilityMeter:
+    """Measures, per content word, how much higher its score is where a caption names it.
+
+    The separation d' = (mean score present − mean score absent) / standard deviation is 0 for a
+    word that the pictures do not show ("morning"), and above 1 for most object names.
+    """
+
+    def __init__(self, words: int) -> None:
+        self._sums = torch.zeros(2, words, dtype=torch.float64)
+        self._squares = torch.zeros(words, dtype=torch.float64)
+        self._counts = torch.zeros(2, words, dtype=torch.float64)
+
+    @torch.no_grad()
+    def add(self, scores: torch.Tensor, present: torch.Tensor) -> None:
+        """Take scores (B, C) and whether the caption names the word, bool (B, C)."""
+        scores = scores.double()
+        for row, where in enumerate((present, ~present)):
+            self._sums[row] += (scores * where).sum(0)
+            self._counts[row] += where.sum(0)
+        self._squares += scores.square().sum(0)
+
+    def separation(self) -> torch.Tensor:
+        """Return d' (C,), 0 for a word that was always or never present."""
+        means = self._sums / self._counts.clamp(min=1)
+        total = self._counts.sum(0).clamp(min=1)
+        variance = self._squares / total - (self._sums.sum(0) / total).square()
+        gap = (means[0] - means[1]) / variance.clamp(min=1e-8).sqrt()
+        return torch.where((self._counts > 0).all(0), gap, 0.0).float()
+
+
+def substitution_weights(
+    tokens: torch.Tensor, word_ids: torch.Tensor, vocabulary: int
+) -> torch.Tensor:
+    """Return weights (W, W): how well word j would fit the text where word i stands.
+
+    Words that are followed by the same words are of the same kind: a noun is replaced by a noun, so
+    that the text alone does not give a replacement away. The weight is the cosine of the counts
+    of following tokens to the fourth power; 0 on the diagonal.
+
+    Args:
+        tokens: all captions, int64 (N, L).
+        word_ids: the W words that may be replaced.
+        vocabulary: V.
+    """
+    followers = torch.zeros(vocabulary, vocabulary)
+    pairs = tokens[:, :-1].flatten() * vocabulary + tokens[:, 1:].flatten()
+    counts = torch.bincount(pairs, minlength=vocabulary * vocabulary)
+    followers = counts.view(vocabulary, vocabulary)[word_ids].float().sqrt()
+    followers = torch.nn.functional.normalize(followers, dim=1)
+    return (followers @ followers.T).pow(4).fill_diagonal_(0)
+
+
+class WordSwapper:
+    """Replaces or masks visible words of captions."""
+
+    def __init__(self, visible: torch.Tensor, weights: torch.Tensor, vocabulary: int) -> None:
+        """Take the ids (W,) of the visible words and their `substitution_weights` (W, W)."""
+        self.visible, self._weights = visible, weights
+        self._place = torch.full((vocabulary,), -1)
+        self._place[visible] = torch.arange(len(visible))
+
+    def is_visible(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return bool (B, L): the token is a visible word."""
+        return self._place[tokens] >= 0
+
+    def swap(
+        self, tokens: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return captions with one visible word replaced by one they do not have, and bool (B,) if so."""
+        seen = self.is_visible(tokens)
+        draw = torch.rand(tokens.shape, generator=generator).masked_fill(~seen, -1.0)
+        column = draw.argmax(1)
+        rows = torch.arange(len(tokens))
+        old = self._place[tokens[rows, column]].clamp(min=0)
+        weights = self._weights[old].clone()
+        present = torch.zeros_like(weights, dtype=torch.bool)
+        place = self._place[tokens].clamp(min=0)
+        present.scatter_(1, place, seen)
+        weights[present] = 0
+        possible = seen.any(1) & (weights.sum(1) > 0)
+        weights[~possible] = 1.0
+        new = self.visible[torch.multinomial(weights, 1, generator=generator)[:, 0]]
+        swapped = tokens.clone()
+        swapped[rows[possible], column[possible]] = new[possible]
+        return swapped, possible
+
+    def mask(
+        self,
+        tokens: torch.Tensor,
+        visible_rate: float,
+        other_rate: float,
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return captions with words masked and where, bool (B, L); special tokens are never masked."""
+        draw = torch.rand(tokens.shape, generator=generator)
+        hidden = torch.where(self.is_visible(tokens), draw < visible_rate, draw < other_rate)
+        hidden &= tokens > MASK
+        return tokens.masked_fill(hidden, MASK), hidden
