@@ -17,12 +17,13 @@ CONTINUATION = "##"
 
 # Words that name nothing one could point at. The VLM's word alignment leaves them out.
 FUNCTION_WORDS = frozenset(
-    """a an the this that these those some any each every no not there here it its is are was were be
-    been being am has have had do does did can could will would may might shall should must of in on
-    at to from with without by for near next behind under over above below between beside into onto
-    out off up down and or but nor so as if than then when while where which who whom whose what how
-    i we you he she they me us him her them my our your his their one two three four five six seven
-    eight nine ten several many few more most other another again very just also only""".split()
+    """a an the this that these those some any each every no not there here it its is are was
+    were be been being am has have had do does did can could will would may might shall should
+    must of in on at to from with without by for near next behind under over above below
+    between beside into onto out off up down and or but nor so as if than then when while
+    where which who whom whose what how i we you he she they me us him her them my our your
+    his their one two three four five six seven eight nine ten several many few more most
+    other another again very just also only""".split()
 )
 
 

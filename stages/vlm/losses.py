@@ -1,4 +1,6 @@
-"""The losses of the small ALBEF. Source: Align before Fuse §3.2-3.3 (contrastive, matching, masked words).
+"""The losses of the small ALBEF.
+
+Source: Align before Fuse §3.2-3.3 (contrastive, matching, masked words).
 
 Two losses are ours, because 12 thousand pairs do not teach what 14 million do: word alignment
 (every word of a caption against every word it does not have, over patches) and replaced-word
@@ -12,7 +14,7 @@ from torch.nn import functional
 
 
 def pool_patches(logits: torch.Tensor, sharpness: float) -> torch.Tensor:
-    """Return word scores (B, C) of word-patch logits (B, P, C): a softmax-weighted mean over patches."""
+    """Return (B, C) of word-patch logits (B, P, C): their softmax-weighted mean over patches."""
     return (logits * (sharpness * logits).softmax(1)).sum(1)
 
 
@@ -29,13 +31,11 @@ def word_alignment(scores: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 
 def contrastive(similarity: torch.Tensor) -> torch.Tensor:
-    """Return the symmetric cross-entropy of image-text similarities (B, B), scaled by temperature."""
+    """Return the symmetric cross-entropy of scaled image-text similarities (B, B)."""
     target = torch.arange(len(similarity))
-    images, texts = (
-        functional.cross_entropy(similarity, target),
-        functional.cross_entropy(similarity.T, target),
-    )
-    return (images + texts) / 2
+    image_to_text = functional.cross_entropy(similarity, target)
+    text_to_image = functional.cross_entropy(similarity.T, target)
+    return (image_to_text + text_to_image) / 2
 
 
 def hard_negatives(

@@ -53,7 +53,6 @@ def substitution_weights(
         word_ids: the W words that may be replaced.
         vocabulary: V.
     """
-    followers = torch.zeros(vocabulary, vocabulary)
     pairs = tokens[:, :-1].flatten() * vocabulary + tokens[:, 1:].flatten()
     counts = torch.bincount(pairs, minlength=vocabulary * vocabulary)
     followers = counts.view(vocabulary, vocabulary)[word_ids].float().sqrt()
@@ -77,7 +76,7 @@ class WordSwapper:
     def swap(
         self, tokens: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return captions with one visible word replaced by one they do not have, and bool (B,) if so."""
+        """Return captions with one visible word replaced by an absent one, and bool (B,) if so."""
         seen = self.is_visible(tokens)
         draw = torch.rand(tokens.shape, generator=generator).masked_fill(~seen, -1.0)
         column = draw.argmax(1)
@@ -102,7 +101,7 @@ class WordSwapper:
         other_rate: float,
         generator: torch.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return captions with words masked and where, bool (B, L); special tokens are never masked."""
+        """Return captions with words masked, and where, bool (B, L); special tokens stay."""
         draw = torch.rand(tokens.shape, generator=generator)
         hidden = torch.where(self.is_visible(tokens), draw < visible_rate, draw < other_rate)
         hidden &= tokens > MASK
