@@ -1,0 +1,86 @@
+"""Selective search: unsupervised object proposals from grouped segments (OpenCV-contrib's version).
+
+Mask-free OVIS, pseudo bounding box generation, step 1: U = {u_1, …, u_R}. R proposals; boxes are
+x0, y0, x1, y1 in pixels of the picture given, origin top-left, x1 and y1 exclusive edges.
+
+OpenCV's rank of a proposal is its level in the hierarchy times a random number, and it draws that
+number from C's `rand()`, which `cv2.setRNGSeed` does not reach: without `srand` before each picture
+the order would depend on all pictures that this process saw before.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from stages.common.seeding import derive_seed
+
+Mode = Literal["single", "fast", "quality"]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search and what to keep: the keys of section `proposals` of params.yaml."""
+
+    mode: Mode
+    longer_side: int
+    min_side: float
+    max_area_fraction: float
+    max_aspect: float
+
+
+def selective_search(
+    image: np.ndarray, settings: SearchSettings, seed: int, image_id: int
+) -> np.ndarray:
+    """Return the proposals float32 (R, 4) of one picture, best first in the method's own order.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        settings: mode, scale and filters.
+        seed: the experiment's seed; with `image_id` it fixes the order.
+        image_id: the picture.
+
+    Returns:
+        Distinct boxes inside the picture; R is 0 if no segment passes the filters.
+    """
+    height, width = image.shape[:2]
+    shrink = min(1.0, settings.longer_side / max(height, width))
+    small_hw = max(1, round(height * shrink)), max(1, round(width * shrink))
+    small = image
+    if small_hw != (height, width):
+        small = cv2.resize(image, small_hw[::-1], interpolation=cv2.INTER_AREA)
+    boxes_xywh = _search(small, settings.mode, derive_seed(seed, "selective search", image_id))
+    boxes_xyxy = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
+    back = np.array([width / small_hw[1], height / small_hw[0]] * 2)
+    return keep_usable((boxes_xyxy * back).astype(np.float32), (height, width), settings)
+
+
+def keep_usable(
+    boxes_xyxy: np.ndarray, image_hw: tuple[int, int], settings: SearchSettings
+) -> np.ndarray:
+    """Drop thin, tiny and nearly picture-wide boxes and repetitions; keep the order."""
+    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    shorter, longer = sides.min(axis=1), sides.max(axis=1)
+    usable = shorter >= settings.min_side
+    usable &= longer <= settings.max_aspect * shorter
+    usable &= sides.prod(axis=1) <= settings.max_area_fraction * image_hw[0] * image_hw[1]
+    kept = boxes_xyxy[usable]
+    first = np.unique(kept, axis=0, return_index=True)[1]
+    return kept[np.sort(first)]
+
+
+def _search(image: np.ndarray, mode: Mode, seed: int) -> np.ndarray:
+    """Return int32 (R, 4) x, y, width, height in OpenCV's order, repetitions included."""
+    cv2.setNumThreads(1)
+    ctypes.CDLL(None).srand(ctypes.c_uint(seed & 0xFFFFFFFF))
+    search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
+    switch = {
+        "single": search.switchToSingleStrategy,
+        "fast": search.switchToSelectiveSearchFast,
+        "quality": search.switchToSelectiveSearchQuality,
+    }[mode]
+    switch()
+    return np.asarray(search.process(), np.int32).reshape(-1, 4)
