@@ -1,0 +1,160 @@
+"""labels: what is kept, what is reported, and when the stage refuses."""
+
+import json
+import runpy
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.common.categories import Category
+from stages.common.images import Picture, write_pictures
+from stages.common.masks import encode_mask
+from stages.common.storage import write_json
+from stages.labels.merge import SMALL, UNSURE, check_masks, make_dataset, split_masks
+from stages.labels.params import LabelsParams
+from stages.labels.summary import check_yield, make_metrics, make_report
+
+CATEGORIES = [
+    Category(1, "cup", "base", ("cup",)),
+    Category(2, "fish", "novel", ("fish",)),
+    Category(3, "car", "novel", ("car",)),
+]
+IMAGES = [{"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 30} for i in (1, 2, 3, 4)]
+
+
+def params(min_area=10, keep_fraction=1.0, min_labelled_fraction=0.5):
+    return LabelsParams(
+        min_area=min_area,
+        keep_fraction=keep_fraction,
+        min_labelled_fraction=min_labelled_fraction,
+    )
+
+
+def make_mask(image_id, category_id, score=1.0, side=5):
+    pixels = np.zeros((20, 30), bool)
+    pixels[2 : 2 + side, 3 : 3 + side] = True
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": [2.0, 1.0, 8.0, 8.0],
+        "score": score,
+        "area": 1,  # wrong on purpose: the stage measures the mask itself
+        "segmentation": encode_mask(pixels),
+        "iscrowd": 0,
+    }
+
+
+def run(masks, settings):
+    check_masks(masks, IMAGES, CATEGORIES)
+    kept, dropped = split_masks(masks, settings)
+    dataset = make_dataset(kept, IMAGES, CATEGORIES)
+    report = make_report(dataset, dropped, CATEGORIES)
+    return dataset, report, make_metrics(dataset, report)
+
+
+def test_yield_and_report_of_a_small_case():
+    masks = [make_mask(3, 1), make_mask(1, 2, side=3), make_mask(1, 1, score=2.0)]
+    dataset, report, metrics = run(masks, params())
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in dataset["annotations"]] == [
+        (1, 1, 1),
+        (2, 3, 1),
+    ]
+    assert dataset["annotations"][0]["area"] == 25
+    assert dataset["annotations"][0]["bbox"] == [2.0, 1.0, 8.0, 8.0]
+    assert dataset["annotations"][0]["iscrowd"] == 0
+    assert dataset["categories"][1] == {"id": 2, "name": "fish", "split": "novel"}
+    assert report["labels_per_category"] == {"cup": 2, "fish": 0, "car": 0}
+    assert report["categories_without_labels"] == {"base": [], "novel": ["fish", "car"]}
+    assert report["images_without_labels"] == [2, 4]
+    assert report["dropped"] == [
+        {"image_id": 1, "category": "fish", "area": 9, "score": 1.0, "reason": SMALL}
+    ]
+    assert metrics == {
+        "images": 4,
+        "labelled_images": 2,
+        "labelled_fraction": 0.5,
+        "targets": 3,
+        "labels": 2,
+        "labels_per_image": 0.5,
+        "dropped": {"too_small": 1, "low_score": 0},
+        "base": {"labels": 2, "categories_without_labels": 0},
+        "novel": {"labels": 0, "categories_without_labels": 2},
+    }
+
+
+def test_keep_fraction_counts_per_class_and_rounds_up():
+    masks = [make_mask(i, 1, score=float(i)) for i in (1, 2, 3)] + [make_mask(1, 2, score=0.1)]
+    kept, dropped = split_masks(masks, params(keep_fraction=0.5))
+    assert [(m["image_id"], m["category_id"]) for m in kept] == [(1, 2), (2, 1), (3, 1)]
+    assert [(m["image_id"], m["reason"]) for m in dropped] == [(1, UNSURE)]
+
+
+@given(st.permutations(range(8)), st.floats(0.1, 1.0))
+def test_order_of_masks_changes_nothing(order, fraction):
+    masks = [make_mask(i % 4 + 1, i // 4 + 1, score=float(i % 3)) for i in range(8)]
+    settings = params(keep_fraction=fraction)
+    expected = split_masks(masks, settings)
+    assert split_masks([masks[i] for i in order], settings) == expected
+    assert len(expected[0]) + len(expected[1]) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 9}, "image_id 9, category_id 1: no such picture"),
+        ({"category_id": 7}, "category_id 7: no base or novel category"),
+        ({"segmentation": encode_mask(np.ones((4, 5), bool))}, r"size \[4, 5\], picture of size"),
+        ({"image_id": 2}, "image_id 2, category_id 1: two masks"),
+    ],
+)
+def test_masks_that_fit_nothing_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_masks([make_mask(2, 1), {**make_mask(1, 1), **change}], IMAGES, CATEGORIES)
+
+
+def test_too_few_labels_name_the_limit():
+    *_, metrics = run([make_mask(1, 1)], params())
+    with pytest.raises(ValueError, match=r"only 1 of 4 pictures .*min_labelled_fraction = 50.0%"):
+        check_yield(metrics, 0.5)
+    *_, nothing = run([], params())
+    with pytest.raises(ValueError, match="only 0 of 4"):
+        check_yield(nothing, 0.0)
+
+
+def write_inputs(folder, shards):
+    write_json(
+        folder / "data/download/categories.json",
+        [{"id": c.id, "name": c.name, "split": c.split, "forms": [*c.forms]} for c in CATEGORIES],
+    )
+    for shard, image_ids in shards.items():
+        pictures = [Picture(i, f"{i}.jpg", 20, 30, b"never decoded") for i in image_ids]
+        write_pictures(folder / f"data/download/images/train/{shard}.parquet", pictures)
+        write_json(folder / f"data/masks/{shard}.json", [make_mask(i, 1) for i in image_ids])
+    (folder / "params.yaml").write_text(
+        f"seed: 0\nshards: {sorted(shards)}\n"
+        "labels: {min_area: 25, keep_fraction: 1.0, min_labelled_fraction: 0.3}\n"
+    )
+
+
+def run_stage(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    runpy.run_module("stages.labels", run_name="__main__", alter_sys=True)
+    return (folder / "data/labels/pseudo_annotations.json").read_bytes()
+
+
+def test_stage_merges_shards_to_the_same_bytes_however_they_are_cut(tmp_path, monkeypatch, capsys):
+    write_inputs(tmp_path / "two", {0: [1, 3], 1: [2, 4]})
+    write_inputs(tmp_path / "one", {0: [1, 2, 3, 4]})
+    two = run_stage(tmp_path / "two", monkeypatch)
+    assert two == run_stage(tmp_path / "one", monkeypatch)
+    assert len(json.loads(two)["annotations"]) == 4
+    assert "no pseudo-label of novel fish, car" in capsys.readouterr().out
+
+
+def test_stage_says_which_shard_is_missing(tmp_path, monkeypatch):
+    write_inputs(tmp_path, {0: [1, 3], 1: [2, 4]})
+    (tmp_path / "data/masks/1.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"data/masks/1.json: no such file; `dvc repro`"):
+        run_stage(tmp_path, monkeypatch)
