@@ -4,6 +4,7 @@ JSON for small facts, Parquet for tables, safetensors for weights and dense maps
 beside its place and renamed: a reader never meets half a file, a crash loses nothing finished.
 """
 
+import csv
 import json
 import os
 from collections.abc import Iterator
@@ -55,6 +56,15 @@ def read_json(path: Path) -> Any:
         return json.loads(_require(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Write a CSV for DVC's plots, columns as in the first row, numbers to six digits."""
+    with replace_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
 
 
 def write_table(path: Path, table: pa.Table, row_group_size: int = 65_536) -> None:
