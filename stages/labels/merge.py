@@ -46,8 +46,8 @@ def split_masks(masks: list[dict], params: LabelsParams) -> tuple[list[dict], li
     Of each class the highest-scoring `keep_fraction` of the masks that are large enough is kept,
     rounded up: scores of different words are not on one scale, and a rare class must not be lost.
     """
-    areas = coco_mask.area([mask["segmentation"] for mask in masks]) if masks else []
-    measured = [{**mask, "area": int(area)} for mask, area in zip(masks, areas, strict=True)]
+    # One call per mask: pycocotools refuses lists of more than 255 with NumPy 2.
+    measured = [{**mask, "area": int(coco_mask.area(mask["segmentation"]))} for mask in masks]
     measured.sort(key=lambda mask: (mask["category_id"], -mask["score"], mask["image_id"]))
     large = Counter(m["category_id"] for m in measured if m["area"] >= params.min_area)
     rank: Counter[int] = Counter()

@@ -84,6 +84,11 @@ def test_yield_and_report_of_a_small_case():
     }
 
 
+def test_many_masks_at_once():
+    masks = [make_mask(number, 1) for number in range(300)]  # pycocotools' lists end at 255
+    assert len(split_masks(masks, params())[0]) == 300
+
+
 def test_keep_fraction_counts_per_class_and_rounds_up():
     masks = [make_mask(i, 1, score=float(i)) for i in (1, 2, 3)] + [make_mask(1, 2, score=0.1)]
     kept, dropped = split_masks(masks, params(keep_fraction=0.5))
