@@ -1,0 +1,64 @@
+# The commands of this project; `make help` lists them. Needs git, make and Python >= 3.11.
+
+PYTHON ?= python3
+UV_VERSION := 0.13.8
+VENV := .venv
+BIN := $(VENV)/bin
+# uv lives in a venv of its own, so that installing the lock exactly does not remove it.
+UV := $(VENV)/installer/bin/uv
+STAMP := $(VENV)/.installed
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_NO_CONFIG := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help repro plan profile test lint deps lock ui clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+repro: $(STAMP) ## run the experiment, as far as it is not done, and show its results
+	@$(BIN)/python -m flows run
+
+plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
+	@$(BIN)/python -m flows plan
+
+profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
+	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
+
+test: $(STAMP) ## run all tests on two workers
+	@$(BIN)/python -m pytest -n 2 tests
+
+lint: $(STAMP) ## check style and the layers of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+
+deps: $(STAMP) ## write each stage's source files into its deps in dvc.yaml
+	@$(BIN)/python -m flows deps --write
+
+ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
+	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
+		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+lock: $(UV) ## pin the newest packages that pyproject.toml allows
+	@$(UV) pip compile pyproject.toml --extra flows --extra dev --universal --generate-hashes \
+		--no-header --upgrade -o requirements.lock
+
+clean: ## remove the environment, results, caches and what flows keep
+	rm -rf $(VENV) .prefect .flows .resume mlflow.db* mlruns .dvc/cache .dvc/tmp
+	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	find flows stages tests -name __pycache__ -exec rm -rf {} +
+
+$(UV):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
+		"Python >= 3.11 is needed, $(PYTHON) is %d.%d; try: make PYTHON=python3.12 …" % v[:2])'
+	$(PYTHON) -m venv $(VENV)/installer
+	$(VENV)/installer/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+# A changed lock is installed exactly: what it does not name is removed.
+$(STAMP): requirements.lock | $(UV)
+	$(PYTHON) -m venv --without-pip $(VENV)
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@touch $@

@@ -1,0 +1,240 @@
+"""The DVC graph and the exact plan of an execution. The only module that knows DVC's insides.
+
+Nothing under `dvc.repo` is a public API, so the version is pinned and tests/flows/test_dag.py holds
+this module to what `dvc repro` then does. `dvc status` looks one stage deep; the plan here is
+transitive: it carries the future hashes of stages that will be restored to those downstream.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.repo import Repo, lock_repo
+from dvc.scm import SCMError
+from dvc.stage import Stage as DvcStage
+from dvc.stage.cache import _can_hash
+from dvc.stage.serialize import to_single_stage_lockfile
+
+from flows.graph import Graph, Stage, Status, Step, overlap, select
+
+SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
+
+
+class DagError(ValueError):
+    """The graph cannot be read; the message says what to mend."""
+
+
+def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
+    """Return the stages of dvc.yaml, or the targets with their upstream, in order of execution.
+
+    Raises:
+        DagError: `root` is no DVC project, or dvc.yaml or params.yaml cannot be read.
+        ValueError: there is no such target.
+    """
+    with _open(root) as repo:
+        graph, _ = _read(repo, root)
+        return select(graph, targets)
+
+
+def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
+    """Return what the next execution will do, stage by stage, without running anything.
+
+    Raises:
+        DagError: as for `load_graph`.
+        ValueError: there is no such target.
+    """
+    with _open(root) as repo, lock_repo(repo):
+        graph, originals = _read(repo, root)
+        planned: dict[str, Step] = {}
+        future: dict[str, Any] = {}
+        for name, stage in select(graph, targets).items():
+            planned[name] = _plan_stage(repo, originals[name], stage, planned, future)
+        return list(planned.values())
+
+
+@contextmanager
+def _open(root: Path) -> Iterator[Repo]:
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo:
+            if Path(repo.root_dir).resolve() != root.resolve():
+                raise DagError(f"{root}: run from the repository's root, {repo.root_dir}")
+            yield repo
+    except NotDvcRepoError as error:
+        raise DagError(f"{root}: not a DVC project; `dvc init` makes one") from error
+    except SCMError as error:
+        hint = "`git init` makes one, or `dvc config --local core.no_scm true` does without"
+        raise DagError(f"{root}: not a git repository; {hint}") from error
+    except DvcException as error:
+        raise DagError(_message(error)) from error
+
+
+def _message(error: BaseException) -> str:
+    causes = [str(error)]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        causes.append(str(error))
+    return ": ".join(dict.fromkeys(cause for cause in causes if cause))
+
+
+def _read(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
+    """Return the graph, upstream first and otherwise as dvc.yaml has it, and DVC's own stages."""
+    edges = repo.index.graph  # an edge goes from a stage to its dependency
+    originals: dict[str, DvcStage] = {}
+
+    def visit(original: DvcStage) -> None:
+        # Names are built here because DVC's `addressing` depends on the current directory.
+        if _name(original) not in originals:
+            for upstream in sorted(edges.successors(original), key=positions.__getitem__):
+                visit(upstream)
+            originals[_name(original)] = original
+
+    stages = repo.index.stages
+    positions = {stage: position for position, stage in enumerate(stages)}
+    for stage in stages:
+        visit(stage)
+    graph = {
+        name: _convert(original, root, sorted(map(_name, edges.successors(original))))
+        for name, original in originals.items()
+    }
+    return graph, originals
+
+
+def _name(original: DvcStage) -> str:
+    short = getattr(original, "name", None)  # absent in `dvc add` files
+    if short is None:
+        return original.path_in_repo
+    in_root = original.path_in_repo == "dvc.yaml"
+    return short if in_root else f"{original.path_in_repo}:{short}"
+
+
+def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
+    def relative(item: Any) -> str:
+        return Path(os.path.relpath(item.fs_path, root)).as_posix()
+
+    meta = original.meta or {}
+    name = _name(original)
+    return Stage(
+        name=name,
+        group=name.split("@")[0],
+        command=str(original.cmd or ""),
+        description=original.desc or "",
+        needs=tuple(needs),
+        inputs=tuple(relative(dep) for dep in original.deps if not _is_params(dep)),
+        params=tuple(key for dep in original.deps if _is_params(dep) for key in dep.params),
+        outputs=tuple(relative(out) for out in original.outs),
+        metrics=tuple(relative(out) for out in original.outs if out.metric),
+        plots=tuple(relative(out) for out in original.outs if out.plot),
+        cores=int(meta.get("cores", 1)),
+        pool=str(meta.get("pool", "cpu")),
+    )
+
+
+def _is_params(dep: Any) -> bool:
+    return hasattr(dep, "params")
+
+
+def _plan_stage(
+    repo: Repo, original: DvcStage, stage: Stage, planned: dict[str, Step], future: dict[str, Any]
+) -> Step:
+    open_ends = [
+        need for need in stage.needs if planned[need].status in (Status.MUST_RUN, Status.UNKNOWN)
+    ]
+    if open_ends:
+        return Step(stage, Status.UNKNOWN, (f"depends on what {', '.join(open_ends)} will make",))
+    if not original.cmd:
+        changed = tuple(_changes_of_outputs(original))
+        return Step(stage, Status.MUST_RUN if changed else Status.UP_TO_DATE, changed)
+
+    partly = [dep.def_path for dep in original.deps if _overlaps_partly(dep, future)]
+    if partly:
+        return Step(stage, Status.UNKNOWN, (f"part of {partly[0]} will be restored first",))
+    before = _changes_upstream(original, future)
+    after = list(_changes_of_outputs(original))
+    if not before and not after:
+        return Step(stage, Status.UP_TO_DATE)
+    restored = _find_restored(repo, original, future, unchanged=not before)
+    if restored is None:
+        return Step(stage, Status.MUST_RUN, tuple(before or after))
+    future.update(restored)
+    return Step(stage, Status.RESTORABLE, tuple(before or after))
+
+
+def _overlaps_partly(dep: Any, future: dict[str, Any]) -> bool:
+    return dep.fs_path not in future and any(overlap(dep.fs_path, path) for path in future)
+
+
+def _changes_upstream(original: DvcStage, future: dict[str, Any]) -> list[str]:
+    """Return in words how command, params and inputs differ from those in dvc.lock."""
+    if not any(dep.hash_info for dep in original.deps):
+        return ["dvc.lock has no run of it"]
+    changes = ["the command changed"] if original.changed_stage() else []
+    for dep in original.deps:
+        if _is_params(dep):
+            changes += _changes_of_params(dep)
+        elif dep.fs_path in future:
+            if future[dep.fs_path].hash_info != dep.hash_info:
+                changes.append(f"{dep.def_path} changes upstream")
+        else:
+            changes += [f"{dep.def_path} {_plain(state)}" for state in dep.status().values()]
+    return changes
+
+
+def _changes_of_params(dep: Any) -> list[str]:
+    recorded = dict(_leaves(dep.hash_info.value or {}))
+    actual = dict(_leaves(dep.read_params()))
+    keys = [key for key in {**recorded, **actual} if recorded.get(key) != actual.get(key)]
+    words = [f"{key}: {recorded.get(key, '–')} → {actual.get(key, '–')}" for key in keys]
+    if len(words) > SHOWN_CHANGES:
+        words[SHOWN_CHANGES:] = [f"{len(words) - SHOWN_CHANGES} more params"]
+    return words
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+
+
+def _changes_of_outputs(original: DvcStage) -> Iterator[str]:
+    for out in original.outs:
+        for state in out.status().values():
+            yield f"{out.def_path} {_plain(state)}"
+
+
+def _plain(state: str) -> str:
+    return {"deleted": "is missing", "new": "is new", "modified": "changed"}.get(
+        state, f"is {state}"
+    )
+
+
+def _find_restored(
+    repo: Repo, original: DvcStage, future: dict[str, Any], unchanged: bool
+) -> dict[str, Any] | None:
+    """Return the outputs by path that DVC would restore instead of running; None if it would run.
+
+    As `StageCache.restore`: an unchanged stage comes back by dvc.lock, another by the run cache.
+    """
+    for dep in original.deps:
+        if dep.fs_path in future:
+            dep.hash_info, dep.meta = future[dep.fs_path].hash_info, future[dep.fs_path].meta
+        elif _is_params(dep) or dep.exists:
+            dep.save()  # in memory only
+        else:
+            return None
+    if not _can_hash(original):
+        return None
+    if unchanged and all(out.hash_info for out in original.outs):
+        entry = to_single_stage_lockfile(original)
+    else:
+        entry = repo.stage_cache._load(original)
+    if entry is None:
+        return None
+    restored = repo.stage_cache._create_stage(entry, wdir=original.wdir)
+    if not restored.outs_cached():
+        return None
+    return {out.fs_path: out for out in restored.outs}

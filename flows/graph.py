@@ -1,0 +1,138 @@
+"""The graph of stages as plain values: what flows and tests ask of it, without DVC.
+
+A graph is a mapping from stage name to `Stage`, upstream first. A sharded stage is several entries
+(`boxes@0`, `boxes@1` …) of one group (`boxes`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage, or one shard of it; paths are relative to the repository's root, with `/`."""
+
+    name: str  # as `dvc repro` takes it
+    group: str
+    command: str
+    description: str
+    needs: tuple[str, ...]  # names of the stages right upstream
+    inputs: tuple[str, ...]  # files it depends on: data and source code
+    params: tuple[str, ...]  # keys of params.yaml, such as "boxes" or "wspn.rounds"
+    outputs: tuple[str, ...]  # every output, metrics and plots too
+    metrics: tuple[str, ...]
+    plots: tuple[str, ...]
+    cores: int
+    pool: str
+
+
+Graph = dict[str, Stage]
+
+
+class Status(StrEnum):
+    """What the next execution will do with a stage."""
+
+    UP_TO_DATE = "up to date"
+    RESTORABLE = "restorable"
+    MUST_RUN = "must run"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage of a plan: its status, and why."""
+
+    stage: Stage
+    status: Status
+    reasons: tuple[str, ...] = ()
+
+
+def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
+    """Return the targets (names or groups, all by default) and everything upstream of them.
+
+    Raises:
+        ValueError: there is no such stage.
+    """
+    if targets is None:
+        return graph
+    wanted: set[str] = set()
+    for target in targets:
+        names = [name for name, stage in graph.items() if target in (name, stage.group)]
+        if not names:
+            groups = ", ".join(dict.fromkeys(stage.group for stage in graph.values()))
+            raise ValueError(f"dvc.yaml: there is no stage '{target}'; there are: {groups}")
+        wanted.update(names)
+    for name in reversed(graph):  # downstream first, so one pass reaches all of upstream
+        if name in wanted:
+            wanted.update(graph[name].needs)
+    return {name: stage for name, stage in graph.items() if name in wanted}
+
+
+def reruns(graph: Graph, param: str) -> list[str]:
+    """Return the groups that run again when `param` changes: its readers and all downstream."""
+    touched: set[str] = set()
+    for name, stage in graph.items():
+        reads = any(is_within(param, key) or is_within(key, param) for key in stage.params)
+        if reads or touched.intersection(stage.needs):
+            touched.add(name)
+    return list(dict.fromkeys(graph[name].group for name in graph if name in touched))
+
+
+def reruns_table(graph: Graph) -> str:
+    """Return the markdown table of README: each params key that a stage reads, and what reruns."""
+    keys = dict.fromkeys(key for stage in graph.values() for key in stage.params)
+    everything = list(dict.fromkeys(stage.group for stage in graph.values()))
+    rows = ["| param | stages that rerun |", "| --- | --- |"]
+    for key in keys:
+        groups = reruns(graph, key)
+        names = "all" if groups == everything else ", ".join(f"`{group}`" for group in groups)
+        rows.append(f"| `{key}` | {names} |")
+    return "\n".join(rows)
+
+
+def is_within(key: str, section: str) -> bool:
+    """Say whether a dotted params key is `section` or lies inside it."""
+    return key == section or key.startswith(section + ".")
+
+
+def overlap(path: str, other: str) -> bool:
+    """Say whether two paths with `/` are equal or one is a folder that holds the other."""
+    return path == other or path.startswith(other + "/") or other.startswith(path + "/")
+
+
+def inputs_through(graph: Graph, name: str, source: str) -> set[str]:
+    """Return the inputs of a stage and of all stages upstream of it, without looking into `source`.
+
+    `source` is the group that makes the raw data: what it reads and the rest of what it writes is
+    not counted, only which of its outputs the others take.
+    """
+    inputs: set[str] = set()
+    pending, seen = [name], set()
+    while pending:
+        current = graph[pending.pop()]
+        if current.name in seen or current.group == source:
+            continue
+        seen.add(current.name)
+        inputs.update(current.inputs)
+        pending.extend(current.needs)
+    return inputs
+
+
+def mermaid(steps: Iterable[Step]) -> str:
+    """Return the graph of groups as a mermaid block, shards folded into one box."""
+    steps = list(steps)
+    group_of = {step.stage.name: step.stage.group for step in steps}
+    counts = {group: list(group_of.values()).count(group) for group in group_of.values()}
+    edges = dict.fromkeys(
+        (group_of[need], step.stage.group)
+        for step in steps
+        for need in step.stage.needs
+        if need in group_of
+    )
+    boxes = [
+        f'  {group}["{group}{f" × {count}" if count > 1 else ""}"]'
+        for group, count in counts.items()
+    ]
+    arrows = [f"  {upstream} --> {group}" for upstream, group in edges]
+    return "\n".join(["```mermaid", "graph TD", *boxes, *arrows, "```"])

@@ -1,0 +1,87 @@
+"""Change params.yaml by an overlay that has only the changed keys; comments and order stay.
+
+A profile is such an overlay in experiments/<name>.yaml. A sweep makes one per point.
+"""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PARAMS = "params.yaml"
+PROFILES = Path("experiments")
+
+
+def apply_profile(root: Path, name: str) -> list[str]:
+    """Merge experiments/<name>.yaml into params.yaml and return what changed, in words.
+
+    Raises:
+        ValueError: there is no such profile, or a key that params.yaml does not have.
+    """
+    path = root / PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in (root / PROFILES).glob("*.yaml"))) or "none"
+        raise ValueError(f"{PROFILES}/{name}.yaml: no such profile; there are: {there}")
+    return apply_overlay(root / PARAMS, _read(_editor(), path), f"{PROFILES}/{name}.yaml")
+
+
+def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> list[str]:
+    """Write the changed values into the file, whole or not at all; return them in words.
+
+    A mapping is merged key by key; any other value, a list too, takes the place of the old one.
+
+    Raises:
+        ValueError: a key of `changes` that the file does not have, or a section where it has a
+            value or the reverse; the message has `source` and the key.
+    """
+    editor = _editor()
+    content = _read(editor, params_path)
+    changed = list(_merge(content, changes, source, params_path.name, ""))
+    partial = params_path.with_name(f".{params_path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        editor.dump(content, file)
+    partial.replace(params_path)
+    return changed
+
+
+def _merge(content: Any, changes: Any, source: str, target: str, prefix: str) -> Iterator[str]:
+    for key, value in changes.items():
+        dotted = f"{prefix}{key}"
+        if key not in content:
+            near = difflib.get_close_matches(str(key), map(str, content), 1)
+            hint = f"; did you mean '{prefix}{near[0]}'?" if near else f"; it has {list(content)}"
+            raise ValueError(f"{source}: {dotted}: {target} has no such key{hint}")
+        old = content[key]
+        if isinstance(old, dict) != isinstance(value, dict):
+            what = "a section" if isinstance(old, dict) else f"a value ({old!r})"
+            raise ValueError(f"{source}: {dotted}: {target} has {what} here, found {value!r}")
+        if isinstance(value, dict):
+            yield from _merge(old, value, source, target, f"{dotted}.")
+        elif old != value:
+            content[key] = value
+            yield f"{dotted}: {_plain(old)} → {_plain(value)}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
+
+
+def _editor() -> YAML:
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 10_000  # never fold a line
+    editor.indent(mapping=2, sequence=4, offset=2)
+    return editor
+
+
+def _read(editor: YAML, path: Path) -> Any:
+    try:
+        content = editor.load(path)
+    except (YAMLError, FileNotFoundError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping, found {type(content).__name__}")
+    return content

@@ -1,0 +1,160 @@
+"""Run one stage as `dvc --wait-for-lock repro -s <stage>`, show its output, and stop it cleanly.
+
+The stage writes to a file that this process follows. A pipe would break under a stage that outlives
+a killed flow, and such an orphan should finish: its result is recorded, and the next execution
+takes it.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from flows.environment import STATE_FOLDER, stage_environment
+from flows.graph import Stage
+
+SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+LAST_LINES = 25
+# DVC's advice about git and remotes, which is noise here.
+NOISE = re.compile(
+    r"(Updating|Generating) lock file|To track the changes with git|\tgit add|To enable auto"
+    r"|\tdvc config core\.autostage|Use `dvc push`|> python -m stages\.|\s*$"
+)
+BUSY = re.compile(r"\(PID (\d+)\)")
+
+
+class StageFailedError(RuntimeError):
+    """A stage ended with an error or was stopped; the message ends with its last lines."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: executed, restored, unchanged, failed, or not run."""
+
+    stage: str
+    group: str
+    outcome: str
+    seconds: float = 0.0
+    message: str = ""
+
+
+class StageRunner:
+    """Runs stages of the project at `root`, several threads at once."""
+
+    def __init__(self, root: Path, echo: Callable[[str], None] = print) -> None:
+        """Show each line of output through `echo`, behind the stage's name."""
+        self._root = root
+        self._echo = echo
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Make every running stage stop and every later one refuse; `run` returns soon after."""
+        self._stopping.set()
+
+    def run(self, stage: Stage, log: Callable[[str], None] = lambda line: None) -> Outcome:
+        """Run the stage to its end and return how that was; `log` gets each line as well.
+
+        Raises:
+            StageFailedError: the stage failed, or was stopped.
+        """
+        started = time.monotonic()
+        code, lines = self._run_once(stage, log)
+        while code and (blockers := _blockers(lines)):
+            self._wait_for(stage, blockers)
+            code, lines = self._run_once(stage, log)
+        seconds = round(time.monotonic() - started, 2)
+        if code:
+            end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
+            how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
+            where = self._log_path(stage).relative_to(self._root)
+            raise StageFailedError(f"{stage.name} {how}; its last lines, all in {where}:\n{end}")
+        return Outcome(stage.name, stage.group, _outcome(stage, lines), seconds)
+
+    def _log_path(self, stage: Stage) -> Path:
+        return self._root / STATE_FOLDER / "logs" / f"{stage.name.replace('/', '.')}.log"
+
+    def _run_once(self, stage: Stage, log: Callable[[str], None]) -> tuple[int, list[str]]:
+        path = self._log_path(stage)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # an orphan may still write to the old file
+        if self._stopping.is_set():
+            return 1, ["stopped before it started"]
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage.name]
+        lines: list[str] = []
+        with path.open("w", encoding="utf-8") as out, path.open(encoding="utf-8") as follow:
+            process = subprocess.Popen(
+                command,
+                cwd=self._root,
+                env=stage_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches this process only, which then stops them
+            )
+            for line in self._follow(process, follow):
+                lines.append(line)
+                if not NOISE.match(line):
+                    self._echo(f"[{stage.name}] {line}")
+                    log(line)
+        return process.returncode, lines
+
+    def _follow(self, process: subprocess.Popen, file: TextIO) -> Iterator[str]:
+        """Yield whole lines until the process ended, and see to it that it does when stopping."""
+        partial, signals, patience = "", iter(STOP_SIGNALS), 0.0
+        while True:
+            ended = process.poll() is not None
+            *whole, partial = re.split(r"[\r\n]", partial + file.read())
+            yield from whole
+            if ended:
+                if partial:
+                    yield partial
+                return
+            if self._stopping.is_set() and time.monotonic() >= patience:
+                _signal_group(process, next(signals, signal.SIGKILL))
+                patience = time.monotonic() + SECONDS_PER_SIGNAL
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def _wait_for(self, stage: Stage, pids: list[int]) -> None:
+        names = ", ".join(map(str, pids))
+        self._echo(f"[{stage.name}] another execution is making this (PID {names}); waiting for it")
+        while any(map(_is_alive, pids)) and not self._stopping.is_set():
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return  # it ended between the look and the signal
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _blockers(lines: list[str]) -> list[int]:
+    """Return the processes that hold this stage's files, if that is why DVC refused to run it."""
+    busy = any("is busy, it is being blocked by" in line for line in lines)
+    return [int(pid) for line in lines for pid in BUSY.findall(line)] if busy else []
+
+
+def _outcome(stage: Stage, lines: list[str]) -> str:
+    if f"Stage '{stage.name}' didn't change, skipping" in lines:
+        return "unchanged"
+    restored = f"Stage '{stage.name}' is cached - skipping run, checking out outputs"
+    return "restored" if restored in lines else "executed"

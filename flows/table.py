@@ -1,0 +1,107 @@
+"""Plain-text tables for the terminal: the plan, the stages with their seconds, the results."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.graph import Status, Step
+from flows.stage import Outcome
+
+RESULTS = Path("data/evaluation/metrics.json")
+GROUPS = ("base", "novel", "all")
+PROTOCOLS = ("constrained", "generalized")
+KINDS = {"bbox": "box", "segm": "mask"}
+MISSING = "–"
+
+
+def align(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
+    """Return rows of cells as lines of equally wide columns; `right` are those aligned right."""
+    rows = [list(row) for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    right = set(right)
+    lines = (
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+    return "\n".join(lines)
+
+
+def plan_table(steps: Sequence[Step]) -> str:
+    """Return one line per stage: name, status and the first reasons for it."""
+    rows = [("stage", "plan", "why")]
+    rows += [(step.stage.name, step.status.value, "; ".join(step.reasons[:3])) for step in steps]
+    return align(rows)
+
+
+def summarize_plan(steps: Sequence[Step]) -> str:
+    """Return one sentence with the number of stages of each status."""
+    counts = {status: sum(step.status is status for step in steps) for status in Status}
+    words = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
+    return f"{len(steps)} stages and shards: {words}"
+
+
+def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
+    """Return one line per group of shards: what happened, and the seconds.
+
+    Args:
+        outcomes: of every stage and shard.
+        last: seconds of each stage's last real execution, shown in brackets where it did not run.
+    """
+    rows = [("stage", "outcome", "seconds", "")]
+    for group in dict.fromkeys(outcome.group for outcome in outcomes):
+        shards = [outcome for outcome in outcomes if outcome.group == group]
+        kinds = [shard.outcome for shard in shards]
+        counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+        words = ", ".join(f"{n} {kind}" if len(counts) > 1 else kind for kind, n in counts.items())
+        ran = any(shard.seconds for shard in shards)
+        known = [shard.seconds if ran else last.get(shard.stage, 0.0) for shard in shards]
+        seconds = f"{sum(known):.1f}" if any(known) else MISSING
+        note = f"{len(shards)} shards, the longest {max(known):.1f}" if len(shards) > 1 else ""
+        rows.append((group, words, seconds if ran else f"({seconds})", note))
+    return align(rows, right=[2])
+
+
+def read_results(root: Path) -> dict[str, Any] | None:
+    """Return the evaluation's metrics, nested model → protocol → group → kind → metric."""
+    path = root / RESULTS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def result_rows(results: dict[str, Any]) -> list[dict[str, str]]:
+    """Return one row per model and group of classes, one column per protocol and kind."""
+    return [
+        {
+            "model": model,
+            "classes": group,
+            **{
+                f"{protocol} {word}": _percent(protocols.get(protocol, {}).get(group, {}).get(kind))
+                for protocol in PROTOCOLS
+                for kind, word in KINDS.items()
+            },
+        }
+        for model, protocols in results.items()
+        if isinstance(protocols, dict)
+        for group in GROUPS
+        if any(group in protocols.get(protocol, {}) for protocol in PROTOCOLS)
+    ]
+
+
+def results_table(results: dict[str, Any] | None) -> str:
+    """Return the results table of the paper, or a line that says there are none yet."""
+    rows = result_rows(results or {})
+    if not rows:
+        return f"No results yet: there is no {RESULTS}"
+    title = "Results on the test pictures: AP50 (AP), percent"
+    table = align([list(rows[0]), *(list(row.values()) for row in rows)], right=range(2, 6))
+    return f"{title}\n{table}"
+
+
+def _percent(metrics: dict[str, float | None] | None) -> str:
+    values = [(metrics or {}).get(name) for name in ("AP50", "AP")]
+    if values[0] is None:
+        return MISSING
+    return f"{values[0]:.1f}" + (f" ({values[1]:.1f})" if values[1] is not None else "")

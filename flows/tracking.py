@@ -1,0 +1,184 @@
+"""One MLflow run per execution, read off the files that the stages wrote.
+
+Stages know nothing of MLflow: the metric files on disk are the truth, so a stage that was restored
+or left alone shows the same numbers as one that ran. sqlite in the project by default, any store
+by MLFLOW_TRACKING_URI.
+"""
+
+import csv
+import fcntl
+import json
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from ruamel.yaml import YAML
+
+from flows.environment import STATE_FOLDER
+from flows.graph import Stage
+from flows.journal import fingerprint, remember
+from flows.stage import Outcome
+
+EXPERIMENT = "ovis-dag"
+BATCH_METRICS, BATCH_PARAMS = 1000, 100  # what one request of MLflow may carry
+LONGEST_PARAM = 6000
+PICTURES = {".png", ".svg", ".jpg"}
+
+
+class Tracking:
+    """An open MLflow run of this project."""
+
+    def __init__(self, root: Path) -> None:
+        """Make the store if there is none, and open a run; call before any stage starts.
+
+        Raises:
+            RuntimeError: the store cannot be reached; the message names it.
+        """
+        self._root = root
+        self.uri = os.environ["MLFLOW_TRACKING_URI"]
+        logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration otherwise
+        lock = root / STATE_FOLDER / "mlflow.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        # Five of six processes that create one sqlite store at once crash in its migrations.
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                self._client = MlflowClient(self.uri)
+                experiment = self._find_experiment()
+            except MlflowException as error:
+                raise RuntimeError(f"MLFLOW_TRACKING_URI={self.uri}: {error}") from error
+        self.run_id = self._client.create_run(experiment).info.run_id
+
+    def _find_experiment(self) -> str:
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        if found:
+            return found.experiment_id
+        local = self.uri.startswith("sqlite:")
+        artifacts = (self._root / "mlruns").as_uri() if local else None
+        return self._client.create_experiment(EXPERIMENT, artifacts)
+
+    def publish(
+        self,
+        stages: Iterable[Stage],
+        outcomes: Iterable[Outcome],
+        more_tags: dict[str, str] | None = None,
+    ) -> None:
+        """Log params, metrics, curves, pictures and tags of a finished execution, and close it.
+
+        `stages` are those whose files are there; the run is failed if any of `outcomes` is.
+        """
+        stages, outcomes = list(stages), list(outcomes)
+        failed = any(outcome.outcome == "failed" for outcome in outcomes)
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, 0) for key, value in read_metrics(self._root, stages)]
+        metrics += [
+            Metric(f"seconds/{_legal(outcome.stage)}", outcome.seconds, now, 0)
+            for outcome in outcomes
+            if outcome.seconds
+        ]
+        metrics += [
+            Metric(key, value, now, step) for key, step, value in read_curves(self._root, stages)
+        ]
+        for batch in _batches(metrics, BATCH_METRICS):
+            self._client.log_batch(self.run_id, metrics=batch)
+        params = [Param(key, value) for key, value in read_params(self._root)]
+        for batch in _batches(params, BATCH_PARAMS):
+            self._client.log_batch(self.run_id, params=batch)
+        tags = {**execution_tags(self._root), **(more_tags or {})}
+        for outcome in outcomes:
+            tags[f"dvc.outcome.{_legal(outcome.stage)}"] = outcome.outcome
+        for batch in _batches([RunTag(*tag) for tag in tags.items()], BATCH_PARAMS):
+            self._client.log_batch(self.run_id, tags=batch)
+        self._log_files(stages)
+        self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+        if not failed:
+            remember(self._root, tracked_to=self.uri, fingerprint=fingerprint(self._root))
+
+    def _log_files(self, stages: list[Stage]) -> None:
+        for name in ("dvc.lock", "params.yaml"):
+            if (self._root / name).is_file():
+                self._client.log_artifact(self.run_id, str(self._root / name))
+        for stage in stages:
+            pictures = [path for path in stage.outputs if Path(path).suffix in PICTURES]
+            for path in dict.fromkeys((*stage.metrics, *stage.plots, *pictures)):
+                if (self._root / path).is_file():
+                    folder = Path(path).parent.as_posix()
+                    self._client.log_artifact(self.run_id, str(self._root / path), folder)
+
+
+def execution_tags(root: Path) -> dict[str, str]:
+    """Return what identifies the code and data of an execution: git commit and dvc.lock's hash."""
+    tags = {"dvc.lock.sha256": fingerprint(root), "mlflow.source.name": "flows"}
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+        tags["git.uncommitted"] = str(bool(_git(root, "status", "--porcelain"))).lower()
+    return tags
+
+
+def read_params(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield every leaf of params.yaml as dotted key and JSON text."""
+    path = root / "params.yaml"
+    content = YAML(typ="safe").load(path) if path.is_file() else {}
+    for key, value in _leaves(content or {}, "."):
+        text = value if isinstance(value, str) else json.dumps(value)
+        yield _legal(key), text[:LONGEST_PARAM]
+
+
+def read_metrics(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, float]]:
+    """Yield every number of every JSON metrics file as `<stage>/<nested/key>`."""
+    for stage in stages:
+        for path in stage.metrics:
+            if (root / path).is_file():
+                content = json.loads((root / path).read_text(encoding="utf-8"))
+                for key, value in _leaves(content, "/"):
+                    if isinstance(value, int | float):
+                        yield f"{_legal(stage.name)}/{_legal(key)}", float(value)
+
+
+def read_curves(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, int, float]]:
+    """Yield (key, step, value) of every CSV plot with a `step` column; empty cells are left out."""
+    for stage in stages:
+        for path in stage.plots:
+            if Path(path).suffix != ".csv" or not (root / path).is_file():
+                continue
+            with (root / path).open(newline="", encoding="utf-8") as file:
+                rows = csv.DictReader(file)
+                if "step" not in (rows.fieldnames or ()):
+                    continue
+                for row in rows:
+                    step = int(float(row.pop("step")))
+                    for name, value in row.items():
+                        if value:
+                            yield f"{_legal(stage.name)}/curve/{_legal(name)}", step, float(value)
+
+
+def _leaves(values: Any, separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for key, value in values.items():
+            inner = f"{prefix}{separator}{key}" if prefix else str(key)
+            yield from _leaves(value, separator, inner)
+    elif prefix:
+        yield prefix, values
+
+
+def _legal(name: str) -> str:
+    """Return the name with what MLflow refuses in keys replaced: `boxes@0` becomes `boxes.0`."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "." for c in name)
+
+
+def _batches(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""

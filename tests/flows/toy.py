@@ -1,0 +1,225 @@
+"""A small DVC project in the shape of the real one, for the tests of the flows.
+
+download → cut@0, cut@1 → merge → evaluation; side depends on download only. Each stage is one small
+Python command that also appends its name to runs.log, which DVC does not know, so a test can count
+real executions.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+DVC_YAML = """\
+vars:
+  - shards: [0, 1]
+stages:
+  download:
+    cmd: python -m stages.download
+    deps:
+      - stages/download/__main__.py
+    params: [download]
+    outs:
+      - data/download/a.txt
+      - data/download/b.txt
+  cut:
+    matrix: {shard: "${shards}"}
+    cmd: python -m stages.cut ${item.shard}
+    deps:
+      - data/download/a.txt
+      - stages/cut/__main__.py
+    params: [cut]
+    outs:
+      - data/cut/${item.shard}.txt
+    meta: {cores: 1}
+  merge:
+    cmd: python -m stages.merge
+    deps:
+      - data/cut/0.txt
+      - data/cut/1.txt
+      - stages/merge/__main__.py
+    params: [merge]
+    outs:
+      - data/merge/all.txt
+    plots:
+      - data/merge/curve.csv:
+          x: step
+    meta: {cores: 64}
+  evaluation:
+    cmd: python -m stages.evaluation
+    deps:
+      - data/merge/all.txt
+      - stages/evaluation/__main__.py
+    outs:
+      - data/evaluation/montage.png
+    metrics:
+      - data/evaluation/metrics.json
+  side:
+    cmd: python -m stages.side
+    deps:
+      - data/download/b.txt
+      - stages/side/__main__.py
+    params: [side.factor]
+    outs:
+      - data/side/out.txt
+"""
+
+PARAMS_YAML = """\
+# How the toy is made.
+download: {size: 3}  # lines
+cut:
+  by: 1  # seconds are no param
+merge:
+  rate: 0.5
+side:
+  factor: 2
+"""
+
+HEADER = """\
+import os, sys, time
+from pathlib import Path
+from ruamel.yaml import YAML
+P = YAML(typ="safe").load(Path("params.yaml"))
+def write(path, text):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+with open("runs.log", "a") as log:
+    log.write(" ".join([Path(__file__).parent.name, *sys.argv[1:]]) + "\\n")
+if Path(f"slow.{Path(__file__).parent.name}").exists():
+    print("sleeping", flush=True)
+    time.sleep(float(Path(f"slow.{Path(__file__).parent.name}").read_text()))
+if Path(f"fail.{Path(__file__).parent.name}").exists():
+    print("about to fail", flush=True)
+    raise SystemExit("the disk is on fire")
+print("working", Path(__file__).parent.name, *sys.argv[1:])
+"""
+
+STAGES = {
+    "download": """
+write("data/download/a.txt", "a\\n" * P["download"]["size"])
+write("data/download/b.txt", "b\\n" * P["download"]["size"])
+""",
+    "cut": """
+shard = sys.argv[1]
+text = Path("data/download/a.txt").read_text()
+write(f"data/cut/{shard}.txt", f"{shard} {P['cut']['by']} {text}")
+""",
+    "merge": """
+text = "".join(Path(f"data/cut/{k}.txt").read_text() for k in (0, 1))
+write("data/merge/all.txt", text * int(P["merge"]["rate"] * 2))
+write("data/merge/curve.csv", "loss,step\\n3.5,1\\n2.5,2\\n,3\\n")
+""",
+    "evaluation": """
+import json
+size = len(Path("data/merge/all.txt").read_text())
+value = {kind: {"AP50": float(size), "AP": 1.25} for kind in ("bbox", "segm")}
+metrics = {"detector": {"generalized": {"base": value, "novel": value, "all": value},
+                        "constrained": {"base": value, "novel": value}}}
+write("data/evaluation/metrics.json", json.dumps(metrics))
+write("data/evaluation/montage.png", "picture")
+""",
+    "side": """
+write("data/side/out.txt", Path("data/download/b.txt").read_text() * P["side"]["factor"])
+""",
+}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The toy project at `root`."""
+
+    root: Path
+
+    def environment(self) -> dict[str, str]:
+        cleared = {"MLFLOW_TRACKING_URI", "PREFECT_HOME", "PYTHONPATH"}
+        kept = {key: value for key, value in os.environ.items() if key not in cleared}
+        return {**kept, "PYTHONPATH": str(REPOSITORY), "DVC_NO_ANALYTICS": "1"}
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=self.root,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def call(self, *arguments: str, seconds: float = 150) -> tuple[int, str]:
+        """Run `python <arguments>` and return (exit code, output)."""
+        process = self.start(*arguments)
+        try:
+            output, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            output, _ = process.communicate()
+            raise AssertionError(f"{arguments} took over {seconds} s:\n{output}") from None
+        return process.returncode, output
+
+    def flows(self, *arguments: str) -> tuple[int, str]:
+        return self.call("-m", "flows", *arguments)
+
+    def dvc(self, *arguments: str) -> str:
+        code, output = self.call("-m", "dvc", *arguments)
+        assert code == 0, output
+        return output
+
+    def ran(self) -> list[str]:
+        """Return the stages that really executed since the last call, sorted."""
+        log = self.root / "runs.log"
+        lines = sorted(log.read_text().splitlines()) if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    def replace(self, old: str, new: str, file: str = "params.yaml") -> None:
+        path = self.root / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def mark(self, name: str, text: str = "") -> Path:
+        path = self.root / name
+        path.write_text(text)
+        return path
+
+    def lock(self) -> str:
+        return (self.root / "dvc.lock").read_text()
+
+    def wait_for(self, condition, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.05)
+
+
+def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
+    """Make the project in an empty folder, committed to git."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    (root / "params.yaml").write_text(PARAMS_YAML)
+    (root / "stages").mkdir()
+    (root / "stages" / "__init__.py").touch()
+    for name, code in stages.items():
+        folder = root / "stages" / name
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        (folder / "__main__.py").write_text(HEADER + code)
+    for name in (".gitignore", ".dvcignore"):
+        shutil.copy(REPOSITORY / name, root / name)
+    with (root / ".gitignore").open("a") as file:
+        file.write("runs.log\nslow.*\nfail.*\n")
+    toy = Toy(root)
+    git = ["git", "-c", "user.name=toy", "-c", "user.email=toy@localhost"]
+    subprocess.run([*git, "init", "-q"], cwd=root, check=True)
+    toy.dvc("init", "-q")
+    shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
+    subprocess.run([*git, "add", "-A"], cwd=root, check=True)
+    subprocess.run([*git, "commit", "-qm", "toy"], cwd=root, check=True)
+    return toy
