@@ -1,0 +1,102 @@
+"""Measure pseudo-labels and proposals against ground truth: `python -m stages.quality`.
+
+Measures only: nothing it writes is read by a stage that trains.
+"""
+
+from pathlib import Path
+
+from stages.common.captions import read_captions
+from stages.common.categories import read_categories
+from stages.common.coco import group_by_image, make_instances, read_image_list
+from stages.common.images import read_pictures
+from stages.common.montage import write_png
+from stages.common.params import read_section, read_seed, read_shards
+from stages.common.progress import track
+from stages.common.seeding import numpy_generator
+from stages.common.storage import read_json, read_table, read_tensors, write_json, write_rows
+from stages.quality.figure import Example, choose_labels, draw_montage
+from stages.quality.params import QualityParams
+from stages.quality.recall import boxes_by_image
+from stages.quality.shard import ShardInputs, Tables, join_columns, measure_shard
+from stages.quality.summary import make_metrics, per_class_rows, recall_rows
+
+DATA = Path("data")
+DOWNLOAD = DATA / "download"
+OUTPUT = DATA / "quality"
+
+
+def main() -> None:
+    """Write metrics.json, per_class.csv, recall.csv and montage.png."""
+    params, seed, shards = read_section("quality", QualityParams), read_seed(), read_shards()
+    categories = read_categories(DOWNLOAD / "categories.json")
+    category_ids = [category.id for category in categories]
+    labels = read_json(DATA / "labels/pseudo_annotations.json")["annotations"]
+    annotations = group_by_image(labels)
+    truth = group_by_image(read_json(DOWNLOAD / "ground_truth/train.json")["annotations"])
+    random = numpy_generator(seed, "quality montage")
+    chosen = choose_labels(labels, categories, params.montage_rows, random)
+
+    measured, examples = [], {}
+    for shard in track(shards, "quality, shards"):
+        inputs = _read_shard(shard, annotations, truth)
+        measured.append(measure_shard(inputs, category_ids, params, seed))
+        examples |= _make_examples(shard, inputs, chosen, categories)
+    tables = Tables(
+        join_columns([tables.labels for tables in measured]),
+        join_columns([tables.pointing for tables in measured]),
+        join_columns([tables.objects for tables in measured]),
+    )
+    metrics = make_metrics(tables, categories, params)
+    write_json(OUTPUT / "metrics.json", metrics)
+    write_rows(OUTPUT / "per_class.csv", per_class_rows(tables, categories))
+    write_rows(OUTPUT / "recall.csv", recall_rows(metrics, params))
+    in_order = [examples[annotation["id"]] for annotation in chosen]
+    write_png(OUTPUT / "montage.png", draw_montage(in_order, categories))
+    for group in ("base", "novel"):
+        box, mask = metrics["boxes"][group], metrics["masks"]["pseudo"][group]
+        print(f"quality, {group}: IoU of boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}")
+
+
+def _read_shard(
+    shard: int, annotations: dict[int, list[dict]], truth: dict[int, list[dict]]
+) -> ShardInputs:
+    activation, _ = read_tensors(DATA / f"activation/{shard}.safetensors")
+    return ShardInputs(
+        read_image_list(DOWNLOAD / f"images/train/{shard}.parquet"),
+        annotations,
+        truth,
+        activation["image_id"].numpy(),
+        activation["category_id"].numpy(),
+        activation["maps"].numpy(),
+        boxes_by_image(read_table(DATA / f"proposals/{shard}.parquet")),
+        boxes_by_image(read_table(DATA / f"ranking/{shard}.parquet")),
+    )
+
+
+def _make_examples(
+    shard: int, inputs: ShardInputs, chosen: list[dict], categories: list
+) -> dict[int, Example]:
+    """Return the montage's examples that lie in this shard, by annotation id."""
+    images = {image["id"] for image in inputs.images}
+    here = group_by_image(annotation for annotation in chosen if annotation["image_id"] in images)
+    captions = read_captions(DOWNLOAD / f"captions/train/{shard}.json") if here else {}
+    by_id = {category.id: category for category in categories}
+    rows, examples = inputs.target_rows(), {}
+    pictures = read_pictures(DOWNLOAD / f"images/train/{shard}.parquet") if here else ()
+    for picture in pictures:
+        for annotation in here.get(picture.image_id, []):
+            category_id = annotation["category_id"]
+            objects = make_instances(inputs.truth.get(picture.image_id, []))
+            examples[annotation["id"]] = Example(
+                picture.decode(),
+                by_id[category_id],
+                captions.get(picture.image_id, []),
+                inputs.maps[rows[picture.image_id][category_id]],
+                make_instances([annotation]),
+                objects.select(~objects.crowd & (objects.category_ids == category_id)),
+            )
+    return examples
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Means over base, novel and all classes: metrics.json, per_class.csv and recall.csv.
+
+A mean over nothing is -1, as pycocotools has it. "at_50" is the share of IoU >= 0.5. Five decimals
+are kept: the rest is noise even on all of COCO.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from stages.common.categories import Category
+from stages.quality.agreement import Columns
+from stages.quality.params import QualityParams
+from stages.quality.shard import Tables
+
+PROPOSALS = ("selective_search", "random_order", "ranking")
+NOTHING = -1.0
+
+
+def mean(values: np.ndarray) -> float:
+    """Return the mean to five decimals, -1 of nothing."""
+    return round(float(np.mean(values)), 5) if len(values) else NOTHING
+
+
+def iou_summary(iou: np.ndarray) -> dict[str, float]:
+    """Return mean and share at or above 0.5 of IoUs (R,)."""
+    return {"mean_iou": mean(iou), "at_50": mean(iou >= 0.5)}
+
+
+def by_group(
+    columns: Columns, categories: list[Category], summary: Callable[[Columns], dict]
+) -> dict[str, dict]:
+    """Return `summary` of the rows of base, of novel and of all classes."""
+    groups = {}
+    for group in ("base", "novel", "all"):
+        ids = [category.id for category in categories if group in (category.split, "all")]
+        rows = np.isin(columns["category_id"], ids)
+        groups[group] = summary({name: values[rows] for name, values in columns.items()})
+    return groups
+
+
+def make_metrics(tables: Tables, categories: list[Category], params: QualityParams) -> dict:
+    """Return the nested metrics: labels, boxes, masks and their comparators, pointing, recall."""
+    compared = {name: values[~tables.labels["crowd"]] for name, values in tables.labels.items()}
+    in_good_box = compared["box_iou"] >= 0.5
+    good = {name: values[in_good_box] for name, values in compared.items()}
+    return {
+        "labels": by_group(
+            tables.labels,
+            categories,
+            lambda rows: {
+                "count": len(rows["present"]),
+                "crowd_only": int(np.count_nonzero(rows["crowd"])),
+                "precision": mean(rows["present"]),
+            },
+        ),
+        "boxes": by_group(compared, categories, lambda rows: iou_summary(rows["box_iou"])),
+        "masks": _mask_metrics(compared, categories, params),
+        "masks_in_good_boxes": _mask_metrics(good, categories, params),
+        "pointing": by_group(tables.pointing, categories, _pointing_summary),
+        "recall": {
+            name: by_group(
+                tables.objects,
+                categories,
+                lambda rows, name=name: {
+                    f"at_{number}": mean(rows[name] <= number) for number in params.recall_at
+                },
+            )
+            for name in PROPOSALS
+        },
+    }
+
+
+def _mask_metrics(rows: Columns, categories: list[Category], params: QualityParams) -> dict:
+    """Return the IoU of pseudo-masks, of filled boxes, and of the best activation threshold.
+
+    The best threshold is picked per group with the ground truth in hand, which no method could:
+    the comparison favours the comparator.
+    """
+
+    def best_activation(group: Columns) -> dict[str, float]:
+        means = [mean(column) for column in group["activation_iou"].T]
+        best = int(np.argmax(means))
+        summary = iou_summary(group["activation_iou"][:, best])
+        return {**summary, "threshold": params.activation_thresholds[best]}
+
+    return {
+        "pseudo": by_group(rows, categories, lambda group: iou_summary(group["mask_iou"])),
+        "box_filled": by_group(rows, categories, lambda group: iou_summary(group["filled_iou"])),
+        "thresholded_activation": by_group(rows, categories, best_activation),
+    }
+
+
+def _pointing_summary(rows: Columns) -> dict[str, float]:
+    rounds = {f"round_{k}": mean(column) for k, column in enumerate(rows["hit"].T)}
+    return {"count": len(rows["hit"]), **rounds}
+
+
+def per_class_rows(tables: Tables, categories: list[Category]) -> list[dict]:
+    """Return one row per class; measurements of a class without a label are left empty."""
+    result = []
+    for category in categories:
+        own = tables.labels["category_id"] == category.id
+        compared = own & ~tables.labels["crowd"]
+        row = {"category": category.name, "split": category.split, "labels": int(own.sum())}
+        measured = {
+            "precision": mean(tables.labels["present"][own]),
+            "box_iou": mean(tables.labels["box_iou"][compared]),
+            "box_at_50": mean(tables.labels["box_iou"][compared] >= 0.5),
+            "mask_iou": mean(tables.labels["mask_iou"][compared]),
+            "mask_at_50": mean(tables.labels["mask_iou"][compared] >= 0.5),
+        }
+        empty = {name: "" if value == NOTHING else value for name, value in measured.items()}
+        result.append({**row, **empty})
+    return result
+
+
+def recall_rows(metrics: dict, params: QualityParams) -> list[dict]:
+    """Return one row per number of boxes, a column per kind of proposals and group."""
+    return [
+        {
+            "boxes": number,
+            **{
+                f"{name}_{group}": metrics["recall"][name][group][f"at_{number}"]
+                for group in ("base", "novel", "all")
+                for name in PROPOSALS
+            },
+        }
+        for number in params.recall_at
+    ]

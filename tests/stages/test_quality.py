@@ -1,0 +1,279 @@
+"""quality: worked numbers of IoU, pointing and recall, and the whole stage on a handful."""
+
+import runpy
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.common.categories import Category
+from stages.common.coco import make_instances
+from stages.common.images import Picture, write_pictures
+from stages.common.masks import decode_mask, encode_mask, mask_iou
+from stages.common.storage import read_json, write_json, write_table, write_tensors
+from stages.quality.agreement import measure_labels, measure_pointing
+from stages.quality.figure import choose_labels
+from stages.quality.params import QualityParams
+from stages.quality.recall import NEVER, boxes_by_image, first_hits
+from stages.quality.shard import ShardInputs, Tables, join_columns, measure_shard
+from stages.quality.summary import make_metrics, per_class_rows, recall_rows
+
+CUP, FISH, CAR = 1, 2, 3
+CATEGORIES = [
+    Category(CUP, "cup", "base", ("cup",)),
+    Category(FISH, "fish", "novel", ("fish",)),
+    Category(CAR, "car", "novel", ("car",)),
+]
+PARAMS = QualityParams(recall_at=[1, 2, 5], activation_thresholds=[0.2, 0.6], montage_rows=3)
+HW = (20, 20)
+
+
+def annotation(category_id, box_xyxy, crowd=0, pixels=None, **more):
+    """Return an annotation whose mask is `pixels`, or else its whole box (whole pixels)."""
+    x0, y0, x1, y1 = box_xyxy
+    if pixels is None:
+        pixels = np.zeros(HW, bool)
+        pixels[y0:y1, x0:x1] = True
+    bbox = [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
+    return {
+        "category_id": category_id,
+        "bbox": bbox,
+        "iscrowd": crowd,
+        "segmentation": encode_mask(pixels),
+        **more,
+    }
+
+
+def measure(labels, truth, maps=None, thresholds=(0.2, 0.6)):
+    maps = np.zeros((len(labels), *HW)) if maps is None else maps
+    return measure_labels(make_instances(labels), make_instances(truth), maps, HW, [*thresholds])
+
+
+def test_label_iou_is_that_of_the_best_object_of_its_class():
+    truth = [
+        annotation(CUP, (0, 0, 10, 10)),
+        annotation(CUP, (10, 10, 20, 20)),
+        annotation(FISH, (10, 0, 20, 10)),
+    ]
+    label = annotation(CUP, (5, 0, 20, 10))  # overlaps cup by 50, fish by 100 of its 150
+    found = measure([label], truth)
+    assert found["box_iou"] == pytest.approx([50 / 200])
+    assert found["mask_iou"] == pytest.approx([50 / 200])
+    assert found["filled_iou"] == pytest.approx([50 / 200])
+    assert found["present"].tolist() == [True]
+
+
+def test_activation_above_a_threshold_counts_inside_the_box_only():
+    heat = np.full((1, *HW), 0.7)
+    heat[0, :, 5:] = 0.4
+    found = measure([annotation(CUP, (0, 0, 10, 10))], [annotation(CUP, (0, 0, 5, 20))], heat)
+    assert found["filled_iou"] == pytest.approx([50 / 150])
+    # above 0.2 everything in the box; above 0.6 its left half, 50 pixels inside the 100 of the cup
+    assert found["activation_iou"] == pytest.approx(np.array([[50 / 150, 50 / 100]]))
+
+
+def test_absent_class_gets_zero_and_crowds_are_no_objects():
+    truth = [annotation(CUP, (0, 0, 10, 10), crowd=1)]
+    labels = [annotation(CUP, (0, 0, 10, 10)), annotation(FISH, (0, 0, 10, 10))]
+    found = measure(labels, truth)
+    assert found["box_iou"].tolist() == found["mask_iou"].tolist() == [0.0, 0.0]
+    assert found["present"].tolist() == [True, False]
+    assert found["crowd"].tolist() == [True, False]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000))
+def test_counting_levels_equals_comparing_masks(seed):
+    random = np.random.default_rng(seed)
+    num_labels, num_objects, thresholds = 3, 4, [0.1, 0.5, 0.9]
+    corners = np.sort(random.integers(0, 21, (num_labels + num_objects, 2, 2)), axis=1)
+    every = [
+        annotation(int(random.integers(1, 3)), [*low, *high], pixels=random.random(HW) > 0.5)
+        for low, high in corners.tolist()
+    ]
+    labels, truth = every[:num_labels], every[num_labels:]
+    maps = random.random((num_labels, *HW)).astype(np.float32)
+    found = measure(labels, truth, maps, thresholds)
+    for row, label in enumerate(labels):
+        x, y, w, h = (int(value) for value in label["bbox"])
+        inside = np.zeros(HW, bool)
+        inside[y : y + h, x : x + w] = True
+        masks = [inside] + [inside & (maps[row] > np.float32(t)) for t in thresholds]
+        own = [o for o in truth if o["category_id"] == label["category_id"]]
+        objects = [decode_mask(o["segmentation"], HW) for o in own]
+        expected = [max((mask_iou(m, o) for o in objects), default=0.0) for m in masks]
+        assert [found["filled_iou"][row], *found["activation_iou"][row]] == pytest.approx(expected)
+
+
+def test_pointing_takes_the_centre_of_the_highest_cell():
+    maps = np.zeros((3, 2, 4, 4))  # cells of 5×5 pixels
+    maps[0, 0, 0, 1] = maps[0, 1, 3, 3] = 1  # pixels (7, 2) and (17, 17)
+    maps[1, :, 2, 0] = 1
+    truth = make_instances([annotation(CUP, (7, 2, 8, 3)), annotation(FISH, (0, 0, 20, 10))])
+    found = measure_pointing(maps, np.array([CUP, FISH, CAR]), truth, HW)
+    assert found["category_id"].tolist() == [CUP, FISH]  # no car to point at
+    assert found["hit"].tolist() == [[True, False], [False, False]]
+
+
+def test_first_hits_of_ordered_boxes():
+    boxes = np.array([[0, 0, 4, 4], [0, 0, 10, 10], [0, 0, 10, 9], [12, 12, 14, 14]], np.float32)
+    objects = np.array([[0, 0, 10, 10], [0, 0, 4, 5], [5, 5, 20, 20]], np.float32)
+    assert first_hits(boxes, objects).tolist() == [2, 1, NEVER]
+    assert first_hits(boxes[:0], objects).tolist() == [NEVER] * 3
+
+
+def test_boxes_keep_their_order_within_a_picture():
+    rows = [(7, 1.0), (3, 2.0), (7, 0.0), (3, 1.0)]
+    columns = {"image_id": pa.array([r[0] for r in rows], pa.int64())}
+    columns |= {n: pa.array([r[1] for r in rows], pa.float32()) for n in ("x0", "y0", "x1", "y1")}
+    grouped = boxes_by_image(pa.table(columns))
+    assert {image: boxes[:, 0].tolist() for image, boxes in grouped.items()} == {
+        7: [1.0, 0.0],
+        3: [2.0, 1.0],
+    }
+
+
+def shard_inputs():
+    """Three pictures: a right label, a wrong one (no fish there), and one without any."""
+    truth = {
+        1: [annotation(CUP, (0, 0, 10, 10))],
+        2: [annotation(CUP, (10, 10, 20, 20)), annotation(CAR, (0, 0, 6, 6))],
+        3: [annotation(9, (0, 0, 6, 6)), annotation(CAR, (0, 0, 20, 20), crowd=1)],
+    }
+    labels = {
+        1: [annotation(CUP, (0, 0, 10, 5))],
+        2: [annotation(FISH, (10, 10, 20, 20))],
+    }
+    maps = np.zeros((2, 2, 4, 4), np.float16)
+    maps[0, :, 0, 0] = 1
+    right = np.array([[15, 15, 20, 20], [0, 0, 10, 10]], np.float32)
+    return ShardInputs(
+        [{"id": i, "height": 20, "width": 20} for i in (1, 2, 3)],
+        labels,
+        truth,
+        np.array([1, 2]),
+        np.array([CUP, FISH]),
+        maps,
+        {1: right, 2: right},
+        {1: right[::-1], 2: right},
+    )
+
+
+def test_metrics_of_a_small_shard():
+    tables = measure_shard(shard_inputs(), [CUP, FISH, CAR], PARAMS, seed=0)
+    metrics = make_metrics(tables, CATEGORIES, PARAMS)
+    assert metrics["labels"]["all"] == {"count": 2, "crowd_only": 0, "precision": 0.5}
+    assert metrics["boxes"]["base"] == {"mean_iou": 0.5, "at_50": 1.0}
+    assert metrics["boxes"]["novel"] == {"mean_iou": 0.0, "at_50": 0.0}
+    assert metrics["masks"]["pseudo"]["all"] == {"mean_iou": 0.25, "at_50": 0.5}
+    assert metrics["masks_in_good_boxes"]["pseudo"]["all"]["mean_iou"] == 0.5
+    assert metrics["pointing"]["base"] == {"count": 1, "round_0": 1.0, "round_1": 1.0}
+    assert metrics["pointing"]["novel"] == {"count": 0, "round_0": -1.0, "round_1": -1.0}
+    # cups in pictures 1 and 2: only the first is found, by box 2 of the search, 1 of the ranking
+    assert metrics["recall"]["selective_search"]["base"] == {"at_1": 0.0, "at_2": 0.5, "at_5": 0.5}
+    assert metrics["recall"]["ranking"]["base"] == {"at_1": 0.5, "at_2": 0.5, "at_5": 0.5}
+    assert metrics["recall"]["ranking"]["novel"]["at_5"] == 0.0  # the car; crowds do not count
+    rows = per_class_rows(tables, CATEGORIES)
+    assert [row["labels"] for row in rows] == [1, 1, 0]
+    assert rows[2]["mask_iou"] == ""
+    assert recall_rows(metrics, PARAMS)[1]["selective_search_base"] == 0.5
+
+
+def test_random_order_depends_on_the_picture_alone():
+    whole = shard_inputs()
+    boxes = np.random.default_rng(0).random((30, 4)).astype(np.float32) * 10
+    boxes[:, 2:] += boxes[:, :2]
+    whole.proposals.update({1: boxes, 2: boxes})
+    one = ShardInputs(whole.images[:1], *list(vars(whole).values())[1:])
+    other = ShardInputs(whole.images[1:], *list(vars(whole).values())[1:])
+    together = measure_shard(whole, [CUP, CAR], PARAMS, 0).objects
+    apart = [measure_shard(part, [CUP, CAR], PARAMS, 0).objects for part in (one, other)]
+    np.testing.assert_equal(join_columns(apart), together)
+
+
+def test_label_without_a_map_is_an_error():
+    inputs = shard_inputs()
+    inputs.annotations[3] = [annotation(CAR, (0, 0, 5, 5))]
+    with pytest.raises(ValueError, match=r"image_id 3 has labels of categories \[3\]"):
+        measure_shard(inputs, [CUP, FISH, CAR], PARAMS, 0)
+
+
+def test_shard_without_labels_adds_nothing():
+    empty = ShardInputs([], {}, {}, *list(vars(shard_inputs()).values())[3:])
+    parts = [measure_shard(x, [CUP, FISH, CAR], PARAMS, 0) for x in (empty, shard_inputs())]
+    joined = Tables(
+        *(join_columns([vars(p)[k] for p in parts]) for k in ("labels", "pointing", "objects"))
+    )
+    assert len(joined.labels["present"]) == 2
+
+
+def test_montage_takes_base_and_novel_and_their_classes_in_turn():
+    pool = [annotation(c, (0, 0, 2, 2), id=i) for i, c in enumerate([CUP] * 8 + [FISH] * 8 + [CAR])]
+    chosen = choose_labels(pool, CATEGORIES, 6, np.random.default_rng(3))
+    assert sorted(label["category_id"] for label in chosen) == [CUP] * 3 + [FISH, FISH, CAR]
+    assert {label["category_id"] for label in chosen[:4]} == {CUP, FISH, CAR}
+    assert len(choose_labels(pool[:2], CATEGORIES, 6, np.random.default_rng(3))) == 2
+
+
+def test_params_must_rise():
+    with pytest.raises(ValueError, match="must rise"):
+        QualityParams(recall_at=[10, 5], activation_thresholds=[0.1], montage_rows=1)
+
+
+def write_inputs(folder):
+    inputs, data = shard_inputs(), folder / "data"
+    image = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
+    encoded = cv2.imencode(".png", image)[1].tobytes()
+    write_json(
+        data / "download/categories.json",
+        [{"id": c.id, "name": c.name, "split": c.split, "forms": [*c.forms]} for c in CATEGORIES],
+    )
+    for name, source in (
+        ("download/ground_truth/train", inputs.truth),
+        ("labels/pseudo_annotations", inputs.annotations),
+    ):
+        rows = [{**row, "image_id": i} for i, group in source.items() for row in group]
+        numbered = [{**row, "id": number} for number, row in enumerate(rows, 1)]
+        write_json(data / f"{name}.json", {"annotations": numbered})
+    for shard, image_ids in {0: [1, 3], 1: [2]}.items():
+        here = np.isin(inputs.target_image_ids, image_ids)
+        pictures = [Picture(i, f"{i}.png", 20, 20, encoded) for i in image_ids]
+        write_pictures(data / f"download/images/train/{shard}.parquet", pictures)
+        captions = [{"image_id": i, "captions": ["a $1 cup and a fish"]} for i in image_ids]
+        write_json(data / f"download/captions/train/{shard}.json", captions)
+        tensors = {
+            "image_id": torch.from_numpy(inputs.target_image_ids[here]),
+            "category_id": torch.from_numpy(inputs.target_category_ids[here]),
+            "maps": torch.from_numpy(inputs.maps[here]),
+        }
+        write_tensors(data / f"activation/{shard}.safetensors", tensors)
+        for name, boxes in (("proposals", inputs.proposals), ("ranking", inputs.ranking)):
+            rows = [(i, *box) for i in image_ids for box in boxes.get(i, np.zeros((0, 4)))]
+            names, types = ("image_id", "x0", "y0", "x1", "y1"), [pa.int64()] + [pa.float32()] * 4
+            columns = zip(*rows, strict=True)
+            arrays = [pa.array(c, t) for c, t in zip(columns, types, strict=True)]
+            write_table(data / f"{name}/{shard}.parquet", pa.table(arrays, names=names))
+    (folder / "params.yaml").write_text(
+        "seed: 5\nshards: [0, 1]\nquality:\n"
+        "  {recall_at: [1, 2, 5], activation_thresholds: [0.2, 0.6], montage_rows: 3}\n"
+    )
+
+
+def test_stage_writes_the_same_bytes_twice(tmp_path, monkeypatch):
+    write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    written = []
+    for _ in range(2):
+        runpy.run_module("stages.quality", run_name="__main__", alter_sys=True)
+        files = sorted((tmp_path / "data/quality").iterdir())
+        written.append({file.name: file.read_bytes() for file in files})
+    assert written[0] == written[1]
+    assert list(written[0]) == ["metrics.json", "montage.png", "per_class.csv", "recall.csv"]
+    metrics = read_json(tmp_path / "data/quality/metrics.json")
+    assert metrics["labels"]["all"]["precision"] == 0.5
+    montage = cv2.imdecode(np.frombuffer(written[0]["montage.png"], np.uint8), cv2.IMREAD_COLOR)
+    assert min(montage.shape[:2]) > 400
