@@ -10,8 +10,10 @@ def encode_mask(mask: np.ndarray) -> dict:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
-def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> np.ndarray:
-    """Return the boolean mask (H, W) of a COCO segmentation: RLE, uncompressed RLE or polygons.
+def to_rle(segmentation: dict | list, image_hw: tuple[int, int]) -> dict:
+    """Return COCO RLE, JSON-ready, of any COCO segmentation: RLE, uncompressed RLE or polygons.
+
+    Polygons of fewer than three points are left out; without any other the mask is empty.
 
     Raises:
         ValueError: an RLE of another size than the picture.
@@ -20,15 +22,25 @@ def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> np.ndar
     if isinstance(segmentation, list):
         usable = [polygon for polygon in segmentation if len(polygon) >= 6]
         if not usable:
-            return np.zeros(image_hw, bool)
+            return encode_mask(np.zeros(image_hw, bool))
         rle = coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
     elif isinstance(segmentation["counts"], list):
         rle = coco_mask.frPyObjects(segmentation, height, width)
     else:
         rle = segmentation
-    if list(rle["size"]) != [height, width]:
-        raise ValueError(f"RLE of size {rle['size']} for a picture of size {[height, width]}")
-    return coco_mask.decode(rle).astype(bool)
+    size, counts = [int(side) for side in rle["size"]], rle["counts"]
+    if size != [height, width]:
+        raise ValueError(f"RLE of size {size} for a picture of size {[height, width]}")
+    return {"size": size, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> np.ndarray:
+    """Return the boolean mask (H, W) of a COCO segmentation: RLE, uncompressed RLE or polygons.
+
+    Raises:
+        ValueError: an RLE of another size than the picture.
+    """
+    return coco_mask.decode(to_rle(segmentation, image_hw)).astype(bool)
 
 
 def mask_iou(mask: np.ndarray, other: np.ndarray) -> float:

@@ -1,0 +1,65 @@
+"""Work on many items by several processes, with results in the order of the items."""
+
+import multiprocessing
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+CHUNKS_AHEAD = 3  # per worker; bounds what waits in memory, whatever the number of items
+
+
+def num_workers() -> int:
+    """Return how many processes to use: OVIS_WORKERS, or all cores of the machine.
+
+    It is no param because the number of processes never changes a result.
+
+    Raises:
+        ValueError: OVIS_WORKERS is no whole number above 0.
+    """
+    text = os.environ.get("OVIS_WORKERS", str(os.cpu_count() or 1))
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"OVIS_WORKERS={text!r}: expected a whole number above 0, or unset it")
+    return int(text)
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, chunk_size: int = 16
+) -> Iterator[Result]:
+    """Yield `function(item)` for each item, in order, computed by `workers` processes.
+
+    `function` must depend on its item alone, and it, items and results must be picklable. Memory
+    does not grow with the number of items. One worker means this process. The processes are
+    forked where that is safe, because a fresh interpreter spends seconds on imports.
+
+    Raises:
+        concurrent.futures.process.BrokenProcessPool: a worker was killed (out of memory, say).
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    source = iter(items)
+    chunks = iter(lambda: list(islice(source, chunk_size)), [])
+    pending: deque = deque()
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        submit = partial(pool.submit, _map_chunk, function)
+        pending.extend(map(submit, islice(chunks, CHUNKS_AHEAD * workers)))
+        try:
+            while pending:
+                results = pending.popleft().result()
+                pending.extend(map(submit, islice(chunks, 1)))
+                yield from results
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    return [function(item) for item in items]

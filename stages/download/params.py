@@ -1,0 +1,59 @@
+"""Section `download` of params.yaml: where pictures come from, and how many."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from stages.common.params import Section
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class NumImages(Section):
+    """How many scenes of each split to draw."""
+
+    pairs: NonNegativeInt
+    train: PositiveInt
+    val: NonNegativeInt
+    test: PositiveInt
+
+
+class ScenesParams(Section):
+    """Drawn scenes."""
+
+    num_images: NumImages
+    scene_side: Annotated[int, Field(ge=32, le=1024)]
+    pair_side: Annotated[int, Field(ge=32, le=1024)]
+    captions_per_image: PositiveInt
+    synonym_fraction: Fraction
+    omission_fraction: Fraction
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)]
+
+
+class MaxImages(Section):
+    """How many photographs of each split to take at most; null is all of them."""
+
+    pairs: NonNegativeInt | None
+    train: PositiveInt | None
+    val: NonNegativeInt | None
+    test: PositiveInt | None
+
+
+class CocoParams(Section):
+    """A folder in the layout of COCO 2017."""
+
+    folder: str
+    val_fraction: Annotated[float, Field(ge=0, lt=1)]
+    max_images: MaxImages
+
+
+class DownloadParams(Section):
+    """The source of data, how train is cut into shards, and when missing data is an error."""
+
+    source: Literal["scenes", "coco"]
+    shard_images: PositiveInt
+    max_skipped_fraction: Fraction
+    max_unmatched_fraction: Fraction
+    max_missing_class_fraction: Fraction
+    scenes: ScenesParams
+    coco: CocoParams

@@ -1,0 +1,43 @@
+"""English plurals: the regular rule, and the exceptions among the words the classes use."""
+
+from collections.abc import Iterable
+
+IRREGULAR = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "gentleman": "gentlemen",
+    "child": "children",
+    "mouse": "mice",
+    "goose": "geese",
+    "knife": "knives",
+    "calf": "calves",
+}
+# One form for one and for many, or already a plural, or not countable.
+UNCHANGED = frozenset(
+    "broccoli cattle fish luggage people scissors sheep skis snowmen toast".split()
+)
+VOWELS = "aeiou"
+
+
+def plural(noun: str) -> str:
+    """Return the plural of a lower-case noun; of several words, the last one changes."""
+    *before, last = noun.split(" ")
+    return " ".join([*before, _plural_word(last)])
+
+
+def _plural_word(word: str) -> str:
+    if word in UNCHANGED:
+        return word
+    if word in IRREGULAR:
+        return IRREGULAR[word]
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return word + "es"
+    if word.endswith("y") and word[-2:-1] not in VOWELS:
+        return word[:-1] + "ies"
+    return word + "s"
+
+
+def forms_of(nouns: Iterable[str]) -> tuple[str, ...]:
+    """Return every noun followed by its plural, each text once."""
+    return tuple(dict.fromkeys(form for noun in nouns for form in (noun, plural(noun))))

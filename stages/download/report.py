@@ -1,0 +1,123 @@
+"""What was written, what was skipped and why, and whether that is still acceptable.
+
+The report names every picture and class it counts, so that a reader can look at them.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from stages.common.captions import MentionFinder
+from stages.common.categories import Category
+from stages.download.examples import CAPTIONED, Example, Skipped
+from stages.download.params import DownloadParams
+
+NAMED_IN_ERROR = 3  # skipped pictures that an error message lists; the report has all
+
+
+@dataclass
+class SplitReport:
+    """Counts of one split, taken one example at a time."""
+
+    finder: MentionFinder
+    skipped: list[Skipped] = field(default_factory=list)
+    num_images: int = 0
+    num_captions: int = 0
+    num_unmatched_captions: int = 0
+    unmatched_images: list[int] = field(default_factory=list)
+    mentions: Counter = field(default_factory=Counter)
+    objects: Counter = field(default_factory=Counter)
+
+    def add(self, outcome: Example | Skipped) -> None:
+        """Count one example or one skipped picture."""
+        if isinstance(outcome, Skipped):
+            self.skipped.append(outcome)
+            return
+        self.num_images += 1
+        self.objects.update(annotation["category_id"] for annotation in outcome.annotations)
+        named = [self.finder.classes([caption]) for caption in outcome.captions]
+        self.num_captions += len(named)
+        self.num_unmatched_captions += sum(not classes for classes in named)
+        self.mentions.update(set().union(*named))
+        if named and not any(named):
+            self.unmatched_images.append(outcome.picture.image_id)
+
+
+def summarise(splits: dict[str, SplitReport], categories: Iterable[Category]) -> dict:
+    """Return the content of report.json.
+
+    Classes are those of the base and novel parts; `mentioned_in_images` counts pictures whose
+    captions name the class, `objects` counts annotations, crowds too.
+    """
+    scored = [category for category in categories if category.split != "excluded"]
+    return {
+        "splits": {
+            name: {
+                "images": split.num_images,
+                "skipped": [vars(skipped) for skipped in split.skipped],
+                "captions": split.num_captions,
+                "captions_without_class": split.num_unmatched_captions,
+                "images_without_class_in_captions": split.unmatched_images,
+                "mentioned_in_images": {c.name: split.mentions[c.id] for c in scored},
+                "objects": {c.name: split.objects[c.id] for c in scored},
+            }
+            for name, split in splits.items()
+        },
+        "classes_without_caption_in_train": [
+            c.name for c in scored if not splits["train"].mentions[c.id]
+        ],
+        "classes_without_object_in_test": [
+            c.name for c in scored if not splits["test"].objects[c.id]
+        ],
+    }
+
+
+def find_problems(report: dict, params: DownloadParams) -> list[str]:
+    """Return one message for each stated fraction that `report` exceeds; empty if it is fine."""
+    problems = []
+    for name, split in report["splits"].items():
+        problems += _skipped_problem(name, split, params.max_skipped_fraction)
+        if name in CAPTIONED:
+            problems += _unmatched_problem(name, split, params.max_unmatched_fraction)
+        if name in ("train", "test") and not split["images"]:
+            problems.append(f"split {name} has no picture left; see report.json for the reasons")
+    for key in ("classes_without_caption_in_train", "classes_without_object_in_test"):
+        problems += _class_problem(key, report, params.max_missing_class_fraction)
+    return problems
+
+
+def _skipped_problem(name: str, split: dict, limit: float) -> list[str]:
+    skipped = split["skipped"]
+    total = split["images"] + len(skipped)
+    if len(skipped) <= limit * total:
+        return []
+    first = "; ".join(f"{s['file_name']}: {s['reason']}" for s in skipped[:NAMED_IN_ERROR])
+    return [
+        f"split {name}: {len(skipped)} of {total} pictures skipped, more than "
+        f"download.max_skipped_fraction = {limit} allows: {first}"
+        f"{'; …' if len(skipped) > NAMED_IN_ERROR else ''}. Copy the named files again from their "
+        "source, or allow a larger fraction in params.yaml"
+    ]
+
+
+def _unmatched_problem(name: str, split: dict, limit: float) -> list[str]:
+    unmatched = split["images_without_class_in_captions"]
+    if len(unmatched) <= limit * split["images"]:
+        return []
+    return [
+        f"split {name}: the captions of {len(unmatched)} of {split['images']} pictures name no "
+        f"class, more than download.max_unmatched_fraction = {limit} allows (first ids: "
+        f"{unmatched[:NAMED_IN_ERROR]}). Add the words they use to the classes' synonyms, or "
+        "allow a larger fraction in params.yaml"
+    ]
+
+
+def _class_problem(key: str, report: dict, limit: float) -> list[str]:
+    missing, total = report[key], len(report["splits"]["train"]["objects"])
+    if len(missing) <= limit * total:
+        return []
+    return [
+        f"{key.replace('_', ' ')}: {len(missing)} of {total} ({', '.join(missing)}), more than "
+        f"download.max_missing_class_fraction = {limit} allows. Take more pictures, or allow a "
+        "larger fraction in params.yaml"
+    ]

@@ -1,0 +1,107 @@
+"""Shape primitives, of which the drawings of scenes are put together.
+
+Frame: an object's own, x right and y down, the object fills about [-1, 1] × [-1, 1]; angles in
+degrees, clockwise as y points down. A contour is float64 (K, 2), K points (x, y), closed.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# The colours of an object: which is which differs from object to object, never between classes.
+MAIN, SECOND, THIRD, FOURTH = range(4)
+NUM_COLOURS = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """One painted piece. Several contours follow the even-odd rule, so that inner ones are holes.
+
+    Attributes:
+        colour: MAIN, SECOND, THIRD or FOURTH.
+        contours: float64 (K, 2) each.
+    """
+
+    colour: int
+    contours: tuple[np.ndarray, ...]
+
+
+class Variation:
+    """How one example of a class differs from the next: draws from the scene's generator."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._generator = generator
+
+    def between(self, low: float, high: float) -> float:
+        """Return a number of [low, high)."""
+        return float(self._generator.uniform(low, high))
+
+    def whole(self, low: int, high: int) -> int:
+        """Return a whole number of [low, high]."""
+        return int(self._generator.integers(low, high + 1))
+
+    def either(self) -> bool:
+        """Return True or False, equally often."""
+        return bool(self._generator.random() < 0.5)
+
+
+def part(colour: int, *contours: np.ndarray) -> Part:
+    """Return a part of one or more contours."""
+    return Part(colour, contours)
+
+
+def ellipse(
+    centre: tuple[float, float],
+    radii: tuple[float, float],
+    angles: tuple[float, float] = (0, 360),
+    num_points: int = 22,
+    rotation: float = 0,
+) -> np.ndarray:
+    """Return an ellipse, or the piece of it from the first to the second angle, (num_points, 2)."""
+    turn, tilt = np.radians(np.linspace(*angles, num_points)), np.radians(rotation)
+    x, y = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
+    rotated = [x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)]
+    return np.stack(rotated, axis=1) + centre
+
+
+def circle(centre: tuple[float, float], radius: float, num_points: int = 22) -> np.ndarray:
+    """Return a whole circle (num_points, 2)."""
+    return ellipse(centre, (radius, radius), num_points=num_points)
+
+
+def upper_half(centre: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
+    """Return the half of an ellipse above its centre, from left to right, (22, 2)."""
+    return ellipse(centre, radii, (180, 360))
+
+
+def polygon(*corners: tuple[float, float]) -> np.ndarray:
+    """Return the contour through `corners`."""
+    return np.array(corners, np.float64)
+
+
+def rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """Return an upright rectangle (4, 2)."""
+    return polygon((left, top), (right, top), (right, bottom), (left, bottom))
+
+
+def stroke(start: tuple[float, float], end: tuple[float, float], width: float) -> np.ndarray:
+    """Return a straight line of some width (4, 2)."""
+    first, last = np.array(start, np.float64), np.array(end, np.float64)
+    along = (last - first) / np.hypot(*(last - first))
+    side = np.array([-along[1], along[0]]) * width / 2
+    return np.stack([first + side, last + side, last - side, first - side])
+
+
+def ring(centre: tuple[float, float], radii: tuple[float, float], width: float) -> list[np.ndarray]:
+    """Return the outer and the inner contour of a ring."""
+    inner = (radii[0] - width, radii[1] - width)
+    return [ellipse(centre, radii), ellipse(centre, inner)]
+
+
+def arc_band(
+    centre: tuple[float, float], radius: float, width: float, angles: tuple[float, float]
+) -> np.ndarray:
+    """Return a bent band (24, 2) between two circles, from the first to the second angle."""
+    outer = ellipse(centre, (radius, radius), angles, 12)
+    inner = ellipse(centre, (radius - width, radius - width), angles[::-1], 12)
+    return np.concatenate([outer, inner])

@@ -1,0 +1,211 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.common.captions import MentionFinder, read_captions
+from stages.common.categories import read_categories
+from stages.common.images import Picture, read_pictures
+from stages.common.params import read_section
+from stages.download.__main__ import main
+from stages.download.examples import Example, Skipped, dataset, group_by_file
+from stages.download.params import DownloadParams
+from stages.download.report import SplitReport, find_problems, summarise
+from stages.download.scene_classes import scene_categories
+from stages.download.scene_source import SceneTask
+
+PARAMS = """
+seed: 0
+shards: {shards}
+download:
+  source: scenes
+  shard_images: 2
+  max_skipped_fraction: 0.1
+  max_unmatched_fraction: 0.5
+  max_missing_class_fraction: {missing}
+  scenes:
+    num_images: {{pairs: 3, train: {train}, val: 1, test: 2}}
+    scene_side: 64
+    pair_side: 32
+    captions_per_image: 2
+    synonym_fraction: 0.1
+    omission_fraction: 0.2
+    jpeg_quality: 95
+  coco:
+    folder: nowhere
+    val_fraction: 0.1
+    max_images: {{pairs: null, train: null, val: null, test: null}}
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OVIS_WORKERS", "1")
+    return tmp_path
+
+
+def run(folder: Path, shards="[0, 1]", missing=1.0, train=5) -> dict[str, bytes]:
+    """Run the stage and return its files' bytes by their relative names."""
+    text = PARAMS.format(shards=shards, missing=missing, train=train)
+    (folder / "params.yaml").write_text(text)
+    main()
+    out = folder / "data/download"
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def make_params(**changes) -> DownloadParams:
+    whole = {"source": "scenes", "shard_images": 1, "max_skipped_fraction": 0.1}
+    whole |= {"max_unmatched_fraction": 0.5, "max_missing_class_fraction": 0.5}
+    return DownloadParams.model_construct(**(whole | changes))
+
+
+def test_layout_is_the_one_later_stages_read(workplace):
+    files = run(workplace)
+    assert set(files) == {
+        "categories.json",
+        "report.json",
+        *(f"images/{name}.parquet" for name in ("train/0", "train/1", "pairs", "val", "test")),
+        *(f"captions/{name}.json" for name in ("train/0", "train/1", "pairs")),
+        *(f"ground_truth/{name}.json" for name in ("train", "val", "test")),
+    }
+    out = workplace / "data/download"
+    assert len(read_categories(out / "categories.json")) == 17
+    ids = {
+        s: [p.image_id for p in read_pictures(out / f"images/train/{s}.parquet")] for s in (0, 1)
+    }
+    assert ids == {0: [0, 1, 4], 1: [2, 3]}  # shard = id // 2 % 2
+    assert list(read_captions(out / "captions/train/0.json")) == ids[0]
+    truth = json.loads(files["ground_truth/train.json"])
+    assert [image["id"] for image in truth["images"]] == [0, 1, 2, 3, 4]
+    assert set(truth["images"][0]) == {"id", "file_name", "height", "width"}
+    assert [a["id"] for a in truth["annotations"]] == list(range(1, 1 + len(truth["annotations"])))
+    assert truth["categories"][12] == {"id": 13, "name": "umbrella", "split": "novel"}
+    report = json.loads(files["report.json"])
+    assert report["splits"]["train"]["images"] == 5 and report["splits"]["train"]["captions"] == 10
+
+
+# Python 3.12 and later warn of every fork beside BLAS threads, which the workers never use.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_number_of_processes_changes_no_byte(workplace, monkeypatch):
+    alone = run(workplace)
+    monkeypatch.setenv("OVIS_WORKERS", "2")
+    assert run(workplace) == alone
+
+
+def test_more_pictures_leave_other_shards_alone(workplace):
+    few, more = run(workplace, train=5), run(workplace, train=6)  # picture 5 is of shard 0
+    changed = {name for name in more if few.get(name) != more[name]}
+    assert changed == {
+        "images/train/0.parquet",
+        "captions/train/0.json",
+        "ground_truth/train.json",
+        "report.json",
+    }
+
+
+def test_shards_of_an_earlier_run_go(workplace):
+    run(workplace, shards="[0, 1, 2]")
+    assert "images/train/2.parquet" not in run(workplace, shards="[0, 1]")
+
+
+def test_missing_classes_are_fatal_and_named(workplace):
+    with pytest.raises(SystemExit) as stop:
+        run(workplace, missing=0.0)
+    message = str(stop.value.code)
+    assert "data/download/report.json: classes without object in test: " in message
+    assert "download.max_missing_class_fraction = 0.0" in message and "params.yaml" in message
+    report = json.loads((workplace / "data/download/report.json").read_text())
+    assert set(report["classes_without_object_in_test"]) <= {c.name for c in scene_categories()}
+
+
+def test_a_typo_in_params_names_the_key(workplace):
+    text = PARAMS.format(shards="[0]", missing=1.0, train=5).replace("pair_side", "pairs_side")
+    (workplace / "params.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"download\.scenes\.pairs_side.*allowed keys.*pair_side"):
+        read_section("download", DownloadParams)
+
+
+def test_no_test_pictures_is_refused(workplace):
+    text = PARAMS.format(shards="[0]", missing=1.0, train=0)
+    (workplace / "params.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"download\.scenes\.num_images\.train.*found 0"):
+        read_section("download", DownloadParams)
+
+
+@pytest.mark.parametrize("shards", [[1, 0], [0, 2], [1]])
+def test_shards_must_count_up_from_zero(shards):
+    with pytest.raises(ValueError, match=r"params\.yaml: shards: expected \[0, 1, …, n - 1\]"):
+        group_by_file({"train": []}, shards, 400)
+
+
+def test_shard_images_consecutive_ids_fill_one_shard():
+    tasks = {split: [] for split in ("pairs", "val", "test")}
+    tasks["train"] = [SceneTask("train", k) for k in range(1600)]
+    files = group_by_file(tasks, [0, 1, 2, 3], 400)["train"]
+    assert [len(found) for found in files.values()] == [400] * 4
+    assert [task.image_id for task in files["train/2"]] == list(range(800, 1200))
+
+
+def test_dataset_sorts_by_picture_and_keeps_given_ids():
+    annotations = [{"image_id": 7, "area": 1}, {"image_id": 2, "id": 55}]
+    content = dataset([{"id": 7}, {"id": 2}], annotations, [])
+    assert [image["id"] for image in content["images"]] == [2, 7]
+    assert content["annotations"] == [
+        {"image_id": 2, "id": 55},
+        {"image_id": 7, "area": 1, "id": 2},
+    ]
+
+
+def example(image_id: int, *captions: str) -> Example:
+    picture = Picture(image_id, f"{image_id}.jpg", 1, 1, b"")
+    return Example(picture, captions, ({"category_id": 4},))
+
+
+def fill_report(outcomes: list) -> dict:
+    categories = scene_categories()
+    finder = MentionFinder(categories)
+    splits = {name: SplitReport(finder) for name in ("pairs", "train", "val", "test")}
+    for outcome in outcomes:
+        splits["train"].add(outcome)
+    splits["test"].add(example(1))
+    return summarise(splits, categories)
+
+
+def test_report_counts_and_names_who_and_why():
+    report = fill_report(
+        [
+            example(1, "two cups", "a red mug", "no idea"),
+            example(2, "a fine day"),
+            Skipped(3, "train2017/3.jpg", "no such file"),
+        ]
+    )
+    train = report["splits"]["train"]
+    assert (train["images"], train["captions"], train["captions_without_class"]) == (2, 4, 2)
+    assert train["images_without_class_in_captions"] == [2]
+    assert train["mentioned_in_images"]["cup"] == 1 and train["objects"]["cup"] == 2
+    assert train["skipped"] == [
+        {"image_id": 3, "file_name": "train2017/3.jpg", "reason": "no such file"}
+    ]
+    assert "cup" not in report["classes_without_caption_in_train"]
+    assert len(report["classes_without_caption_in_train"]) == 16
+
+
+def test_fractions_decide_what_is_fatal():
+    report = fill_report([example(1, "a cup"), example(2, "sky"), Skipped(3, "3.jpg", "gone")])
+    lenient = {"max_skipped_fraction": 0.34, "max_missing_class_fraction": 1.0}
+    assert find_problems(report, make_params(**lenient)) == []
+    skipped, unmatched, mentions, objects = find_problems(
+        report, make_params(max_unmatched_fraction=0.4)
+    )
+    assert skipped.startswith("split train: 1 of 3 pictures skipped") and "3.jpg: gone" in skipped
+    assert "captions of 1 of 2 pictures name no class" in unmatched and "[2]" in unmatched
+    assert mentions.startswith("classes without caption in train: 16 of 17 (mushroom, bird")
+    assert objects.startswith("classes without object in test: 16 of 17")
+
+
+def test_a_split_without_pictures_is_fatal():
+    problems = find_problems(
+        fill_report([]), make_params(max_missing_class_fraction=1.0, max_skipped_fraction=1.0)
+    )
+    assert problems == ["split train has no picture left; see report.json for the reasons"]
