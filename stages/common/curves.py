@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from stages.common.storage import replace_file
 
@@ -31,6 +32,14 @@ class Curve:
     def last(self) -> dict[str, float]:
         """Return the last row without its step, empty if none was closed."""
         return {k: v for k, v in (self._rows[-1] if self._rows else {}).items() if k != "step"}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resumed training needs to go on, as JSON values."""
+        return {"rows": self._rows, "sums": self._sums, "counts": self._counts}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what `state` returned."""
+        self._rows, self._sums, self._counts = state["rows"], state["sums"], state["counts"]
 
     def write(self, path: Path) -> None:
         """Write the rows; scalars that were not logged at a step are left empty."""

@@ -1,0 +1,70 @@
+"""Stage `detector`: train Mask R-CNN on the pseudo-annotations of base and novel classes.
+
+Run: python -m stages.detector. Reads no ground truth. With `--annotations` another file in the
+same form takes the place of the pseudo-annotations (the oracle of the claims: ground truth of all
+classes), with `--output` another folder that of data/detector, with `--section` another section of
+params.yaml that of `detector`.
+"""
+
+import argparse
+from pathlib import Path
+
+from stages.common.categories import read_categories
+from stages.common.checkpoints import Checkpoint, fingerprint
+from stages.common.curves import Curve
+from stages.common.detection_data import label_pictures, read_annotations
+from stages.common.images import read_pictures
+from stages.common.params import read_section, read_seed, read_shards
+from stages.common.seeding import make_deterministic
+from stages.common.storage import read_tensors, write_json
+from stages.detector.params import DetectorParams
+from stages.models.detector_training import train_detector, training_metrics
+from stages.models.mask_rcnn import MaskRcnn, load_trunk, save_detector
+
+DOWNLOAD = Path("data/download")
+EMBEDDINGS = Path("data/vocabulary/embeddings.safetensors")
+VLM = Path("data/vlm/model.safetensors")
+
+
+def main() -> None:
+    """Run the stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--annotations", type=Path, default=Path("data/labels/pseudo_annotations.json")
+    )
+    parser.add_argument("--output", type=Path, default=Path("data/detector"))
+    parser.add_argument("--section", default="detector")
+    options = parser.parse_args()
+    params, seed = read_section(options.section, DetectorParams), read_seed()
+    shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
+    make_deterministic(seed, "detector")
+
+    categories = read_categories(DOWNLOAD / "categories.json")
+    every = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
+    labels = {category.id: k + 1 for k, category in enumerate(categories)}
+    annotations = read_annotations(options.annotations, labels, [c.id for c in every])
+    pictures = label_pictures(read_pictures(*shards), annotations, labels, options.annotations)
+    embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
+    if len(embeddings) != len(categories):
+        raise ValueError(
+            f"{EMBEDDINGS}: {len(embeddings)} embeddings for {len(categories)} base and novel"
+            " categories; run `dvc repro vocabulary`"
+        )
+    model = MaskRcnn(params.network, embeddings)
+    if params.init == "vlm":
+        load_trunk(model, VLM)
+
+    inputs = [options.annotations, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
+    inputs += [VLM] if params.init == "vlm" else []
+    checkpoint = Checkpoint(fingerprint([params.model_dump(), seed], inputs))
+    curve = Curve(every=20)
+    train_detector(model, pictures, params.training, seed, curve, checkpoint=checkpoint)
+    save_detector(options.output / "model.safetensors", model)
+    curve.write(options.output / "curve.csv")
+    metrics = training_metrics(model, pictures, annotations, curve)
+    write_json(options.output / "metrics.json", metrics)
+    checkpoint.remove()
+
+
+if __name__ == "__main__":
+    main()

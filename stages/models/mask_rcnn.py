@@ -1,0 +1,243 @@
+"""Mask R-CNN with class-agnostic box and mask heads and a text-embedding classifier.
+
+The parts are torchvision's (transform, anchors, proposal network, RoIAlign, matching); the class
+below is the wiring. Source: Mask-free OVIS, section 3.3 (the official code is a C4 Faster R-CNN;
+class-agnostic masks as in XPM).
+
+Pictures are uint8 RGB (H, W, 3) of any size. Boxes are corners in pixels of the picture given.
+Class index k is row k of the text embeddings: `read_categories` of base and novel classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+
+from stages.common.images import PIXEL_MEAN, PIXEL_STD
+from stages.common.storage import read_tensors, write_tensors
+from stages.models.detector_settings import NetworkParams, Part
+from stages.models.mask_pasting import paste_masks
+from stages.models.pyramid import build_backbone
+from stages.models.region_heads import MaskHead, ProposalNetwork, RegionHeads, Targets
+from stages.models.region_pooling import PyramidPooling
+from stages.models.text_classifier import TextClassifier
+
+PREDICTED_AT_ONCE = 16  # pictures; changes no result where all have one size
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Detections of one picture, best score first."""
+
+    boxes_xyxy: np.ndarray  # float32 (n, 4)
+    labels: np.ndarray  # int64 (n,), class indices
+    scores: np.ndarray  # float32 (n,) in [0, 1]
+    masks: np.ndarray  # bool (n, H, W)
+
+
+class MaskRcnn(nn.Module):
+    """The network; `losses` trains it, `detect` uses it."""
+
+    def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
+        """Build with fresh weights for classes with text embeddings float32 (C, D)."""
+        super().__init__()
+        self.params = params
+        self.backbone = build_backbone(params.backbone)
+        strides, width = self.backbone.strides, self.backbone.out_channels
+        self.transform = GeneralizedRCNNTransform(
+            params.resize.shorter_side,
+            params.resize.longer_side,
+            list(PIXEL_MEAN),
+            list(PIXEL_STD),
+            size_divisible=strides[-1],
+        )
+        self.proposals = _proposal_network(params, width)
+        head, mask = params.box_head, params.mask_head
+        self.regions = RegionHeads(
+            box_roi_pool=PyramidPooling(strides, head.pooled_side, head.canonical_side),
+            box_head=TwoMLPHead(width * head.pooled_side**2, head.hidden),
+            box_predictor=nn.ModuleDict(
+                {
+                    "classifier": TextClassifier(
+                        head.hidden, embeddings, **params.classifier.model_dump()
+                    ),
+                    "deltas": nn.Linear(head.hidden, 4),
+                }
+            ),
+            fg_iou_thresh=head.positive_iou,
+            bg_iou_thresh=head.positive_iou,
+            batch_size_per_image=head.regions_per_image,
+            positive_fraction=head.positive_fraction,
+            bbox_reg_weights=None,
+            score_thresh=params.inference.score_threshold,
+            nms_thresh=params.inference.nms_iou,
+            detections_per_img=params.inference.detections_per_image,
+            mask_roi_pool=PyramidPooling(strides, mask.pooled_side, head.canonical_side),
+            mask_head=MaskHead(width, mask.channels, mask.layers),
+        )
+
+    def parts(self) -> dict[Part, nn.Module]:
+        """Return the parts that training may freeze, by name."""
+        predictor = self.regions.box_predictor
+        return {
+            "trunk": self.backbone.trunk,
+            "pyramid": self.backbone.pyramid,
+            "proposals": self.proposals,
+            "box_head": self.regions.box_head,
+            "projection": predictor["classifier"].projection,
+            "box_deltas": predictor["deltas"],
+            "mask_head": self.regions.mask_head,
+        }
+
+    def losses(
+        self,
+        images: list[torch.Tensor],
+        targets: Targets,
+        vocabulary: Sequence[int] | None,
+        background_weight: float,
+    ) -> dict[str, torch.Tensor]:
+        """Return the five losses, named as in `LossWeights`.
+
+        Args:
+            images: float (3, H, W) in [0, 1] each.
+            targets: as stages.models.region_heads describes them.
+            vocabulary: class indices that the softmax runs over; all if None.
+            background_weight: of background regions in the classification loss.
+        """
+        batch, targets = self.transform(images, targets)
+        features = self.backbone(batch.tensors)
+        boxes, losses = self.proposals(batch, features, targets)
+        return {
+            "objectness": losses["loss_objectness"],
+            "proposal_box": losses["loss_rpn_box_reg"],
+            **self.regions.losses(
+                features, boxes, batch.image_sizes, targets, vocabulary, background_weight
+            ),
+        }
+
+    def detect(
+        self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
+    ) -> list[list[Prediction]]:
+        """Return predictions per vocabulary and picture; images are float (3, H, W) in [0, 1]."""
+        original = [tuple(image.shape[-2:]) for image in images]
+        batch, _ = self.transform(images)
+        features = self.backbone(batch.tensors)
+        boxes, _ = self.proposals(batch, features)
+        found = self.regions.detect(features, boxes, batch.image_sizes, vocabularies)
+        return [
+            [
+                _in_picture(detections, seen, image_hw)
+                for detections, seen, image_hw in zip(
+                    per_image, batch.image_sizes, original, strict=True
+                )
+            ]
+            for per_image in found
+        ]
+
+
+def _proposal_network(params: NetworkParams, width: int) -> ProposalNetwork:
+    proposals = params.proposals
+    anchors = AnchorGenerator(
+        tuple((side,) for side in proposals.anchor_sides),
+        (tuple(proposals.aspect_ratios),) * len(proposals.anchor_sides),
+    )
+    return ProposalNetwork(
+        anchors,
+        RPNHead(width, anchors.num_anchors_per_location()[0]),
+        proposals.positive_iou,
+        proposals.negative_iou,
+        proposals.anchors_per_image,
+        proposals.positive_fraction,
+        {"training": proposals.before_nms, "testing": proposals.before_nms},
+        {"training": proposals.kept_in_training, "testing": proposals.kept_in_inference},
+        proposals.nms_iou,
+    )
+
+
+def _in_picture(
+    detections: dict[str, torch.Tensor], seen_hw: tuple[int, int], image_hw: tuple[int, int]
+) -> Prediction:
+    """Map boxes and masks of the resized picture to the frame of the original."""
+    boxes = resize_boxes(detections["boxes"], seen_hw, image_hw)
+    return Prediction(
+        boxes.cpu().numpy(),
+        detections["labels"].cpu().numpy(),
+        detections["scores"].cpu().numpy(),
+        paste_masks(detections["masks"], boxes, image_hw).numpy(),
+    )
+
+
+def to_unit_range(image: np.ndarray) -> torch.Tensor:
+    """Return float32 (3, H, W) in [0, 1] of a picture uint8 (H, W, 3)."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+
+
+@torch.no_grad()
+def predict(
+    model: MaskRcnn, images: Sequence[np.ndarray], vocabularies: Sequence[Sequence[int]]
+) -> list[list[Prediction]]:
+    """Return predictions per vocabulary and picture.
+
+    Features and proposals are computed once for all vocabularies.
+
+    Args:
+        model: a detector; is put into inference mode.
+        images: uint8 (H, W, 3) each, of any size.
+        vocabularies: class indices to choose from, e.g. all for the generalized protocol and the
+            novel ones for the constrained.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    found: list[list[Prediction]] = [[] for _ in vocabularies]
+    for start in range(0, len(images), PREDICTED_AT_ONCE):
+        pixels = [to_unit_range(x).to(device) for x in images[start : start + PREDICTED_AT_ONCE]]
+        for all_found, batch in zip(found, model.detect(pixels, vocabularies), strict=True):
+            all_found.extend(batch)
+    return found
+
+
+def save_detector(path: Path, model: MaskRcnn) -> None:
+    """Write weights and text embeddings, with the network's settings in the header."""
+    write_tensors(path, model.state_dict(), {"network": model.params.model_dump()})
+
+
+def load_detector(path: Path) -> MaskRcnn:
+    """Return the detector that `save_detector` wrote, in inference mode.
+
+    Raises:
+        ValueError: the file is no detector, or one of another version of this code.
+    """
+    tensors, facts = read_tensors(path)
+    embeddings = tensors.get("regions.box_predictor.classifier.embeddings")
+    if embeddings is None or not isinstance(facts, dict) or "network" not in facts:
+        raise ValueError(f"{path}: not a detector; run `dvc repro detector` to make one")
+    model = MaskRcnn(NetworkParams.model_validate(facts["network"]), embeddings)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: weights do not fit the network of its header: {error}") from None
+    return model.eval()
+
+
+def load_trunk(model: MaskRcnn, path: Path) -> None:
+    """Start the detector's trunk from that of the vision-language model in `path`.
+
+    Raises:
+        ValueError: there is no trunk of the same sizes.
+    """
+    tensors, _ = read_tensors(path)
+    trunk = {k.removeprefix("trunk."): v for k, v in tensors.items() if k.startswith("trunk.")}
+    try:
+        model.backbone.trunk.load_state_dict(trunk)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: its trunk does not fit detector.network.backbone (stem_width, width,"
+            f" residual_blocks must equal vlm.model's, or set detector.init to random): {error}"
+        ) from None

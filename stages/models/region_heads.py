@@ -1,0 +1,151 @@
+"""Proposals and region heads of the detector: torchvision's, made class-agnostic and open.
+
+Targets of a picture: "boxes" float (n, 4) xyxy, "labels" int64 (n,), "masks" uint8 (m, H, W).
+Labels are 1-based positions in the vocabulary that is trained. Label -1 marks a box to ignore:
+regions that overlap it are neither positive nor negative. Ignored boxes come last and have no mask.
+
+Shape legend: N images, R regions, C classes, V classes of a vocabulary, M cells of a mask's side.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+
+from stages.models.text_classifier import TextClassifier, classification_loss
+
+Targets = list[dict[str, torch.Tensor]]
+IGNORED = -1
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """torchvision's region proposal network, which also knows boxes to ignore."""
+
+    def assign_targets_to_anchors(
+        self, anchors: list[torch.Tensor], targets: Targets
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return labels (1, 0, or -1 to leave out) and matched boxes of the anchors per picture."""
+        known = [{"boxes": t["boxes"][t["labels"] != IGNORED]} for t in targets]
+        labels, matched = super().assign_targets_to_anchors(anchors, known)
+        for own, boxes, target in zip(labels, anchors, targets, strict=True):
+            ignored = target["boxes"][target["labels"] == IGNORED]
+            if len(ignored):
+                near = box_iou(ignored, boxes).amax(0) >= self.proposal_matcher.low_threshold
+                own[near & (own == 0)] = -1.0
+        return labels, matched
+
+
+class MaskHead(nn.Sequential):
+    """Convolutions, a doubling of the size, and one mask for whatever the region shows."""
+
+    def __init__(self, inputs: int, channels: int, layers: int) -> None:
+        convolutions = [
+            module
+            for k in range(layers)
+            for module in (
+                nn.Conv2d(channels if k else inputs, channels, 3, 1, 1),
+                nn.ReLU(inplace=True),
+            )
+        ]
+        super().__init__(
+            *convolutions,
+            nn.ConvTranspose2d(channels, channels, 2, 2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, 1, 1),
+        )
+
+
+class RegionHeads(RoIHeads):
+    """Box and mask heads that do not know classes, and the text classifier beside them.
+
+    Matching, sampling and box coding are the parent's. Its losses and its post-processing expect
+    deltas and masks per class; here there is one of each per region.
+    """
+
+    box_predictor: nn.ModuleDict  # {"classifier": TextClassifier, "deltas": nn.Linear}
+
+    def describe(
+        self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (features of the regions (R, F), box deltas (R, 4))."""
+        regions = self.box_head(self.box_roi_pool(features, proposals, image_sizes))
+        return regions, self.box_predictor["deltas"](regions)
+
+    def losses(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+        targets: Targets,
+        vocabulary: Sequence[int] | None,
+        background_weight: float,
+    ) -> dict[str, torch.Tensor]:
+        """Return {"classification", "box", "mask"} of proposals sampled from those given."""
+        proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
+        regions, deltas = self.describe(features, proposals, image_sizes)
+        classifier: TextClassifier = self.box_predictor["classifier"]
+        all_labels = torch.cat(labels)
+        positive = all_labels > 0
+        # As torchvision's fastrcnn_loss, without picking the deltas of the right class.
+        box = functional.smooth_l1_loss(
+            deltas.float()[positive], torch.cat(goals)[positive], beta=1 / 9, reduction="sum"
+        )
+        inside = [boxes[own > 0] for boxes, own in zip(proposals, labels, strict=True)]
+        objects = [index[own > 0] for index, own in zip(matched, labels, strict=True)]
+        logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
+        one_class = [torch.zeros_like(target["labels"]) for target in targets]
+        masks = [target["masks"] for target in targets]
+        return {
+            "classification": classification_loss(
+                classifier(regions, vocabulary), all_labels, background_weight
+            ),
+            "box": box / len(all_labels),
+            "mask": maskrcnn_loss(logits.float(), inside, masks, one_class, objects),
+        }
+
+    def detect(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+        vocabularies: Sequence[Sequence[int]],
+    ) -> list[Targets]:
+        """Return detections per vocabulary and picture, best score first.
+
+        Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
+        "masks" (n, M, M), probabilities in the frame of the box. Regions are pooled once for all
+        vocabularies; what depends on a vocabulary is the softmax, then suppression per class.
+        """
+        regions, deltas = self.describe(features, proposals, image_sizes)
+        counts = [len(boxes) for boxes in proposals]
+        boxes = self.box_coder.decode(deltas, proposals)[:, 0].split(counts)
+        found = []
+        for vocabulary in vocabularies:
+            logits = self.box_predictor["classifier"](regions, vocabulary)
+            scores = logits.softmax(1)[:, 1:].split(counts)
+            detections = [
+                self._suppress(clip_boxes_to_image(b, size), s, torch.tensor(list(vocabulary)))
+                for b, s, size in zip(boxes, scores, image_sizes, strict=True)
+            ]
+            pooled = self.mask_roi_pool(features, [d["boxes"] for d in detections], image_sizes)
+            masks = self.mask_head(pooled)[:, 0].sigmoid()
+            per_image = masks.split([len(d["boxes"]) for d in detections])
+            found.append(
+                [{**d, "masks": own} for d, own in zip(detections, per_image, strict=True)]
+            )
+        return found
+
+    def _suppress(
+        self, boxes_xyxy: torch.Tensor, scores: torch.Tensor, vocabulary: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Turn boxes (R, 4) and scores (R, V) of one picture into its detections."""
+        usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
+        region, position = torch.where((scores > self.score_thresh) & usable[:, None])
+        scores, boxes = scores[region, position], boxes_xyxy[region]
+        kept = batched_nms(boxes, scores, position, self.nms_thresh)[: self.detections_per_img]
+        labels = vocabulary.to(boxes.device)[position[kept]]
+        return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}

