@@ -1,4 +1,4 @@
-"""A small convolutional trunk: the patch embedding of the small VLM and the backbone of the small detector.
+"""A small convolutional trunk: patch embedding of the small VLM, backbone of the small detector.
 
 Shape legend: N images, H W pixels. Strides 4 and 8 relative to the pixels given.
 """

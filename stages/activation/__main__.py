@@ -1,0 +1,95 @@
+"""Stage `activation`: activation maps of the objects that a shard's captions name."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from stages.activation.params import ActivationParams
+from stages.activation.rounds import iterate_masking
+from stages.activation.targets import find_targets
+from stages.common.captions import MentionFinder, read_captions
+from stages.common.categories import read_categories
+from stages.common.images import Picture, count_pictures, normalise_pixels, read_pictures
+from stages.common.params import read_section
+from stages.common.progress import track
+from stages.common.seeding import make_deterministic
+from stages.common.storage import write_tensors
+from stages.models.albef import load_albef
+
+DOWNLOAD = Path("data/download")
+MODEL = Path("data/vlm/model.safetensors")
+OUTPUT = Path("data/activation")
+
+
+def main(shard: str) -> None:
+    """Run the stage for one shard."""
+    params = read_section("activation", ActivationParams)
+    make_deterministic(0, "activation")
+    model, tokenizer = load_albef(MODEL)
+    if params.fusion_layer >= model.config.fusion_layers - 1:
+        raise ValueError(
+            f"params.yaml: activation.fusion_layer: {params.fusion_layer} is too high: the last of"
+            f" the {model.config.fusion_layers} fusion layers has no gradient at the words"
+        )
+    pictures = DOWNLOAD / f"images/train/{shard}.parquet"
+    captions = read_captions(DOWNLOAD / f"captions/train/{shard}.json")
+    finder = MentionFinder(read_categories(DOWNLOAD / "categories.json"))
+
+    image_ids, category_ids, maps, scores = [], [], [], []
+    total = count_pictures(pictures)
+    for batch in _batches(track(read_pictures(pictures), "activation", total), params.batch_size):
+        targets, classes = find_targets(
+            [captions.get(picture.image_id, []) for picture in batch], finder, tokenizer
+        )
+        if not classes:
+            continue  # counted below: images without a target
+        images = normalise_pixels(
+            np.stack([_square(picture.decode(), params.image_size) for picture in batch])
+        )
+        batch_maps, batch_scores = iterate_masking(model, images, targets, params)
+        image_ids += [batch[row].image_id for row in targets.image.tolist()]
+        category_ids += classes
+        maps.append(batch_maps.half())
+        scores.append(batch_scores)
+    without = total - len(set(image_ids))
+    if without > params.max_skipped_fraction * total:
+        raise ValueError(
+            f"{without} of {total} pictures of {pictures} have no caption that names a class, above"
+            " activation.max_skipped_fraction; check captions and forms in data/download"
+        )
+    write_tensors(
+        OUTPUT / f"{shard}.safetensors",
+        {
+            "image_id": torch.tensor(image_ids),
+            "category_id": torch.tensor(category_ids),
+            "maps": torch.cat(maps),
+            "matching_score": torch.cat(scores),
+        },
+        {"pictures": total, "pictures_without_target": without},
+    )
+
+
+def _square(image: np.ndarray, size: int) -> np.ndarray:
+    """Return (size, size, 3): the aspect is not kept, as in ALBEF."""
+    if image.shape[:2] == (size, size):
+        return image
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+
+
+def _batches(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
+    batch = []
+    for picture in pictures:
+        batch.append(picture)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

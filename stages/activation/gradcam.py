@@ -1,0 +1,56 @@
+"""GradCAM on a cross-attention layer: where the picture speaks for a word of its caption.
+
+Frame: maps have the patch grid of the model's square input, row 0 at the top.
+Shape legend: B images, M captions per image, L tokens, P = h·w patches, A heads.
+"""
+
+import torch
+
+from stages.models.albef import Albef
+
+
+def token_activation(
+    model: Albef, images: torch.Tensor, tokens: torch.Tensor, fusion_layer: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the activation of every caption token and the matching scores.
+
+    φ = X · max(∂S/∂X, 0), averaged over the heads, where X is the attention of the layer and S the
+    matching logit. Each caption's S depends on its own attention only, so one backward pass of the
+    sum gives all gradients; it starts at the matching head and stops at X, and the picture is
+    encoded once for all of its captions.
+
+    Args:
+        model: in evaluation mode.
+        images: normalised pixels float32 (B, 3, H, W).
+        tokens: token ids int64 (B, M, L), padded with 0; an all-padding row is a missing caption.
+        fusion_layer: 0-based index among the fusion layers. The last one has no gradient at the
+            words: only its [CLS] row reaches the matching head.
+
+    Returns:
+        phi float32 (B, M, L, h, w) ≥ 0, and the matching logit float32 (B, M).
+
+    Source: Mask-free OVIS eq. 1-3; the mean over heads is the official code's, the paper is silent.
+    """
+    with torch.no_grad():
+        context = model.fusion_context(model.encode_image(images))
+        flat = tokens.flatten(0, 1)
+        text = model.encode_text(flat)
+    with torch.enable_grad():
+        states, attentions = model.fuse(text.requires_grad_(), flat, context)
+        score = model.matching_score(states[-1]).float()
+        attention = attentions[fusion_layer]
+        (gradient,) = torch.autograd.grad(score.sum(), attention)
+    phi = (attention.detach().float() * gradient.float().clamp(min=0)).mean(1)
+    rows = images.shape[2] // _stride(images, phi)
+    return phi.view(*tokens.shape, rows, -1), score.detach().view(tokens.shape[:2])
+
+
+def _stride(images: torch.Tensor, phi: torch.Tensor) -> int:
+    """Return the side of a patch in pixels."""
+    return round((images.shape[2] * images.shape[3] / phi.shape[-1]) ** 0.5)
+
+
+def normalise_maps(maps: torch.Tensor) -> torch.Tensor:
+    """Stretch each map (…, h, w) to [0, 1]; a constant map becomes 0 instead of 0/0."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return torch.where(high > low, (maps - low) / (high - low).clamp(min=1e-12), 0.0)

@@ -1,0 +1,44 @@
+"""From captions to targets: which tokens of which caption name which class.
+
+Shape legend: B images, M captions per image, L tokens, T targets.
+"""
+
+import torch
+
+from stages.activation.rounds import Targets
+from stages.common.captions import MentionFinder, normalise
+from stages.models.tokenizer import CaptionTokenizer
+
+
+def find_targets(
+    captions: list[list[str]], finder: MentionFinder, tokenizer: CaptionTokenizer
+) -> tuple[Targets, list[int]]:
+    """Return the targets of a batch and the class id of each.
+
+    All mentions of a class in all captions of the picture count, multi-word names with all their
+    tokens. Targets are ordered by image, then by class id. A mention behind the tokeniser's limit
+    does not count.
+
+    Args:
+        captions: the captions of each image; an image may have none.
+        finder: of the classes wanted.
+        tokenizer: the model's.
+    """
+    most = max(1, max((len(group) for group in captions), default=1))
+    cleaned = [[normalise(caption) for caption in group] for group in captions]
+    padded = [caption for group in cleaned for caption in group + [""] * (most - len(group))]
+    tokens = tokenizer.encode(padded).view(len(captions), most, -1)
+    places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for row, group in enumerate(cleaned):
+        for column, caption in enumerate(group):
+            for mention in finder.find(caption):
+                where = tokenizer.tokens_at(caption, mention.start, mention.end)
+                key = (row, mention.category_id)
+                places.setdefault(key, []).extend((column, position) for position in where)
+    keys = sorted(key for key, where in places.items() if where)
+    weights = torch.zeros(len(keys), most, tokens.shape[2])
+    for index, key in enumerate(keys):
+        columns, positions = zip(*places[key], strict=True)
+        weights[index, list(columns), list(positions)] = 1.0
+    image = torch.tensor([row for row, _ in keys], dtype=torch.int64)
+    return Targets(tokens, image, weights), [category_id for _, category_id in keys]

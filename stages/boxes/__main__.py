@@ -1,0 +1,55 @@
+"""Stage `boxes`: one pseudo-box per named object of a shard, the best of its WSPN proposals."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from stages.boxes.params import BoxesParams
+from stages.boxes.select import binarise_otsu, choose_boxes
+from stages.common.activation_maps import pixel_maps
+from stages.common.boxes import clip_boxes
+from stages.common.coco import read_image_list
+from stages.common.params import read_section
+from stages.common.progress import track
+from stages.common.storage import read_table, read_tensors, write_table
+from stages.common.tables import boxes_by_image, boxes_table
+
+PICTURES = Path("data/download/images/train")
+RANKING = Path("data/ranking")
+ACTIVATION = Path("data/activation")
+OUTPUT = Path("data/boxes")
+
+
+def main(shard: str) -> None:
+    """Run the stage for one shard."""
+    params = read_section("boxes", BoxesParams)
+    found, _ = read_tensors(ACTIVATION / f"{shard}.safetensors")
+    entries = read_image_list(PICTURES / f"{shard}.parquet")
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in entries}
+    proposals = boxes_by_image(read_table(RANKING / f"{shard}.parquet"))
+    image_ids = found["image_id"].numpy()
+    cells = found["maps"][:, -1 if params.activation_round == "last" else 0].float().numpy()
+
+    boxes = np.zeros((len(image_ids), 4), np.float32)
+    scores = np.zeros(len(image_ids), np.float32)
+    for image_id in track(np.unique(image_ids).tolist(), "boxes"):
+        if image_id not in proposals:
+            raise ValueError(
+                f"{RANKING / shard}.parquet has no proposal for picture {image_id}; rerun `ranking`"
+            )
+        rows = np.flatnonzero(image_ids == image_id)
+        candidates = clip_boxes(proposals[image_id][: params.top_k], sizes[image_id])
+        maps = pixel_maps(cells[rows], sizes[image_id], params.smoothing)
+        if params.binarise == "otsu":
+            maps = binarise_otsu(maps)
+        best, scores[rows] = choose_boxes(maps, candidates, params.area_power)
+        boxes[rows] = candidates[best]
+    write_table(
+        OUTPUT / f"{shard}.parquet",
+        boxes_table(image_ids, boxes, category_id=found["category_id"].numpy(), score=scores),
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,77 @@
+"""Stage `masks`: the pseudo-mask of every pseudo-box of a shard."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from stages.common.activation_maps import pixel_maps
+from stages.common.boxes import xyxy_to_xywh
+from stages.common.images import read_pictures
+from stages.common.masks import encode_mask
+from stages.common.params import read_section, read_seed
+from stages.common.progress import track
+from stages.common.seeding import make_deterministic, torch_generator
+from stages.common.storage import read_table, read_tensors, write_json
+from stages.common.tables import table_boxes
+from stages.masks.params import MasksParams
+from stages.masks.segment import Crops, join_crops, make_crops, paste_mask, segment_crops
+
+PICTURES = Path("data/download/images/train")
+ACTIVATION = Path("data/activation")
+BOXES = Path("data/boxes")
+OUTPUT = Path("data/masks")
+
+
+def main(shard: str) -> None:
+    """Run the stage for one shard."""
+    params, seed = read_section("masks", MasksParams), read_seed()
+    make_deterministic(seed, "masks", threads=1)
+    table = read_table(BOXES / f"{shard}.parquet")
+    found, _ = read_tensors(ACTIVATION / f"{shard}.safetensors")
+    cells = found["maps"][:, -1 if params.activation_round == "last" else 0].float().numpy()
+    image_ids, boxes = table["image_id"].to_numpy(), table_boxes(table)
+    category_ids, scores = table["category_id"].to_pylist(), table["score"].to_pylist()
+    if not np.array_equal(image_ids, found["image_id"].numpy()):
+        raise ValueError(f"{BOXES} and {ACTIVATION} of shard {shard} differ; rerun stage `boxes`")
+
+    results: list[dict] = []
+    waiting: list[tuple[np.ndarray, tuple[int, int], Crops]] = []
+
+    def finish() -> None:
+        crops = join_crops([crops for _, _, crops in waiting])
+        logits = segment_crops(crops, params, torch_generator(seed, "masks"))
+        rows = np.concatenate([rows for rows, _, _ in waiting])
+        sizes = [image_hw for rows, image_hw, _ in waiting for _ in rows]
+        for row, image_hw, logit in zip(rows, sizes, logits, strict=True):
+            mask = paste_mask(logit, boxes[row], image_hw, params.context, params.largest_component)
+            results.append(
+                {
+                    "image_id": int(image_ids[row]),
+                    "category_id": category_ids[row],
+                    "bbox": xyxy_to_xywh(boxes[row : row + 1])[0].tolist(),
+                    "score": round(scores[row], 6),
+                    "area": int(mask.sum()),
+                    "segmentation": encode_mask(mask),
+                    "iscrowd": 0,
+                }
+            )
+        waiting.clear()
+
+    wanted = set(image_ids.tolist())
+    for picture in track(read_pictures(PICTURES / f"{shard}.parquet"), "masks", len(wanted)):
+        if picture.image_id not in wanted:
+            continue  # no caption of it names a class: stage activation has counted it
+        rows = np.flatnonzero(image_ids == picture.image_id)
+        image = picture.decode()
+        maps = pixel_maps(cells[rows], image.shape[:2], params.smoothing)
+        waiting.append((rows, image.shape[:2], make_crops(image, maps, boxes[rows], params)))
+        if sum(len(rows) for rows, _, _ in waiting) >= params.batch_size:
+            finish()
+    if waiting:
+        finish()
+    write_json(OUTPUT / f"{shard}.json", results, indent=None)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,92 @@
+"""Crops around the pseudo-boxes, and the pixels of them that are labelled before training.
+
+Frame: a crop is the pseudo-box widened by `context` on every side, resampled to a square.
+Shape legend: K objects, S pixels a side of the crop, H W pixels of the picture.
+"""
+
+import torch
+from torchvision.ops import roi_align
+
+from stages.masks.params import MasksParams, SeedParams
+
+
+def widen_boxes(boxes_xyxy: torch.Tensor, context: float) -> torch.Tensor:
+    """Return boxes (K, 4) grown by `context` of their width and height on every side."""
+    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    return torch.cat(
+        [boxes_xyxy[:, :2] - context * sides, boxes_xyxy[:, 2:] + context * sides], dim=1
+    )
+
+
+def cut_crops(image: torch.Tensor, widened_xyxy: torch.Tensor, size: int) -> torch.Tensor:
+    """Return crops (K, C, S, S) of one picture (C, H, W); outside the picture is 0."""
+    rows = torch.cat([torch.zeros(len(widened_xyxy), 1), widened_xyxy], dim=1)
+    return roi_align(image[None], rows, size, sampling_ratio=2, aligned=True)
+
+
+def inside_box(size: int, context: float) -> torch.Tensor:
+    """Return bool (S, S): the crop's pixels that lie in the box itself."""
+    place = (torch.arange(size) + 0.5) / size * (1 + 2 * context) - context
+    within = (place > 0) & (place < 1)
+    return within[:, None] & within[None, :]
+
+
+def label_pixels(
+    activation: torch.Tensor, inside: torch.Tensor, params: SeedParams, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which pixels are labelled object and background, bool (K, S, S) each.
+
+    The paper labels the Z most activated pixels in the box as object and the Z least activated as
+    background; Z is a share of the box here, so that it does not depend on the object's size. The
+    official code draws the object's pixels at random among the activated ones and takes the
+    border of the box for background. What lies outside the box is background in both.
+
+    Args:
+        activation: Φ in the crops, float32 (K, S, S).
+        inside: bool (S, S) from `inside_box`.
+        params: section masks.seeds.
+        generator: for the random draw.
+
+    Source: Mask-free OVIS §3.3, F_z and B_z.
+    """
+    within = activation[:, inside]
+    count = within.shape[1]
+    wanted = max(1, round(params.foreground_share * count))
+    if params.foreground == "most_activated":
+        chosen = _highest(within, wanted)
+    else:
+        active = within >= within.mean(1, keepdim=True)
+        draw = torch.rand(1, count, generator=generator)  # one for all: no mask depends on others
+        chosen = _highest(draw + active, wanted) & active
+    foreground = torch.zeros_like(activation, dtype=torch.bool)
+    foreground[:, inside] = chosen
+    if params.background == "least_activated":
+        lowest = _highest(-within, max(1, round(params.background_share * count)))
+        background = torch.zeros_like(foreground)
+        background[:, inside] = lowest & ~chosen
+    else:
+        background = (inside & ~_erode(inside)).expand_as(foreground) & ~foreground
+    return foreground, background | ~inside
+
+
+def _highest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Return bool (K, N): the `count` highest of each row; exact whatever ties there are."""
+    chosen = torch.zeros_like(values, dtype=torch.bool)
+    order = values.argsort(1, descending=True, stable=True)[:, :count]
+    return chosen.scatter_(1, order, True)
+
+
+def _erode(inside: torch.Tensor) -> torch.Tensor:
+    """Return the box without its outermost pixels."""
+    padded = torch.nn.functional.pad(inside, (1, 1, 1, 1))
+    return inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def network_input(crops: torch.Tensor, params: MasksParams) -> torch.Tensor:
+    """Return the crops (K, C, S, S), with two channels of pixel coordinates if params say so."""
+    if not params.coordinates:
+        return crops
+    ramp = torch.linspace(-1, 1, crops.shape[-1])
+    rows, columns = torch.meshgrid(ramp, ramp, indexing="ij")
+    grid = torch.stack([columns, rows]).expand(len(crops), -1, -1, -1)
+    return torch.cat([crops, grid], dim=1)

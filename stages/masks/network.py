@@ -1,0 +1,111 @@
+"""The weakly supervised segmentation network: a three-layer CNN per object, trained on that object.
+
+K networks with their own weights run as one: a convolution is a batched matrix product of unfolded
+patches, so the cost per object is that of the arithmetic and not of K small programs.
+
+Shape legend: K objects, C channels in, F channels within, S pixels a side.
+"""
+
+import torch
+from torch.nn import functional
+
+
+def init_weights(
+    objects: int, inputs: int, channels: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Return the weights of K networks, all of them starting from the same draw.
+
+    The same start for all makes an object's mask independent of the batch it is trained in.
+    """
+
+    def draw(outputs: int, fan_in: int) -> torch.Tensor:
+        weights = torch.randn(1, outputs, fan_in, generator=generator) * (2 / fan_in) ** 0.5
+        return weights.repeat(objects, 1, 1)
+
+    return {
+        "weight1": draw(channels, inputs * 9),
+        "bias1": torch.zeros(objects, channels, 1),
+        "weight2": draw(channels, channels * 9),
+        "bias2": torch.zeros(objects, channels, 1),
+        "weight3": draw(1, channels),
+        "bias3": torch.zeros(objects, 1, 1),
+    }
+
+
+def forward(weights: dict[str, torch.Tensor], columns: torch.Tensor, size: int) -> torch.Tensor:
+    """Return object logits (K, S, S) of unfolded input (K, C·9, S·S)."""
+    first = functional.relu(torch.baddbmm(weights["bias1"], weights["weight1"], columns))
+    unfolded = functional.unfold(first.unflatten(2, (size, size)), 3, padding=1)
+    second = functional.relu(torch.baddbmm(weights["bias2"], weights["weight2"], unfolded))
+    logits = torch.baddbmm(weights["bias3"], weights["weight3"], second)
+    return logits.view(len(logits), size, size)
+
+
+def seed_loss(
+    logits: torch.Tensor,
+    foreground: torch.Tensor,
+    background: torch.Tensor,
+    inside: torch.Tensor,
+    self_training: float,
+) -> torch.Tensor:
+    """Return the loss (K,) of each object: two cross-entropies over the labelled pixels.
+
+    Background pixels in the box and around it weigh the same in sum. With `self_training` the
+    other pixels in the box are drawn to their own prediction, as in the official code.
+
+    Source: Mask-free OVIS §3.3, L_wss; means instead of sums, so that seed counts do not matter.
+    """
+    object_loss = _mean(functional.softplus(-logits), foreground)
+    rest = functional.softplus(logits)
+    own_side = _mean(rest, background & inside)
+    around = _mean(rest, background & ~inside)
+    loss = object_loss + (own_side + around) / 2
+    if self_training > 0:
+        unlabelled = inside & ~foreground & ~background
+        loss = loss + self_training * _mean(functional.softplus(-logits.abs()), unlabelled)
+    return loss
+
+
+def _mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    return (values * where).sum((1, 2)) / where.sum((1, 2)).clamp(min=1)
+
+
+def train_networks(
+    inputs: torch.Tensor,
+    foreground: torch.Tensor,
+    background: torch.Tensor,
+    inside: torch.Tensor,
+    channels: int,
+    steps: int,
+    learning_rate: float,
+    self_training: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Train K networks with Adam and return their logits (K, S, S) after the last step.
+
+    Args:
+        inputs: (K, C, S, S).
+        foreground: labelled object pixels, bool (K, S, S).
+        background: labelled background pixels, bool (K, S, S).
+        inside: pixels of the box itself, bool (S, S).
+        channels: F.
+        steps: of the optimiser.
+        learning_rate: of the optimiser.
+        self_training: weight of the third loss term.
+        generator: of the common start.
+    """
+    size = inputs.shape[-1]
+    columns = functional.unfold(inputs, 3, padding=1)
+    weights = init_weights(len(inputs), inputs.shape[1], channels, generator)
+    for tensor in weights.values():
+        tensor.requires_grad_()
+    optimizer = torch.optim.Adam(list(weights.values()), learning_rate)
+    for _ in range(steps):
+        loss = seed_loss(
+            forward(weights, columns, size), foreground, background, inside, self_training
+        )
+        optimizer.zero_grad()
+        loss.sum().backward()  # networks are independent: the sum gives each its own gradient
+        optimizer.step()
+    with torch.no_grad():
+        return forward(weights, columns, size)

@@ -1,0 +1,122 @@
+"""From pseudo-boxes to pseudo-masks.
+
+Frame: boxes in pixels of the picture; masks bool (H, W).
+Shape legend: K objects, S pixels a side of a crop, H W pixels.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from stages.common.images import normalise_pixels
+from stages.masks.crops import cut_crops, inside_box, label_pixels, network_input, widen_boxes
+from stages.masks.network import train_networks
+from stages.masks.params import MasksParams
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Objects ready for segmentation; K of one picture, or of many after `join_crops`."""
+
+    pixels: torch.Tensor  # (K, 3, S, S)
+    activation: torch.Tensor  # (K, S, S)
+    boxes_xyxy: np.ndarray  # (K, 4)
+
+
+def make_crops(
+    image: np.ndarray, activation: np.ndarray, boxes_xyxy: np.ndarray, params: MasksParams
+) -> Crops:
+    """Return the crops of one picture's objects.
+
+    Args:
+        image: uint8 (H, W, 3).
+        activation: Φ per object at pixel resolution, float32 (K, H, W).
+        boxes_xyxy: float32 (K, 4).
+        params: section masks.
+    """
+    widened = widen_boxes(torch.from_numpy(boxes_xyxy), params.context)
+    pixels = cut_crops(normalise_pixels(image[None])[0], widened, params.crop_size)
+    maps = torch.cat(
+        [
+            cut_crops(torch.from_numpy(m)[None], box[None], params.crop_size)[:, 0]
+            for m, box in zip(activation, widened, strict=True)
+        ]
+    )
+    return Crops(pixels, maps, boxes_xyxy)
+
+
+def join_crops(parts: list[Crops]) -> Crops:
+    """Return the objects of several pictures as one batch."""
+    return Crops(
+        torch.cat([part.pixels for part in parts]),
+        torch.cat([part.activation for part in parts]),
+        np.concatenate([part.boxes_xyxy for part in parts]),
+    )
+
+
+def segment_crops(crops: Crops, params: MasksParams, generator: torch.Generator) -> np.ndarray:
+    """Return object logits float32 (K, S, S): above 0 is object.
+
+    `method: box` calls every pixel object, and `threshold` those whose activation exceeds
+    `masks.threshold`: the two simple masks that the network must beat.
+    """
+    if params.method == "box":
+        return np.ones(crops.activation.shape, np.float32)
+    if params.method == "threshold":
+        return (crops.activation - params.threshold).numpy()
+    inside = inside_box(params.crop_size, params.context)
+    foreground, background = label_pixels(crops.activation, inside, params.seeds, generator)
+    return train_networks(
+        network_input(crops.pixels, params),
+        foreground,
+        background,
+        inside,
+        params.channels,
+        params.steps,
+        params.learning_rate,
+        params.self_training,
+        generator,
+    ).numpy()
+
+
+def paste_mask(
+    logits: np.ndarray,
+    box_xyxy: np.ndarray,
+    image_hw: tuple[int, int],
+    context: float,
+    largest_component: bool,
+) -> np.ndarray:
+    """Return the mask bool (H, W) of one object: its logits resampled, cut at 0 and to the box."""
+    height, width = image_hw
+    size = logits.shape[0]
+    x0, y0, x1, y1 = widen_boxes(torch.from_numpy(box_xyxy)[None], context)[0].tolist()
+    scale_x, scale_y = size / (x1 - x0), size / (y1 - y0)
+    # Pixel centres: crop coordinate u of picture coordinate x is (x + 0.5 - x0) * scale - 0.5.
+    to_crop = np.array(
+        [
+            [scale_x, 0, (0.5 - x0) * scale_x - 0.5],
+            [0, scale_y, (0.5 - y0) * scale_y - 0.5],
+        ]
+    )
+    full = cv2.warpAffine(
+        logits,
+        to_crop,
+        (width, height),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    left, top, right, bottom = np.rint(box_xyxy).astype(int)
+    mask = np.zeros(image_hw, bool)
+    window = np.s_[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+    mask[window] = full[window] > 0
+    return keep_largest(mask) if largest_component else mask
+
+
+def keep_largest(mask: np.ndarray) -> np.ndarray:
+    """Return the largest 8-connected part of a mask; an empty mask stays empty."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    if count <= 2:
+        return mask
+    return labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()

@@ -1,0 +1,30 @@
+"""Stage `vocabulary`: text embeddings of all base and novel class names."""
+
+from pathlib import Path
+
+from stages.common.categories import read_categories
+from stages.common.params import read_section
+from stages.common.seeding import make_deterministic
+from stages.common.storage import write_tensors
+from stages.models.albef import load_albef
+from stages.vocabulary.embed import embed_categories
+from stages.vocabulary.params import VocabularyParams
+
+CATEGORIES = Path("data/download/categories.json")
+MODEL = Path("data/vlm/model.safetensors")
+OUTPUT = Path("data/vocabulary/embeddings.safetensors")
+
+
+def main() -> None:
+    """Run the stage."""
+    params = read_section("vocabulary", VocabularyParams)
+    make_deterministic(0, "vocabulary", threads=1)
+    model, tokenizer = load_albef(MODEL)
+    categories = read_categories(CATEGORIES)
+    embeddings = embed_categories(model, tokenizer, categories, params)
+    names = [category.name for category in categories]
+    write_tensors(OUTPUT, {"embeddings": embeddings}, {"names": names})
+
+
+if __name__ == "__main__":
+    main()
