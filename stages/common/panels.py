@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.colors import hsv_to_rgb
 
 GROUND = 246  # grey of the letterbox, just off the sheet's white
+RIM = (20, 20, 20)  # around coloured lines, for objects of the same colour
 GOLDEN_RATIO = 0.618033988749895  # steps of it round the hue circle keep successive classes apart
 
 Colour = tuple[int, int, int]
@@ -83,14 +84,15 @@ def paint_mask(pixels: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarr
     painted = pixels.copy()
     painted[shown] = np.rint(0.55 * pixels[shown] + 0.45 * np.array(colour)).astype(np.uint8)
     contours, _ = cv2.findContours(shown.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(painted, contours, -1, RIM, 3, cv2.LINE_AA)
     return cv2.drawContours(painted, contours, -1, colour, 2, cv2.LINE_AA)
 
 
 def paint_box(pixels: np.ndarray, box_xyxy: np.ndarray, image_hw: tuple, colour: Colour) -> None:
-    """Draw a box (x0, y0, x1, y1) of the image on its panel, with a dark rim to lift it."""
+    """Draw a box (x0, y0, x1, y1) of the image on its panel."""
     x0, y0, x1, y1 = np.rint(panel_box(box_xyxy, image_hw, pixels.shape[0])).astype(int).tolist()
     corners = (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0))
-    cv2.rectangle(pixels, *corners, (20, 20, 20), 4, cv2.LINE_AA)
+    cv2.rectangle(pixels, *corners, RIM, 4, cv2.LINE_AA)
     cv2.rectangle(pixels, *corners, colour, 2, cv2.LINE_AA)
 
 

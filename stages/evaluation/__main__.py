@@ -1,0 +1,109 @@
+"""Measure detectors on held-out pictures.
+
+`python -m stages.evaluation detector=data/detector/model.safetensors [more=…] [--output folder]
+[--training-objects detector]`: any number of name=weights; the last option also measures that model
+on the pictures it was trained on. Writes metrics.json, report.json, per_class.csv, pr_<kind>.csv,
+predictions_<name>.json and montage.png.
+"""
+
+import argparse
+import re
+from functools import partial
+from pathlib import Path
+
+from stages.common.categories import read_categories
+from stages.common.coco import group_by_image
+from stages.common.images import count_pictures, read_pictures
+from stages.common.montage import write_png
+from stages.common.params import read_section, read_seed, read_shards
+from stages.common.progress import track
+from stages.common.seeding import make_deterministic, numpy_generator
+from stages.common.storage import read_json, write_json, write_rows
+from stages.evaluation import figure, self_training, summary
+from stages.evaluation.average_precision import KINDS
+from stages.evaluation.detections import Predict, detect
+from stages.evaluation.params import EvaluationParams
+from stages.evaluation.protocols import describe_trials, make_trials
+from stages.models.mask_rcnn import load_detector, predict
+
+DATA = Path("data")
+DOWNLOAD = DATA / "download"
+
+
+def main() -> None:
+    """Evaluate every model named on the command line."""
+    models, output, training_model = _read_arguments()
+    params, seed = read_section("evaluation", EvaluationParams), read_seed()
+    make_deterministic(seed, "evaluation")
+    categories = read_categories(DOWNLOAD / "categories.json")
+    truth = read_json(DOWNLOAD / f"ground_truth/{params.split}.json")
+    trials = make_trials(truth, categories)
+    shard = DOWNLOAD / f"images/{params.split}.parquet"
+
+    detections, scores, metrics = {}, {}, {}
+    for name, weights in models.items():
+        predictor = partial(predict, load_detector(weights))
+        pictures = track(read_pictures(shard), f"evaluation, {name}", count_pictures(shard))
+        found = detect(predictor, pictures, trials, params)
+        detections[name] = found[0]
+        scores[name] = summary.score(trials, found, params.max_detections)
+        metrics[name] = summary.make_metrics(scores[name])
+        if name == training_model:
+            metrics[name]["training_objects"] = _measure_training(predictor, params, seed)
+        write_json(output / f"predictions_{name}.json", found[0], indent=None)
+    write_json(output / "metrics.json", metrics)
+    write_json(output / "report.json", describe_trials(truth, trials))
+    write_rows(output / "per_class.csv", summary.per_class_rows(scores, categories))
+    for kind in KINDS:
+        write_rows(output / f"pr_{kind}.csv", summary.precision_recall_rows(scores, kind))
+    random = numpy_generator(seed, "evaluation montage")
+    chosen = figure.choose_images(trials[0], params.montage_pictures, random)
+    images = {p.image_id: (p.file_name, p.decode()) for p in _read_some(set(chosen), shard)}
+    examples = figure.make_examples(images, trials[0], detections, params.montage_min_score)
+    sheet = figure.draw_montage(examples, categories, params.montage_min_score)
+    write_png(output / "montage.png", sheet)
+    for name, own in metrics.items():
+        novel = own["generalized"]["novel"]
+        print(f"{name}: novel AP50 {novel['bbox']['AP50']} box, {novel['segm']['AP50']} mask")
+
+
+def _measure_training(predictor: Predict, params: EvaluationParams, seed: int) -> dict:
+    labels = read_json(DATA / "labels/pseudo_annotations.json")["annotations"]
+    truth = read_json(DOWNLOAD / "ground_truth/train.json")["annotations"]
+    annotations = group_by_image(labels)
+    random = numpy_generator(seed, "evaluation on training objects")
+    chosen = self_training.choose_images(annotations, params.training_images, random)
+    shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
+    return self_training.measure_training_objects(
+        predictor,
+        track(_read_some(chosen, *shards), "evaluation, training pictures", len(chosen)),
+        annotations,
+        group_by_image(truth),
+        read_categories(DOWNLOAD / "categories.json"),
+        params,
+    )
+
+
+def _read_some(image_ids: set[int], *shards: Path) -> list:
+    return [picture for picture in read_pictures(*shards) if picture.image_id in image_ids]
+
+
+def _read_arguments() -> tuple[dict[str, Path], Path, str | None]:
+    parser = argparse.ArgumentParser(prog="python -m stages.evaluation")
+    parser.add_argument("models", nargs="+", metavar="name=weights")
+    parser.add_argument("--output", type=Path, default=DATA / "evaluation")
+    parser.add_argument("--training-objects", metavar="name")
+    arguments = parser.parse_args()
+    models: dict[str, Path] = {}
+    for given in arguments.models:
+        name, _, weights = given.partition("=")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not weights or name in models:
+            parser.error(f"'{given}': expected name=weights, each name once, of letters a-z 0-9 _")
+        models[name] = Path(weights)
+    if arguments.training_objects not in (None, *models):
+        parser.error(f"--training-objects {arguments.training_objects}: one of {sorted(models)}")
+    return models, arguments.output, arguments.training_objects
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""COCO's average precision of boxes and masks, by pycocotools, for any group of classes.
+
+Shape legend: T = 10 IoU thresholds .50:.05:.95, P = 101 recall points, K classes.
+"""
+
+from contextlib import redirect_stdout
+from io import StringIO
+from typing import Literal
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from stages.evaluation.protocols import Trial, in_group
+
+Kind = Literal["bbox", "segm"]
+KINDS: tuple[Kind, ...] = ("bbox", "segm")
+EVERY_SIZE = [0.0, 1e10]  # square pixels
+NO_OBJECTS = -1.0  # what pycocotools calls the precision of a class without objects
+
+
+def precision_table(
+    trial: Trial, detections: list[dict], kind: Kind, max_detections: int
+) -> np.ndarray:
+    """Return precision float64 (T, P, K) in [0, 1], -1 for classes without objects.
+
+    Args:
+        trial: vocabulary and ground truth; its crowds are ignored, as COCO does.
+        detections: COCO results with bbox, segmentation and score, of the trial's pictures.
+        kind: compare boxes or masks.
+        max_detections: how many of a picture and class count, best first.
+    """
+    with redirect_stdout(StringIO()):
+        judge = COCOeval(_coco(trial, trial.annotations), _coco(trial, detections), kind)
+        judge.params.imgIds = sorted(trial.image_ids)
+        judge.params.catIds = [category.id for category in trial.categories]
+        judge.params.maxDets = [max_detections]
+        judge.params.areaRng, judge.params.areaRngLbl = [EVERY_SIZE], ["all"]
+        judge.evaluate()
+        judge.accumulate()
+    return judge.eval["precision"][..., 0, 0]
+
+
+def _coco(trial: Trial, annotations: list[dict]) -> COCO:
+    """Return pycocotools' index; its `loadRes` would fail on an empty list of detections."""
+    coco = COCO()
+    coco.dataset = {
+        "images": trial.images,
+        "annotations": [
+            {"area": annotation["bbox"][2] * annotation["bbox"][3], "iscrowd": 0, **annotation}
+            | {"id": number}
+            for number, annotation in enumerate(annotations, 1)  # an id of 0 would mean no match
+        ],
+        "categories": [{"id": category.id} for category in trial.categories],
+    }
+    coco.createIndex()
+    return coco
+
+
+def group_precision(precision: np.ndarray, trial: Trial, group: str) -> np.ndarray:
+    """Return the part (T, P, K') of the table: classes of the group that have objects."""
+    members = [in_group(category, (group,)) for category in trial.categories]
+    table = precision[:, :, members]
+    return table[:, :, (table > NO_OBJECTS).all(axis=(0, 1))]
+
+
+def average_precision(precision: np.ndarray) -> dict[str, float]:
+    """Return AP (mean over IoU .50:.95) and AP50 in percent, -1 for a table of no classes."""
+    if not precision.size:
+        return {"AP": NO_OBJECTS, "AP50": NO_OBJECTS}
+    return {
+        "AP": round(100 * float(precision.mean()), 3),
+        "AP50": round(100 * float(precision[0].mean()), 3),
+    }

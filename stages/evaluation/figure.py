@@ -1,0 +1,102 @@
+"""The montage: ground truth and each detector's predictions side by side."""
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import numpy as np
+
+from stages.common.categories import Category
+from stages.common.coco import group_by_image
+from stages.common.masks import decode_mask
+from stages.common.montage import Row, draw_sheet
+from stages.common.panels import Panel, Tag, class_colour, paint_mask, panel_box, show_image
+from stages.evaluation.protocols import Trial
+
+SIDE = 320  # of a panel, pixels
+WORDS_WIDTH = 144  # of the column of words
+NOVEL_MARK = "★"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture RGB uint8 (H, W, 3), its objects, and each detector's results by its name."""
+
+    image: np.ndarray
+    file_name: str
+    objects: list[dict]
+    results: dict[str, list[dict]]
+
+
+def choose_images(trial: Trial, number: int, random: np.random.Generator) -> list[int]:
+    """Return the ids of `number` pictures, drawn blindly from those with a novel object, if any."""
+    novel = {category.id for category in trial.categories if category.split == "novel"}
+    with_novel = {a["image_id"] for a in trial.annotations if a["category_id"] in novel}
+    candidates = sorted(with_novel or trial.image_ids)
+    return random.permutation(candidates)[:number].tolist()
+
+
+def make_examples(
+    images: dict[int, tuple[str, np.ndarray]],
+    trial: Trial,
+    detections: dict[str, list[dict]],
+    min_score: float,
+) -> list[Example]:
+    """Put together pictures (image id → file name and pixels), objects and predictions to show."""
+    truth = group_by_image(trial.annotations)
+    by_model = {
+        model: group_by_image(result for result in results if result["score"] >= min_score)
+        for model, results in detections.items()
+    }
+    return [
+        Example(
+            image,
+            file_name,
+            [a for a in truth.get(image_id, []) if not a.get("iscrowd", 0)],
+            {model: found.get(image_id, []) for model, found in by_model.items()},
+        )
+        for image_id, (file_name, image) in images.items()
+    ]
+
+
+def draw_montage(
+    examples: list[Example], categories: list[Category], min_score: float
+) -> np.ndarray:
+    """Return the sheet RGB uint8, one row per picture."""
+    return draw_sheet(
+        "Predictions on held-out pictures",
+        f"Drawn blindly from the pictures with a novel object. Generalized protocol, scores of"
+        f" {min_score:.2f} and more. {NOVEL_MARK} novel class.",
+        ["ground truth", *examples[0].results],
+        [_row(example, categories) for example in examples],
+        WORDS_WIDTH,
+    )
+
+
+def _row(example: Example, categories: list[Category]) -> Row:
+    novel = {category.id for category in categories if category.split == "novel"}
+    num_novel = sum(instance["category_id"] in novel for instance in example.objects)
+    words = [f"{len(example.objects)} objects,", f"{num_novel} of novel classes"]
+    panels = [_instances(example.image, example.objects, categories)]
+    panels += [_instances(example.image, found, categories) for found in example.results.values()]
+    return Row(panels, _short(PurePath(example.file_name).stem), lines=[" ".join(words)])
+
+
+def _short(stem: str) -> str:
+    return stem if len(stem) <= 12 else f"…{stem[-11:]}"
+
+
+def _instances(image: np.ndarray, instances: list[dict], categories: list[Category]) -> Panel:
+    """Paint the masks in the colours of their classes, the most certain on top."""
+    image_hw, places = image.shape[:2], {c.id: k for k, c in enumerate(categories)}
+    pixels, tags = show_image(image, SIDE), []
+    for instance in reversed(instances):
+        colour = class_colour(places[instance["category_id"]])
+        pixels = paint_mask(pixels, decode_mask(instance["segmentation"], image_hw), colour)
+    for instance in instances:
+        category = categories[places[instance["category_id"]]]
+        star = f"{NOVEL_MARK} " if category.split == "novel" else ""
+        certainty = f" {instance['score']:.2f}" if "score" in instance else ""
+        x, y, *_ = panel_box([*instance["bbox"][:2], 0, 0], image_hw, SIDE)
+        colour = class_colour(places[category.id])
+        tags.append(Tag(f"{star}{category.name}{certainty}", x, y, colour))
+    return Panel(pixels, tags)

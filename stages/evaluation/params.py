@@ -1,0 +1,20 @@
+"""Section `evaluation` of params.yaml."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from stages.common.params import Section
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class EvaluationParams(Section):
+    """What the detectors are measured on, and which of their detections count."""
+
+    split: Literal["test", "val"]
+    min_score: Fraction
+    max_detections: Annotated[int, Field(ge=1)]
+    training_images: Annotated[int, Field(ge=1)]
+    montage_pictures: Annotated[int, Field(ge=1, le=50)]
+    montage_min_score: Fraction
