@@ -72,7 +72,7 @@ def label_pixels(
 def _highest(values: torch.Tensor, count: int) -> torch.Tensor:
     """Return bool (K, N): the `count` highest of each row; exact whatever ties there are."""
     chosen = torch.zeros_like(values, dtype=torch.bool)
-    order = values.argsort(1, descending=True, stable=True)[:, :count]
+    order = values.argsort(dim=1, descending=True, stable=True)[:, :count]
     return chosen.scatter_(1, order, True)
 
 

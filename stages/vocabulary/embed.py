@@ -27,7 +27,7 @@ def embed_categories(
 def _embed(
     model: Albef, tokenizer: CaptionTokenizer, category: Category, params: VocabularyParams
 ) -> torch.Tensor:
-    names = [category.name.lower()] + sorted(set(category.forms) - {category.name.lower()})
+    names = [category.name.lower(), *sorted(set(category.forms) - {category.name.lower()})]
     prompts, places = [], []
     for name in names if params.all_forms else names[:1]:
         for template in params.templates:
