@@ -142,16 +142,14 @@ def _set_words(setter: _TypeSetter, row: Row, y: int, width: int, height: int) -
 
 
 def _set_tags(setter: _TypeSetter, tags: list[Tag], x: int, y: int, side: int) -> None:
-    """Set the tags of a panel inside it, each moved down until it covers no earlier one."""
+    """Set the tags of a panel inside it, each moved as little as keeps it off the earlier ones."""
     points, height, taken = 8, 18, []
     for tag in tags:
         width = setter.measure(tag.text, points) + 8
         left = float(np.clip(tag.x, 2, max(side - width - 2, 2)))
         top = float(np.clip(tag.y - height, 2, side - height - 2))
-        places = [top + height * k for k in range(side // height)]
-        places += [top - height * k for k in range(1, side // height)]
-        inside = [place for place in places if 2 <= place <= side - height - 2]
-        free = [p for p in inside if not any(_cover(left, p, width, height, t) for t in taken)]
+        places = sorted(range(2, side - height - 1), key=lambda place: abs(place - top))
+        free = [p for p in places if not any(_cover(left, p, width, height, t) for t in taken)]
         top = (free or [top])[0]
         taken.append((left, top, width, height))
         setter.set(tag.text, x + left + 4, y + top + 4, points, ground=tag.colour)
