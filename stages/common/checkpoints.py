@@ -36,10 +36,11 @@ def fingerprint(settings: Any, inputs: Iterable[Path]) -> str:
 class Checkpoint:
     """The resume point of one run; without a name it does nothing."""
 
-    def __init__(self, name: str | None, seconds_between: float = SECONDS_BETWEEN) -> None:
+    def __init__(self, name: str | None, seconds_between: float | None = None) -> None:
         """Keep the state in ROOT/name, saved when `seconds_between` have passed since the last."""
         self._file = None if name is None else ROOT / name / "state.safetensors"
-        self._seconds, self._last = seconds_between, time.monotonic()
+        self._seconds = SECONDS_BETWEEN if seconds_between is None else seconds_between
+        self._last = time.monotonic()
 
     def save(
         self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, facts: Any

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from stages.common.images import PIXEL_MEAN, PIXEL_STD
@@ -25,7 +24,7 @@ from stages.common.storage import read_tensors, write_tensors
 from stages.models.detector_settings import NetworkParams, Part
 from stages.models.mask_pasting import paste_masks
 from stages.models.pyramid import build_backbone
-from stages.models.region_heads import MaskHead, ProposalNetwork, RegionHeads, Targets
+from stages.models.region_heads import MaskHead, ProposalHead, ProposalNetwork, RegionHeads, Targets
 from stages.models.region_pooling import PyramidPooling
 from stages.models.text_classifier import TextClassifier
 
@@ -150,7 +149,7 @@ def _proposal_network(params: NetworkParams, width: int) -> ProposalNetwork:
     )
     return ProposalNetwork(
         anchors,
-        RPNHead(width, anchors.num_anchors_per_location()[0]),
+        ProposalHead(width, anchors.num_anchors_per_location()[0]),
         proposals.positive_iou,
         proposals.negative_iou,
         proposals.anchors_per_image,

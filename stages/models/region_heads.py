@@ -13,13 +13,25 @@ import torch
 from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
-from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from stages.models.text_classifier import TextClassifier, classification_loss
 
 Targets = list[dict[str, torch.Tensor]]
 IGNORED = -1
+
+
+class ProposalHead(RPNHead):
+    """torchvision's head, whose results stay float32 under autocast.
+
+    Boxes are decoded in the type of the deltas, and bfloat16 knows only every half pixel at 100.
+    """
+
+    def forward(self, x: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return objectness logits (N, A, H, W) and deltas (N, 4A, H, W) per level."""
+        logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
 
 
 class ProposalNetwork(RegionProposalNetwork):
@@ -73,7 +85,7 @@ class RegionHeads(RoIHeads):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (features of the regions (R, F), box deltas (R, 4))."""
         regions = self.box_head(self.box_roi_pool(features, proposals, image_sizes))
-        return regions, self.box_predictor["deltas"](regions)
+        return regions, self.box_predictor["deltas"](regions).float()
 
     def losses(
         self,
@@ -92,7 +104,7 @@ class RegionHeads(RoIHeads):
         positive = all_labels > 0
         # As torchvision's fastrcnn_loss, without picking the deltas of the right class.
         box = functional.smooth_l1_loss(
-            deltas.float()[positive], torch.cat(goals)[positive], beta=1 / 9, reduction="sum"
+            deltas[positive], torch.cat(goals)[positive], beta=1 / 9, reduction="sum"
         )
         inside = [boxes[own > 0] for boxes, own in zip(proposals, labels, strict=True)]
         objects = [index[own > 0] for index, own in zip(matched, labels, strict=True)]

@@ -53,7 +53,7 @@ class PyramidPooling(nn.Module):
         return torch.cat(pooled)[torch.cat(rows).argsort()]
 
     def _level(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        octave = torch.log2(box_area(boxes_xyxy).sqrt() / self.canonical_side + 1e-6)
+        octave = torch.log2(box_area(boxes_xyxy).clamp(min=0).sqrt() / self.canonical_side + 1e-6)
         return (octave.floor() + 1).clamp(0, len(self.strides) - 1).long()
 
 

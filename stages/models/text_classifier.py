@@ -52,15 +52,19 @@ class TextClassifier(nn.Module):
         `vocabulary` lists the class indices to choose from, all C if None; a class that is left
         out takes no part in the softmax.
         """
-        projected = self.projection(features).float()
+        projected = self.projection(features)
         targets = self.embeddings if vocabulary is None else self.embeddings[list(vocabulary)]
-        background = self.background
+        # float32 also under autocast: a similarity divided by 0.07 needs more than 8 bits.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._similarity(projected.float(), targets)
+
+    def _similarity(self, projected: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        background = torch.zeros_like(targets[0]) if self.background is None else self.background
+        targets = torch.cat([background[None], targets])
         if self.cosine:
-            projected = functional.normalize(projected, dim=1)
-            background = None if background is None else functional.normalize(background, dim=0)
-        if background is None:
-            background = torch.zeros_like(targets[0])
-        return projected @ torch.cat([background[None], targets]).T / self.temperature
+            # The zero background keeps its logit 0: normalize leaves a zero vector as it is.
+            projected, targets = (functional.normalize(x, dim=1) for x in (projected, targets))
+        return projected @ targets.T / self.temperature
 
 
 def classification_loss(

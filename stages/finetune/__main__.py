@@ -1,0 +1,67 @@
+"""Stage `finetune`: train the detector on, with the ground truth of base classes only.
+
+Run: python -m stages.finetune. Objects of novel and excluded classes are removed from the labels;
+pictures without a base object are left out. With `--output` another folder takes the place of
+data/finetune, with `--section` another section of params.yaml that of `finetune`.
+"""
+
+import argparse
+from pathlib import Path
+
+from stages.common.categories import read_categories
+from stages.common.checkpoints import Checkpoint, fingerprint
+from stages.common.curves import Curve
+from stages.common.detection_data import label_pictures, read_annotations
+from stages.common.images import read_pictures
+from stages.common.params import read_section, read_seed, read_shards
+from stages.common.seeding import make_deterministic
+from stages.common.storage import write_json
+from stages.finetune.params import FinetuneParams
+from stages.finetune.unlabelled import ignore_novel_detections
+from stages.models.detector_training import train_detector, training_metrics
+from stages.models.mask_rcnn import load_detector, save_detector
+
+DETECTOR = Path("data/detector/model.safetensors")
+ANNOTATIONS = Path("data/download/ground_truth/train.json")
+CATEGORIES = Path("data/download/categories.json")
+
+
+def main() -> None:
+    """Run the stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("data/finetune"))
+    parser.add_argument("--section", default="finetune")
+    options = parser.parse_args()
+    params, seed = read_section(options.section, FinetuneParams), read_seed()
+    shards = [Path(f"data/download/images/train/{shard}.parquet") for shard in read_shards()]
+    make_deterministic(seed, "finetune")
+
+    categories = read_categories(CATEGORIES)
+    every = read_categories(CATEGORIES, ("base", "novel", "excluded"))
+    base = [k for k, category in enumerate(categories) if category.split == "base"]
+    novel = [k for k, category in enumerate(categories) if category.split == "novel"]
+    vocabulary = base if params.vocabulary == "base" else list(range(len(categories)))
+    labels = {categories[k].id: vocabulary.index(k) + 1 for k in base}
+    annotations = read_annotations(ANNOTATIONS, labels, [c.id for c in every])
+    pictures = label_pictures(read_pictures(*shards), annotations, labels, ANNOTATIONS)
+    model = load_detector(DETECTOR)
+
+    name = fingerprint([params.model_dump(), seed], [DETECTOR, ANNOTATIONS, CATEGORIES, *shards])
+    if params.unlabelled == "ignore":
+        pictures = ignore_novel_detections(
+            model, pictures, range(len(categories)), novel, params.ignore_score
+        )
+    checkpoint, curve = Checkpoint(name), Curve(every=20)
+    train_detector(
+        model, pictures, params.training, seed, curve, vocabulary, checkpoint, what="finetune"
+    )
+    save_detector(options.output / "model.safetensors", model)
+    curve.write(options.output / "curve.csv")
+    write_json(
+        options.output / "metrics.json", training_metrics(model, pictures, annotations, curve)
+    )
+    checkpoint.remove()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+import stages.finetune.__main__ as stage
+from stages.common.detection_data import label_pictures, read_annotations
+from stages.common.storage import write_json
+from stages.finetune.unlabelled import add_ignored, ignore_novel_detections
+from stages.models.mask_rcnn import Prediction, load_detector, save_detector
+from tests.stages.tiny_detector import annotate, make_repository, picture, tiny_detector
+
+WEIGHTS = Path("data/finetune/model.safetensors")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    make_repository(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["finetune"])
+    save_detector(Path("data/detector/model.safetensors"), tiny_detector())
+
+
+def change(**changes) -> None:
+    yaml, path = YAML(typ="safe"), Path("params.yaml")
+    params = yaml.load(path)
+    params["finetune"] |= changes
+    yaml.dump(params, path)
+
+
+def base_only(tmp_path):
+    path = tmp_path / "truth.json"
+    write_json(path, annotate([1, 2]))
+    annotations = read_annotations(path, {3: 1}, [3, 5, 9])
+    return label_pictures(map(picture, (1, 2)), annotations, {3: 1}, path)
+
+
+def test_only_base_objects_are_learned_and_the_projection_stays(repository):
+    stage.main()
+    metrics = json.loads(Path("data/finetune/metrics.json").read_text())
+    assert (metrics["pictures"], metrics["objects"]) == (5, 5)
+    before, after = tiny_detector().parts(), load_detector(WEIGHTS).parts()
+    assert torch.equal(before["projection"].weight, after["projection"].weight)
+    assert not torch.equal(before["box_deltas"].weight, after["box_deltas"].weight)
+
+
+def test_equal_inputs_give_equal_bytes(repository, monkeypatch):
+    stage.main()
+    monkeypatch.setattr("sys.argv", ["finetune", "--output", "data/again"])
+    stage.main()
+    for name in ("model.safetensors", "metrics.json", "curve.csv"):
+        assert Path("data/again", name).read_bytes() == Path("data/finetune", name).read_bytes()
+
+
+def test_softmax_over_base_or_all_classes_gives_other_weights(repository):
+    stage.main()
+    base = WEIGHTS.read_bytes()
+    change(vocabulary="all")
+    stage.main()
+    assert WEIGHTS.read_bytes() != base
+
+
+def test_the_detector_s_novel_detections_become_boxes_to_ignore(repository, monkeypatch):
+    change(unlabelled="ignore", ignore_score=0.1)
+    seen = []
+
+    def found(model, images, vocabularies):
+        assert list(vocabularies[0]) == [0, 1]
+        seen.extend(images)
+        boxes = np.array([[40, 4, 60, 24], [2, 40, 12, 60]], np.float32)
+        masks = np.zeros((2, 64, 64), bool)
+        return [[Prediction(boxes, np.array([1, 0]), np.array([0.9, 0.8]), masks)] * len(images)]
+
+    monkeypatch.setattr("stages.finetune.unlabelled.predict", found)
+    stage.main()
+    assert len(seen) == 5
+
+
+def test_only_certain_detections_of_novel_classes_are_ignored(tmp_path, monkeypatch):
+    pictures = base_only(tmp_path)
+    boxes = np.array([[40, 4, 60, 24], [41, 5, 61, 25], [2, 40, 12, 60]], np.float32)
+    prediction = Prediction(
+        boxes, np.array([1, 1, 0]), np.array([0.9, 0.2, 0.8]), np.zeros((3, 64, 64), bool)
+    )
+    monkeypatch.setattr(
+        "stages.finetune.unlabelled.predict", lambda model, images, v: [[prediction] * len(images)]
+    )
+    changed = ignore_novel_detections(tiny_detector(), pictures, [0, 1], [1], 0.5)
+    assert [entry.labels.tolist() for entry in changed] == [[1, -1], [1, -1]]
+    assert changed[0].boxes_xyxy[1].tolist() == [40, 4, 60, 24]
+
+
+def test_a_detection_of_a_labelled_object_is_not_ignored(tmp_path):
+    entry = base_only(tmp_path)[0]
+    assert add_ignored(entry, entry.boxes_xyxy + 1).labels.tolist() == [1]
+    assert add_ignored(entry, np.zeros((0, 4), np.float32)).labels.tolist() == [1]
+
+
+def test_without_a_base_object_there_is_nothing_to_learn(repository):
+    content = annotate([1])
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 3]
+    write_json(Path("data/download/ground_truth/train.json"), content)
+    with pytest.raises(ValueError, match=r"train\.json: none of its 1 annotations"):
+        stage.main()

@@ -1,0 +1,144 @@
+"""A detector, pictures and files so small that a training takes a second."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from ruamel.yaml import YAML
+
+from stages.common.images import Picture, write_pictures
+from stages.common.masks import encode_mask, mask_box
+from stages.common.storage import write_json, write_tensors
+from stages.models.detector_settings import NetworkParams
+from stages.models.mask_rcnn import MaskRcnn
+
+NETWORK = {
+    "backbone": {
+        "kind": "trunk",
+        "stem_width": 4,
+        "width": 8,
+        "residual_blocks": 0,
+        "pyramid_width": 16,
+    },
+    "resize": {"shorter_side": 64, "longer_side": 64},
+    "proposals": {
+        "anchor_sides": [12.0, 24.0, 40.0],
+        "aspect_ratios": [1.0],
+        "positive_iou": 0.6,
+        "negative_iou": 0.3,
+        "anchors_per_image": 32,
+        "positive_fraction": 0.5,
+        "nms_iou": 0.7,
+        "before_nms": 50,
+        "kept_in_training": 20,
+        "kept_in_inference": 10,
+    },
+    "box_head": {
+        "pooled_side": 4,
+        "canonical_side": 40.0,
+        "hidden": 32,
+        "positive_iou": 0.5,
+        "regions_per_image": 12,
+        "positive_fraction": 0.5,
+    },
+    "classifier": {"similarity": "cosine", "temperature": 0.1, "background": "learned"},
+    "mask_head": {"pooled_side": 7, "channels": 8, "layers": 1},
+    "inference": {"score_threshold": 0.05, "nms_iou": 0.5, "detections_per_image": 5},
+}
+TRAINING = {
+    "steps": 4,
+    "batch_size": 2,
+    "learning_rate": 0.003,
+    "warmup_steps": 2,
+    "weight_decay": 0.01,
+    "gradient_clip": 5.0,
+    "background_weight": 0.5,
+    "frozen": [],
+    "flip": True,
+    "colour_jitter": 0.1,
+    "precision": "fp32",
+    "loss_weights": {
+        "objectness": 1.0,
+        "proposal_box": 1.0,
+        "classification": 1.0,
+        "box": 2.0,
+        "mask": 1.0,
+    },
+}
+FINETUNE = {
+    "vocabulary": "base",
+    "unlabelled": "background",
+    "ignore_score": 0.5,
+    "training": {**TRAINING, "frozen": ["projection"]},
+}
+CATEGORIES = [
+    {"id": 3, "name": "disc", "split": "base", "forms": ["disc"]},
+    {"id": 5, "name": "box", "split": "novel", "forms": ["box"]},
+    {"id": 9, "name": "line", "split": "excluded", "forms": ["line"]},
+]
+EMBEDDINGS = torch.eye(2, 8)
+
+
+def tiny_detector(**changes: dict) -> MaskRcnn:
+    torch.manual_seed(0)
+    return MaskRcnn(NetworkParams.model_validate(NETWORK | changes), EMBEDDINGS)
+
+
+def draw(image_id: int, side: int = 64) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """Return a picture with a red disc and a blue box, and their masks by category id."""
+    random = np.random.default_rng(image_id)
+    image = random.integers(90, 130, (side, side, 3), np.uint8)
+    x, y, radius = random.integers(14, side // 2 - 8), random.integers(14, side - 14), 9
+    disc = cv2.circle(np.zeros((side, side), np.uint8), (int(x), int(y)), radius, 1, -1) > 0
+    box = np.zeros((side, side), bool)
+    top = random.integers(2, side - 26)
+    box[top : top + 20, side - 22 : side - 6] = True
+    image[disc], image[box] = (220, 30, 30), (30, 30, 220)
+    return image, {3: disc, 5: box}
+
+
+def annotate(image_ids: list[int]) -> dict:
+    """Return the ground truth of the pictures in COCO form."""
+    annotations = []
+    for image_id in image_ids:
+        for category_id, mask in draw(image_id)[1].items():
+            x0, y0, x1, y1 = mask_box(mask).tolist()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": encode_mask(mask),
+                }
+            )
+    images = [{"id": k, "file_name": f"{k}.png", "height": 64, "width": 64} for k in image_ids]
+    return {"images": images, "annotations": annotations, "categories": []}
+
+
+def picture(image_id: int) -> Picture:
+    encoded = cv2.imencode(".png", draw(image_id)[0][:, :, ::-1])[1].tobytes()
+    return Picture(image_id, f"{image_id}.png", 64, 64, encoded)
+
+
+def make_repository(root: Path, training: dict | None = None) -> None:
+    """Write params.yaml and everything that the stages detector and finetune read."""
+    training = TRAINING | (training or {})
+    detector = {"init": "vlm", "network": NETWORK, "training": training}
+    finetune = FINETUNE | {"training": training | {"frozen": ["projection"]}}
+    params = {"seed": 1, "shards": [0, 1], "detector": detector, "finetune": finetune}
+    YAML(typ="safe").dump(params, root / "params.yaml")
+    download = root / "data/download"
+    write_json(download / "categories.json", CATEGORIES)
+    for shard, image_ids in enumerate(([1, 2, 3], [4, 5])):
+        pictures = map(picture, image_ids)
+        write_pictures(download / f"images/train/{shard}.parquet", pictures)
+    write_json(download / "ground_truth/train.json", annotate([1, 2, 3, 4, 5]))
+    write_json(root / "data/labels/pseudo_annotations.json", annotate([1, 2, 4, 5]))
+    write_tensors(root / "data/vocabulary/embeddings.safetensors", {"embeddings": EMBEDDINGS})
+    trunk = tiny_detector().backbone.trunk.state_dict()
+    weights = {f"trunk.{name}": value for name, value in trunk.items()}
+    write_tensors(root / "data/vlm/model.safetensors", weights)
