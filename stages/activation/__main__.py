@@ -12,7 +12,7 @@ from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.activation.targets import find_targets
 from stages.common.captions import MentionFinder, read_captions
-from stages.common.categories import read_categories
+from stages.common.categories import ALL_SPLITS, read_categories
 from stages.common.images import Picture, count_pictures, normalise_pixels, read_pictures
 from stages.common.params import read_section
 from stages.common.progress import track
@@ -37,7 +37,7 @@ def main(shard: str) -> None:
         )
     pictures = DOWNLOAD / f"images/train/{shard}.parquet"
     captions = read_captions(DOWNLOAD / f"captions/train/{shard}.json")
-    finder = MentionFinder(read_categories(DOWNLOAD / "categories.json"))
+    finder = MentionFinder(read_categories(DOWNLOAD / "categories.json", ALL_SPLITS))
 
     image_ids, category_ids, maps, scores = [], [], [], []
     total = count_pictures(pictures)

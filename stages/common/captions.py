@@ -30,9 +30,16 @@ class MentionFinder:
     """Finds the mentions of a set of classes."""
 
     def __init__(self, categories: Iterable[Category]) -> None:
-        """Raise ValueError if one form names two classes."""
+        """Take all classes; an excluded one is never reported, but keeps its words from others.
+
+        Raises:
+            ValueError: one form names two classes.
+        """
         self._owner: dict[str, int] = {}
+        self._excluded: set[int] = set()
         for category in categories:
+            if category.split == "excluded":
+                self._excluded.add(category.id)
             for form in category.forms:
                 text = normalise(form)
                 if self._owner.setdefault(text, category.id) != category.id:
@@ -53,6 +60,7 @@ class MentionFinder:
         return [
             Mention(self._owner[match.group()], *match.span())
             for match in self._pattern.finditer(normalise(caption))
+            if self._owner[match.group()] not in self._excluded
         ]
 
     def classes(self, captions: Iterable[str]) -> set[int]:

@@ -7,6 +7,7 @@ from typing import Literal
 from stages.common.storage import read_json
 
 Split = Literal["base", "novel", "excluded"]
+ALL_SPLITS: tuple[Split, ...] = ("base", "novel", "excluded")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_categories(path: Path, splits: tuple[Split, ...] = ("base", "novel")) -
         twice = sorted({str(value) for value in values if values.count(value) > 1})
         if twice:
             raise ValueError(f"{path}: category {field} given twice: {', '.join(twice)}")
-    unknown = sorted({category.split for category in entries} - {"base", "novel", "excluded"})
+    unknown = sorted({category.split for category in entries} - set(ALL_SPLITS))
     if unknown:
-        raise ValueError(f"{path}: unknown split {unknown}; allowed: base, novel, excluded")
+        raise ValueError(f"{path}: unknown split {unknown}; allowed: {', '.join(ALL_SPLITS)}")
     return sorted((c for c in entries if c.split in splits), key=lambda category: category.id)

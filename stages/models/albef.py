@@ -48,7 +48,6 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
-        nn.init.zeros_(self.output.weight)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
@@ -79,6 +78,8 @@ class Layer(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         )
+        # Layers start as the identity, but for the look at the picture, which is needed at once.
+        nn.init.zeros_(self.self_attention.output.weight)
         nn.init.zeros_(self.mlp[2].weight)
         if cross:
             self.norm_cross = nn.LayerNorm(width)

@@ -1,0 +1,159 @@
+"""Stage activation: GradCAM of eq. 1-3, iterative masking of eq. 4, words that name a class."""
+
+import pytest
+import torch
+
+from stages.activation.gradcam import normalise_maps, token_activation
+from stages.activation.params import ActivationParams
+from stages.activation.rounds import iterate_masking
+from stages.activation.targets import find_targets
+from stages.common.captions import MentionFinder
+from stages.common.categories import Category
+from tests.stages.small_albef import small_albef
+
+CATEGORIES = [
+    Category(1, "cup", "base", ("cup", "cups")),
+    Category(2, "dog", "novel", ("dog", "dogs")),
+    Category(3, "hot dog", "excluded", ("hot dog",)),
+    Category(4, "red hat", "novel", ("red hat", "hats")),
+]
+PARAMS = {
+    "image_size": 32,
+    "fusion_layer": 0,
+    "rounds": 2,
+    "mask_scope": "object",
+    "mask_threshold": 0.5,
+    "union": "sum",
+    "batch_size": 2,
+    "max_skipped_fraction": 0.5,
+}
+
+
+def params(**changes) -> ActivationParams:
+    return ActivationParams.model_validate(PARAMS | changes)
+
+
+def random_images(count, size=32):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+def targets_of(captions, tokenizer):
+    return find_targets(captions, MentionFinder(CATEGORIES), tokenizer)
+
+
+def test_targets_by_token_with_plural_multi_word_and_all_captions():
+    _, tokenizer = small_albef()
+    captions = [["two cups and a dog", "a cup near a hot dog"], ["a hat"], ["a red hat"]]
+    targets, classes = targets_of(captions, tokenizer)
+    assert classes == [1, 2, 4]
+    assert targets.image.tolist() == [0, 0, 2]
+    words = [tokenizer.words[i] for i in targets.tokens[0, 0].tolist()]
+    assert words[:7] == ["[CLS]", "two", "cup", "##s", "and", "a", "dog"]
+    assert targets.weights[0, 0].nonzero()[:, 0].tolist() == [2, 3]  # "cups" is two tokens
+    assert targets.weights[0, 1].nonzero()[:, 0].tolist() == [2]  # and the second caption counts
+    assert targets.weights[1].nonzero().tolist() == [[0, 6]]  # not the dog of "hot dog"
+    assert targets.weights[2, 0].sum() == 2
+
+
+def test_activation_is_attention_times_positive_gradient():
+    """Worked against eq. 3 with the gradient taken by finite differences of S."""
+    model, tokenizer = small_albef()
+    model = model.double()
+    images = random_images(1).double()
+    tokens = tokenizer.encode(["a red cup"])[None]
+    with torch.no_grad():
+        context = model.fusion_context(model.encode_image(images))
+        text = model.encode_text(tokens[0])
+    phi, score = token_activation(model, images, tokens, 0)
+    _, attentions = model.fuse(text, tokens[0], context)
+    attention = attentions[0].detach()
+
+    layer = model.fusion_layers[0]
+    original = layer.cross_attention.forward
+
+    def score_with(changed):
+        def forward(x, ctx, keep=None):
+            value = layer.cross_attention._split(layer.cross_attention.value(ctx))
+            result = layer.cross_attention.output((changed @ value).transpose(-2, -3).flatten(-2))
+            return result, changed
+
+        layer.cross_attention.forward = forward
+        try:
+            with torch.no_grad():
+                return float(model.matching_score(model.fuse(text, tokens[0], context)[0][-1]))
+        finally:
+            layer.cross_attention.forward = original
+
+    assert score_with(attention) == pytest.approx(float(score), rel=1e-6)
+    step, token, patch = 1e-4, 3, 5
+    expected = 0.0
+    for head in range(attention.shape[1]):
+        nudged = attention.clone()
+        nudged[0, head, token, patch] += step
+        gradient = (score_with(nudged) - score_with(attention)) / step
+        expected += float(attention[0, head, token, patch]) * max(gradient, 0) / attention.shape[1]
+    assert float(phi[0, 0, token].flatten()[patch]) == pytest.approx(expected, rel=1e-3, abs=1e-9)
+
+
+def test_batched_captions_equal_single_ones():
+    model, tokenizer = small_albef()
+    images = random_images(2)
+    tokens = tokenizer.encode(["a red cup", "two dogs", "a hat", "a dog and a cup"]).view(2, 2, -1)
+    phi, score = token_activation(model, images, tokens, 1)
+    assert phi.shape == (2, 2, tokens.shape[2], 4, 4)
+    for image in range(2):
+        for caption in range(2):
+            one = tokens[image : image + 1, caption : caption + 1]
+            single, single_score = token_activation(model, images[image : image + 1], one, 1)
+            torch.testing.assert_close(phi[image, caption], single[0, 0], rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(
+                score[image, caption], single_score[0, 0], rtol=1e-4, atol=1e-5
+            )
+
+
+def test_last_fusion_layer_has_no_gradient_at_words():
+    model, tokenizer = small_albef()
+    phi, _ = token_activation(model, random_images(1), tokenizer.encode(["a red cup"])[None], 2)
+    assert phi[0, 0, 1:].abs().max() == 0
+    assert phi[0, 0, 0].max() > 0
+
+
+def test_constant_map_becomes_zero_not_nan():
+    maps = torch.stack([torch.zeros(2, 2), torch.tensor([[0.0, 1.0], [3.0, 4.0]])])
+    found = normalise_maps(maps)
+    assert found[0].abs().max() == 0
+    torch.testing.assert_close(found[1], torch.tensor([[0.0, 0.25], [0.75, 1.0]]))
+
+
+@pytest.mark.parametrize("scope", ["object", "image"])
+def test_rounds_unite_and_keep_the_first(scope):
+    model, tokenizer = small_albef()
+    targets, _ = targets_of([["a dog and a cup"], ["a dog"]], tokenizer)
+    images = random_images(2)
+    none, _ = iterate_masking(model, images, targets, params(rounds=0))
+    maps, scores = iterate_masking(model, images, targets, params(mask_scope=scope))
+    assert maps.shape == (3, 3, 4, 4)
+    assert scores.shape == (3, 3)
+    torch.testing.assert_close(maps[:, 0], none[:, 0])
+    assert maps.isfinite().all()
+    assert maps.amin() >= 0
+    assert maps.amax() <= 1
+    assert not torch.equal(maps[:, 0], maps[:, 2])
+
+
+def test_scope_differs_only_where_a_picture_has_several_objects():
+    model, tokenizer = small_albef()
+    targets, _ = targets_of([["a dog and a cup"], ["a dog"]], tokenizer)
+    images = random_images(2)
+    own, _ = iterate_masking(model, images, targets, params())
+    shared, _ = iterate_masking(model, images, targets, params(mask_scope="image"))
+    torch.testing.assert_close(own[2], shared[2], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(own[:2, 2], shared[:2, 2])
+
+
+def test_max_union_keeps_the_strongest_place():
+    model, tokenizer = small_albef()
+    targets, _ = targets_of([["a dog"]], tokenizer)
+    maps, _ = iterate_masking(model, random_images(1), targets, params(union="max"))
+    strongest = maps[0, 0].flatten().argmax()
+    assert maps[0, :, :].flatten(1)[:, strongest].tolist() == [1.0, 1.0, 1.0]

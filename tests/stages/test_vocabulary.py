@@ -1,0 +1,53 @@
+"""Stage vocabulary: class names to unit vectors."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from stages.common.categories import Category
+from stages.vocabulary.embed import embed_categories
+from stages.vocabulary.params import VocabularyParams
+from tests.stages.small_albef import small_albef
+
+CATEGORIES = [
+    Category(1, "cup", "base", ("cup", "cups")),
+    Category(2, "hot dog", "novel", ("hot dog",)),
+]
+
+
+def params(**changes) -> VocabularyParams:
+    base = {"pooling": "name_tokens", "all_forms": False, "templates": ["a {}", "a red {}"]}
+    return VocabularyParams.model_validate(base | changes)
+
+
+@pytest.mark.parametrize(("pooling", "width"), [("name_tokens", 16), ("class_token", 8)])
+def test_unit_vectors_that_differ(pooling, width):
+    found = embed_categories(*small_albef(), CATEGORIES, params(pooling=pooling))
+    assert found.shape == (2, width)
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+    assert float(found[0] @ found[1]) < 0.999
+
+
+def test_name_tokens_are_those_of_the_name():
+    model, tokenizer = small_albef()
+    found = embed_categories(model, tokenizer, CATEGORIES[1:], params(templates=["a {}"]))[0]
+    tokens = tokenizer.encode(["a hot dog"])
+    states = model.encode_text(tokens)[0, 2:4].mean(0)  # [CLS] a [hot dog] [SEP]
+    torch.testing.assert_close(found, torch.nn.functional.normalize(states, dim=0))
+
+
+def test_all_forms_change_the_vector():
+    one = embed_categories(*small_albef(), CATEGORIES[:1], params())
+    both = embed_categories(*small_albef(), CATEGORIES[:1], params(all_forms=True))
+    assert not torch.allclose(one, both)
+
+
+def test_unknown_name_is_an_error_that_names_it():
+    unknown = Category(9, "zebra", "novel", ("zebra", "zebras"))
+    with pytest.raises(ValueError, match=r"'zebra'.*min_word_count"):
+        embed_categories(*small_albef(), [unknown], params())
+
+
+def test_template_without_place_is_refused():
+    with pytest.raises(ValidationError, match="exactly one"):
+        params(templates=["a photo"])
