@@ -5,11 +5,11 @@ data/proposals/<shard>.parquet, rows in selective search's own order per picture
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from stages.common.images import count_pictures, read_pictures
+from stages.common.parallel import num_workers
 from stages.common.params import read_section, read_seed
 from stages.common.progress import track
 from stages.common.selective_search import SearchSettings
@@ -26,9 +26,7 @@ def main() -> None:
     settings = SearchSettings(**read_section("proposals", ProposalsParams).model_dump())
     source = Path(f"data/download/images/train/{shard}.parquet")
     total = count_pictures(source)
-    # More processes give the same bytes, so their number is an environment variable, no param.
-    workers = int(os.environ.get("OVIS_WORKERS", os.cpu_count() or 1))
-    found = search_pictures(read_pictures(source), settings, read_seed(), workers)
+    found = search_pictures(read_pictures(source), settings, read_seed(), num_workers())
     table, report = proposal_table(track(found, f"proposals {shard}", total))
     write_table(Path(f"data/proposals/{shard}.parquet"), table)
     print(

@@ -4,20 +4,17 @@ N images, R proposals of all of them; boxes x0, y0, x1, y1 in pixels.
 """
 
 import json
-import multiprocessing
-import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from stages.common.images import Picture
+from stages.common.parallel import map_in_order
 from stages.common.selective_search import SearchSettings, selective_search
-
-PICTURES_PER_WORKER = 32  # how many are in memory at once
+from stages.common.tables import boxes_table
 
 
 class Found(NamedTuple):
@@ -46,19 +43,9 @@ def search_pictures(
 ) -> Iterator[Found]:
     """Yield the proposals of each picture in their order, found by `workers` processes.
 
-    Processes, not threads: the order of proposals comes from C's global random state. They are
-    forked where that is safe, before any picture is read, because a fresh interpreter would spend
-    seconds on imports that this one has done.
+    Processes, not threads: the order of proposals comes from C's global random state.
     """
-    task = partial(search_picture, settings, seed)
-    if workers == 1:
-        yield from map(task, pictures)
-        return
-    start = "fork" if sys.platform == "linux" else "spawn"
-    with multiprocessing.get_context(start).Pool(workers) as pool:
-        source = iter(pictures)
-        while batch := list(islice(source, PICTURES_PER_WORKER * workers)):
-            yield from pool.imap(task, batch)
+    return map_in_order(partial(search_picture, settings, seed), pictures, workers, chunk_size=8)
 
 
 def proposal_table(found: Iterable[Found]) -> tuple[pa.Table, dict]:
@@ -72,6 +59,5 @@ def proposal_table(found: Iterable[Found]) -> tuple[pa.Table, dict]:
         "proposals": len(boxes),
         "whole_image_instead": [piece.image_id for piece in pieces if piece.is_fallback],
     }
-    columns = {name: boxes[:, index] for index, name in enumerate(("x0", "y0", "x1", "y1"))}
-    table = pa.table({"image_id": image_ids, **columns})
+    table = boxes_table(image_ids, boxes)
     return table.replace_schema_metadata({"facts": json.dumps(report, sort_keys=True)}), report

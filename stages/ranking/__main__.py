@@ -1,0 +1,54 @@
+"""Stage `ranking`: the proposal network's top-K boxes of each picture of one shard.
+
+Run: python -m stages.ranking <shard>. Reads pictures, proposals and data/wspn; writes
+data/ranking/<shard>.parquet, best box first per picture.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from stages.common.images import count_pictures, read_pictures
+from stages.common.params import read_section, read_seed
+from stages.common.progress import track
+from stages.common.seeding import make_deterministic
+from stages.common.storage import read_table, write_table
+from stages.common.tables import boxes_by_image, boxes_table
+from stages.models.wspn import load_wspn
+from stages.models.wspn_ranking import rank_proposals
+from stages.ranking.params import RankingParams
+
+
+def main() -> None:
+    """Rank the shard named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shard", type=int)
+    shard = parser.parse_args().shard
+    params = read_section("ranking", RankingParams)
+    make_deterministic(read_seed(), "ranking", threads=1)  # small work: a second thread only waits
+    images = Path(f"data/download/images/train/{shard}.parquet")
+    source = Path(f"data/proposals/{shard}.parquet")
+    proposals = boxes_by_image(read_table(source))
+    model = load_wspn(Path("data/wspn/model.safetensors"))
+
+    image_ids, boxes, scores = [], [], []
+    for picture in track(read_pictures(images), f"ranking {shard}", count_pictures(images)):
+        if picture.image_id not in proposals:
+            raise ValueError(
+                f"{source}: no row for picture {picture.image_id} of {images}; rerun `proposals`"
+            )
+        best, ranked = rank_proposals(
+            model, picture.decode(), proposals[picture.image_id], **params.model_dump()
+        )
+        image_ids.append(np.full(len(best), picture.image_id))
+        boxes.append(best)
+        scores.append(ranked)
+    table = boxes_table(
+        np.concatenate(image_ids), np.concatenate(boxes), score=np.concatenate(scores)
+    )
+    write_table(Path(f"data/ranking/{shard}.parquet"), table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Training of the class part with image labels of base classes.
+
+Shape legend: R proposals of one picture, C base classes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from stages.common.curves import Curve
+from stages.common.progress import track
+from stages.common.seeding import numpy_generator
+from stages.models.wspn import Wspn, class_scores
+from stages.wspn.examples import Example
+from stages.wspn.optimise import Descent
+from stages.wspn.params import ClassifyParams
+
+LEAST, MOST = 1e-6, 1 - 1e-6  # p_c is a sum of rounded numbers; log needs it inside (0, 1)
+
+
+def image_scores(scores: torch.Tensor) -> torch.Tensor:
+    """Return p (C,) in (0, 1), the picture's score per class, from W (R, C).
+
+    Source: Mask-free OVIS, p_c = Σ_i w_ic.
+    """
+    return scores.sum(0).clamp(LEAST, MOST)
+
+
+def image_label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the binary cross-entropy, summed over classes, of W (R, C) and labels (C,).
+
+    Source: Mask-free OVIS eq. 5, first term.
+    """
+    return functional.binary_cross_entropy(image_scores(scores), labels, reduction="sum")
+
+
+def train_class_part(
+    model: Wspn, examples: Sequence[Example], params: ClassifyParams, seed: int, curve: Curve
+) -> None:
+    """Train in place.
+
+    Raises:
+        ValueError: no picture has a label.
+    """
+    if not any(example.labels.any() for example in examples):
+        raise ValueError(
+            "no caption names a base class, so the proposal network has nothing to learn from;"
+            " check `forms` in data/download/categories.json"
+        )
+    part = model.class_part
+    part.fit(torch.cat([example.appearance for example in examples[:200]]).float())
+    per_epoch = -(-len(examples) // params.batch_size)
+    descent = Descent(part, params.learning_rate, params.weight_decay, params.epochs * per_epoch)
+    part.train()
+    for step in track(range(params.epochs * per_epoch), "wspn classify"):
+        epoch, turn = divmod(step, per_epoch)
+        order = numpy_generator(seed, "wspn classify", epoch).permutation(len(examples))
+        batch = [examples[row] for row in np.array_split(order, per_epoch)[turn]]
+        seen = [_thin_out(example, params.proposals_per_visit, seed, epoch) for example in batch]
+        logits = model.class_logits(torch.cat(seen).float())
+        lengths = [len(features) for features in seen]
+        losses = [
+            image_label_loss(class_scores(classes, detection), example.labels)
+            for example, classes, detection in zip(
+                batch, *(x.split(lengths) for x in logits), strict=True
+            )
+        ]
+        loss = torch.stack(losses).mean()
+        descent.step(loss)
+        curve.add(step + 1, loss_image_labels=loss.detach())
+    part.eval()
+
+
+def _thin_out(example: Example, limit: int, seed: int, epoch: int) -> torch.Tensor:
+    """Return the features of a random part of the proposals, another one each epoch.
+
+    With all of them the score settles on one small telling part of an object; a part that is
+    often missing has to share it with the boxes of the whole (and the work shrinks as well).
+    """
+    count = len(example.appearance)
+    if count <= limit:
+        return example.appearance
+    generator = numpy_generator(seed, "wspn visit", epoch, example.image_id)
+    return example.appearance[torch.from_numpy(generator.permutation(count)[:limit])]

@@ -1,0 +1,99 @@
+"""Training examples: proposals of one picture, their features, and the picture's labels.
+
+Features are computed once and kept as 16-bit floats: about 0.2 MB a picture of the small
+network, which is why the number of pictures and of their proposals has a limit in params.yaml.
+
+Shape legend: R proposals of one picture, C base classes, F features.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from stages.common.captions import MentionFinder
+from stages.common.categories import Category
+from stages.common.images import Picture
+from stages.common.seeding import derive_seed, numpy_generator
+from stages.models.wspn import Wspn
+from stages.models.wspn_input import network_input
+
+
+class Example(NamedTuple):
+    """One picture; boxes are in the frame of the network's input."""
+
+    image_id: int
+    labels: torch.Tensor  # float32 (C,), 1 if a caption names the class
+    boxes_xyxy: np.ndarray  # float32 (R, 4)
+    appearance: torch.Tensor  # float16 (R, F)
+    evidence: torch.Tensor  # float16 (R, F)
+
+
+def image_labels(
+    captions: Mapping[int, Sequence[str]], categories: Sequence[Category]
+) -> dict[int, np.ndarray]:
+    """Return, per picture, float32 (C,) that is 1 for each base class its captions name.
+
+    All classes are looked for, so that a "hot dog" is no "dog", and only the base ones are kept.
+    """
+    finder = MentionFinder(categories)
+    place = {c.id: index for index, c in enumerate(c for c in categories if c.split == "base")}
+    labels = {}
+    for image_id, texts in captions.items():
+        row = np.zeros(len(place), np.float32)
+        row[[place[category] for category in finder.classes(texts) if category in place]] = 1
+        labels[image_id] = row
+    return labels
+
+
+def choose_images(image_ids: Iterable[int], max_images: int, seed: int) -> set[int]:
+    """Return at most `max_images` of the pictures, at random, whatever order they come in."""
+    return set(
+        sorted(image_ids, key=lambda image_id: derive_seed(seed, "wspn picture", image_id))[
+            :max_images
+        ]
+    )
+
+
+def make_examples(
+    model: Wspn,
+    pictures: Iterable[Picture],
+    proposals: Mapping[int, np.ndarray],
+    labels: Mapping[int, np.ndarray],
+    proposals_per_image: int,
+    seed: int,
+) -> Iterator[Example]:
+    """Yield the example of each picture.
+
+    Args:
+        model: with the language's trunk; only its frozen part is used.
+        pictures: to train with.
+        proposals: float32 (R, 4) per picture, in its own pixels.
+        labels: (C,) per picture; a picture without captions has none of the classes.
+        proposals_per_image: more are thinned out at random.
+        seed: the experiment's.
+
+    Raises:
+        ValueError: a picture without proposals.
+    """
+    nothing = np.zeros(len(model.config.category_ids), np.float32)
+    for picture in pictures:
+        boxes = proposals.get(picture.image_id)
+        if boxes is None:
+            raise ValueError(
+                f"picture {picture.image_id} ({picture.file_name}) has no row in data/proposals;"
+                " rerun `proposals`"
+            )
+        if len(boxes) > proposals_per_image:
+            generator = numpy_generator(seed, "wspn proposals", picture.image_id)
+            boxes = boxes[np.sort(generator.permutation(len(boxes))[:proposals_per_image])]
+        pixels, scale = network_input(picture.decode(), model.config.image_side)
+        maps, scaled = model.feature_maps(pixels), torch.from_numpy(boxes * scale)
+        yield Example(
+            picture.image_id,
+            torch.from_numpy(labels.get(picture.image_id, nothing)),
+            scaled.numpy(),
+            model.appearance(maps, scaled).half(),
+            model.evidence(maps, scaled).half(),
+        )

@@ -1,0 +1,146 @@
+"""Training of the object part: how well a box is localised, and where it should be.
+
+The seeds stand for objects. A proposal that overlaps one learns its IoU with it and regresses to
+it. A proposal that overlaps none may show an object that no base label names, so it is left out
+rather than called background: that is what a detector trained on base boxes does to novel classes
+(ours; object localisation networks (OLN) found the same for supervised proposals).
+
+Shape legend: R proposals of one picture, N proposals of all, F features. Boxes in pixels.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from stages.common.box_regression import encode_boxes
+from stages.common.boxes import pairwise_iou
+from stages.common.curves import Curve
+from stages.common.progress import track
+from stages.common.seeding import numpy_generator
+from stages.models.wspn import Wspn, class_scores
+from stages.wspn.examples import Example
+from stages.wspn.optimise import Descent
+from stages.wspn.params import LocaliseParams, SeedParams
+from stages.wspn.seeds import consensus, match_seeds, select_seeds
+
+OBJECT_IOU = 0.5  # for quality: objectness
+
+
+class Lessons(NamedTuple):
+    """Proposals with something to learn; proposals of all pictures in one table."""
+
+    evidence: torch.Tensor  # float16 (N, F)
+    quality: torch.Tensor  # float32 (N,), targets in [0, 1]
+    offsets: torch.Tensor  # float32 (N, 4)
+    judged: torch.Tensor  # bool (N,), has a target of quality
+    regressed: torch.Tensor  # bool (N,), has a target of offsets
+
+
+@torch.no_grad()
+def find_seeds(model: Wspn, example: Example, params: SeedParams) -> np.ndarray:
+    """Return the rows of a picture's seeds of all classes that its captions name, ascending."""
+    scores = class_scores(*model.class_logits(example.appearance.float())).numpy()
+    overlaps = pairwise_iou(example.boxes_xyxy, example.boxes_xyxy)
+    agreed = consensus(scores, overlaps, params.neighbour_iou, params.power)
+    rows: set[int] = set()
+    for place in np.flatnonzero(example.labels.numpy()):
+        rows.update(
+            select_seeds(
+                agreed[:, place],
+                overlaps,
+                params.select,
+                params.top_fraction,
+                params.max_iou,
+                params.min_relative_score,
+            )
+        )
+    return np.array(sorted(rows), np.int64)
+
+
+def make_lessons(
+    examples: Sequence[Example], seeds: Sequence[np.ndarray], params: LocaliseParams
+) -> Lessons:
+    """Return what the proposals learn from the seeds of their pictures.
+
+    Raises:
+        ValueError: nothing overlaps a seed enough.
+    """
+    pieces = [
+        _picture_lessons(example, rows, params)
+        for example, rows in zip(examples, seeds, strict=True)
+        if len(rows)
+    ]
+    lessons = Lessons(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+    for key, mask in (("quality", lessons.judged), ("regression", lessons.regressed)):
+        if not mask.any():
+            raise ValueError(
+                f"no proposal overlaps a seed enough to learn {key};"
+                f" lower wspn.localise.{key}_min_iou"
+            )
+    return lessons
+
+
+def _picture_lessons(example: Example, rows: np.ndarray, params: LocaliseParams) -> Lessons:
+    overlap, nearest = match_seeds(example.boxes_xyxy, example.boxes_xyxy[rows])
+    if params.quality == "overlap":
+        quality, judged = overlap, overlap >= params.quality_min_iou
+    else:  # every proposal away from the seeds is background
+        quality, judged = (overlap >= OBJECT_IOU).astype(np.float32), np.ones(len(overlap), bool)
+    regressed = overlap >= params.regression_min_iou
+    used = judged | regressed
+    offsets = encode_boxes(
+        torch.from_numpy(example.boxes_xyxy[used]), torch.from_numpy(nearest[used])
+    )
+    return Lessons(
+        example.evidence[torch.from_numpy(used)],
+        torch.from_numpy(quality[used]),
+        offsets,
+        torch.from_numpy(judged[used]),
+        torch.from_numpy(regressed[used]),
+    )
+
+
+def localisation_loss(
+    quality_logits: torch.Tensor, offsets: torch.Tensor, lessons: Lessons, regression_weight: float
+) -> dict[str, torch.Tensor]:
+    """Return {"quality", "regression"} of N proposals, the latter weighted.
+
+    Source: Mask-free OVIS eq. 5, second term, (1/N) Σ_u smooth-L1(t̂(u_i), u_i).
+    """
+    judged, regressed = lessons.judged, lessons.regressed
+    quality = functional.binary_cross_entropy_with_logits(
+        quality_logits[judged], lessons.quality[judged], reduction="sum"
+    )
+    regression = functional.smooth_l1_loss(
+        offsets[regressed], lessons.offsets[regressed], reduction="sum"
+    )
+    count = max(1, len(judged))
+    return {"quality": quality / count, "regression": regression_weight * regression / count}
+
+
+def train_object_part(
+    model: Wspn, lessons: Lessons, params: LocaliseParams, seed: int, curve: Curve, done: int
+) -> None:
+    """Train in place; `done` steps of the curve are already taken."""
+    part, count = model.object_part, len(lessons.quality)
+    sample = numpy_generator(seed, "wspn evidence").permutation(count)[:20_000]
+    part.fit(lessons.evidence[torch.from_numpy(sample)].float())
+    per_epoch = -(-count // params.batch_size)
+    descent = Descent(part, params.learning_rate, params.weight_decay, params.epochs * per_epoch)
+    part.train()
+    for step in track(range(params.epochs * per_epoch), "wspn localise"):
+        if step % per_epoch == 0:
+            generator = numpy_generator(seed, "wspn localise", step // per_epoch)
+            batches = np.array_split(generator.permutation(count), per_epoch)
+        rows = torch.from_numpy(batches[step % per_epoch])
+        batch = Lessons(*(column[rows] for column in lessons))
+        quality, offsets = model.objects(batch.evidence.float())
+        losses = localisation_loss(quality[:, 0], offsets, batch, params.regression_weight)
+        descent.step(losses["quality"] + losses["regression"])
+        curve.add(
+            done + step + 1, **{f"loss_{name}": loss.detach() for name, loss in losses.items()}
+        )
+    part.eval()
