@@ -28,7 +28,7 @@ OUTPUT = Path("data/activation")
 def main(shard: str) -> None:
     """Run the stage for one shard."""
     params = read_section("activation", ActivationParams)
-    make_deterministic(0, "activation")
+    make_deterministic(0, "activation", threads=1)
     model, tokenizer = load_albef(MODEL)
     if params.fusion_layer >= model.config.fusion_layers - 1:
         raise ValueError(

@@ -14,9 +14,9 @@ from stages.common.params import read_section, read_seed, read_shards
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
 from stages.common.storage import read_json, read_table, read_tensors, write_json, write_rows
+from stages.common.tables import boxes_by_image
 from stages.quality.figure import Example, choose_labels, draw_montage
 from stages.quality.params import QualityParams
-from stages.quality.recall import boxes_by_image
 from stages.quality.shard import ShardInputs, Tables, join_columns, measure_shard
 from stages.quality.summary import make_metrics, per_class_rows, recall_rows
 

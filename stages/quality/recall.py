@@ -5,7 +5,6 @@ Shape legend: R boxes of a picture, S its objects.
 """
 
 import numpy as np
-import pyarrow as pa
 
 from stages.common.boxes import pairwise_iou
 
@@ -24,13 +23,3 @@ def first_hits(boxes_xyxy: np.ndarray, objects_xyxy: np.ndarray) -> np.ndarray:
         return np.full(len(objects_xyxy), NEVER)
     found = pairwise_iou(boxes_xyxy, objects_xyxy) >= FOUND_IOU
     return np.where(found.any(axis=0), found.argmax(axis=0) + 1, NEVER)
-
-
-def boxes_by_image(table: pa.Table) -> dict[int, np.ndarray]:
-    """Return boxes_xyxy float32 (R, 4) per picture of a proposal table, rows in their order."""
-    image_ids = table["image_id"].to_numpy()
-    boxes_xyxy = np.stack([table[name].to_numpy() for name in ("x0", "y0", "x1", "y1")], axis=1)
-    order = np.argsort(image_ids, kind="stable")
-    ids, starts = np.unique(image_ids[order], return_index=True)
-    parts = np.split(boxes_xyxy[order], starts[1:])
-    return dict(zip(ids.tolist(), parts, strict=True)) if len(ids) else {}
