@@ -9,26 +9,26 @@ the order would depend on all pictures that this process saw before.
 """
 
 import ctypes
-from dataclasses import dataclass
 from typing import Literal
 
 import cv2
 import numpy as np
+from pydantic import Field
 
+from stages.common.params import Section
 from stages.common.seeding import derive_seed
 
 Mode = Literal["single", "fast", "quality"]
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """How to search and what to keep: the keys of section `proposals` of params.yaml."""
+class SearchSettings(Section):
+    """How to search and what to keep: section `proposals` of params.yaml."""
 
     mode: Mode
-    longer_side: int
-    min_side: float
-    max_area_fraction: float
-    max_aspect: float
+    longer_side: int = Field(ge=32)
+    min_side: float = Field(ge=1)
+    max_area_fraction: float = Field(gt=0, le=1)
+    max_aspect: float = Field(ge=1)
 
 
 def selective_search(

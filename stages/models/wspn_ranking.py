@@ -5,27 +5,46 @@ Shape legend: R candidates of one picture, C base classes. Boxes x0, y0, x1, y1 
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 from torchvision.ops import nms
 
 from stages.common.box_regression import decode_boxes
+from stages.common.params import Section
 from stages.models.wspn import FeatureMaps, Wspn, class_scores
 from stages.models.wspn_input import network_input
 
 
+class RankingSettings(Section):
+    """How boxes are refined, scored and kept apart: section `ranking` of params.yaml.
+
+    - `top_k`: most boxes of a picture.
+    - `score`: quality: predicted IoU with the object; classes: the largest class score W.
+    - `refinements`: how often the boxes are regressed; each result is a candidate as well.
+    - `keep_proposals`: whether proposals are candidates too beside their refinements.
+    - `nms_iou`: rising thresholds, see `order_in_layers`.
+    """
+
+    top_k: int = Field(ge=1)
+    score: Literal["quality", "classes"]
+    refinements: int = Field(ge=0)
+    keep_proposals: bool
+    nms_iou: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
+
+    @field_validator("nms_iou")
+    @classmethod
+    def _ascending(cls, values: list[float]) -> list[float]:
+        if values != sorted(set(values)):
+            raise ValueError("must rise from value to value")
+        return values
+
+
 @torch.no_grad()
 def rank_proposals(
-    model: Wspn,
-    image: np.ndarray,
-    proposals_xyxy: np.ndarray,
-    score: Literal["quality", "classes"],
-    refinements: int,
-    keep_proposals: bool,
-    nms_iou: Sequence[float],
-    top_k: int,
+    model: Wspn, image: np.ndarray, proposals_xyxy: np.ndarray, settings: RankingSettings
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the best boxes of a picture.
 
@@ -33,11 +52,7 @@ def rank_proposals(
         model: in evaluation mode.
         image: RGB uint8 (H, W, 3).
         proposals_xyxy: float32 (R, 4) in its pixels, R >= 1.
-        score: quality: predicted IoU with the object; classes: the largest class score W.
-        refinements: how often the boxes are regressed; each result is a candidate as well.
-        keep_proposals: whether the proposals themselves are candidates too (if `refinements` > 0).
-        nms_iou: rising thresholds; see `order_in_layers`.
-        top_k: most boxes to return.
+        settings: how to rank.
 
     Returns:
         (boxes float32 (K, 4), scores float32 (K,) in [0, 1], not rising)
@@ -46,19 +61,21 @@ def rank_proposals(
     maps = model.feature_maps(pixels)
     boxes = torch.from_numpy(proposals_xyxy * scale)
     candidates, qualities = [], []
-    for turn in range(refinements + 1):
+    for turn in range(settings.refinements + 1):
         logits, offsets = model.objects(model.evidence(maps, boxes))
-        if turn > 0 or keep_proposals or refinements == 0:
+        if turn > 0 or settings.keep_proposals or settings.refinements == 0:
             candidates.append(boxes)
             qualities.append(logits[:, 0].sigmoid())
         boxes = decode_boxes(boxes, offsets, maps.image_hw)
     pool = torch.cat(candidates)
-    scores = torch.cat(qualities) if score == "quality" else _best_class(model, maps, pool)
-    rows, ranked = order_in_layers(pool, scores, nms_iou)
+    scores = torch.cat(qualities)
+    if settings.score == "classes":
+        scores = _best_class(model, maps, pool)
+    rows, ranked = order_in_layers(pool, scores, settings.nms_iou)
     height, width = image.shape[:2]
-    found = pool[rows[:top_k]].numpy() / scale
+    found = pool[rows[: settings.top_k]].numpy() / scale
     limits = np.array([width, height, width, height], np.float32)
-    return np.clip(found, 0, limits), ranked[:top_k].numpy()
+    return np.clip(found, 0, limits), ranked[: settings.top_k].numpy()
 
 
 def _best_class(model: Wspn, maps: FeatureMaps, boxes_xyxy: torch.Tensor) -> torch.Tensor:

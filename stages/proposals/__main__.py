@@ -12,7 +12,6 @@ from stages.common.images import count_pictures, read_pictures
 from stages.common.parallel import num_workers
 from stages.common.params import read_section, read_seed
 from stages.common.progress import track
-from stages.common.selective_search import SearchSettings
 from stages.common.storage import write_table
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import proposal_table, search_pictures
@@ -23,10 +22,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shard", type=int)
     shard = parser.parse_args().shard
-    settings = SearchSettings(**read_section("proposals", ProposalsParams).model_dump())
+    params = read_section("proposals", ProposalsParams)
     source = Path(f"data/download/images/train/{shard}.parquet")
     total = count_pictures(source)
-    found = search_pictures(read_pictures(source), settings, read_seed(), num_workers())
+    found = search_pictures(read_pictures(source), params, read_seed(), num_workers())
     table, report = proposal_table(track(found, f"proposals {shard}", total))
     write_table(Path(f"data/proposals/{shard}.parquet"), table)
     print(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.common.coco import Instances, make_instances
+from stages.common.recall import first_hits
 from stages.common.seeding import numpy_generator
 from stages.quality.agreement import Columns, measure_labels, measure_pointing
 from stages.quality.params import QualityParams
-from stages.quality.recall import first_hits
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,7 @@ def main() -> None:
             raise ValueError(
                 f"{source}: no row for picture {picture.image_id} of {images}; rerun `proposals`"
             )
-        best, ranked = rank_proposals(
-            model, picture.decode(), proposals[picture.image_id], **params.model_dump()
-        )
+        best, ranked = rank_proposals(model, picture.decode(), proposals[picture.image_id], params)
         image_ids.append(np.full(len(best), picture.image_id))
         boxes.append(best)
         scores.append(ranked)

@@ -10,7 +10,9 @@ from stages.common.selective_search import SearchSettings, keep_usable, selectiv
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import proposal_table, search_pictures
 
-SETTINGS = SearchSettings("fast", 320, 10.0, 0.6, 5.0)
+SETTINGS = SearchSettings(
+    mode="fast", longer_side=320, min_side=10.0, max_area_fraction=0.6, max_aspect=5.0
+)
 
 
 def draw_scene(seed: int) -> np.ndarray:

@@ -14,12 +14,12 @@ from stages.common.categories import Category
 from stages.common.coco import make_instances
 from stages.common.images import Picture, write_pictures
 from stages.common.masks import decode_mask, encode_mask, mask_iou
+from stages.common.recall import NEVER, first_hits
 from stages.common.storage import read_json, write_json, write_table, write_tensors
 from stages.common.tables import boxes_by_image
 from stages.quality.agreement import measure_labels, measure_pointing
 from stages.quality.figure import choose_labels
 from stages.quality.params import QualityParams
-from stages.quality.recall import NEVER, first_hits
 from stages.quality.shard import ShardInputs, Tables, join_columns, measure_shard
 from stages.quality.summary import make_metrics, per_class_rows, recall_rows
 

@@ -9,12 +9,14 @@ from stages.common.params import read_section
 from stages.common.storage import read_table, write_table
 from stages.common.tables import boxes_table
 from stages.models.wspn import save_wspn
-from stages.models.wspn_ranking import order_in_layers, rank_proposals
+from stages.models.wspn_ranking import RankingSettings, order_in_layers, rank_proposals
 from stages.ranking import __main__ as stage
 from stages.ranking.params import RankingParams
 from tests.stages.test_wspn import picture, random_boxes, small_model
 
-USUAL = dict(score="quality", refinements=2, keep_proposals=True, nms_iou=[0.5, 0.7], top_k=10)
+USUAL = RankingSettings(
+    score="quality", refinements=2, keep_proposals=True, nms_iou=[0.5, 0.7], top_k=10
+)
 PARAMS = (
     "seed: 0\nranking: {top_k: 5, score: quality, refinements: 1, keep_proposals: true, "
     "nms_iou: [0.5, 0.7]}\n"
@@ -53,9 +55,11 @@ def test_first_layer_is_plain_suppression_and_scores_never_rise(seed, count):
     st.integers(0, 99), st.sampled_from(["quality", "classes"]), st.integers(0, 2), st.booleans()
 )
 def test_ranked_boxes_are_few_ordered_and_inside(seed, score, refinements, keep):
-    chosen = {**USUAL, "score": score, "refinements": refinements, "keep_proposals": keep}
+    chosen = USUAL.model_copy(
+        update={"score": score, "refinements": refinements, "keep_proposals": keep}
+    )
     image = picture(seed, 100).decode()
-    boxes, scores = rank_proposals(small_model(), image, random_boxes(seed, 20, 100), **chosen)
+    boxes, scores = rank_proposals(small_model(), image, random_boxes(seed, 20, 100), chosen)
     assert boxes.dtype == scores.dtype == np.float32 and 1 <= len(boxes) == len(scores) <= 10
     assert boxes.min() >= 0 and boxes.max() <= 100 and (boxes[:, 2:] > boxes[:, :2]).all()
     assert (np.diff(scores) <= 1e-6).all()
@@ -63,9 +67,8 @@ def test_ranked_boxes_are_few_ordered_and_inside(seed, score, refinements, keep)
 
 def test_without_refinement_only_proposals_are_returned():
     proposals = random_boxes(3, 20)
-    boxes, _ = rank_proposals(
-        small_model(), picture(3).decode(), proposals, **{**USUAL, "refinements": 0}
-    )
+    unrefined = USUAL.model_copy(update={"refinements": 0})
+    boxes, _ = rank_proposals(small_model(), picture(3).decode(), proposals, unrefined)
     assert {tuple(box) for box in boxes} <= {tuple(box) for box in proposals}
 
 

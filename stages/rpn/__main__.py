@@ -1,0 +1,71 @@
+"""Stage `rpn`: proposal recall of WSPN against a region proposal network trained on base boxes.
+
+Run: python -m stages.rpn. A comparator of the claims, outside the pseudo-label pipeline: it reads
+ground truth, of base classes to train the detector and of all classes of the test pictures to
+measure recall. Objects of novel classes are unlabelled in training, as in the papers that use
+such an RPN. Writes data/rpn/metrics.json.
+"""
+
+from pathlib import Path
+
+import torch
+
+from stages.common.categories import read_categories
+from stages.common.curves import Curve
+from stages.common.detection_data import label_pictures, read_annotations
+from stages.common.images import count_pictures, read_pictures
+from stages.common.params import read_section, read_seed, read_shards
+from stages.common.progress import track
+from stages.common.seeding import make_deterministic
+from stages.common.selective_search import SearchSettings
+from stages.common.storage import read_json, write_json
+from stages.models.detector_training import train_detector
+from stages.models.mask_rcnn import MaskRcnn, load_trunk
+from stages.models.wspn import load_wspn
+from stages.models.wspn_ranking import RankingSettings
+from stages.rpn.compare import ordered_boxes, picture_objects, recall_table
+from stages.rpn.params import RpnParams
+
+DOWNLOAD = Path("data/download")
+OUTPUT = Path("data/rpn")
+
+
+def main() -> None:
+    """Run the stage."""
+    params, seed = read_section("rpn", RpnParams), read_seed()
+    search = read_section("proposals", SearchSettings)
+    ranking = read_section("ranking", RankingSettings)
+    make_deterministic(seed, "rpn")
+    categories = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
+    base = [category.id for category in categories if category.split == "base"]
+    labels = {category_id: k + 1 for k, category_id in enumerate(base)}
+    truth = DOWNLOAD / "ground_truth/train.json"
+    annotations = read_annotations(truth, labels, [category.id for category in categories])
+    shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
+    labelled = label_pictures(read_pictures(*shards), annotations, labels, truth)
+
+    # A plain classifier of the base classes: only the region proposals matter here.
+    detector = MaskRcnn(params.network, torch.eye(len(base)))
+    if params.init == "vlm":
+        load_trunk(detector, Path("data/vlm/model.safetensors"))
+    curve = Curve(every=20)
+    train_detector(detector, labelled, params.training, seed, curve, what="rpn")
+    wspn = load_wspn(Path("data/wspn/model.safetensors"))
+    test = DOWNLOAD / "images/test.parquet"
+    found = [
+        ordered_boxes(picture, detector, wspn, search, ranking, seed)
+        for picture in track(read_pictures(test), "rpn recall", count_pictures(test))
+    ]
+    entries = read_json(DOWNLOAD / "ground_truth/test.json")["annotations"]
+    groups = {
+        split: {category.id for category in categories if category.split == split}
+        for split in ("base", "novel")
+    }
+    objects = picture_objects(read_pictures(test), entries)
+    table = recall_table(found, objects, groups, params.recall_at)
+    write_json(OUTPUT / "metrics.json", {"recall": table, **curve.last()})
+    curve.write(OUTPUT / "curve.csv")
+
+
+if __name__ == "__main__":
+    main()
