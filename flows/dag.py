@@ -16,10 +16,15 @@ from dvc.repo import Repo, lock_repo
 from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash
+from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.meta import Meta
+from dvc_data.hashfile.tree import Tree
 
 from flows.graph import Graph, Stage, Status, Step, overlap, select
 
+LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
 
 
@@ -49,7 +54,7 @@ def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
     with _open(root) as repo, lock_repo(repo):
         graph, originals = _read(repo, root)
         planned: dict[str, Step] = {}
-        future: dict[str, Any] = {}
+        future: dict[str, HashInfo] = {}
         for name, stage in select(graph, targets).items():
             planned[name] = _plan_stage(repo, originals[name], stage, planned, future)
         return list(planned.values())
@@ -83,6 +88,7 @@ def _read(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
     """Return the graph, upstream first and otherwise as dvc.yaml has it, and DVC's own stages."""
     edges = repo.index.graph  # an edge goes from a stage to its dependency
     originals: dict[str, DvcStage] = {}
+    _refuse_lost_params(repo)
 
     def visit(original: DvcStage) -> None:
         # Names are built here because DVC's `addressing` depends on the current directory.
@@ -100,6 +106,21 @@ def _read(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
         for name, original in originals.items()
     }
     return graph, originals
+
+
+def _refuse_lost_params(repo: Repo) -> None:
+    """Raise if a param has a name that DVC 3.67 leaves out of the run cache's key, at any depth.
+
+    `_get_cache_hash` drops the size and number of files of data, and with them every param of that
+    name: a changed `download.size` would bring the old result back.
+    """
+    for dep in {dep for stage in repo.index.stages for dep in stage.deps if _is_params(dep)}:
+        for key, _ in _leaves(dep.read_params()):
+            if LOST_PARAMS.intersection(key.split(".")):
+                raise DagError(
+                    f"{dep.def_path}: {key}: DVC's run cache does not see params called "
+                    f"{' or '.join(sorted(LOST_PARAMS))}; give it another name"
+                )
 
 
 def _name(original: DvcStage) -> str:
@@ -137,7 +158,11 @@ def _is_params(dep: Any) -> bool:
 
 
 def _plan_stage(
-    repo: Repo, original: DvcStage, stage: Stage, planned: dict[str, Step], future: dict[str, Any]
+    repo: Repo,
+    original: DvcStage,
+    stage: Stage,
+    planned: dict[str, Step],
+    future: dict[str, HashInfo],
 ) -> Step:
     open_ends = [
         need for need in stage.needs if planned[need].status in (Status.MUST_RUN, Status.UNKNOWN)
@@ -148,9 +173,6 @@ def _plan_stage(
         changed = tuple(_changes_of_outputs(original))
         return Step(stage, Status.MUST_RUN if changed else Status.UP_TO_DATE, changed)
 
-    partly = [dep.def_path for dep in original.deps if _overlaps_partly(dep, future)]
-    if partly:
-        return Step(stage, Status.UNKNOWN, (f"part of {partly[0]} will be restored first",))
     before = _changes_upstream(original, future)
     after = list(_changes_of_outputs(original))
     if not before and not after:
@@ -162,11 +184,37 @@ def _plan_stage(
     return Step(stage, Status.RESTORABLE, tuple(before or after))
 
 
-def _overlaps_partly(dep: Any, future: dict[str, Any]) -> bool:
-    return dep.fs_path not in future and any(overlap(dep.fs_path, path) for path in future)
+def _future_hash(dep: Any, future: dict[str, HashInfo]) -> HashInfo | None:
+    """Return the hash that a dependency will have once stages upstream are restored.
+
+    None if nothing that will be restored is part of it. A folder's hash is that of the list of its
+    files, each an output of some stage.
+    """
+    if dep.fs_path in future:
+        return future[dep.fs_path]
+    inside = dep.fs_path + os.sep
+    if not any(path.startswith(inside) for path in future):
+        return None
+    files: dict[str, HashInfo] = {}
+    for out in dep.repo.index.outs:
+        if overlap(Path(out.fs_path).as_posix(), Path(dep.fs_path).as_posix()):
+            files.update(_files_of(out))
+    tree = Tree()
+    for path, hash_info in {**files, **{p: future[p] for p in files if p in future}}.items():
+        if path.startswith(inside):
+            tree.add(tuple(path[len(inside) :].split(os.sep)), None, hash_info)
+    tree.digest()
+    return tree.hash_info
 
 
-def _changes_upstream(original: DvcStage, future: dict[str, Any]) -> list[str]:
+def _files_of(out: Any) -> dict[str, HashInfo]:
+    """Return the hash of the output, or of every file in it if it is a folder."""
+    if not out.hash_info.isdir:
+        return {out.fs_path: out.hash_info}
+    return {os.path.join(out.fs_path, *key): hash_info for key, _, hash_info in out.get_obj() or ()}
+
+
+def _changes_upstream(original: DvcStage, future: dict[str, HashInfo]) -> list[str]:
     """Return in words how command, params and inputs differ from those in dvc.lock."""
     if not any(dep.hash_info for dep in original.deps):
         return ["dvc.lock has no run of it"]
@@ -174,8 +222,8 @@ def _changes_upstream(original: DvcStage, future: dict[str, Any]) -> list[str]:
     for dep in original.deps:
         if _is_params(dep):
             changes += _changes_of_params(dep)
-        elif dep.fs_path in future:
-            if future[dep.fs_path].hash_info != dep.hash_info:
+        elif (coming := _future_hash(dep, future)) is not None:
+            if coming != dep.hash_info:
                 changes.append(f"{dep.def_path} changes upstream")
         else:
             changes += [f"{dep.def_path} {_plain(state)}" for state in dep.status().values()]
@@ -183,10 +231,16 @@ def _changes_upstream(original: DvcStage, future: dict[str, Any]) -> list[str]:
 
 
 def _changes_of_params(dep: Any) -> list[str]:
+    states = dep.status().get(str(dep), {})
+    if not states:
+        return []
+    if isinstance(states, str):  # of the whole file
+        return [f"{dep.def_path} {_plain(states)}"]
     recorded = dict(_leaves(dep.hash_info.value or {}))
     actual = dict(_leaves(dep.read_params()))
     keys = [key for key in {**recorded, **actual} if recorded.get(key) != actual.get(key)]
     words = [f"{key}: {recorded.get(key, '–')} → {actual.get(key, '–')}" for key in keys]
+    words = words or [f"{key} {_plain(state)}" for key, state in states.items()]
     if len(words) > SHOWN_CHANGES:
         words[SHOWN_CHANGES:] = [f"{len(words) - SHOWN_CHANGES} more params"]
     return words
@@ -213,15 +267,15 @@ def _plain(state: str) -> str:
 
 
 def _find_restored(
-    repo: Repo, original: DvcStage, future: dict[str, Any], unchanged: bool
-) -> dict[str, Any] | None:
-    """Return the outputs by path that DVC would restore instead of running; None if it would run.
+    repo: Repo, original: DvcStage, future: dict[str, HashInfo], unchanged: bool
+) -> dict[str, HashInfo] | None:
+    """Return the hash of each file that DVC would restore instead of running; None if it would run.
 
     As `StageCache.restore`: an unchanged stage comes back by dvc.lock, another by the run cache.
     """
     for dep in original.deps:
-        if dep.fs_path in future:
-            dep.hash_info, dep.meta = future[dep.fs_path].hash_info, future[dep.fs_path].meta
+        if (coming := _future_hash(dep, future)) is not None:
+            dep.hash_info, dep.meta = coming, Meta()  # sizes are no part of the cache's key
         elif _is_params(dep) or dep.exists:
             dep.save()  # in memory only
         else:
@@ -234,7 +288,7 @@ def _find_restored(
         entry = repo.stage_cache._load(original)
     if entry is None:
         return None
-    restored = repo.stage_cache._create_stage(entry, wdir=original.wdir)
-    if not restored.outs_cached():
+    StageLoader.fill_from_lock(original, entry)  # in memory only
+    if not original.outs_cached():
         return None
-    return {out.fs_path: out for out in restored.outs}
+    return {path: info for out in original.outs for path, info in _files_of(out).items()}

@@ -16,7 +16,7 @@ import urllib.request
 from pathlib import Path
 from typing import Self
 
-from flows.environment import STATE_FOLDER, apply_settings
+from flows.environment import STATE_FOLDER, default_settings
 
 HOST = "127.0.0.1"
 SECONDS_TO_START = 120
@@ -33,8 +33,8 @@ class LocalServer:
         """Keep the server's database and log in the project at `root`."""
         self._log = root / STATE_FOLDER / "logs" / "prefect-server.log"
         self._process: subprocess.Popen | None = None
+        self._settings = default_settings(root)
         self.url = os.environ.get("PREFECT_API_URL", "")
-        apply_settings(root)
 
     def start(self) -> Self:
         """Start the server, unless PREFECT_API_URL names one."""
@@ -46,6 +46,7 @@ class LocalServer:
         with self._log.open("w", encoding="utf-8") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
+                env={**self._settings, **os.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+import psutil
+
 from flows.environment import STATE_FOLDER, stage_environment
 from flows.graph import Stage
 
@@ -68,7 +70,7 @@ class StageRunner:
         """
         started = time.monotonic()
         code, lines = self._run_once(stage, log)
-        while code and (blockers := _blockers(lines)):
+        while code and any(map(_is_alive, blockers := _blockers(lines))):
             self._wait_for(stage, blockers)
             code, lines = self._run_once(stage, log)
         seconds = round(time.monotonic() - started, 2)
@@ -139,12 +141,9 @@ def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
 
 def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _blockers(lines: list[str]) -> list[int]:

@@ -26,13 +26,12 @@ stages:
       - stages/download/__main__.py
     params: [download]
     outs:
-      - data/download/a.txt
-      - data/download/b.txt
+      - data/download/parts
   cut:
     matrix: {shard: "${shards}"}
     cmd: python -m stages.cut ${item.shard}
     deps:
-      - data/download/a.txt
+      - data/download/parts/a.txt
       - stages/cut/__main__.py
     params: [cut]
     outs:
@@ -41,8 +40,7 @@ stages:
   merge:
     cmd: python -m stages.merge
     deps:
-      - data/cut/0.txt
-      - data/cut/1.txt
+      - data/cut
       - stages/merge/__main__.py
     params: [merge]
     outs:
@@ -63,7 +61,7 @@ stages:
   side:
     cmd: python -m stages.side
     deps:
-      - data/download/b.txt
+      - data/download/parts/b.txt
       - stages/side/__main__.py
     params: [side.factor]
     outs:
@@ -72,7 +70,7 @@ stages:
 
 PARAMS_YAML = """\
 # How the toy is made.
-download: {size: 3}  # lines
+download: {lines: 3}  # lines
 cut:
   by: 1  # seconds are no param
 merge:
@@ -102,12 +100,12 @@ print("working", Path(__file__).parent.name, *sys.argv[1:])
 
 STAGES = {
     "download": """
-write("data/download/a.txt", "a\\n" * P["download"]["size"])
-write("data/download/b.txt", "b\\n" * P["download"]["size"])
+write("data/download/parts/a.txt", "a\\n" * P["download"]["lines"])
+write("data/download/parts/b.txt", "b\\n" * P["download"]["lines"])
 """,
     "cut": """
 shard = sys.argv[1]
-text = Path("data/download/a.txt").read_text()
+text = Path("data/download/parts/a.txt").read_text()
 write(f"data/cut/{shard}.txt", f"{shard} {P['cut']['by']} {text}")
 """,
     "merge": """
@@ -125,7 +123,7 @@ write("data/evaluation/metrics.json", json.dumps(metrics))
 write("data/evaluation/montage.png", "picture")
 """,
     "side": """
-write("data/side/out.txt", Path("data/download/b.txt").read_text() * P["side"]["factor"])
+write("data/side/out.txt", Path("data/download/parts/b.txt").read_text() * P["side"]["factor"])
 """,
 }
 
@@ -141,20 +139,20 @@ class Toy:
         kept = {key: value for key, value in os.environ.items() if key not in cleared}
         return {**kept, "PYTHONPATH": str(REPOSITORY), "DVC_NO_ANALYTICS": "1"}
 
-    def start(self, *arguments: str) -> subprocess.Popen:
+    def start(self, *arguments: str, **more: str) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, *arguments],
             cwd=self.root,
-            env=self.environment(),
+            env={**self.environment(), **more},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def call(self, *arguments: str, seconds: float = 150) -> tuple[int, str]:
-        """Run `python <arguments>` and return (exit code, output)."""
-        process = self.start(*arguments)
+    def call(self, *arguments: str, seconds: float = 150, **more: str) -> tuple[int, str]:
+        """Run `python <arguments>`, with `more` environment, and return (exit code, output)."""
+        process = self.start(*arguments, **more)
         try:
             output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -167,9 +165,15 @@ class Toy:
         return self.call("-m", "flows", *arguments)
 
     def dvc(self, *arguments: str) -> str:
-        code, output = self.call("-m", "dvc", *arguments)
+        # Plain DVC wants the environment to be activated, the flows do not.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        code, output = self.call("-m", "dvc", *arguments, PATH=path)
         assert code == 0, output
         return output
+
+    def git(self, *arguments: str) -> str:
+        command = ["git", "-c", "user.name=toy", "-c", "user.email=toy@localhost", *arguments]
+        return subprocess.check_output(command, cwd=self.root, text=True)
 
     def ran(self) -> list[str]:
         """Return the stages that really executed since the last call, sorted."""
@@ -216,10 +220,9 @@ def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
     with (root / ".gitignore").open("a") as file:
         file.write("runs.log\nslow.*\nfail.*\n")
     toy = Toy(root)
-    git = ["git", "-c", "user.name=toy", "-c", "user.email=toy@localhost"]
-    subprocess.run([*git, "init", "-q"], cwd=root, check=True)
+    toy.git("init", "-q")
     toy.dvc("init", "-q")
     shutil.copy(REPOSITORY / ".dvc" / "config", root / ".dvc" / "config")
-    subprocess.run([*git, "add", "-A"], cwd=root, check=True)
-    subprocess.run([*git, "commit", "-qm", "toy"], cwd=root, check=True)
+    toy.git("add", "-A")
+    toy.git("commit", "-qm", "toy")
     return toy

@@ -1,0 +1,188 @@
+"""Keep dvc.yaml true to the code: deps are data and imported modules, params the sections read.
+
+The import graph is grimp's, file by file, from the stage's `__main__`; empty `__init__.py` files
+are left out, for nothing in them can change a result.
+"""
+
+import ast
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grimp
+from ruamel.yaml import YAML
+
+PACKAGE = "stages"
+DVC_FILE = "dvc.yaml"
+MODULE_COMMAND = re.compile(rf"python -m ({PACKAGE}(?:\.\w+)+)")
+# What the functions of stages/common/params.py read; the first takes the section's name.
+SECTION_READER = "read_section"
+KEY_READERS = {"read_seed": "seed", "read_shards": "shards"}
+WHOLE_READER = "read_params"
+READERS_HOME = f"{PACKAGE}/common/params.py"
+
+
+def import_closures(root: Path, modules: list[str]) -> dict[str, list[str]]:
+    """Return, for each module, its file and those of all modules it imports, directly or not.
+
+    Files are relative to `root`, sorted.
+
+    Raises:
+        ValueError: there is no such module.
+    """
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    importlib.invalidate_caches()
+    graph = grimp.build_graph(PACKAGE, cache_dir=None)
+    unknown = sorted(set(modules) - graph.modules)
+    if unknown:
+        raise ValueError(f"{DVC_FILE}: there is no module {', '.join(unknown)} under {root}")
+    return {
+        module: sorted(
+            path.as_posix()
+            for upstream in {module, *graph.find_upstream_modules(module)}
+            if (path := _file_of(root, upstream)) is not None
+        )
+        for module in modules
+    }
+
+
+def _file_of(root: Path, module: str) -> Path | None:
+    """Return the module's file, or None for an empty `__init__.py`."""
+    path = Path(*module.split("."))
+    if not (root / path).is_dir():
+        return path.with_suffix(".py")
+    path /= "__init__.py"
+    return path if (root / path).read_text(encoding="utf-8").strip() else None
+
+
+def check_deps(root: Path) -> list[str]:
+    """Return what is wrong with the source files among the deps of dvc.yaml, in words."""
+    _, content = _read(root)
+    return [
+        f"{DVC_FILE}: {name}: deps {what} {path}; `make deps` mends it"
+        for name, _, lacks, stale in _differences(root, content)
+        for what, paths in (("lack", lacks), ("have the unused", stale))
+        for path in paths
+    ]
+
+
+def write_deps(root: Path) -> list[str]:
+    """Bring the source files among the deps of dvc.yaml up to date; return what changed, in words.
+
+    Data deps, comments and everything else stay.
+    """
+    editor, content = _read(root)
+    changes = []
+    for name, deps, lacks, stale in _differences(root, content):
+        for path in stale:
+            deps.remove(path)
+        for path in lacks:
+            deps.insert(_position(deps, path), path)
+        changes += [f"{name}: - {path}" for path in stale]
+        changes += [f"{name}: + {path}" for path in lacks]
+    if changes:
+        partial = root / f".{DVC_FILE}.partial"
+        with partial.open("w", encoding="utf-8") as file:
+            editor.dump(content, file)
+        partial.replace(root / DVC_FILE)
+    return changes
+
+
+def _read(root: Path) -> tuple[YAML, Any]:
+    editor = YAML()
+    editor.preserve_quotes = True
+    editor.width = 10_000
+    editor.indent(mapping=2, sequence=4, offset=2)
+    path = root / DVC_FILE
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    return editor, editor.load(path)
+
+
+def _differences(root: Path, content: Any) -> Iterator[tuple[str, Any, list[str], list[str]]]:
+    """Yield (stage, its deps, source files they lack, source files they should not have)."""
+    modules = stage_modules(content)
+    closures = import_closures(root, list(dict.fromkeys(modules.values())))
+    for name, module in modules.items():
+        deps = content["stages"][name].setdefault("deps", [])
+        code = [dep for dep in deps if isinstance(dep, str) and _is_source(dep)]
+        wanted = closures[module]
+        lacks = [path for path in wanted if path not in code]
+        stale = [path for path in code if path not in wanted]
+        if lacks or stale:
+            yield name, deps, lacks, stale
+
+
+def stage_modules(content: Any) -> dict[str, str]:
+    """Return the `__main__` module of each stage of dvc.yaml that is run by `python -m`."""
+    modules = {}
+    for name, stage in content["stages"].items():
+        found = MODULE_COMMAND.search(str(stage["cmd"]))
+        if found:
+            modules[name] = f"{found[1]}.__main__"
+    return modules
+
+
+def _is_source(dep: str) -> bool:
+    return dep.startswith(f"{PACKAGE}/") and dep.endswith(".py")
+
+
+def _position(deps: Any, path: str) -> int:
+    """Return where `path` belongs: sorted among the source files, which follow the data."""
+    for position, dep in enumerate(deps):
+        if isinstance(dep, str) and _is_source(dep) and dep > path:
+            return position
+    return len(deps)
+
+
+def params_read(root: Path, files: list[str]) -> set[str]:
+    """Return the keys of params.yaml that these source files read, found without running them.
+
+    A section's name must be a literal, or a module constant that is one.
+
+    Raises:
+        ValueError: a read whose key cannot be told; the message names file and line.
+    """
+    keys: set[str] = set()
+    for file in files:
+        if file != READERS_HOME:
+            keys.update(_params_read(file, ast.parse((root / file).read_text(encoding="utf-8"))))
+    return keys
+
+
+def _params_read(file: str, tree: ast.Module) -> Iterator[str]:
+    constants = {
+        target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    subscripts = {
+        id(node.value): node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else None
+        called = node.func.id if isinstance(node.func, ast.Name) else called
+        if called in KEY_READERS:
+            yield KEY_READERS[called]
+            continue
+        if called == SECTION_READER:
+            key = node.args[0] if node.args else None
+        elif called == WHOLE_READER:
+            key = subscripts.get(id(node))
+        else:
+            continue
+        name = constants.get(key.id) if isinstance(key, ast.Name) else getattr(key, "value", None)
+        if not isinstance(name, str):
+            raise ValueError(
+                f"{file}:{node.lineno}: cannot tell which section of params.yaml {called}() reads; "
+                "give its name as a literal"
+            )
+        yield name

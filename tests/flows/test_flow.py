@@ -1,0 +1,200 @@
+"""The whole flow on the toy project, in real processes, against one Prefect server on loopback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import mlflow
+import psutil
+import pytest
+
+from flows.tracking import EXPERIMENT
+
+pytestmark = [
+    pytest.mark.usefixtures("prefect_server"),
+    pytest.mark.xdist_group("prefect"),  # one server, one worker; the other has the rest
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # MLflow's own
+]
+
+ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
+
+
+def runs(toy) -> list:
+    client = mlflow.MlflowClient(f"sqlite:///{toy.root}/mlflow.db")
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+
+
+def outcomes(run) -> dict[str, str]:
+    prefix = "dvc.outcome."
+    return {
+        key.removeprefix(prefix): value
+        for key, value in run.data.tags.items()
+        if key.startswith(prefix)
+    }
+
+
+def test_one_line_flow_runs():
+    """FastAPI 0.155 lets Prefect be imported, and breaks its server at the first call."""
+    code = "from prefect import flow\nprint(flow(lambda: 42)())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "42" in done.stdout, done.stderr
+
+
+def test_executed_unchanged_changed_and_restored(toy):
+    code, output = toy.flows("run")
+    assert code == 0, output
+    assert "[merge] working merge" in output
+    assert "detector  novel          20.0 (1.2)" in output
+    assert "data/evaluation/montage.png" in output
+    assert toy.ran() == ALL
+    first = toy.lock()
+    assert toy.git("status", "--short") == "?? dvc.lock\n"
+
+    # The same bytes as plain DVC makes, and nothing left for it to do.
+    assert "up to date" in toy.dvc("status")
+
+    # Nothing to do: no Prefect, no new MLflow run, the table all the same.
+    code, output = toy.flows("run")
+    assert code == 0
+    assert "Nothing to do: all 6 stages and shards are up to date" in output
+    assert "detector  novel          20.0 (1.2)" in output
+    assert toy.ran() == []
+    assert len(runs(toy)) == 1
+
+    toy.replace("by: 1", "by: 2")
+    code, output = toy.flows("run")
+    assert code == 0, output
+    assert toy.ran() == ["cut 0", "cut 1", "merge"]  # evaluation's input came out the same
+    assert toy.lock() != first
+
+    toy.replace("by: 2", "by: 1")
+    code, output = toy.flows("run", "--cores", "1")
+    assert code == 0, output
+    assert toy.ran() == []
+    assert toy.lock() == first
+
+    shown = runs(toy)
+    assert [outcomes(run)["cut.0"] for run in shown] == ["executed", "executed", "restored"]
+    assert outcomes(shown[0])["side"] == "executed"
+    assert outcomes(shown[2])["side"] == "unchanged"
+    assert [run.data.params["cut.by"] for run in shown] == ["1", "2", "1"]
+    for run in shown:  # unchanged and restored stages show the same numbers as executed ones
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["evaluation/detector/generalized/novel/segm/AP50"] == 20.0
+        assert run.data.metrics["merge/curve/loss"] == 2.5
+        assert run.data.tags["prefect.flow_run_id"]
+        assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+
+
+def test_after_plain_dvc_the_results_are_published_once(done_toy):
+    for _ in range(2):
+        code, output = done_toy.flows("run")
+        assert code == 0, output
+        assert "Nothing to do" in output
+    assert len(runs(done_toy)) == 1
+    assert set(outcomes(runs(done_toy)[0]).values()) == {"unchanged"}
+
+
+def test_other_branches_finish_when_one_fails_and_the_rest_resumes(toy):
+    toy.mark("fail.merge")
+    code, output = toy.flows("run")
+    assert code == 1
+    assert "merge failed (exit code 255); its last lines" in output
+    assert "the disk is on fire" in output
+    assert output.index("not run") > 0
+    assert toy.ran() == ["cut 0", "cut 1", "download", "merge", "side"]
+    told = outcomes(runs(toy)[0])
+    assert (told["merge"], told["evaluation"], told["side"]) == ("failed", "not run", "executed")
+    assert runs(toy)[0].info.status == "FAILED"
+
+    (toy.root / "fail.merge").unlink()
+    code, output = toy.flows("run", "--targets", "evaluation")
+    assert code == 0, output
+    assert toy.ran() == ["evaluation", "merge"]
+
+
+@pytest.mark.parametrize("with_stage", [False, True], ids=["flow", "flow and stage"])
+def test_killed_flow_goes_on_with_the_same_hashes(toy, done, with_stage):
+    toy.mark("slow.merge", "4")
+    process = toy.start("-m", "flows", "run")
+    runs_log = toy.root / "runs.log"
+    toy.wait_for(lambda: runs_log.exists() and "merge" in runs_log.read_text())
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    if with_stage:
+        for child in children:
+            if psutil.pid_exists(child.pid):
+                child.kill()
+        psutil.wait_procs(children, timeout=10)
+        (toy.root / "slow.merge").unlink()
+    before = toy.ran()
+    assert "merge" in before
+
+    code, output = toy.flows("run")
+    assert code == 0, output
+    again = toy.ran()
+    if with_stage:
+        assert again == ["evaluation", "merge"] + (["side"] if "side" not in before else [])
+    else:  # the orphan finished, and its result was taken
+        assert again == ["evaluation"]
+    assert toy.lock() == done.lock()
+
+
+def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
+    toy.mark("slow.download", "60")
+    process = toy.start("-m", "flows", "run")
+    toy.wait_for(lambda: (toy.root / "runs.log").exists())
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "run the same again to go on from here" in output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+
+
+def test_own_server_ends_with_a_killed_flow(toy):
+    """Without PREFECT_API_URL the flow starts a server, which must not outlive it."""
+    toy.mark("slow.download", "60")
+    process = toy.start("-m", "flows", "run", PREFECT_API_URL="")
+    toy.wait_for(lambda: (toy.root / "runs.log").exists(), seconds=120)
+    children = psutil.Process(process.pid).children(recursive=True)
+    servers = [child for child in children if "flows.server" in child.cmdline()]
+    assert len(servers) == 1
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(servers, timeout=10)
+    for child in children:
+        if psutil.pid_exists(child.pid):
+            child.kill()
+    assert alive == []
+
+
+def test_wrong_input_is_told_before_anything_starts(toy):
+    code, output = toy.flows("run", "--targets", "mergee")
+    assert code == 2
+    assert "flows: dvc.yaml: there is no stage 'mergee'; there are: download, cut" in output
+    code, output = toy.flows("run", "--cores", "0")
+    assert (code, output) == (2, "flows: cores: expected at least 1, found 0\n")
+
+
+def test_unreachable_tracking_store_is_told_before_any_stage(toy):
+    uri = "http://127.0.0.1:9"  # the discard port: nobody answers
+    more = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    code, output = toy.call("-m", "flows", "run", **more)
+    assert code == 1
+    assert f"MLFLOW_TRACKING_URI={uri}" in output
+    assert toy.ran() == []
+
+
+def test_plan_is_printed_with_reasons(done_toy):
+    done_toy.replace("factor: 2", "factor: 3")
+    code, output = done_toy.flows("plan")
+    assert code == 0
+    assert "side        must run    side.factor: 2 → 3" in output
+    assert "6 stages and shards: 5 up to date, 1 must run" in output
+    assert json.dumps(done_toy.ran()) == "[]"

@@ -1,0 +1,76 @@
+import pytest
+
+from flows.overlay import apply_overlay, apply_profile
+
+PARAMS = """\
+# The whole experiment.
+shards: [0, 1, 2, 3]  # one file each
+seed: 0
+
+wspn:  # proposals
+  steps: 3000  # paper: 90k
+  rates:
+    first: 0.1  # of SGD
+    last: 1.0e-3
+  name: "resnet"
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "experiments").mkdir()
+    return tmp_path
+
+
+def overlay(project, text: str, name: str = "smoke") -> list[str]:
+    (project / "experiments" / f"{name}.yaml").write_text(text)
+    return apply_profile(project, name)
+
+
+def test_only_the_named_values_change_and_comments_stay(project):
+    told = overlay(project, "shards: [0, 1]\nwspn: {steps: 5, rates: {last: 0.5}}\n")
+    assert told == [
+        "shards: [0, 1, 2, 3] → [0, 1]",
+        "wspn.steps: 3000 → 5",
+        "wspn.rates.last: 0.001 → 0.5",
+    ]
+    expected = PARAMS.replace("0, 1, 2, 3", "0, 1").replace("3000", "5").replace("1.0e-3", "0.5")
+    written = (project / "params.yaml").read_text()
+    assert written.split() == expected.split()  # a comment stays in its column
+    assert len(written.splitlines()) == len(PARAMS.splitlines())
+
+
+def test_nothing_to_change_leaves_the_bytes(project):
+    assert overlay(project, "seed: 0\n") == []
+    assert (project / "params.yaml").read_text() == PARAMS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("wspn: {step: 5}", r"experiments/smoke\.yaml: wspn\.step: params\.yaml has no such key; "
+         r"did you mean 'wspn\.steps'\?"),
+        ("gpu: 1", r"experiments/smoke\.yaml: gpu: params\.yaml has no such key; it has \["),
+        ("wspn: 5", r"wspn: params\.yaml has a section here, found 5"),
+        ("seed: {a: 1}", r"seed: params\.yaml has a value \(0\) here"),
+        ("[1]", r"smoke\.yaml: expected a mapping"),
+        ("a: [", r"smoke\.yaml: cannot be read"),
+    ],
+)  # fmt: skip
+def test_wrong_overlays_name_file_and_key_and_change_nothing(project, text, message):
+    with pytest.raises(ValueError, match=message):
+        overlay(project, text)
+    assert (project / "params.yaml").read_text() == PARAMS
+
+
+def test_unknown_profile_names_those_there_are(project):
+    overlay(project, "seed: 1\n", "tiny")
+    with pytest.raises(ValueError, match=r"experiments/smok\.yaml: no such profile; .*: tiny"):
+        apply_profile(project, "smok")
+
+
+def test_overlay_of_a_sweep_point_names_its_source(project):
+    assert apply_overlay(project / "params.yaml", {"seed": 2}, "-S") == ["seed: 0 → 2"]
+    with pytest.raises(ValueError, match=r"-S: sed: params\.yaml has no such key"):
+        apply_overlay(project / "params.yaml", {"sed": 2}, "-S")

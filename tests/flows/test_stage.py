@@ -1,0 +1,93 @@
+import os
+import threading
+import time
+
+import psutil
+import pytest
+
+from flows.dag import load_graph
+from flows.stage import StageFailedError, StageRunner
+
+
+def run(toy, name: str, shown: list[str] | None = None):
+    shown = [] if shown is None else shown
+    return StageRunner(toy.root, shown.append).run(load_graph(toy.root)[name])
+
+
+def test_outcomes_follow_dvc(toy):
+    shown: list[str] = []
+    assert run(toy, "download", shown).outcome == "executed"
+    assert "[download] working download" in shown
+    assert not any("dvc.lock" in line for line in shown)
+    assert run(toy, "cut@1").outcome == "executed"
+    assert run(toy, "cut@1").outcome == "unchanged"
+    toy.replace("by: 1", "by: 2")
+    assert run(toy, "cut@1").outcome == "executed"
+    toy.replace("by: 2", "by: 1")
+    restored = run(toy, "cut@1")
+    assert (restored.outcome, restored.stage, restored.group) == ("restored", "cut@1", "cut")
+    assert restored.seconds > 0
+
+
+def test_failure_has_the_last_lines_and_where_all_are(toy):
+    toy.mark("fail.download")
+    with pytest.raises(StageFailedError, match=r"download failed \(exit code 255\)") as caught:
+        run(toy, "download")
+    message = str(caught.value)
+    assert "the disk is on fire" in message
+    assert ".flows/logs/download.log" in message
+    assert "about to fail" in (toy.root / ".flows/logs/download.log").read_text()
+
+
+def test_carriage_returns_and_unfinished_lines_are_lines(toy):
+    toy.replace(
+        'print("working"',
+        'print("1%\\r2%\\nend", end="")\nprint("working"',
+        "stages/side/__main__.py",
+    )
+    run(toy, "download")
+    shown: list[str] = []
+    run(toy, "side", shown)
+    assert "[side] 1%" in shown
+    assert "[side] 2%" in shown
+
+
+def test_stop_ends_the_stage_and_its_children(toy):
+    toy.mark("slow.download", "60")
+    runner, errors = StageRunner(toy.root, lambda line: None), []
+    stage = load_graph(toy.root)["download"]
+
+    def target() -> None:
+        try:
+            runner.run(stage)
+        except StageFailedError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    toy.wait_for(lambda: (toy.root / "runs.log").exists())
+    children = psutil.Process().children(recursive=True)
+    assert any("stages.download" in " ".join(child.cmdline()) for child in children)
+    started = time.monotonic()
+    runner.stop()
+    thread.join(30)
+    assert time.monotonic() - started < 20
+    assert "download was stopped" in errors[0]
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
+    with pytest.raises(StageFailedError, match="stopped before it started"):
+        runner.run(stage)
+
+
+def test_a_stage_that_another_execution_makes_is_waited_for(toy):
+    toy.mark("slow.download", "4")
+    path = f"{os.path.dirname(os.sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    other = toy.start("-m", "dvc", "repro", "-s", "download", PATH=path)
+    toy.wait_for(lambda: (toy.root / "runs.log").exists())
+    shown: list[str] = []
+    outcome = run(toy, "download", shown)
+    output, _ = other.communicate(timeout=60)
+    assert other.returncode == 0, output
+    assert any("another execution is making this (PID" in line for line in shown)
+    assert outcome.outcome == "unchanged"
+    assert toy.ran() == ["download"]

@@ -1,0 +1,65 @@
+from test_graph import make
+
+from flows.graph import Status, Step
+from flows.stage import Outcome
+from flows.table import (
+    align,
+    plan_table,
+    read_results,
+    results_table,
+    stages_table,
+    summarize_plan,
+)
+
+STEPS = [
+    Step(make("download"), Status.UP_TO_DATE),
+    Step(make("cut@0"), Status.MUST_RUN, ("cut.by: 1 → 2", "second", "third", "fourth")),
+]
+
+
+def test_align_pads_left_and_right():
+    assert align([("a", "b"), ("ccc", "12")], right=[1]) == "a     b\nccc  12"
+
+
+def test_plan_table_gives_the_first_reasons():
+    lines = plan_table(STEPS).splitlines()
+    assert lines[1].split() == ["download", "up", "to", "date"]
+    assert lines[2].endswith("must run    cut.by: 1 → 2; second; third")
+    assert summarize_plan(STEPS) == "2 stages and shards: 1 up to date, 1 must run"
+
+
+def test_stages_table_folds_shards_and_brackets_earlier_times():
+    outcomes = [
+        Outcome("download", "download", "unchanged"),
+        Outcome("cut@0", "cut", "executed", 2.0),
+        Outcome("cut@1", "cut", "restored", 1.0),
+        Outcome("merge", "merge", "not run"),
+    ]
+    lines = stages_table(outcomes, {"download": 12.34}).splitlines()
+    assert lines[1].split() == ["download", "unchanged", "(12.3)"]
+    assert lines[2].split("  ")[0] == "cut"
+    assert "1 executed, 1 restored" in lines[2]
+    assert lines[2].endswith("3.0  2 shards, the longest 2.0")
+    assert lines[3].split() == ["merge", "not", "run", "(–)"]
+
+
+def test_results_table_has_every_model_group_protocol_and_kind():
+    results = {
+        "detector": {
+            "generalized": {"novel": {"bbox": {"AP50": 54.32, "AP": 30.06}, "segm": {"AP50": 51}}},
+            "constrained": {"base": {"bbox": {"AP50": None, "AP": 1.0}}},
+        }
+    }
+    lines = results_table(results).splitlines()
+    assert lines[0] == "Results on the test pictures: AP50 (AP), percent"
+    assert lines[1].split()[-8:] == (
+        "constrained box constrained mask generalized box generalized mask".split()
+    )
+    assert lines[2].split() == ["detector", "base", "–", "–", "–", "–"]
+    assert lines[3].split() == ["detector", "novel", "–", "–", "54.3", "(30.1)", "51.0"]
+    assert len(lines) == 4
+
+
+def test_without_results_it_says_so(tmp_path):
+    assert read_results(tmp_path) is None
+    assert results_table(None) == "No results yet: there is no data/evaluation/metrics.json"
