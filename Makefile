@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_NO_CONFIG := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan profile test lint deps lock ui clean
+.PHONY: help repro plan profile test lint deps claims lock ui clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ lint: $(STAMP) ## check style and the layers of imports
 deps: $(STAMP) ## write each stage's source files into its deps in dvc.yaml
 	@$(BIN)/python -m flows deps --write
 
+claims: $(STAMP) ## measure the paper's claims on three seeds, into docs/claims.json
+	@$(BIN)/python -m flows claims
+
 ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
@@ -46,7 +49,7 @@ lock: $(UV) ## pin the newest packages that pyproject.toml allows
 		--no-header --upgrade -o requirements.lock
 
 clean: ## remove the environment, results, caches and what flows keep
-	rm -rf $(VENV) .prefect .flows .resume mlflow.db* mlruns .dvc/cache .dvc/tmp
+	rm -rf $(VENV) .prefect .flows .resume .claims mlflow.db* mlruns .dvc/cache .dvc/tmp
 	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find flows stages tests -name __pycache__ -exec rm -rf {} +

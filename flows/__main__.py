@@ -127,10 +127,18 @@ def reruns(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def claims(root: Path, options: argparse.Namespace) -> int:
+    """Measure the paper's claims on several seeds; write docs/claims.json and print the table."""
+    from flows.claims import claims_table, measure_claims
+
+    print(claims_table(measure_claims(root, options.seeds)))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, plan, profile, deps, reruns):
+    for command in (run, plan, profile, deps, reruns, claims):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         if command in (run, plan):
@@ -139,6 +147,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--cores", type=int, help="cores to keep busy; all by default")
         if command is profile:
             sub.add_argument("name", help="experiments/<name>.yaml")
+        if command is claims:
+            sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
         if command is deps:
             mode = sub.add_mutually_exclusive_group(required=True)
             mode.add_argument("--write", action="store_true", help="rewrite dvc.yaml")

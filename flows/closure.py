@@ -61,10 +61,10 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 def check_deps(root: Path) -> list[str]:
     """Return what is wrong with the source files among the deps of dvc.yaml, in words."""
-    _, content = _read(root)
     return [
-        f"{DVC_FILE}: {name}: deps {what} {path}; `make deps` mends it"
-        for name, _, lacks, stale in _differences(root, content)
+        f"{file}: {name}: deps {what} {path}; `make deps` mends it"
+        for file in _dvc_files(root)
+        for name, _, lacks, stale in _differences(root, _read(root / file)[1])
         for what, paths in (("lack", lacks), ("have the unused", stale))
         for path in paths
     ]
@@ -75,29 +75,38 @@ def write_deps(root: Path) -> list[str]:
 
     Data deps, comments and everything else stay.
     """
-    editor, content = _read(root)
+    return [change for file in _dvc_files(root) for change in _write_deps(root, root / file)]
+
+
+def _write_deps(root: Path, path: Path) -> list[str]:
+    editor, content = _read(path)
     changes = []
     for name, deps, lacks, stale in _differences(root, content):
-        for path in stale:
-            deps.remove(path)
-        for path in lacks:
-            deps.insert(_position(deps, path), path)
-        changes += [f"{name}: - {path}" for path in stale]
-        changes += [f"{name}: + {path}" for path in lacks]
+        for source in stale:
+            deps.remove(source)
+        for source in lacks:
+            deps.insert(_position(deps, source), source)
+        changes += [f"{name}: - {source}" for source in stale]
+        changes += [f"{name}: + {source}" for source in lacks]
     if changes:
-        partial = root / f".{DVC_FILE}.partial"
+        partial = path.with_name(f".{path.name}.partial")
         with partial.open("w", encoding="utf-8") as file:
             editor.dump(content, file)
-        partial.replace(root / DVC_FILE)
+        partial.replace(path)
     return changes
 
 
-def _read(root: Path) -> tuple[YAML, Any]:
+def _dvc_files(root: Path) -> list[str]:
+    """Return the experiment's dvc.yaml and those of folders below, such as claims/dvc.yaml."""
+    below = sorted(path.relative_to(root).as_posix() for path in root.glob(f"*/{DVC_FILE}"))
+    return [DVC_FILE, *below]
+
+
+def _read(path: Path) -> tuple[YAML, Any]:
     editor = YAML()
     editor.preserve_quotes = True
     editor.width = 10_000
     editor.indent(mapping=2, sequence=4, offset=2)
-    path = root / DVC_FILE
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     return editor, editor.load(path)

@@ -49,13 +49,16 @@ class Step:
 
 
 def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
-    """Return the targets (names or groups, all by default) and everything upstream of them.
+    """Return the targets (names or groups) and everything upstream of them.
+
+    The default is all stages of the repository's own dvc.yaml: those of another one, such as
+    claims/dvc.yaml:rpn, run only when they are asked for.
 
     Raises:
         ValueError: there is no such stage.
     """
     if targets is None:
-        return graph
+        return {name: stage for name, stage in graph.items() if not is_elsewhere(name)}
     wanted: set[str] = set()
     for target in targets:
         names = [name for name, stage in graph.items() if target in (name, stage.group)]
@@ -67,6 +70,11 @@ def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
         if name in wanted:
             wanted.update(graph[name].needs)
     return {name: stage for name, stage in graph.items() if name in wanted}
+
+
+def is_elsewhere(name: str) -> bool:
+    """Say whether a stage is one of a dvc.yaml below the root: "<folder>/dvc.yaml:<name>"."""
+    return ":" in name
 
 
 def reruns(graph: Graph, param: str) -> list[str]:

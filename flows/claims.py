@@ -1,0 +1,248 @@
+"""The paper's claims, each measured on several seeds: `make claims`.
+
+Every seed gets a git worktree of the current commit under .claims/, which shares this repository's
+DVC cache, so that a second call, or a call with one more seed, repeats nothing. What a claim
+compares with (an oracle detector, a base-trained RPN, an image-labels-only detector) is a stage of
+claims/dvc.yaml; a claim about a param is the same experiment with that param changed.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from flows.overlay import apply_overlay
+
+FOLDER = Path(".claims")
+RESULT = Path("docs/claims.json")
+PIPELINE = "claims/dvc.yaml"
+METRICS = {
+    "quality": "data/quality/metrics.json",
+    "evaluation": "data/evaluation/metrics.json",
+    "rpn": "data/rpn/metrics.json",
+    "oracle": "data/oracle_evaluation/metrics.json",
+    "wsddn": "data/wsddn/metrics.json",
+}
+# The same experiment with only the first look of each activation map: G = 0.
+FIRST_LOOK = {"boxes": {"activation_round": "first"}, "masks": {"activation_round": "first"}}
+
+Facts = dict[str, dict]  # metrics files of one seed, by the names above
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`better` should exceed `factor` × `worse`, in the mean over seeds."""
+
+    what: str
+    better: Callable[[Facts], float]
+    worse: Callable[[Facts], float]
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper and the comparisons that must all hold for it."""
+
+    name: str
+    text: str
+    comparisons: tuple[Comparison, ...]
+
+
+def at(path: str) -> Callable[[Facts], float]:
+    """Return a function that takes a number out of the metrics: "file.key.key…"."""
+
+    def take(facts: Facts) -> float:
+        value = facts
+        for key in path.split("."):
+            value = value[key]
+        return float(value)
+
+    return take
+
+
+def _label_claims() -> list[Claim]:
+    groups = ("base", "novel")
+    rounds = tuple(
+        Comparison(
+            f"pseudo-mask IoU, {group}: G ≥ 1 above G = 0",
+            at(f"quality.masks.pseudo.{group}.mean_iou"),
+            at(f"first_look.masks.pseudo.{group}.mean_iou"),
+        )
+        for group in groups
+    )
+    recall = tuple(
+        Comparison(
+            f"recall@{count} of novel objects: WSPN above {other.replace('_', ' ')}",
+            at(f"rpn.recall.wspn.novel.recall@{count}"),
+            at(f"rpn.recall.{other}.novel.recall@{count}"),
+        )
+        for count in (10, 50, 100)
+        for other in ("selective_search", "random_order", "rpn")
+    )
+    masks = tuple(
+        Comparison(
+            f"pseudo-mask IoU, {group}: network above {other.replace('_', ' ')}",
+            at(f"quality.masks.pseudo.{group}.mean_iou"),
+            at(f"quality.masks.{other}.{group}.mean_iou"),
+        )
+        for group in groups
+        for other in ("box_filled", "thresholded_activation")
+    )
+    return [
+        Claim("a", "Iterative masking improves the pseudo-masks", rounds),
+        Claim("b", "WSPN finds more novel objects than selective search and a base RPN", recall),
+        Claim("c", "The segmentation network beats filled boxes and thresholded maps", masks),
+    ]
+
+
+def _detector_claims() -> list[Claim]:
+    kinds = {"bbox": "box", "segm": "mask"}
+    learned = Comparison(
+        "mask IoU on the training objects: detector above its pseudo-masks",
+        at("evaluation.detector.training_objects.all.found_detector_mask_iou"),
+        at("evaluation.detector.training_objects.all.found_pseudo_mask_iou"),
+    )
+    oracle = tuple(
+        Comparison(
+            f"novel {name} AP50 above 65 % of the oracle's",
+            at(f"evaluation.detector.generalized.novel.{kind}.AP50"),
+            at(f"oracle.oracle.generalized.novel.{kind}.AP50"),
+            0.65,
+        )
+        for kind, name in kinds.items()
+    )
+    tuned = tuple(
+        Comparison(
+            f"{group} {name} AP50: fine-tuned {'far above' if group == 'base' else 'not below'}",
+            at(f"evaluation.finetune.generalized.{group}.{kind}.AP50"),
+            at(f"evaluation.detector.generalized.{group}.{kind}.AP50"),
+            1.15 if group == "base" else 1.0,
+        )
+        for group in ("base", "novel")
+        for kind, name in kinds.items()
+    )
+    labels_only = Comparison(
+        "novel box AP50: the detector above twice that of image labels only",
+        at("evaluation.detector.generalized.novel.bbox.AP50"),
+        at("wsddn.wsddn.generalized.novel.bbox.AP50"),
+        2.0,
+    )
+    return [
+        Claim("d", "The detector's masks are better than those it learned from", (learned,)),
+        Claim("e", "Without base annotations novel AP50 is 65 % of the oracle's", oracle),
+        Claim("f", "Base annotations raise base AP50 and do not lower novel AP50", tuned),
+        Claim("g", "A detector from image labels alone is far below", (labels_only,)),
+    ]
+
+
+CLAIMS = [*_label_claims(), *_detector_claims()]
+
+
+def measure_claims(root: Path, seeds: list[int]) -> list[dict]:
+    """Run all seeds, write docs/claims.json and return it.
+
+    Raises:
+        RuntimeError: an experiment of a seed failed; what is finished stays in the cache.
+    """
+    facts = [_measure_seed(root, seed) for seed in seeds]
+    results = judge(facts, seeds)
+    path = root / RESULT
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return results
+
+
+def judge(facts: list[Facts], seeds: list[int]) -> list[dict]:
+    """Return one entry per comparison: {claim, text, metric, holds, values}."""
+    entries = []
+    for claim in CLAIMS:
+        for comparison in claim.comparisons:
+            better = [comparison.better(one) for one in facts]
+            worse = [comparison.worse(one) for one in facts]
+            holds = statistics.fmean(better) > comparison.factor * statistics.fmean(worse)
+            entries.append(
+                {
+                    "claim": claim.name,
+                    "text": claim.text,
+                    "metric": comparison.what,
+                    "factor": comparison.factor,
+                    "holds": holds,
+                    "seeds": seeds,
+                    "values": better,
+                    "compared_with": worse,
+                }
+            )
+    return entries
+
+
+def claims_table(entries: list[dict]) -> str:
+    """Return README's table: mean ± standard deviation over seeds of both sides."""
+    lines = ["| | claim | measured | compared with | holds |", "|---|---|---|---|---|"]
+    for entry in entries:
+        scale = f" × {entry['factor']:g}" if entry["factor"] != 1 else ""
+        lines.append(
+            f"| {entry['claim']} | {entry['metric']} | {_spread(entry['values'])} |"
+            f" {_spread(entry['compared_with'])}{scale} | {'yes' if entry['holds'] else '**no**'} |"
+        )
+    return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    digits = 1 if max(map(abs, values)) > 1 else 3
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def _measure_seed(root: Path, seed: int) -> Facts:
+    folder = _worktree(root, seed)
+    apply_overlay(folder / "params.yaml", {"seed": seed}, "make claims")
+    _run(folder, [])
+    _run(folder, ["--targets", *(f"{PIPELINE}:{name}" for name in _comparators(folder))])
+    facts = {
+        name: json.loads((folder / path).read_text(encoding="utf-8"))
+        for name, path in METRICS.items()
+    }
+    apply_overlay(folder / "params.yaml", FIRST_LOOK, "make claims")
+    _run(folder, ["--targets", "quality"])
+    facts["first_look"] = json.loads((folder / METRICS["quality"]).read_text(encoding="utf-8"))
+    return facts
+
+
+def _comparators(folder: Path) -> list[str]:
+    return list(YAML(typ="safe").load(folder / PIPELINE)["stages"])
+
+
+def _worktree(root: Path, seed: int) -> Path:
+    """Return a clean checkout of the current commit with this repository's DVC cache."""
+    folder = root / FOLDER / f"seed-{seed}"
+    if not folder.is_dir():
+        _git(root, "worktree", "prune")
+        _git(root, "worktree", "add", "--detach", "--force", str(folder), "HEAD")
+    else:
+        head = _git(root, "rev-parse", "HEAD").strip()
+        _git(folder, "checkout", "--quiet", "--force", "--detach", head)
+    # dvc.lock of the default experiment would only be another seed's.
+    command = [sys.executable, "-m", "dvc", "cache", "dir", "--local", str(root / ".dvc/cache")]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} in {folder}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _run(folder: Path, options: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "flows", "run", *options], cwd=folder)
+    if done.returncode:
+        raise RuntimeError(
+            f"the experiment in {folder} failed; mend it and run `make claims` again"
+        )
