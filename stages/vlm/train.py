@@ -1,7 +1,8 @@
 """Trains the small ALBEF from image-caption pairs: align words and patches first, then fuse.
 
-Phase `align` trains trunk and word embeddings by word alignment alone. Then the words that the
-pictures show are read off its scores, and phase `fuse` trains all parts with all losses.
+Phase `align` trains trunk and word embeddings by word alignment alone, with all content words for
+its first half. Then the words that the pictures show are read off their scores; the others are
+noise and leave the loss. Phase `fuse` trains all parts with all losses.
 """
 
 import math
@@ -43,35 +44,30 @@ def train_vlm(
     Raises:
         ValueError: no word could be told apart in the pictures, so there is nothing to fuse.
     """
-    content = tokenizer.content_words()
+    content = words = tokenizer.content_words()
     optimizer = _optimizer(model, params)
     model.train()
     meter = VisibilityMeter(len(content))
     for step in track(range(params.align.steps), "vlm align"):
+        if step == params.align.steps // 2:
+            words = _visible_words(content, meter, params)
         images, tokens = sampler.draw()
         with _precision(params):
             patches = model.encode_patches(images)
-            scores, present = _word_scores(model, patches, tokens, content, params)
+            scores, present = _word_scores(model, patches, tokens, words, params)
             loss = losses.word_alignment(scores, present)
-        if step >= params.align.steps * 3 // 4:
+        if params.align.steps // 4 <= step < params.align.steps // 2:
             meter.add(scores, present)
         _update(model, optimizer, loss, _learning_rate(params.align, step, params))
         curve.add(step + 1, loss_word_alignment=loss.detach())
-    visible = content[meter.separation() > params.visible_threshold]
-    if len(visible) < 2:
-        raise ValueError(
-            f"after vlm.align only {len(visible)} of {len(content)} words can be told apart in the"
-            f" pictures (d' > vlm.visible_threshold = {params.visible_threshold}); train longer"
-            " (vlm.align.steps) or lower the threshold"
-        )
     swapper = WordSwapper(
-        visible, substitution_weights(all_tokens, visible, len(tokenizer)), len(tokenizer)
+        words, substitution_weights(all_tokens, words, len(tokenizer)), len(tokenizer)
     )
     for step in track(range(params.fuse.steps), "vlm fuse"):
         images, tokens = sampler.draw()
         window = _random_window(model, images, generator)
         with _precision(params):
-            terms = _fuse_losses(model, images, tokens, window, content, swapper, params, generator)
+            terms = _fuse_losses(model, images, tokens, window, words, swapper, params, generator)
         total = sum(getattr(params.weights, name) * term for name, term in terms.items())
         _update(model, optimizer, total, _learning_rate(params.fuse, step, params))
         curve.add(
@@ -79,7 +75,21 @@ def train_vlm(
             **{f"loss_{name}": term.detach() for name, term in terms.items()},
         )
     model.eval()
-    return {"content_words": len(content), "visible_words": len(visible)}
+    return {"content_words": len(content), "visible_words": len(words)}
+
+
+def _visible_words(
+    content: torch.Tensor, meter: VisibilityMeter, params: VlmParams
+) -> torch.Tensor:
+    """Return the ids of the content words that the pictures show."""
+    visible = content[meter.separation() > params.visible_threshold]
+    if len(visible) < 2:
+        raise ValueError(
+            f"half-way through vlm.align only {len(visible)} of {len(content)} words can be told"
+            f" apart in the pictures (d' > vlm.visible_threshold = {params.visible_threshold});"
+            " train longer (vlm.align.steps) or lower the threshold"
+        )
+    return visible
 
 
 def _fuse_losses(
@@ -87,14 +97,14 @@ def _fuse_losses(
     images: torch.Tensor,
     tokens: torch.Tensor,
     window: tuple[int, int],
-    content: torch.Tensor,
+    words: torch.Tensor,
     swapper: WordSwapper,
     params: VlmParams,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
     """Return the five losses of a batch, named as in `vlm.weights`."""
     encoded = model.encode_image(images, window)
-    scores, present = _word_scores(model, encoded[:, 1:], tokens, content, params)
+    scores, present = _word_scores(model, encoded[:, 1:], tokens, words, params)
     own = model.encode_text(tokens)
     similarity = _similarity(model, encoded, own)
 
@@ -137,13 +147,13 @@ def _word_scores(
     model: Albef,
     patches: torch.Tensor,
     tokens: torch.Tensor,
-    content: torch.Tensor,
+    words: torch.Tensor,
     params: VlmParams,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pooled scores (B, C) of all content words and whether the caption has them."""
-    scores = losses.pool_patches(model.word_patch_logits(patches, content), params.pool_sharpness)
+    """Return pooled scores (B, C) of the words and whether the caption has them."""
+    scores = losses.pool_patches(model.word_patch_logits(patches, words), params.pool_sharpness)
     named = torch.zeros(len(tokens), model.config.vocabulary_size, dtype=torch.bool)
-    return scores, named.scatter_(1, tokens, True)[:, content]
+    return scores, named.scatter_(1, tokens, True)[:, words]
 
 
 def _similarity(model: Albef, encoded: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
