@@ -107,7 +107,6 @@ class TrainingParams(Section):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
-    trunk_rate: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     gradient_clip: float = Field(gt=0)

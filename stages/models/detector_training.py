@@ -58,7 +58,7 @@ def train_detector(
         )
         total = sum(weights[name] * loss for name, loss in losses.items())
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(params, step) * group["factor"]
+            group["lr"] = learning_rate(params, step)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), params.gradient_clip)
@@ -97,17 +97,10 @@ def learning_rate(params: TrainingParams, step: int) -> float:
 
 
 def _optimizer(model: MaskRcnn, params: TrainingParams) -> torch.optim.AdamW:
-    groups = []
-    trunk = {id(parameter) for parameter in model.parts()["trunk"].parameters()}
-    for factor, in_trunk in ((params.trunk_rate, True), (1.0, False)):
-        own = [p for p in model.parameters() if p.requires_grad and (id(p) in trunk) == in_trunk]
-        matrices = [p for p in own if p.ndim > 1]
-        vectors = [p for p in own if p.ndim <= 1]
-        groups += [
-            {"params": matrices, "factor": factor},
-            {"params": vectors, "factor": factor, "weight_decay": 0.0},
-        ]
-    groups = [group for group in groups if group["params"]]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim > 1]
+    vectors = [p for p in trained if p.ndim <= 1]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, params.learning_rate, weight_decay=params.weight_decay)
 
 

@@ -50,7 +50,6 @@ TRAINING = {
     "steps": 4,
     "batch_size": 2,
     "learning_rate": 0.003,
-    "trunk_rate": 0.5,
     "warmup_steps": 2,
     "weight_decay": 0.01,
     "gradient_clip": 5.0,
