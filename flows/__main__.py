@@ -135,6 +135,12 @@ def claims(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, found {text}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -144,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         if command in (run, plan):
             sub.add_argument("--targets", nargs="+", help="stages, with all that they need")
         if command is run:
-            sub.add_argument("--cores", type=int, help="cores to keep busy; all by default")
+            sub.add_argument("--cores", type=_positive, help="cores to keep busy; all by default")
         if command is profile:
             sub.add_argument("name", help="experiments/<name>.yaml")
         if command is claims:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo, lock_repo
 from dvc.scm import SCMError
@@ -18,6 +19,7 @@ from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
+from dvc.utils.serialize import load_yaml, modify_yaml
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
@@ -60,6 +62,25 @@ def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
         return list(planned.values())
 
 
+def sort_lock(root: Path) -> None:
+    """Put the stages of dvc.lock in the order of the graph, as one `dvc repro` writes them.
+
+    Stages that run side by side are recorded in the order in which they happen to end.
+    """
+    with _open(root) as repo, lock_repo(repo):
+        graph, _ = _read(repo, root)
+        path = root / "dvc.lock"
+        recorded = repo.fs.exists(str(path)) and load_yaml(path)["stages"]
+        if not recorded:
+            return
+        order = [name for name in graph if name in recorded]
+        order += [name for name in recorded if name not in graph]
+        if order != list(recorded):
+            with modify_yaml(path, fs=repo.fs) as content:
+                stages = content["stages"]
+                content["stages"] = {name: stages[name] for name in order}
+
+
 @contextmanager
 def _open(root: Path) -> Iterator[Repo]:
     try:
@@ -85,22 +106,10 @@ def _message(error: BaseException) -> str:
 
 
 def _read(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
-    """Return the graph, upstream first and otherwise as dvc.yaml has it, and DVC's own stages."""
+    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages."""
     edges = repo.index.graph  # an edge goes from a stage to its dependency
-    originals: dict[str, DvcStage] = {}
     _refuse_lost_params(repo)
-
-    def visit(original: DvcStage) -> None:
-        # Names are built here because DVC's `addressing` depends on the current directory.
-        if _name(original) not in originals:
-            for upstream in sorted(edges.successors(original), key=positions.__getitem__):
-                visit(upstream)
-            originals[_name(original)] = original
-
-    stages = repo.index.stages
-    positions = {stage: position for position, stage in enumerate(stages)}
-    for stage in stages:
-        visit(stage)
+    originals = {_name(original): original for original in nx.dfs_postorder_nodes(edges)}
     graph = {
         name: _convert(original, root, sorted(map(_name, edges.successors(original))))
         for name, original in originals.items()
@@ -168,7 +177,8 @@ def _plan_stage(
         need for need in stage.needs if planned[need].status in (Status.MUST_RUN, Status.UNKNOWN)
     ]
     if open_ends:
-        return Step(stage, Status.UNKNOWN, (f"depends on what {', '.join(open_ends)} will make",))
+        groups = dict.fromkeys(planned[need].stage.group for need in open_ends)
+        return Step(stage, Status.UNKNOWN, (f"depends on what {', '.join(groups)} will make",))
     if not original.cmd:
         changed = tuple(_changes_of_outputs(original))
         return Step(stage, Status.MUST_RUN if changed else Status.UP_TO_DATE, changed)

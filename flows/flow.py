@@ -20,7 +20,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.cores import CoreBudget, CoresClosedError
-from flows.dag import make_plan
+from flows.dag import make_plan, sort_lock
 from flows.graph import Status, Step, mermaid
 from flows.journal import remember
 from flows.stage import Outcome, StageFailedError, StageRunner
@@ -116,15 +116,17 @@ def _run_all(steps: list[Step], machine: Machine) -> list[Outcome]:
 
 def _outcome(step: Step, future: PrefectFuture) -> Outcome:
     future.wait()
-    result = future.state.result(raise_on_failure=False)
+    stage, state = step.stage, future.state
+    if state.name == "NotReady":  # something upstream failed
+        return Outcome(stage.name, stage.group, "not run", 0.0, state.message or "")
+    result = state.result(raise_on_failure=False)
     if isinstance(result, Outcome):
         return result
-    stage, state = step.stage, future.state
-    kind = "not run" if state.name == "NotReady" else "failed"
-    return Outcome(stage.name, stage.group, kind, 0.0, state.message or str(result))
+    return Outcome(stage.name, stage.group, "failed", 0.0, f"{stage.name}: {state}: {result}")
 
 
 def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[Outcome]) -> State:
+    sort_lock(root)
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     create_table_artifact(
         key="stages",

@@ -55,7 +55,7 @@ def test_targets_take_their_upstream_and_only_that(toy):
 def test_fresh_project_must_run_from_the_top(toy):
     assert statuses(toy) == {name: OPEN for name in NAMES} | {"download": RUN}
     assert reasons(toy)["download"] == "dvc.lock has no run of it"
-    assert "cut@0, cut@1" in reasons(toy)["merge"]
+    assert reasons(toy)["merge"] == "depends on what cut will make"
     assert not (toy.root / "dvc.lock").exists()
 
 

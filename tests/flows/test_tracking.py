@@ -1,17 +1,18 @@
 import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
-import pytest
 from test_graph import make
+from tracked import read_runs
 
+from flows.environment import default_settings
 from flows.stage import Outcome
-from flows.tracking import (
-    EXPERIMENT,
-    Tracking,
-    read_curves,
-    read_metrics,
-    read_params,
-)
+from flows.tracking import Tracking, read_curves, read_metrics, read_params
 
 
 def stage(name: str, metrics=(), plots=(), outputs=()):
@@ -49,41 +50,56 @@ def test_params_are_all_leaves_of_all_sections(tmp_path):
     }
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own
-def test_a_run_shows_everything_of_an_execution(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+QUALITY = stage(
+    "q@0",
+    ("data/q/m.json",),
+    ("data/q/curve.csv",),
+    ("data/q/montage.png", "data/q/weights.safetensors"),
+)
+
+
+def publish(root: Path) -> None:
+    outcomes = [Outcome("q@0", "q", "executed", 3.0), Outcome("w", "w", "failed", 0.0, "why")]
+    Tracking(root).publish([QUALITY], outcomes, {"more": "yes"})
+
+
+def test_a_run_shows_everything_of_an_execution(tmp_path):
     write(tmp_path, "data/q/m.json", '{"iou": 0.5}')
     write(tmp_path, "data/q/curve.csv", "loss,step\n" + "".join(f"{k},{k}\n" for k in range(2500)))
     write(tmp_path, "data/q/montage.png", "picture")
     write(tmp_path, "data/q/weights.safetensors", "large")
     write(tmp_path, "params.yaml", "\n".join(f"p{k}: {k}" for k in range(230)))
     write(tmp_path, "dvc.lock", "lock")
-    quality = stage(
-        "q@0",
-        ("data/q/m.json",),
-        ("data/q/curve.csv",),
-        ("data/q/montage.png", "data/q/weights.safetensors"),
+    # In a process of its own, for MLflow leaves its connections open.
+    here = Path(__file__).parent
+    code = "import sys, pathlib, test_tracking; test_tracking.publish(pathlib.Path(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={
+            **os.environ,
+            **default_settings(tmp_path),
+            "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}",
+        },
+        check=True,
+        timeout=120,
     )
-    tracking = Tracking(tmp_path)
-    outcomes = [Outcome("q@0", "q", "executed", 3.0), Outcome("w", "w", "failed", 0.0, "why")]
-    tracking.publish([quality], outcomes, {"more": "yes"})
-
-    client = tracking._client
-    assert client.get_experiment_by_name(EXPERIMENT) is not None
-    run = client.get_run(tracking.run_id)
-    assert run.info.status == "FAILED"
-    assert run.data.metrics["q.0/iou"] == 0.5
-    assert run.data.metrics["seconds/q.0"] == 3.0
-    assert len(run.data.params) == 230
-    assert run.data.tags["dvc.outcome.q.0"] == "executed"
-    assert run.data.tags["dvc.outcome.w"] == "failed"
-    assert run.data.tags["more"] == "yes"
-    assert len(run.data.tags["dvc.lock.sha256"]) == 64
-    history = client.get_metric_history(tracking.run_id, "q.0/curve/loss")
-    assert [(point.step, point.value) for point in history[:2]] == [(0, 0.0), (1, 1.0)]
-    assert len(history) == 2500
-    names = {file.path for file in client.list_artifacts(tracking.run_id)}
-    assert names == {"dvc.lock", "params.yaml", "data"}
-    data = {file.path for file in client.list_artifacts(tracking.run_id, "data/q")}
-    assert data == {"data/q/m.json", "data/q/curve.csv", "data/q/montage.png"}
-    assert (tmp_path / "mlruns").is_dir()
+    (run,) = read_runs(tmp_path)
+    assert run.status == "FAILED"
+    assert run.metrics["q.0/iou"] == 0.5
+    assert run.metrics["seconds/q.0"] == 3.0
+    assert run.metrics["q.0/curve/loss"] == 2499
+    assert len(run.params) == 230
+    assert run.outcomes() == {"q.0": "executed", "w": "failed"}
+    assert run.tags["more"] == "yes"
+    assert len(run.tags["dvc.lock.sha256"]) == 64
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("select count(*) from metrics").fetchone() == (2502,)
+    (artifacts,) = (tmp_path / "mlruns").glob("*/artifacts")
+    files = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*.*")}
+    assert files == {
+        "dvc.lock",
+        "params.yaml",
+        "data/q/m.json",
+        "data/q/curve.csv",
+        "data/q/montage.png",
+    }

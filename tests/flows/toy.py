@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,11 +197,13 @@ class Toy:
     def lock(self) -> str:
         return (self.root / "dvc.lock").read_text()
 
-    def wait_for(self, condition, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.05)
+
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.05)
 
 
 def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
