@@ -16,5 +16,6 @@ class ActivationParams(Section):
     mask_scope: Literal["object", "image"]
     mask_threshold: float = Field(gt=0, lt=1)
     union: Literal["sum", "max"]
+    reach: float = Field(ge=0)
     batch_size: int = Field(ge=1)
     max_skipped_fraction: float = Field(ge=0, le=1)

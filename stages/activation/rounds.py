@@ -36,7 +36,9 @@ def iterate_masking(
 
     With `mask_scope: object` each target hides its own evidence on its own copy of the picture
     (the paper's per-object t); with `image` all targets of a picture hide theirs together (the
-    official code). Hidden pixels take the picture's mean, and stay hidden.
+    official code). Hidden pixels take the picture's mean, and stay hidden; what a later round finds
+    there does not count. With `reach` > 0 later rounds count the less the farther they are from the
+    first one's finding (ours: when the object is all hidden, the next look finds something else).
 
     Returns:
         maps float32 (T, G+1, h, w) in [0, 1]: entry g is the union of rounds 0…g; and the matching
@@ -52,7 +54,11 @@ def iterate_masking(
     for round_index in range(params.rounds + 1):
         phi, score = token_activation(model, views, tokens, params.fusion_layer)
         found = normalise_maps((phi[rows] * targets.weights[..., None, None]).sum((1, 2)))
-        united = found if united is None else _unite(united, found, params)
+        if united is None:
+            united, near = found, _nearness(found, params.reach)
+        else:
+            visible = 1 - functional.adaptive_avg_pool2d(hidden[rows].float(), found.shape[1:])
+            united = _unite(united, found * visible[:, 0] * near, params)
         maps.append(normalise_maps(united))
         named = targets.weights.amax(2)
         scores.append((score[rows] * named).sum(1) / named.sum(1))
@@ -65,6 +71,20 @@ def iterate_masking(
         mean = views.mean((1, 2, 3), keepdim=True)
         views = torch.where(hidden, mean, views)
     return torch.stack(maps, 1), torch.stack(scores, 1)
+
+
+def _nearness(found: torch.Tensor, reach: float) -> torch.Tensor:
+    """Return weights (T, h, w) in [0, 1]: the map blurred by `reach` cells; 1 if reach is 0."""
+    if reach == 0:
+        return torch.ones_like(found)
+    offsets = torch.arange(-round(4 * reach), round(4 * reach) + 1)
+    kernel = torch.exp(-0.5 * (offsets / reach) ** 2)
+    kernel = kernel / kernel.sum()
+    maps, margin = found[:, None], len(offsets) // 2
+    maps = functional.conv2d(maps, kernel.view(1, 1, 1, -1), padding=(0, margin))
+    return normalise_maps(functional.conv2d(maps, kernel.view(1, 1, -1, 1), padding=(margin, 0)))[
+        :, 0
+    ]
 
 
 def _unite(united: torch.Tensor, found: torch.Tensor, params: ActivationParams) -> torch.Tensor:

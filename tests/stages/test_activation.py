@@ -24,6 +24,7 @@ PARAMS = {
     "mask_scope": "object",
     "mask_threshold": 0.5,
     "union": "sum",
+    "reach": 0.0,
     "batch_size": 2,
     "max_skipped_fraction": 0.5,
 }
@@ -157,3 +158,26 @@ def test_max_union_keeps_the_strongest_place():
     maps, _ = iterate_masking(model, random_images(1), targets, params(union="max"))
     strongest = maps[0, 0].flatten().argmax()
     assert maps[0, :, :].flatten(1)[:, strongest].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_what_later_rounds_find_on_hidden_pixels_does_not_count():
+    model, tokenizer = small_albef()
+    targets, _ = targets_of([["a dog"]], tokenizer)
+    settings = params(rounds=1, mask_threshold=0.01)  # nearly all of the picture gets hidden
+    maps, _ = iterate_masking(model, random_images(1), targets, settings)
+    torch.testing.assert_close(maps[0, 1], maps[0, 0], rtol=0, atol=0.2)
+
+
+def test_reach_keeps_later_rounds_near_the_first_finding():
+    model, tokenizer = small_albef()
+    targets, _ = targets_of([["a dog"]], tokenizer)
+    images = random_images(1, 64)
+    far, _ = iterate_masking(model, images, targets, params())
+    near, _ = iterate_masking(model, images, targets, params(reach=0.5))
+    assert torch.equal(far[0, 0], near[0, 0])
+    peak = (far[0, 0] == 1).nonzero()[0]
+    rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    distance = (rows - peak[0]).abs().maximum((columns - peak[1]).abs())
+    added_far = (far[0, 2] - far[0, 0]).clamp(min=0)[distance > 3].sum()
+    added_near = (near[0, 2] - near[0, 0]).clamp(min=0)[distance > 3].sum()
+    assert added_near < added_far

@@ -1,0 +1,94 @@
+"""The whole DAG on tiny profiles: same bytes twice, and real photographs from end to end."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+pytestmark = pytest.mark.pipeline
+
+STAGES = (
+    "download vlm vocabulary proposals wspn ranking activation boxes masks labels quality detector"
+    " finetune evaluation"
+).split()
+
+
+def clone(repository: Path, folder: Path, profile: str) -> Path:
+    """Copy what git tracks into a fresh repository and apply a profile."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=repository, check=True, capture_output=True, text=True
+    )
+    for name in listed.stdout.split("\0"):
+        if name and name != "dvc.lock" and (repository / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(repository / name, folder / name)
+    run(["git", "init", "-q"], folder)
+    run([sys.executable, "-m", "flows", "profile", profile], folder)
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command of the copy, its own code first; fail with its last lines."""
+    environment = dict(os.environ, PYTHONPATH=str(folder), DVC_NO_ANALYTICS="1")
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, f"{command} in {folder}:\n{output[-6000:]}"
+    return output
+
+
+def reproduce(folder: Path) -> dict[str, dict[str, str]]:
+    """Run every stage by DVC and return stage → output → hash."""
+    run([sys.executable, "-m", "dvc", "repro"], folder)
+    return output_hashes(folder)
+
+
+def output_hashes(folder: Path) -> dict[str, dict[str, str]]:
+    """Return stage → output → hash of a dvc.lock."""
+    stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
+    return {
+        name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()
+    }
+
+
+def test_two_clones_give_the_same_bytes(repository, tmp_path):
+    first = reproduce(clone(repository, tmp_path / "first", "smoke"))
+    second = reproduce(clone(repository, tmp_path / "second", "smoke"))
+    assert {name.split("@")[0] for name in first} == set(STAGES)
+    different = {
+        f"{stage}: {path}"
+        for stage in first
+        for path in first[stage]
+        if first[stage][path] != second[stage][path]
+    }
+    assert different == set()
+    metrics = json.loads((tmp_path / "first/data/evaluation/metrics.json").read_text())
+    for model in ("detector", "finetune"):
+        for kind in ("bbox", "segm"):
+            assert -1 <= metrics[model]["generalized"]["novel"][kind]["AP50"] <= 100
+
+
+def test_real_photographs_from_end_to_end(repository, tmp_path):
+    photographs = repository.parent / "shared/coco-mini"
+    if not photographs.is_dir():
+        pytest.skip(f"{photographs} is not there: COCO photographs are never shipped with the code")
+    folder = clone(repository, tmp_path / "clone", "coco-mini")
+    params = YAML()
+    content = params.load(folder / "params.yaml")
+    content["download"]["coco"]["folder"] = str(photographs)
+    params.dump(content, folder / "params.yaml")
+    hashes = reproduce(folder)
+    assert {name.split("@")[0] for name in hashes} == set(STAGES)
+
+    report = json.loads((folder / "data/download/report.json").read_text())
+    labels = json.loads((folder / "data/labels/pseudo_annotations.json").read_text())
+    predictions = json.loads((folder / "data/evaluation/predictions_detector.json").read_text())
+    assert report
+    assert len(labels["annotations"]) > 20
+    assert {"image_id", "category_id", "segmentation"} <= set(labels["annotations"][0])
+    assert isinstance(predictions, list)
