@@ -27,7 +27,7 @@ profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
 
 test: $(STAMP) ## run all tests on two workers
-	@$(BIN)/python -m pytest -n 2 tests
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests
 
 lint: $(STAMP) ## check style and the layers of imports
 	@$(BIN)/ruff check .

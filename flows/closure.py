@@ -151,7 +151,7 @@ def _position(deps: Any, path: str) -> int:
 def params_read(root: Path, files: list[str]) -> set[str]:
     """Return the keys of params.yaml that these source files read, found without running them.
 
-    A section's name must be a literal, or a module constant that is one.
+    A section's name must be a literal, a module constant that is one, or the default of an option.
 
     Raises:
         ValueError: a read whose key cannot be told; the message names file and line.
@@ -164,34 +164,53 @@ def params_read(root: Path, files: list[str]) -> set[str]:
 
 
 def _params_read(file: str, tree: ast.Module) -> Iterator[str]:
-    constants = {
-        target.id: node.value.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    known = {**_constants(tree), **_option_defaults(calls)}
     subscripts = {
         id(node.value): node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript)
     }
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        called = node.func.attr if isinstance(node.func, ast.Attribute) else None
-        called = node.func.id if isinstance(node.func, ast.Name) else called
+    for call in calls:
+        called = _last_name(call.func)
         if called in KEY_READERS:
             yield KEY_READERS[called]
             continue
         if called == SECTION_READER:
-            key = node.args[0] if node.args else None
+            key = call.args[0] if call.args else None
         elif called == WHOLE_READER:
-            key = subscripts.get(id(node))
+            key = subscripts.get(id(call))
         else:
             continue
-        name = constants.get(key.id) if isinstance(key, ast.Name) else getattr(key, "value", None)
+        name = key.value if isinstance(key, ast.Constant) else known.get(_last_name(key))
         if not isinstance(name, str):
             raise ValueError(
-                f"{file}:{node.lineno}: cannot tell which section of params.yaml {called}() reads; "
+                f"{file}:{call.lineno}: cannot tell which section of params.yaml {called}() reads; "
                 "give its name as a literal"
             )
         yield name
+
+
+def _last_name(node: ast.AST | None) -> str | None:
+    """Return `c` of the expressions `c` and `a.b.c`."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def _constants(tree: ast.Module) -> dict[str | None, object]:
+    return {
+        _last_name(target): node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+    }
+
+
+def _option_defaults(calls: list[ast.Call]) -> dict[str | None, object]:
+    """Return what argparse options are unless given, which in dvc.yaml they are not."""
+    return {
+        call.args[0].value.lstrip("-").replace("-", "_"): word.value.value
+        for call in calls
+        if _last_name(call.func) == "add_argument" and isinstance(call.args[0], ast.Constant)
+        for word in call.keywords
+        if word.arg == "default" and isinstance(word.value, ast.Constant)
+    }

@@ -1,0 +1,178 @@
+"""dvc.yaml is true to the code, and the code to the house rules: what makes caching right."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+from ruamel.yaml import YAML
+
+from flows.closure import check_deps, import_closures, params_read, stage_modules
+from flows.dag import load_graph
+from flows.graph import Graph, inputs_through, overlap, reruns, reruns_table
+
+ROOT = Path(__file__).parents[1]
+GROUND_TRUTH = "data/download/ground_truth"
+# Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
+BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
+RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
+NO_STAGE = {"common", "models"}
+
+
+@pytest.fixture(scope="module")
+def content() -> dict:
+    return YAML(typ="safe").load(ROOT / "dvc.yaml")
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    return load_graph(ROOT)
+
+
+@pytest.fixture(scope="module")
+def closures(content) -> dict[str, list[str]]:
+    """Give the source files of each stage."""
+    modules = stage_modules(content)
+    files = import_closures(ROOT, list(modules.values()))
+    return {name: files[module] for name, module in modules.items()}
+
+
+def test_deps_are_data_and_the_import_closure():
+    assert check_deps(ROOT) == []
+
+
+def test_deps_that_are_no_source_are_data(graph):
+    odd = {
+        path
+        for stage in graph.values()
+        for path in stage.inputs
+        if not path.startswith(("data/", "stages/"))
+    }
+    assert odd == set()
+
+
+def test_params_are_the_sections_that_the_code_reads(content, closures):
+    declared = {name: set(stage.get("params", [])) for name, stage in content["stages"].items()}
+    assert declared == {name: params_read(ROOT, files) for name, files in closures.items()}
+
+
+def test_every_data_input_is_made_by_a_stage(graph):
+    outputs = [path for stage in graph.values() for path in stage.outputs]
+    orphans = {
+        (name, path)
+        for name, stage in graph.items()
+        for path in stage.inputs
+        if path.startswith("data/") and not any(overlap(path, output) for output in outputs)
+    }
+    assert orphans == set()
+
+
+def test_one_name_in_five_places(content):
+    stages = set(content["stages"])
+    sections = set(YAML(typ="safe").load(ROOT / "params.yaml")) - {"seed", "shards"}
+    packages = {path.parent.name for path in (ROOT / "stages").glob("*/__init__.py")} - NO_STAGE
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/stages").glob("test_*.py")}
+    assert packages == stages
+    assert sections == {name for name in stages if (ROOT / f"stages/{name}/params.py").is_file()}
+    assert stages <= tests
+    for name, stage in content["stages"].items():
+        module = f"python -m stages.{name}"
+        assert stage["cmd"] in (module, f"{module} ${{item.shard}}"), name
+        outputs = [
+            path if isinstance(path, str) else next(iter(path))
+            for kind in ("outs", "metrics", "plots")
+            for path in stage.get(kind, [])
+        ]
+        assert outputs, name
+        assert {"/".join(path.split("/")[:2]) for path in outputs} == {f"data/{name}"}
+
+
+def test_stages_say_what_they_are_and_how_many_cores_they_keep_busy(content):
+    for name, stage in content["stages"].items():
+        assert stage["desc"], name
+        assert stage["meta"]["cores"] >= 1, name
+        assert stage["meta"].get("pool", "cpu") in ("cpu", "gpu"), name
+
+
+def test_nothing_turns_the_run_cache_off(content):
+    for name, stage in content["stages"].items():
+        assert not stage.get("always_changed"), name
+        options = [
+            option
+            for kind in ("outs", "metrics", "plots")
+            for path in stage.get(kind, [])
+            if isinstance(path, dict)
+            for option in next(iter(path.values())).items()
+        ]
+        assert ("cache", False) not in options, name
+        assert ("persist", True) not in options, name
+
+
+def test_empty_init_files():
+    full = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("flows", "stages")
+        for path in (ROOT / folder).rglob("__init__.py")
+        if path.read_text().strip()
+    ]
+    assert full == []
+
+
+def test_layers_of_imports(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    code = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert code == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_no_stage_up_to_the_detector_reads_ground_truth(graph):
+    blind = [name for name, stage in graph.items() if stage.group in BLIND]
+    assert {graph[name].group for name in blind} == set(BLIND)
+    seen = {
+        (name, path)
+        for name in blind
+        for path in inputs_through(graph, name, "download")
+        if overlap(path, GROUND_TRUTH)
+    }
+    assert seen == set()
+
+
+def test_the_code_of_those_stages_does_not_name_it(closures):
+    """A path that is read without being declared would show as a string in the source."""
+    named = {
+        (name, file)
+        for name in BLIND
+        for file in closures[name]
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and "ground_truth" in node.value
+    }
+    assert named == set()
+
+
+def test_ground_truth_is_read_where_it_may_be(graph):
+    """The graph does show who reads it, so the tests above can fail."""
+    readers = {
+        stage.group
+        for stage in graph.values()
+        if any(overlap(path, GROUND_TRUTH) for path in stage.inputs)
+    }
+    assert readers.isdisjoint(BLIND)
+    assert {"quality", "finetune", "evaluation"} <= readers
+
+
+def test_readme_says_which_stages_a_param_reruns(graph):
+    readme = ROOT / "README.md"
+    table = RERUNS_TABLE.search(readme.read_text(encoding="utf-8")) if readme.is_file() else None
+    if table is None:
+        pytest.skip("README.md has no table between <!-- reruns --> and <!-- /reruns --> yet")
+    everything = list(dict.fromkeys(stage.group for stage in graph.values()))
+    told = {}
+    for line in table[1].strip().splitlines()[2:]:
+        param, stages = (cell.strip() for cell in line.strip("|").split("|")[:2])
+        names = everything if stages == "all" else re.findall(r"\w+", stages)
+        told[param.strip("`")] = sorted(names)
+    assert told == {param: sorted(reruns(graph, param)) for param in told}
+    keys = {key for stage in graph.values() for key in stage.params}
+    assert keys <= set(told), f"`python -m flows reruns` prints it:\n{reruns_table(graph)}"
