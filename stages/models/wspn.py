@@ -30,8 +30,8 @@ from stages.models.trunk import Trunk
 STRIDE = 8
 SURROUNDINGS = 1.6  # side of the enlarged box, in sides of the box
 EVIDENCE_MAPS = 6
-EVIDENCE_FEATURES = EVIDENCE_MAPS * (3 * 3 + 4 * 4 + 2)
 GEOMETRY_FEATURES = 8
+EVIDENCE_FEATURES = EVIDENCE_MAPS * (3 * 3 + 4 * 4 + 2) + GEOMETRY_FEATURES
 
 
 @dataclass(frozen=True)
@@ -148,11 +148,13 @@ class Wspn(nn.Module):
         return torch.cat([inside, outside, geometry(boxes_xyxy, maps.image_hw)], dim=1)
 
     def evidence(self, maps: FeatureMaps, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return what the object part sees (R, F): evidence in and around the box and anywhere."""
+        """Return what the object part sees (R, F): evidence in, around and far from the box."""
         inside = _pool(maps.evidence, boxes_xyxy, 3, samples=2)
         around = _pool(maps.evidence, enlarge(boxes_xyxy, SURROUNDINGS), 4, samples=2)
         anywhere = torch.cat([maps.evidence.amax((2, 3)), maps.evidence.mean((2, 3))], dim=1)
-        return torch.cat([inside, around, anywhere.expand(len(boxes_xyxy), -1)], dim=1)
+        everywhere = anywhere.expand(len(boxes_xyxy), -1)
+        shape = geometry(boxes_xyxy, maps.image_hw)
+        return torch.cat([inside, around, everywhere, shape], dim=1)
 
     def class_logits(self, appearance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return W^cls and W^det, logits (R, C) each."""

@@ -9,13 +9,21 @@ from stages.common.params import read_section
 from stages.common.storage import read_table, write_table
 from stages.common.tables import boxes_table
 from stages.models.wspn import save_wspn
-from stages.models.wspn_ranking import RankingSettings, order_in_layers, rank_proposals
+from stages.models.wspn_ranking import (
+    RankingSettings,
+    order_in_layers,
+    rank_proposals,
+)
 from stages.ranking import __main__ as stage
 from stages.ranking.params import RankingParams
 from tests.stages.test_wspn import picture, random_boxes, small_model
 
 USUAL = RankingSettings(
-    score="quality", refinements=2, keep_proposals=True, nms_iou=[0.5, 0.7], top_k=10
+    top_k=10,
+    score="quality",
+    refinements=2,
+    keep_proposals=True,
+    nms_iou=[0.5, 0.7],
 )
 PARAMS = (
     "seed: 0\nranking: {top_k: 5, score: quality, refinements: 1, keep_proposals: true, "
