@@ -1,5 +1,6 @@
 """Stage `vocabulary`: text embeddings of all base and novel class names."""
 
+import sys
 from pathlib import Path
 
 from stages.common.categories import read_categories
@@ -21,9 +22,11 @@ def main() -> None:
     make_deterministic(0, "vocabulary", threads=1)
     model, tokenizer = load_albef(MODEL)
     categories = read_categories(CATEGORIES)
-    embeddings = embed_categories(model, tokenizer, categories, params)
+    embeddings, unknown = embed_categories(model, tokenizer, categories, params)
+    if unknown:
+        print(f"vocabulary: read as [UNK]: {', '.join(unknown)}", file=sys.stderr)
     names = [category.name for category in categories]
-    write_tensors(OUTPUT, {"embeddings": embeddings}, {"names": names})
+    write_tensors(OUTPUT, {"embeddings": embeddings}, {"names": names, "unknown": unknown})
 
 
 if __name__ == "__main__":

@@ -15,37 +15,50 @@ from stages.vocabulary.params import VocabularyParams
 @torch.no_grad()
 def embed_categories(
     model: Albef, tokenizer: CaptionTokenizer, categories: list[Category], params: VocabularyParams
-) -> torch.Tensor:
-    """Return float32 (C, D) of unit length: the mean over prompts of their unit vectors.
+) -> tuple[torch.Tensor, list[str]]:
+    """Return vectors and the names that the text encoder does not know.
+
+    A vector has unit length and is the mean over prompts of their unit vectors. An unknown name is
+    read as [UNK], so all unknown ones have about the same vector.
+
+    Returns:
+        float32 (C, D), and names of which every form has an unknown word.
 
     Raises:
-        ValueError: every prompt of a class has an unknown word in its name.
+        ValueError: more names are unknown than `max_unknown_fraction` allows.
     """
-    return torch.stack([_embed(model, tokenizer, category, params) for category in categories])
+    forms = [_known_forms(tokenizer, category, params.all_forms) for category in categories]
+    unknown = [c.name for c, known in zip(categories, forms, strict=True) if not known]
+    if len(unknown) > params.max_unknown_fraction * len(categories):
+        raise ValueError(
+            f"the text encoder knows no word of {len(unknown)} of {len(categories)} classes:"
+            f" {', '.join(unknown)}. Its captions name them too rarely: lower vlm.min_word_count,"
+            " give it more captions, or raise vocabulary.max_unknown_fraction"
+        )
+    vectors = [
+        _embed(model, tokenizer, known or [category.name.lower()], params)
+        for category, known in zip(categories, forms, strict=True)
+    ]
+    return torch.stack(vectors), unknown
+
+
+def _known_forms(tokenizer: CaptionTokenizer, category: Category, all_forms: bool) -> list[str]:
+    """Return the name, or else the first form, or all forms, without an unknown word."""
+    names = [category.name.lower(), *sorted(set(category.forms) - {category.name.lower()})]
+    known = [name for name in names if UNKNOWN not in tokenizer.encode([name])]
+    return known if all_forms else known[:1]
 
 
 def _embed(
-    model: Albef, tokenizer: CaptionTokenizer, category: Category, params: VocabularyParams
+    model: Albef, tokenizer: CaptionTokenizer, names: list[str], params: VocabularyParams
 ) -> torch.Tensor:
-    names = [category.name.lower(), *sorted(set(category.forms) - {category.name.lower()})]
     prompts, places = [], []
-    for name in names if params.all_forms else names[:1]:
+    for name in names:
         for template in params.templates:
-            prompt = template.format(name)
-            where = tokenizer.tokens_at(
-                prompt, template.index("{}"), template.index("{}") + len(name)
-            )
-            known = where and UNKNOWN not in tokenizer.encode([prompt])[0, where]
-            if known:
-                prompts.append(prompt)
-                places.append(where)
-    if not prompts:
-        raise ValueError(
-            f"the text encoder knows no word of class '{category.name}' ({', '.join(names)}); its"
-            " captions name it too rarely (vlm.min_word_count)"
-        )
-    tokens = tokenizer.encode(prompts)
-    states = model.encode_text(tokens)
+            start = template.index("{}")
+            prompts.append(template.format(name))
+            places.append(tokenizer.tokens_at(prompts[-1], start, start + len(name)))
+    states = model.encode_text(tokenizer.encode(prompts))
     if params.pooling == "class_token":
         vectors = model.text_projection(states[:, 0])
     else:

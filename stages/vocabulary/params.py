@@ -12,6 +12,7 @@ class VocabularyParams(Section):
 
     pooling: Literal["name_tokens", "class_token"]
     all_forms: bool
+    max_unknown_fraction: float = Field(ge=0, le=1)
     templates: list[str] = Field(min_length=1)
 
     @field_validator("templates")
