@@ -18,6 +18,7 @@ GROUND_TRUTH = "data/download/ground_truth"
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
 NO_STAGE = {"common", "models"}
+PACKAGES_OF_CLAIMS = {"rpn"}  # the other comparators run a stage of the experiment differently
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,8 @@ def test_every_data_input_is_made_by_a_stage(graph):
 
 
 def test_one_name_in_five_places(content):
-    stages = set(content["stages"])
+    claims = YAML(typ="safe").load(ROOT / "claims/dvc.yaml")["stages"]
+    stages = set(content["stages"]) | (set(claims) & PACKAGES_OF_CLAIMS)
     sections = set(YAML(typ="safe").load(ROOT / "params.yaml")) - {"seed", "shards"}
     packages = {path.parent.name for path in (ROOT / "stages").glob("*/__init__.py")} - NO_STAGE
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/stages").glob("test_*.py")}
@@ -78,7 +80,7 @@ def test_one_name_in_five_places(content):
     assert stages <= tests
     for name, stage in content["stages"].items():
         module = f"python -m stages.{name}"
-        assert stage["cmd"] in (module, f"{module} ${{item.shard}}"), name
+        assert stage["cmd"].split()[:3] == module.split(), name
         outputs = [
             path if isinstance(path, str) else next(iter(path))
             for kind in ("outs", "metrics", "plots")
