@@ -1,0 +1,59 @@
+"""Stage `wsddn`: detections of a proposal network that learned from image labels of all classes.
+
+Run: python -m stages.wsddn. A comparator of the claims. Reads the held-out pictures and
+data/wsddn_network; writes data/wsddn/predictions.json in COCO's results format. Its masks are
+filled boxes, for it has no others.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.common.boxes import xyxy_to_xywh
+from stages.common.images import count_pictures, read_pictures
+from stages.common.masks import encode_mask
+from stages.common.params import read_section, read_seed
+from stages.common.progress import track
+from stages.common.seeding import make_deterministic
+from stages.common.selective_search import SearchSettings, selective_search
+from stages.common.storage import write_json
+from stages.models.wspn import load_wspn
+from stages.wsddn.detect import detect_classes
+from stages.wsddn.params import WsddnParams
+
+PICTURES = Path("data/download/images/test.parquet")
+MODEL = Path("data/wsddn_network/model.safetensors")
+OUTPUT = Path("data/wsddn/predictions.json")
+
+
+def main() -> None:
+    """Run the stage."""
+    params, seed = read_section("wsddn", WsddnParams), read_seed()
+    search = read_section("proposals", SearchSettings)
+    make_deterministic(seed, "wsddn", threads=1)
+    model = load_wspn(MODEL)
+    results = []
+    for picture in track(read_pictures(PICTURES), "wsddn", count_pictures(PICTURES)):
+        image = picture.decode()
+        proposals = selective_search(image, search, seed, picture.image_id)
+        if not len(proposals):
+            continue  # nothing to classify: a picture without detections
+        found = detect_classes(model, image, proposals, params.nms_iou, params.max_detections)
+        for box, label, score in zip(*found, strict=True):
+            mask = np.zeros(image.shape[:2], bool)
+            left, top, right, bottom = np.rint(box).astype(int)
+            mask[top:bottom, left:right] = True
+            results.append(
+                {
+                    "image_id": picture.image_id,
+                    "category_id": model.config.category_ids[label],
+                    "bbox": xyxy_to_xywh(box[None])[0].round(2).tolist(),
+                    "score": round(float(score), 6),
+                    "segmentation": encode_mask(mask),
+                }
+            )
+    write_json(OUTPUT, results, indent=None)
+
+
+if __name__ == "__main__":
+    main()
