@@ -2,7 +2,8 @@
 
 `python -m stages.evaluation detector=data/detector/model.safetensors [more=…] [--output folder]
 [--training-objects detector]`: any number of name=weights; the last option also measures that model
-on the pictures it was trained on. Writes metrics.json, report.json, per_class.csv, pr_<kind>.csv,
+on the pictures it was trained on. A name=file.json is detections in COCO's results format that
+somebody else has made. Writes metrics.json, report.json, per_class.csv, pr_<kind>.csv,
 predictions_<name>.json and montage.png.
 """
 
@@ -21,7 +22,7 @@ from stages.common.seeding import make_deterministic, numpy_generator
 from stages.common.storage import read_json, write_json, write_rows
 from stages.evaluation import figure, self_training, summary
 from stages.evaluation.average_precision import KINDS
-from stages.evaluation.detections import Predict, detect
+from stages.evaluation.detections import Predict, detect, share_out
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import describe_trials, make_trials
 from stages.models.mask_rcnn import load_detector, predict
@@ -42,9 +43,12 @@ def main() -> None:
 
     detections, scores, metrics = {}, {}, {}
     for name, weights in models.items():
-        predictor = partial(predict, load_detector(weights))
-        pictures = track(read_pictures(shard), f"evaluation, {name}", count_pictures(shard))
-        found = detect(predictor, pictures, trials, params)
+        if weights.suffix == ".json":
+            found = share_out(read_json(weights), trials)
+        else:
+            predictor = partial(predict, load_detector(weights))
+            pictures = track(read_pictures(shard), f"evaluation, {name}", count_pictures(shard))
+            found = detect(predictor, pictures, trials, params)
         detections[name] = found[0]
         scores[name] = summary.score(trials, found, params.max_detections)
         metrics[name] = summary.make_metrics(scores[name])
@@ -100,8 +104,9 @@ def _read_arguments() -> tuple[dict[str, Path], Path, str | None]:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not weights or name in models:
             parser.error(f"'{given}': expected name=weights, each name once, of letters a-z 0-9 _")
         models[name] = Path(weights)
-    if arguments.training_objects not in (None, *models):
-        parser.error(f"--training-objects {arguments.training_objects}: one of {sorted(models)}")
+    trained = sorted(name for name, file in models.items() if file.suffix != ".json")
+    if arguments.training_objects not in (None, *trained):
+        parser.error(f"--training-objects {arguments.training_objects}: one of {trained}")
     return models, arguments.output, arguments.training_objects
 
 

@@ -58,6 +58,20 @@ def detect(
     return found
 
 
+def share_out(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dict]]:
+    """Return those of given COCO results that belong to each trial, by picture and falling score.
+
+    A detector that was not asked for a vocabulary cannot classify anew within it, so what it calls
+    by another name is left out.
+    """
+    ordered = sorted(results, key=lambda result: (result["image_id"], -result["score"]))
+    found = []
+    for trial in trials:
+        image_ids, ids = trial.image_ids, {category.id for category in trial.categories}
+        found.append([r for r in ordered if r["image_id"] in image_ids and r["category_id"] in ids])
+    return found
+
+
 def in_batches(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
     """Yield the pictures in lists of `BATCH`."""
     source = iter(pictures)

@@ -22,7 +22,7 @@ from stages.evaluation.average_precision import (
     group_precision,
     precision_table,
 )
-from stages.evaluation.detections import detect
+from stages.evaluation.detections import detect, share_out
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import describe_trials, make_trials
 from stages.evaluation.self_training import choose_images, measure_training_objects
@@ -329,6 +329,19 @@ def test_results_are_rounded_ordered_and_cut():
     assert (decode_mask(found[0]["segmentation"], HW) == box_mask((0, 0, 9, 9))).all()
     one = PARAMS.model_copy(update={"max_detections": 1})
     assert len(detect(predict, [picture_of(1)], trials, one)[0]) == 1
+
+
+def test_given_results_go_to_the_trials_they_belong_to():
+    truth = truth_of([annotation(1, CUP, (0, 0, 10, 10)), annotation(2, HAT, (0, 0, 10, 10))])
+    given = [
+        result(2, CUP, (0, 0, 9, 9), score=0.4),
+        result(1, CUP, (0, 0, 9, 9), score=0.3),
+        result(1, HAT, (0, 0, 9, 9), score=0.6),
+        result(7, HAT, (0, 0, 9, 9), score=0.6),
+    ]
+    shared = share_out(given, make_trials(truth, CATEGORIES))
+    told = [[(r["image_id"], r["category_id"]) for r in trial] for trial in shared]
+    assert told == [[(1, HAT), (1, CUP), (2, CUP)], [(1, CUP)], []]
 
 
 def test_missing_picture_is_an_error():
