@@ -332,16 +332,16 @@ def test_results_are_rounded_ordered_and_cut():
 
 
 def test_given_results_go_to_the_trials_they_belong_to():
-    truth = truth_of([annotation(1, CUP, (0, 0, 10, 10)), annotation(2, HAT, (0, 0, 10, 10))])
+    truth = truth_of([annotation(1, CUP, (0, 0, 10, 10)), annotation(2, FISH, (0, 0, 10, 10))])
     given = [
         result(2, CUP, (0, 0, 9, 9), score=0.4),
         result(1, CUP, (0, 0, 9, 9), score=0.3),
-        result(1, HAT, (0, 0, 9, 9), score=0.6),
-        result(7, HAT, (0, 0, 9, 9), score=0.6),
+        result(1, FISH, (0, 0, 9, 9), score=0.6),
+        result(7, FISH, (0, 0, 9, 9), score=0.6),
     ]
     shared = share_out(given, make_trials(truth, CATEGORIES))
     told = [[(r["image_id"], r["category_id"]) for r in trial] for trial in shared]
-    assert told == [[(1, HAT), (1, CUP), (2, CUP)], [(1, CUP)], []]
+    assert told == [[(1, FISH), (1, CUP), (2, CUP)], [(1, CUP)], []]
 
 
 def test_missing_picture_is_an_error():
