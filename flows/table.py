@@ -60,7 +60,8 @@ def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
         ran = any(shard.seconds for shard in shards)
         known = [shard.seconds if ran else last.get(shard.stage, 0.0) for shard in shards]
         seconds = f"{sum(known):.1f}" if any(known) else MISSING
-        note = f"{len(shards)} shards, the longest {max(known):.1f}" if len(shards) > 1 else ""
+        note = f"{len(shards)} shards" if len(shards) > 1 else ""
+        note += f", the longest {max(known):.1f}" if note and any(known) else ""
         rows.append((group, words, seconds if ran else f"({seconds})", note))
     return align(rows, right=[2])
 
