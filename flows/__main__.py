@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         if command is profile:
             sub.add_argument("name", help="experiments/<name>.yaml")
         if command is claims:
-            sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+            sub.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
         if command is deps:
             mode = sub.add_mutually_exclusive_group(required=True)
             mode.add_argument("--write", action="store_true", help="rewrite dvc.yaml")

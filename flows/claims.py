@@ -26,7 +26,7 @@ METRICS = {
     "evaluation": "data/evaluation/metrics.json",
     "rpn": "data/rpn/metrics.json",
     "oracle": "data/oracle_evaluation/metrics.json",
-    "wsddn": "data/wsddn/metrics.json",
+    "wsddn": "data/wsddn_evaluation/metrics.json",
 }
 # The same experiment with only the first look of each activation map: G = 0.
 FIRST_LOOK = {"boxes": {"activation_round": "first"}, "masks": {"activation_round": "first"}}
@@ -82,7 +82,7 @@ def _label_claims() -> list[Claim]:
             at(f"rpn.recall.{other}.novel.recall@{count}"),
         )
         for count in (10, 50, 100)
-        for other in ("selective_search", "random_order", "rpn")
+        for other in ("selective_search", "random_order", "rpn", "rpn_in_layers")
     )
     masks = tuple(
         Comparison(

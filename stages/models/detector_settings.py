@@ -9,7 +9,7 @@ from pydantic import Field
 
 from stages.common.params import Section
 
-Part = Literal["trunk", "pyramid", "proposals", "box_head", "projection", "box_deltas", "mask_head"]
+Part = Literal["trunk", "pyramid", "proposals", "box_head", "classifier", "box_deltas", "mask_head"]
 
 
 class BackboneParams(Section):

@@ -90,7 +90,7 @@ class MaskRcnn(nn.Module):
             "pyramid": self.backbone.pyramid,
             "proposals": self.proposals,
             "box_head": self.regions.box_head,
-            "projection": predictor["classifier"].projection,
+            "classifier": predictor["classifier"],
             "box_deltas": predictor["deltas"],
             "mask_head": self.regions.mask_head,
         }

@@ -1,14 +1,17 @@
 """Stage `wspn`: train the proposal network with image labels of base classes.
 
 Run: python -m stages.wspn. Reads the training pictures, their captions and proposals, and the
-vision-language model; no ground truth. Writes data/wspn/.
+vision-language model; no ground truth. Writes data/wspn/. With `--label-splits base novel` the
+labels are those of all classes, and `--output` names another folder (the claims' detector from
+image labels alone).
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 from stages.common.captions import read_captions
-from stages.common.categories import read_categories
+from stages.common.categories import ALL_SPLITS, read_categories
 from stages.common.curves import Curve
 from stages.common.images import read_pictures
 from stages.common.params import read_section, read_seed, read_shards
@@ -29,17 +32,22 @@ OUTPUT = Path("data/wspn")
 
 def main() -> None:
     """Run the stage."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--label-splits", nargs="+", default=["base"], choices=["base", "novel"])
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    options = parser.parse_args()
     params, seed, shards = read_section("wspn", WspnParams), read_seed(), read_shards()
     make_deterministic(seed, "wspn", threads=1)  # small matrices: a second thread only waits
-    categories = read_categories(DOWNLOAD / "categories.json")
+    categories = read_categories(DOWNLOAD / "categories.json", ALL_SPLITS)
+    labelled_ids = [c.id for c in categories if c.split in options.label_splits]
     captions = read_captions(*(DOWNLOAD / f"captions/train/{shard}.json" for shard in shards))
-    labels = image_labels(captions, categories)
+    labels = image_labels(captions, categories, labelled_ids)
     proposals: dict = {}
     for shard in shards:
         proposals |= boxes_by_image(read_table(Path(f"data/proposals/{shard}.parquet")))
     vlm, tokenizer = load_albef(Path("data/vlm/model.safetensors"))
     config = WspnConfig(
-        category_ids=[category.id for category in categories if category.split == "base"],
+        category_ids=labelled_ids,
         stem_width=vlm.config.stem_width,
         width=vlm.config.width,
         residual_blocks=vlm.config.residual_blocks,
@@ -66,8 +74,8 @@ def main() -> None:
     done = params.classify.epochs * -(-len(examples) // params.classify.batch_size)
     train_object_part(model, lessons, params.localise, seed, curve, done)
 
-    save_wspn(OUTPUT / "model.safetensors", model)
-    curve.write(OUTPUT / "curve.csv")
+    save_wspn(options.output / "model.safetensors", model)
+    curve.write(options.output / "curve.csv")
     metrics = {
         "pictures": len(examples),
         "pictures_with_label": sum(bool(example.labels.any()) for example in examples),
@@ -77,7 +85,7 @@ def main() -> None:
         "proposals_with_regression": int(lessons.regressed.sum()),
         **curve.last(),
     }
-    write_json(OUTPUT / "metrics.json", metrics)
+    write_json(options.output / "metrics.json", metrics)
     print(f"wspn: {metrics}", file=sys.stderr)
 
 

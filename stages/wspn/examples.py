@@ -31,14 +31,17 @@ class Example(NamedTuple):
 
 
 def image_labels(
-    captions: Mapping[int, Sequence[str]], categories: Sequence[Category]
+    captions: Mapping[int, Sequence[str]],
+    categories: Sequence[Category],
+    labelled_ids: Sequence[int],
 ) -> dict[int, np.ndarray]:
-    """Return, per picture, float32 (C,) that is 1 for each base class its captions name.
+    """Return, per picture, float32 (C,) that is 1 for each labelled class its captions name.
 
-    All classes are looked for, so that a "hot dog" is no "dog", and only the base ones are kept.
+    All `categories` are looked for, so that a "hot dog" is no "dog"; those of `labelled_ids` are
+    kept, in that order.
     """
     finder = MentionFinder(categories)
-    place = {c.id: index for index, c in enumerate(c for c in categories if c.split == "base")}
+    place = {category_id: index for index, category_id in enumerate(labelled_ids)}
     labels = {}
     for image_id, texts in captions.items():
         row = np.zeros(len(place), np.float32)

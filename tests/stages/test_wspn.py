@@ -228,7 +228,9 @@ def test_image_labels_keep_base_classes_only():
         Category(2, "hot dog", "novel", ("hot dog",)),
         Category(5, "cup", "base", ("cup", "cups")),
     ]
-    labels = image_labels({4: ["two Cups", "a hot dog"], 9: ["a dog"], 10: ["the sky"]}, categories)
+    captions = {4: ["two Cups", "a hot dog"], 9: ["a dog"], 10: ["the sky"]}
+    base = [category.id for category in categories if category.split == "base"]
+    labels = image_labels(captions, categories, base)
     assert {k: row.tolist() for k, row in labels.items()} == {4: [0, 1], 9: [1, 0], 10: [0, 0]}
 
 

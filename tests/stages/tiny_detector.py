@@ -70,7 +70,7 @@ FINETUNE = {
     "vocabulary": "base",
     "unlabelled": "background",
     "ignore_score": 0.5,
-    "training": {**TRAINING, "frozen": ["projection"]},
+    "training": {**TRAINING, "frozen": ["classifier"]},
 }
 CATEGORIES = [
     {"id": 3, "name": "disc", "split": "base", "forms": ["disc"]},
@@ -128,7 +128,7 @@ def make_repository(root: Path, training: dict | None = None) -> None:
     """Write params.yaml and everything that the stages detector and finetune read."""
     training = TRAINING | (training or {})
     detector = {"init": "vlm", "network": NETWORK, "training": training}
-    finetune = FINETUNE | {"training": training | {"frozen": ["projection"]}}
+    finetune = FINETUNE | {"training": training | {"frozen": ["classifier"]}}
     params = {"seed": 1, "shards": [0, 1], "detector": detector, "finetune": finetune}
     YAML(typ="safe").dump(params, root / "params.yaml")
     download = root / "data/download"
