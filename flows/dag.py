@@ -25,6 +25,7 @@ from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
 from flows.graph import Graph, Stage, Status, Step, overlap, select
+from flows.nested import flatten
 
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
@@ -124,7 +125,7 @@ def _refuse_lost_params(repo: Repo) -> None:
     name: a changed `download.size` would bring the old result back.
     """
     for dep in {dep for stage in repo.index.stages for dep in stage.deps if _is_params(dep)}:
-        for key, _ in _leaves(dep.read_params()):
+        for key, _ in flatten(dep.read_params(), "."):
             if LOST_PARAMS.intersection(key.split(".")):
                 raise DagError(
                     f"{dep.def_path}: {key}: DVC's run cache does not see params called "
@@ -246,22 +247,14 @@ def _changes_of_params(dep: Any) -> list[str]:
         return []
     if isinstance(states, str):  # of the whole file
         return [f"{dep.def_path} {_plain(states)}"]
-    recorded = dict(_leaves(dep.hash_info.value or {}))
-    actual = dict(_leaves(dep.read_params()))
+    recorded = dict(flatten(dep.hash_info.value or {}, "."))
+    actual = dict(flatten(dep.read_params(), "."))
     keys = [key for key in {**recorded, **actual} if recorded.get(key) != actual.get(key)]
     words = [f"{key}: {recorded.get(key, '–')} → {actual.get(key, '–')}" for key in keys]
     words = words or [f"{key} {_plain(state)}" for key, state in states.items()]
     if len(words) > SHOWN_CHANGES:
         words[SHOWN_CHANGES:] = [f"{len(words) - SHOWN_CHANGES} more params"]
     return words
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def _changes_of_outputs(original: DvcStage) -> Iterator[str]:

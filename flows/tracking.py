@@ -14,7 +14,6 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -24,6 +23,7 @@ from ruamel.yaml import YAML
 from flows.environment import STATE_FOLDER
 from flows.graph import Stage
 from flows.journal import fingerprint, remember
+from flows.nested import flatten
 from flows.stage import Outcome
 
 EXPERIMENT = "ovis-dag"
@@ -127,7 +127,7 @@ def read_params(root: Path) -> Iterator[tuple[str, str]]:
     """Yield every leaf of params.yaml as dotted key and JSON text."""
     path = root / "params.yaml"
     content = YAML(typ="safe").load(path) if path.is_file() else {}
-    for key, value in _leaves(content or {}, "."):
+    for key, value in flatten(content or {}, "."):
         text = value if isinstance(value, str) else json.dumps(value)
         yield _legal(key), text[:LONGEST_PARAM]
 
@@ -138,7 +138,7 @@ def read_metrics(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, flo
         for path in stage.metrics:
             if (root / path).is_file():
                 content = json.loads((root / path).read_text(encoding="utf-8"))
-                for key, value in _leaves(content, "/"):
+                for key, value in flatten(content, "/"):
                     if isinstance(value, int | float):
                         yield f"{_legal(stage.name)}/{_legal(key)}", float(value)
 
@@ -158,15 +158,6 @@ def read_curves(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, int,
                     for name, value in row.items():
                         if value:
                             yield f"{_legal(stage.name)}/curve/{_legal(name)}", step, float(value)
-
-
-def _leaves(values: Any, separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(values, dict):
-        for key, value in values.items():
-            inner = f"{prefix}{separator}{key}" if prefix else str(key)
-            yield from _leaves(value, separator, inner)
-    elif prefix:
-        yield prefix, values
 
 
 def _legal(name: str) -> str:
