@@ -16,8 +16,9 @@ from stages.common.images import read_pictures
 from stages.common.params import read_section, read_seed, read_shards
 from stages.common.seeding import make_deterministic
 from stages.common.storage import write_json
+from stages.finetune.blending import blend
 from stages.finetune.params import FinetuneParams
-from stages.finetune.unlabelled import ignore_novel_detections
+from stages.finetune.unlabelled import label_novel_detections
 from stages.models.detector_training import train_detector, training_metrics
 from stages.models.mask_rcnn import load_detector, save_detector
 
@@ -45,16 +46,18 @@ def main() -> None:
     annotations = read_annotations(ANNOTATIONS, labels, [c.id for c in every])
     pictures = label_pictures(read_pictures(*shards), annotations, labels, ANNOTATIONS)
     model = load_detector(DETECTOR)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
 
     name = fingerprint([params.model_dump(), seed], [DETECTOR, ANNOTATIONS, CATEGORIES, *shards])
-    if params.unlabelled == "ignore":
-        pictures = ignore_novel_detections(
-            model, pictures, range(len(categories)), novel, params.ignore_score
+    if params.unlabelled == "detections":
+        pictures = label_novel_detections(
+            model, pictures, vocabulary, novel, params.detection_score
         )
     checkpoint, curve = Checkpoint(name), Curve(every=20)
     train_detector(
         model, pictures, params.training, seed, curve, vocabulary, checkpoint, what="finetune"
     )
+    blend(model, start, params.kept_share)
     save_detector(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
     write_json(

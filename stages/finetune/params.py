@@ -2,16 +2,26 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common.params import Section
 from stages.models.detector_settings import TrainingParams
 
 
 class FinetuneParams(Section):
-    """Which classes the softmax runs over, what unlabelled objects count as, and the training."""
+    """Which classes the softmax runs over, what unlabelled objects are, and the training."""
 
     vocabulary: Literal["base", "all"]
-    unlabelled: Literal["background", "ignore"]
-    ignore_score: float = Field(gt=0, lt=1)
+    unlabelled: Literal["background", "detections"]
+    detection_score: float = Field(gt=0, lt=1)
+    kept_share: float = Field(ge=0, lt=1)
     training: TrainingParams
+
+    @model_validator(mode="after")
+    def _detections_need_their_classes(self) -> "FinetuneParams":
+        if self.unlabelled == "detections" and self.vocabulary == "base":
+            raise ValueError(
+                "unlabelled: detections are of novel classes, so set vocabulary to all,"
+                " or unlabelled to background"
+            )
+        return self

@@ -1,7 +1,8 @@
 """Novel objects in pictures of which only base objects are labelled.
 
-As they are, they teach the proposals and the classifier that novel objects are background. What the
-detector itself, trained on pseudo-labels, takes for novel objects can be left out of the losses.
+Trained on base labels alone, the detector forgets: regions of novel objects go to base classes and
+their masks get worse. What the starting detector itself is sure to be a novel object can be
+rehearsed as a label beside the ground truth of base classes. No novel annotation is read.
 
 Shape legend: n labelled objects of a picture, k detections.
 """
@@ -13,46 +14,63 @@ import numpy as np
 
 from stages.common.boxes import pairwise_iou
 from stages.common.detection_data import IGNORED, LabelledPicture
+from stages.common.masks import encode_mask
 from stages.common.progress import track
-from stages.models.mask_rcnn import MaskRcnn, predict
+from stages.models.mask_rcnn import MaskRcnn, Prediction, predict
 
 LABELLED_IOU = 0.5  # a detection that overlaps a labelled object this much is that object
+SMALLEST_SIDE = 1.0  # pixels
 PICTURES_AT_ONCE = 16
 
 
-def ignore_novel_detections(
+def label_novel_detections(
     model: MaskRcnn,
     pictures: Sequence[LabelledPicture],
     vocabulary: Sequence[int],
     novel: Sequence[int],
     min_score: float,
 ) -> list[LabelledPicture]:
-    """Return the pictures with confident detections of novel classes as boxes to ignore.
+    """Return the pictures with certain detections of novel classes among their objects.
 
     Args:
         model: the detector that fine-tuning starts from; left in inference mode.
         pictures: with their labelled objects.
-        vocabulary: class indices that the detections compete in.
+        vocabulary: class indices that the detections compete in, and that labels are positions of.
         novel: class indices of unlabelled classes.
-        min_score: in [0, 1]; a less certain detection stays background.
+        min_score: in [0, 1]; a less certain detection is left out.
     """
     result = []
     for start in track(range(0, len(pictures), PICTURES_AT_ONCE), "finetune: novel detections"):
         group = pictures[start : start + PICTURES_AT_ONCE]
         found = predict(model, [entry.picture.decode() for entry in group], [vocabulary])[0]
-        for entry, prediction in zip(group, found, strict=True):
-            certain = np.isin(prediction.labels, novel) & (prediction.scores >= min_score)
-            result.append(add_ignored(entry, prediction.boxes_xyxy[certain]))
+        result += [
+            add_detections(entry, prediction, vocabulary, novel, min_score)
+            for entry, prediction in zip(group, found, strict=True)
+        ]
     return result
 
 
-def add_ignored(entry: LabelledPicture, boxes_xyxy: np.ndarray) -> LabelledPicture:
-    """Return the picture with boxes (k, 4) to ignore, less those that are a labelled object."""
-    overlap = pairwise_iou(boxes_xyxy, entry.boxes_xyxy[entry.labels != IGNORED])
-    unlabelled = boxes_xyxy[overlap.max(1, initial=0) < LABELLED_IOU]
-    labels = np.full(len(unlabelled), IGNORED, entry.labels.dtype)
+def add_detections(
+    entry: LabelledPicture,
+    prediction: Prediction,
+    vocabulary: Sequence[int],
+    novel: Sequence[int],
+    min_score: float,
+) -> LabelledPicture:
+    """Return the picture with the certain novel detections that are no labelled object.
+
+    They come first, because boxes to ignore must stay last.
+    """
+    boxes = prediction.boxes_xyxy
+    overlap = pairwise_iou(boxes, entry.boxes_xyxy[entry.labels != IGNORED]).max(1, initial=0)
+    kept = np.isin(prediction.labels, novel) & (prediction.scores >= min_score)
+    kept &= (overlap < LABELLED_IOU) & prediction.masks.any((1, 2))
+    kept &= ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_SIDE).all(1)
+    position = {index: place + 1 for place, index in enumerate(vocabulary)}
+    labels = np.array([position[k] for k in prediction.labels[kept].tolist()], entry.labels.dtype)
     return replace(
         entry,
-        boxes_xyxy=np.concatenate([entry.boxes_xyxy, unlabelled.astype(np.float32)]),
-        labels=np.concatenate([entry.labels, labels]),
+        boxes_xyxy=np.concatenate([boxes[kept], entry.boxes_xyxy]),
+        labels=np.concatenate([labels, entry.labels]),
+        segmentations=[*map(encode_mask, prediction.masks[kept]), *entry.segmentations],
     )

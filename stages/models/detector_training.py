@@ -82,11 +82,18 @@ def training_metrics(
 
 
 def freeze(model: MaskRcnn, params: TrainingParams) -> None:
-    """Put the model in training mode, but keep weights and batch statistics of `params.frozen`."""
+    """Put the model in training mode, but keep weights and batch statistics of `params.frozen`.
+
+    Only the batch norms are put in inference mode: torchvision's proposal network gives no losses
+    in that mode.
+    """
     model.train()
     parts = model.parts()
     for name in params.frozen:
-        parts[name].requires_grad_(False).eval()
+        parts[name].requires_grad_(False)
+        for module in parts[name].modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def learning_rate(params: TrainingParams, step: int) -> float:

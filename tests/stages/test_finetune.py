@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from ruamel.yaml import YAML
 import stages.finetune.__main__ as stage
 from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.storage import write_json
-from stages.finetune.unlabelled import add_ignored, ignore_novel_detections
+from stages.finetune.unlabelled import add_detections
 from stages.models.mask_rcnn import Prediction, load_detector, save_detector
 from tests.stages.tiny_detector import annotate, make_repository, picture, tiny_detector
 
@@ -64,40 +65,53 @@ def test_softmax_over_base_or_all_classes_gives_other_weights(repository):
     assert WEIGHTS.read_bytes() != base
 
 
-def test_the_detector_s_novel_detections_become_boxes_to_ignore(repository, monkeypatch):
-    change(unlabelled="ignore", ignore_score=0.1)
-    seen = []
-
-    def found(model, images, vocabularies):
-        assert list(vocabularies[0]) == [0, 1]
-        seen.extend(images)
-        boxes = np.array([[40, 4, 60, 24], [2, 40, 12, 60]], np.float32)
-        masks = np.zeros((2, 64, 64), bool)
-        return [[Prediction(boxes, np.array([1, 0]), np.array([0.9, 0.8]), masks)] * len(images)]
-
-    monkeypatch.setattr("stages.finetune.unlabelled.predict", found)
-    stage.main()
-    assert len(seen) == 5
-
-
-def test_only_certain_detections_of_novel_classes_are_ignored(tmp_path, monkeypatch):
-    pictures = base_only(tmp_path)
+def novel_and_base_detections() -> Prediction:
     boxes = np.array([[40, 4, 60, 24], [41, 5, 61, 25], [2, 40, 12, 60]], np.float32)
-    prediction = Prediction(
-        boxes, np.array([1, 1, 0]), np.array([0.9, 0.2, 0.8]), np.zeros((3, 64, 64), bool)
-    )
+    masks = np.zeros((3, 64, 64), bool)
+    masks[:, 10:20, 45:55] = True
+    return Prediction(boxes, np.array([1, 1, 0]), np.array([0.9, 0.2, 0.8]), masks)
+
+
+def test_certain_novel_detections_become_labels(repository, monkeypatch):
+    found = novel_and_base_detections()
     monkeypatch.setattr(
-        "stages.finetune.unlabelled.predict", lambda model, images, v: [[prediction] * len(images)]
+        "stages.finetune.unlabelled.predict", lambda model, images, v: [[found] * len(images)]
     )
-    changed = ignore_novel_detections(tiny_detector(), pictures, [0, 1], [1], 0.5)
-    assert [entry.labels.tolist() for entry in changed] == [[1, -1], [1, -1]]
-    assert changed[0].boxes_xyxy[1].tolist() == [40, 4, 60, 24]
+    change(vocabulary="all", unlabelled="detections")
+    stage.main()
+    metrics = json.loads(Path("data/finetune/metrics.json").read_text())
+    assert (metrics["pictures"], metrics["objects"]) == (5, 10)
 
 
-def test_a_detection_of_a_labelled_object_is_not_ignored(tmp_path):
-    entry = base_only(tmp_path)[0]
-    assert add_ignored(entry, entry.boxes_xyxy + 1).labels.tolist() == [1]
-    assert add_ignored(entry, np.zeros((0, 4), np.float32)).labels.tolist() == [1]
+def test_only_certain_detections_of_unlabelled_novel_objects_count(tmp_path):
+    entry, found = base_only(tmp_path)[0], novel_and_base_detections()
+    changed = add_detections(entry, found, [0, 1], [1], 0.5)
+    assert changed.labels.tolist() == [2, 1]
+    assert changed.boxes_xyxy[0].tolist() == [40, 4, 60, 24]
+    assert len(changed.segmentations) == 2
+    assert changed.segmentations[1] == entry.segmentations[0]
+    on_top = replace(found, boxes_xyxy=np.repeat(entry.boxes_xyxy + 1, 3, 0))
+    assert add_detections(entry, on_top, [0, 1], [1], 0.5).labels.tolist() == [1]
+    empty = replace(found, masks=np.zeros_like(found.masks))
+    assert add_detections(entry, empty, [0, 1], [1], 0.5).labels.tolist() == [1]
+
+
+def test_detections_need_the_novel_classes_in_the_softmax(repository):
+    change(unlabelled="detections")
+    with pytest.raises(ValueError, match=r"params\.yaml: finetune: .*set vocabulary to all"):
+        stage.main()
+
+
+def test_a_share_of_the_starting_weights_is_kept(repository):
+    stage.main()
+    tuned = load_detector(WEIGHTS).state_dict()
+    change(kept_share=0.25)
+    stage.main()
+    start, blended = tiny_detector().state_dict(), load_detector(WEIGHTS).state_dict()
+    name = "regions.box_predictor.deltas.weight"
+    torch.testing.assert_close(blended[name], 0.25 * start[name] + 0.75 * tuned[name])
+    name = "backbone.trunk.stem.0.1.running_var"
+    torch.testing.assert_close(blended[name], 0.25 * start[name] + 0.75 * tuned[name])
 
 
 def test_without_a_base_object_there_is_nothing_to_learn(repository):

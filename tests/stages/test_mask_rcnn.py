@@ -217,3 +217,15 @@ def test_learning_rate_warms_up_and_falls_to_a_fiftieth():
 def test_embeddings_are_kept_with_the_weights():
     kept = tiny_detector().state_dict()["regions.box_predictor.classifier.embeddings"]
     assert functional.mse_loss(kept, EMBEDDINGS).item() == 0
+
+
+def test_frozen_parts_keep_weights_and_statistics(tmp_path):
+    frozen = ["trunk", "proposals", "mask_head"]
+    model, _ = trained(tmp_path, 2, frozen=frozen)
+    before, after = tiny_detector().parts(), model.parts()
+    for name, part in before.items():
+        same = [
+            torch.equal(value, after[name].state_dict()[key])
+            for key, value in part.state_dict().items()
+        ]
+        assert all(same) if name in frozen else not all(same), name

@@ -69,7 +69,8 @@ TRAINING = {
 FINETUNE = {
     "vocabulary": "base",
     "unlabelled": "background",
-    "ignore_score": 0.5,
+    "detection_score": 0.5,
+    "kept_share": 0.0,
     "training": {**TRAINING, "frozen": ["classifier"]},
 }
 CATEGORIES = [
