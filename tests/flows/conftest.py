@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -6,15 +7,19 @@ from toy import Toy, make_toy
 
 
 @pytest.fixture
-def toy(tmp_path: Path, fresh: Toy) -> Toy:
+def toy(tmp_path: Path, fresh: Toy) -> Iterator[Toy]:
     """Give a copy of the toy project, where nothing ran yet."""
-    return _copy(fresh, tmp_path)
+    toy = _copy(fresh, tmp_path)
+    yield toy
+    toy.end()
 
 
 @pytest.fixture
-def done_toy(tmp_path: Path, done: Toy) -> Toy:
+def done_toy(tmp_path: Path, done: Toy) -> Iterator[Toy]:
     """Give a copy of the toy project after `dvc repro`."""
-    return _copy(done, tmp_path)
+    toy = _copy(done, tmp_path)
+    yield toy
+    toy.end()
 
 
 @pytest.fixture(scope="session")

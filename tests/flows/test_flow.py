@@ -8,7 +8,7 @@ import sys
 
 import psutil
 import pytest
-from toy import REPOSITORY, wait_until
+from toy import PATIENCE, REPOSITORY, wait_until
 from tracked import read_runs
 
 pytestmark = [
@@ -23,7 +23,9 @@ ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
 def test_one_line_flow_runs():
     """FastAPI 0.155 lets Prefect be imported, and breaks its server at the first call."""
     code = "from prefect import flow\nprint(flow(lambda: 42)())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert "42" in done.stdout, done.stderr
 
 
@@ -134,7 +136,7 @@ def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
     wait_until(lambda: (toy.root / "runs.log").exists())
     children = psutil.Process(process.pid).children(recursive=True)
     os.kill(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
     assert "run the same again to go on from here" in output
     _, alive = psutil.wait_procs(children, timeout=10)

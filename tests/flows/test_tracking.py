@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from test_graph import make
+from toy import PATIENCE
 from tracked import read_runs
 
 from flows.environment import default_settings
@@ -81,7 +82,7 @@ def test_a_run_shows_everything_of_an_execution(tmp_path):
             "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}",
         },
         check=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     (run,) = read_runs(tmp_path)
     assert run.status == "FAILED"

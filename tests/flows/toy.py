@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+PATIENCE = 400  # seconds; ten would do on an idle machine
 
 DVC_YAML = """\
 vars:
@@ -134,6 +135,7 @@ class Toy:
     """The toy project at `root`."""
 
     root: Path
+    started: list[subprocess.Popen] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
         cleared = {"MLFLOW_TRACKING_URI", "PREFECT_HOME", "PYTHONPATH"}
@@ -141,7 +143,7 @@ class Toy:
         return {**kept, "PYTHONPATH": str(REPOSITORY), "DVC_NO_ANALYTICS": "1"}
 
     def start(self, *arguments: str, **more: str) -> subprocess.Popen:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=self.root,
             env={**self.environment(), **more},
@@ -150,8 +152,16 @@ class Toy:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self.started.append(process)
+        return process
 
-    def call(self, *arguments: str, seconds: float = 150, **more: str) -> tuple[int, str]:
+    def end(self) -> None:
+        """Kill what a failed test left running."""
+        for process in self.started:
+            with process:  # closes its output
+                process.kill()
+
+    def call(self, *arguments: str, seconds: float = PATIENCE, **more: str) -> tuple[int, str]:
         """Run `python <arguments>`, with `more` environment, and return (exit code, output)."""
         process = self.start(*arguments, **more)
         try:
@@ -198,7 +208,7 @@ class Toy:
         return (self.root / "dvc.lock").read_text()
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Return once the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
