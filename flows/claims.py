@@ -226,7 +226,6 @@ def _worktree(root: Path, seed: int) -> Path:
     else:
         head = _git(root, "rev-parse", "HEAD").strip()
         _git(folder, "checkout", "--quiet", "--force", "--detach", head)
-    # dvc.lock of the default experiment would only be another seed's.
     command = [sys.executable, "-m", "dvc", "cache", "dir", "--local", str(root / ".dvc/cache")]
     subprocess.run(command, cwd=folder, check=True)
     return folder
