@@ -39,7 +39,7 @@ class AlbefConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head attention that can keep its weights for GradCAM."""
+    """Multi-head attention, of the states among themselves or on a context."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -52,20 +52,45 @@ class Attention(nn.Module):
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
 
-    def forward(
-        self, x: torch.Tensor, context: torch.Tensor, keep: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (result (B, L, D), attention (B, A, L, P)); `keep` (B, P) marks real context.
+    def _project(
+        self, x: torch.Tensor, context: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return (
+            self._split(self.query(x)),
+            self._split(self.key(context)),
+            self._split(self.value(context)),
+        )
+
+    def _join(self, heads: torch.Tensor) -> torch.Tensor:
+        return self.output(heads.transpose(-2, -3).flatten(-2))
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+        """Return (B, L, D): each state's view of all; `keep` (B, L) marks the real ones."""
+        query, key, value = self._project(x, x)
+        mask = None if keep is None else keep[:, None, None, :]
+        if torch.is_grad_enabled():
+            return self._join(_attention(query, key, mask) @ value)
+        # Without gradients, on a CPU: four times as fast on 16×16 patches. With them: slower.
+        return self._join(
+            functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        )
+
+    def attend(self, x: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (result (B, L, D), attention (B, A, L, P)), for GradCAM.
 
         Source: Mask-free OVIS eq. 1-2.
         """
-        query = self._split(self.query(x))
-        key, value = self._split(self.key(context)), self._split(self.value(context))
-        logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        if keep is not None:
-            logits = logits.masked_fill(~keep[:, None, None, :], -1e4)
-        attention = logits.softmax(-1).to(value.dtype)
-        return self.output((attention @ value).transpose(-2, -3).flatten(-2)), attention
+        query, key, value = self._project(x, context)
+        attention = _attention(query, key, None)
+        return self._join(attention @ value), attention
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return attention weights (B, A, L, P)."""
+    logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -1e4)
+    return logits.softmax(-1).to(query.dtype)
 
 
 class Layer(nn.Module):
@@ -88,7 +113,7 @@ class Layer(nn.Module):
     def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
         """Map (B, L, D) to (B, L, D) without looking at a context."""
         normed = self.norm_self(x)
-        x = x + self.self_attention(normed, normed, keep)[0]
+        x = x + self.self_attention(normed, keep)
         return x + self.mlp(self.norm_mlp(x))
 
     def fuse(
@@ -99,9 +124,9 @@ class Layer(nn.Module):
         The M captions of one image share its keys and values.
         """
         normed = self.norm_self(x)
-        x = x + self.self_attention(normed, normed, keep)[0]
+        x = x + self.self_attention(normed, keep)
         queries = self.norm_cross(x).reshape(len(context), -1, x.shape[-1])
-        update, attention = self.cross_attention(queries, context)
+        update, attention = self.cross_attention.attend(queries, context)
         x = x + update.reshape(x.shape)
         return x + self.mlp(self.norm_mlp(x)), attention
 
