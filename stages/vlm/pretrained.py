@@ -5,10 +5,12 @@ params.yaml is what ties the results to it.
 """
 
 import hashlib
+import re
 from pathlib import Path
 
 from stages.common.hub import find_hub_file
 from stages.models.albef_base import save_albef_base
+from stages.models.blip import Blip, save_blip
 from stages.models.tokenizer import CaptionTokenizer
 from stages.vlm.official import albef_from_official, read_checkpoint
 from stages.vlm.params import PretrainedParams
@@ -60,11 +62,7 @@ def convert_blip(params: PretrainedParams, output: Path) -> dict[str, int]:
         ValueError: another digest than `sha256`, keys not accounted for, or more words than word
             embeddings.
     """
-    import re
-
-    from transformers import BlipForImageTextRetrieval
-
-    from stages.models.blip import Blip, save_blip
+    from transformers import BlipForImageTextRetrieval  # imported when needed: it takes seconds
 
     folder = find_hub_file(_required(params), "config.json", f"{KEY}.checkpoint").parent
     if params.sha256 is not None:
@@ -73,17 +71,19 @@ def convert_blip(params: PretrainedParams, output: Path) -> dict[str, int]:
             raise FileNotFoundError(f"{folder}: has none of {', '.join(BLIP_WEIGHTS)}")
         _check_digest(weights, params.sha256)
     words = read_vocabulary(params.vocabulary)
-    network, report = BlipForImageTextRetrieval.from_pretrained(
-        folder, attn_implementation="eager", local_files_only=True, output_loading_info=True
-    )
-    left_out = {k for k in report["unexpected_keys"] if re.fullmatch(BLIP_LEFT_OUT, k)}
-    faults = {
-        "missing": sorted(report["missing_keys"]),
-        "unexpected": sorted(set(report["unexpected_keys"]) - left_out),
-        "of another shape": sorted(str(k) for k in report["mismatched_keys"]),
-    }
-    if any(faults.values()):
-        raise ValueError(f"{folder}: weights not accounted for: {faults}")
+    try:
+        network, report = BlipForImageTextRetrieval.from_pretrained(
+            folder, attn_implementation="eager", local_files_only=True, output_loading_info=True
+        )
+    except RuntimeError as error:  # another shape
+        raise ValueError(f"{folder}: cannot be loaded as a BLIP: {error}") from error
+    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+    left_out = {key for key in unexpected if re.fullmatch(BLIP_LEFT_OUT, key)}
+    if missing or unexpected - left_out:
+        raise ValueError(
+            f"{folder}: missing weights: {', '.join(sorted(missing)) or 'none'}; unexpected"
+            f" weights: {', '.join(sorted(unexpected - left_out)) or 'none'}"
+        )
     embeddings = network.get_input_embeddings().num_embeddings
     if len(words) > embeddings:
         raise ValueError(
