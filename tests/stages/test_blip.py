@@ -1,6 +1,9 @@
 """BLIP through transformers, taken from a folder in hub format and asked through our interface."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,6 +150,24 @@ def test_what_the_cache_has_not_is_an_error_that_says_how_to_get_it(folder, tmp_
     with pytest.raises(ValueError, match=r"vlm\.pretrained\.checkpoint: is null"):
         convert_blip(pretrained(folder, checkpoint=None), output)
     assert not output.exists()
+
+
+def test_model_in_the_hubs_cache_is_found_by_its_name(tmp_path, repository):
+    commit, model = "0" * 40, tmp_path / "hub/models--x--y"
+    for path, text in ((f"snapshots/{commit}/config.json", "{}"), ("refs/main", commit)):
+        (model / path).parent.mkdir(parents=True)
+        (model / path).write_text(text)
+    code = "from stages.common.hub import find_hub_file as find\n"
+    for reference in ("x/y", f"x/y@{commit}"):
+        code += f"print(find('{reference}', 'config.json', 'a.key'))\n"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"HF_HOME": str(tmp_path), "PYTHONPATH": str(repository)},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert found.split() == [str(model / f"snapshots/{commit}/config.json")] * 2
 
 
 def test_keys_and_digest_are_checked(folder, tmp_path):

@@ -70,7 +70,9 @@ def test_a_name_does_not_depend_on_the_others(folder):
 
 
 def test_no_clip_here_is_an_error_that_says_how_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"vocabulary\.clip\.folder: 'no/clip'.*hf download"):
+    with pytest.raises(
+        FileNotFoundError, match=r"vocabulary\.clip\.folder: 'no/clip'.*hf download"
+    ):
         load_name_embedder(params(Path("no/clip")), Path("no/vlm"))
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         load_name_embedder(params(tmp_path), Path("no/vlm"))
@@ -82,7 +84,9 @@ def test_tokeniser_of_another_model_is_an_error(folder, tmp_path):
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     del content["model"]["vocab"]["a"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"clip\.folder: the tokeniser in .* has 53 tokens, the .* 54"):
+    with pytest.raises(
+        ValueError, match=r"clip\.folder: the tokeniser in .* has 53 tokens, the .* 54"
+    ):
         load_name_embedder(params(tmp_path), Path("no/vlm"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).unlink(missing_ok=True)
