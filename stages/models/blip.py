@@ -17,7 +17,6 @@ from torch import nn
 from stages.common.storage import write_tensors
 from stages.models.albef_base import require_whole_patches
 from stages.models.tokenizer import PAD, CaptionTokenizer
-from stages.models.weights import load_exactly
 
 if TYPE_CHECKING:
     from transformers import BlipForImageTextRetrieval
@@ -94,7 +93,8 @@ class Blip(nn.Module):
 def save_blip(path: Path, model: Blip, tokenizer: CaptionTokenizer) -> None:
     """Write weights, transformers' config and the vocabulary into one safetensors file."""
     config = json.loads(model.network.config.to_json_string(use_diff=False))
-    config.pop("transformers_version", None)  # equal weights give equal bytes
+    for name in ("transformers_version", "_name_or_path"):  # equal weights give equal bytes
+        config.pop(name, None)
     facts = {
         "kind": KIND,
         "config": config,
@@ -105,14 +105,48 @@ def save_blip(path: Path, model: Blip, tokenizer: CaptionTokenizer) -> None:
     write_tensors(path, model.network.state_dict(), facts)
 
 
+def load_network(
+    source: Path | None, origin: Path, **options: object
+) -> tuple["BlipForImageTextRetrieval", int]:
+    """Return (network of transformers, how many buffers of older files were left out).
+
+    Args:
+        source: a folder in hub format; None if `options` have config and weights.
+        origin: begins the errors.
+        options: of transformers' from_pretrained.
+
+    Raises:
+        ValueError: weights that are missing, unexpected (both listed) or of another shape.
+    """
+    from transformers import BlipForImageTextRetrieval
+
+    try:
+        network, report = BlipForImageTextRetrieval.from_pretrained(
+            source,
+            attn_implementation="eager",  # the other implementations never have the attention
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except RuntimeError as error:  # another shape
+        raise ValueError(f"{origin}: cannot be loaded as a BLIP: {error}") from error
+    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+    left_out = {key for key in unexpected if key.endswith(".position_ids")}
+    if missing or unexpected - left_out:
+        raise ValueError(
+            f"{origin}: missing weights: {', '.join(sorted(missing)) or 'none'}; unexpected"
+            f" weights: {', '.join(sorted(unexpected - left_out)) or 'none'}"
+        )
+    return network, len(left_out)
+
+
 def build_blip(
     weights: dict[str, torch.Tensor], facts: dict, origin: Path
 ) -> tuple[Blip, CaptionTokenizer]:
     """Return (model, tokenizer) of what `save_blip` wrote; errors name `origin`."""
-    from transformers import BlipConfig, BlipForImageTextRetrieval
+    from transformers import BlipConfig
 
     config = BlipConfig.from_dict(facts["config"])
-    network = BlipForImageTextRetrieval._from_config(config, attn_implementation="eager")
-    load_exactly(network, weights, origin)
+    network, _ = load_network(None, origin, config=config, state_dict=weights)
     tokenizer = CaptionTokenizer(facts["words"], facts["max_tokens"], facts["ignored"])
     return Blip(network).eval().requires_grad_(False), tokenizer

@@ -61,6 +61,14 @@ def network(folder):
     return BlipForImageTextRetrieval.from_pretrained(folder, attn_implementation="eager").eval()
 
 
+def test_bytes_do_not_tell_where_the_weights_were(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    convert_blip(pretrained(folder), tmp_path / "here.safetensors")
+    convert_blip(pretrained(tmp_path / "elsewhere"), tmp_path / "there.safetensors")
+    here, there = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("here", "there"))
+    assert here == there
+
+
 @pytest.mark.parametrize("side", [32, 48])  # that of the position table, and interpolated
 def test_scores_maps_and_gradients_are_those_of_transformers(converted, network, side):
     model, tokenizer = converted
@@ -178,6 +186,10 @@ def test_keys_and_digest_are_checked(folder, tmp_path):
     weights["text_encoder.embeddings.position_ids"] = torch.arange(16)[None]  # of older files
     save_file(weights, broken / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"missing weights: itm_head\.bias; un.*: itm_tail\.bias$"):
+        convert_blip(pretrained(broken), tmp_path / "model.safetensors")
+    weights["itm_head.bias"] = weights.pop("itm_tail.bias")[:1]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="cannot be loaded as a BLIP"):
         convert_blip(pretrained(broken), tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"its SHA-256 is [0-9a-f]{64}, .*another checkpoint"):
         convert_blip(pretrained(folder, sha256="0" * 64), tmp_path / "model.safetensors")
