@@ -19,6 +19,7 @@ from torch.nn import functional
 from stages.common.storage import read_tensors, write_tensors
 from stages.models.tokenizer import PAD, CaptionTokenizer
 from stages.models.trunk import Trunk
+from stages.models.weights import load_exactly
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ class Layer(nn.Module):
 class Albef(nn.Module):
     """The model; every method below is one step of it."""
 
+    leading_context = 0
+
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
         self.config = config
@@ -181,6 +184,11 @@ class Albef(nn.Module):
                 linear.weight.copy_(gain * identity)
                 linear.bias.zero_()
 
+    @property
+    def fusion_depth(self) -> int:
+        """The number of fusion layers."""
+        return len(self.fusion_layers)
+
     def encode_patches(self, images: torch.Tensor) -> torch.Tensor:
         """Return the trunk's normalised patch features (B, P, D), before the image layers."""
         return self.image_norm(self.trunk(images)[1].flatten(2).transpose(1, 2))
@@ -225,6 +233,10 @@ class Albef(nn.Module):
             x = layer(x, keep)
         return self.text_norm(x)
 
+    def fusion_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what enters the fusion layers: the states (B, L, D) of `encode_text`."""
+        return self.encode_text(tokens)
+
     def fusion_context(self, image_tokens: torch.Tensor) -> torch.Tensor:
         """Return what the fusion layers attend to: patches (B, P, D) in the words' space."""
         return self.patch_projection(image_tokens[:, 1:])
@@ -257,16 +269,27 @@ def save_albef(path: Path, model: Albef, tokenizer: CaptionTokenizer) -> None:
     write_tensors(path, model.state_dict(), facts)
 
 
-def load_albef(path: Path) -> tuple[Albef, CaptionTokenizer]:
-    """Return (model in evaluation mode, its tokenizer).
-
-    Raises:
-        ValueError: weights are missing or left over; the message lists their names.
-    """
-    weights, facts = read_tensors(path)
+def build_albef(
+    weights: dict[str, torch.Tensor], facts: dict, origin: Path
+) -> tuple[Albef, CaptionTokenizer]:
+    """Return (model, tokenizer) of what `save_albef` wrote; errors name `origin`."""
     config = AlbefConfig(**facts["config"])
     model = Albef(config)
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        raise ValueError(f"{path}: missing weights {missing}, unexpected weights {unexpected}")
+    load_exactly(model, weights, origin)
     return model.eval(), CaptionTokenizer(facts["words"], config.max_tokens)
+
+
+def load_albef(path: Path) -> tuple[Albef, CaptionTokenizer]:
+    """Return (the small model in evaluation mode, its tokenizer).
+
+    Raises:
+        ValueError: the file holds another vision-language model, or weights are missing or left
+            over; the message lists their names.
+    """
+    weights, facts = read_tensors(path)
+    if "kind" in facts:
+        raise ValueError(
+            f"{path} holds {facts['kind']}, which has no convolutional trunk to share with other"
+            " networks; params.yaml: set vlm.source to train, or let nothing use that trunk"
+        )
+    return build_albef(weights, facts, path)
