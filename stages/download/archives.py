@@ -1,4 +1,4 @@
-"""Zip archives, unpacked without trust: nothing outside the folder, no links, whole or not at all."""
+"""Zip archives, unpacked without trust: no links, nothing outside the folder, files whole."""
 
 import os
 import shutil

@@ -39,11 +39,6 @@ def table(kind: Table, part: str) -> str:
     return _TABLES[kind][part].rpartition("/")[2]
 
 
-def table_url(kind: Table, part: str) -> str:
-    """Return where a table is published."""
-    return f"{STORAGE}/{_TABLES[kind][part]}"
-
-
 def narratives(part: str) -> list[str]:
     """Return the file names of a part's Localized Narratives."""
     if part != "train":
@@ -54,6 +49,14 @@ def narratives(part: str) -> list[str]:
     ]
 
 
-def mask_archives(part: str) -> list[str]:
-    """Return the file names of a part's archives of outlines."""
-    return [f"{part}-masks-{digit}.zip" for digit in MASK_DIGITS]
+def official_urls(test_part: str) -> dict[str, str]:
+    """Return file name → where it is published, of all files but the pictures."""
+    parts = ("train", test_part)
+    paths = [f"challenge_2019/{name}" for name in (CLASSES, HIERARCHY)]
+    paths += [tables[part] for tables in _TABLES.values() for part in parts]
+    paths += [
+        f"v5/{part}-masks/{part}-masks-{digit}.zip" for part in parts for digit in MASK_DIGITS
+    ]
+    urls = [f"{STORAGE}/{path}" for path in paths]
+    urls += [f"{NARRATIVES}/{name}" for name in narratives("train")]
+    return {url.rpartition("/")[2]: url for url in urls}

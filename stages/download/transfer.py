@@ -1,11 +1,9 @@
 """Files over HTTP, whole or not at all: resumed where they broke off, checked before they count.
 
-A file waits under a name of its own (".<name>.partial") until size and checksum are right; only then
-it takes its place. So whatever has its final name is whole, and is not fetched again.
+A file waits under a name of its own (".<name>.partial") until size and checksum are right; only
+then it takes its place. So whatever has its final name is whole, and is not fetched again.
 """
 
-import base64
-import email.utils
 import hashlib
 import http.client
 import os
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.storage import read_json, write_json
+from stages.download import answers
 
 CHUNK = 1 << 20
 # Of the answers that ask for patience; any other refusal is final.
@@ -157,12 +156,12 @@ def _attempt(remote: Remote, timeout: float, progress: Callable[[int], Any]) -> 
         raise _BrokenOffError("the server has another file than the part that is here") from None
     with response:
         resumed = response.status == HTTPStatus.PARTIAL_CONTENT
-        total = _total(response, resumed)
-        told = _version(response)
-        if resumed and (_first_byte(response) != have or told not in (None, version)):
+        total = answers.total(response, resumed)
+        told = answers.version(response)
+        if resumed and (answers.first_byte(response) != have or told not in (None, version)):
             _discard(remote, progress)
             raise _BrokenOffError(f"the server sent another part than asked for, from byte {have}")
-        facts = {"size": total, "md5": _told_md5(response)}
+        facts = {"size": total, "md5": answers.told_md5(response)}
         if not resumed:
             progress(-have)
             remote.partial.unlink(missing_ok=True)  # before the note says it is of this version
@@ -180,7 +179,9 @@ def _copy(response: Any, file: Any, progress: Callable[[int], Any]) -> None:
         try:
             chunk = response.read(CHUNK)
         except (OSError, http.client.HTTPException) as error:
-            raise _BrokenOffError(f"the connection broke: {error or type(error).__name__}") from error
+            raise _BrokenOffError(
+                f"the connection broke: {error or type(error).__name__}"
+            ) from error
         if not chunk:
             return
         file.write(chunk)
@@ -201,7 +202,9 @@ def _open(remote: Remote, headers: dict[str, str], timeout: float, method: str =
             raise _RangeRefused from None
         told = f"HTTP {error.code} {error.reason}"
         if error.code in PASSING:
-            raise _BrokenOffError(told, _retry_after(error.headers.get("Retry-After"))) from error
+            raise _BrokenOffError(
+                told, answers.retry_after(error.headers.get("Retry-After"))
+            ) from error
         raise FetchError(
             f"{remote.url}: {told}; {remote.path} cannot be had there: look whether the address is"
             " still right, or give a mirror that has it by --mirror"
@@ -209,56 +212,11 @@ def _open(remote: Remote, headers: dict[str, str], timeout: float, method: str =
     except urllib.error.URLError as error:
         if isinstance(error.reason, FileNotFoundError):
             raise FetchError(
-                f"{remote.url}: no such file, wanted as {remote.path}; is --mirror the right folder?"
+                f"{remote.url}: no such file, wanted as {remote.path}; does --mirror have it?"
             ) from error
         raise _BrokenOffError(f"no connection: {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         raise _BrokenOffError(f"no answer: {error or type(error).__name__}") from error
-
-
-def _retry_after(told: str | None) -> float | None:
-    """Return the seconds that a server asks to wait for; it may give them or a date."""
-    if told is None:
-        return None
-    if told.strip().isdecimal():
-        return float(told)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(told).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _total(response: Any, resumed: bool) -> int | None:
-    if resumed:
-        told = response.headers.get("Content-Range", "").rpartition("/")[2]
-    else:
-        told = response.headers.get("Content-Length", "")
-    return int(told) if told.isdecimal() else None
-
-
-def _version(response: Any) -> str | None:
-    """Return what tells this version of the file from others, if the server says it.
-
-    A weak tag says that two versions mean the same, not that they have the same bytes.
-    """
-    tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
-    return None if tag is None or tag.startswith("W/") else tag
-
-
-def _first_byte(response: Any) -> int | None:
-    told = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    return int(told) if told.isdecimal() else None
-
-
-def _told_md5(response: Any) -> str | None:
-    """Return the checksum of the whole file where the server tells one, as Google and Amazon do."""
-    told = response.headers.get_all("x-goog-hash") or []
-    for entry in (part.strip() for line in told for part in line.split(",")):
-        if entry.startswith("md5="):
-            return base64.b64decode(entry.removeprefix("md5=")).hex()
-    tag = (response.headers.get("ETag") or "").strip('"')
-    is_md5 = len(tag) == 32 and all(digit in "0123456789abcdef" for digit in tag)
-    return tag if is_md5 and response.headers.get("Server") == "AmazonS3" else None
 
 
 def _check(remote: Remote, facts: dict[str, Any], progress: Callable[[int], Any]) -> None:
