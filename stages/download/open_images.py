@@ -15,6 +15,7 @@ Frame: pixels of the stored picture.
 
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from stages.common.storage import read_json
 from stages.download.examples import CAPTIONED, Example, Skipped, Source
 from stages.download.open_images_classes import open_images_categories
 from stages.download.open_images_files import CLASSES, HIERARCHY, narratives, table
-from stages.download.open_images_index import BoxRow, Index, IndexWriter, MaskRow, open_index
+from stages.download.open_images_index import BoxRow, Index, IndexWriter, MaskRow
 from stages.download.params import OpenImagesParams
 from stages.download.photographs import (
     check_ids,
@@ -96,8 +97,8 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
             writer.add_captions(folder / path)
         writer.finish()
 
-    narrated = list(Index(indices["train"]).names_with("caption"))
-    tested = list(Index(indices[params.test_part]).names_with("verified"))
+    narrated = _names_with("caption", indices["train"])
+    tested = _names_with("verified", indices[params.test_part])
     if both := set(narrated) & set(tested):
         raise ValueError(
             f"{folder}: {len(both)} pictures such as {min(both)} are listed in train and in"
@@ -120,6 +121,11 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
     }
     make = partial(make_example, Annotators(folder, indices, ancestors))
     return Source(categories, tasks, make, ancestors=ancestors)
+
+
+def _names_with(table: str, path: Path) -> list[str]:
+    with closing(Index(path)) as index:
+        return list(index.names_with(table))
 
 
 def read_labels(folder: Path, wanted: Collection[str]) -> dict[str, str]:
@@ -169,8 +175,10 @@ def read_ancestors(path: Path, category_ids: Mapping[str, int]) -> dict[int, set
 
 def make_example(annotators: Annotators, task: OpenImagesTask) -> Example | Skipped:
     """Read one photograph and all that is known of it."""
-    index = open_index(annotators.indices[task.part])
-    captions = tuple(index.captions(task.name)) if task.split in CAPTIONED else ()
+    with closing(Index(annotators.indices[task.part])) as index:
+        captions = tuple(index.captions(task.name)) if task.split in CAPTIONED else ()
+        objects = list(join_objects(index.boxes(task.name), index.masks(task.name)))
+        labels = index.verified(task.name)
     path = annotators.folder / task.part / f"{task.name}.jpg"
     if task.split in CAPTIONED and not captions:
         return Skipped(task.image_id, str(path), "has no caption")
@@ -179,10 +187,9 @@ def make_example(annotators: Annotators, task: OpenImagesTask) -> Example | Skip
         return picture
     if task.split == "pairs":
         return Example(picture, captions, ())
-    objects = list(join_objects(index.boxes(task.name), index.masks(task.name)))
     annotations = tuple(_annotation(picture, annotators.folder, task, *entry) for entry in objects)
     named = {box.category_id for box, _ in objects}
-    verified = verified_classes(index.verified(task.name), named, annotators.ancestors)
+    verified = verified_classes(labels, named, annotators.ancestors)
     return Example(picture, captions, annotations, verified)
 
 

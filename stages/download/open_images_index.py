@@ -7,11 +7,9 @@ and height, origin top-left.
 
 import csv
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 SCHEMA = """
@@ -155,10 +153,14 @@ def _narratives(path: Path) -> Iterator[tuple[str, str]]:
 
 
 class Index:
-    """Reads an index."""
+    """Reads an index; open one per use, as a connection must not pass a fork."""
 
     def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
 
     def names_with(self, table: str) -> Iterator[str]:
         """Yield the pictures of the list that have a row in a table, in order."""
@@ -194,13 +196,3 @@ class Index:
         return self._connection.execute(
             f"SELECT * FROM {table} WHERE name = ? ORDER BY rowid", [name]
         )
-
-
-@lru_cache(maxsize=1)
-def _open(path: Path, _process: int) -> Index:
-    return Index(path)
-
-
-def open_index(path: Path) -> Index:
-    """Return this process's reader of an index; a connection must not pass a fork."""
-    return _open(path, os.getpid())
