@@ -46,7 +46,8 @@ def coco_source(params: CocoParams) -> Source:
 
     Raises:
         FileNotFoundError: an annotation file or a folder of pictures is not there.
-        ValueError: an annotation file is no COCO file, or has other classes than COCO.
+        ValueError: an annotation file is no COCO file, or has other classes than COCO, or a picture
+            in another folder.
     """
     folder = Path(params.folder)
     train = _read_annotations(folder, "instances_train2017", ("images", "annotations"))
@@ -71,7 +72,7 @@ def coco_source(params: CocoParams) -> Source:
             CocoTask(
                 split,
                 image["id"],
-                pictures / image["file_name"],
+                pictures / _plain_name(image["file_name"]),
                 (image["height"], image["width"]),
                 tuple(captions.get(image["id"], ())) if split in CAPTIONED else (),
                 # pairs have no ground truth
@@ -135,6 +136,13 @@ def _read_annotations(folder: Path, name: str, keys: tuple[str, ...]) -> dict:
     if missing:
         raise ValueError(f"{path}: not a COCO file: it lacks {missing}")
     return content
+
+
+def _plain_name(file_name: str) -> str:
+    """Return the name of a file, which may be fetched to, if it is one inside the folder."""
+    if file_name != Path(file_name).name:
+        raise ValueError(f"image file_name {file_name!r}: expected a plain name, as COCO 2017 has")
+    return file_name
 
 
 def _require(path: Path, is_there: bool) -> None:

@@ -7,6 +7,7 @@ and height, origin top-left.
 
 import csv
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ CREATE TABLE mask (
 CREATE TABLE verified (name TEXT, category INTEGER, present INTEGER);
 CREATE TABLE caption (name TEXT, text TEXT);
 """
+IMAGE_ID = re.compile("[0-9a-f]{16}")
 TABLES = ("box", "mask", "verified", "caption")
 BOX = ("XMin", "YMin", "XMax", "YMax")
 MASK_BOX = tuple(f"Box{side}" for side in BOX)
@@ -80,9 +82,14 @@ class IndexWriter:
         self._ids = category_ids
 
     def add_images(self, path: Path) -> None:
-        """Take the list of a part's pictures."""
-        names = ((name,) for (name,) in rows_of(path, ["ImageID"]))
-        self._insert("INSERT OR IGNORE INTO image VALUES (?)", names)
+        """Take the list of a part's pictures.
+
+        Raises:
+            ValueError: an ImageID is none; pictures are fetched to files of these names.
+        """
+        names = (name for (name,) in rows_of(path, ["ImageID"]))
+        checked = ((_image_id(name, path),) for name in names)
+        self._insert("INSERT OR IGNORE INTO image VALUES (?)", checked)
 
     def add_boxes(self, path: Path) -> None:
         """Take the boxes of a part."""
@@ -137,6 +144,12 @@ class IndexWriter:
 
     def _insert(self, statement: str, rows: Iterable[tuple]) -> None:
         self._connection.executemany(statement, rows)
+
+
+def _image_id(name: str, path: Path) -> str:
+    if not IMAGE_ID.fullmatch(name):
+        raise ValueError(f"{path}: ImageID {name!r} is not 16 hexadecimal digits; fetch it again")
+    return name
 
 
 def _narratives(path: Path) -> Iterator[tuple[str, str]]:

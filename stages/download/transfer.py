@@ -120,9 +120,9 @@ def fetch(
             failures += 1
             if failures >= patience.attempts:
                 raise FetchError(
-                    f"{remote.url}: given up after {failures} attempts: {error}. What came of"
-                    f" {remote.path} is kept: run the command again to go on, or copy the file"
-                    " there by other means"
+                    f"{remote.url}: given up after {failures} attempts: {error}. To go on from what"
+                    f" came, run the command again; or bring the file to {remote.path} by other"
+                    " means"
                 ) from error
             time.sleep(min(wait if error.wait is None else error.wait, patience.longest_wait))
             wait *= 2
@@ -178,6 +178,8 @@ def _copy(response: Any, file: Any, progress: Callable[[int], Any]) -> None:
     while True:
         try:
             chunk = response.read(CHUNK)
+        except http.client.IncompleteRead as error:
+            chunk = error.partial  # the next read is empty
         except (OSError, http.client.HTTPException) as error:
             raise _BrokenOffError(
                 f"the connection broke: {error or type(error).__name__}"

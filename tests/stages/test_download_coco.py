@@ -189,6 +189,15 @@ def test_files_of_another_format_are_refused(tmp_path):
         coco_source(make_params(tmp_path))
 
 
+def test_pictures_outside_the_folder_are_refused(tmp_path):
+    path = write_coco(tmp_path) / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = "../train2017/000000000001.jpg"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"file_name '\.\./train2017/.*': expected a plain name"):
+        coco_source(make_params(tmp_path))
+
+
 def test_an_annotation_without_mask_is_named(tmp_path):
     path = write_coco(tmp_path) / "annotations/instances_val2017.json"
     content = json.loads(path.read_text())

@@ -163,6 +163,7 @@ def test_missing_and_broken_archives_are_named_with_the_fix(folder, scratch):
         ),
         (table("masks", "validation"), "ImageID,X\n", r"has no column LabelName, BoxXMin"),
         (table("images", "train"), "ImageID,Subset\n\n", r"line 2: cut short; fetch it again"),
+        (table("images", "train"), "ImageID\n../../a\n", r"'\.\./\.\./a' is not 16 hexadecimal"),
         (CLASSES, "/m/1,Cat\n", r"does not describe 299 of the 300 classes"),
         (HIERARCHY, '{"Subcategory": []}', r"no class hierarchy: a node lacks LabelName"),
         (
