@@ -14,7 +14,7 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan profile test lint deps claims lock ui clean
+.PHONY: help repro plan profile fetch test lint deps claims lock ui clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
 
 profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
+
+fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls for; MIRROR=folder|address
+	@$(BIN)/python -m stages.download.fetch $(if $(MIRROR),--mirror $(MIRROR))
 
 test: $(STAMP) ## run all tests on two workers
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests

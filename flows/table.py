@@ -94,6 +94,9 @@ def result_rows(results: dict[str, Any]) -> list[dict[str, str]]:
 def results_table(results: dict[str, Any] | None) -> str:
     """Return the results table of the paper, or a line that says there are none yet."""
     rows = result_rows(results or {})
+    if results and not rows:
+        told = [f"{model}: {own['skipped']}" for model, own in results.items() if "skipped" in own]
+        return "\n".join([f"Nothing was measured, says {RESULTS}", *told])
     if not rows:
         return f"No results yet: there is no {RESULTS}"
     title = "Results on the test pictures: AP50 (AP), percent"

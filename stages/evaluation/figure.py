@@ -59,26 +59,33 @@ def make_examples(
 
 
 def draw_montage(
-    examples: list[Example], categories: list[Category], min_score: float
+    examples: list[Example], categories: list[Category], min_score: float, annotated: bool = True
 ) -> np.ndarray:
-    """Return the sheet RGB uint8, one row per picture."""
+    """Return the sheet RGB uint8, one row per picture.
+
+    Where nobody has annotated the pictures there is no column of ground truth.
+    """
+    drawn = "Drawn blindly from the pictures with a novel object. Generalized protocol, scores of"
+    if not annotated:
+        drawn = "Drawn blindly; there is no ground truth to compare them with. Scores of"
     return draw_sheet(
         "Predictions on held-out pictures",
-        f"Drawn blindly from the pictures with a novel object. Generalized protocol, scores of"
-        f" {min_score:.2f} and more. {NOVEL_MARK} novel class.",
-        ["ground truth", *examples[0].results],
-        [_row(example, categories) for example in examples],
+        f"{drawn} {min_score:.2f} and more. {NOVEL_MARK} novel class.",
+        [*(["ground truth"] if annotated else []), *examples[0].results],
+        [_row(example, categories, annotated) for example in examples],
         WORDS_WIDTH,
     )
 
 
-def _row(example: Example, categories: list[Category]) -> Row:
-    novel = {category.id for category in categories if category.split == "novel"}
-    num_novel = sum(instance["category_id"] in novel for instance in example.objects)
-    words = [f"{len(example.objects)} objects,", f"{num_novel} of novel classes"]
-    panels = [_instances(example.image, example.objects, categories)]
-    panels += [_instances(example.image, found, categories) for found in example.results.values()]
-    return Row(panels, _short(PurePath(example.file_name).stem), lines=[" ".join(words)])
+def _row(example: Example, categories: list[Category], annotated: bool) -> Row:
+    panels = [_instances(example.image, found, categories) for found in example.results.values()]
+    words = [" ".join(f"{len(found)} by {name}" for name, found in example.results.items())]
+    if annotated:
+        novel = {category.id for category in categories if category.split == "novel"}
+        num_novel = sum(instance["category_id"] in novel for instance in example.objects)
+        words = [f"{len(example.objects)} objects, {num_novel} of novel classes"]
+        panels.insert(0, _instances(example.image, example.objects, categories))
+    return Row(panels, _short(PurePath(example.file_name).stem), lines=words)
 
 
 def _short(stem: str) -> str:

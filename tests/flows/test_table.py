@@ -63,3 +63,10 @@ def test_results_table_has_every_model_group_protocol_and_kind():
 def test_without_results_it_says_so(tmp_path):
     assert read_results(tmp_path) is None
     assert results_table(None) == "No results yet: there is no data/evaluation/metrics.json"
+
+
+def test_results_table_says_when_nothing_was_measured():
+    results = {"detector": {"skipped": "no annotations: skipped", "pictures": 3}}
+    table = results_table(results)
+    assert table.startswith("Nothing was measured, says data/evaluation/metrics.json")
+    assert "detector: no annotations: skipped" in table

@@ -1,4 +1,4 @@
-"""The whole DAG on tiny profiles: same bytes twice, and real photographs from end to end."""
+"""The whole DAG on tiny profiles: same bytes twice, photographs, pictures without annotations."""
 
 import json
 import os
@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from ruamel.yaml import YAML
+
+from tests.stages.pictures_folder import write_pictures_folder
 
 pytestmark = pytest.mark.pipeline
 
@@ -136,3 +138,39 @@ def test_real_photographs_from_end_to_end(repository, tmp_path):
     assert len(labels["annotations"]) > 20
     assert {"image_id", "category_id", "segmentation"} <= set(labels["annotations"][0])
     assert isinstance(predictions, list)
+
+
+def test_own_pictures_without_annotations_from_end_to_end(repository, tmp_path):
+    pictures = write_pictures_folder(tmp_path / "pictures", num_train=40, num_test=6)
+    folder = clone(repository, tmp_path / "clone", "smoke")
+    params = YAML()
+    content = params.load(folder / "params.yaml")
+    content["download"] |= {"source": "folder", "shard_images": 1}
+    content["download"]["folder"]["path"] = str(pictures)
+    content["vocabulary"]["max_unknown_fraction"] = 0.5
+    params.dump(content, folder / "params.yaml")
+    hashes = reproduce(folder)
+    assert {name.split("@")[0] for name in hashes} == set(STAGES)
+
+    def read(path: str):
+        return json.loads((folder / "data" / path).read_text())
+
+    assert len(read("labels/pseudo_annotations.json")["annotations"]) > 10
+    assert read("quality/metrics.json")["skipped"] == "no annotations: skipped"
+    assert read("finetune/metrics.json")["skipped"] == "no annotations: skipped"
+    detector, finetuned = (
+        (folder / f"data/{stage}/model.safetensors").read_bytes()
+        for stage in ("detector", "finetune")
+    )
+    assert finetuned == detector
+    test = {image["id"] for image in read("download/ground_truth/test.json")["images"]}
+    for model in ("detector", "finetune"):
+        found = read(f"evaluation/predictions_{model}.json")
+        assert {result["image_id"] for result in found} <= test and len(test) == 6
+        metrics = read("evaluation/metrics.json")[model]
+        assert metrics == {
+            "skipped": "no annotations: skipped",
+            "pictures": 6,
+            "detections": len(found),
+        }
+    run([sys.executable, "-m", "dvc", "metrics", "show"], folder)
