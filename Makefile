@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_NO_CONFIG := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan profile test lint deps claims lock ui clean
+.PHONY: help repro plan predict profile test lint deps claims lock ui clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ repro: $(STAMP) ## run the experiment, as far as it is not done, and show its re
 
 plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
 	@$(BIN)/python -m flows plan
+
+predict: $(STAMP) ## PICTURES=folder NAMES="cup,red car": find and outline objects in new pictures
+	@$(BIN)/python -m flows predict "$(or $(PICTURES),$(error PICTURES is missing: make predict PICTURES=folder NAMES="a,b"))" \
+		$(if $(NAMES),--names "$(NAMES)") $(if $(MODEL),--model "$(MODEL)")
 
 profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))

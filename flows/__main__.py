@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,10 @@ MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the process's exit code: 0, or 1 failed, 2 wrong input."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, options.more = parser.parse_known_args(arguments)
+    if options.more and options.command is not predict:
+        parser.error(f"unrecognized arguments: {' '.join(options.more)}")
     root = Path.cwd()
     apply_settings(root)
     try:
@@ -99,6 +103,18 @@ def plan(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def predict(root: Path, options: argparse.Namespace) -> int:
+    """Find objects of any names in new pictures, with a trained detector.
+
+    Further options are those of `python -m stages.predict`.
+    """
+    from flows.predictor import find
+
+    folder = find(root, options.model)
+    command = [sys.executable, "-m", "stages.predict", options.pictures, "--model", str(folder)]
+    return subprocess.run([*command, *options.more], cwd=root).returncode
+
+
 def profile(root: Path, options: argparse.Namespace) -> int:
     """Merge experiments/<name>.yaml into params.yaml."""
     from flows.overlay import apply_profile
@@ -144,13 +160,16 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, plan, profile, deps, reruns, claims):
+    for command in (run, plan, predict, profile, deps, reruns, claims):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         if command in (run, plan):
             sub.add_argument("--targets", nargs="+", help="stages, with all that they need")
         if command is run:
             sub.add_argument("--cores", type=_positive, help="cores to keep busy; all by default")
+        if command is predict:
+            sub.add_argument("pictures", help="a picture, or a folder of them")
+            sub.add_argument("--model", help="finetune, detector, a folder, or an MLflow URI")
         if command is profile:
             sub.add_argument("name", help="experiments/<name>.yaml")
         if command is claims:
