@@ -10,7 +10,14 @@ from pathlib import Path
 from flows.environment import apply_settings
 from flows.graph import Status, Step
 from flows.stage import Outcome
-from flows.table import plan_table, read_results, results_table, stages_table, summarize_plan
+from flows.table import (
+    name_execution,
+    plan_table,
+    read_results,
+    results_table,
+    stages_table,
+    summarize_plan,
+)
 
 MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000"
 
@@ -45,25 +52,26 @@ def run(root: Path, options: argparse.Namespace) -> int:
     started = time.monotonic()
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
-        outcomes, failed = _execute(root, options)
+        outcomes, failed = _execute(root, options, name_execution(steps))
     else:
         outcomes, failed = _unchanged(steps), False
         if not was_tracked(root, os.environ["MLFLOW_TRACKING_URI"]):
             from flows.tracking import Tracking
 
-            Tracking(root).publish([step.stage for step in steps], outcomes)
+            Tracking(root, name_execution(steps)).publish([step.stage for step in steps], outcomes)
     _report(root, steps, outcomes, time.monotonic() - started)
     return int(failed)
 
 
-def _execute(root: Path, options: argparse.Namespace) -> tuple[list[Outcome], bool]:
+def _execute(root: Path, options: argparse.Namespace, name: str) -> tuple[list[Outcome], bool]:
     from flows.server import LocalServer
 
     server = LocalServer(root).start()
     from flows.flow import experiment
 
     server.wait_until_ready()
-    state = experiment(str(root), options.targets, options.cores, return_state=True)
+    named = experiment.with_options(flow_run_name=lambda: name)  # a plain text would be a template
+    state = named(str(root), options.targets, options.cores, return_state=True)
     outcomes = state.result(raise_on_failure=False)
     if not isinstance(outcomes, list):
         raise RuntimeError(f"the flow ended as {state.name}: {state.message or outcomes}")
