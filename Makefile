@@ -12,7 +12,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_NO_CONFIG := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile test lint deps claims lock ui clean
+.PHONY: help repro plan predict profile test lint deps claims lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ claims: $(STAMP) ## measure the paper's claims on three seeds, into docs/claims.
 ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+prefect: $(STAMP) ## open Prefect's pages on http://127.0.0.1:4200
+	@PREFECT_HOME=$(CURDIR)/.prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
+		$(BIN)/prefect server start --host 127.0.0.1 --port 4200
 
 lock: $(UV) ## pin the newest packages that pyproject.toml allows
 	@$(UV) pip compile pyproject.toml --extra flows --extra dev --universal --generate-hashes \

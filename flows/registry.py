@@ -18,7 +18,9 @@ from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, Object, ParamSchema, ParamSpec, Property, Schema
 
+from flows.nested import flatten
 from flows.predictor import fingerprint, gather
+from flows.table import read_results
 
 ALIAS = "candidate"
 FINGERPRINT = "fingerprint"
@@ -97,7 +99,15 @@ def _log(root: Path, model: str, run_id: str) -> str:
                 signature=SIGNATURE,
                 pip_requirements=_requirements(root),
             )
+        mlflow.log_metrics(_measured(root, model), model_id=info.model_id)
     return info.model_uri
+
+
+def _measured(root: Path, model: str) -> dict[str, float]:
+    """Return what the evaluation says of the model, by the names that the run has for it."""
+    results = (read_results(root) or {}).get(model, {})
+    flat = flatten(results, "/", f"evaluation/{model}/")
+    return {key: float(value) for key, value in flat if isinstance(value, int | float)}
 
 
 def _requirements(root: Path) -> list[str]:
