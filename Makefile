@@ -14,7 +14,7 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan profile fetch test lint deps claims lock ui clean
+.PHONY: help repro plan predict profile fetch test lint deps claims lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ repro: $(STAMP) ## run the experiment, as far as it is not done, and show its re
 
 plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
 	@$(BIN)/python -m flows plan
+
+predict: $(STAMP) ## PICTURES=folder NAMES="cup,red car": find and outline objects in new pictures
+	@$(BIN)/python -m flows predict "$(or $(PICTURES),$(error PICTURES is missing: make predict PICTURES=folder NAMES="a,b"))" \
+		$(if $(NAMES),--names "$(NAMES)") $(if $(MODEL),--model "$(MODEL)")
 
 profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
@@ -48,6 +52,10 @@ claims: $(STAMP) ## measure the paper's claims on three seeds, into docs/claims.
 ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+prefect: $(STAMP) ## open Prefect's pages on http://127.0.0.1:4200
+	@PREFECT_HOME=$(CURDIR)/.prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
+		$(BIN)/prefect server start --host 127.0.0.1 --port 4200
 
 lock: $(UV) ## pin the newest packages that pyproject.toml allows
 	@$(UV) pip compile pyproject.toml --extra flows --extra dev --universal --generate-hashes \

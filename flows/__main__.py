@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,14 +10,24 @@ from pathlib import Path
 from flows.environment import apply_settings
 from flows.graph import Status, Step
 from flows.stage import Outcome
-from flows.table import plan_table, read_results, results_table, stages_table, summarize_plan
+from flows.table import (
+    name_execution,
+    plan_table,
+    read_results,
+    results_table,
+    stages_table,
+    summarize_plan,
+)
 
 MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the process's exit code: 0, or 1 failed, 2 wrong input."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, options.more = parser.parse_known_args(arguments)
+    if options.more and options.command is not predict:
+        parser.error(f"unrecognized arguments: {' '.join(options.more)}")
     root = Path.cwd()
     apply_settings(root)
     try:
@@ -41,25 +52,26 @@ def run(root: Path, options: argparse.Namespace) -> int:
     started = time.monotonic()
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
-        outcomes, failed = _execute(root, options)
+        outcomes, failed = _execute(root, options, name_execution(steps))
     else:
         outcomes, failed = _unchanged(steps), False
         if not was_tracked(root, os.environ["MLFLOW_TRACKING_URI"]):
             from flows.tracking import Tracking
 
-            Tracking(root).publish([step.stage for step in steps], outcomes)
+            Tracking(root, name_execution(steps)).publish([step.stage for step in steps], outcomes)
     _report(root, steps, outcomes, time.monotonic() - started)
     return int(failed)
 
 
-def _execute(root: Path, options: argparse.Namespace) -> tuple[list[Outcome], bool]:
+def _execute(root: Path, options: argparse.Namespace, name: str) -> tuple[list[Outcome], bool]:
     from flows.server import LocalServer
 
     server = LocalServer(root).start()
     from flows.flow import experiment
 
     server.wait_until_ready()
-    state = experiment(str(root), options.targets, options.cores, return_state=True)
+    named = experiment.with_options(flow_run_name=lambda: name)  # a plain text would be a template
+    state = named(str(root), options.targets, options.cores, return_state=True)
     outcomes = state.result(raise_on_failure=False)
     if not isinstance(outcomes, list):
         raise RuntimeError(f"the flow ended as {state.name}: {state.message or outcomes}")
@@ -97,6 +109,18 @@ def plan(root: Path, options: argparse.Namespace) -> int:
     print(plan_table(steps))
     print("\n" + summarize_plan(steps))
     return 0
+
+
+def predict(root: Path, options: argparse.Namespace) -> int:
+    """Find objects of any names in new pictures, with a trained detector.
+
+    Further options are those of `python -m stages.predict`.
+    """
+    from flows.predictor import find
+
+    folder = find(root, options.model)
+    command = [sys.executable, "-m", "stages.predict", options.pictures, "--model", str(folder)]
+    return subprocess.run([*command, *options.more], cwd=root).returncode
 
 
 def profile(root: Path, options: argparse.Namespace) -> int:
@@ -144,13 +168,16 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, plan, profile, deps, reruns, claims):
+    for command in (run, plan, predict, profile, deps, reruns, claims):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         if command in (run, plan):
             sub.add_argument("--targets", nargs="+", help="stages, with all that they need")
         if command is run:
             sub.add_argument("--cores", type=_positive, help="cores to keep busy; all by default")
+        if command is predict:
+            sub.add_argument("pictures", help="a picture, or a folder of them")
+            sub.add_argument("--model", help="finetune, detector, a folder, or an MLflow URI")
         if command is profile:
             sub.add_argument("name", help="experiments/<name>.yaml")
         if command is claims:

@@ -24,7 +24,16 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
-from flows.graph import Graph, Stage, Status, Step, overlap, select
+from flows.graph import (
+    CHANGES_UPSTREAM,
+    NEVER_RAN,
+    Graph,
+    Stage,
+    Status,
+    Step,
+    overlap,
+    select,
+)
 from flows.nested import flatten
 
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
@@ -228,14 +237,14 @@ def _files_of(out: Any) -> dict[str, HashInfo]:
 def _changes_upstream(original: DvcStage, future: dict[str, HashInfo]) -> list[str]:
     """Return in words how command, params and inputs differ from those in dvc.lock."""
     if not any(dep.hash_info for dep in original.deps):
-        return ["dvc.lock has no run of it"]
+        return [NEVER_RAN]
     changes = ["the command changed"] if original.changed_stage() else []
     for dep in original.deps:
         if _is_params(dep):
             changes += _changes_of_params(dep)
         elif (coming := _future_hash(dep, future)) is not None:
             if coming != dep.hash_info:
-                changes.append(f"{dep.def_path} changes upstream")
+                changes.append(f"{dep.def_path} {CHANGES_UPSTREAM}")
         else:
             changes += [f"{dep.def_path} {_plain(state)}" for state in dep.status().values()]
     return changes

@@ -13,18 +13,19 @@ from pathlib import Path
 from types import FrameType
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
+from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.cores import CoreBudget, CoresClosedError
 from flows.dag import make_plan, sort_lock
-from flows.graph import Status, Step, mermaid
+from flows.graph import Status, Step
 from flows.journal import remember
+from flows.server import outlives_this_process
 from flows.stage import Outcome, StageFailedError, StageRunner
-from flows.table import read_results, result_rows, summarize_plan
+from flows.table import summarize_plan
 from flows.tracking import Tracking
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
@@ -74,11 +75,16 @@ def run_stage(step: Step, machine: Machine, order: int) -> State:
     if step.status is Status.UP_TO_DATE:
         outcome = Outcome(stage.name, stage.group, "unchanged")
         return Completed(name="Unchanged", data=outcome)
-    log = get_run_logger()
+    log, progress = get_run_logger(), StageProgress(stage.name)
+
+    def take(line: str) -> None:
+        log.info(line)
+        progress.see(line)
+
     try:
         with machine.budget.reserve(stage.cores, order) as cores:
             log.info("%s: %s on %d cores", stage.name, stage.command, cores)
-            outcome = machine.runner.run(stage, log.info)
+            outcome = machine.runner.run(stage, take)
             remember(machine.root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
     except (StageFailedError, CoresClosedError) as error:
         message = str(error)
@@ -98,12 +104,19 @@ def experiment(root: str, targets: list[str] | None = None, cores: int | None = 
     folder = Path(root)
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
-    _show_plan(steps)
-    tracking = Tracking(folder)
+    show_plan(steps)
     machine = Machine(folder, cores)
-    with machine.interruptible():
-        outcomes = _run_all(steps, machine)
-    return _publish(folder, tracking, steps, outcomes)
+    with Tracking(folder, flow_run.name, _prefect_tags()) as tracking:
+        with machine.interruptible():
+            outcomes = _run_all(steps, machine)
+        return _publish(folder, tracking, steps, outcomes)
+
+
+def _prefect_tags() -> dict[str, str]:
+    tags = {"prefect.flow_run_id": str(flow_run.id)}
+    if outlives_this_process():
+        tags["prefect.flow_run_url"] = str(flow_run.ui_url)
+    return tags
 
 
 def _run_all(steps: list[Step], machine: Machine) -> list[Outcome]:
@@ -128,19 +141,10 @@ def _outcome(step: Step, future: PrefectFuture) -> Outcome:
 def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[Outcome]) -> State:
     sort_lock(root)
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    create_table_artifact(
-        key="stages",
-        table=[{"stage": o.stage, "outcome": o.outcome, "seconds": o.seconds} for o in outcomes],
-        description="What happened to each stage",
-    )
-    results = read_results(root)
-    if results:
-        create_table_artifact(
-            key="results", table=result_rows(results), description="AP50 (AP), percent"
-        )
+    show_outcomes(root, steps, outcomes)
     done = {outcome.stage for outcome in outcomes if outcome.outcome not in ("failed", "not run")}
     stages = [step.stage for step in steps if step.stage.name in done]
-    tracking.publish(stages, outcomes, {"prefect.flow_run_id": str(flow_run.id)})
+    tracking.publish(stages, outcomes)
     if failed:
         names = ", ".join(outcome.stage for outcome in failed)
         return Failed(message=f"{len(failed)} stages failed: {names}", data=outcomes)
@@ -149,15 +153,3 @@ def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[O
 
 def _when(outcome: Outcome) -> dict[str, str | float]:
     return {"seconds": outcome.seconds, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-
-
-def _show_plan(steps: list[Step]) -> None:
-    create_table_artifact(
-        key="plan",
-        table=[
-            {"stage": s.stage.name, "plan": s.status.value, "why": "; ".join(s.reasons)}
-            for s in steps
-        ],
-        description=summarize_plan(steps),
-    )
-    create_markdown_artifact(key="dag", markdown=mermaid(steps), description="The graph of stages")

@@ -20,6 +20,7 @@ from flows.environment import STATE_FOLDER, default_settings
 
 HOST = "127.0.0.1"
 SECONDS_TO_START = 120
+_temporary: set[str] = set()  # API URLs of servers that end with this process
 
 
 class LocalServer:
@@ -53,6 +54,7 @@ class LocalServer:
                 start_new_session=True,  # Ctrl-C must not take it before the flow's last words
             )
         os.environ["PREFECT_API_URL"] = self.url
+        _temporary.add(self.url)
         # Prefect sends its last logs when threads end, which is before this.
         atexit.register(self.stop)
         return self
@@ -88,6 +90,12 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def outlives_this_process() -> bool:
+    """Say whether links to the server of PREFECT_API_URL will still work tomorrow."""
+    url = os.environ.get("PREFECT_API_URL")
+    return url is not None and url not in _temporary
 
 
 def _free_port() -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.graph import Status, Step
+from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, Status, Step
 from flows.stage import Outcome
 
 RESULTS = Path("data/evaluation/metrics.json")
@@ -13,6 +13,7 @@ GROUPS = ("base", "novel", "all")
 PROTOCOLS = ("constrained", "generalized")
 KINDS = {"bbox": "box", "segm": "mask"}
 MISSING = "–"
+LONGEST_NAME = 80
 
 
 def align(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
@@ -64,6 +65,32 @@ def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
         note += f", the longest {max(known):.1f}" if note and any(known) else ""
         rows.append((group, words, seconds if ran else f"({seconds})", note))
     return align(rows, right=[2])
+
+
+def name_execution(steps: Sequence[Step]) -> str:
+    """Return a few words on what an execution is about: what changed since the last one."""
+    changed = [s for s in steps if s.status in (Status.MUST_RUN, Status.RESTORABLE)]
+    reasons = list(dict.fromkeys(reason for step in changed for reason in step.reasons))
+    own = [reason for reason in reasons if not reason.endswith((NEVER_RAN, CHANGES_UPSTREAM))]
+    if not own:
+        return "first run" if reasons else "no change"
+    words = "; ".join(own[:2]) + (f"; {len(own) - 2} more" if len(own) > 2 else "")
+    return words if len(words) <= LONGEST_NAME else f"{words[: LONGEST_NAME - 1]}…"
+
+
+def describe_execution(root: Path, outcomes: Sequence[Outcome]) -> str:
+    """Return markdown on an execution: what ran, the results, and where to look."""
+    kinds = [outcome.outcome for outcome in outcomes]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    lines = [f"{len(outcomes)} stages and shards: {counts}.", ""]
+    lines += [f"- `{o.stage}` failed: {o.message[:200]}" for o in outcomes if o.outcome == "failed"]
+    rows = result_rows(read_results(root) or {})
+    if rows:
+        lines += ["Results on the test pictures: AP50 (AP), percent", ""]
+        lines += [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]))]
+        lines += [f"| {' | '.join(row.values())} |" for row in rows]
+        lines += ["", "Predictions: *Artifacts*, `data/evaluation/montage.png`."]
+    return "\n".join(lines)
 
 
 def read_results(root: Path) -> dict[str, Any] | None:

@@ -17,7 +17,7 @@ GROUND_TRUTH = "data/download/ground_truth"
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
-NO_STAGE = {"common", "models"}
+NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
 PACKAGES_OF_CLAIMS = {"rpn", "wsddn"}  # the others run a stage of the experiment differently
 
 

@@ -7,9 +7,8 @@ import numpy as np
 
 from stages.common.categories import Category
 from stages.common.coco import group_by_image
-from stages.common.masks import decode_mask
+from stages.common.instance_panels import show_instances
 from stages.common.montage import Row, draw_sheet
-from stages.common.panels import Panel, Tag, class_colour, paint_mask, panel_box, show_image
 from stages.evaluation.protocols import Trial
 
 SIDE = 320  # of a panel, pixels
@@ -78,32 +77,17 @@ def draw_montage(
 
 
 def _row(example: Example, categories: list[Category], annotated: bool) -> Row:
-    panels = [_instances(example.image, found, categories) for found in example.results.values()]
+    novel = {category.id for category in categories if category.split == "novel"}
+    names = {c.id: f"{NOVEL_MARK} {c.name}" if c.id in novel else c.name for c in categories}
+    shown = list(example.results.values())
     words = [" ".join(f"{len(found)} by {name}" for name, found in example.results.items())]
     if annotated:
-        novel = {category.id for category in categories if category.split == "novel"}
+        shown.insert(0, example.objects)
         num_novel = sum(instance["category_id"] in novel for instance in example.objects)
         words = [f"{len(example.objects)} objects, {num_novel} of novel classes"]
-        panels.insert(0, _instances(example.image, example.objects, categories))
+    panels = [show_instances(example.image, instances, names, SIDE) for instances in shown]
     return Row(panels, _short(PurePath(example.file_name).stem), lines=words)
 
 
 def _short(stem: str) -> str:
     return stem if len(stem) <= 12 else f"…{stem[-11:]}"
-
-
-def _instances(image: np.ndarray, instances: list[dict], categories: list[Category]) -> Panel:
-    """Paint the masks in the colours of their classes, the most certain on top."""
-    image_hw, places = image.shape[:2], {c.id: k for k, c in enumerate(categories)}
-    pixels, tags = show_image(image, SIDE), []
-    for instance in reversed(instances):
-        colour = class_colour(places[instance["category_id"]])
-        pixels = paint_mask(pixels, decode_mask(instance["segmentation"], image_hw), colour)
-    for instance in instances:
-        category = categories[places[instance["category_id"]]]
-        star = f"{NOVEL_MARK} " if category.split == "novel" else ""
-        certainty = f" {instance['score']:.2f}" if "score" in instance else ""
-        x, y, *_ = panel_box([*instance["bbox"][:2], 0, 0], image_hw, SIDE)
-        colour = class_colour(places[category.id])
-        tags.append(Tag(f"{star}{category.name}{certainty}", x, y, colour))
-    return Panel(pixels, tags)

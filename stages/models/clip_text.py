@@ -17,6 +17,8 @@ BATCH = 256  # prompts
 class ClipTextEncoder:
     """Encodes prompts; every name is known, as it splits words down to bytes."""
 
+    words = ()
+
     def __init__(self, reference: str) -> None:
         """Load from a folder in hub format, or from the hub's cache by the model's name.
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, field_validator
 from torch.nn import functional
 
+from stages.common.categories import Category
 from stages.common.params import Section
 from stages.models.clip_text import ClipTextEncoder
 from stages.models.tokenizer import CaptionTokenizer
@@ -29,6 +30,7 @@ class NameEmbeddingParams(Section):
     encoder: Literal["vlm", "clip"]
     clip: ClipParams
     pooling: Literal["name_tokens", "class_token"]
+    all_forms: bool
     templates: list[str] = Field(min_length=1)
 
     @field_validator("templates")
@@ -42,6 +44,8 @@ class NameEmbeddingParams(Section):
 
 class TextEncoder(Protocol):
     """What turns prompts into vectors."""
+
+    words: Sequence[str]  # all that it knows; empty if it knows every word
 
     def knows(self, name: str) -> bool:
         """Return whether every word of the name has a meaning for the encoder."""
@@ -57,6 +61,7 @@ class VlmTextEncoder:
         self, model: VisionLanguageModel, tokenizer: CaptionTokenizer, pooling: str
     ) -> None:
         self._model, self._tokenizer, self._pooling = model, tokenizer, pooling
+        self.words = tokenizer.words
 
     def knows(self, name: str) -> bool:
         """Return whether no word of the name is read as [UNK]."""
@@ -90,10 +95,21 @@ class NameEmbedder:
 
     def __init__(self, encoder: TextEncoder, templates: Sequence[str]) -> None:
         self._encoder, self._templates = encoder, templates
+        self.words = encoder.words
 
     def knows(self, name: str) -> bool:
         """Return whether the encoder knows every word of the name."""
         return self._encoder.knows(name.lower())
+
+    def unknown_words(self, name: str) -> list[str]:
+        """Return the words of a name that the encoder does not know."""
+        return [word for word in name.lower().split() if not self.knows(word)]
+
+    def known_forms(self, category: Category, all_forms: bool) -> list[str]:
+        """Return the name, or else the first form, or all forms, without an unknown word."""
+        names = [category.name.lower(), *sorted(set(category.forms) - {category.name.lower()})]
+        known = [name for name in names if self.knows(name)]
+        return known if all_forms else known[:1]
 
     def embed_names(self, names: Sequence[str]) -> torch.Tensor:
         """Return float32 (N, D) of unit length: rows for a classifier of these names.
@@ -120,7 +136,7 @@ def load_name_embedder(params: NameEmbeddingParams, vlm: Path) -> NameEmbedder:
     """Return the embedder that the params ask for.
 
     Args:
-        params: section `vocabulary`, or the part of it that is common.
+        params: section `vocabulary`, or a predictor's prompts.
         vlm: the vision-language model's file, read if its text encoder is asked for.
 
     Raises:

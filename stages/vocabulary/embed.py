@@ -24,7 +24,7 @@ def embed_categories(
     Raises:
         ValueError: more names are unknown than `max_unknown_fraction` allows.
     """
-    forms = [_known_forms(embedder, category, params.all_forms) for category in categories]
+    forms = [embedder.known_forms(category, params.all_forms) for category in categories]
     unknown = [c.name for c, known in zip(categories, forms, strict=True) if not known]
     if len(unknown) > params.max_unknown_fraction * len(categories):
         raise ValueError(
@@ -37,10 +37,3 @@ def embed_categories(
         for category, known in zip(categories, forms, strict=True)
     ]
     return torch.stack(vectors), unknown
-
-
-def _known_forms(embedder: NameEmbedder, category: Category, all_forms: bool) -> list[str]:
-    """Return the name, or else the first form, or all forms, without an unknown word."""
-    names = [category.name.lower(), *sorted(set(category.forms) - {category.name.lower()})]
-    known = [name for name in names if embedder.knows(name)]
-    return known if all_forms else known[:1]

@@ -6,7 +6,6 @@ from stages.models.name_embedding import NameEmbeddingParams
 
 
 class VocabularyParams(NameEmbeddingParams):
-    """How a class becomes a vector."""
+    """How a class becomes a vector, and how many may be unknown to the text encoder."""
 
-    all_forms: bool
     max_unknown_fraction: float = Field(ge=0, le=1)
