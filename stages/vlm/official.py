@@ -18,12 +18,13 @@ from stages.models.weights import load_exactly
 HEAD_WIDTH = 64  # of each attention head, in every ViT and BERT of this family
 IMAGE_LAYERS, TEXT_LAYERS, FUSION_LAYERS = 12, 6, 6
 
+# Keys of which nothing is needed for a matching score, and the name they are counted by.
 LEFT_OUT = {
-    r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..+": "momentum copy",
-    r"(image|text)_queue|(queue|idx|ptr)_(queue|ptr)": "queue of negatives",
-    r"text_encoder\.cls\..+": "masked-word head",
-    r"temp": "temperature of the contrastive loss",
-    r"text_encoder\.(bert\.)?embeddings\.position_ids": "0, 1, 2, …",
+    r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..+": "momentum_copies",
+    r"(image|text)_queue|(queue|idx|ptr)_(queue|ptr)": "queues_of_negatives",
+    r"text_encoder\.cls\..+": "masked_word_head",
+    r"temp": "temperature",
+    r"text_encoder\.(bert\.)?embeddings\.position_ids": "position_ids",
 }
 
 _BLOCK = r"visual_encoder\.blocks\.(\d+)\."
@@ -83,7 +84,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 def albef_from_official(
     state: Mapping[str, torch.Tensor], origin: object
 ) -> tuple[AlbefBase, dict[str, int]]:
-    """Return (model in evaluation mode, how many keys were left out by each rule).
+    """Return (model in evaluation mode, how many keys each rule left out).
 
     Args:
         state: the official model's state dict, of pretraining, retrieval or grounding.

@@ -107,7 +107,7 @@ def test_stage_takes_the_official_checkpoint_into_data(experiment, weights):
     assert path.read_bytes() == first
     assert Path("data/vlm/curve.csv").read_text() == "step\n"
     metrics = read_json(Path("data/vlm/metrics.json"))
-    assert metrics["left_out"]["momentum copy"] == 3
+    assert metrics["left_out"]["momentum_copies"] == 3
     assert metrics["parameters"] == sum(tensor.numel() for tensor in weights.values())
 
     model, tokenizer = load_vlm(path)
@@ -122,6 +122,24 @@ def test_stage_takes_the_official_checkpoint_into_data(experiment, weights):
         model.encode_image(torch.ones(1, 3, 60, 60))
     with pytest.raises(ValueError, match=r"holds albef, .*set vlm\.source to train"):
         load_albef(path)
+
+
+def test_backward_stops_at_the_chosen_map_and_captions_share_the_picture(weights, monkeypatch):
+    model, _ = albef_from_official(weights, "weights by rule")
+    fuse, encode_image = model.fuse, model.encode_image
+    reached, seen = [], []
+
+    def watched(*inputs):
+        states, attentions = fuse(*inputs)
+        for layer, attention in enumerate(attentions):
+            attention.register_hook(lambda _, layer=layer: reached.append(layer))
+        return states, attentions
+
+    monkeypatch.setattr(model, "fuse", watched)
+    monkeypatch.setattr(model, "encode_image", lambda x: seen.append(len(x)) or encode_image(x))
+    token_activation(model, *official_albef.inputs(official_albef.Sizes(), 64, 2, 3, 8), BLOCK)
+    assert reached == [5, 4, 3, 2]
+    assert seen == [2]
 
 
 def test_stage_says_what_is_wrong_with_its_files(experiment):
