@@ -6,7 +6,7 @@ do not depend on a failed stage go on; what depends on it is not run.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,23 +21,24 @@ from prefect.states import Completed, Failed, State
 
 from flows.cores import CoreBudget, CoresClosedError
 from flows.dag import make_plan, sort_lock
-from flows.graph import Status, Step, mermaid
+from flows.graph import Stage, Status, Step, mermaid
 from flows.journal import remember
 from flows.stage import Outcome, StageFailedError, StageRunner
 from flows.table import read_results, result_rows, summarize_plan
 from flows.tracking import Tracking
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Machine:
     """What all stages of one execution share: the cores, and the runner that starts processes."""
 
-    def __init__(self, root: Path, cores: int | None) -> None:
-        """Take `cores` of this machine, by default all, for the project at `root`."""
+    def __init__(self, root: Path, budget: CoreBudget, label: str = "") -> None:
+        """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
         self.root = root
-        self.budget = CoreBudget(cores)
-        self.runner = StageRunner(root, echo=lambda line: print(line, flush=True))
+        self.budget = budget
+        self.runner = StageRunner(root, echo=lambda line: print(f"{label}{line}", flush=True))
 
     def stop(self) -> None:
         """Stop running stages and start no more."""
@@ -45,26 +46,29 @@ class Machine:
         self.runner.stop()
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Within the block Ctrl-C and SIGTERM stop the stages before they stop this process."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            print(f"\nStopping on {signal.Signals(number).name} …", flush=True)
-            self.stop()
-            raise KeyboardInterrupt
-
-        before = {number: signal.signal(number, interrupt) for number in STOPPING}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def ready_for(self, stage: Stage, order: int) -> Iterator[None]:
+        """Within the block the stage can run as soon as there are cores; here it always can."""
+        yield
 
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+@contextmanager
+def interruptible(stop: Callable[[], None]) -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM call `stop` before they stop this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        print(f"\nStopping on {signal.Signals(number).name} …", flush=True)
+        stop()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
@@ -76,7 +80,10 @@ def run_stage(step: Step, machine: Machine, order: int) -> State:
         return Completed(name="Unchanged", data=outcome)
     log = get_run_logger()
     try:
-        with machine.budget.reserve(stage.cores, order) as cores:
+        with (
+            machine.ready_for(stage, order),
+            machine.budget.reserve(stage.cores, order) as cores,
+        ):
             log.info("%s: %s on %d cores", stage.name, stage.command, cores)
             outcome = machine.runner.run(stage, log.info)
             remember(machine.root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
@@ -100,8 +107,8 @@ def experiment(root: str, targets: list[str] | None = None, cores: int | None = 
     print(summarize_plan(steps), flush=True)
     _show_plan(steps)
     tracking = Tracking(folder)
-    machine = Machine(folder, cores)
-    with machine.interruptible():
+    machine = Machine(folder, CoreBudget(cores))
+    with interruptible(machine.stop):
         outcomes = _run_all(steps, machine)
     return _publish(folder, tracking, steps, outcomes)
 
@@ -111,10 +118,11 @@ def _run_all(steps: list[Step], machine: Machine) -> list[Outcome]:
     for order, step in enumerate(steps):
         upstream = [futures[name] for name in step.stage.needs]
         futures[step.stage.name] = run_stage.submit(step, machine, order, wait_for=upstream)
-    return [_outcome(step, futures[step.stage.name]) for step in steps]
+    return [outcome_of(step, futures[step.stage.name]) for step in steps]
 
 
-def _outcome(step: Step, future: PrefectFuture) -> Outcome:
+def outcome_of(step: Step, future: PrefectFuture) -> Outcome:
+    """Wait for the task of `run_stage` and return how it ended, whatever that is."""
     future.wait()
     stage, state = step.stage, future.state
     if state.name == "NotReady":  # something upstream failed

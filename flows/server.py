@@ -6,6 +6,7 @@ server's process: it ends with its parent. A server named by PREFECT_API_URL is 
 """
 
 import atexit
+import importlib
 import os
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from flows.environment import STATE_FOLDER, default_settings
 
@@ -88,6 +89,26 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def call_flow(root: Path, path: str, *arguments: Any) -> tuple[list, bool]:
+    """Run the flow "<module>:<name>" on the project and return its list, and whether it failed.
+
+    Raises:
+        ValueError: the flow found wrong input.
+        RuntimeError: there is no server, or the flow ended without a list.
+    """
+    server = LocalServer(root).start()
+    module, _, name = path.partition(":")
+    flow = getattr(importlib.import_module(module), name)  # imports Prefect meanwhile
+    server.wait_until_ready()
+    state = flow(str(root), *arguments, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, ValueError):
+        raise result
+    if not isinstance(result, list):
+        raise RuntimeError(f"the flow ended as {state.name}: {state.message or result}")
+    return result, not state.is_completed()
 
 
 def _free_port() -> int:

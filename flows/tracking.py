@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from ruamel.yaml import YAML
 
@@ -35,8 +35,11 @@ PICTURES = {".png", ".svg", ".jpg"}
 class Tracking:
     """An open MLflow run of this project."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tags: dict[str, str] | None = None) -> None:
         """Make the store if there is none, and open a run; call before any stage starts.
+
+        With `tags`, such as those of a sweep's point, the last run that has all of them goes on
+        instead of a new one.
 
         Raises:
             RuntimeError: the store cannot be reached; the message names it.
@@ -54,7 +57,8 @@ class Tracking:
                 experiment = self._find_experiment()
             except MlflowException as error:
                 raise RuntimeError(f"MLFLOW_TRACKING_URI={self.uri}: {error}") from error
-        self.run_id = self._client.create_run(experiment).info.run_id
+        run = tags and self._find_run(experiment, tags)
+        self.run_id = (run or self._client.create_run(experiment, tags=tags)).info.run_id
 
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
@@ -63,6 +67,16 @@ class Tracking:
         local = self.uri.startswith("sqlite:")
         artifacts = (self._root / "mlruns").as_uri() if local else None
         return self._client.create_experiment(EXPERIMENT, artifacts)
+
+    def _find_run(self, experiment: str, tags: dict[str, str]) -> Run | None:
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        return next(iter(self._client.search_runs([experiment], wanted, max_results=1)), None)
+
+    def has_published(self) -> bool:
+        """Say whether this run already shows the results that dvc.lock has now."""
+        run = self._client.get_run(self.run_id)
+        shown = run.data.tags.get("dvc.lock.sha256") == fingerprint(self._root)
+        return shown and run.info.status == "FINISHED"
 
     def publish(
         self,
