@@ -90,7 +90,7 @@ def share_cache(root: Path, folder: Path) -> None:
     """
     with _open(root) as source, _open(folder) as repo, repo.config.edit("local") as settings:
         settings.update(source.config.load_one("local"))
-        settings.setdefault("cache", {})["dir"] = source.cache.local.path
+        settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
 
 
 @contextmanager

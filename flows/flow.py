@@ -4,13 +4,8 @@ DVC decides what must run and is the only cache; Prefect decides when, and shows
 do not depend on a failed stage go on; what depends on it is not run.
 """
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -19,60 +14,20 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.cores import CoreBudget, CoresClosedError
+from flows.cores import CoreBudget
 from flows.dag import make_plan, sort_lock
-from flows.graph import Stage, Status, Step, mermaid
+from flows.graph import Status, Step, mermaid
 from flows.journal import remember
-from flows.stage import Outcome, StageFailedError, StageRunner
+from flows.machine import Machine, interruptible
+from flows.stage import Outcome, StageFailedError
 from flows.table import read_results, result_rows, summarize_plan
 from flows.tracking import Tracking
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
-class Machine:
-    """What all stages of one execution share: the cores, and the runner that starts processes."""
-
-    def __init__(self, root: Path, budget: CoreBudget, label: str = "") -> None:
-        """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
-        self.root = root
-        self.budget = budget
-        self.runner = StageRunner(root, echo=lambda line: print(f"{label}{line}", flush=True))
-
-    def stop(self) -> None:
-        """Stop running stages and start no more."""
-        self.budget.close()
-        self.runner.stop()
-
-    @contextmanager
-    def ready_for(self, stage: Stage, order: int) -> Iterator[None]:
-        """Within the block the stage can run as soon as there are cores; here it always can."""
-        yield
-
-
-@contextmanager
-def interruptible(stop: Callable[[], None]) -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM call `stop` before they stop this process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        print(f"\nStopping on {signal.Signals(number).name} …", flush=True)
-        stop()
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
-def run_stage(step: Step, machine: Machine, order: int) -> State:
+def run_stage(step: Step, machine: Machine, order: int, root: Path) -> State:
     """Bring one stage up to date; the state carries its `Outcome`."""
     stage = step.stage
     if step.status is Status.UP_TO_DATE:
@@ -80,19 +35,14 @@ def run_stage(step: Step, machine: Machine, order: int) -> State:
         return Completed(name="Unchanged", data=outcome)
     log = get_run_logger()
     try:
-        with (
-            machine.ready_for(stage, order),
-            machine.budget.reserve(stage.cores, order) as cores,
-        ):
-            log.info("%s: %s on %d cores", stage.name, stage.command, cores)
-            outcome = machine.runner.run(stage, log.info)
-            remember(machine.root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
-    except (StageFailedError, CoresClosedError) as error:
+        outcome = machine.run(stage, order, log.info)
+    except StageFailedError as error:
         message = str(error)
         return Failed(
             message=message[-LONGEST_MESSAGE:],
             data=Outcome(stage.name, stage.group, "failed", 0.0, message),
         )
+    remember(root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
     return Completed(name=outcome.outcome.capitalize(), data=outcome)
 
 
@@ -109,15 +59,15 @@ def experiment(root: str, targets: list[str] | None = None, cores: int | None = 
     tracking = Tracking(folder)
     machine = Machine(folder, CoreBudget(cores))
     with interruptible(machine.stop):
-        outcomes = _run_all(steps, machine)
+        outcomes = _run_all(steps, machine, folder)
     return _publish(folder, tracking, steps, outcomes)
 
 
-def _run_all(steps: list[Step], machine: Machine) -> list[Outcome]:
+def _run_all(steps: list[Step], machine: Machine, root: Path) -> list[Outcome]:
     futures: dict[str, PrefectFuture] = {}
     for order, step in enumerate(steps):
         upstream = [futures[name] for name in step.stage.needs]
-        futures[step.stage.name] = run_stage.submit(step, machine, order, wait_for=upstream)
+        futures[step.stage.name] = run_stage.submit(step, machine, order, root, wait_for=upstream)
     return [outcome_of(step, futures[step.stage.name]) for step in steps]
 
 

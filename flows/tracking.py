@@ -35,11 +35,16 @@ PICTURES = {".png", ".svg", ".jpg"}
 class Tracking:
     """An open MLflow run of this project."""
 
-    def __init__(self, root: Path, tags: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        name: str | None = None,
+        tags: dict[str, str] | None = None,
+        resume: bool = False,
+    ) -> None:
         """Make the store if there is none, and open a run; call before any stage starts.
 
-        With `tags`, such as those of a sweep's point, the last run that has all of them goes on
-        instead of a new one.
+        With `resume` the last run of this name and tags goes on, if there is one.
 
         Raises:
             RuntimeError: the store cannot be reached; the message names it.
@@ -57,8 +62,9 @@ class Tracking:
                 experiment = self._find_experiment()
             except MlflowException as error:
                 raise RuntimeError(f"MLFLOW_TRACKING_URI={self.uri}: {error}") from error
-        run = tags and self._find_run(experiment, tags)
-        self.run_id = (run or self._client.create_run(experiment, tags=tags)).info.run_id
+        run = self._find_run(experiment, name, tags or {}) if resume else None
+        run = run or self._client.create_run(experiment, tags=tags, run_name=name)
+        self.run_id = run.info.run_id
 
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
@@ -68,7 +74,8 @@ class Tracking:
         artifacts = (self._root / "mlruns").as_uri() if local else None
         return self._client.create_experiment(EXPERIMENT, artifacts)
 
-    def _find_run(self, experiment: str, tags: dict[str, str]) -> Run | None:
+    def _find_run(self, experiment: str, name: str, tags: dict[str, str]) -> Run | None:
+        tags = {"mlflow.runName": name, **tags}
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         return next(iter(self._client.search_runs([experiment], wanted, max_results=1)), None)
 

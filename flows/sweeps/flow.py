@@ -7,10 +7,6 @@ point whose stages are all done is recorded as a DVC experiment and as an MLflow
 
 import subprocess
 import sys
-import threading
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -23,79 +19,18 @@ from prefect.states import Completed, Failed, State
 
 from flows.cores import CoreBudget
 from flows.dag import sort_lock
-from flows.flow import Machine, interruptible, outcome_of, run_stage
-from flows.graph import Stage, Status
+from flows.flow import outcome_of, run_stage
+from flows.graph import Status
+from flows.machine import interruptible
 from flows.stage import Outcome, StageFailedError
-from flows.sweeps.plan import PlannedPoint, SweepPlan, content_key, plan_sweep
+from flows.sweeps.in_flight import InFlight
+from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep
+from flows.sweeps.point_machine import PointMachine
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, write_report, write_results
 from flows.sweeps.results import Result
 from flows.sweeps.worktrees import git, results_folder
 from flows.tracking import Tracking, read_metrics
-
-
-class InFlight:
-    """Stages that run right now, so that none runs beside another with the same inputs."""
-
-    def __init__(self) -> None:
-        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._guard = threading.Lock()
-
-    @contextmanager
-    def hold(self, key: str) -> Iterator[None]:
-        """Hold the key for the block; who comes later finds the result in the run cache."""
-        with self._guard:
-            lock = self._locks[key]
-        with lock:
-            yield
-
-
-class PointMachine(Machine):
-    """A point's worktree in execution; it has only what its stages needed so far."""
-
-    def __init__(self, planned: PlannedPoint, budget: CoreBudget, in_flight: InFlight) -> None:
-        super().__init__(planned.folder, budget, label=f"{planned.point.name} ")
-        self.planned = planned
-        self.restored: dict[str, Outcome] = {}
-        self._stages = {step.stage.name: step.stage for step in planned.steps}
-        self._here = {s.stage.name for s in planned.steps if s.status is Status.UP_TO_DATE}
-        self._restoring = threading.Lock()
-        self._in_flight = in_flight
-
-    @contextmanager
-    def ready_for(self, stage: Stage, order: int) -> Iterator[None]:
-        """Restore what the stage needs, and let no equal one run beside it in another point."""
-        self.restore(self._upstream_of(stage), order)
-        with self._in_flight.hold(content_key(self.root, stage)):
-            yield
-        self._here.add(stage.name)
-
-    def restore(self, names: Iterable[str], order: int) -> None:
-        """Take out of the cache what is not here yet.
-
-        Raises:
-            StageFailedError: it was not there, and failed when it was made.
-            CoresClosedError: the sweep was stopped.
-        """
-        names = set(names)
-        with self._restoring:
-            missing = [
-                stage
-                for name, stage in self._stages.items()
-                if name in names and name not in self._here
-            ]
-            if missing:
-                with self.budget.reserve(1, order):
-                    outcomes = self.runner.restore(missing)
-                self.restored.update((outcome.stage, outcome) for outcome in outcomes)
-                self._here.update(stage.name for stage in missing)
-
-    def _upstream_of(self, stage: Stage) -> set[str]:
-        names = set(stage.needs)
-        for name in reversed(self._stages):  # downstream first, so one pass reaches all
-            if name in names:
-                names.update(self._stages[name].needs)
-        return names
 
 
 @flow(name="sweep", validate_parameters=False, persist_result=False)
@@ -118,8 +53,10 @@ def sweep(
     plan = plan_sweep(folder, points)
     print(f"{plan.table()}\n\n{plan.summary()}", flush=True)
     _show_plan(plan)
-    tags = {"mlflow.runName": name, "sweep.name": name, "sweep.workspace": plan.workspace}
-    parent = Tracking(folder, tags)
+    parent = Tracking(folder, name, {"sweep.workspace": plan.workspace}, resume=True)
+    client = MlflowClient(parent.uri)
+    client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
+    client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
     budget, in_flight = CoreBudget(cores), InFlight()
     machines = [PointMachine(planned, budget, in_flight) for planned in plan.points]
     with interruptible(lambda: [machine.stop() for machine in machines]):
@@ -140,7 +77,9 @@ def _submit(plan: SweepPlan, machines: list[PointMachine]) -> dict[str, PrefectF
             if plan.owners.get(recipe) == planned.point.name:
                 needed = [planned.recipes[need] for need in step.stage.needs]
                 upstream = [futures[need] for need in needed if need in futures]
-                futures[recipe] = labelled.submit(step, machine, order, wait_for=upstream)
+                futures[recipe] = labelled.submit(
+                    step, machine, order, planned.folder, wait_for=upstream
+                )
             order += 1
     return futures
 
@@ -177,7 +116,7 @@ def _finish(
 def _restore_rest(machine: PointMachine) -> list[Outcome]:
     steps = machine.planned.steps
     try:
-        machine.restore([step.stage.name for step in steps], order=0)
+        machine.restore(step.stage.name for step in steps)
     except StageFailedError as error:
         last = steps[-1].stage
         return [Outcome(last.name, last.group, "failed", message=str(error))]
@@ -187,8 +126,8 @@ def _restore_rest(machine: PointMachine) -> list[Outcome]:
 @task(task_run_name="{machine.planned.point.name}: record", cache_policy=NO_CACHE)
 def record_point(machine: PointMachine, outcomes: dict[str, Outcome], parent: str) -> Result:
     """Save the point as an experiment if all of it is made, and show it in MLflow either way."""
-    planned, folder = machine.planned, machine.root
-    point = planned.point
+    planned = machine.planned
+    point, folder = planned.point, planned.folder
     failed = [outcome for outcome in outcomes.values() if outcome.outcome == "failed"]
     undone = {o.stage for o in outcomes.values() if o.outcome in ("failed", "not run")}
     sort_lock(folder)
@@ -199,13 +138,9 @@ def record_point(machine: PointMachine, outcomes: dict[str, Outcome], parent: st
         for step in planned.steps
         if step.stage.name in outcomes and step.stage.name not in undone
     ]
-    tracking = Tracking(folder, {"mlflow.parentRunId": parent, "mlflow.runName": point.name})
+    tracking = Tracking(folder, point.name, {"mlflow.parentRunId": parent}, resume=True)
     if undone or not tracking.has_published():
-        tracking.publish(
-            stages,
-            outcomes.values(),
-            {"prefect.flow_run_id": str(flow_run.id), "dvc.exp": point.name},
-        )
+        tracking.publish(stages, outcomes.values())
     for outcome in failed:
         print(f"\n{point.name}: {outcome.message}", file=sys.stderr, flush=True)
     return Result(point, bool(undone), dict(read_metrics(folder, stages)), _tally(outcomes))
