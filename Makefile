@@ -14,7 +14,7 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test lint deps claims lock ui prefect clean
+.PHONY: help repro plan predict profile fetch test lint deps sweep claims lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ lint: $(STAMP) ## check style and the layers of imports
 deps: $(STAMP) ## write each stage's source files into its deps in dvc.yaml
 	@$(BIN)/python -m flows deps --write
 
+sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel
+	@$(BIN)/python -m flows sweep $(foreach axis,$(SET),-S '$(axis)') $(OPTIONS)
+
 claims: $(STAMP) ## measure the paper's claims on three seeds, into docs/claims.json
 	@$(BIN)/python -m flows claims
 
@@ -62,8 +65,9 @@ lock: $(UV) ## pin the newest packages that pyproject.toml allows
 		--no-header --upgrade -o requirements.lock
 
 clean: ## remove the environment, results, caches and what flows keep
-	rm -rf $(VENV) .prefect .flows .resume .claims mlflow.db* mlruns .dvc/cache .dvc/tmp
+	rm -rf $(VENV) .prefect .flows .resume .sweeps mlflow.db* mlruns .dvc/cache .dvc/tmp
 	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	git worktree prune
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find flows stages tests -name __pycache__ -exec rm -rf {} +
 

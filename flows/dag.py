@@ -91,6 +91,17 @@ def sort_lock(root: Path) -> None:
                 content["stages"] = {name: stages[name] for name in order}
 
 
+def share_cache(root: Path, folder: Path) -> None:
+    """Give the project at `folder`, a worktree of that at `root`, its cache and local settings.
+
+    Raises:
+        DagError: one of them is no DVC project.
+    """
+    with _open(root) as source, _open(folder) as repo, repo.config.edit("local") as settings:
+        settings.update(source.config.load_one("local"))
+        settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
+
+
 @contextmanager
 def _open(root: Path) -> Iterator[Repo]:
     try:

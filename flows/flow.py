@@ -4,13 +4,8 @@ DVC decides what must run and is the only cache; Prefect decides when, and shows
 do not depend on a failed stage go on; what depends on it is not run.
 """
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -19,57 +14,21 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.artifacts import StageProgress, show_outcomes, show_plan
-from flows.cores import CoreBudget, CoresClosedError
+from flows.cores import CoreBudget
 from flows.dag import make_plan, sort_lock
 from flows.graph import Status, Step
 from flows.journal import remember
+from flows.machine import Machine, interruptible
 from flows.server import outlives_this_process
-from flows.stage import Outcome, StageFailedError, StageRunner
+from flows.stage import Outcome, StageFailedError
 from flows.table import summarize_plan
 from flows.tracking import Tracking
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
 
 
-class Machine:
-    """What all stages of one execution share: the cores, and the runner that starts processes."""
-
-    def __init__(self, root: Path, cores: int | None) -> None:
-        """Take `cores` of this machine, by default all, for the project at `root`."""
-        self.root = root
-        self.budget = CoreBudget(cores)
-        self.runner = StageRunner(root, echo=lambda line: print(line, flush=True))
-
-    def stop(self) -> None:
-        """Stop running stages and start no more."""
-        self.budget.close()
-        self.runner.stop()
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Within the block Ctrl-C and SIGTERM stop the stages before they stop this process."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            print(f"\nStopping on {signal.Signals(number).name} …", flush=True)
-            self.stop()
-            raise KeyboardInterrupt
-
-        before = {number: signal.signal(number, interrupt) for number in STOPPING}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
 @task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
-def run_stage(step: Step, machine: Machine, order: int) -> State:
+def run_stage(step: Step, machine: Machine, order: int, root: Path) -> State:
     """Bring one stage up to date; the state carries its `Outcome`."""
     stage = step.stage
     if step.status is Status.UP_TO_DATE:
@@ -82,16 +41,14 @@ def run_stage(step: Step, machine: Machine, order: int) -> State:
         progress.see(line)
 
     try:
-        with machine.budget.reserve(stage.cores, order) as cores:
-            log.info("%s: %s on %d cores", stage.name, stage.command, cores)
-            outcome = machine.runner.run(stage, take)
-            remember(machine.root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
-    except (StageFailedError, CoresClosedError) as error:
+        outcome = machine.run(stage, order, take)
+    except StageFailedError as error:
         message = str(error)
         return Failed(
             message=message[-LONGEST_MESSAGE:],
             data=Outcome(stage.name, stage.group, "failed", 0.0, message),
         )
+    remember(root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
     return Completed(name=outcome.outcome.capitalize(), data=outcome)
 
 
@@ -105,10 +62,10 @@ def experiment(root: str, targets: list[str] | None = None, cores: int | None = 
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
     show_plan(steps)
-    machine = Machine(folder, cores)
+    machine = Machine(folder, CoreBudget(cores))
     with Tracking(folder, flow_run.name, _prefect_tags()) as tracking:
-        with machine.interruptible():
-            outcomes = _run_all(steps, machine)
+        with interruptible(machine.stop):
+            outcomes = _run_all(steps, machine, folder)
         return _publish(folder, tracking, steps, outcomes)
 
 
@@ -119,15 +76,16 @@ def _prefect_tags() -> dict[str, str]:
     return tags
 
 
-def _run_all(steps: list[Step], machine: Machine) -> list[Outcome]:
+def _run_all(steps: list[Step], machine: Machine, root: Path) -> list[Outcome]:
     futures: dict[str, PrefectFuture] = {}
     for order, step in enumerate(steps):
         upstream = [futures[name] for name in step.stage.needs]
-        futures[step.stage.name] = run_stage.submit(step, machine, order, wait_for=upstream)
-    return [_outcome(step, futures[step.stage.name]) for step in steps]
+        futures[step.stage.name] = run_stage.submit(step, machine, order, root, wait_for=upstream)
+    return [outcome_of(step, futures[step.stage.name]) for step in steps]
 
 
-def _outcome(step: Step, future: PrefectFuture) -> Outcome:
+def outcome_of(step: Step, future: PrefectFuture) -> Outcome:
+    """Wait for the task of `run_stage` and return how it ended, whatever that is."""
     future.wait()
     stage, state = step.stage, future.state
     if state.name == "NotReady":  # something upstream failed

@@ -69,6 +69,20 @@ def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> li
     return changed
 
 
+def read_params(root: Path) -> dict[str, Any]:
+    """Return params.yaml as plain values.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return _read(YAML(typ="safe"), root / PARAMS)
+
+
+def check_overlay(root: Path, changes: dict[str, Any], source: str) -> None:
+    """Raise what `apply_overlay` on params.yaml would raise; write nothing."""
+    list(_merge(read_params(root), changes, source, PARAMS, ""))
+
+
 def _merge(content: Any, changes: Any, source: str, target: str, prefix: str) -> Iterator[str]:
     for key, value in changes.items():
         dotted = f"{prefix}{key}"

@@ -1,6 +1,7 @@
 """Plain-text tables for the terminal: the plan, the stages with their seconds, the results."""
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,13 @@ def results_table(results: dict[str, Any] | None) -> str:
     title = "Results on the test pictures: AP50 (AP), percent"
     table = align([list(rows[0]), *(list(row.values()) for row in rows)], right=range(2, 6))
     return f"{title}\n{table}"
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Return mean ± sample standard deviation: one digit above 1, three for parts of 1."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    digits = 1 if max(map(abs, values)) > 1 else 3
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def _percent(metrics: dict[str, float | None] | None) -> str:

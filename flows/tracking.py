@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from ruamel.yaml import YAML
@@ -46,13 +46,20 @@ class Tracking:
     As a context it also watches the machine, and closes the run if the block is left by an error.
     """
 
-    def __init__(self, root: Path, name: str | None = None, tags: dict[str, str] | None = None):
+    def __init__(
+        self,
+        root: Path,
+        name: str | None = None,
+        tags: dict[str, str] | None = None,
+        resume: bool = False,
+    ) -> None:
         """Make the store if there is none, and open a run; call before any stage starts.
 
         Args:
             root: of the project.
             name: of the run; MLflow makes one up if there is none.
             tags: of the run, from its start on.
+            resume: go on with the last run of this name and tags, if there is one.
 
         Raises:
             RuntimeError: the store cannot be reached; the message names it.
@@ -67,8 +74,10 @@ class Tracking:
             except MlflowException as error:
                 raise RuntimeError(f"MLFLOW_TRACKING_URI={self.uri}: {error}") from error
         close_abandoned(self._client, experiment)
-        tags = {PROCESS_TAG: process_tag(), **(tags or {})}
-        self.run_id = self._client.create_run(experiment, tags=tags, run_name=name).info.run_id
+        run = self._find_run(experiment, name, tags or {}) if resume else None
+        run = run or self._client.create_run(experiment, tags=tags, run_name=name)
+        self.run_id = run.info.run_id
+        self._client.set_tag(self.run_id, PROCESS_TAG, process_tag())
         self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
 
     def __enter__(self) -> Self:
@@ -98,6 +107,17 @@ class Tracking:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
             return self._client.get_experiment_by_name(EXPERIMENT).experiment_id
+
+    def _find_run(self, experiment: str, name: str, tags: dict[str, str]) -> Run | None:
+        tags = {"mlflow.runName": name, **tags}
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        return next(iter(self._client.search_runs([experiment], wanted, max_results=1)), None)
+
+    def has_published(self) -> bool:
+        """Say whether this run already shows the results that dvc.lock has now."""
+        run = self._client.get_run(self.run_id)
+        shown = run.data.tags.get("dvc.lock.sha256") == fingerprint(self._root)
+        return shown and run.info.status == "FINISHED"
 
     def publish(
         self,
