@@ -8,6 +8,7 @@ transitive: it carries the future hashes of stages that will be restored to thos
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,7 @@ def _find_restored(
     for dep in original.deps:
         if (coming := _future_hash(dep, future)) is not None:
             dep.hash_info, dep.meta = coming, Meta()  # sizes are no part of the cache's key
+            dep.get_hash = partial(getattr, dep, "hash_info")  # it need not be on the disk yet
         elif _is_params(dep) or dep.exists:
             dep.save()  # in memory only
         else:

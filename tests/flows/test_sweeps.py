@@ -13,7 +13,8 @@ import pytest
 from toy import Toy, wait_until
 from tracked import read_runs
 
-from flows.sweeps.points import Point
+from flows.sweeps.plan import plan_sweep
+from flows.sweeps.points import Point, make_points
 from flows.sweeps.worktrees import Worktrees, only_sweep, worktree
 
 needs_prefect = [pytest.mark.usefixtures("prefect_server"), pytest.mark.xdist_group("prefect")]
@@ -71,6 +72,21 @@ def test_worktree_is_the_workspace_with_other_params(toy):
     Worktrees(toy.root).place(point)
     assert not (folder / "new.txt").exists()
     assert not (folder / "dvc.lock").exists()
+
+
+def test_what_the_workspace_made_is_cached_in_the_plan(done_toy):
+    points = make_points(done_toy.root, ["cut.by=1,2", "side.factor=2,3"])
+    plan = plan_sweep(done_toy.root, points)
+    # In all points, distinct, cached, to run.
+    assert plan.counts() == {
+        "download": (4, 1, 1, 0),
+        "cut": (8, 4, 2, 2),
+        "merge": (4, 2, 1, 1),
+        "evaluation": (4, 2, 1, 1),
+        "side": (4, 2, 1, 1),
+    }
+    assert list(plan.owners.values()).count("cut.by=2,side.factor=2") == 4
+    assert list(plan.owners.values()).count("cut.by=1,side.factor=3") == 1
 
 
 def test_worktree_in_use_is_not_changed(toy):
