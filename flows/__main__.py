@@ -19,7 +19,7 @@ from flows.table import (
     summarize_plan,
 )
 
-MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000"
+MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,15 +102,12 @@ def plan(root: Path, options: argparse.Namespace) -> int:
 
 
 def predict(root: Path, options: argparse.Namespace) -> int:
-    """Find objects of any names in new pictures, with a trained detector.
-
-    Further options are those of `python -m stages.predict`.
-    """
+    """Find objects of any names in new pictures, with a trained detector."""
     from flows.predictor import find
 
     folder = find(root, options.model)
-    command = [sys.executable, "-m", "stages.predict", options.pictures, "--model", str(folder)]
-    return subprocess.run([*command, *options.more], cwd=root).returncode
+    command = [sys.executable, "-m", "stages.predict", *options.more, "--model", str(folder)]
+    return subprocess.run(command, cwd=root).returncode
 
 
 def profile(root: Path, options: argparse.Namespace) -> int:
@@ -187,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         if command in (run, sweep, claims):
             sub.add_argument("--cores", type=_positive, help="cores to keep busy; all by default")
         if command is predict:
-            sub.add_argument("pictures", help="a picture, or a folder of them")
+            sub.epilog = "Everything else goes to `python -m stages.predict`; see its --help."
             sub.add_argument("--model", help="finetune, detector, a folder, or an MLflow URI")
         if command is profile:
             sub.add_argument("name", help="experiments/<name>.yaml")

@@ -37,7 +37,11 @@ def show_plan(steps: list[Step]) -> None:
         ],
         description=summarize_plan(steps),
     )
-    create_markdown_artifact(key="dag", markdown=mermaid(steps), description="The graph of stages")
+    create_markdown_artifact(
+        key="dag",
+        markdown=mermaid(steps),
+        description="The graph of stages. Orange runs, light orange may run, blue is restored",
+    )
 
 
 def show_outcomes(root: Path, steps: list[Step], outcomes: list[Outcome]) -> None:

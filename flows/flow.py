@@ -22,7 +22,7 @@ from flows.machine import Machine, interruptible
 from flows.server import outlives_this_process
 from flows.stage import Outcome, StageFailedError
 from flows.table import summarize_plan
-from flows.tracking import Tracking
+from flows.tracking import PREFECT_LINK_TAG, Tracking
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
 
@@ -72,7 +72,7 @@ def experiment(root: str, targets: list[str] | None = None, cores: int | None = 
 def _prefect_tags() -> dict[str, str]:
     tags = {"prefect.flow_run_id": str(flow_run.id)}
     if outlives_this_process():
-        tags["prefect.flow_run_url"] = str(flow_run.ui_url)
+        tags[PREFECT_LINK_TAG] = str(flow_run.ui_url)
     return tags
 
 

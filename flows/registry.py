@@ -27,6 +27,10 @@ FINGERPRINT = "fingerprint"
 ARTIFACT = "predictor"  # served_model.py takes it by this name
 CODE = ("stages/common", "stages/models")
 SERVED = Path(__file__).with_name("served_model.py")
+USE = (
+    "Rows of `image` (the bytes of a JPEG or PNG) and `names` (any list) to rows of `instances`;"
+    f" `make predict MODEL=models:/…@{ALIAS}` takes it too."
+)
 RLE = Object([Property("size", Array("long")), Property("counts", "string")])
 INSTANCE = Object(
     [
@@ -71,7 +75,7 @@ def publish_model(root: Path, model: str, uri: str, run_id: str, description: st
     else:
         logged = _log(root, model, run_id)
         found = mlflow.register_model(logged, name, tags={FINGERPRINT: own})
-        client.update_model_version(name, found.version, description)
+        client.update_model_version(name, found.version, f"{USE}\n\n{description}")
     if ALIAS not in found.aliases:
         client.set_registered_model_alias(name, ALIAS, found.version)
     return f"models:/{name}/{found.version}"

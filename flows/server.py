@@ -48,7 +48,8 @@ class LocalServer:
         with self._log.open("w", encoding="utf-8") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
-                env={**self._settings, **os.environ},
+                # Its pages would look for the API at the usual port.
+                env={**self._settings, **os.environ, "PREFECT_SERVER_UI_API_URL": self.url},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

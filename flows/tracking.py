@@ -34,9 +34,14 @@ from flows.stage import Outcome
 from flows.table import describe_execution
 
 EXPERIMENT = "ovis-dag"
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # its pages are of agents otherwise
+    "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
+}
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # what one request of MLflow may carry
 LONGEST_PARAM = 6000
 SQLITE = "sqlite:///"
+PREFECT_LINK_TAG = "prefect.flow_run_url"
 PICTURES = {".png", ".svg", ".jpg"}
 
 
@@ -78,6 +83,7 @@ class Tracking:
         run = run or self._client.create_run(experiment, tags=tags, run_name=name)
         self.run_id = run.info.run_id
         self._client.set_tag(self.run_id, PROCESS_TAG, process_tag())
+        self._link = (tags or {}).get(PREFECT_LINK_TAG)
         self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
 
     def __enter__(self) -> Self:
@@ -102,7 +108,7 @@ class Tracking:
         local = self.uri.startswith(SQLITE)
         artifacts = (self._root / "mlruns").as_uri() if local else None
         try:
-            return self._client.create_experiment(EXPERIMENT, artifacts)
+            return self._client.create_experiment(EXPERIMENT, artifacts, EXPERIMENT_TAGS)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
@@ -148,6 +154,8 @@ class Tracking:
             self._client.log_batch(self.run_id, params=batch)
         self._log_files(stages)
         description = describe_execution(self._root, outcomes)
+        if self._link:
+            description += f"\n\n[Flow run in Prefect]({self._link})"
         tags = {**execution_tags(self._root), "mlflow.note.content": description}
         tags |= self._publish_models(stages, description)
         for outcome in outcomes:
