@@ -14,7 +14,7 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test lint deps sweep claims lock ui prefect clean
+.PHONY: help repro plan predict profile fetch test lint deps readme sweep claims lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ lint: $(STAMP) ## check style and the layers of imports
 
 deps: $(STAMP) ## write each stage's source files into its deps in dvc.yaml
 	@$(BIN)/python -m flows deps --write
+
+readme: $(STAMP) ## write README's tables of results, claims and reruns anew
+	@$(BIN)/python -m flows readme
 
 sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel
 	@$(BIN)/python -m flows sweep $(foreach axis,$(SET),-S '$(axis)') $(OPTIONS)

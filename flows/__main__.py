@@ -129,12 +129,12 @@ def deps(root: Path, options: argparse.Namespace) -> int:
     return int(bool(problems) and not options.write)
 
 
-def reruns(root: Path, options: argparse.Namespace) -> int:
-    """Print README's table: which stages run again when a section of params.yaml changes."""
-    from flows.dag import load_graph
-    from flows.graph import reruns_table
+def readme(root: Path, options: argparse.Namespace) -> int:
+    """Write README's tables of results, claims and reruns anew."""
+    from flows.readme import write_readme
 
-    print(reruns_table(load_graph(root)))
+    changed = write_readme(root)
+    print(f"README.md: {', '.join(changed) or 'nothing'} changed")
     return 0
 
 
@@ -176,7 +176,7 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, plan, predict, profile, deps, reruns, sweep, claims):
+    for command in (run, plan, predict, profile, deps, readme, sweep, claims):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         if command in (run, plan, sweep):

@@ -186,4 +186,4 @@ def test_readme_says_which_stages_a_param_reruns(graph):
         told[param.strip("`")] = sorted(names)
     assert told == {param: sorted(reruns(graph, param)) for param in told}
     keys = {key for stage in graph.values() for key in stage.params}
-    assert keys <= set(told), f"`python -m flows reruns` prints it:\n{reruns_table(graph)}"
+    assert keys <= set(told), f"`make readme` writes it:\n{reruns_table(graph)}"
