@@ -4,13 +4,8 @@ DVC decides what must run and is the only cache; Prefect decides when, and shows
 do not depend on a failed stage go on; what depends on it is not run.
 """
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -19,56 +14,20 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.cores import CoreBudget, CoresClosedError
+from flows.agents.coordinator import Fleet
 from flows.dag import make_plan, sort_lock
 from flows.graph import Status, Step, mermaid
 from flows.journal import remember
-from flows.stage import Outcome, StageFailedError, StageRunner
+from flows.machine import Machine, interruptible
+from flows.stage import Outcome, StageFailedError
 from flows.table import read_results, result_rows, summarize_plan
 from flows.tracking import Tracking
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
 
 
-class Machine:
-    """What all stages of one execution share: the cores, and the runner that starts processes."""
-
-    def __init__(self, root: Path, cores: int | None) -> None:
-        """Take `cores` of this machine, by default all, for the project at `root`."""
-        self.root = root
-        self.budget = CoreBudget(cores)
-        self.runner = StageRunner(root, echo=lambda line: print(line, flush=True))
-
-    def stop(self) -> None:
-        """Stop running stages and start no more."""
-        self.budget.close()
-        self.runner.stop()
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Within the block Ctrl-C and SIGTERM stop the stages before they stop this process."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            print(f"\nStopping on {signal.Signals(number).name} …", flush=True)
-            self.stop()
-            raise KeyboardInterrupt
-
-        before = {number: signal.signal(number, interrupt) for number in STOPPING}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-
-
 @task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
-def run_stage(step: Step, machine: Machine, order: int) -> State:
+def run_stage(step: Step, place: Machine | Fleet, order: int, root: Path) -> State:
     """Bring one stage up to date; the state carries its `Outcome`."""
     stage = step.stage
     if step.status is Status.UP_TO_DATE:
@@ -76,41 +35,41 @@ def run_stage(step: Step, machine: Machine, order: int) -> State:
         return Completed(name="Unchanged", data=outcome)
     log = get_run_logger()
     try:
-        with machine.budget.reserve(stage.cores, order) as cores:
-            log.info("%s: %s on %d cores", stage.name, stage.command, cores)
-            outcome = machine.runner.run(stage, log.info)
-            remember(machine.root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
-    except (StageFailedError, CoresClosedError) as error:
+        outcome = place.run(stage, order, log.info)
+    except StageFailedError as error:
         message = str(error)
         return Failed(
             message=message[-LONGEST_MESSAGE:],
             data=Outcome(stage.name, stage.group, "failed", 0.0, message),
         )
-    return Completed(name=outcome.outcome.capitalize(), data=outcome)
+    remember(root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
+    return Completed(name=outcome.outcome.capitalize(), data=outcome, message=outcome.message)
 
 
 @flow(name="experiment", validate_parameters=False, persist_result=False)
-def experiment(root: str, targets: list[str] | None = None, cores: int | None = None) -> State:
+def experiment(
+    root: str, targets: list[str] | None = None, cores: int | None = None, pools: bool = False
+) -> State:
     """Bring the targets (all stages by default) and their upstream up to date, and publish.
 
-    The final state carries the list of `Outcome`; it is failed if any stage failed.
+    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final state carries the list of `Outcome`; it is failed if any stage failed.
     """
     folder = Path(root)
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
     _show_plan(steps)
     tracking = Tracking(folder)
-    machine = Machine(folder, cores)
-    with machine.interruptible():
-        outcomes = _run_all(steps, machine)
+    place = Fleet(folder) if pools else Machine(folder, cores)
+    with interruptible(place.stop):
+        outcomes = _run_all(steps, place, folder)
     return _publish(folder, tracking, steps, outcomes)
 
 
-def _run_all(steps: list[Step], machine: Machine) -> list[Outcome]:
+def _run_all(steps: list[Step], place: Machine | Fleet, root: Path) -> list[Outcome]:
     futures: dict[str, PrefectFuture] = {}
     for order, step in enumerate(steps):
         upstream = [futures[name] for name in step.stage.needs]
-        futures[step.stage.name] = run_stage.submit(step, machine, order, wait_for=upstream)
+        futures[step.stage.name] = run_stage.submit(step, place, order, root, wait_for=upstream)
     return [_outcome(step, futures[step.stage.name]) for step in steps]
 
 

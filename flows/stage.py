@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -62,17 +62,28 @@ class StageRunner:
         """Make every running stage stop and every later one refuse; `run` returns soon after."""
         self._stopping.set()
 
-    def run(self, stage: Stage, log: Callable[[str], None] = lambda line: None) -> Outcome:
-        """Run the stage to its end and return how that was; `log` gets each line as well.
+    def run(
+        self,
+        stage: Stage,
+        log: Callable[[str], None] = lambda line: None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """Run the stage to its end and return how that was.
+
+        Args:
+            stage: what to run.
+            log: gets each line of output as well.
+            environment: variables on top of this process's own.
 
         Raises:
             StageFailedError: the stage failed, or was stopped.
         """
         started = time.monotonic()
-        code, lines = self._run_once(stage, log)
+        environment = {**stage_environment(), **(environment or {})}
+        code, lines = self._run_once(stage, log, environment)
         while code and any(map(_is_alive, blockers := _blockers(lines))):
             self._wait_for(stage, blockers)
-            code, lines = self._run_once(stage, log)
+            code, lines = self._run_once(stage, log, environment)
         seconds = round(time.monotonic() - started, 2)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
@@ -84,7 +95,9 @@ class StageRunner:
     def _log_path(self, stage: Stage) -> Path:
         return self._root / STATE_FOLDER / "logs" / f"{stage.name.replace('/', '.')}.log"
 
-    def _run_once(self, stage: Stage, log: Callable[[str], None]) -> tuple[int, list[str]]:
+    def _run_once(
+        self, stage: Stage, log: Callable[[str], None], environment: Mapping[str, str]
+    ) -> tuple[int, list[str]]:
         path = self._log_path(stage)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # an orphan may still write to the old file
@@ -96,7 +109,7 @@ class StageRunner:
             process = subprocess.Popen(
                 command,
                 cwd=self._root,
-                env=stage_environment(),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,68 @@
+"""This machine as a place where stages run: its cores, its CUDA devices, and what stops them."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from flows.cores import CoreBudget, CoresClosedError
+from flows.devices import DeviceSlots
+from flows.graph import Stage
+from flows.stage import Outcome, StageFailedError, StageRunner
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Machine:
+    """Runs stages of one execution here, as many at once as cores and devices allow."""
+
+    def __init__(self, root: Path, cores: int | None = None) -> None:
+        """Take `cores` of this machine, by default all, for the project at `root`."""
+        self.budget = CoreBudget(cores)
+        self.devices = DeviceSlots()
+        self.runner = StageRunner(root, echo=lambda line: print(line, flush=True))
+
+    def run(self, stage: Stage, order: int, log: Callable[[str], None]) -> Outcome:
+        """Bring one stage up to date when there is room for it; the lowest `order` goes first.
+
+        Raises:
+            StageFailedError: the stage failed, or was stopped.
+        """
+        try:
+            # The device first: a stage that waits for one must not keep cores from others.
+            with (
+                self.devices.reserve(stage.gpus) as visible,
+                self.budget.reserve(stage.cores, order) as cores,
+            ):
+                log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
+                return self.runner.run(stage, log, visible)
+        except CoresClosedError as error:
+            raise StageFailedError(f"{stage.name}: {error}") from error
+
+    def stop(self) -> None:
+        """Stop running stages and start no more."""
+        self.budget.close()
+        self.devices.close()
+        self.runner.stop()
+
+
+@contextmanager
+def interruptible(stop: Callable[[], None]) -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM call `stop` before they stop this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        print(f"\nStopping on {signal.Signals(number).name} …", flush=True)
+        stop()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
