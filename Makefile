@@ -12,13 +12,13 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_NO_CONFIG := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan profile test lint deps claims lock ui clean
+.PHONY: help repro plan profile test test-agents agents-demo lint deps claims pools agent lock ui clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-repro: $(STAMP) ## run the experiment, as far as it is not done, and show its results
-	@$(BIN)/python -m flows run
+repro: $(STAMP) ## run the experiment, as far as it is not done; POOL=1: on agents
+	@$(BIN)/python -m flows run $(if $(POOL),--pools)
 
 plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
 	@$(BIN)/python -m flows plan
@@ -27,7 +27,13 @@ profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
 
 test: $(STAMP) ## run all tests on two workers
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not agents" tests
+
+test-agents: $(STAMP) ## break a fleet of real processes on loopback, for some ten minutes
+	@$(BIN)/python -m pytest -m agents tests/flows
+
+agents-demo: $(STAMP) ## run the smoke profile on a fleet on loopback that loses a machine
+	@$(BIN)/python -m flows.agents.demo
 
 lint: $(STAMP) ## check style and the layers of imports
 	@$(BIN)/ruff check .
@@ -43,6 +49,12 @@ claims: $(STAMP) ## measure the paper's claims on three seeds, into docs/claims.
 ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+pools: $(STAMP) ## make work pools and deployments on the Prefect server of PREFECT_API_URL
+	@$(BIN)/python -m flows pools
+
+agent: $(STAMP) ## POOL=gpu: make this clone an agent of that pool, until it is stopped
+	@exec $(BIN)/python -m flows agent --pool $(or $(POOL),$(error POOL is missing: make agent POOL=gpu))
 
 lock: $(UV) ## pin the newest packages that pyproject.toml allows
 	@$(UV) pip compile pyproject.toml --extra flows --extra dev --universal --generate-hashes \

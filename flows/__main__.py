@@ -61,9 +61,7 @@ def _execute(root: Path, options: argparse.Namespace) -> tuple[list[Outcome], bo
     from flows.flow import experiment
 
     server.wait_until_ready()
-    state = experiment(
-        str(root), options.targets, options.cores, options.pools, return_state=True
-    )
+    state = experiment(str(root), options.targets, options.cores, options.pools, return_state=True)
     outcomes = state.result(raise_on_failure=False)
     if not isinstance(outcomes, list):
         raise RuntimeError(f"the flow ended as {state.name}: {state.message or outcomes}")

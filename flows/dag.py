@@ -1,4 +1,4 @@
-"""The DVC graph and the exact plan of an execution. Only this and flows/remote.py know DVC's insides.
+"""The DVC graph and the exact plan. Only this and flows/remote.py know DVC's insides.
 
 Nothing under `dvc.repo` is a public API, so the version is pinned and tests/flows/test_dag.py holds
 this module to what `dvc repro` then does. `dvc status` looks one stage deep; the plan here is

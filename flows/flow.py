@@ -52,7 +52,8 @@ def experiment(
 ) -> State:
     """Bring the targets (all stages by default) and their upstream up to date, and publish.
 
-    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final state carries the list of `Outcome`; it is failed if any stage failed.
+    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final
+    state carries the list of `Outcome`; it is failed if any stage failed.
     """
     folder = Path(root)
     steps = make_plan(folder, targets)

@@ -24,7 +24,6 @@ from dvc.stage.loader import StageLoader
 
 from flows.dag import DagError, open_repo, read_graph
 
-
 Result = TypeVar("Result")
 
 PATIENCE = "OVIS_PATIENCE"  # seconds that the remote may be away before work is given up
@@ -49,7 +48,9 @@ def check_remote(root: Path) -> str:
         holder = remote.path if local else remote.path.split("/")[0]
         if not remote.fs.exists(holder):
             what = "folder" if local else "bucket"
-            raise RemoteError(f"DVC remote {address}: there is no {what} {holder}; mount or make it")
+            raise RemoteError(
+                f"DVC remote {address}: there is no {what} {holder}; mount or make it"
+            )
         probe = remote.fs.join(remote.path, f".probe-{uuid.uuid4().hex}")
         remote.fs.fs.pipe_file(probe, b"ovis-dag")
         remote.fs.remove(probe)

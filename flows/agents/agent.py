@@ -1,4 +1,4 @@
-"""What an agent does with a request: the stage alone, in a checkout of its own, exactly or not at all.
+"""What an agent does with a request: the stage alone, in its own checkout, exactly or not at all.
 
 It runs nothing unless it arrives at the coordinator's own hash of command, params and inputs, so a
 stale clone, another environment or a wrong remote can refuse work but never make a wrong result.
@@ -87,7 +87,9 @@ def _run(folder: Path, stage: Stage, log: Log, visible: dict[str, str]) -> Outco
 def _require_space(clone: Path) -> None:
     free = shutil.disk_usage(clone).free
     if free < MIN_FREE_BYTES:
-        raise UnfitError(f"{clone}: {FULL_DISK}: {free >> 20} MiB; `dvc gc --workspace` there frees some")
+        raise UnfitError(
+            f"{clone}: {FULL_DISK}: {free >> 20} MiB; `dvc gc --workspace` there frees some"
+        )
 
 
 def _require_versions(folder: Path, request: Request) -> None:

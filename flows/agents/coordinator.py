@@ -56,7 +56,7 @@ class Fleet:
         self._dispatcher = dispatcher
         self._graph = load_graph(root)
         self._snapshot = take_snapshot(root, self._graph)
-        self._runner = StageRunner(root, echo=lambda line: print(line, flush=True))
+        self._runner = StageRunner(root, echo=lambda line: None)  # only restores here
         self._on_remote: set[str] = set()  # stages whose outputs are known to be there
         self._one_by_one = threading.Lock()  # DVC locks its repository as a whole anyway
 
@@ -66,8 +66,13 @@ class Fleet:
         Raises:
             StageFailedError: it failed, on agents or on the way.
         """
+
+        def tell(line: str) -> None:
+            print(f"[{stage.name}] {line}", flush=True)
+            log(line)
+
         try:
-            return self._run(stage, log)
+            return self._run(stage, tell)
         except (RemoteError, DagError) as error:
             raise StageFailedError(
                 f"{stage.name}: {error}\n  What agents finished is kept; mend this and run again"
@@ -86,6 +91,7 @@ class Fleet:
             self._push_inputs(stage, log)
             request = make_request(self._root, self._graph, stage, key, self._snapshot)
         made = self._make(request, stage, log)
+        log(f"{made.outcome} {made.message}")
         self._on_remote.add(stage.name)
         self._restore(stage, log)
         return made
@@ -104,7 +110,7 @@ class Fleet:
                     f"{made.message or 'an agent'} says that it is done, but the remote does not "
                     "have it; do all machines use one remote?"
                 )
-            log(f"{stage.name}, attempt {attempt + 1} of {ATTEMPTS}: {reasons[-1]}")
+            log(f"attempt {attempt + 1} of {ATTEMPTS}: {reasons[-1]}")
         told = "\n  ".join(dict.fromkeys(reasons))
         raise StageFailedError(f"{stage.name}: given up after {ATTEMPTS} attempts:\n  {told}")
 

@@ -84,7 +84,7 @@ class PrefectDispatcher:
                 log,
             )
             if not run.state.is_final():
-                log(f"{request.stage}: waiting for an agent of the pool '{pool}' ({run.name})")
+                log(f"waits for an agent of pool {pool}")
                 return run
         raise LostError(f"{request.stage}: {MOST_RUNS} runs of it have ended in vain")
 
@@ -100,7 +100,7 @@ class PrefectDispatcher:
             run = self._ask(look, log)
             if run.state.name != told:
                 told = run.state.name
-                log(f"{stage}: {told}{f': {run.state.message}' if run.state.message else ''}")
+                log(f"{told}: {run.state.message}" if run.state.message else told)
         return run
 
     def _ask(self, question: Callable[[], Result], log: Log) -> Result:

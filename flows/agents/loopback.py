@@ -28,7 +28,6 @@ class Loopback:
     def __init__(self, folder: Path, database: bool = True) -> None:
         """Keep logs and clones in `folder`; `database`: on PostgreSQL, if it is installed."""
         self.folder = folder
-        self.store = folder / "store"
         self.agents: list[Service] = []
         port = free_port()
         self.url = f"http://{HOST}:{port}/api"
@@ -51,7 +50,7 @@ class Loopback:
         Raises:
             RuntimeError: one of them ended, or did not answer in time.
         """
-        self.store.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         try:
             if self.database:
                 self.database.create()
@@ -65,8 +64,7 @@ class Loopback:
 
     def __exit__(self, *error: object) -> None:
         """End everything, agents first."""
-        for agent in self.agents:
-            agent.stop()
+        self.stop_agents()
         self.server.stop()
         if self.database:
             self.database.remove()
@@ -86,27 +84,50 @@ class Loopback:
                 time.sleep(0.2)
         raise RuntimeError(f"Prefect's server did not start; see {self.server.log}")
 
-    def share_store(self, project: Path) -> None:
-        """Make the shared folder the project's default DVC remote, on this machine only."""
-        command = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--local", "--force"]
-        subprocess.run([*command, "--default", "store", str(self.store)], cwd=project, check=True)
+    def make_pools(self, project: Path) -> None:
+        """Make what the project's prefect.yaml says on this server."""
+        command = [sys.executable, "-m", "flows", "pools"]
+        subprocess.run(command, cwd=project, env=self.environment, check=True)
 
     def add_agent(self, project: Path, name: str, pool: str, **environment: str) -> Service:
-        """Clone the project, and start a worker of the pool in the clone, one stage at once."""
-        clone = self.folder / name
+        """Start a worker that runs one stage at once, in a clone beside the project.
+
+        Args:
+            project: the coordinator's, which is the clone's origin and has a DVC remote.
+            name: of the machine; workers of several pools share its clone.
+            pool: whose stages it runs.
+            environment: on top of the fleet's.
+        """
+        clone = project.parent / name
         if not clone.is_dir():
             subprocess.run(["git", "clone", "--quiet", str(project), str(clone)], check=True)
             shutil.copy(project / ".dvc/config.local", clone / ".dvc/config.local")
-        command = [sys.executable, "-m", "flows", "agent", "--pool", pool, "--name", name]
+        worker = f"{name}-{pool}"
+        command = [sys.executable, "-m", "flows", "agent", "--pool", pool, "--name", worker]
         agent = Service(
             [*command, "--stages", "1"],
             clone,
             {**self.environment, **environment},
-            self.folder / f"logs/{name}.log",
+            self.folder / f"logs/{worker}.log",
         )
         agent.start()
         self.agents.append(agent)
         return agent
+
+    def stop_agents(self) -> bool:
+        """Stop all agents by SIGTERM; say whether they and their stages ended of themselves."""
+        ended = [agent.stop() for agent in self.agents]
+        self.agents.clear()
+        return all(ended)
+
+
+def share_folder(project: Path) -> Path:
+    """Make a folder beside the project its default DVC remote, on this machine only."""
+    store = project.parent / "store"
+    store.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--local", "--force"]
+    subprocess.run([*command, "--default", "store", str(store)], cwd=project, check=True)
+    return store
 
 
 class _Database:
@@ -153,7 +174,7 @@ def _postgres(folder: Path) -> _Database | None:
     programs = next((place for place in places if (place / "initdb").is_file()), None)
     user = None
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root; its package makes a user for it
-        user = next((entry.pw_name for entry in pwd.getpwall() if entry.pw_name == "postgres"), None)
+        user = next((one.pw_name for one in pwd.getpwall() if one.pw_name == "postgres"), None)
         programs = programs if user else None
     return _Database(programs, folder / "logs/postgres.log", user) if programs else None
 

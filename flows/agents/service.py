@@ -1,14 +1,17 @@
-"""A process of a loopback fleet: with a log, and to be stopped, killed or lost with all it started."""
+"""A process of a loopback fleet: it has a log, and can be stopped, killed or lost."""
 
+import ctypes
 import signal
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 HOST = "127.0.0.1"
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Service:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
                 **other,
             )
 
@@ -53,7 +57,7 @@ class Service:
         family = self.family()
         if self.process.poll() is None:
             self.process.send_signal(number)
-        ended, alive = psutil.wait_procs(family, timeout=seconds)
+        _, alive = psutil.wait_procs(family, timeout=seconds)
         self._kill(alive)
         return not alive
 
@@ -67,6 +71,12 @@ class Service:
                 process.kill()
         self.process.wait()
         psutil.wait_procs(processes, timeout=10)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:

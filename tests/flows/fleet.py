@@ -1,4 +1,4 @@
-"""Agents of the toy project without Prefect: a dispatcher that lets clones in this process work."""
+"""Agents of the toy project without Prefect: clones that do in this process what workers would."""
 
 import shutil
 import subprocess
@@ -11,64 +11,60 @@ from toy import Toy
 from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet, LostError
 from flows.agents.request import Request
-from flows.dag import load_graph, make_plan, sort_lock
+from flows.dag import make_plan, sort_lock
 from flows.graph import Status
 from flows.stage import Outcome
 
 
 @dataclass
 class Agents:
-    """Clones that take turns; before each request `upset` may break something."""
+    """A dispatcher whose clones take turns; `upset` may break something before each request."""
 
     clones: list[Path]
     upset: Callable[[Request, int], None] = lambda request, attempt: None
-    made: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
 
-    def make(self, request: Request, pool: str, attempt: int, log) -> Outcome:
+    def make(self, request: Request, pool: str, attempt: int, log: Callable) -> Outcome:
         self.upset(request, attempt)
-        clone = self.clones[(len(self.made) + attempt) % len(self.clones)]
-        self.made.append(request.stage)
-        name = f"{request.stage}-{len(self.made)}"
+        clone = self.clones[len(self.asked) % len(self.clones)]
+        self.asked.append(request.stage)
         try:
-            return reproduce(clone, request, name, self.logged.append)
+            return reproduce(clone, request, f"run-{len(self.asked)}", self.logged.append)
         except UnfitError as error:
-            raise LostError(str(error)) from error
+            raise LostError(f"on {clone.name}: {error}") from error
 
     def stop(self) -> None:
-        pass
+        raise AssertionError("nobody stops these")
 
 
-def make_fleet(toy: Toy, count: int = 2) -> Agents:
-    """Give the toy a shared folder as remote, and clones that have it as origin."""
-    store = toy.root.parent / "store"
-    store.mkdir()
-    toy.dvc("remote", "add", "--quiet", "--local", "--default", "store", str(store))
-    return Agents([make_clone(toy, f"agent{k}") for k in range(count)])
+def make_fleet(toy: Toy, count: int = 1) -> Agents:
+    """Give the toy a shared folder as its remote, and clones that have it as origin."""
+    store(toy).mkdir(exist_ok=True)
+    toy.dvc("remote", "add", "--quiet", "--local", "--default", "store", str(store(toy)))
+    return Agents([clone_of(toy, f"agent{number}").root for number in range(count)])
 
 
-def make_clone(toy: Toy, name: str) -> Path:
+def store(toy: Toy) -> Path:
+    return toy.root.parent / "store"
+
+
+def clone_of(toy: Toy, name: str) -> Toy:
     clone = toy.root.parent / name
     subprocess.run(["git", "clone", "--quiet", str(toy.root), str(clone)], check=True)
     shutil.copy(toy.root / ".dvc/config.local", clone / ".dvc/config.local")
-    return clone
+    return Toy(clone)
 
 
-def run_all(toy: Toy, agents: Agents, targets: list[str] | None = None) -> dict[str, Outcome]:
-    """Do what the flow does, one stage after the other; the first failure raises."""
-    fleet = Fleet(toy.root, agents)
-    outcomes = {}
-    for step in make_plan(toy.root, targets):
+def run_on(agents: Agents, toy: Toy, *targets: str) -> dict[str, str]:
+    """Do what the flow does, one stage after the other, and return stage → outcome.
+
+    The first failure raises.
+    """
+    fleet, outcomes = Fleet(toy.root, agents), {}
+    for step in make_plan(toy.root, list(targets) or None):
         if step.status is not Status.UP_TO_DATE:
-            outcomes[step.stage.name] = fleet.run(step.stage, 0, agents.logged.append)
+            outcome = fleet.run(step.stage, 0, agents.logged.append)
+            outcomes[step.stage.name] = outcome.outcome
     sort_lock(toy.root)
     return outcomes
-
-
-def ran(agents: Agents) -> dict[str, int]:
-    """Return how often each stage executed, on whichever agent."""
-    raise NotImplementedError
-
-
-def stage(toy: Toy, name: str):
-    return load_graph(toy.root)[name]
