@@ -39,7 +39,8 @@ def stage(request: dict[str, Any]) -> State:
             "does it need more memory than they have?",
         )
     try:
-        outcome = reproduce(Path(os.environ[CLONE]), wanted, str(flow_run.id), log.info)
+        checkout = f"{flow_run.id}-{starts}"
+        outcome = reproduce(Path(os.environ[CLONE]), wanted, checkout, log.info)
     except StageFailedError as error:
         return Failed(name=STAGE_FAILED, message=f"on {here}: {error}"[-LONGEST_MESSAGE:])
     except UnfitError as error:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from flows.agents.pools import HEARTBEAT_SECONDS
+from flows.agents.stage_flow import CLONE, NAME
 from flows.cores import count_cores
 from flows.devices import list_devices
 from flows.environment import stage_environment
@@ -29,11 +30,11 @@ def worker_environment(root: Path, name: str) -> dict[str, str]:
         **stage_environment(),
         # The flow is imported from here; a stage's own code comes first in its checkout.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
-        "OVIS_AGENT_CLONE": str(root),
-        "OVIS_AGENT_NAME": name,
-        "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site"),
+        CLONE: str(root),
+        NAME: name,
         "PREFECT_HOME": str(root / ".prefect"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # an agent's terminal is its log
         "PREFECT_WORKER_QUERY_SECONDS": str(SECONDS_BETWEEN_QUERIES),
     }
 

@@ -8,7 +8,6 @@ fetched once per machine and a finished result survives until it is pushed.
 import fcntl
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from ruamel.yaml import YAML
 
 from flows.agents.request import PARAMS, Request
 from flows.environment import STATE_FOLDER
+from flows.remote import share_cache
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
 RESUME = ".resume"  # where stages keep resume points, by fingerprint
@@ -72,13 +72,9 @@ def _fill(clone: Path, folder: Path, request: Request) -> None:
     settings = clone / ".dvc/config.local"
     if settings.is_file():  # credentials of the remote, and the remote itself in tests
         shutil.copy(settings, folder / ".dvc/config.local")
-    cache = subprocess.check_output([*_DVC, "cache", "dir"], cwd=clone, text=True).strip()
-    subprocess.run([*_DVC, "cache", "dir", "--local", cache], cwd=folder, check=True)
+    share_cache(clone, folder)
     (clone / RESUME).mkdir(exist_ok=True)
     (folder / RESUME).symlink_to(clone / RESUME)
-
-
-_DVC = (sys.executable, "-m", "dvc")
 
 
 def _fetch_commit(clone: Path, commit: str) -> None:
