@@ -143,8 +143,17 @@ def share_cache(owner: Path, folder: Path) -> None:
         settings["core"]["site_cache_dir"] = str(folder / ".dvc/tmp/site")
 
 
-def with_patience(action: Callable[[], Result], log: Callable[[str], None]) -> Result:
+def with_patience(
+    action: Callable[[], Result],
+    log: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
     """Return what `action` returns; try it again while the remote fails, but not for ever.
+
+    Args:
+        action: what to do.
+        log: gets a line for each failure.
+        sleep: waits so many seconds; may raise to end the waiting.
 
     Raises:
         RemoteError: it failed for OVIS_PATIENCE seconds.
@@ -158,7 +167,7 @@ def with_patience(action: Callable[[], Result], log: Callable[[str], None]) -> R
             if time.monotonic() + delay > deadline:
                 raise
             log(f"{error}; trying again in {delay:.0f} s")
-            time.sleep(delay)
+            sleep(delay)
             delay = min(2 * delay, 30.0)
 
 

@@ -27,7 +27,7 @@ class LostError(RuntimeError):
 class Dispatcher(Protocol):
     """Gets a request to an agent of a pool and waits for the end."""
 
-    def make(self, request: Request, pool: str, attempt: int, log: Log) -> Outcome:
+    def make(self, request: Request, pool: str, log: Log) -> Outcome:
         """Return how the stage ended on an agent.
 
         Raises:
@@ -59,6 +59,7 @@ class Fleet:
         self._runner = StageRunner(root, echo=lambda line: None)  # only restores here
         self._on_remote: set[str] = set()  # stages whose outputs are known to be there
         self._one_by_one = threading.Lock()  # DVC locks its repository as a whole anyway
+        self._stopping = threading.Event()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
         """Bring one stage up to date, upstream of which all is.
@@ -80,10 +81,16 @@ class Fleet:
 
     def stop(self) -> None:
         """Take back what agents were asked, and start no more."""
+        self._stopping.set()
         self._runner.stop()
         self._dispatcher.stop()
 
+    def _sleep(self, seconds: float) -> None:
+        if self._stopping.wait(seconds):
+            raise StageFailedError("stopped before it was done")
+
     def _run(self, stage: Stage, log: Log) -> Outcome:
+        self._sleep(0)
         if self._fetch(stage, log):
             return self._restore(stage, log)
         with self._one_by_one:
@@ -100,7 +107,7 @@ class Fleet:
         reasons = []
         for attempt in range(ATTEMPTS):
             try:
-                made = self._dispatcher.make(request, stage.pool, attempt, log)
+                made = self._dispatcher.make(request, stage.pool, log)
             except LostError as error:
                 reasons.append(str(error))
             else:
@@ -119,11 +126,11 @@ class Fleet:
             with self._one_by_one:
                 return fetch_result(self._root, stage.name)
 
-        return with_patience(fetch, log)
+        return with_patience(fetch, log, self._sleep)
 
     def _push_inputs(self, stage: Stage, log: Log) -> None:
         missing = [need for need in stage.needs if need not in self._on_remote]
-        with_patience(lambda: push_outputs(self._root, missing), log)
+        with_patience(lambda: push_outputs(self._root, missing), log, self._sleep)
         self._on_remote.update(missing)
 
     def _restore(self, stage: Stage, log: Log) -> Outcome:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TypeVar
-from uuid import UUID
 
 import httpx
 from prefect import get_client
@@ -38,21 +37,15 @@ class PrefectDispatcher:
     def __init__(self) -> None:
         """Use the server of PREFECT_API_URL."""
         self._stopping = threading.Event()
-        self._running: set[UUID] = set()
 
-    def make(self, request: Request, pool: str, attempt: int, log: Log) -> Outcome:
+    def make(self, request: Request, pool: str, log: Log) -> Outcome:
         """As `Dispatcher.make`.
 
         Raises:
             StageFailedError: the stage itself failed, or this was stopped.
             LostError: no agent could, or the server is gone.
         """
-        run = self._start(request, pool, attempt, log)
-        self._running.add(run.id)
-        try:
-            run = self._wait(run, request.stage, log)
-        finally:
-            self._running.discard(run.id)
+        run = self._wait(self._start(request, pool, log), request.stage, log)
         group, state = request.stage.split("@")[0], run.state
         told = state.message or ""
         if state.is_completed():
@@ -63,14 +56,10 @@ class PrefectDispatcher:
         raise LostError(f"{state.name}: {told}")
 
     def stop(self) -> None:
-        """Cancel the runs that are waited for: their workers stop the stages."""
+        """Have each `make` cancel its run, whose worker then stops the stage, and return."""
         self._stopping.set()
-        with get_client(sync_client=True) as client:
-            for run in list(self._running):
-                with suppress(httpx.HTTPError, ObjectNotFound):
-                    client.set_flow_run_state(run, Cancelling(message="the coordinator stopped"))
 
-    def _start(self, request: Request, pool: str, attempt: int, log: Log) -> FlowRun:
+    def _start(self, request: Request, pool: str, log: Log) -> FlowRun:
         """Join the run of this stage that is not final yet, or start the next one."""
         for number in range(MOST_RUNS):
             run = self._ask(
@@ -96,12 +85,18 @@ class PrefectDispatcher:
         told = ""
         while not run.state.is_final():
             if self._stopping.wait(SECONDS_BETWEEN_LOOKS):
+                self._cancel(run)
                 raise StageFailedError(f"{stage} was stopped")
             run = self._ask(look, log)
             if run.state.name != told:
                 told = run.state.name
                 log(f"{told}: {run.state.message}" if run.state.message else told)
         return run
+
+    def _cancel(self, run: FlowRun) -> None:
+        # A server that is away cannot be asked; the run then ends by itself and its result is kept.
+        with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+            client.set_flow_run_state(run.id, Cancelling(message="the coordinator was stopped"))
 
     def _ask(self, question: Callable[[], Result], log: Log) -> Result:
         """Return the server's answer, if need be after a restart of it."""
@@ -114,6 +109,9 @@ class PrefectDispatcher:
                     f"Prefect's server has no such deployment: {error}; `make pools` makes them"
                 ) from error
             except httpx.HTTPError as error:
+                response = getattr(error, "response", None)
+                if response is not None and response.is_client_error:
+                    raise StageFailedError(f"Prefect's server refuses: {error}") from error
                 if time.monotonic() > deadline:
                     raise LostError(f"Prefect's server does not answer: {error!r}") from error
                 log(f"Prefect's server does not answer ({error!r}); trying again")

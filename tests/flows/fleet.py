@@ -25,8 +25,8 @@ class Agents:
     asked: list[str] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
 
-    def make(self, request: Request, pool: str, attempt: int, log: Callable) -> Outcome:
-        self.upset(request, attempt)
+    def make(self, request: Request, pool: str, log: Callable) -> Outcome:
+        self.upset(request, self.asked.count(request.stage))
         clone = self.clones[len(self.asked) % len(self.clones)]
         self.asked.append(request.stage)
         try:
