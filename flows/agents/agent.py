@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flows.agents.request import Request, versions_here
-from flows.agents.workspace import CommitMissingError, checkout
+from flows.agents.workspace import WorkspaceError, checkout
 from flows.dag import DagError, load_graph
 from flows.devices import DeviceSlots
 from flows.graph import Stage
@@ -47,7 +47,7 @@ def reproduce(clone: Path, request: Request, name: str, log: Log) -> Outcome:
         with checkout(clone, request, name) as folder:
             _require_versions(folder, request)
             return _reproduce(folder, request, log)
-    except (CommitMissingError, RemoteError, DagError, OSError) as error:
+    except (WorkspaceError, RemoteError, DagError, OSError) as error:
         raise UnfitError(f"{request.stage}: {error}") from error
 
 

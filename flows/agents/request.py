@@ -3,6 +3,7 @@
 A request is small, text, and whole: with it and the DVC remote any clone makes the same bytes.
 """
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -18,6 +19,7 @@ from flows.graph import Graph, Stage, overlap
 
 PARAMS = "params.yaml"
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
+THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/seeding.py)
 RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs
 
 
@@ -96,15 +98,27 @@ def make_request(root: Path, graph: Graph, stage: Stage, key: str, snapshot: Sna
 
 
 def versions_here(root: Path) -> dict[str, str]:
-    """Return the versions of Python and of the packages that pyproject.toml lets stages import.
+    """Return what results depend on beside the commit, for comparison between machines.
 
-    Builds of one version (`2.9.0+cpu`, `2.9.0+cu128`) count as equal: a fleet has both.
+    The versions of Python and of the packages that pyproject.toml lets stages import, and the
+    number of threads if it is not the default. Builds of one version (`2.9.0+cpu`, `2.9.0+cu128`)
+    count as equal: a fleet has both.
     """
     path = root / "pyproject.toml"
     content = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     names = [Requirement(line).name for line in content.get("project", {}).get("dependencies", [])]
-    versions = {name: metadata.version(name).partition("+")[0] for name in names}
-    return {"python": f"{sys.version_info.major}.{sys.version_info.minor}", **versions}
+    return {
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        THREADS: os.environ.get(THREADS, "default"),
+        **{name: _version(name) for name in names},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return "missing"
 
 
 def _records(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:

@@ -23,8 +23,8 @@ FOLDER = Path(STATE_FOLDER) / "workspaces"
 RESUME = ".resume"  # where stages keep resume points, by fingerprint
 
 
-class CommitMissingError(RuntimeError):
-    """The clone and its origin do not have the commit."""
+class WorkspaceError(RuntimeError):
+    """Git cannot make the checkout; the message says why."""
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
         name: of the folder; unique among all that run.
 
     Raises:
-        CommitMissingError: neither the clone nor its origin has the commit.
+        WorkspaceError: neither the clone nor its origin has the commit, or git failed.
     """
     folder = clone / FOLDER / name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def _fetch_commit(clone: Path, commit: str) -> None:
         done = _run(clone, "fetch", "--quiet", "origin", *wanted)
         if _has(clone, commit):
             return
-    raise CommitMissingError(
+    raise WorkspaceError(
         f"commit {commit[:12]} is neither in {clone} nor at its origin; push it, or if it is "
         f"pushed, mend the origin: {done.stderr.strip() or 'fetched without an error'}"
     )
@@ -120,4 +120,4 @@ def _run(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
 def _git(clone: Path, *arguments: str) -> None:
     done = _run(clone, *arguments)
     if done.returncode:
-        raise RuntimeError(f"git {' '.join(arguments)} in {clone}: {done.stderr.strip()}")
+        raise WorkspaceError(f"git {' '.join(arguments)} in {clone}: {done.stderr.strip()}")
