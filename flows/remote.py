@@ -39,22 +39,13 @@ def check_remote(root: Path) -> str:
 
     Raises:
         DagError: the project has no default remote.
-        RemoteError: it cannot be reached or written, or its folder or bucket is not there. DVC
-            itself would make a missing folder, which may be the empty mount point of a disk.
+        RemoteError: it cannot be reached or written, or its folder or bucket is not there.
     """
     with _remote(root) as (_, remote):
-        address = remote.fs.unstrip_protocol(remote.path)
-        local = isinstance(remote.fs, LocalFileSystem)
-        holder = remote.path if local else remote.path.split("/")[0]
-        if not remote.fs.exists(holder):
-            what = "folder" if local else "bucket"
-            raise RemoteError(
-                f"DVC remote {address}: there is no {what} {holder}; mount or make it"
-            )
         probe = remote.fs.join(remote.path, f".probe-{uuid.uuid4().hex}")
         remote.fs.fs.pipe_file(probe, b"ovis-dag")
         remote.fs.remove(probe)
-        return address
+        return remote.fs.unstrip_protocol(remote.path)
 
 
 def result_key(root: Path, name: str) -> str:
@@ -182,12 +173,26 @@ def _remote(root: Path) -> Iterator[tuple[Repo, Any]]:
                 "`dvc remote add --default <name> <address>` names one"
             ) from error
         try:
+            _require_holder(remote)
             yield repo, remote
         except (DagError, RemoteError):
             raise
         except Exception as error:  # each file system has its own
             address = remote.fs.unstrip_protocol(remote.path)
             raise RemoteError(f"DVC remote {address}: {error or type(error).__name__}") from error
+
+
+def _require_holder(remote: Any) -> None:
+    """Raise if the folder or bucket is missing.
+
+    DVC would make the folder, which may be the mount point of a disk that is not there, and take a
+    missing bucket for an empty one.
+    """
+    local = isinstance(remote.fs, LocalFileSystem)
+    holder = remote.path if local else remote.path.split("/")[0]
+    if not remote.fs.exists(holder):
+        address, what = remote.fs.unstrip_protocol(remote.path), "folder" if local else "bucket"
+        raise RemoteError(f"DVC remote {address}: there is no {what} {holder}; mount or make it")
 
 
 @contextmanager
@@ -216,7 +221,8 @@ def _push_outputs(stage: DvcStage) -> None:
 
 
 def _move(push_or_pull: Any, stage: DvcStage) -> None:
-    for objects in stage.get_used_objs().values():
+    # force: a list of a folder's files that is nowhere is no reason to ask on the terminal
+    for objects in stage.get_used_objs(force=True).values():
         failed = push_or_pull(objects).failed
         if failed:
             raise RemoteError(f"{stage.name}: {len(failed)} objects were not transferred")
