@@ -24,7 +24,16 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
-from flows.graph import Graph, Stage, Status, Step, overlap, select
+from flows.graph import (
+    CHANGES_UPSTREAM,
+    NEVER_RAN,
+    Graph,
+    Stage,
+    Status,
+    Step,
+    overlap,
+    select,
+)
 from flows.nested import flatten
 
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
@@ -80,6 +89,17 @@ def sort_lock(root: Path) -> None:
             with modify_yaml(path, fs=repo.fs) as content:
                 stages = content["stages"]
                 content["stages"] = {name: stages[name] for name in order}
+
+
+def share_cache(root: Path, folder: Path) -> None:
+    """Give the project at `folder`, a worktree of that at `root`, its cache and local settings.
+
+    Raises:
+        DagError: one of them is no DVC project.
+    """
+    with open_repo(root) as source, _open(folder) as repo, repo.config.edit("local") as settings:
+        settings.update(source.config.load_one("local"))
+        settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
 
 
 @contextmanager
@@ -234,14 +254,14 @@ def _files_of(out: Any) -> dict[str, HashInfo]:
 def _changes_upstream(original: DvcStage, future: dict[str, HashInfo]) -> list[str]:
     """Return in words how command, params and inputs differ from those in dvc.lock."""
     if not any(dep.hash_info for dep in original.deps):
-        return ["dvc.lock has no run of it"]
+        return [NEVER_RAN]
     changes = ["the command changed"] if original.changed_stage() else []
     for dep in original.deps:
         if _is_params(dep):
             changes += _changes_of_params(dep)
         elif (coming := _future_hash(dep, future)) is not None:
             if coming != dep.hash_info:
-                changes.append(f"{dep.def_path} changes upstream")
+                changes.append(f"{dep.def_path} {CHANGES_UPSTREAM}")
         else:
             changes += [f"{dep.def_path} {_plain(state)}" for state in dep.status().values()]
     return changes

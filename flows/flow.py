@@ -8,19 +8,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.agents.coordinator import Fleet
+from flows.artifacts import StageProgress, show_outcomes, show_plan
+from flows.cores import CoreBudget
 from flows.dag import make_plan, sort_lock
-from flows.graph import Status, Step, mermaid
+from flows.graph import Status, Step
 from flows.journal import remember
 from flows.machine import Machine, interruptible
+from flows.server import outlives_this_process
 from flows.stage import Outcome, StageFailedError
-from flows.table import read_results, result_rows, summarize_plan
+from flows.table import summarize_plan
 from flows.tracking import Tracking
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
@@ -33,9 +35,14 @@ def run_stage(step: Step, place: Machine | Fleet, order: int, root: Path) -> Sta
     if step.status is Status.UP_TO_DATE:
         outcome = Outcome(stage.name, stage.group, "unchanged")
         return Completed(name="Unchanged", data=outcome)
-    log = get_run_logger()
+    log, progress = get_run_logger(), StageProgress(stage.name)
+
+    def take(line: str) -> None:
+        log.info(line)
+        progress.see(line)
+
     try:
-        outcome = place.run(stage, order, log.info)
+        outcome = place.run(stage, order, take)
     except StageFailedError as error:
         message = str(error)
         return Failed(
@@ -58,12 +65,19 @@ def experiment(
     folder = Path(root)
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
-    _show_plan(steps)
-    tracking = Tracking(folder)
-    place = Fleet(folder) if pools else Machine(folder, cores)
-    with interruptible(place.stop):
-        outcomes = _run_all(steps, place, folder)
-    return _publish(folder, tracking, steps, outcomes)
+    show_plan(steps)
+    place = Fleet(folder) if pools else Machine(folder, CoreBudget(cores))
+    with Tracking(folder, flow_run.name, _prefect_tags()) as tracking:
+        with interruptible(place.stop):
+            outcomes = _run_all(steps, place, folder)
+        return _publish(folder, tracking, steps, outcomes)
+
+
+def _prefect_tags() -> dict[str, str]:
+    tags = {"prefect.flow_run_id": str(flow_run.id)}
+    if outlives_this_process():
+        tags["prefect.flow_run_url"] = str(flow_run.ui_url)
+    return tags
 
 
 def _run_all(steps: list[Step], place: Machine | Fleet, root: Path) -> list[Outcome]:
@@ -71,10 +85,11 @@ def _run_all(steps: list[Step], place: Machine | Fleet, root: Path) -> list[Outc
     for order, step in enumerate(steps):
         upstream = [futures[name] for name in step.stage.needs]
         futures[step.stage.name] = run_stage.submit(step, place, order, root, wait_for=upstream)
-    return [_outcome(step, futures[step.stage.name]) for step in steps]
+    return [outcome_of(step, futures[step.stage.name]) for step in steps]
 
 
-def _outcome(step: Step, future: PrefectFuture) -> Outcome:
+def outcome_of(step: Step, future: PrefectFuture) -> Outcome:
+    """Wait for the task of `run_stage` and return how it ended, whatever that is."""
     future.wait()
     stage, state = step.stage, future.state
     if state.name == "NotReady":  # something upstream failed
@@ -88,19 +103,10 @@ def _outcome(step: Step, future: PrefectFuture) -> Outcome:
 def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[Outcome]) -> State:
     sort_lock(root)
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    create_table_artifact(
-        key="stages",
-        table=[{"stage": o.stage, "outcome": o.outcome, "seconds": o.seconds} for o in outcomes],
-        description="What happened to each stage",
-    )
-    results = read_results(root)
-    if results:
-        create_table_artifact(
-            key="results", table=result_rows(results), description="AP50 (AP), percent"
-        )
+    show_outcomes(root, steps, outcomes)
     done = {outcome.stage for outcome in outcomes if outcome.outcome not in ("failed", "not run")}
     stages = [step.stage for step in steps if step.stage.name in done]
-    tracking.publish(stages, outcomes, {"prefect.flow_run_id": str(flow_run.id)})
+    tracking.publish(stages, outcomes)
     if failed:
         names = ", ".join(outcome.stage for outcome in failed)
         return Failed(message=f"{len(failed)} stages failed: {names}", data=outcomes)
@@ -109,15 +115,3 @@ def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[O
 
 def _when(outcome: Outcome) -> dict[str, str | float]:
     return {"seconds": outcome.seconds, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-
-
-def _show_plan(steps: list[Step]) -> None:
-    create_table_artifact(
-        key="plan",
-        table=[
-            {"stage": s.stage.name, "plan": s.status.value, "why": "; ".join(s.reasons)}
-            for s in steps
-        ],
-        description=summarize_plan(steps),
-    )
-    create_markdown_artifact(key="dag", markdown=mermaid(steps), description="The graph of stages")

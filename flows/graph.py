@@ -31,6 +31,10 @@ class Stage:
 Graph = dict[str, Stage]
 
 
+# Reasons of a step that say nothing of what a person changed.
+NEVER_RAN, CHANGES_UPSTREAM = "dvc.lock has no run of it", "changes upstream"
+
+
 class Status(StrEnum):
     """What the next execution will do with a stage."""
 

@@ -18,11 +18,11 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 class Machine:
     """Runs stages of one execution here, as many at once as cores and devices allow."""
 
-    def __init__(self, root: Path, cores: int | None = None) -> None:
-        """Take `cores` of this machine, by default all, for the project at `root`."""
-        self.budget = CoreBudget(cores)
+    def __init__(self, root: Path, budget: CoreBudget, label: str = "") -> None:
+        """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
+        self.budget = budget
         self.devices = DeviceSlots()
-        self.runner = StageRunner(root, echo=lambda line: print(line, flush=True))
+        self.runner = StageRunner(root, echo=lambda line: print(f"{label}{line}", flush=True))
 
     def run(self, stage: Stage, order: int, log: Callable[[str], None]) -> Outcome:
         """Bring one stage up to date when there is room for it; the lowest `order` goes first.
@@ -30,16 +30,21 @@ class Machine:
         Raises:
             StageFailedError: the stage failed, or was stopped.
         """
+        # The device first: a stage that waits for one must not keep cores from others.
+        with (
+            self.devices.reserve(stage.gpus) as visible,
+            self._cores(stage.name, stage.cores, order) as cores,
+        ):
+            log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
+            return self.runner.run(stage, log, visible)
+
+    @contextmanager
+    def _cores(self, label: str, wanted: int, order: int) -> Iterator[int]:
         try:
-            # The device first: a stage that waits for one must not keep cores from others.
-            with (
-                self.devices.reserve(stage.gpus) as visible,
-                self.budget.reserve(stage.cores, order) as cores,
-            ):
-                log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
-                return self.runner.run(stage, log, visible)
+            with self.budget.reserve(wanted, order) as cores:
+                yield cores
         except CoresClosedError as error:
-            raise StageFailedError(f"{stage.name}: {error}") from error
+            raise StageFailedError(f"{label}: {error}") from error
 
     def stop(self) -> None:
         """Stop running stages and start no more."""

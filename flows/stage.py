@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -79,37 +79,60 @@ class StageRunner:
             StageFailedError: the stage failed, or was stopped.
         """
         started = time.monotonic()
-        environment = {**stage_environment(), **(environment or {})}
-        code, lines = self._run_once(stage, log, environment)
-        while code and any(map(_is_alive, blockers := _blockers(lines))):
-            self._wait_for(stage, blockers)
-            code, lines = self._run_once(stage, log, environment)
+        lines = self._run_to_end([stage], stage.name, log, environment or {})
         seconds = round(time.monotonic() - started, 2)
+        return Outcome(stage.name, stage.group, _outcome(stage, lines), seconds)
+
+    def restore(self, stages: Sequence[Stage]) -> list[Outcome]:
+        """Bring stages whose results are in the cache up to date, upstream first, in one process.
+
+        Raises:
+            StageFailedError: one was not in the cache and failed, or all were stopped.
+        """
+        lines = self._run_to_end(stages, "restore", lambda line: None, {})
+        return [Outcome(stage.name, stage.group, _outcome(stage, lines)) for stage in stages]
+
+    def _run_to_end(
+        self,
+        stages: Sequence[Stage],
+        label: str,
+        log: Callable[[str], None],
+        more: Mapping[str, str],
+    ) -> list[str]:
+        names = [stage.name for stage in stages]
+        code, lines = self._run_once(names, label, log, more)
+        while code and any(map(_is_alive, blockers := _blockers(lines))):
+            self._wait_for(label, blockers)
+            code, lines = self._run_once(names, label, log, more)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
-            where = self._log_path(stage).relative_to(self._root)
-            raise StageFailedError(f"{stage.name} {how}; its last lines, all in {where}:\n{end}")
-        return Outcome(stage.name, stage.group, _outcome(stage, lines), seconds)
+            where = self._log_path(label).relative_to(self._root)
+            raise StageFailedError(f"{label} {how}; its last lines, all in {where}:\n{end}")
+        return lines
 
-    def _log_path(self, stage: Stage) -> Path:
-        return self._root / STATE_FOLDER / "logs" / f"{stage.name.replace('/', '.')}.log"
+    def _log_path(self, label: str) -> Path:
+        return self._root / STATE_FOLDER / "logs" / f"{label.replace('/', '.')}.log"
 
     def _run_once(
-        self, stage: Stage, log: Callable[[str], None], environment: Mapping[str, str]
+        self,
+        names: list[str],
+        label: str,
+        log: Callable[[str], None],
+        more: Mapping[str, str],
     ) -> tuple[int, list[str]]:
-        path = self._log_path(stage)
+        path = self._log_path(label)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # an orphan may still write to the old file
         if self._stopping.is_set():
             return 1, ["stopped before it started"]
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", stage.name]
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", *names]
         lines: list[str] = []
         with path.open("w", encoding="utf-8") as out, path.open(encoding="utf-8") as follow:
             process = subprocess.Popen(
                 command,
                 cwd=self._root,
-                env=environment,
+                env={**stage_environment(), **more},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -118,7 +141,7 @@ class StageRunner:
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):
-                    self._echo(f"[{stage.name}] {line}")
+                    self._echo(f"[{label}] {line}")
                     log(line)
         return process.returncode, lines
 
@@ -138,9 +161,9 @@ class StageRunner:
                 patience = time.monotonic() + SECONDS_PER_SIGNAL
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def _wait_for(self, stage: Stage, pids: list[int]) -> None:
+    def _wait_for(self, label: str, pids: list[int]) -> None:
         names = ", ".join(map(str, pids))
-        self._echo(f"[{stage.name}] another execution is making this (PID {names}); waiting for it")
+        self._echo(f"[{label}] another execution is making this (PID {names}); waiting for it")
         while any(map(_is_alive, pids)) and not self._stopping.is_set():
             time.sleep(SECONDS_BETWEEN_LOOKS)
 

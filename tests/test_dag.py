@@ -17,7 +17,7 @@ GROUND_TRUTH = "data/download/ground_truth"
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
-NO_STAGE = {"common", "models"}
+NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
 PACKAGES_OF_CLAIMS = {"rpn", "wsddn"}  # the others run a stage of the experiment differently
 
 
@@ -119,6 +119,17 @@ def test_empty_init_files():
         if path.read_text().strip()
     ]
     assert full == []
+
+
+def test_slow_imports_wait_until_they_are_needed():
+    """The default experiment needs no transformers, which takes seconds to import."""
+    early = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "stages").rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "transformers" in ast.unparse(node)
+    }
+    assert early == set()
 
 
 def test_layers_of_imports(monkeypatch, capsys):
