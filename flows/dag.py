@@ -97,7 +97,11 @@ def share_cache(root: Path, folder: Path) -> None:
     Raises:
         DagError: one of them is no DVC project.
     """
-    with open_repo(root) as source, _open(folder) as repo, repo.config.edit("local") as settings:
+    with (
+        open_repo(root) as source,
+        open_repo(folder) as repo,
+        repo.config.edit("local") as settings,
+    ):
         settings.update(source.config.load_one("local"))
         settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
 

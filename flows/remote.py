@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dvc.config import Config, NoRemoteError
+from dvc.config import NoRemoteError
 from dvc.fs import LocalFileSystem
 from dvc.fs import generic as transfer
 from dvc.repo import Repo, lock_repo
@@ -120,18 +120,6 @@ def pull_inputs(root: Path, targets: list[str]) -> None:
     if targets:
         with _remote(root) as (repo, _):
             repo.pull([str(root / target) for target in targets])
-
-
-def share_cache(owner: Path, folder: Path) -> None:
-    """Let a checkout in `folder` use the cache of the project at `owner`, by its local settings.
-
-    What DVC remembers of the checkout's files stays within it, and so goes with it.
-    """
-    with open_repo(owner) as repo:
-        cache = repo.cache.legacy.path
-    with Config(str(folder / ".dvc")).edit("local") as settings:
-        settings["cache"]["dir"] = cache
-        settings["core"]["site_cache_dir"] = str(folder / ".dvc/tmp/site")
 
 
 def with_patience(

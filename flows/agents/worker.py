@@ -32,6 +32,7 @@ def worker_environment(root: Path, name: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         CLONE: str(root),
         NAME: name,
+        "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site"),
         "PREFECT_HOME": str(root / ".prefect"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # an agent's terminal is its log

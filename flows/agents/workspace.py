@@ -16,8 +16,8 @@ from typing import IO
 from ruamel.yaml import YAML
 
 from flows.agents.request import PARAMS, Request
+from flows.dag import share_cache
 from flows.environment import STATE_FOLDER
-from flows.remote import share_cache
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
 RESUME = ".resume"  # where stages keep resume points, by fingerprint
@@ -69,10 +69,7 @@ def _fill(clone: Path, folder: Path, request: Request) -> None:
         path.unlink()  # what the commit recorded may be of other params
     for path, stages in request.records.items():
         YAML(typ="safe").dump({"schema": "2.0", "stages": stages}, folder / path)
-    settings = clone / ".dvc/config.local"
-    if settings.is_file():  # credentials of the remote, and the remote itself in tests
-        shutil.copy(settings, folder / ".dvc/config.local")
-    share_cache(clone, folder)
+    share_cache(clone, folder)  # and local settings: the remote's credentials, or the remote itself
     (clone / RESUME).mkdir(exist_ok=True)
     (folder / RESUME).symlink_to(clone / RESUME)
 
