@@ -60,7 +60,7 @@ def test_only_the_part_of_a_folder_that_a_stage_reads_is_fetched(toy):
 def test_an_agent_at_another_commit_works_at_the_coordinators(toy):
     agents = make_fleet(toy)
     (agents.clones[0] / "stages/download/__main__.py").write_text("raise SystemExit('edited')")
-    toy.replace('"a\\\\n"', '"A\\\\n"', "stages/download/__main__.py")
+    toy.replace('"a\\n"', '"A\\n"', "stages/download/__main__.py")
     toy.git("commit", "-qam", "capitals")
     run_on(agents, toy, "download")
     assert (toy.root / "data/download/parts/a.txt").read_text() == "A\nA\nA\n"
