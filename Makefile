@@ -39,7 +39,7 @@ fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls fo
 test: $(STAMP) ## run all tests on two workers
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not agents" tests
 
-test-agents: $(STAMP) ## break a fleet of real processes on loopback, for some ten minutes
+test-agents: $(STAMP) ## break a fleet of real processes on loopback, for up to a quarter of an hour
 	@$(BIN)/python -m pytest -m agents tests/flows
 
 agents-demo: $(STAMP) ## run the smoke profile on a fleet on loopback that loses a machine
