@@ -8,12 +8,17 @@ transitive: it carries the future hashes of stages that will be restored to thos
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
+from dvc.dependency import Dependency
+from dvc.dependency import param as dvc_param
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo, lock_repo
+from dvc.repo import graph as dvc_graph
 from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash
@@ -33,6 +38,20 @@ SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
 
 class DagError(ValueError):
     """The graph cannot be read; the message says what to mend."""
+
+
+class Future:
+    """The hashes that files will have once stages upstream are restored, and their folders."""
+
+    def __init__(self) -> None:
+        """Begin with nothing that will be restored."""
+        self.hashes: dict[str, HashInfo] = {}
+        self.folders: set[str] = set()
+
+    def add(self, hashes: dict[str, HashInfo]) -> None:
+        """Add files by absolute path."""
+        self.hashes.update(hashes)
+        self.folders.update(str(folder) for path in hashes for folder in Path(path).parents)
 
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
@@ -57,7 +76,7 @@ def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
     with _open(root) as repo, lock_repo(repo):
         graph, originals = _read(repo, root)
         planned: dict[str, Step] = {}
-        future: dict[str, HashInfo] = {}
+        future = Future()
         for name, stage in select(graph, targets).items():
             planned[name] = _plan_stage(repo, originals[name], stage, planned, future)
         return list(planned.values())
@@ -85,7 +104,7 @@ def sort_lock(root: Path) -> None:
 @contextmanager
 def _open(root: Path) -> Iterator[Repo]:
     try:
-        with Repo(str(root), _wait_for_lock=True) as repo:
+        with Repo(str(root), _wait_for_lock=True) as repo, _faster():
             if Path(repo.root_dir).resolve() != root.resolve():
                 raise DagError(f"{root}: run from the repository's root, {repo.root_dir}")
             yield repo
@@ -96,6 +115,42 @@ def _open(root: Path) -> Iterator[Repo]:
         raise DagError(f"{root}: not a git repository; {hint}") from error
     except DvcException as error:
         raise DagError(_message(error)) from error
+
+
+@contextmanager
+def _faster() -> Iterator[None]:
+    """Within the block DVC does not repeat what grows with the number of stages; results are equal.
+
+    It parses and searches params.yaml and looks up the hash of each source file for every stage
+    anew, and its search for a cycle, which names the stages in it, is slow where there is none.
+    """
+    read, name_cycle = dvc_param.read_param_file, dvc_graph.check_acyclic
+    get_hash = Dependency._get_hash_meta
+    known: dict[tuple, Any] = {}
+    hashes: dict[str, Any] = {}
+
+    def read_once(fs: Any, path: str, keys: list[str] | None = None, **kwargs: Any) -> Any:
+        key = (path, tuple(keys or ()), *sorted(kwargs.items()))
+        if key not in known:
+            known[key] = read(fs, path, keys, **kwargs)
+        return deepcopy(known[key])
+
+    def check_acyclic(graph: nx.DiGraph) -> None:
+        if not nx.is_directed_acyclic_graph(graph):
+            name_cycle(graph)
+
+    def get_hash_once(dep: Dependency) -> Any:
+        if dep.fs_path not in hashes:
+            hashes[dep.fs_path] = get_hash(dep)
+        return hashes[dep.fs_path]
+
+    dvc_param.read_param_file, dvc_graph.check_acyclic = read_once, check_acyclic
+    Dependency._get_hash_meta = get_hash_once
+    try:
+        yield
+    finally:
+        dvc_param.read_param_file, dvc_graph.check_acyclic = read, name_cycle
+        Dependency._get_hash_meta = get_hash
 
 
 def _message(error: BaseException) -> str:
@@ -124,7 +179,8 @@ def _refuse_lost_params(repo: Repo) -> None:
     `_get_cache_hash` drops the size and number of files of data, and with them every param of that
     name: a changed `download.size` would bring the old result back.
     """
-    for dep in {dep for stage in repo.index.stages for dep in stage.deps if _is_params(dep)}:
+    deps = [dep for stage in repo.index.stages for dep in stage.deps if _is_params(dep)]
+    for dep in {(dep.fs_path, *dep.params): dep for dep in deps}.values():
         for key, _ in flatten(dep.read_params(), "."):
             if LOST_PARAMS.intersection(key.split(".")):
                 raise DagError(
@@ -172,7 +228,7 @@ def _plan_stage(
     original: DvcStage,
     stage: Stage,
     planned: dict[str, Step],
-    future: dict[str, HashInfo],
+    future: Future,
 ) -> Step:
     open_ends = [
         need for need in stage.needs if planned[need].status in (Status.MUST_RUN, Status.UNKNOWN)
@@ -191,29 +247,30 @@ def _plan_stage(
     restored = _find_restored(repo, original, future, unchanged=not before)
     if restored is None:
         return Step(stage, Status.MUST_RUN, tuple(before or after))
-    future.update(restored)
+    future.add(restored)
     return Step(stage, Status.RESTORABLE, tuple(before or after))
 
 
-def _future_hash(dep: Any, future: dict[str, HashInfo]) -> HashInfo | None:
+def _future_hash(dep: Any, future: Future) -> HashInfo | None:
     """Return the hash that a dependency will have once stages upstream are restored.
 
     None if nothing that will be restored is part of it. A folder's hash is that of the list of its
     files, each an output of some stage.
     """
-    if dep.fs_path in future:
-        return future[dep.fs_path]
-    inside = dep.fs_path + os.sep
-    if not any(path.startswith(inside) for path in future):
+    if dep.fs_path in future.hashes:
+        return future.hashes[dep.fs_path]
+    if dep.fs_path not in future.folders:
         return None
+    inside = dep.fs_path + os.sep
     files: dict[str, HashInfo] = {}
     for out in dep.repo.index.outs:
         if overlap(Path(out.fs_path).as_posix(), Path(dep.fs_path).as_posix()):
             files.update(_files_of(out))
     tree = Tree()
-    for path, hash_info in {**files, **{p: future[p] for p in files if p in future}}.items():
+    for path, hash_info in files.items():
         if path.startswith(inside):
-            tree.add(tuple(path[len(inside) :].split(os.sep)), None, hash_info)
+            coming = future.hashes.get(path, hash_info)
+            tree.add(tuple(path[len(inside) :].split(os.sep)), None, coming)
     tree.digest()
     return tree.hash_info
 
@@ -225,7 +282,7 @@ def _files_of(out: Any) -> dict[str, HashInfo]:
     return {os.path.join(out.fs_path, *key): hash_info for key, _, hash_info in out.get_obj() or ()}
 
 
-def _changes_upstream(original: DvcStage, future: dict[str, HashInfo]) -> list[str]:
+def _changes_upstream(original: DvcStage, future: Future) -> list[str]:
     """Return in words how command, params and inputs differ from those in dvc.lock."""
     if not any(dep.hash_info for dep in original.deps):
         return ["dvc.lock has no run of it"]
@@ -270,7 +327,7 @@ def _plain(state: str) -> str:
 
 
 def _find_restored(
-    repo: Repo, original: DvcStage, future: dict[str, HashInfo], unchanged: bool
+    repo: Repo, original: DvcStage, future: Future, unchanged: bool
 ) -> dict[str, HashInfo] | None:
     """Return the hash of each file that DVC would restore instead of running; None if it would run.
 
@@ -279,8 +336,9 @@ def _find_restored(
     for dep in original.deps:
         if (coming := _future_hash(dep, future)) is not None:
             dep.hash_info, dep.meta = coming, Meta()  # sizes are no part of the cache's key
+            dep.get_hash = partial(getattr, dep, "hash_info")  # it need not be on the disk yet
         elif _is_params(dep) or dep.exists:
-            dep.save()  # in memory only
+            dep.hash_info, dep.meta = dep.get_hash(), Meta()  # in memory only
         else:
             return None
     if not _can_hash(original):
