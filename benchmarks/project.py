@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from flows.dag import load_graph
 from flows.graph import Graph
+from flows.plan import load_graph
 
 REPOSITORY = Path(__file__).parents[1]
 TIMES = "times.log"  # lines "<stage> <start> <end>", seconds since 1970
@@ -29,6 +29,13 @@ while read -r path; do
   echo "$name $seed" > "$path"
 done < "work/$name"
 sleep $(cat work/seconds)
+echo "$name $start $(date +%s.%N)" >> times.log
+"""
+
+TIMED = """\
+name=$1; shift
+start=$(date +%s.%N)
+"$@" || exit
 echo "$name $start $(date +%s.%N)" >> times.log
 """
 
@@ -111,6 +118,17 @@ def written_files(graph: Graph) -> dict[str, list[str]]:
             # A folder that is wanted as a whole has no suffix, and needs something in it.
             files[name] += [p if Path(p).suffix else f"{p}/file" for p in leaves or [output]]
     return files
+
+
+def time_commands(root: Path) -> None:
+    """Let the commands of a project's dvc.yaml note their times, as the trivial ones do."""
+    yaml = YAML()
+    content = yaml.load(root / "dvc.yaml")
+    for name, stage in content["stages"].items():
+        shard = "@${item.shard}" if "matrix" in stage else ""
+        stage["cmd"] = f"sh timed.sh {name}{shard} {stage['cmd']}"
+    yaml.dump(content, root / "dvc.yaml")
+    (root / "timed.sh").write_text(TIMED)
 
 
 def replace_param(root: Path, section: str, value: int) -> None:

@@ -35,8 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run(root: Path, options: argparse.Namespace) -> int:
     """Bring the targets up to date through Prefect; with nothing to do, only show the results."""
     # Imported where needed: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
-    from flows.dag import make_plan
     from flows.journal import was_tracked
+    from flows.plan import make_plan
 
     started = time.monotonic()
     steps = make_plan(root, options.targets)
@@ -91,7 +91,7 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
 
 def plan(root: Path, options: argparse.Namespace) -> int:
     """Say what the next run will do with each stage and shard, and why; run nothing."""
-    from flows.dag import make_plan
+    from flows.plan import make_plan
 
     steps = make_plan(root, options.targets)
     print(plan_table(steps))
@@ -120,8 +120,8 @@ def deps(root: Path, options: argparse.Namespace) -> int:
 
 def reruns(root: Path, options: argparse.Namespace) -> int:
     """Print README's table: which stages run again when a section of params.yaml changes."""
-    from flows.dag import load_graph
     from flows.graph import reruns_table
+    from flows.plan import load_graph
 
     print(reruns_table(load_graph(root)))
     return 0

@@ -1,8 +1,10 @@
 """The DVC graph and the exact plan of an execution. The only module that knows DVC's insides.
 
-Nothing under `dvc.repo` is a public API, so the version is pinned and tests/flows/test_dag.py holds
-this module to what `dvc repro` then does. `dvc status` looks one stage deep; the plan here is
-transitive: it carries the future hashes of stages that will be restored to those downstream.
+Nothing under `dvc.repo` is a public API, so the version is pinned, tests/flows/test_dag.py holds
+this module to what `dvc repro` then does, and tests/flows/test_dvc_contract.py names what it uses;
+with another version flows/dag_commands.py takes over. `dvc status` looks one stage deep; the plan
+here is transitive: it carries the future hashes of stages that will be restored to those
+downstream.
 """
 
 import os
@@ -29,15 +31,11 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
-from flows.graph import Graph, Stage, Status, Step, overlap, select
+from flows.graph import STATES, DagError, Graph, Stage, Status, Step, overlap, select
 from flows.nested import flatten
 
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
-
-
-class DagError(ValueError):
-    """The graph cannot be read; the message says what to mend."""
 
 
 class Future:
@@ -321,9 +319,7 @@ def _changes_of_outputs(original: DvcStage) -> Iterator[str]:
 
 
 def _plain(state: str) -> str:
-    return {"deleted": "is missing", "new": "is new", "modified": "changed"}.get(
-        state, f"is {state}"
-    )
+    return STATES.get(state, f"is {state}")
 
 
 def _find_restored(

@@ -20,9 +20,9 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.cores import CoreBudget, CoresClosedError
-from flows.dag import make_plan, sort_lock
 from flows.graph import Status, Step, mermaid
 from flows.journal import remember
+from flows.plan import make_plan, sort_lock
 from flows.stage import Outcome, StageFailedError, StageRunner
 from flows.table import read_results, result_rows, summarize_plan
 from flows.tracking import Tracking
@@ -38,6 +38,7 @@ class Machine:
         self.root = root
         self.budget = CoreBudget(cores)
         self.runner = StageRunner(root, echo=lambda line: print(line, flush=True))
+        self.runner.load()
 
     def stop(self) -> None:
         """Stop running stages and start no more."""

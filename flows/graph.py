@@ -29,6 +29,12 @@ class Stage:
 
 Graph = dict[str, Stage]
 
+STATES = {"deleted": "is missing", "new": "is new", "modified": "changed"}  # DVC's words in ours
+
+
+class DagError(ValueError):
+    """The graph cannot be read; the message says what to mend."""
+
 
 class Status(StrEnum):
     """What the next execution will do with a stage."""
