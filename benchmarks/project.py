@@ -72,27 +72,22 @@ def make_project(root: Path, shape: str, shards: int, seconds: float = 0.0) -> G
         shards: of each sharded stage.
         seconds: that each command waits.
     """
-    root.mkdir(parents=True)
     yaml = YAML()
+    copy_definition(root)
     if shape == "fan":
         (root / "dvc.yaml").write_text(FAN)
         (root / "params.yaml").write_text(f"seed: 0\nshards: {list(range(shards))}\nlast: {{}}\n")
     else:
-        shutil.copytree(REPOSITORY / "stages", root / "stages")
-        content = yaml.load(REPOSITORY / "dvc.yaml")
+        content = yaml.load(root / "dvc.yaml")
         for name, stage in content["stages"].items():
             stage["cmd"] = f"sh work.sh {name}" + (" ${item.shard}" if "matrix" in stage else "")
         yaml.dump(content, root / "dvc.yaml")
-        params = yaml.load(REPOSITORY / "params.yaml")
+        params = yaml.load(root / "params.yaml")
         params["shards"] = list(range(shards))
         yaml.dump(params, root / "params.yaml")
-    for name in (".gitignore", ".dvcignore", ".dvc/config"):
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / name, root / name)
     (root / "work.sh").write_text(SCRIPT)
     with (root / ".gitignore").open("a") as file:
         file.write(f"{TIMES}\n")
-    _git(root, "init", "-q")
     (root / "work").mkdir()
     graph = load_graph(root)
     for name, paths in written_files(graph).items():
@@ -101,6 +96,16 @@ def make_project(root: Path, shape: str, shards: int, seconds: float = 0.0) -> G
     _git(root, "add", "-A")
     _git(root, "commit", "-qm", "benchmark")
     return graph
+
+
+def copy_definition(root: Path) -> None:
+    """Make a repository of git and DVC in a new folder with this one's stages, graph and params."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=ignored)
+    (root / ".dvc").mkdir()
+    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config"):
+        shutil.copy(REPOSITORY / name, root / name)
+    _git(root, "init", "-q")
 
 
 def written_files(graph: Graph) -> dict[str, list[str]]:

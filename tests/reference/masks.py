@@ -66,7 +66,11 @@ def seed_labels(active: np.ndarray, count: int, generator: np.random.Generator) 
 
 
 def segment_crop(
-    crop: torch.Tensor, labels: np.ndarray, steps: int = 400, learning_rate: float = 0.25
+    crop: torch.Tensor,
+    labels: np.ndarray,
+    steps: int = 400,
+    learning_rate: float = 0.25,
+    stop_early: bool = True,
 ) -> tuple[np.ndarray, int]:
     """Train a network on one crop; return (mask bool (H, W), steps that it took).
 
@@ -75,6 +79,7 @@ def segment_crop(
         labels: int64 (H, W) from `seed_labels`.
         steps: at most.
         learning_rate: of SGD with momentum 0.9.
+        stop_early: when no more labels are predicted than seeded.
     """
     network = SegmentationNetwork()
     optimizer = torch.optim.SGD(network.parameters(), learning_rate, momentum=0.9)
@@ -92,7 +97,7 @@ def segment_crop(
         loss.backward()
         optimizer.step()
         taken += 1
-        if len(predicted.unique()) <= num_labels:
+        if stop_early and len(predicted.unique()) <= num_labels:
             break
     with torch.no_grad():
         predicted = network(crop[None]).argmax(1)
