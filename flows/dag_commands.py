@@ -1,9 +1,9 @@
 """The graph and a plan by DVC's commands alone, for a DVC that `flows.dag` was not written for.
 
-Coarser than `flows.dag`, never wrong: it does not look into the run cache, so a stage that may be
-restored counts as one that must run, and everything downstream of it as unknown. DVC has no command
-that prints stages as data, so dvc.yaml is read here; a list of stages that differs from DVC's own
-is an error.
+Coarser than `flows.dag`, but it never calls a stage up to date that is not: it does not look into
+the run cache, so a stage that may be restored counts as one that must run, and all downstream of it
+as unknown. DVC has no command that prints stages as data, so dvc.yaml is read here; a list of
+stages that differs from DVC's own is an error.
 """
 
 import itertools

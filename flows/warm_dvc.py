@@ -216,6 +216,7 @@ def _become(
 def _load() -> Callable[[list[str]], int]:
     """Import DVC, run it once in an empty project, and return its entry point."""
     import dvc.cli
+    from tqdm import TMonitor
 
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
@@ -234,6 +235,9 @@ def _load() -> Callable[[list[str]], int]:
         ):
             dvc.cli.main([*command, "-q"])
         os.chdir(before)
+    for thread in threading.enumerate():
+        if isinstance(thread, TMonitor):
+            thread.exit()  # a fork of a process with threads may hang; progress bars start another
     return dvc.cli.main
 
 

@@ -9,7 +9,7 @@ from flows import dag, dag_commands
 from flows.graph import DagError, Status
 
 UP, BACK, RUN, OPEN = Status.UP_TO_DATE, Status.RESTORABLE, Status.MUST_RUN, Status.UNKNOWN
-CAUTIOUS = {UP: {UP}, BACK: {RUN, OPEN}, RUN: {RUN, OPEN}, OPEN: {OPEN}}
+CAUTIOUS = {UP: {UP, OPEN}, BACK: {RUN, OPEN}, RUN: {RUN, OPEN}, OPEN: {OPEN}}
 
 
 def check(toy) -> dict[str, Status]:
@@ -50,7 +50,7 @@ def test_the_lock_is_sorted_to_the_same_bytes(done_toy):
     expected = path.read_text()
     yaml = YAML()
     content = yaml.load(path)
-    content["stages"] = dict(reversed(content["stages"].items()))
+    content["stages"] = dict(reversed(list(content["stages"].items())))
     yaml.dump(content, path)
     assert path.read_text() != expected
     dag_commands.sort_lock(done_toy.root)

@@ -94,6 +94,8 @@ with open("runs.log", "a") as log:
 if Path(f"slow.{Path(__file__).parent.name}").exists():
     print("sleeping", flush=True)
     time.sleep(float(Path(f"slow.{Path(__file__).parent.name}").read_text()))
+while Path(f"hold.{Path(__file__).parent.name}").exists():
+    time.sleep(0.05)
 if Path(f"fail.{Path(__file__).parent.name}").exists():
     print("about to fail", flush=True)
     raise SystemExit("the disk is on fire")
@@ -231,7 +233,7 @@ def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(REPOSITORY / name, root / name)
     with (root / ".gitignore").open("a") as file:
-        file.write("runs.log\nslow.*\nfail.*\n")
+        file.write("runs.log\nslow.*\nhold.*\nfail.*\n")
     toy = Toy(root)
     toy.git("init", "-q")
     toy.dvc("init", "-q")
