@@ -10,9 +10,12 @@ STAMP := $(VENV)/.installed
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_NO_CONFIG := 1
+# Each stage is a process of its own, and importing torch uncompiled costs it three seconds.
+export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan profile test lint deps claims bench bench-flow bench-memory lock ui clean
+.PHONY: help repro plan predict profile fetch test lint deps readme sweep claims bench bench-flow \
+	bench-memory lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +26,15 @@ repro: $(STAMP) ## run the experiment, as far as it is not done, and show its re
 plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
 	@$(BIN)/python -m flows plan
 
+predict: $(STAMP) ## PICTURES=folder NAMES="cup,red car": find and outline objects in new pictures
+	@$(BIN)/python -m flows predict "$(or $(PICTURES),$(error PICTURES is missing: make predict PICTURES=folder NAMES="a,b"))" \
+		$(if $(NAMES),--names "$(NAMES)") $(if $(MODEL),--model "$(MODEL)")
+
 profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
+
+fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls for; MIRROR=folder|address
+	@$(BIN)/python -m stages.download.fetch $(if $(MIRROR),--mirror $(MIRROR))
 
 test: $(STAMP) ## run all tests on two workers
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests
@@ -36,6 +46,12 @@ lint: $(STAMP) ## check style and the layers of imports
 
 deps: $(STAMP) ## write each stage's source files into its deps in dvc.yaml
 	@$(BIN)/python -m flows deps --write
+
+readme: $(STAMP) ## write README's tables of results, claims and reruns anew
+	@$(BIN)/python -m flows readme
+
+sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel
+	@$(BIN)/python -m flows sweep $(foreach axis,$(SET),-S '$(axis)') $(OPTIONS)
 
 claims: $(STAMP) ## measure the paper's claims on three seeds, into docs/claims.json
 	@$(BIN)/python -m flows claims
@@ -53,13 +69,18 @@ ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
+prefect: $(STAMP) ## open Prefect's pages on http://127.0.0.1:4200
+	@PREFECT_HOME=$(CURDIR)/.prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
+		$(BIN)/prefect server start --host 127.0.0.1 --port 4200
+
 lock: $(UV) ## pin the newest packages that pyproject.toml allows
 	@$(UV) pip compile pyproject.toml --extra flows --extra dev --universal --generate-hashes \
 		--no-header --upgrade -o requirements.lock
 
 clean: ## remove the environment, results, caches and what flows keep
-	rm -rf $(VENV) .prefect .flows .resume .claims mlflow.db* mlruns .dvc/cache .dvc/tmp
+	rm -rf $(VENV) .prefect .flows .resume .sweeps mlflow.db* mlruns .dvc/cache .dvc/tmp
 	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	git worktree prune
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find benchmarks flows stages tests -name __pycache__ -exec rm -rf {} +
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,14 +10,24 @@ from pathlib import Path
 from flows.environment import apply_settings
 from flows.graph import Status, Step
 from flows.stage import Outcome
-from flows.table import plan_table, read_results, results_table, stages_table, summarize_plan
+from flows.table import (
+    name_execution,
+    plan_table,
+    read_results,
+    results_table,
+    stages_table,
+    summarize_plan,
+)
 
-MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000"
+MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the process's exit code: 0, or 1 failed, 2 wrong input."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, options.more = parser.parse_known_args(arguments)
+    if options.more and options.command is not predict:
+        parser.error(f"unrecognized arguments: {' '.join(options.more)}")
     root = Path.cwd()
     apply_settings(root)
     try:
@@ -41,29 +52,20 @@ def run(root: Path, options: argparse.Namespace) -> int:
     started = time.monotonic()
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
-        outcomes, failed = _execute(root, options)
+        from flows.server import call_flow
+
+        arguments = (options.targets, options.cores)
+        outcomes, failed = call_flow(
+            root, "flows.flow:experiment", *arguments, run_name=name_execution(steps)
+        )
     else:
         outcomes, failed = _unchanged(steps), False
         if not was_tracked(root, os.environ["MLFLOW_TRACKING_URI"]):
             from flows.tracking import Tracking
 
-            Tracking(root).publish([step.stage for step in steps], outcomes)
+            Tracking(root, name_execution(steps)).publish([step.stage for step in steps], outcomes)
     _report(root, steps, outcomes, time.monotonic() - started)
     return int(failed)
-
-
-def _execute(root: Path, options: argparse.Namespace) -> tuple[list[Outcome], bool]:
-    from flows.server import LocalServer
-
-    server = LocalServer(root).start()
-    from flows.flow import experiment
-
-    server.wait_until_ready()
-    state = experiment(str(root), options.targets, options.cores, return_state=True)
-    outcomes = state.result(raise_on_failure=False)
-    if not isinstance(outcomes, list):
-        raise RuntimeError(f"the flow ended as {state.name}: {state.message or outcomes}")
-    return outcomes, not state.is_completed()
 
 
 def _unchanged(steps: list[Step]) -> list[Outcome]:
@@ -99,6 +101,15 @@ def plan(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def predict(root: Path, options: argparse.Namespace) -> int:
+    """Find objects of any names in new pictures, with a trained detector."""
+    from flows.predictor import find
+
+    folder = find(root, options.model)
+    command = [sys.executable, "-m", "stages.predict", *options.more, "--model", str(folder)]
+    return subprocess.run(command, cwd=root).returncode
+
+
 def profile(root: Path, options: argparse.Namespace) -> int:
     """Merge experiments/<name>.yaml into params.yaml."""
     from flows.overlay import apply_profile
@@ -118,20 +129,41 @@ def deps(root: Path, options: argparse.Namespace) -> int:
     return int(bool(problems) and not options.write)
 
 
-def reruns(root: Path, options: argparse.Namespace) -> int:
-    """Print README's table: which stages run again when a section of params.yaml changes."""
-    from flows.graph import reruns_table
-    from flows.plan import load_graph
+def readme(root: Path, options: argparse.Namespace) -> int:
+    """Write README's tables of results, claims and reruns anew."""
+    from flows.readme import write_readme
 
-    print(reruns_table(load_graph(root)))
+    changed = write_readme(root)
+    print(f"README.md: {', '.join(changed) or 'nothing'} changed")
     return 0
+
+
+def sweep(root: Path, options: argparse.Namespace) -> int:
+    """Run a grid of params, what its points have in common once, and compare the points."""
+    from flows.sweeps.points import make_points, sweep_name
+    from flows.sweeps.report import BEST, METRICS, Question, count_outcomes
+    from flows.sweeps.start import plan_points, run_points
+    from flows.sweeps.worktrees import results_folder
+
+    points = make_points(root, options.set, options.points, options.targets)
+    if options.plan:
+        plan = plan_points(root, points)
+        print(f"{plan.table()}\n\n{plan.summary()}")
+        return 0
+    metrics = tuple(options.metric or METRICS)
+    question = Question(metrics, options.best or BEST, options.direction, options.over)
+    name = sweep_name(points, options.name)
+    results = run_points(root, name, points, options.cores, question)
+    print(f"\n{count_outcomes(results)}\nAll of it  {results_folder(root, name)}")
+    print(f"Metrics    {MLFLOW_PAGE}; `dvc exp show` has the points too")
+    return int(any(result.failed for result in results))
 
 
 def claims(root: Path, options: argparse.Namespace) -> int:
     """Measure the paper's claims on several seeds; write docs/claims.json and print the table."""
     from flows.claims import claims_table, measure_claims
 
-    print(claims_table(measure_claims(root, options.seeds)))
+    print(claims_table(measure_claims(root, options.seeds, options.cores)))
     return 0
 
 
@@ -144,15 +176,20 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, plan, profile, deps, reruns, claims):
+    for command in (run, plan, predict, profile, deps, readme, sweep, claims):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
-        if command in (run, plan):
+        if command in (run, plan, sweep):
             sub.add_argument("--targets", nargs="+", help="stages, with all that they need")
-        if command is run:
+        if command in (run, sweep, claims):
             sub.add_argument("--cores", type=_positive, help="cores to keep busy; all by default")
+        if command is predict:
+            sub.epilog = "Everything else goes to `python -m stages.predict`; see its --help."
+            sub.add_argument("--model", help="finetune, detector, a folder, or an MLflow URI")
         if command is profile:
             sub.add_argument("name", help="experiments/<name>.yaml")
+        if command is sweep:
+            _add_sweep_options(sub)
         if command is claims:
             sub.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
         if command is deps:
@@ -160,6 +197,18 @@ def _parser() -> argparse.ArgumentParser:
             mode.add_argument("--write", action="store_true", help="rewrite dvc.yaml")
             mode.add_argument("--check", action="store_true", help="fail if it differs")
     return parser
+
+
+def _add_sweep_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-S", "--set", action="append", default=[], metavar="KEY=VALUE,VALUE", help="one axis")
+    add("--points", type=Path, help="YAML list of points, each a mapping of params to values")
+    add("--name", help="of the sweep; by default its params")
+    add("--plan", action="store_true", help="only say what would run")
+    add("--over", default="seed", help="param over which mean and spread are taken")
+    add("--metric", action="append", help="pattern such as 'evaluation/*/novel/*/AP50'")
+    add("--best", help="metric of which the best point is looked for")
+    add("--direction", choices=("max", "min"), default="max", help="which value is best")
 
 
 if __name__ == "__main__":

@@ -1,24 +1,23 @@
 """The paper's claims, each measured on several seeds: `make claims`.
 
-Every seed gets a git worktree of the current commit under .claims/, which shares this repository's
-DVC cache, so that a second call, or a call with one more seed, repeats nothing. What a claim
-compares with (an oracle detector, a base-trained RPN, an image-labels-only detector) is a stage of
-claims/dvc.yaml; a claim about a param is the same experiment with that param changed.
+The seeds are points of a sweep, so a second call, or a call with one more seed, repeats nothing.
+What a claim compares with (an oracle detector, a base-trained RPN, an image-labels-only detector)
+is a stage of claims/dvc.yaml; a claim about a param is a point with that param changed.
 """
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from flows.overlay import apply_overlay
+from flows.sweeps.points import Point, point_name
+from flows.sweeps.start import run_points
+from flows.sweeps.worktrees import worktree
+from flows.table import mean_and_spread
 
-FOLDER = Path(".claims")
 RESULT = Path("docs/claims.json")
 PIPELINE = "claims/dvc.yaml"
 METRICS = {
@@ -29,7 +28,7 @@ METRICS = {
     "wsddn": "data/wsddn_evaluation/metrics.json",
 }
 # The same experiment with only the first look of each activation map: G = 0.
-FIRST_LOOK = {"boxes": {"activation_round": "first"}, "masks": {"activation_round": "first"}}
+FIRST_LOOK = {"boxes.activation_round": "first", "masks.activation_round": "first"}
 
 Facts = dict[str, dict]  # metrics files of one seed, by the names above
 
@@ -143,14 +142,17 @@ def _detector_claims() -> list[Claim]:
 CLAIMS = [*_label_claims(), *_detector_claims()]
 
 
-def measure_claims(root: Path, seeds: list[int]) -> list[dict]:
+def measure_claims(root: Path, seeds: list[int], cores: int | None = None) -> list[dict]:
     """Run all seeds, write docs/claims.json and return it.
 
     Raises:
         RuntimeError: an experiment of a seed failed; what is finished stays in the cache.
     """
-    facts = [_measure_seed(root, seed) for seed in seeds]
-    results = judge(facts, seeds)
+    points = [point for seed in seeds for point in _points(root, seed)]
+    failed = [r.point.name for r in run_points(root, "claims", points, cores) if r.failed]
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)} failed; mend it and run `make claims` again")
+    results = judge([_read_facts(root, seed) for seed in seeds], seeds)
     path = root / RESULT
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -185,63 +187,30 @@ def claims_table(entries: list[dict]) -> str:
     lines = ["| | claim | measured | compared with | holds |", "|---|---|---|---|---|"]
     for entry in entries:
         scale = f" × {entry['factor']:g}" if entry["factor"] != 1 else ""
+        values, compared = (mean_and_spread(entry[key]) for key in ("values", "compared_with"))
         lines.append(
-            f"| {entry['claim']} | {entry['metric']} | {_spread(entry['values'])} |"
-            f" {_spread(entry['compared_with'])}{scale} | {'yes' if entry['holds'] else '**no**'} |"
+            f"| {entry['claim']} | {entry['metric']} | {values} | {compared}{scale} |"
+            f" {'yes' if entry['holds'] else '**no**'} |"
         )
     return "\n".join(lines)
 
 
-def _spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    digits = 1 if max(map(abs, values)) > 1 else 3
-    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
+def _points(root: Path, seed: int) -> tuple[Point, Point]:
+    """Return a seed's experiment with all that it is compared with, and its first looks."""
+    comparators = YAML(typ="safe").load(root / PIPELINE)["stages"]
+    targets = ("quality", "evaluation", *(f"{PIPELINE}:{name}" for name in comparators))
+    plain, first = {"seed": seed}, {"seed": seed, **FIRST_LOOK}
+    return (
+        Point(point_name(plain), plain, targets),
+        Point(point_name(first), first, ("quality",)),
+    )
 
 
-def _measure_seed(root: Path, seed: int) -> Facts:
-    folder = _worktree(root, seed)
-    apply_overlay(folder / "params.yaml", {"seed": seed}, "make claims")
-    _run(folder, [])
-    _run(folder, ["--targets", *(f"{PIPELINE}:{name}" for name in _comparators(folder))])
-    facts = {
-        name: json.loads((folder / path).read_text(encoding="utf-8"))
-        for name, path in METRICS.items()
-    }
-    apply_overlay(folder / "params.yaml", FIRST_LOOK, "make claims")
-    _run(folder, ["--targets", "quality"])
-    facts["first_look"] = json.loads((folder / METRICS["quality"]).read_text(encoding="utf-8"))
-    return facts
+def _read_facts(root: Path, seed: int) -> Facts:
+    plain, first = (worktree(root, point) for point in _points(root, seed))
+    facts = {name: _read(plain / path) for name, path in METRICS.items()}
+    return {**facts, "first_look": _read(first / METRICS["quality"])}
 
 
-def _comparators(folder: Path) -> list[str]:
-    return list(YAML(typ="safe").load(folder / PIPELINE)["stages"])
-
-
-def _worktree(root: Path, seed: int) -> Path:
-    """Return a clean checkout of the current commit with this repository's DVC cache."""
-    folder = root / FOLDER / f"seed-{seed}"
-    if not folder.is_dir():
-        _git(root, "worktree", "prune")
-        _git(root, "worktree", "add", "--detach", "--force", str(folder), "HEAD")
-    else:
-        head = _git(root, "rev-parse", "HEAD").strip()
-        _git(folder, "checkout", "--quiet", "--force", "--detach", head)
-    command = [sys.executable, "-m", "dvc", "cache", "dir", "--local", str(root / ".dvc/cache")]
-    subprocess.run(command, cwd=folder, check=True)
-    return folder
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} in {folder}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def _run(folder: Path, options: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "flows", "run", *options], cwd=folder)
-    if done.returncode:
-        raise RuntimeError(
-            f"the experiment in {folder} failed; mend it and run `make claims` again"
-        )
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,8 @@ downstream.
 """
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -31,7 +32,18 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
-from flows.graph import STATES, DagError, Graph, Stage, Status, Step, overlap, select
+from flows.graph import (
+    CHANGES_UPSTREAM,
+    NEVER_RAN,
+    STATES,
+    DagError,
+    Graph,
+    Stage,
+    Status,
+    Step,
+    overlap,
+    select,
+)
 from flows.nested import flatten
 
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
@@ -71,7 +83,7 @@ def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
         DagError: as for `load_graph`.
         ValueError: there is no such target.
     """
-    with _open(root) as repo, lock_repo(repo):
+    with _open(root) as repo, lock_repo(repo), _ask_once():
         graph, originals = _read(repo, root)
         planned: dict[str, Step] = {}
         future = Future()
@@ -99,10 +111,21 @@ def sort_lock(root: Path) -> None:
                 content["stages"] = {name: stages[name] for name in order}
 
 
+def share_cache(root: Path, folder: Path) -> None:
+    """Give the project at `folder`, a worktree of that at `root`, its cache and local settings.
+
+    Raises:
+        DagError: one of them is no DVC project.
+    """
+    with _open(root) as source, _open(folder) as repo, repo.config.edit("local") as settings:
+        settings.update(source.config.load_one("local"))
+        settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
+
+
 @contextmanager
 def _open(root: Path) -> Iterator[Repo]:
     try:
-        with Repo(str(root), _wait_for_lock=True) as repo, _faster():
+        with Repo(str(root), _wait_for_lock=True) as repo:
             if Path(repo.root_dir).resolve() != root.resolve():
                 raise DagError(f"{root}: run from the repository's root, {repo.root_dir}")
             yield repo
@@ -115,40 +138,55 @@ def _open(root: Path) -> Iterator[Repo]:
         raise DagError(_message(error)) from error
 
 
+class _Once(threading.local):
+    """What DVC has found within `_ask_once`, by question; None outside of it. Of this thread."""
+
+    answers: dict[tuple, Any] | None = None
+
+    def ask(self, question: tuple, find: Callable[[], Any]) -> Any:
+        """Return the answer, found at most once."""
+        if self.answers is None:
+            return find()
+        if question not in self.answers:
+            self.answers[question] = find()
+        return deepcopy(self.answers[question])
+
+
+_once = _Once()
+_find_hash, _find_params = Dependency._get_hash_meta, dvc_param.read_param_file
+_name_cycle = dvc_graph.check_acyclic
+
+
 @contextmanager
-def _faster() -> Iterator[None]:
-    """Within the block DVC does not repeat what grows with the number of stages; results are equal.
+def _ask_once() -> Iterator[None]:
+    """Within the block files must not change: DVC reads each params file and hash once only.
 
-    It parses and searches params.yaml and looks up the hash of each source file for every stage
-    anew, and its search for a cycle, which names the stages in it, is slow where there is none.
+    It would read them for every stage, and with 256 shards a plan would take three times as long.
     """
-    read, name_cycle = dvc_param.read_param_file, dvc_graph.check_acyclic
-    get_hash = Dependency._get_hash_meta
-    known: dict[tuple, Any] = {}
-    hashes: dict[str, Any] = {}
-
-    def read_once(fs: Any, path: str, keys: list[str] | None = None, **kwargs: Any) -> Any:
-        key = (path, tuple(keys or ()), *sorted(kwargs.items()))
-        if key not in known:
-            known[key] = read(fs, path, keys, **kwargs)
-        return deepcopy(known[key])
-
-    def check_acyclic(graph: nx.DiGraph) -> None:
-        if not nx.is_directed_acyclic_graph(graph):
-            name_cycle(graph)
-
-    def get_hash_once(dep: Dependency) -> Any:
-        if dep.fs_path not in hashes:
-            hashes[dep.fs_path] = get_hash(dep)
-        return hashes[dep.fs_path]
-
-    dvc_param.read_param_file, dvc_graph.check_acyclic = read_once, check_acyclic
-    Dependency._get_hash_meta = get_hash_once
+    before, _once.answers = _once.answers, {}
     try:
         yield
     finally:
-        dvc_param.read_param_file, dvc_graph.check_acyclic = read, name_cycle
-        Dependency._get_hash_meta = get_hash
+        _once.answers = before
+
+
+def _read_params(fs: Any, path: str, keys: list[str] | None = None, **kwargs: Any) -> Any:
+    question = (path, *(keys or ()), *sorted(kwargs.items()))
+    return _once.ask(question, lambda: _find_params(fs, path, keys, **kwargs))
+
+
+def _read_hash(dep: Dependency) -> Any:
+    return _once.ask((dep.fs_path,), lambda: _find_hash(dep))
+
+
+def _check_acyclic(graph: nx.DiGraph) -> None:
+    """Raise as DVC does, whose search for the cycle to name is slow where there is none."""
+    if not nx.is_directed_acyclic_graph(graph):
+        _name_cycle(graph)
+
+
+dvc_param.read_param_file, Dependency._get_hash_meta = _read_params, _read_hash
+dvc_graph.check_acyclic = _check_acyclic
 
 
 def _message(error: BaseException) -> str:
@@ -283,14 +321,14 @@ def _files_of(out: Any) -> dict[str, HashInfo]:
 def _changes_upstream(original: DvcStage, future: Future) -> list[str]:
     """Return in words how command, params and inputs differ from those in dvc.lock."""
     if not any(dep.hash_info for dep in original.deps):
-        return ["dvc.lock has no run of it"]
+        return [NEVER_RAN]
     changes = ["the command changed"] if original.changed_stage() else []
     for dep in original.deps:
         if _is_params(dep):
             changes += _changes_of_params(dep)
         elif (coming := _future_hash(dep, future)) is not None:
             if coming != dep.hash_info:
-                changes.append(f"{dep.def_path} changes upstream")
+                changes.append(f"{dep.def_path} {CHANGES_UPSTREAM}")
         else:
             changes += [f"{dep.def_path} {_plain(state)}" for state in dep.status().values()]
     return changes

@@ -18,6 +18,7 @@ def default_settings(root: Path) -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "GIT_PYTHON_REFRESH": "quiet",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_TRACKING_URI": f"sqlite:///{root / DATABASE}",
         "PREFECT_HOME": str(root / ".prefect"),

@@ -36,6 +36,10 @@ class DagError(ValueError):
     """The graph cannot be read; the message says what to mend."""
 
 
+# Reasons of a step that say nothing of what a person changed.
+NEVER_RAN, CHANGES_UPSTREAM = "dvc.lock has no run of it", "changes upstream"
+
+
 class Status(StrEnum):
     """What the next execution will do with a stage."""
 
@@ -43,6 +47,9 @@ class Status(StrEnum):
     RESTORABLE = "restorable"
     MUST_RUN = "must run"
     UNKNOWN = "unknown"
+
+
+COLOURS = {Status.MUST_RUN: "#ffb454", Status.UNKNOWN: "#ffe0a3", Status.RESTORABLE: "#a8d8ff"}
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,11 @@ def inputs_through(graph: Graph, name: str, source: str) -> set[str]:
 
 
 def mermaid(steps: Iterable[Step]) -> str:
-    """Return the graph of groups as a mermaid block, shards folded into one box."""
+    """Return the graph of groups as a mermaid block, shards folded into one box.
+
+    What is up to date is white; the other colours are those of `COLOURS`, of a group's first shard
+    that has one.
+    """
     steps = list(steps)
     group_of = {step.stage.name: step.stage.group for step in steps}
     counts = {group: list(group_of.values()).count(group) for group in group_of.values()}
@@ -149,4 +160,9 @@ def mermaid(steps: Iterable[Step]) -> str:
         for group, count in counts.items()
     ]
     arrows = [f"  {upstream} --> {group}" for upstream, group in edges]
-    return "\n".join(["```mermaid", "graph TD", *boxes, *arrows, "```"])
+    colours = {
+        step.stage.group: f"  style {step.stage.group} fill:{COLOURS[step.status]},color:#000"
+        for step in reversed(steps)
+        if step.status in COLOURS
+    }
+    return "\n".join(["```mermaid", "graph TD", *boxes, *arrows, *colours.values(), "```"])

@@ -1,6 +1,7 @@
 """Change params.yaml by an overlay that has only the changed keys; comments and order stay.
 
-A profile is such an overlay in experiments/<name>.yaml. A sweep makes one per point.
+A profile is such an overlay in experiments/<name>.yaml; with `extends: <other>`, on top of another
+one. A sweep makes one per point.
 """
 
 import difflib
@@ -13,6 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 PARAMS = "params.yaml"
 PROFILES = Path("experiments")
+EXTENDS = "extends"
 
 
 def apply_profile(root: Path, name: str) -> list[str]:
@@ -21,11 +23,31 @@ def apply_profile(root: Path, name: str) -> list[str]:
     Raises:
         ValueError: there is no such profile, or a key that params.yaml does not have.
     """
+    return apply_overlay(root / PARAMS, read_profile(root, name), f"{PROFILES}/{name}.yaml")
+
+
+def read_profile(root: Path, name: str) -> dict[str, Any]:
+    """Return what a profile changes, on top of what it extends.
+
+    Raises:
+        ValueError: there is no such profile.
+    """
     path = root / PROFILES / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in (root / PROFILES).glob("*.yaml"))) or "none"
         raise ValueError(f"{PROFILES}/{name}.yaml: no such profile; there are: {there}")
-    return apply_overlay(root / PARAMS, _read(_editor(), path), f"{PROFILES}/{name}.yaml")
+    changes = dict(_read(_editor(), path))
+    extended = changes.pop(EXTENDS, None)
+    return _join(read_profile(root, extended), changes) if extended else changes
+
+
+def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Return both overlays as one; where both change a value, the upper one counts."""
+    joined = lower | upper
+    for key in lower.keys() & upper.keys():
+        if isinstance(lower[key], dict) and isinstance(upper[key], dict):
+            joined[key] = _join(dict(lower[key]), upper[key])
+    return joined
 
 
 def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> list[str]:
@@ -45,6 +67,20 @@ def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> li
         editor.dump(content, file)
     partial.replace(params_path)
     return changed
+
+
+def read_params(root: Path) -> dict[str, Any]:
+    """Return params.yaml as plain values.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    return _read(YAML(typ="safe"), root / PARAMS)
+
+
+def check_overlay(root: Path, changes: dict[str, Any], source: str) -> None:
+    """Raise what `apply_overlay` on params.yaml would raise; write nothing."""
+    list(_merge(read_params(root), changes, source, PARAMS, ""))
 
 
 def _merge(content: Any, changes: Any, source: str, target: str, prefix: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ server's process: it ends with its parent. A server named by PREFECT_API_URL is 
 """
 
 import atexit
+import importlib
 import os
 import socket
 import subprocess
@@ -14,12 +15,13 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from flows.environment import STATE_FOLDER, default_settings
 
 HOST = "127.0.0.1"
 SECONDS_TO_START = 120
+_temporary: set[str] = set()  # API URLs of servers that end with this process
 
 
 class LocalServer:
@@ -46,13 +48,15 @@ class LocalServer:
         with self._log.open("w", encoding="utf-8") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
-                env={**self._settings, **os.environ},
+                # Its pages would look for the API at the usual port.
+                env={**self._settings, **os.environ, "PREFECT_SERVER_UI_API_URL": self.url},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C must not take it before the flow's last words
             )
         os.environ["PREFECT_API_URL"] = self.url
+        _temporary.add(self.url)
         # Prefect sends its last logs when threads end, which is before this.
         atexit.register(self.stop)
         return self
@@ -88,6 +92,38 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def outlives_this_process() -> bool:
+    """Say whether links to the server of PREFECT_API_URL will still work tomorrow."""
+    url = os.environ.get("PREFECT_API_URL")
+    return url is not None and url not in _temporary
+
+
+def call_flow(
+    root: Path, path: str, *arguments: Any, run_name: str | None = None
+) -> tuple[list, bool]:
+    """Run the flow "<module>:<name>" on the project and return its list, and whether it failed.
+
+    Prefect makes up a name for the run if there is none.
+
+    Raises:
+        ValueError: the flow found wrong input.
+        RuntimeError: there is no server, or the flow ended without a list.
+    """
+    server = LocalServer(root).start()
+    module, _, name = path.partition(":")
+    flow = getattr(importlib.import_module(module), name)  # imports Prefect meanwhile
+    server.wait_until_ready()
+    if run_name:
+        flow = flow.with_options(flow_run_name=lambda: run_name)  # a text would be a template
+    state = flow(str(root), *arguments, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, ValueError):
+        raise result
+    if not isinstance(result, list):
+        raise RuntimeError(f"the flow ended as {state.name}: {state.message or result}")
+    return result, not state.is_completed()
 
 
 def _free_port() -> int:

@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -74,23 +74,41 @@ class StageRunner:
             StageFailedError: the stage failed, or was stopped.
         """
         started = time.monotonic()
-        code, lines = self._run_once(stage, log)
-        while code and any(map(_is_alive, blockers := _blockers(lines))):
-            self._wait_for(stage, blockers)
-            code, lines = self._run_once(stage, log)
+        lines = self._run_to_end([stage], stage.name, log)
         seconds = round(time.monotonic() - started, 2)
+        return Outcome(stage.name, stage.group, _outcome(stage, lines), seconds)
+
+    def restore(self, stages: Sequence[Stage]) -> list[Outcome]:
+        """Bring stages whose results are in the cache up to date, upstream first, in one process.
+
+        Raises:
+            StageFailedError: one was not in the cache and failed, or all were stopped.
+        """
+        lines = self._run_to_end(stages, "restore", lambda line: None)
+        return [Outcome(stage.name, stage.group, _outcome(stage, lines)) for stage in stages]
+
+    def _run_to_end(
+        self, stages: Sequence[Stage], label: str, log: Callable[[str], None]
+    ) -> list[str]:
+        names = [stage.name for stage in stages]
+        code, lines = self._run_once(names, label, log)
+        while code and any(map(_is_alive, blockers := _blockers(lines))):
+            self._wait_for(label, blockers)
+            code, lines = self._run_once(names, label, log)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
-            where = self._log_path(stage).relative_to(self._root)
-            raise StageFailedError(f"{stage.name} {how}; its last lines, all in {where}:\n{end}")
-        return Outcome(stage.name, stage.group, _outcome(stage, lines), seconds)
+            where = self._log_path(label).relative_to(self._root)
+            raise StageFailedError(f"{label} {how}; its last lines, all in {where}:\n{end}")
+        return lines
 
-    def _log_path(self, stage: Stage) -> Path:
-        return self._root / STATE_FOLDER / "logs" / f"{stage.name.replace('/', '.')}.log"
+    def _log_path(self, label: str) -> Path:
+        return self._root / STATE_FOLDER / "logs" / f"{label.replace('/', '.')}.log"
 
-    def _run_once(self, stage: Stage, log: Callable[[str], None]) -> tuple[int, list[str]]:
-        path = self._log_path(stage)
+    def _run_once(
+        self, names: list[str], label: str, log: Callable[[str], None]
+    ) -> tuple[int, list[str]]:
+        path = self._log_path(label)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)  # an orphan may still write to the old file
         if self._stopping.is_set():
@@ -98,12 +116,12 @@ class StageRunner:
         path.touch()
         lines: list[str] = []
         with path.open(encoding="utf-8") as follow:
-            arguments = ["--wait-for-lock", "repro", "-s", stage.name]
+            arguments = ["--wait-for-lock", "repro", "-s", *names]
             process = self._dvc.run(arguments, self._root, stage_environment(), path)
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):
-                    self._echo(f"[{stage.name}] {line}")
+                    self._echo(f"[{label}] {line}")
                     log(line)
         return process.returncode, lines
 
@@ -123,9 +141,9 @@ class StageRunner:
                 patience = time.monotonic() + SECONDS_PER_SIGNAL
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def _wait_for(self, stage: Stage, pids: list[int]) -> None:
+    def _wait_for(self, label: str, pids: list[int]) -> None:
         names = ", ".join(map(str, pids))
-        self._echo(f"[{stage.name}] another execution is making this (PID {names}); waiting for it")
+        self._echo(f"[{label}] another execution is making this (PID {names}); waiting for it")
         while any(map(_is_alive, pids)) and not self._stopping.is_set():
             time.sleep(SECONDS_BETWEEN_LOOKS)
 

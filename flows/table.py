@@ -1,11 +1,12 @@
 """Plain-text tables for the terminal: the plan, the stages with their seconds, the results."""
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.graph import Status, Step
+from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, Status, Step
 from flows.stage import Outcome
 
 RESULTS = Path("data/evaluation/metrics.json")
@@ -13,6 +14,7 @@ GROUPS = ("base", "novel", "all")
 PROTOCOLS = ("constrained", "generalized")
 KINDS = {"bbox": "box", "segm": "mask"}
 MISSING = "–"
+LONGEST_NAME = 80
 
 
 def align(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
@@ -66,6 +68,32 @@ def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
     return align(rows, right=[2])
 
 
+def name_execution(steps: Sequence[Step]) -> str:
+    """Return a few words on what an execution is about: what changed since the last one."""
+    changed = [s for s in steps if s.status in (Status.MUST_RUN, Status.RESTORABLE)]
+    reasons = list(dict.fromkeys(reason for step in changed for reason in step.reasons))
+    own = [reason for reason in reasons if not reason.endswith((NEVER_RAN, CHANGES_UPSTREAM))]
+    if not own:
+        return "first run" if reasons else "no change"
+    words = "; ".join(own[:2]) + (f"; {len(own) - 2} more" if len(own) > 2 else "")
+    return words if len(words) <= LONGEST_NAME else f"{words[: LONGEST_NAME - 1]}…"
+
+
+def describe_execution(root: Path, outcomes: Sequence[Outcome]) -> str:
+    """Return markdown on an execution: what ran, the results, and where to look."""
+    kinds = [outcome.outcome for outcome in outcomes]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    lines = [f"{len(outcomes)} stages and shards: {counts}.", ""]
+    lines += [f"- `{o.stage}` failed: {o.message[:200]}" for o in outcomes if o.outcome == "failed"]
+    rows = result_rows(read_results(root) or {})
+    if rows:
+        lines += ["Results on the test pictures: AP50 (AP), percent", ""]
+        lines += [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]))]
+        lines += [f"| {' | '.join(row.values())} |" for row in rows]
+        lines += ["", "Predictions: *Artifacts*, `data/evaluation/montage.png`."]
+    return "\n".join(lines)
+
+
 def read_results(root: Path) -> dict[str, Any] | None:
     """Return the evaluation's metrics, nested model → protocol → group → kind → metric."""
     path = root / RESULTS
@@ -94,11 +122,21 @@ def result_rows(results: dict[str, Any]) -> list[dict[str, str]]:
 def results_table(results: dict[str, Any] | None) -> str:
     """Return the results table of the paper, or a line that says there are none yet."""
     rows = result_rows(results or {})
+    if results and not rows:
+        told = [f"{model}: {own['skipped']}" for model, own in results.items() if "skipped" in own]
+        return "\n".join([f"Nothing was measured, says {RESULTS}", *told])
     if not rows:
         return f"No results yet: there is no {RESULTS}"
     title = "Results on the test pictures: AP50 (AP), percent"
     table = align([list(rows[0]), *(list(row.values()) for row in rows)], right=range(2, 6))
     return f"{title}\n{table}"
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Return mean ± sample standard deviation: one digit above 1, three for parts of 1."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    digits = 1 if max(map(abs, values)) > 1 else 3
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def _percent(metrics: dict[str, float | None] | None) -> str:

@@ -13,30 +13,58 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from ruamel.yaml import YAML
 
+from flows.abandoned import PROCESS_TAG, close_abandoned, process_tag
 from flows.environment import STATE_FOLDER
 from flows.graph import Stage
 from flows.journal import fingerprint, remember
 from flows.nested import flatten
+from flows.predictor import MODELS, is_complete
 from flows.stage import Outcome
+from flows.table import describe_execution
 
 EXPERIMENT = "ovis-dag"
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # its pages are of agents otherwise
+    "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
+}
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # what one request of MLflow may carry
 LONGEST_PARAM = 6000
+SQLITE = "sqlite:///"
+PREFECT_LINK_TAG = "prefect.flow_run_url"
 PICTURES = {".png", ".svg", ".jpg"}
 
 
 class Tracking:
-    """An open MLflow run of this project."""
+    """An open MLflow run of this project.
 
-    def __init__(self, root: Path) -> None:
+    As a context it also watches the machine, and closes the run if the block is left by an error.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str | None = None,
+        tags: dict[str, str] | None = None,
+        resume: bool = False,
+    ) -> None:
         """Make the store if there is none, and open a run; call before any stage starts.
+
+        Args:
+            root: of the project.
+            name: of the run; MLflow makes one up if there is none.
+            tags: of the run, from its start on.
+            resume: go on with the last run of this name and tags, if there is one.
 
         Raises:
             RuntimeError: the store cannot be reached; the message names it.
@@ -44,36 +72,69 @@ class Tracking:
         self._root = root
         self.uri = os.environ["MLFLOW_TRACKING_URI"]
         logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration otherwise
-        lock = root / STATE_FOLDER / "mlflow.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        # Five of six processes that create one sqlite store at once crash in its migrations.
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with _one_process_at_a_time(root, self.uri):
             try:
                 self._client = MlflowClient(self.uri)
                 experiment = self._find_experiment()
             except MlflowException as error:
                 raise RuntimeError(f"MLFLOW_TRACKING_URI={self.uri}: {error}") from error
-        self.run_id = self._client.create_run(experiment).info.run_id
+        close_abandoned(self._client, experiment)
+        run = self._find_run(experiment, name, tags or {}) if resume else None
+        run = run or self._client.create_run(experiment, tags=tags, run_name=name)
+        self.run_id = run.info.run_id
+        self._client.set_tag(self.run_id, PROCESS_TAG, process_tag())
+        self._link = (tags or {}).get(PREFECT_LINK_TAG)
+        self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
+
+    def __enter__(self) -> Self:
+        self._monitor.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._monitor.finish()
+        if kind is not None:
+            status = "FAILED" if issubclass(kind, Exception) else "KILLED"
+            self._client.set_terminated(self.run_id, status)
 
     def _find_experiment(self) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found:
             return found.experiment_id
-        local = self.uri.startswith("sqlite:")
+        local = self.uri.startswith(SQLITE)
         artifacts = (self._root / "mlruns").as_uri() if local else None
-        return self._client.create_experiment(EXPERIMENT, artifacts)
+        try:
+            return self._client.create_experiment(EXPERIMENT, artifacts, EXPERIMENT_TAGS)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+            return self._client.get_experiment_by_name(EXPERIMENT).experiment_id
+
+    def _find_run(self, experiment: str, name: str, tags: dict[str, str]) -> Run | None:
+        tags = {"mlflow.runName": name, **tags}
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        return next(iter(self._client.search_runs([experiment], wanted, max_results=1)), None)
+
+    def has_published(self) -> bool:
+        """Say whether this run already shows the results that dvc.lock has now."""
+        run = self._client.get_run(self.run_id)
+        shown = run.data.tags.get("dvc.lock.sha256") == fingerprint(self._root)
+        return shown and run.info.status == "FINISHED"
 
     def publish(
         self,
         stages: Iterable[Stage],
         outcomes: Iterable[Outcome],
-        more_tags: dict[str, str] | None = None,
     ) -> None:
         """Log params, metrics, curves, pictures and tags of a finished execution, and close it.
 
         `stages` are those whose files are there; the run is failed if any of `outcomes` is.
         """
+        self._monitor.finish()
         stages, outcomes = list(stages), list(outcomes)
         failed = any(outcome.outcome == "failed" for outcome in outcomes)
         now = int(time.time() * 1000)
@@ -91,15 +152,31 @@ class Tracking:
         params = [Param(key, value) for key, value in read_params(self._root)]
         for batch in _batches(params, BATCH_PARAMS):
             self._client.log_batch(self.run_id, params=batch)
-        tags = {**execution_tags(self._root), **(more_tags or {})}
+        self._log_files(stages)
+        description = describe_execution(self._root, outcomes)
+        if self._link:
+            description += f"\n\n[Flow run in Prefect]({self._link})"
+        tags = {**execution_tags(self._root), "mlflow.note.content": description}
+        tags |= self._publish_models(stages, description)
         for outcome in outcomes:
             tags[f"dvc.outcome.{_legal(outcome.stage)}"] = outcome.outcome
         for batch in _batches([RunTag(*tag) for tag in tags.items()], BATCH_PARAMS):
             self._client.log_batch(self.run_id, tags=batch)
-        self._log_files(stages)
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
         if not failed:
             remember(self._root, tracked_to=self.uri, fingerprint=fingerprint(self._root))
+
+    def _publish_models(self, stages: list[Stage], description: str) -> dict[str, str]:
+        """Register the detectors among what these stages made; return tags with their URIs."""
+        models = [m for m in MODELS if m in {s.name for s in stages} and is_complete(self._root, m)]
+        if not models:
+            return {}
+        from flows.registry import publish_model  # takes a second that most executions save
+
+        return {
+            f"model.{model}": publish_model(self._root, model, self.uri, self.run_id, description)
+            for model in models
+        }
 
     def _log_files(self, stages: list[Stage]) -> None:
         for name in ("dvc.lock", "params.yaml"):
@@ -111,6 +188,22 @@ class Tracking:
                 if (self._root / path).is_file():
                     folder = Path(path).parent.as_posix()
                     self._client.log_artifact(self.run_id, str(self._root / path), folder)
+
+
+@contextmanager
+def _one_process_at_a_time(root: Path, uri: str) -> Iterator[None]:
+    """Hold a lock that all processes of this machine share for the store.
+
+    Five of six that create one sqlite store at once crash in its migrations. The lock lies beside
+    the database, for worktrees of a sweep share one.
+    """
+    lock = root / STATE_FOLDER / "mlflow.lock"
+    if uri.startswith(SQLITE):
+        lock = Path(uri.removeprefix(SQLITE) + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def execution_tags(root: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ GROUND_TRUTH = "data/download/ground_truth"
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
-NO_STAGE = {"common", "models"}
+NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
 PACKAGES_OF_CLAIMS = {"rpn", "wsddn"}  # the others run a stage of the experiment differently
 
 
@@ -121,6 +121,17 @@ def test_empty_init_files():
     assert full == []
 
 
+def test_slow_imports_wait_until_they_are_needed():
+    """The default experiment needs no transformers, which takes seconds to import."""
+    early = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "stages").rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom) and "transformers" in ast.unparse(node)
+    }
+    assert early == set()
+
+
 def test_layers_of_imports(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     code = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
@@ -175,4 +186,4 @@ def test_readme_says_which_stages_a_param_reruns(graph):
         told[param.strip("`")] = sorted(names)
     assert told == {param: sorted(reruns(graph, param)) for param in told}
     keys = {key for stage in graph.values() for key in stage.params}
-    assert keys <= set(told), f"`python -m flows reruns` prints it:\n{reruns_table(graph)}"
+    assert keys <= set(told), f"`make readme` writes it:\n{reruns_table(graph)}"

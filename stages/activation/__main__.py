@@ -18,7 +18,7 @@ from stages.common.params import read_section
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.storage import write_tensors
-from stages.models.albef import load_albef
+from stages.models.vision_language import load_vlm
 
 DOWNLOAD = Path("data/download")
 MODEL = Path("data/vlm/model.safetensors")
@@ -29,11 +29,11 @@ def main(shard: str) -> None:
     """Run the stage for one shard."""
     params = read_section("activation", ActivationParams)
     make_deterministic(0, "activation", threads=1)
-    model, tokenizer = load_albef(MODEL)
-    if params.fusion_layer >= model.config.fusion_layers - 1:
+    model, tokenizer = load_vlm(MODEL)
+    if params.fusion_layer >= model.fusion_depth - 1:
         raise ValueError(
             f"params.yaml: activation.fusion_layer: {params.fusion_layer} is too high: the last of"
-            f" the {model.config.fusion_layers} fusion layers has no gradient at the words"
+            f" the {model.fusion_depth} fusion layers has no gradient at the words"
         )
     pictures = DOWNLOAD / f"images/train/{shard}.parquet"
     captions = read_captions(DOWNLOAD / f"captions/train/{shard}.json")

@@ -6,18 +6,18 @@ Shape legend: B images, M captions per image, L tokens, P = h·w patches, A head
 
 import torch
 
-from stages.models.albef import Albef
+from stages.models.vision_language import VisionLanguageModel
 
 
 def token_activation(
-    model: Albef, images: torch.Tensor, tokens: torch.Tensor, fusion_layer: int
+    model: VisionLanguageModel, images: torch.Tensor, tokens: torch.Tensor, fusion_layer: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the activation of every caption token and the matching scores.
 
     φ = X · max(∂S/∂X, 0), averaged over the heads, where X is the attention of the layer and S the
     matching logit. Each caption's S depends on its own attention only, so one backward pass of the
     sum gives all gradients; it starts at the matching head and stops at X, and the picture is
-    encoded once for all of its captions.
+    encoded once for all of its captions. Columns of X that are no patches are left out.
 
     Args:
         model: in evaluation mode.
@@ -34,13 +34,14 @@ def token_activation(
     with torch.no_grad():
         context = model.fusion_context(model.encode_image(images))
         flat = tokens.flatten(0, 1)
-        text = model.encode_text(flat)
+        text = model.fusion_text(flat)
     with torch.enable_grad():
         states, attentions = model.fuse(text.requires_grad_(), flat, context)
         score = model.matching_score(states[-1]).float()
         attention = attentions[fusion_layer]
         (gradient,) = torch.autograd.grad(score.sum(), attention)
     phi = (attention.detach().float() * gradient.float().clamp(min=0)).mean(1)
+    phi = phi[..., model.leading_context :]
     rows = images.shape[2] // _stride(images, phi)
     return phi.view(*tokens.shape, rows, -1), score.detach().view(tokens.shape[:2])
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from stages.activation.gradcam import normalise_maps, token_activation
 from stages.activation.params import ActivationParams
-from stages.models.albef import Albef
+from stages.models.vision_language import VisionLanguageModel
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Targets:
 
 
 def iterate_masking(
-    model: Albef, images: torch.Tensor, targets: Targets, params: ActivationParams
+    model: VisionLanguageModel, images: torch.Tensor, targets: Targets, params: ActivationParams
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the united map after every round, and the matching score of every round.
 

@@ -17,6 +17,7 @@ import torch
 from stages.common.boxes import clip_boxes, xywh_to_xyxy
 from stages.common.images import Picture
 from stages.common.masks import decode_mask
+from stages.common.outlines import ignore_unoutlined
 from stages.common.seeding import numpy_generator
 from stages.common.storage import read_json
 
@@ -58,7 +59,7 @@ def read_annotations(
         ValueError: an unknown category, no object left to learn from, or too many broken ones.
     """
     content = read_json(path)
-    entries = content["annotations"]
+    entries = ignore_unoutlined(content["annotations"])
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     unknown = sorted({a["category_id"] for a in entries} - set(known_categories))
     if unknown:

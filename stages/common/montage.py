@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from stages.common.panels import Colour, Panel, Tag
+from stages.common.panels import Colour, Panel
 from stages.common.storage import replace_file
 
 DPI = 100
@@ -63,8 +63,15 @@ def draw_sheet(
         for number, panel in enumerate(row.panels):
             x = left + number * (side + GAP)
             sheet[y : y + side, x : x + side] = panel.pixels
-            _set_tags(type_setter, panel.tags, x, y, side)
+            _set_tags(type_setter, panel, x, y)
     return type_setter.draw()
+
+
+def draw_panel(panel: Panel) -> np.ndarray:
+    """Return the pixels RGB uint8 (H, W, 3) of a single panel, square or not, with its words."""
+    setter = _TypeSetter(panel.pixels)
+    _set_tags(setter, panel, 0, 0)
+    return setter.draw()
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
@@ -141,14 +148,15 @@ def _set_words(setter: _TypeSetter, row: Row, y: int, width: int, height: int) -
         place += 5
 
 
-def _set_tags(setter: _TypeSetter, tags: list[Tag], x: int, y: int, side: int) -> None:
+def _set_tags(setter: _TypeSetter, panel: Panel, x: int, y: int) -> None:
     """Set the tags of a panel inside it, each moved as little as keeps it off the earlier ones."""
     points, height, taken = 8, 18, []
-    for tag in tags:
+    panel_height, panel_width = panel.pixels.shape[:2]
+    for tag in panel.tags:
         width = setter.measure(tag.text, points) + 8
-        left = float(np.clip(tag.x, 2, max(side - width - 2, 2)))
-        top = float(np.clip(tag.y - height, 2, side - height - 2))
-        places = sorted(range(2, side - height - 1), key=lambda place: abs(place - top))
+        left = float(np.clip(tag.x, 2, max(panel_width - width - 2, 2)))
+        top = float(np.clip(tag.y - height, 2, max(panel_height - height - 2, 2)))
+        places = sorted(range(2, panel_height - height - 1), key=lambda place: abs(place - top))
         free = [p for p in places if not any(_cover(left, p, width, height, t) for t in taken)]
         top = (free or [top])[0]
         taken.append((left, top, width, height))

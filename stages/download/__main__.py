@@ -1,14 +1,17 @@
 """Stage `download`: pictures, captions, ground truth and classes of one source, in one form.
 
-Run: python -m stages.download. Reads nothing (source scenes) or a COCO folder (source coco). Writes
-under data/download: categories.json, images/, captions/, ground_truth/, report.json.
+Run: python -m stages.download. Reads nothing (source scenes) or a folder: COCO's (coco), Open
+Images' (open_images), or a user's own pictures (folder). Writes under data/download:
+categories.json, images/, captions/, ground_truth/, report.json. It never reaches for the network;
+`python -m stages.download.fetch` fills a folder of COCO or Open Images.
 """
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from stages.common.captions import MentionFinder
 from stages.common.images import Picture, write_pictures
@@ -17,7 +20,11 @@ from stages.common.params import read_section, read_seed, read_shards
 from stages.common.progress import track
 from stages.common.storage import write_json
 from stages.download.coco import coco_source
-from stages.download.examples import CAPTIONED, SPLITS, Skipped, Source, dataset, group_by_file
+from stages.download.examples import CAPTIONED, SPLITS, Example, Skipped, Source, group_by_file
+from stages.download.folder import folder_source
+from stages.download.ground_truth import GroundTruth
+from stages.download.integrity import LeakCheck, check_categories
+from stages.download.open_images import open_images_source
 from stages.download.params import DownloadParams
 from stages.download.report import SplitReport, find_problems, summarise
 from stages.download.scene_source import scene_source
@@ -25,56 +32,78 @@ from stages.download.scene_source import scene_source
 FOLDER = Path("data/download")
 
 
-def write_split(source: Source, split: str, files: dict[str, list], report: SplitReport) -> None:
+def make_source(params: DownloadParams, seed: int, scratch: Path) -> Source:
+    """Return the source that the params name; it may keep files in `scratch`."""
+    if params.source == "scenes":
+        return scene_source(params.scenes, seed)
+    if params.source == "coco":
+        return coco_source(params.coco)
+    if params.source == "open_images":
+        return open_images_source(params.open_images, scratch)
+    return folder_source(params.folder)
+
+
+def write_split(
+    source: Source,
+    split: str,
+    files: dict[str, Sequence],
+    report: SplitReport,
+    leaks: LeakCheck,
+    scratch: Path,
+) -> None:
     """Write the pictures and captions of each file's tasks, and the split's ground truth.
 
-    Pictures stream to disk as they are made; only captions and annotations stay in memory.
+    Pictures and annotations stream to disk; only the captions of one file stay in memory.
     """
-    images, annotations = [], []
+    truth = GroundTruth(scratch) if split != "pairs" else None
 
-    def stream(name: str, tasks: list, captions: list[dict]) -> Iterator[Picture]:
+    def examples(name: str, tasks: Sequence) -> Iterator[Example]:
         made = map_in_order(source.make, tasks, num_workers())
         for outcome in track(made, f"download {name}", len(tasks)):
             report.add(outcome)
-            if isinstance(outcome, Skipped):
-                continue
-            picture = outcome.picture
-            captions.append({"image_id": picture.image_id, "captions": list(outcome.captions)})
-            if split != "pairs":
-                facts = {"file_name", "height", "width"}
-                images.append({"id": picture.image_id} | {f: getattr(picture, f) for f in facts})
-                annotations.extend(outcome.annotations)
-            yield picture
+            if not isinstance(outcome, Skipped):
+                leaks.add(split, outcome.picture)
+                yield outcome
+
+    def pictures(made: Iterator[Example], captions: list[dict]) -> Iterator[Picture]:
+        for example in made:
+            image_id = example.picture.image_id
+            captions.append({"image_id": image_id, "captions": list(example.captions)})
+            yield example.picture
 
     for name, tasks in files.items():
         captions: list[dict] = []
-        write_pictures(FOLDER / f"images/{name}.parquet", stream(name, tasks, captions))
+        made = examples(name, tasks)
+        made = truth.collect(made) if truth else made
+        write_pictures(FOLDER / f"images/{name}.parquet", pictures(made, captions))
         if split in CAPTIONED:
             write_json(FOLDER / f"captions/{name}.json", captions, indent=None)
-    if split != "pairs":
-        path = FOLDER / f"ground_truth/{split}.json"
-        write_json(path, dataset(images, annotations, source.categories), indent=None)
+    if truth:
+        truth.write(FOLDER / f"ground_truth/{split}.json", source)
 
 
 def main() -> None:
     """Make the data set that params.yaml describes."""
     params = read_section("download", DownloadParams)
     seed, shards = read_seed(), read_shards()
-    source = (
-        scene_source(params.scenes, seed) if params.source == "scenes" else coco_source(params.coco)
-    )
-    files = group_by_file(source.tasks, shards, params.shard_images)
-    for name in ("images", "captions", "ground_truth"):
-        if (FOLDER / name).exists():  # perhaps of a run with more shards
-            shutil.rmtree(FOLDER / name)
-    write_json(FOLDER / "categories.json", [asdict(category) for category in source.categories])
-    finder = MentionFinder(source.categories)
-    reports = {split: SplitReport(finder) for split in SPLITS}
-    for split in SPLITS:
-        write_split(source, split, files[split], reports[split])
-    report = summarise(reports, source.categories)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".scratch-", dir=FOLDER) as scratch:
+        source = make_source(params, seed, Path(scratch))
+        check_categories(source.categories)
+        files = group_by_file(source.tasks, shards, params.shard_images)
+        for name in ("images", "captions", "ground_truth"):
+            if (FOLDER / name).exists():  # perhaps of a run with more shards
+                shutil.rmtree(FOLDER / name)
+        write_json(FOLDER / "categories.json", [asdict(category) for category in source.categories])
+        finder, leaks = MentionFinder(source.categories), LeakCheck()
+        reports = {split: SplitReport(finder) for split in SPLITS}
+        for split in SPLITS:
+            spools = Path(scratch, split)
+            spools.mkdir()
+            write_split(source, split, files[split], reports[split], leaks, spools)
+    report = summarise(reports, source)
     write_json(FOLDER / "report.json", report)
-    problems = find_problems(report, params)
+    problems = find_problems(report, params) + leaks.problems()
     if problems:
         sys.exit("\n".join(f"{FOLDER / 'report.json'}: {problem}" for problem in problems))
 

@@ -10,22 +10,20 @@ of <folder>/{train,val}2017. The split, chosen so that numbers compare with publ
 Frame: pixels of the stored picture; its EXIF rotation is ignored, as COCO's annotations ignore it.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from stages.common.categories import Category
 from stages.common.coco import group_by_image
-from stages.common.images import Picture, decode_image
 from stages.common.masks import to_rle
-from stages.common.seeding import derive_seed
 from stages.common.storage import read_json
 from stages.download.coco_classes import coco_category
 from stages.download.examples import CAPTIONED, Example, Skipped, Source
 from stages.download.params import CocoParams
+from stages.download.photographs import first_images, is_held_out, read_photograph
 
-JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+VAL = "coco-val"  # what the hash that holds pictures out is made for
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,8 @@ def coco_source(params: CocoParams) -> Source:
 
     Raises:
         FileNotFoundError: an annotation file or a folder of pictures is not there.
-        ValueError: an annotation file is no COCO file, or has other classes than COCO.
+        ValueError: an annotation file is no COCO file, or has other classes than COCO, or a picture
+            in another folder.
     """
     folder = Path(params.folder)
     train = _read_annotations(folder, "instances_train2017", ("images", "annotations"))
@@ -56,8 +55,10 @@ def coco_source(params: CocoParams) -> Source:
     captions: dict[int, list[str]] = {}
     for entry in _read_annotations(folder, "captions_train2017", ("annotations",))["annotations"]:
         captions.setdefault(entry["image_id"], []).append(" ".join(entry["caption"].split()))
-    held_out = [i for i in train["images"] if is_held_out(i["id"], params.val_fraction)]
-    kept = [i for i in train["images"] if not is_held_out(i["id"], params.val_fraction)]
+    held_out, kept = [], []
+    for image in train["images"]:
+        is_val = is_held_out(image["id"], VAL, params.val_fraction)
+        (held_out if is_val else kept).append(image)
     chosen = {"pairs": kept, "train": kept, "val": held_out, "test": test["images"]}
     objects = {
         "train2017": group_by_image(train["annotations"]),
@@ -67,29 +68,20 @@ def coco_source(params: CocoParams) -> Source:
     for split, images in chosen.items():
         pictures = folder / ("val2017" if split == "test" else "train2017")
         _require(pictures, pictures.is_dir())
-        tasks[split] = [
+        every = (
             CocoTask(
                 split,
                 image["id"],
-                pictures / image["file_name"],
+                pictures / _plain_name(image["file_name"]),
                 (image["height"], image["width"]),
                 tuple(captions.get(image["id"], ())) if split in CAPTIONED else (),
                 # pairs have no ground truth
                 tuple(objects[pictures.name].get(image["id"], ())) if split != "pairs" else (),
             )
-            for image in first_images(images, getattr(params.max_images, split))
-        ]
+            for image in images
+        )
+        tasks[split] = first_images(every, getattr(params.max_images, split))
     return Source(tuple(_categories(folder, train, test)), tasks, make_example)
-
-
-def is_held_out(image_id: int, val_fraction: float) -> bool:
-    """Return whether a picture of train2017 is in val: the same for every seed and image count."""
-    return derive_seed(0, "coco-val", image_id) < val_fraction * 2**63
-
-
-def first_images(images: Iterable[dict], limit: int | None) -> list[dict]:
-    """Return at most `limit` images, those of the smallest ids, in order of their id."""
-    return sorted(images, key=lambda image: image["id"])[:limit]
 
 
 def make_example(task: CocoTask) -> Example | Skipped:
@@ -97,30 +89,13 @@ def make_example(task: CocoTask) -> Example | Skipped:
     skip = partial(Skipped, task.image_id, str(task.path))
     if task.split in CAPTIONED and not task.captions:
         return skip("has no caption")
-    try:
-        encoded = task.path.read_bytes()
-    except FileNotFoundError:
-        return skip("no such file")
-    if is_cut_short(encoded):
-        return skip(f"JPEG without an end, cut short at {len(encoded)} bytes")
-    try:
-        image_hw = decode_image(encoded, task.path.name).shape[:2]
-    except ValueError:
-        return skip(f"cannot be decoded as a picture ({len(encoded)} bytes)")
-    if image_hw != task.image_hw:
+    picture = read_photograph(task.path, task.image_id, task.path.name)
+    if isinstance(picture, Skipped):
+        return picture
+    if (image_hw := (picture.height, picture.width)) != task.image_hw:
         return skip(f"is {_size(image_hw)} pixels, annotated as {_size(task.image_hw)}")
     annotations = tuple(_ground_truth(entry, task) for entry in task.annotations)
-    picture = Picture(task.image_id, task.path.name, *image_hw, encoded)
     return Example(picture, task.captions, annotations)
-
-
-def is_cut_short(encoded: bytes) -> bool:
-    """Return whether a JPEG ends before its last scan does; many decoders fill in grey.
-
-    Neither marker can be part of a scan's own data, where 0xff is always followed by 0x00 or a
-    restart marker.
-    """
-    return encoded.startswith(JPEG_START) and encoded.rfind(JPEG_END) < encoded.rfind(JPEG_SCAN)
 
 
 def _ground_truth(annotation: dict, task: CocoTask) -> dict:
@@ -161,6 +136,13 @@ def _read_annotations(folder: Path, name: str, keys: tuple[str, ...]) -> dict:
     if missing:
         raise ValueError(f"{path}: not a COCO file: it lacks {missing}")
     return content
+
+
+def _plain_name(file_name: str) -> str:
+    """Return the name of a file, which may be fetched to, if it is one inside the folder."""
+    if file_name != Path(file_name).name:
+        raise ValueError(f"image file_name {file_name!r}: expected a plain name, as COCO 2017 has")
+    return file_name
 
 
 def _require(path: Path, is_there: bool) -> None:

@@ -4,8 +4,8 @@ Splits: `pairs` (pictures with captions, for the vision-language model), `train`
 captions, later with pseudo-labels), `val` and `test`. Ground truth is COCO's instances format.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from stages.common.categories import Category
@@ -29,12 +29,16 @@ class Example:
         picture: encoded.
         captions: of the picture, at least one in captioned splits.
         annotations: COCO annotations: image_id, category_id, bbox [x, y, width, height] in pixels,
-            area in square pixels, iscrowd, segmentation as RLE; `id` is added on writing.
+            area in square pixels, iscrowd, segmentation as RLE; `id` is added on writing. The mask
+            of an object that nobody has outlined is empty.
+        verified: ids of the classes of which it is known whether the picture has an object, where
+            that is not so for all classes.
     """
 
     picture: Picture
     captions: tuple[str, ...]
     annotations: tuple[dict, ...]
+    verified: Collection[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,20 @@ class Source:
         categories: all classes, of every part of the class split.
         tasks: split → tasks in order of their image_id.
         make: turns a task into an example, alike in whichever process and order.
+        annotated: whether anybody has annotated the pictures' objects.
+        ancestors: category id → ids of all classes that include it, where there is a hierarchy.
     """
 
     categories: tuple[Category, ...]
-    tasks: dict[str, list[Task]]
+    tasks: Mapping[str, Sequence[Task]]
     make: Callable[[Task], Example | Skipped]
+    annotated: bool = True
+    ancestors: Mapping[int, Collection[int]] = field(default_factory=dict)
 
 
 def group_by_file(
-    tasks: dict[str, list[Task]], shards: list[int], shard_images: int
-) -> dict[str, dict[str, list[Task]]]:
+    tasks: Mapping[str, Sequence[Task]], shards: list[int], shard_images: int
+) -> dict[str, dict[str, Sequence[Task]]]:
     """Return split → name of an image file, "test" or "train/0" say → its tasks, in their order.
 
     `shard_images` consecutive ids, counted from 0, fall in one shard of train, so that a new
@@ -79,15 +87,3 @@ def group_by_file(
     for task in tasks["train"]:
         files["train"][f"train/{task.image_id // shard_images % len(shards)}"].append(task)
     return files
-
-
-def dataset(
-    images: list[dict], annotations: list[dict], categories: Iterable[Category]
-) -> dict[str, list[dict]]:
-    """Return COCO's instances file in order of image ids; new annotations get ids from 1."""
-    by_image = sorted(annotations, key=lambda annotation: annotation["image_id"])
-    return {
-        "images": sorted(images, key=lambda image: image["id"]),
-        "annotations": [{"id": number, **a} for number, a in enumerate(by_image, 1)],
-        "categories": [{"id": c.id, "name": c.name, "split": c.split} for c in categories],
-    }

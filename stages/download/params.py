@@ -30,13 +30,18 @@ class ScenesParams(Section):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
 
 
-class MaxImages(Section):
+class MaxPictures(Section):
     """How many photographs of each split to take at most; null is all of them."""
 
     pairs: NonNegativeInt | None
     train: PositiveInt | None
-    val: NonNegativeInt | None
     test: PositiveInt | None
+
+
+class MaxImages(MaxPictures):
+    """The same where pictures are held out for tuning."""
+
+    val: NonNegativeInt | None
 
 
 class CocoParams(Section):
@@ -47,13 +52,31 @@ class CocoParams(Section):
     max_images: MaxImages
 
 
+class OpenImagesParams(Section):
+    """A folder of Open Images V7's files."""
+
+    folder: str
+    test_part: Literal["validation", "test"]
+    val_fraction: Annotated[float, Field(ge=0, lt=1)]
+    max_images: MaxImages
+
+
+class FolderParams(Section):
+    """A user's own pictures."""
+
+    path: str
+    max_images: MaxPictures
+
+
 class DownloadParams(Section):
     """The source of data, how train is cut into shards, and when missing data is an error."""
 
-    source: Literal["scenes", "coco"]
+    source: Literal["scenes", "coco", "open_images", "folder"]
     shard_images: PositiveInt
     max_skipped_fraction: Fraction
     max_unmatched_fraction: Fraction
     max_missing_class_fraction: Fraction
     scenes: ScenesParams
     coco: CocoParams
+    open_images: OpenImagesParams
+    folder: FolderParams

@@ -15,7 +15,8 @@ IRREGULAR = {
 }
 # One form for one and for many, or already a plural, or not countable.
 UNCHANGED = frozenset(
-    "broccoli cattle fish luggage people scissors sheep skis snowmen toast".split()
+    "bags binoculars broccoli cattle chopsticks dice fish heels jeans luggage people scissors sheep"
+    " shorts skates skis snowmen sockets swimwear toast trousers".split()
 )
 VOWELS = "aeiou"
 

@@ -4,12 +4,10 @@ The report names every picture and class it counts, so that a reader can look at
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from stages.common.captions import MentionFinder
-from stages.common.categories import Category
-from stages.download.examples import CAPTIONED, Example, Skipped
+from stages.download.examples import CAPTIONED, Example, Skipped, Source
 from stages.download.params import DownloadParams
 
 NAMED_IN_ERROR = 3  # skipped pictures that an error message lists; the report has all
@@ -43,14 +41,15 @@ class SplitReport:
             self.unmatched_images.append(outcome.picture.image_id)
 
 
-def summarise(splits: dict[str, SplitReport], categories: Iterable[Category]) -> dict:
+def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
     """Return the content of report.json.
 
     Classes are those of the base and novel parts; `mentioned_in_images` counts pictures whose
-    captions name the class, `objects` counts annotations, crowds too.
+    captions name the class, `objects` counts annotations, crowds too. Of a source without
+    annotations it says nothing about objects.
     """
-    scored = [category for category in categories if category.split != "excluded"]
-    return {
+    scored = [category for category in source.categories if category.split != "excluded"]
+    report = {
         "splits": {
             name: {
                 "images": split.num_images,
@@ -59,17 +58,20 @@ def summarise(splits: dict[str, SplitReport], categories: Iterable[Category]) ->
                 "captions_without_class": split.num_unmatched_captions,
                 "images_without_class_in_captions": split.unmatched_images,
                 "mentioned_in_images": {c.name: split.mentions[c.id] for c in scored},
-                "objects": {c.name: split.objects[c.id] for c in scored},
             }
             for name, split in splits.items()
         },
         "classes_without_caption_in_train": [
             c.name for c in scored if not splits["train"].mentions[c.id]
         ],
-        "classes_without_object_in_test": [
-            c.name for c in scored if not splits["test"].objects[c.id]
-        ],
     }
+    if source.annotated:
+        for name, split in splits.items():
+            report["splits"][name]["objects"] = {c.name: split.objects[c.id] for c in scored}
+        report["classes_without_object_in_test"] = [
+            c.name for c in scored if not splits["test"].objects[c.id]
+        ]
+    return report
 
 
 def find_problems(report: dict, params: DownloadParams) -> list[str]:
@@ -82,7 +84,8 @@ def find_problems(report: dict, params: DownloadParams) -> list[str]:
         if name in ("train", "test") and not split["images"]:
             problems.append(f"split {name} has no picture left; see report.json for the reasons")
     for key in ("classes_without_caption_in_train", "classes_without_object_in_test"):
-        problems += _class_problem(key, report, params.max_missing_class_fraction)
+        if key in report:
+            problems += _class_problem(key, report, params.max_missing_class_fraction)
     return problems
 
 
@@ -113,7 +116,7 @@ def _unmatched_problem(name: str, split: dict, limit: float) -> list[str]:
 
 
 def _class_problem(key: str, report: dict, limit: float) -> list[str]:
-    missing, total = report[key], len(report["splits"]["train"]["objects"])
+    missing, total = report[key], len(report["splits"]["train"]["mentioned_in_images"])
     if len(missing) <= limit * total:
         return []
     return [

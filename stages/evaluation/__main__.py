@@ -3,8 +3,9 @@
 `python -m stages.evaluation detector=data/detector/model.safetensors [more=…] [--output folder]
 [--training-objects detector]`: any number of name=weights; the last option also measures that model
 on the pictures it was trained on. A name=file.json is detections in COCO's results format that
-somebody else has made. Writes metrics.json, report.json, per_class.csv, pr_<kind>.csv,
-predictions_<name>.json and montage.png.
+somebody else has made. Where nobody has annotated the pictures it predicts and measures nothing.
+Writes metrics.json, report.json, per_class.csv, pr_<kind>.csv, predictions_<name>.json and
+montage.png.
 """
 
 import argparse
@@ -12,23 +13,31 @@ import re
 from functools import partial
 from pathlib import Path
 
-from stages.common.categories import read_categories
+from stages.common.categories import ALL_SPLITS, read_categories
 from stages.common.coco import group_by_image
+from stages.common.ground_truth import SKIPPED, is_annotated
 from stages.common.images import count_pictures, read_pictures
 from stages.common.montage import write_png
+from stages.common.outlines import ignore_unoutlined
 from stages.common.params import read_section, read_seed, read_shards
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic, numpy_generator
 from stages.common.storage import read_json, write_json, write_rows
-from stages.evaluation import figure, self_training, summary
+from stages.evaluation import figure, self_training, summary, unannotated
 from stages.evaluation.average_precision import KINDS
 from stages.evaluation.detections import Predict, detect, share_out
 from stages.evaluation.params import EvaluationParams
-from stages.evaluation.protocols import describe_trials, make_trials
+from stages.evaluation.protocols import (
+    check_truth,
+    describe_trials,
+    make_trials,
+    unannotated_trial,
+)
 from stages.models.mask_rcnn import load_detector, predict
 
 DATA = Path("data")
 DOWNLOAD = DATA / "download"
+TRAINING_TRUTH = DOWNLOAD / "ground_truth/train.json"
 
 
 def main() -> None:
@@ -37,8 +46,12 @@ def main() -> None:
     params, seed = read_section("evaluation", EvaluationParams), read_seed()
     make_deterministic(seed, "evaluation")
     categories = read_categories(DOWNLOAD / "categories.json")
-    truth = read_json(DOWNLOAD / f"ground_truth/{params.split}.json")
-    trials = make_trials(truth, categories)
+    path = DOWNLOAD / f"ground_truth/{params.split}.json"
+    truth, annotated = read_json(path), is_annotated(path)
+    check_truth(truth, read_categories(DOWNLOAD / "categories.json", ALL_SPLITS), str(path))
+    trials = [unannotated_trial(truth, categories)]
+    if annotated:
+        trials = make_trials(truth, categories, params.metric)
     shard = DOWNLOAD / f"images/{params.split}.parquet"
 
     detections, scores, metrics = {}, {}, {}
@@ -50,30 +63,46 @@ def main() -> None:
             pictures = track(read_pictures(shard), f"evaluation, {name}", count_pictures(shard))
             found = detect(predictor, pictures, trials, params)
         detections[name] = found[0]
-        scores[name] = summary.score(trials, found, params.max_detections)
-        metrics[name] = summary.make_metrics(scores[name])
-        if name == training_model:
-            metrics[name]["training_objects"] = _measure_training(predictor, params, seed)
         write_json(output / f"predictions_{name}.json", found[0], indent=None)
+        if not annotated:
+            metrics[name] = unannotated.make_metrics(found[0], len(truth["images"]))
+            continue
+        scores[name] = summary.score(trials, found, params, truth)
+        metrics[name] = summary.make_metrics(scores[name])
+        if name == training_model and is_annotated(TRAINING_TRUTH):
+            metrics[name]["training_objects"] = _measure_training(predictor, params, seed)
     write_json(output / "metrics.json", metrics)
-    write_json(output / "report.json", describe_trials(truth, trials))
-    write_rows(output / "per_class.csv", summary.per_class_rows(scores, categories))
-    for kind in KINDS:
-        write_rows(output / f"pr_{kind}.csv", summary.precision_recall_rows(scores, kind))
+    if annotated:
+        write_json(output / "report.json", describe_trials(truth, trials))
+        write_rows(output / "per_class.csv", summary.per_class_rows(scores, categories))
+        curves = {kind: summary.precision_recall_rows(scores, kind) for kind in KINDS}
+    else:
+        write_json(output / "report.json", {"skipped": SKIPPED, "images": len(truth["images"])})
+        write_rows(output / "per_class.csv", unannotated.per_class_rows(detections, categories))
+        curves = dict.fromkeys(KINDS, unannotated.precision_recall_rows(list(models)))
+    for kind, rows in curves.items():
+        write_rows(output / f"pr_{kind}.csv", rows)
     random = numpy_generator(seed, "evaluation montage")
     chosen = figure.choose_images(trials[0], params.montage_pictures, random)
     images = {p.image_id: (p.file_name, p.decode()) for p in _read_some(set(chosen), shard)}
     examples = figure.make_examples(images, trials[0], detections, params.montage_min_score)
-    sheet = figure.draw_montage(examples, categories, params.montage_min_score)
+    sheet = figure.draw_montage(examples, categories, params.montage_min_score, annotated)
     write_png(output / "montage.png", sheet)
     for name, own in metrics.items():
-        novel = own["generalized"]["novel"]
-        print(f"{name}: novel AP50 {novel['bbox']['AP50']} box, {novel['segm']['AP50']} mask")
+        print(f"{name}: {_in_words(own)}")
+
+
+def _in_words(metrics: dict) -> str:
+    if "skipped" in metrics:
+        counts = f"{metrics['detections']} detections on {metrics['pictures']} pictures"
+        return f"{metrics['skipped']}; {counts} are in its predictions file"
+    novel = metrics["generalized"]["novel"]
+    return f"novel AP50 {novel['bbox']['AP50']} box, {novel['segm']['AP50']} mask"
 
 
 def _measure_training(predictor: Predict, params: EvaluationParams, seed: int) -> dict:
     labels = read_json(DATA / "labels/pseudo_annotations.json")["annotations"]
-    truth = read_json(DOWNLOAD / "ground_truth/train.json")["annotations"]
+    truth = ignore_unoutlined(read_json(TRAINING_TRUTH)["annotations"])
     annotations = group_by_image(labels)
     random = numpy_generator(seed, "evaluation on training objects")
     chosen = self_training.choose_images(annotations, params.training_images, random)

@@ -1,21 +1,15 @@
-"""Runs a detector over pictures, for all vocabularies at once, into COCO's results format.
-
-Scores and boxes are rounded before anything is computed from them, so that the predictions file
-gives exactly the numbers reported.
-"""
+"""Runs a detector over pictures, for all vocabularies at once, into COCO's results format."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from stages.common.boxes import xyxy_to_xywh
-from stages.common.categories import Category
 from stages.common.images import Picture
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial
 from stages.models.mask_rcnn import Prediction
+from stages.models.results import to_results
 
 # Pictures per call. Of mixed sizes they are padded to the largest of the batch, which changes
 # results in the last digits, so this is fixed rather than tuned to a machine.
@@ -42,13 +36,19 @@ def detect(
     image_ids = [trial.image_ids for trial in trials]
     vocabularies = [trial.class_indices for trial in trials]
     found: list[list[dict]] = [[] for _ in trials]
-    needed, categories = set(image_ids[0]), trials[0].categories
+    needed, category_ids = set(image_ids[0]), [category.id for category in trials[0].categories]
     for batch in in_batches(picture for picture in pictures if picture.image_id in image_ids[0]):
         predictions = predict([picture.decode() for picture in batch], vocabularies)
         for trial, per_image in enumerate(predictions):
             for picture, prediction in zip(batch, per_image, strict=True):
                 if picture.image_id in image_ids[trial]:
-                    found[trial] += to_results(picture.image_id, prediction, categories, params)
+                    found[trial] += to_results(
+                        picture.image_id,
+                        prediction,
+                        category_ids,
+                        params.min_score,
+                        params.max_detections,
+                    )
         needed -= {picture.image_id for picture in batch}
     if needed:
         raise ValueError(
@@ -77,38 +77,3 @@ def in_batches(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
     source = iter(pictures)
     while batch := list(islice(source, BATCH)):
         yield batch
-
-
-def to_results(
-    image_id: int, prediction: Prediction, categories: list[Category], params: EvaluationParams
-) -> list[dict]:
-    """Return COCO results of one picture, best first; `categories` are those of all embeddings."""
-    order = np.argsort(-prediction.scores, kind="stable")[: params.max_detections]
-    order = order[prediction.scores[order] >= params.min_score]
-    boxes_xywh = np.round(xyxy_to_xywh(prediction.boxes_xyxy[order].astype(np.float64)), 2)
-    scores = np.round(prediction.scores[order].astype(np.float64), 5)
-    return [
-        {
-            "image_id": image_id,
-            "category_id": categories[label].id,
-            "bbox": box_xywh,
-            "score": score,
-            "segmentation": segmentation,
-        }
-        for label, box_xywh, score, segmentation in zip(
-            prediction.labels[order].tolist(),
-            boxes_xywh.tolist(),
-            scores.tolist(),
-            _encode_masks(prediction.masks[order]),
-            strict=True,
-        )
-    ]
-
-
-def _encode_masks(masks: np.ndarray) -> list[dict]:
-    """Return COCO RLE of boolean masks (n, H, W)."""
-    pixels = np.asfortranarray(masks.astype(np.uint8).transpose(1, 2, 0))
-    return [
-        {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-        for rle in coco_mask.encode(pixels)
-    ]

@@ -7,9 +7,8 @@ import numpy as np
 
 from stages.common.categories import Category
 from stages.common.coco import group_by_image
-from stages.common.masks import decode_mask
+from stages.common.instance_panels import show_instances
 from stages.common.montage import Row, draw_sheet
-from stages.common.panels import Panel, Tag, class_colour, paint_mask, panel_box, show_image
 from stages.evaluation.protocols import Trial
 
 SIDE = 320  # of a panel, pixels
@@ -59,44 +58,36 @@ def make_examples(
 
 
 def draw_montage(
-    examples: list[Example], categories: list[Category], min_score: float
+    examples: list[Example], categories: list[Category], min_score: float, annotated: bool = True
 ) -> np.ndarray:
-    """Return the sheet RGB uint8, one row per picture."""
+    """Return the sheet RGB uint8, one row per picture.
+
+    Where nobody has annotated the pictures there is no column of ground truth.
+    """
+    drawn = "Drawn blindly from the pictures with a novel object. Generalized protocol, scores of"
+    if not annotated:
+        drawn = "Drawn blindly; there is no ground truth to compare them with. Scores of"
     return draw_sheet(
         "Predictions on held-out pictures",
-        f"Drawn blindly from the pictures with a novel object. Generalized protocol, scores of"
-        f" {min_score:.2f} and more. {NOVEL_MARK} novel class.",
-        ["ground truth", *examples[0].results],
-        [_row(example, categories) for example in examples],
+        f"{drawn} {min_score:.2f} and more. {NOVEL_MARK} novel class.",
+        [*(["ground truth"] if annotated else []), *examples[0].results],
+        [_row(example, categories, annotated) for example in examples],
         WORDS_WIDTH,
     )
 
 
-def _row(example: Example, categories: list[Category]) -> Row:
+def _row(example: Example, categories: list[Category], annotated: bool) -> Row:
     novel = {category.id for category in categories if category.split == "novel"}
-    num_novel = sum(instance["category_id"] in novel for instance in example.objects)
-    words = [f"{len(example.objects)} objects,", f"{num_novel} of novel classes"]
-    panels = [_instances(example.image, example.objects, categories)]
-    panels += [_instances(example.image, found, categories) for found in example.results.values()]
-    return Row(panels, _short(PurePath(example.file_name).stem), lines=[" ".join(words)])
+    names = {c.id: f"{NOVEL_MARK} {c.name}" if c.id in novel else c.name for c in categories}
+    shown = list(example.results.values())
+    words = [" ".join(f"{len(found)} by {name}" for name, found in example.results.items())]
+    if annotated:
+        shown.insert(0, example.objects)
+        num_novel = sum(instance["category_id"] in novel for instance in example.objects)
+        words = [f"{len(example.objects)} objects, {num_novel} of novel classes"]
+    panels = [show_instances(example.image, instances, names, SIDE) for instances in shown]
+    return Row(panels, _short(PurePath(example.file_name).stem), lines=words)
 
 
 def _short(stem: str) -> str:
     return stem if len(stem) <= 12 else f"…{stem[-11:]}"
-
-
-def _instances(image: np.ndarray, instances: list[dict], categories: list[Category]) -> Panel:
-    """Paint the masks in the colours of their classes, the most certain on top."""
-    image_hw, places = image.shape[:2], {c.id: k for k, c in enumerate(categories)}
-    pixels, tags = show_image(image, SIDE), []
-    for instance in reversed(instances):
-        colour = class_colour(places[instance["category_id"]])
-        pixels = paint_mask(pixels, decode_mask(instance["segmentation"], image_hw), colour)
-    for instance in instances:
-        category = categories[places[instance["category_id"]]]
-        star = f"{NOVEL_MARK} " if category.split == "novel" else ""
-        certainty = f" {instance['score']:.2f}" if "score" in instance else ""
-        x, y, *_ = panel_box([*instance["bbox"][:2], 0, 0], image_hw, SIDE)
-        colour = class_colour(places[category.id])
-        tags.append(Tag(f"{star}{category.name}{certainty}", x, y, colour))
-    return Panel(pixels, tags)

@@ -13,6 +13,8 @@ class EvaluationParams(Section):
     """What the detectors are measured on, and which of their detections count."""
 
     split: Literal["test", "val"]
+    metric: Literal["coco", "open_images"]
+    expand_detections: bool
     min_score: Fraction
     max_detections: Annotated[int, Field(ge=1)]
     training_images: Annotated[int, Field(ge=1)]

@@ -8,8 +8,12 @@ Objects of neither (excluded classes) are dropped, and pictures that have no oth
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from stages.common.categories import Category
+from stages.common.outlines import ignore_unoutlined
+
+Metric = Literal["coco", "open_images"]
 
 
 @dataclass(frozen=True)
@@ -37,20 +41,26 @@ class Trial:
         return {image["id"] for image in self.images}
 
 
-def make_trials(truth: dict, categories: list[Category]) -> list[Trial]:
+def make_trials(truth: dict, categories: list[Category], metric: Metric = "coco") -> list[Trial]:
     """Return the generalized trial, then the constrained ones of base and of novel classes.
 
     Args:
         truth: COCO's instances format, excluded classes included.
         categories: base and novel classes in the order of the text embeddings.
+        metric: by whose rules; by those of Open Images, pictures of which people have verified that
+            a class is not in them count, too. By COCO's, whose masks are all there, objects of Open
+            Images that nobody has outlined are crowds.
 
     Raises:
         ValueError: no picture has an object of any of them.
     """
-    trials = [_make_trial("generalized", ("base", "novel", "all"), truth, categories)]
+    verified = metric == "open_images"
+    if not verified and any("verified_category_ids" in image for image in truth["images"]):
+        truth = truth | {"annotations": ignore_unoutlined(truth["annotations"])}
+    trials = [_make_trial("generalized", ("base", "novel", "all"), truth, categories, verified)]
     for group in ("base", "novel"):
         if any(category.split == group for category in categories):
-            trials.append(_make_trial("constrained", (group,), truth, categories))
+            trials.append(_make_trial("constrained", (group,), truth, categories, verified))
     if not trials[0].images:
         raise ValueError(
             "data/download/ground_truth: no picture has an object of a base or novel class;"
@@ -59,14 +69,53 @@ def make_trials(truth: dict, categories: list[Category]) -> list[Trial]:
     return trials
 
 
+def unannotated_trial(truth: dict, categories: list[Category]) -> Trial:
+    """Return the trial of pictures that nobody has annotated: all classes, on every picture."""
+    indices = list(range(len(categories)))
+    return Trial("generalized", (), categories, indices, truth["images"], [])
+
+
+def check_truth(truth: dict, categories: list[Category], path: str) -> None:
+    """Check that ground truth and classes are of one data set.
+
+    Args:
+        truth: COCO's instances format.
+        categories: base, novel and excluded classes.
+        path: of the ground truth, for the message.
+
+    Raises:
+        ValueError: they list other classes, or an annotation is of a class or picture not listed.
+    """
+    told = {c["id"]: (c["name"], c["split"]) for c in truth["categories"]}
+    listed = {c.id: (c.name, c.split) for c in categories}
+    mend = "run `dvc repro download` to bring both to the same state"
+    if different := sorted(k for k in told.keys() | listed.keys() if told.get(k) != listed.get(k)):
+        first = different[0]
+        raise ValueError(
+            f"{path}: category {first} is {told.get(first)} there and {listed.get(first)} in"
+            f" data/download/categories.json; {mend}"
+        )
+    image_ids = {image["id"] for image in truth["images"]}
+    for key, known in (("category_id", listed), ("image_id", image_ids)):
+        if unknown := sorted({a[key] for a in truth["annotations"]} - set(known)):
+            raise ValueError(f"{path}: annotations of the unlisted {key} {unknown[:5]}; {mend}")
+
+
 def _make_trial(
-    protocol: str, groups: tuple[str, ...], truth: dict, categories: list[Category]
+    protocol: str,
+    groups: tuple[str, ...],
+    truth: dict,
+    categories: list[Category],
+    verified: bool,
 ) -> Trial:
     indices = [k for k, category in enumerate(categories) if in_group(category, groups)]
     chosen = {categories[k].id for k in indices}
     annotations = [a for a in truth["annotations"] if a["category_id"] in chosen]
-    with_object = {annotation["image_id"] for annotation in annotations}
-    images = [image for image in truth["images"] if image["id"] in with_object]
+    wanted = {annotation["image_id"] for annotation in annotations}
+    if verified:
+        known = ((i["id"], i.get("verified_category_ids", ())) for i in truth["images"])
+        wanted |= {image_id for image_id, classes in known if chosen.intersection(classes)}
+    images = [image for image in truth["images"] if image["id"] in wanted]
     return Trial(protocol, groups, [categories[k] for k in indices], indices, images, annotations)
 
 

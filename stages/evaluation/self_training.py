@@ -12,9 +12,10 @@ import numpy as np
 from stages.common.categories import Category
 from stages.common.coco import Instances, best_mask_iou, make_instances
 from stages.common.images import Picture
-from stages.evaluation.detections import Predict, in_batches, to_results
+from stages.evaluation.detections import Predict, in_batches
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import in_group
+from stages.models.results import to_results
 
 NOTHING = -1.0
 
@@ -52,11 +53,14 @@ def measure_training_objects(
     """
     rows = []
     vocabularies = [list(range(len(categories)))]
+    category_ids = [category.id for category in categories]
     for batch in in_batches(pictures):
         (predictions,) = predict([picture.decode() for picture in batch], vocabularies)
         for picture, prediction in zip(batch, predictions, strict=True):
             image_id = picture.image_id
-            results = to_results(image_id, prediction, categories, params)
+            results = to_results(
+                image_id, prediction, category_ids, params.min_score, params.max_detections
+            )
             labels = make_instances(annotations[image_id])
             objects = make_instances(truth.get(image_id, []))
             rows.append(_compare(labels, make_instances(results), objects.select(~objects.crowd)))

@@ -3,11 +3,12 @@
 Shape legend: T = 10 IoU thresholds, P = 101 recall points, K classes of a trial.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stages.common.categories import Category
+from stages.evaluation import open_images
 from stages.evaluation.average_precision import (
     KINDS,
     NO_OBJECTS,
@@ -16,40 +17,93 @@ from stages.evaluation.average_precision import (
     group_precision,
     precision_table,
 )
-from stages.evaluation.protocols import Trial
+from stages.evaluation.params import EvaluationParams
+from stages.evaluation.protocols import Trial, in_group
 
 GROUPS = ("base", "novel", "all")
+RECALL_POINTS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one detector got: precision (T, P, K) of each kind, per trial."""
+    """What one detector got.
+
+    Attributes:
+        trials: what it was measured on.
+        tables: precision (T, P, K) of each kind, per trial; T is 1 by the rules of Open Images.
+        areas: by those rules, the average precision (K,) in [0, 1] of each kind, per trial.
+    """
 
     trials: list[Trial]
     tables: list[dict[Kind, np.ndarray]]
+    areas: list[dict[Kind, np.ndarray]] | None = None
 
 
-def score(trials: list[Trial], detections: list[list[dict]], max_detections: int) -> Scores:
-    """Compare a detector's results of each trial with the ground truth."""
+def score(
+    trials: list[Trial], detections: list[list[dict]], params: EvaluationParams, truth: dict
+) -> Scores:
+    """Compare a detector's results of each trial with the ground truth.
+
+    Args:
+        trials: vocabularies and ground truth.
+        detections: COCO results per trial.
+        params: by whose rules, and how many detections count.
+        truth: COCO's instances format; its categories may have ancestors.
+    """
+    if params.metric == "open_images":
+        return _score_by_hierarchy(trials, detections, params, truth)
+    tables = [
+        {kind: precision_table(trial, found, kind, params.max_detections) for kind in KINDS}
+        for trial, found in zip(trials, detections, strict=True)
+    ]
+    return Scores(trials, tables)
+
+
+def _score_by_hierarchy(
+    trials: list[Trial], detections: list[list[dict]], params: EvaluationParams, truth: dict
+) -> Scores:
+    ancestors = {c["id"]: c["ancestors"] for c in truth["categories"] if "ancestors" in c}
+    measured = []
+    for trial, found in zip(trials, detections, strict=True):
+        if params.expand_detections:
+            found = open_images.expand(found, trial, ancestors)
+        annotations = open_images.expand(trial.annotations, trial, ancestors)
+        expanded = replace(trial, annotations=annotations)
+        measured.append(
+            {
+                kind: open_images.measure(expanded, found, kind, params.max_detections)
+                for kind in KINDS
+            }
+        )
     return Scores(
         trials,
-        [
-            {kind: precision_table(trial, found, kind, max_detections) for kind in KINDS}
-            for trial, found in zip(trials, detections, strict=True)
-        ],
+        [{kind: own[kind].curve[None] for kind in KINDS} for own in measured],
+        [{kind: own[kind].ap50 for kind in KINDS} for own in measured],
     )
 
 
 def make_metrics(scores: Scores) -> dict:
-    """Return protocol → group → kind → AP and AP50 in percent, -1 for a group without objects."""
+    """Return protocol → group → kind → AP and AP50 in percent, -1 for a group without objects.
+
+    By the rules of Open Images there is no AP over other thresholds.
+    """
     metrics: dict = {}
-    for trial, tables in zip(scores.trials, scores.tables, strict=True):
+    for number, (trial, tables) in enumerate(zip(scores.trials, scores.tables, strict=True)):
         for group in trial.groups:
-            metrics.setdefault(trial.protocol, {})[group] = {
-                kind: average_precision(group_precision(table, trial, group))
-                for kind, table in tables.items()
-            }
+            own = metrics.setdefault(trial.protocol, {}).setdefault(group, {})
+            for kind, table in tables.items():
+                if scores.areas is None:
+                    own[kind] = average_precision(group_precision(table, trial, group))
+                else:
+                    own[kind] = {"AP50": mean_area(scores.areas[number][kind], trial, group)}
     return metrics
+
+
+def mean_area(areas: np.ndarray, trial: Trial, group: str) -> float:
+    """Return the mean in percent of the group's classes that have objects, -1 of none."""
+    members = np.array([in_group(category, (group,)) for category in trial.categories], bool)
+    known = areas[members & (areas > NO_OBJECTS)]
+    return round(100 * float(known.mean()), 3) if len(known) else NO_OBJECTS
 
 
 def per_class_rows(scores: dict[str, Scores], categories: list[Category]) -> list[dict]:
@@ -68,13 +122,14 @@ def per_class_rows(scores: dict[str, Scores], categories: list[Category]) -> lis
         for category in categories
     }
     for model, own in scores.items():
-        for trial, tables in zip(own.trials, own.tables, strict=True):
+        for number, (trial, tables) in enumerate(zip(own.trials, own.tables, strict=True)):
             for kind, table in tables.items():
                 column = f"{model}_{trial.protocol}_{kind}"
                 for k, category in enumerate(trial.categories):
                     precision = table[0, :, k]
                     known = (precision > NO_OBJECTS).all()
-                    rows[category.id][column] = 100 * float(precision.mean()) if known else ""
+                    ap50 = precision.mean() if own.areas is None else own.areas[number][kind][k]
+                    rows[category.id][column] = 100 * float(ap50) if known else ""
     return list(rows.values())
 
 
@@ -83,12 +138,11 @@ def precision_recall_rows(scores: dict[str, Scores], kind: Kind) -> list[dict]:
 
     Columns are <model>_<group>, as DVC draws one curve per column; the mean is over classes.
     """
-    recall = np.linspace(0, 1, 101)
-    rows = [{"recall": float(point)} for point in recall]
+    rows = [{"recall": float(point)} for point in RECALL_POINTS]
     for model, own in scores.items():
         for group in GROUPS:
             table = group_precision(own.tables[0][kind], own.trials[0], group)
-            curve = table[0].mean(axis=1).tolist() if table.size else [""] * len(recall)
+            curve = table[0].mean(axis=1).tolist() if table.size else [""] * len(rows)
             for row, precision in zip(rows, curve, strict=True):
                 row[f"{model}_{group}"] = precision
     return rows

@@ -1,21 +1,24 @@
 """Stage `finetune`: train the detector on, with the ground truth of base classes only.
 
 Run: python -m stages.finetune. Objects of novel and excluded classes are removed from the labels;
-pictures without a base object are left out. With `--output` another folder takes the place of
-data/finetune, with `--section` another section of params.yaml that of `finetune`.
+pictures without a base object are left out. Where nobody has annotated anything, the detector stays
+as it is. With `--output` another folder takes the place of data/finetune, with `--section` another
+section of params.yaml that of `finetune`.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 from stages.common.categories import read_categories
 from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
+from stages.common.ground_truth import SKIPPED, is_annotated
 from stages.common.images import read_pictures
 from stages.common.params import read_section, read_seed, read_shards
 from stages.common.seeding import make_deterministic
-from stages.common.storage import write_json
+from stages.common.storage import replace_file, write_json
 from stages.finetune.blending import blend
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
@@ -27,6 +30,15 @@ ANNOTATIONS = Path("data/download/ground_truth/train.json")
 CATEGORIES = Path("data/download/categories.json")
 
 
+def keep_detector(output: Path) -> None:
+    """Write the detector as it came: without annotations there is nothing to train it on with."""
+    with replace_file(output / "model.safetensors") as partial:
+        shutil.copyfile(DETECTOR, partial)
+    Curve(every=1).write(output / "curve.csv")
+    write_json(output / "metrics.json", {"skipped": SKIPPED, "pictures": 0})
+    print(f"finetune: {SKIPPED}; its model is the detector's")
+
+
 def main() -> None:
     """Run the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,6 +48,9 @@ def main() -> None:
     params, seed = read_section(options.section, FinetuneParams), read_seed()
     shards = [Path(f"data/download/images/train/{shard}.parquet") for shard in read_shards()]
     make_deterministic(seed, "finetune")
+    if not is_annotated(ANNOTATIONS):
+        keep_detector(options.output)
+        return
 
     categories = read_categories(CATEGORIES)
     every = read_categories(CATEGORIES, ("base", "novel", "excluded"))

@@ -5,7 +5,9 @@ Shape legend: N masks of M×M cells, H W pixels.
 
 import torch
 
-PASTED_AT_ONCE = 64  # bounds the memory: 64 float masks of 800×1333 pixels take 270 MB
+# Bounds of the memory: 64 float masks of 800×1333 pixels take 270 MB, as do 5 of 3000×4000.
+PASTED_AT_ONCE = 64
+PIXELS_AT_ONCE = 64 * 800 * 1333
 
 
 def paste_masks(
@@ -24,8 +26,9 @@ def paste_masks(
     """
     height, width = image_hw
     pasted = torch.empty((len(boxes_xyxy), height, width), dtype=torch.bool)
-    for start in range(0, len(boxes_xyxy), PASTED_AT_ONCE):
-        part = slice(start, start + PASTED_AT_ONCE)
+    at_once = max(1, min(PASTED_AT_ONCE, PIXELS_AT_ONCE // (height * width)))
+    for start in range(0, len(boxes_xyxy), at_once):
+        part = slice(start, start + at_once)
         x0, y0, x1, y1 = boxes_xyxy[part].unbind(1)
         rows = _interpolation(y0, y1, height, probabilities.shape[1])
         columns = _interpolation(x0, x1, width, probabilities.shape[2])

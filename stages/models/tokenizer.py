@@ -3,15 +3,17 @@
 Shape legend: B captions, L tokens. Token 0 is padding; every caption starts with [CLS].
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from tokenizers.processors import BertProcessing
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# Ids in a vocabulary built here; one read from a file has them elsewhere, but for padding.
 PAD, UNKNOWN, START, END, MASK = range(5)
 CONTINUATION = "##"
 
@@ -28,19 +30,40 @@ FUNCTION_WORDS = frozenset(
 
 
 class CaptionTokenizer:
-    """WordPiece with fixed ids for the special tokens."""
+    """WordPiece; a token's id is its place in the vocabulary."""
 
-    def __init__(self, words: Sequence[str], max_tokens: int) -> None:
-        """Take the vocabulary in order of its ids, special tokens included."""
-        if tuple(words[: len(SPECIAL)]) != SPECIAL:
-            raise ValueError(f"the vocabulary must begin with {SPECIAL}, found {words[:5]}")
+    def __init__(self, words: Sequence[str], max_tokens: int, ignored: str = "") -> None:
+        """Take the vocabulary in order of its ids, special tokens included.
+
+        Args:
+            words: the vocabulary.
+            max_tokens: longer captions are cut, [CLS] and [SEP] included.
+            ignored: characters that are dropped before a caption is split, such as the punctuation
+                that a pretrained model's captions had lost.
+
+        Raises:
+            ValueError: a special token is not there, or padding is not the first.
+        """
+        lacking = [token for token in SPECIAL if token not in words]
+        if lacking or words[0] != SPECIAL[PAD]:
+            raise ValueError(
+                f"the vocabulary must begin with {SPECIAL[PAD]} and have {', '.join(SPECIAL[1:])};"
+                f" it begins with {list(words[:5])} and lacks {lacking}"
+            )
         self.words = tuple(words)
         self.max_tokens = max_tokens
+        self.ignored = ignored
         self.ids = {word: index for index, word in enumerate(words)}
+        self.unknown = self.ids["[UNK]"]
         core = Tokenizer(WordPiece(self.ids, unk_token="[UNK]"))
         core.normalizer = normalizers.BertNormalizer(lowercase=True)
+        if ignored:
+            dropped = normalizers.Replace(Regex(f"[{re.escape(ignored)}]"), "")
+            core.normalizer = normalizers.Sequence([dropped, core.normalizer])
         core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        core.post_processor = BertProcessing(("[SEP]", END), ("[CLS]", START))
+        core.post_processor = BertProcessing(
+            ("[SEP]", self.ids["[SEP]"]), ("[CLS]", self.ids["[CLS]"])
+        )
         core.enable_truncation(max_tokens)
         self._core = core
 
@@ -67,8 +90,7 @@ class CaptionTokenizer:
             [
                 index
                 for index, word in enumerate(self.words)
-                if index >= len(SPECIAL)
-                and word.isalpha()
+                if word.isalpha()
                 and not word.startswith(CONTINUATION)
                 and word not in FUNCTION_WORDS
             ],

@@ -1,6 +1,7 @@
 """Measure pseudo-labels and proposals against ground truth: `python -m stages.quality`.
 
-Measures only: nothing it writes is read by a stage that trains.
+Measures only: nothing it writes is read by a stage that trains. Without ground truth it says so,
+and counts and shows the labels.
 """
 
 from pathlib import Path
@@ -8,13 +9,16 @@ from pathlib import Path
 from stages.common.captions import read_captions
 from stages.common.categories import read_categories
 from stages.common.coco import group_by_image, make_instances, read_image_list
+from stages.common.ground_truth import SKIPPED, is_annotated
 from stages.common.images import read_pictures
 from stages.common.montage import write_png
+from stages.common.outlines import ignore_unoutlined
 from stages.common.params import read_section, read_seed, read_shards
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
 from stages.common.storage import read_json, read_table, read_tensors, write_json, write_rows
 from stages.common.tables import boxes_by_image
+from stages.quality import unannotated
 from stages.quality.figure import Example, choose_labels, draw_montage
 from stages.quality.params import QualityParams
 from stages.quality.shard import ShardInputs, Tables, join_columns, measure_shard
@@ -22,6 +26,7 @@ from stages.quality.summary import make_metrics, per_class_rows, recall_rows
 
 DATA = Path("data")
 DOWNLOAD = DATA / "download"
+GROUND_TRUTH = DOWNLOAD / "ground_truth/train.json"
 OUTPUT = DATA / "quality"
 
 
@@ -32,15 +37,25 @@ def main() -> None:
     category_ids = [category.id for category in categories]
     labels = read_json(DATA / "labels/pseudo_annotations.json")["annotations"]
     annotations = group_by_image(labels)
-    truth = group_by_image(read_json(DOWNLOAD / "ground_truth/train.json")["annotations"])
+    truth = group_by_image(ignore_unoutlined(read_json(GROUND_TRUTH)["annotations"]))
+    annotated = is_annotated(GROUND_TRUTH)
     random = numpy_generator(seed, "quality montage")
     chosen = choose_labels(labels, categories, params.montage_rows, random)
 
     measured, examples = [], {}
     for shard in track(shards, "quality, shards"):
         inputs = _read_shard(shard, annotations, truth)
-        measured.append(measure_shard(inputs, category_ids, params, seed))
+        if annotated:
+            measured.append(measure_shard(inputs, category_ids, params, seed))
         examples |= _make_examples(shard, inputs, chosen, categories)
+    in_order = [examples[annotation["id"]] for annotation in chosen]
+    write_png(OUTPUT / "montage.png", draw_montage(in_order, categories, annotated))
+    if not annotated:
+        write_json(OUTPUT / "metrics.json", unannotated.make_metrics(labels, categories))
+        write_rows(OUTPUT / "per_class.csv", unannotated.per_class_rows(labels, categories))
+        write_rows(OUTPUT / "recall.csv", unannotated.recall_rows(params))
+        print(f"quality: {SKIPPED}")
+        return
     tables = Tables(
         join_columns([tables.labels for tables in measured]),
         join_columns([tables.pointing for tables in measured]),
@@ -50,8 +65,6 @@ def main() -> None:
     write_json(OUTPUT / "metrics.json", metrics)
     write_rows(OUTPUT / "per_class.csv", per_class_rows(tables, categories))
     write_rows(OUTPUT / "recall.csv", recall_rows(metrics, params))
-    in_order = [examples[annotation["id"]] for annotation in chosen]
-    write_png(OUTPUT / "montage.png", draw_montage(in_order, categories))
     for group in ("base", "novel"):
         box, mask = metrics["boxes"][group], metrics["masks"]["pseudo"][group]
         print(f"quality, {group}: IoU of boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}")

@@ -69,39 +69,45 @@ def choose_labels(
     return [annotation for _, annotation in numbered[:number]]
 
 
-def draw_montage(examples: list[Example], categories: list[Category]) -> np.ndarray:
-    """Return the sheet RGB uint8, one row per example, as many rounds as the maps have."""
+def draw_montage(
+    examples: list[Example], categories: list[Category], annotated: bool = True
+) -> np.ndarray:
+    """Return the sheet RGB uint8, one row per example, as many rounds as the maps have.
+
+    Where nobody has annotated the pictures there is no column of ground truth.
+    """
     rounds = [f"activation, G = {k}" for k in range(len(examples[0].maps))]
+    comparison = "The ground truth is shown for comparison and was never used."
     return draw_sheet(
         "Pseudo-labels from captions",
         "Drawn blindly from the training pictures, base and novel classes in turn. "
-        "The ground truth is shown for comparison and was never used.",
-        ["picture", *rounds, "pseudo-label", "ground truth"],
-        [_row(example, MentionFinder(categories)) for example in examples],
+        + (comparison if annotated else "There is no ground truth to compare them with."),
+        ["picture", *rounds, "pseudo-label", *(["ground truth"] if annotated else [])],
+        [_row(example, MentionFinder(categories), annotated) for example in examples],
         WORDS_WIDTH,
     )
 
 
-def _row(example: Example, finder: MentionFinder) -> Row:
+def _row(example: Example, finder: MentionFinder, annotated: bool) -> Row:
     naming = [c for c in example.captions if example.category.id in finder.classes([c])]
-    if len(example.truth):
-        box_iou = best_box_iou(example.label, example.truth)[0]
-        mask_iou = best_mask_iou(example.label, example.truth)[0]
-        agreement = f"IoU: box {box_iou:.2f}, mask {mask_iou:.2f}"
-    else:
-        agreement = "no object of this class in the picture"
-    heats = [Panel(show_heat(example.image, heat, SIDE)) for heat in example.maps]
-    return Row(
-        [
-            Panel(show_image(example.image, SIDE)),
-            *heats,
-            _instances(example, example.label, LABEL_COLOUR),
-            _instances(example, example.truth, TRUTH_COLOUR),
-        ],
-        example.category.name,
-        example.category.split,
-        [f"“{caption}”" for caption in naming[:2]] + [agreement],
-    )
+    panels = [
+        Panel(show_image(example.image, SIDE)),
+        *(Panel(show_heat(example.image, heat, SIDE)) for heat in example.maps),
+        _instances(example, example.label, LABEL_COLOUR),
+    ]
+    lines = [f"“{caption}”" for caption in naming[:2]]
+    if annotated:
+        panels.append(_instances(example, example.truth, TRUTH_COLOUR))
+        lines.append(_agreement(example))
+    return Row(panels, example.category.name, example.category.split, lines)
+
+
+def _agreement(example: Example) -> str:
+    if not len(example.truth):
+        return "no object of this class in the picture"
+    box_iou = best_box_iou(example.label, example.truth)[0]
+    mask_iou = best_mask_iou(example.label, example.truth)[0]
+    return f"IoU: box {box_iou:.2f}, mask {mask_iou:.2f}"
 
 
 def _instances(example: Example, instances: Instances, colour: Colour) -> Panel:

@@ -14,6 +14,8 @@ from stages.quality.params import QualityParams
 from stages.quality.shard import Tables
 
 PROPOSALS = ("selective_search", "random_order", "ranking")
+GROUPS = ("base", "novel", "all")
+MEASURED_PER_CLASS = ("precision", "box_iou", "box_at_50", "mask_iou", "mask_at_50")
 NOTHING = -1.0
 
 
@@ -32,7 +34,7 @@ def by_group(
 ) -> dict[str, dict]:
     """Return `summary` of the rows of base, of novel and of all classes."""
     groups = {}
-    for group in ("base", "novel", "all"):
+    for group in GROUPS:
         ids = [category.id for category in categories if group in (category.split, "all")]
         rows = np.isin(columns["category_id"], ids)
         groups[group] = summary({name: values[rows] for name, values in columns.items()})
@@ -103,15 +105,12 @@ def per_class_rows(tables: Tables, categories: list[Category]) -> list[dict]:
         own = tables.labels["category_id"] == category.id
         compared = own & ~tables.labels["crowd"]
         row = {"category": category.name, "split": category.split, "labels": int(own.sum())}
-        measured = {
-            "precision": mean(tables.labels["present"][own]),
-            "box_iou": mean(tables.labels["box_iou"][compared]),
-            "box_at_50": mean(tables.labels["box_iou"][compared] >= 0.5),
-            "mask_iou": mean(tables.labels["mask_iou"][compared]),
-            "mask_at_50": mean(tables.labels["mask_iou"][compared] >= 0.5),
-        }
-        empty = {name: "" if value == NOTHING else value for name, value in measured.items()}
-        result.append({**row, **empty})
+        box_iou, mask_iou = (tables.labels[name][compared] for name in ("box_iou", "mask_iou"))
+        means = [mean(tables.labels["present"][own])]
+        means += [mean(values) for iou in (box_iou, mask_iou) for values in (iou, iou >= 0.5)]
+        for name, value in zip(MEASURED_PER_CLASS, means, strict=True):
+            row[name] = "" if value == NOTHING else value
+        result.append(row)
     return result
 
 
@@ -122,7 +121,7 @@ def recall_rows(metrics: dict, params: QualityParams) -> list[dict]:
             "boxes": number,
             **{
                 f"{name}_{group}": metrics["recall"][name][group][f"at_{number}"]
-                for group in ("base", "novel", "all")
+                for group in GROUPS
                 for name in PROPOSALS
             },
         }

@@ -1,4 +1,7 @@
-"""Stage `vlm`: train the small ALBEF on the image-caption pairs and write data/vlm/."""
+"""Stage `vlm`: train the small ALBEF on the image-caption pairs, or take a pretrained model.
+
+Writes data/vlm/.
+"""
 
 from pathlib import Path
 
@@ -14,17 +17,31 @@ from stages.models.albef import Albef, AlbefConfig, save_albef
 from stages.models.tokenizer import CaptionTokenizer, build_vocabulary
 from stages.vlm.pairs import PairSampler, load_pictures
 from stages.vlm.params import VlmParams
+from stages.vlm.pretrained import convert_albef, convert_blip
 from stages.vlm.train import train_vlm
 
 PICTURES = Path("data/download/images/pairs.parquet")
 CAPTIONS = Path("data/download/captions/pairs.json")
 OUTPUT = Path("data/vlm")
+MODEL = OUTPUT / "model.safetensors"
 
 
 def main() -> None:
     """Run the stage."""
     params, seed = read_section("vlm", VlmParams), read_seed()
     make_deterministic(seed, "vlm")
+    curve = Curve(every=50)
+    if params.source == "train":
+        facts = _train(params, seed, curve)
+    else:
+        convert = {"albef": convert_albef, "blip": convert_blip}[params.source]
+        facts = convert(params.pretrained, MODEL)
+    curve.write(OUTPUT / "curve.csv")  # without rows if nothing was trained
+    write_json(OUTPUT / "metrics.json", facts)
+
+
+def _train(params: VlmParams, seed: int, curve: Curve) -> dict[str, float]:
+    """Train and write the small ALBEF; return facts for the metrics."""
     captions = read_captions(CAPTIONS)
     images, ids = load_pictures(read_pictures(PICTURES), params.image_size)
     without = [image_id for image_id in ids if not captions.get(image_id)]
@@ -43,17 +60,18 @@ def main() -> None:
         params.batch_size,
         derive_seed(seed, "vlm", "pairs"),
     )
-    curve = Curve(every=50)
     facts = train_vlm(
         model, tokenizer, sampler, all_tokens, params, torch_generator(seed, "vlm", "text"), curve
     )
-    save_albef(OUTPUT / "model.safetensors", model, tokenizer)
-    curve.write(OUTPUT / "curve.csv")
+    save_albef(MODEL, model, tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
-    write_json(
-        OUTPUT / "metrics.json",
-        {"pairs": len(ids), "words": len(words), "parameters": parameters, **facts, **curve.last()},
-    )
+    return {
+        "pairs": len(ids),
+        "words": len(words),
+        "parameters": parameters,
+        **facts,
+        **curve.last(),
+    }
 
 
 if __name__ == "__main__":

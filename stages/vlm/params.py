@@ -1,5 +1,7 @@
 """The `vlm` section of params.yaml."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from stages.common.params import Section
@@ -37,9 +39,20 @@ class WeightParams(Section):
     replaced_words: float = Field(ge=0)
 
 
-class VlmParams(Section):
-    """Everything that the vision-language model's training depends on, besides the seed."""
+class PretrainedParams(Section):
+    """Where pretrained weights are."""
 
+    checkpoint: str | None
+    sha256: str | None = Field(pattern="^[0-9a-fA-F]{64}$")
+    vocabulary: str
+    max_tokens: int = Field(ge=4, le=512)
+
+
+class VlmParams(Section):
+    """Where the vision-language model is from, and all its training depends on but the seed."""
+
+    source: Literal["train", "albef", "blip"]
+    pretrained: PretrainedParams
     image_size: int = Field(ge=16)
     batch_size: int = Field(ge=2)
     min_word_count: int = Field(ge=1)

@@ -7,7 +7,7 @@ from stages.common.categories import read_categories
 from stages.common.params import read_section
 from stages.common.seeding import make_deterministic
 from stages.common.storage import write_tensors
-from stages.models.albef import load_albef
+from stages.models.name_embedding import load_name_embedder
 from stages.vocabulary.embed import embed_categories
 from stages.vocabulary.params import VocabularyParams
 
@@ -20,9 +20,9 @@ def main() -> None:
     """Run the stage."""
     params = read_section("vocabulary", VocabularyParams)
     make_deterministic(0, "vocabulary", threads=1)
-    model, tokenizer = load_albef(MODEL)
+    embedder = load_name_embedder(params, MODEL)
     categories = read_categories(CATEGORIES)
-    embeddings, unknown = embed_categories(model, tokenizer, categories, params)
+    embeddings, unknown = embed_categories(embedder, categories, params)
     if unknown:
         print(f"vocabulary: read as [UNK]: {', '.join(unknown)}", file=sys.stderr)
     names = [category.name for category in categories]

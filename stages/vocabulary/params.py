@@ -1,24 +1,11 @@
 """The `vocabulary` section of params.yaml."""
 
-from typing import Literal
+from pydantic import Field
 
-from pydantic import Field, field_validator
-
-from stages.common.params import Section
+from stages.models.name_embedding import NameEmbeddingParams
 
 
-class VocabularyParams(Section):
-    """How a class name becomes a vector."""
+class VocabularyParams(NameEmbeddingParams):
+    """How a class becomes a vector, and how many may be unknown to the text encoder."""
 
-    pooling: Literal["name_tokens", "class_token"]
-    all_forms: bool
     max_unknown_fraction: float = Field(ge=0, le=1)
-    templates: list[str] = Field(min_length=1)
-
-    @field_validator("templates")
-    @classmethod
-    def _one_place(cls, templates: list[str]) -> list[str]:
-        for template in templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"template '{template}' needs exactly one {{}} for the name")
-        return templates

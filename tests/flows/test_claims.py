@@ -1,10 +1,13 @@
 """The claims: what is compared with what, when a claim holds, and that no path is misspelt."""
 
 import copy
+import json
 
 import pytest
 
-from flows.claims import CLAIMS, METRICS, claims_table, judge
+from flows.claims import CLAIMS, METRICS, claims_table, judge, measure_claims
+from flows.sweeps.results import Result
+from flows.sweeps.worktrees import worktree
 
 
 def facts() -> dict:
@@ -83,3 +86,39 @@ def test_table_shows_mean_spread_and_verdict():
     assert "45.0 ± 7.1" in row
     assert "× 0.65" in row
     assert "**no**" in row
+
+
+def test_claims_are_read_off_the_points_of_a_sweep(monkeypatch, tmp_path):
+    """Every seed is two points: all that is compared, and the labels of the first looks alone."""
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims/dvc.yaml").write_text("stages: {rpn: {}, oracle_evaluation: {}}")
+    asked = []
+
+    def run(root, name, points, cores):
+        asked.extend(points)
+        for point in points:
+            files = {"quality": "first_look"} if "boxes.activation_round" in point.values else {}
+            for name, path in METRICS.items():
+                file = worktree(root, point) / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps(facts()[files.get(name, name)]))
+        return [Result(point, failed, {}) for point in points]
+
+    failed = False
+    monkeypatch.setattr("flows.claims.run_points", run)
+    results = measure_claims(tmp_path, [1, 2])
+    assert [(point.values, point.targets) for point in asked[:2]] == [
+        (
+            {"seed": 1},
+            ("quality", "evaluation", "claims/dvc.yaml:rpn", "claims/dvc.yaml:oracle_evaluation"),
+        ),
+        (
+            {"seed": 1, "boxes.activation_round": "first", "masks.activation_round": "first"},
+            ("quality",),
+        ),
+    ]
+    assert results == judge([facts(), facts()], [1, 2])
+    assert json.loads((tmp_path / "docs/claims.json").read_text()) == results
+    failed = True
+    with pytest.raises(RuntimeError, match=r"seed=1, seed=1,boxes.* failed; mend it"):
+        measure_claims(tmp_path, [1])

@@ -67,11 +67,13 @@ def test_executed_unchanged_changed_and_restored(toy):
     assert shown[0].outcomes()["side"] == "executed"
     assert shown[2].outcomes()["side"] == "unchanged"
     assert [run.params["cut.by"] for run in shown] == ["1", "2", "1"]
+    names = [run.tags["mlflow.runName"] for run in shown]
+    assert names == ["first run", "cut.by: 1 → 2", "cut.by: 2 → 1"]
     for run in shown:  # unchanged and restored stages show the same numbers as executed ones
         assert run.status == "FINISHED"
         assert run.metrics["evaluation/detector/generalized/novel/segm/AP50"] == 20.0
         assert run.metrics["merge/curve/loss"] == 2.5
-        assert run.tags["prefect.flow_run_id"]
+        assert run.tags["prefect.flow_run_id"] in run.tags["prefect.flow_run_url"]
         assert len(run.tags["mlflow.source.git.commit"]) == 40
 
 
@@ -128,6 +130,7 @@ def test_killed_flow_goes_on_with_the_same_hashes(toy, done, with_stage):
     else:  # the orphan finished, and its result was taken
         assert again == ["evaluation"]
     assert toy.lock() == done.lock()
+    assert [run.status for run in read_runs(toy.root)] == ["KILLED", "FINISHED"]
 
 
 def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
@@ -141,6 +144,7 @@ def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
     assert "run the same again to go on from here" in output
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+    assert [run.status for run in read_runs(toy.root)] == ["KILLED"]
 
 
 def test_own_server_ends_with_a_killed_flow(tmp_path):

@@ -98,3 +98,8 @@ def test_mermaid_folds_shards():
     assert text.splitlines()[:2] == ["```mermaid", "graph TD"]
     assert '  cut["cut × 2"]' in text
     assert text.count("cut --> merge") == 1
+    assert text.count("style cut fill:#ffe0a3") == 1
+
+
+def test_mermaid_leaves_what_is_up_to_date_without_colour():
+    assert "style" not in mermaid(Step(stage, Status.UP_TO_DATE) for stage in GRAPH.values())

@@ -74,3 +74,18 @@ def test_overlay_of_a_sweep_point_names_its_source(project):
     assert apply_overlay(project / "params.yaml", {"seed": 2}, "-S") == ["seed: 0 → 2"]
     with pytest.raises(ValueError, match=r"-S: sed: params\.yaml has no such key"):
         apply_overlay(project / "params.yaml", {"sed": 2}, "-S")
+
+
+def test_a_profile_may_extend_another(project):
+    (project / "experiments/large.yaml").write_text(
+        "seed: 3\nwspn: {steps: 7, rates: {last: 0.5}}\n"
+    )
+    told = overlay(project, "extends: large\nwspn: {steps: 5, rates: {first: 0.2}}\n")
+    assert sorted(told) == [
+        "seed: 0 → 3",
+        "wspn.rates.first: 0.1 → 0.2",
+        "wspn.rates.last: 0.001 → 0.5",
+        "wspn.steps: 3000 → 5",
+    ]
+    with pytest.raises(ValueError, match=r"experiments/larger\.yaml: no such profile"):
+        overlay(project, "extends: larger\nseed: 1\n")

@@ -1,9 +1,13 @@
+import json
+
 from test_graph import make
 
-from flows.graph import Status, Step
+from flows.graph import NEVER_RAN, Status, Step
 from flows.stage import Outcome
 from flows.table import (
     align,
+    describe_execution,
+    name_execution,
     plan_table,
     read_results,
     results_table,
@@ -63,3 +67,41 @@ def test_results_table_has_every_model_group_protocol_and_kind():
 def test_without_results_it_says_so(tmp_path):
     assert read_results(tmp_path) is None
     assert results_table(None) == "No results yet: there is no data/evaluation/metrics.json"
+
+
+def test_results_table_says_when_nothing_was_measured():
+    results = {"detector": {"skipped": "no annotations: skipped", "pictures": 3}}
+    table = results_table(results)
+    assert table.startswith("Nothing was measured, says data/evaluation/metrics.json")
+    assert "detector: no annotations: skipped" in table
+
+
+def test_execution_is_named_by_what_changed():
+    def step(status: Status, *reasons: str) -> Step:
+        return Step(make("cut@0"), status, reasons)
+
+    upstream = step(Status.RESTORABLE, "data/a changes upstream")
+    unknown = step(Status.UNKNOWN, "depends on what cut will make")
+    changed = step(Status.MUST_RUN, "cut.by: 1 → 2", "second")
+    assert name_execution([changed, changed, upstream, unknown]) == "cut.by: 1 → 2; second"
+    assert name_execution([*STEPS, upstream]) == "cut.by: 1 → 2; second; 2 more"
+    assert name_execution([step(Status.MUST_RUN, NEVER_RAN), unknown]) == "first run"
+    assert name_execution([step(Status.UP_TO_DATE)]) == "no change"
+    long = name_execution([step(Status.MUST_RUN, "x" * 200)])
+    assert (len(long), long[-1]) == (80, "…")
+
+
+def test_description_has_results_as_markdown(tmp_path):
+    outcomes = [Outcome("a", "a", "executed"), Outcome("b", "b", "failed", 0.0, "no space left")]
+    assert describe_execution(tmp_path, outcomes).splitlines() == [
+        "2 stages and shards: 1 executed, 1 failed.",
+        "",
+        "- `b` failed: no space left",
+    ]
+    results = tmp_path / "data/evaluation/metrics.json"
+    results.parent.mkdir(parents=True)
+    one = {"segm": {"AP50": 20.0, "AP": 1.0}}
+    results.write_text(json.dumps({"detector": {"generalized": {"novel": one}}}))
+    text = describe_execution(tmp_path, outcomes[:1])
+    assert "| model | classes | constrained box |" in text
+    assert "| detector | novel | – | – | – | 20.0 (1.0) |" in text

@@ -3,12 +3,12 @@ import os
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from test_graph import make
-from toy import PATIENCE
+from toy import PATIENCE, wait_until
 from tracked import read_runs
 
 from flows.environment import default_settings
@@ -61,7 +61,32 @@ QUALITY = stage(
 
 def publish(root: Path) -> None:
     outcomes = [Outcome("q@0", "q", "executed", 3.0), Outcome("w", "w", "failed", 0.0, "why")]
-    Tracking(root).publish([QUALITY], outcomes, {"more": "yes"})
+    with Tracking(root, "a: 1 → 2", {"more": "yes"}) as tracking:
+        wait_until(lambda: system_metrics(root))
+        tracking.publish([QUALITY], outcomes)
+
+
+def system_metrics(root: Path) -> set[str]:
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        found = database.execute("select distinct key from metrics where key like 'system/%'")
+        return {key for (key,) in found}
+
+
+def leave_by(error: BaseException, root: Path) -> None:
+    with suppress(type(error)), Tracking(root):
+        raise error
+
+
+def in_a_process(code: str, root: Path, **more: str) -> None:
+    """Run code of this module in a process of its own, for MLflow leaves its connections open."""
+    here = Path(__file__).parent
+    path = f"{here}{os.pathsep}{here.parents[1]}"
+    subprocess.run(
+        [sys.executable, "-c", f"from test_tracking import *\nroot = Path({str(root)!r})\n{code}"],
+        env={**os.environ, **default_settings(root), "PYTHONPATH": path, **more},
+        check=True,
+        timeout=PATIENCE,
+    )
 
 
 def test_a_run_shows_everything_of_an_execution(tmp_path):
@@ -71,19 +96,7 @@ def test_a_run_shows_everything_of_an_execution(tmp_path):
     write(tmp_path, "data/q/weights.safetensors", "large")
     write(tmp_path, "params.yaml", "\n".join(f"p{k}: {k}" for k in range(230)))
     write(tmp_path, "dvc.lock", "lock")
-    # In a process of its own, for MLflow leaves its connections open.
-    here = Path(__file__).parent
-    code = "import sys, pathlib, test_tracking; test_tracking.publish(pathlib.Path(sys.argv[1]))"
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        env={
-            **os.environ,
-            **default_settings(tmp_path),
-            "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}",
-        },
-        check=True,
-        timeout=PATIENCE,
-    )
+    in_a_process("publish(root)", tmp_path, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.1")
     (run,) = read_runs(tmp_path)
     assert run.status == "FAILED"
     assert run.metrics["q.0/iou"] == 0.5
@@ -92,9 +105,13 @@ def test_a_run_shows_everything_of_an_execution(tmp_path):
     assert len(run.params) == 230
     assert run.outcomes() == {"q.0": "executed", "w": "failed"}
     assert run.tags["more"] == "yes"
+    assert run.tags["mlflow.runName"] == "a: 1 → 2"
+    assert "1 executed, 1 failed" in run.tags["mlflow.note.content"]
+    assert "system/cpu_utilization_percentage" in run.metrics
     assert len(run.tags["dvc.lock.sha256"]) == 64
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        assert database.execute("select count(*) from metrics").fetchone() == (2502,)
+        own = "select count(*) from metrics where key not like 'system/%'"
+        assert database.execute(own).fetchone() == (2502,)
     (artifacts,) = (tmp_path / "mlruns").glob("*/artifacts")
     files = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*.*")}
     assert files == {
@@ -104,3 +121,38 @@ def test_a_run_shows_everything_of_an_execution(tmp_path):
         "data/q/curve.csv",
         "data/q/montage.png",
     }
+
+
+ABANDON = """
+import multiprocessing, socket
+fork = multiprocessing.get_context("fork")
+
+def open_and_die():
+    Tracking(root, "abandoned")
+    os._exit(9)
+
+def together(count, function, *arguments):
+    processes = [fork.Process(target=function, args=arguments) for _ in range(count)]
+    [process.start() for process in processes]
+    [process.join() for process in processes]
+    return [process.exitcode for process in processes]
+
+# Nobody has made the database yet.
+assert together(4, open_and_die) == [9] * 4
+elsewhere = {"process": "another-machine/1/0"}
+alive, other = Tracking(root, "alive"), Tracking(root, "elsewhere", elsewhere)
+together(1, leave_by, ValueError(), root)
+together(1, leave_by, KeyboardInterrupt(), root)
+"""
+
+
+def test_first_creation_has_no_race_and_runs_of_dead_processes_are_closed(tmp_path):
+    in_a_process(ABANDON, tmp_path)
+    runs = read_runs(tmp_path)
+    told = sorted((run.tags["mlflow.runName"], run.status) for run in runs[:6])
+    assert told == [
+        *[("abandoned", "KILLED")] * 4,
+        ("alive", "RUNNING"),
+        ("elsewhere", "RUNNING"),
+    ]
+    assert sorted(run.status for run in runs[6:]) == ["FAILED", "KILLED"]

@@ -38,3 +38,11 @@ def read_runs(root: Path) -> list[Run]:
             Run(status, pairs("tags", run), pairs("params", run), pairs("latest_metrics", run))
             for run, status in found
         ]
+
+
+def read_versions(root: Path) -> list[tuple[int, list[str]]]:
+    """Return number and aliases of each registered model version, oldest first."""
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        aliases = database.execute("select version, alias from registered_model_aliases").fetchall()
+        numbers = database.execute("select version from model_versions order by version").fetchall()
+        return [(n, [alias for version, alias in aliases if version == n]) for (n,) in numbers]

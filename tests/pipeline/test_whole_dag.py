@@ -1,14 +1,19 @@
-"""The whole DAG on tiny profiles: same bytes twice, and real photographs from end to end."""
+"""The whole DAG on tiny profiles: same bytes twice, photographs, pictures without annotations."""
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
+
+from tests.stages.pictures_folder import write_pictures_folder
 
 pytestmark = pytest.mark.pipeline
 
@@ -32,11 +37,17 @@ def clone(repository: Path, folder: Path, profile: str) -> Path:
     return folder
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """Return what makes a command use the code of the copy, in this Python."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "PATH": path}
+
+
 def run(command: list[str], folder: Path) -> str:
-    """Run a command of the copy, its own code first; fail with its last lines."""
-    environment = dict(os.environ, PYTHONPATH=str(folder), DVC_NO_ANALYTICS="1")
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    """Run a command of the copy; fail with its last lines."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True
+    )
     output = done.stdout + done.stderr
     assert done.returncode == 0, f"{command} in {folder}:\n{output[-6000:]}"
     return output
@@ -56,9 +67,44 @@ def output_hashes(folder: Path) -> dict[str, dict[str, str]]:
     }
 
 
-def test_two_clones_give_the_same_bytes(repository, tmp_path):
+def reproduce_with_kills(folder: Path) -> dict[str, dict[str, str]]:
+    """Run the flow, end it by SIGKILL in each kind of stage once, and return the hashes.
+
+    Every other time the stage dies with the flow; else it outlives it, as an orphan.
+    """
+    killed: set[str] = set()
+    while True:
+        finished = set(output_hashes(folder)) if (folder / "dvc.lock").exists() else set()
+        with subprocess.Popen(
+            [sys.executable, "-m", "flows", "run"],
+            cwd=folder,
+            env=environment(folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as flow:
+            lines = []
+            for line in flow.stdout:
+                lines.append(line)
+                started = re.match(r"\[(.+)\] Running stage '\1'", line)
+                if started is None:
+                    continue
+                assert started[1] not in finished, f"{started[1]} was finished, and runs again"
+                if (kind := started[1].split("@")[0]) not in killed:
+                    children = psutil.Process(flow.pid).children(recursive=True)
+                    for process in children if len(killed) % 2 else []:
+                        process.kill()
+                    flow.kill()
+                    killed.add(kind)
+        if flow.returncode == 0:
+            assert killed == set(STAGES)
+            return output_hashes(folder)
+        assert flow.returncode == -signal.SIGKILL, "".join(lines)
+
+
+def test_two_clones_give_the_same_bytes_even_if_killed_in_each_stage(repository, tmp_path):
     first = reproduce(clone(repository, tmp_path / "first", "smoke"))
-    second = reproduce(clone(repository, tmp_path / "second", "smoke"))
+    second = reproduce_with_kills(clone(repository, tmp_path / "second", "smoke"))
     assert {name.split("@")[0] for name in first} == set(STAGES)
     different = {
         f"{stage}: {path}"
@@ -92,3 +138,39 @@ def test_real_photographs_from_end_to_end(repository, tmp_path):
     assert len(labels["annotations"]) > 20
     assert {"image_id", "category_id", "segmentation"} <= set(labels["annotations"][0])
     assert isinstance(predictions, list)
+
+
+def test_own_pictures_without_annotations_from_end_to_end(repository, tmp_path):
+    pictures = write_pictures_folder(tmp_path / "pictures", num_train=40, num_test=6)
+    folder = clone(repository, tmp_path / "clone", "smoke")
+    params = YAML()
+    content = params.load(folder / "params.yaml")
+    content["download"] |= {"source": "folder", "shard_images": 1}
+    content["download"]["folder"]["path"] = str(pictures)
+    content["vocabulary"]["max_unknown_fraction"] = 0.5
+    params.dump(content, folder / "params.yaml")
+    hashes = reproduce(folder)
+    assert {name.split("@")[0] for name in hashes} == set(STAGES)
+
+    def read(path: str):
+        return json.loads((folder / "data" / path).read_text())
+
+    assert len(read("labels/pseudo_annotations.json")["annotations"]) > 10
+    assert read("quality/metrics.json")["skipped"] == "no annotations: skipped"
+    assert read("finetune/metrics.json")["skipped"] == "no annotations: skipped"
+    detector, finetuned = (
+        (folder / f"data/{stage}/model.safetensors").read_bytes()
+        for stage in ("detector", "finetune")
+    )
+    assert finetuned == detector
+    test = {image["id"] for image in read("download/ground_truth/test.json")["images"]}
+    for model in ("detector", "finetune"):
+        found = read(f"evaluation/predictions_{model}.json")
+        assert {result["image_id"] for result in found} <= test and len(test) == 6
+        metrics = read("evaluation/metrics.json")[model]
+        assert metrics == {
+            "skipped": "no annotations: skipped",
+            "pictures": 6,
+            "detections": len(found),
+        }
+    run([sys.executable, "-m", "dvc", "metrics", "show"], folder)

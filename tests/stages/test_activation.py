@@ -70,20 +70,20 @@ def test_activation_is_attention_times_positive_gradient():
     attention = attentions[0].detach()
 
     layer = model.fusion_layers[0]
-    original = layer.cross_attention.forward
+    original = layer.cross_attention.attend
 
     def score_with(changed):
-        def forward(x, ctx, keep=None):
+        def attend(x, ctx):
             value = layer.cross_attention._split(layer.cross_attention.value(ctx))
             result = layer.cross_attention.output((changed @ value).transpose(-2, -3).flatten(-2))
             return result, changed
 
-        layer.cross_attention.forward = forward
+        layer.cross_attention.attend = attend
         try:
             with torch.no_grad():
                 return float(model.matching_score(model.fuse(text, tokens[0], context)[0][-1]))
         finally:
-            layer.cross_attention.forward = original
+            layer.cross_attention.attend = original
 
     assert score_with(attention) == pytest.approx(float(score), rel=1e-6)
     step, token, patch = 1e-4, 3, 5

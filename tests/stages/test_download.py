@@ -7,8 +7,10 @@ from stages.common.captions import MentionFinder, read_captions
 from stages.common.categories import read_categories
 from stages.common.images import Picture, read_pictures
 from stages.common.params import read_section
+from stages.common.storage import read_json, write_json
 from stages.download.__main__ import main
-from stages.download.examples import Example, Skipped, dataset, group_by_file
+from stages.download.examples import Example, Skipped, Source, group_by_file
+from stages.download.ground_truth import GroundTruth
 from stages.download.params import DownloadParams
 from stages.download.report import SplitReport, find_problems, summarise
 from stages.download.scene_classes import scene_categories
@@ -35,6 +37,14 @@ download:
     folder: nowhere
     val_fraction: 0.1
     max_images: {{pairs: null, train: null, val: null, test: null}}
+  open_images:
+    folder: nowhere
+    test_part: validation
+    val_fraction: 0.1
+    max_images: {{pairs: null, train: null, val: null, test: null}}
+  folder:
+    path: nowhere
+    max_images: {{pairs: null, train: null, test: null}}
 """
 
 
@@ -147,14 +157,44 @@ def test_shard_images_consecutive_ids_fill_one_shard():
     assert [task.image_id for task in files["train/2"]] == list(range(800, 1200))
 
 
-def test_dataset_sorts_by_picture_and_keeps_given_ids():
-    annotations = [{"image_id": 7, "area": 1}, {"image_id": 2, "id": 55}]
-    content = dataset([{"id": 7}, {"id": 2}], annotations, [])
-    assert [image["id"] for image in content["images"]] == [2, 7]
-    assert content["annotations"] == [
-        {"image_id": 2, "id": 55},
-        {"image_id": 7, "area": 1, "id": 2},
+def test_ground_truth_is_written_in_order_and_keeps_given_ids(tmp_path):
+    def made(image_id: int, *annotations: dict) -> Example:
+        return Example(Picture(image_id, f"{image_id}.jpg", 1, 2, b""), (), annotations)
+
+    shards = [
+        [made(2, {"image_id": 2, "area": 1}), made(7, {"image_id": 7, "area": 3})],
+        [made(3), made(5, {"image_id": 5, "id": 55}, {"image_id": 5, "area": 0.5})],
     ]
+    truth = GroundTruth(tmp_path)
+    for shard in shards:
+        assert list(truth.collect(shard)) == shard
+    truth.write(tmp_path / "streamed.json", make_source())
+    annotations = [
+        {"image_id": 2, "area": 1, "id": 1},
+        {"image_id": 5, "id": 55},
+        {"image_id": 5, "area": 0.5, "id": 3},
+        {"image_id": 7, "area": 3, "id": 4},
+    ]
+    images = [{"id": k, "file_name": f"{k}.jpg", "height": 1, "width": 2} for k in (2, 3, 5, 7)]
+    entry = {"id": 1, "name": "mushroom", "split": "base"}
+    whole = {"images": images, "annotations": annotations, "categories": [entry]}
+    write_json(tmp_path / "whole.json", whole, indent=None)
+    assert (tmp_path / "streamed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_ground_truth_says_what_nobody_has_looked_for(tmp_path):
+    truth = GroundTruth(tmp_path)
+    picture = Picture(4, "4.jpg", 1, 2, b"")
+    list(truth.collect([Example(picture, (), (), verified={9, 1})]))
+    truth.write(tmp_path / "truth.json", make_source(annotated=False, ancestors={1: {8, 2}}))
+    written = read_json(tmp_path / "truth.json")
+    assert written["annotated"] is False
+    assert written["images"][0]["verified_category_ids"] == [1, 9]
+    assert written["categories"][0]["ancestors"] == [2, 8]
+
+
+def make_source(**more) -> Source:
+    return Source((scene_categories()[0],), {}, lambda task: task, **more)
 
 
 def example(image_id: int, *captions: str) -> Example:
@@ -169,7 +209,7 @@ def fill_report(outcomes: list) -> dict:
     for outcome in outcomes:
         splits["train"].add(outcome)
     splits["test"].add(example(1))
-    return summarise(splits, categories)
+    return summarise(splits, Source(tuple(categories), {}, lambda task: task))
 
 
 def test_report_counts_and_names_who_and_why():

@@ -9,10 +9,11 @@ from stages.common.captions import MentionFinder
 from stages.common.images import read_pictures
 from stages.common.masks import decode_mask, encode_mask
 from stages.download.__main__ import main
-from stages.download.coco import coco_source, is_cut_short, is_held_out
+from stages.download.coco import VAL, coco_source
 from stages.download.coco_classes import BASE, EXCLUDED, NOVEL, coco_category
 from stages.download.examples import Example, Skipped
 from stages.download.params import CocoParams, MaxImages
+from stages.download.photographs import is_cut_short, is_held_out
 
 COCO_MINI = Path(__file__).parents[3] / "shared/coco-mini"
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 17, "name": "cat"}, {"id": 58, "name": "hot dog"}]
@@ -154,9 +155,11 @@ def test_val_is_held_out_of_train(tmp_path):
     ids = {split: {task.image_id for task in tasks} for split, tasks in source.tasks.items()}
     assert ids["train"] | ids["val"] == {1, 2, 3} and not ids["train"] & ids["val"]
     assert ids["pairs"] == ids["train"] and ids["test"] == {9}
-    held_out = [is_held_out(image_id, 0.1) for image_id in range(5000)]
+    held_out = [is_held_out(image_id, VAL, 0.1) for image_id in range(5000)]
     assert 420 < sum(held_out) < 580
-    assert all(is_held_out(k, 0.2) for k in range(5000) if held_out[k]), "a larger val holds it"
+    assert all(is_held_out(k, VAL, 0.2) for k in range(5000) if held_out[k]), (
+        "a larger val holds it"
+    )
 
 
 def test_limits_take_the_smallest_ids(tmp_path):
@@ -183,6 +186,15 @@ def test_files_of_another_format_are_refused(tmp_path):
         coco_source(make_params(tmp_path))
     path.write_text(json.dumps({"images": []}))
     with pytest.raises(ValueError, match=r"instances_val2017\.json: not a COCO file: it lacks"):
+        coco_source(make_params(tmp_path))
+
+
+def test_pictures_outside_the_folder_are_refused(tmp_path):
+    path = write_coco(tmp_path) / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = "../train2017/000000000001.jpg"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"file_name '\.\./train2017/.*': expected a plain name"):
         coco_source(make_params(tmp_path))
 
 
@@ -225,6 +237,14 @@ download:
     folder: {COCO_MINI}
     val_fraction: 0.1
     max_images: {{pairs: 5, train: null, val: null, test: 20}}
+  open_images:
+    folder: nowhere
+    test_part: validation
+    val_fraction: 0.1
+    max_images: {{pairs: null, train: null, val: null, test: null}}
+  folder:
+    path: nowhere
+    max_images: {{pairs: null, train: null, test: null}}
 """)
     main()
     out = tmp_path / "data/download"

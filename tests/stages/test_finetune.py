@@ -9,7 +9,8 @@ from ruamel.yaml import YAML
 
 import stages.finetune.__main__ as stage
 from stages.common.detection_data import label_pictures, read_annotations
-from stages.common.storage import write_json
+from stages.common.masks import encode_mask
+from stages.common.storage import read_json, write_json
 from stages.finetune.unlabelled import add_detections
 from stages.models.mask_rcnn import Prediction, load_detector, save_detector
 from tests.stages.tiny_detector import annotate, make_repository, picture, tiny_detector
@@ -120,3 +121,31 @@ def test_without_a_base_object_there_is_nothing_to_learn(repository):
     write_json(Path("data/download/ground_truth/train.json"), content)
     with pytest.raises(ValueError, match=r"train\.json: none of its 1 annotations"):
         stage.main()
+
+
+def test_without_annotations_the_detector_stays_as_it_is(repository, capsys):
+    truth = Path("data/download/ground_truth/train.json")
+    write_json(truth, {"annotated": False, "annotations": []}, indent=None)
+    stage.main()
+    assert WEIGHTS.read_bytes() == stage.DETECTOR.read_bytes()
+    output = WEIGHTS.parent
+    assert read_json(output / "metrics.json") == {
+        "skipped": "no annotations: skipped",
+        "pictures": 0,
+    }
+    assert (output / "curve.csv").read_text() == "step\n"
+    assert "its model is the detector's" in capsys.readouterr().out
+
+
+def test_objects_without_outline_are_not_learned(repository):
+    truth = Path("data/download/ground_truth/train.json")
+    content = read_json(truth)
+    empty = encode_mask(np.zeros((64, 64), bool))
+    for entry in content["annotations"]:
+        if entry["image_id"] != 2:
+            entry["segmentation"] = empty
+    write_json(truth, content)
+    labels = {3: 1}
+    annotations = read_annotations(truth, labels, [3, 5, 9])
+    assert list(annotations.objects) == [2]
+    assert annotations.skipped == {"box_under_a_pixel": [], "no_segmentation": []}

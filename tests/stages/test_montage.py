@@ -81,7 +81,8 @@ class Recorder:
 @given(st.lists(st.tuples(st.floats(-50, 200), st.floats(-50, 200)), max_size=9))
 def test_tags_stay_in_their_panel_and_apart(corners):
     recorder = Recorder()
-    _set_tags(recorder, [Tag("boat", x, y, (0, 0, 0)) for x, y in corners], 0, 0, SIDE)
+    tags = [Tag("boat", x, y, (0, 0, 0)) for x, y in corners]
+    _set_tags(recorder, Panel(np.zeros((SIDE, SIDE, 3), np.uint8), tags), 0, 0)
     for place, (x, y) in enumerate(recorder.places):
         assert 0 <= x <= SIDE - 28 and 0 <= y <= SIDE - 12
         for other_x, other_y in recorder.places[: place if place < 3 else 0]:  # three find room

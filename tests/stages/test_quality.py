@@ -278,3 +278,24 @@ def test_stage_writes_the_same_bytes_twice(tmp_path, monkeypatch):
     assert metrics["labels"]["all"]["precision"] == 0.5
     montage = cv2.imdecode(np.frombuffer(written[0]["montage.png"], np.uint8), cv2.IMREAD_COLOR)
     assert min(montage.shape[:2]) > 400
+
+
+def test_stage_without_annotations_counts_and_says_so(tmp_path, monkeypatch, capsys):
+    write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "data/download/ground_truth/train.json"
+    write_json(path, {"annotated": False, "annotations": []}, indent=None)
+    runpy.run_module("stages.quality", run_name="__main__", alter_sys=True)
+    output = tmp_path / "data/quality"
+    metrics = read_json(output / "metrics.json")
+    num_labels = len(read_json(tmp_path / "data/labels/pseudo_annotations.json")["annotations"])
+    assert metrics["skipped"] == "no annotations: skipped"
+    assert set(metrics) == {"skipped", "labels"}
+    assert metrics["labels"]["all"] == {"count": num_labels}
+    assert set(metrics["labels"]) == {"base", "novel", "all"} and num_labels
+    header, first, *_ = (output / "per_class.csv").read_text().splitlines()
+    assert header.startswith("category,split,labels,precision,box_iou")
+    assert first.endswith(",,,,,")
+    assert len((output / "recall.csv").read_text().splitlines()) == 4
+    assert (output / "montage.png").is_file()
+    assert "quality: no annotations: skipped" in capsys.readouterr().out

@@ -15,7 +15,10 @@ from stages.vlm.train import train_vlm
 from stages.vlm.words import VisibilityMeter, WordSwapper, substitution_weights
 from tests.stages.small_albef import CAPTIONS, small_albef
 
+PRETRAINED = {"checkpoint": None, "sha256": None, "vocabulary": "vocab.txt", "max_tokens": 30}
 PARAMS = {
+    "source": "train",
+    "pretrained": PRETRAINED,
     "image_size": 32,
     "batch_size": 8,
     "min_word_count": 1,

@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from stages.common.categories import Category
+from stages.models.name_embedding import NameEmbedder, VlmTextEncoder
 from stages.vocabulary.embed import embed_categories
 from stages.vocabulary.params import VocabularyParams
 from tests.stages.small_albef import small_albef
@@ -17,6 +18,8 @@ CATEGORIES = [
 
 def params(**changes) -> VocabularyParams:
     base = {
+        "encoder": "vlm",
+        "clip": {"folder": "clip"},
         "pooling": "name_tokens",
         "all_forms": False,
         "max_unknown_fraction": 0.0,
@@ -25,9 +28,14 @@ def params(**changes) -> VocabularyParams:
     return VocabularyParams.model_validate(base | changes)
 
 
+def embed(categories, settings):
+    encoder = VlmTextEncoder(*small_albef(), settings.pooling)
+    return embed_categories(NameEmbedder(encoder, settings.templates), categories, settings)
+
+
 @pytest.mark.parametrize(("pooling", "width"), [("name_tokens", 16), ("class_token", 8)])
 def test_unit_vectors_that_differ(pooling, width):
-    found, _ = embed_categories(*small_albef(), CATEGORIES, params(pooling=pooling))
+    found, _ = embed(CATEGORIES, params(pooling=pooling))
     assert found.shape == (2, width)
     torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
     assert float(found[0] @ found[1]) < 0.999
@@ -35,24 +43,24 @@ def test_unit_vectors_that_differ(pooling, width):
 
 def test_name_tokens_are_those_of_the_name():
     model, tokenizer = small_albef()
-    found = embed_categories(model, tokenizer, CATEGORIES[1:], params(templates=["a {}"]))[0][0]
+    found = embed(CATEGORIES[1:], params(templates=["a {}"]))[0][0]
     tokens = tokenizer.encode(["a hot dog"])
     states = model.encode_text(tokens)[0, 2:4].mean(0)  # [CLS] a [hot dog] [SEP]
     torch.testing.assert_close(found, torch.nn.functional.normalize(states, dim=0))
 
 
 def test_all_forms_change_the_vector():
-    one, _ = embed_categories(*small_albef(), CATEGORIES[:1], params())
-    both, _ = embed_categories(*small_albef(), CATEGORIES[:1], params(all_forms=True))
+    one, _ = embed(CATEGORIES[:1], params())
+    both, _ = embed(CATEGORIES[:1], params(all_forms=True))
     assert not torch.allclose(one, both)
 
 
 def test_unknown_name_is_an_error_that_names_it():
     unknown = Category(9, "zebra", "novel", ("zebra", "zebras"))
     with pytest.raises(ValueError, match=r"1 of 2 classes: zebra\..*min_word_count"):
-        embed_categories(*small_albef(), [CATEGORIES[0], unknown], params())
+        embed([CATEGORIES[0], unknown], params())
     settings = params(max_unknown_fraction=0.5)
-    vectors, names = embed_categories(*small_albef(), [CATEGORIES[0], unknown], settings)
+    vectors, names = embed([CATEGORIES[0], unknown], settings)
     assert names == ["zebra"]
     assert vectors.isfinite().all()
 
@@ -60,7 +68,7 @@ def test_unknown_name_is_an_error_that_names_it():
 def test_known_synonym_stands_in_for_an_unknown_name():
     canine = Category(9, "canine", "novel", ("canine", "dog"))
     dog = Category(8, "dog", "novel", ("dog",))
-    vectors, names = embed_categories(*small_albef(), [canine, dog], params())
+    vectors, names = embed([canine, dog], params())
     assert names == []
     assert torch.equal(vectors[0], vectors[1])
 

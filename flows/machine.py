@@ -1,0 +1,67 @@
+"""This machine as a place where stages run: its cores, and what stops them."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from flows.cores import CoreBudget, CoresClosedError
+from flows.graph import Stage
+from flows.stage import Outcome, StageFailedError, StageRunner
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Machine:
+    """Runs stages of one execution here, as many at once as there are cores."""
+
+    def __init__(self, root: Path, budget: CoreBudget, label: str = "") -> None:
+        """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
+        self.budget = budget
+        self.runner = StageRunner(root, echo=lambda line: print(f"{label}{line}", flush=True))
+        self.runner.load()
+
+    def run(self, stage: Stage, order: int, log: Callable[[str], None]) -> Outcome:
+        """Bring one stage up to date when there is room for it; the lowest `order` goes first.
+
+        Raises:
+            StageFailedError: the stage failed, or was stopped.
+        """
+        with self._cores(stage.name, stage.cores, order) as cores:
+            log(f"{stage.name}: {stage.command} on {cores} cores")
+            return self.runner.run(stage, log)
+
+    @contextmanager
+    def _cores(self, label: str, wanted: int, order: int) -> Iterator[int]:
+        try:
+            with self.budget.reserve(wanted, order) as cores:
+                yield cores
+        except CoresClosedError as error:
+            raise StageFailedError(f"{label}: {error}") from error
+
+    def stop(self) -> None:
+        """Stop running stages and start no more."""
+        self.budget.close()
+        self.runner.stop()
+
+
+@contextmanager
+def interruptible(stop: Callable[[], None]) -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM call `stop` before they stop this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        print(f"\nStopping on {signal.Signals(number).name} …", flush=True)
+        stop()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,107 @@
+"""Where predictors come from: this repository's results, or a model in MLflow.
+
+A predictor is a folder of four files that `python -m stages.predict` takes; stages/models/
+predictor.py says what they are. This module only gathers them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from flows.environment import STATE_FOLDER
+
+MODELS = ("finetune", "detector")  # stages that make one, the usual choice first
+PROMPT_KEYS = ("encoder", "clip", "pooling", "all_forms", "templates")
+FILES = {
+    "detector.safetensors": "data/{model}/model.safetensors",
+    "text_encoder.safetensors": "data/vlm/model.safetensors",
+    "categories.json": "data/download/categories.json",
+}
+PROMPTS = "prompts.json"
+FOLDER_IN_MODEL = "artifacts/predictor"  # where an MLflow model keeps the folder
+
+
+def is_complete(root: Path, model: str) -> bool:
+    """Say whether the files of a predictor with the weights of stage `model` are there."""
+    return all((root / path.format(model=model)).is_file() for path in FILES.values())
+
+
+def fingerprint(root: Path, model: str) -> str:
+    """Return the hash of all that decides what the predictor finds, but for the code."""
+    digest = hashlib.sha256(_prompts(root))
+    for path in FILES.values():
+        with (root / path.format(model=model)).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def gather(root: Path, model: str, folder: Path) -> Path:
+    """Make `folder` the predictor of stage `model`'s weights, and return it.
+
+    Raises:
+        ValueError: a file is missing; the message names it.
+    """
+    sources = {name: root / path.format(model=model) for name, path in FILES.items()}
+    missing = [str(path.relative_to(root)) for path in sources.values() if not path.is_file()]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: not there; `make repro` makes it")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, path in sources.items():
+        try:
+            os.link(path, folder / name)  # at no cost, where the disk can
+        except OSError:
+            shutil.copyfile(path, folder / name)
+    (folder / PROMPTS).write_bytes(_prompts(root))
+    return folder
+
+
+def find(root: Path, model: str | None) -> Path:
+    """Return the folder of a predictor, made or fetched as needed.
+
+    Args:
+        root: of the repository.
+        model: "detector" or "finetune" of this repository, a folder, or the URI of an MLflow model
+            (`models:/…`, `runs:/…`). The default is the best that this repository has.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if model is None:
+        model = next((name for name in MODELS if is_complete(root, name)), MODELS[0])
+    if model in MODELS:
+        return gather(root, model, root / STATE_FOLDER / "predictors" / model)
+    if ":/" in model:
+        return _fetch(root, model)
+    if not (root / model).is_dir():
+        raise ValueError(
+            f"--model {model}: expected {' or '.join(MODELS)}, a predictor's folder, or the URI of"
+            " an MLflow model such as models:/ovis-dag-detector@candidate"
+        )
+    return root / model
+
+
+def _fetch(root: Path, uri: str) -> Path:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    folder = root / STATE_FOLDER / "predictors" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        fetched = Path(download_artifacts(uri, dst_path=str(folder)))
+    except MlflowException as error:
+        raise ValueError(f"--model {uri}: {error}") from error
+    if not (fetched / FOLDER_IN_MODEL).is_dir():
+        raise ValueError(f"--model {uri}: an MLflow model of another kind")
+    return fetched / FOLDER_IN_MODEL
+
+
+def _prompts(root: Path) -> bytes:
+    section = YAML(typ="safe").load(root / "params.yaml")["vocabulary"]
+    prompts = {key: section[key] for key in PROMPT_KEYS}
+    return json.dumps(prompts, sort_keys=True, indent=1).encode()

@@ -1,0 +1,122 @@
+"""README's tables that results and the graph decide, between comments such as `<!-- results -->`.
+
+`python -m flows readme --write` puts them there after `make repro` or `make claims`, so that no
+number is copied by hand.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.claims import RESULT, claims_table
+from flows.graph import reruns_table
+from flows.plan import load_graph
+from flows.table import read_results, results_table
+
+README = Path("README.md")
+QUALITY = Path("data/quality/metrics.json")
+GROUPS = ("base", "novel")
+RECALLS = {
+    "WSPN": "ranking",
+    "selective search, its own order": "selective_search",
+    "selective search, random order": "random_order",
+}
+RECALL_AT = (10, 50, 100)
+MASKS = {
+    "pseudo-masks, mean IoU": "pseudo",
+    "the same boxes filled": "box_filled",
+    "thresholded activation in them": "thresholded_activation",
+}
+
+
+def write_readme(root: Path) -> list[str]:
+    """Rewrite every table and return the names of those that changed.
+
+    Raises:
+        ValueError: README.md lacks the place of a table, or results are missing.
+    """
+    path = root / README
+    before = text = path.read_text(encoding="utf-8")
+    changed = []
+    for name, make in TABLES.items():
+        text, table = _replace(text, name, make(root))
+        if table:
+            changed.append(name)
+    if text != before:
+        path.write_text(text, encoding="utf-8")
+    return changed
+
+
+def _replace(text: str, name: str, table: str) -> tuple[str, bool]:
+    place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not place.search(text):
+        raise ValueError(f"{README} has no <!-- {name} --> … <!-- /{name} -->")
+    new = place.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+    return new, new != text
+
+
+def _results(root: Path) -> str:
+    results = read_results(root)
+    if results is None:
+        raise ValueError("there are no results yet; `make repro` makes them")
+    return f"```\n{results_table(results)}\n```"
+
+
+def _labels(root: Path) -> str:
+    """Return the quality of pseudo-labels and proposals on the training pictures."""
+    quality = json.loads((root / QUALITY).read_text(encoding="utf-8"))
+    boxes, masks, recall = (quality[name] for name in ("boxes", "masks", "recall"))
+    rows = [
+        (
+            "pseudo-boxes, mean IoU (share ≥ 0.5)",
+            [f"{boxes[group]['mean_iou']:.3f} ({boxes[group]['at_50']:.3f})" for group in GROUPS],
+        ),
+        *(
+            (words, [f"{masks[name][group]['mean_iou']:.3f}" for group in GROUPS])
+            for words, name in MASKS.items()
+        ),
+        *(
+            (f"recall@{'/'.join(map(str, RECALL_AT))}, {words}", _recalls(recall[name]))
+            for words, name in RECALLS.items()
+        ),
+    ]
+    lines = ["| | base | novel |", "|---|---|---|"]
+    lines += [f"| {words} | {' | '.join(cells)} |" for words, cells in rows]
+    return "\n".join([*lines, "", _self_training(root)])
+
+
+def _recalls(by_group: dict[str, Any]) -> list[str]:
+    return [
+        " / ".join(f"{by_group[group][f'at_{count}']:.3f}" for count in RECALL_AT)
+        for group in GROUPS
+    ]
+
+
+def _self_training(root: Path) -> str:
+    facts = (read_results(root) or {})["detector"]["training_objects"]["all"]
+    return (
+        f"On its own training objects the detector's masks have a mean IoU of"
+        f" {facts['found_detector_mask_iou']:.3f}, the\npseudo-masks that it learned them from"
+        f" {facts['found_pseudo_mask_iou']:.3f} ({facts['found']} objects that it found)."
+    )
+
+
+def _reruns(root: Path) -> str:
+    return reruns_table(load_graph(root))
+
+
+def _claims(root: Path) -> str:
+    path = root / RESULT
+    if not path.is_file():
+        raise ValueError(f"there is no {RESULT} yet; `make claims` makes it")
+    return claims_table(json.loads(path.read_text(encoding="utf-8")))
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "results": _results,
+    "labels": _labels,
+    "claims": _claims,
+    "reruns": _reruns,
+}

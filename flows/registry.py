@@ -1,0 +1,121 @@
+"""The trained detectors as MLflow models: logged when they changed, registered as `candidate`.
+
+What a model is, flows/served_model.py says. A version carries the fingerprint of its weights, text
+encoder, classes and prompts, so a result that comes back from the cache finds its old version.
+"""
+
+import logging
+import re
+import shutil
+import tempfile
+import tomllib
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.models import ModelSignature
+from mlflow.types.schema import Array, ColSpec, Object, ParamSchema, ParamSpec, Property, Schema
+
+from flows.nested import flatten
+from flows.predictor import fingerprint, gather
+from flows.table import read_results
+
+ALIAS = "candidate"
+FINGERPRINT = "fingerprint"
+ARTIFACT = "predictor"  # served_model.py takes it by this name
+CODE = ("stages/common", "stages/models")
+SERVED = Path(__file__).with_name("served_model.py")
+USE = (
+    "Rows of `image` (the bytes of a JPEG or PNG) and `names` (any list) to rows of `instances`;"
+    f" `make predict MODEL=models:/…@{ALIAS}` takes it too."
+)
+RLE = Object([Property("size", Array("long")), Property("counts", "string")])
+INSTANCE = Object(
+    [
+        Property("name", "string"),
+        Property("score", "double"),
+        Property("bbox", Array("double")),
+        Property("segmentation", RLE),
+    ]
+)
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec("binary", "image"), ColSpec(Array("string"), "names")]),
+    outputs=Schema([ColSpec(Array(INSTANCE), "instances")]),
+    params=ParamSchema(
+        [ParamSpec("min_score", "double", 0.3), ParamSpec("allow_unknown", "boolean", False)]
+    ),
+)
+
+
+def registered_name(model: str) -> str:
+    """Return the name that the weights of stage `model` have in the registry."""
+    return f"ovis-dag-{model}"
+
+
+def publish_model(root: Path, model: str, uri: str, run_id: str, description: str) -> str:
+    """Make this repository's predictor the candidate; log it, unless a version is the same.
+
+    Args:
+        root: of the repository, where `flows.predictor.is_complete` holds for the model.
+        model: stage that made the weights.
+        uri: of the store.
+        run_id: the run that a new version belongs to. MLflow ends it when it logs a model.
+        description: of a new version, markdown.
+
+    Returns:
+        The version's URI, `models:/<name>/<version>`.
+    """
+    mlflow.set_tracking_uri(uri)
+    client, name, own = MlflowClient(), registered_name(model), fingerprint(root, model)
+    same = client.search_model_versions(f"name = '{name}' and tags.{FINGERPRINT} = '{own}'")
+    if same:
+        found = same[0]
+    else:
+        logged = _log(root, model, run_id)
+        found = mlflow.register_model(logged, name, tags={FINGERPRINT: own})
+        client.update_model_version(name, found.version, f"{USE}\n\n{description}")
+    if ALIAS not in found.aliases:
+        client.set_registered_model_alias(name, ALIAS, found.version)
+    return f"models:/{name}/{found.version}"
+
+
+def _log(root: Path, model: str, run_id: str) -> str:
+    """Log the model with all that it needs and return its URI."""
+    # Its notice that pip is not installed here: requirements are pinned below.
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
+        folder = Path(scratch)
+        gather(root, model, folder / ARTIFACT)
+        for package in CODE:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(root / package, folder / package, ignore=ignored)
+        (folder / "stages/__init__.py").touch()
+        with warnings.catch_warnings():
+            # An example would be a picture; the signature says what one looks like.
+            warnings.filterwarnings("ignore", message=".*input example was not provided")
+            info = mlflow.pyfunc.log_model(
+                name=model,
+                python_model=str(SERVED),
+                artifacts={ARTIFACT: str(folder / ARTIFACT)},
+                code_paths=[str(folder / "stages")],
+                signature=SIGNATURE,
+                pip_requirements=_requirements(root),
+            )
+        mlflow.log_metrics(_measured(root, model), model_id=info.model_id)
+    return info.model_uri
+
+
+def _measured(root: Path, model: str) -> dict[str, float]:
+    """Return what the evaluation says of the model, by the names that the run has for it."""
+    results = (read_results(root) or {}).get(model, {})
+    flat = flatten(results, "/", f"evaluation/{model}/")
+    return {key: float(value) for key, value in flat if isinstance(value, int | float)}
+
+
+def _requirements(root: Path) -> list[str]:
+    """Return all that a stage may import, as it is installed; local builds by their release."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = [re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]]
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]

@@ -1,0 +1,64 @@
+"""The detector as an MLflow model: pictures and names in, instances out.
+
+MLflow copies this file into the model ("models from code"), with stages/common and stages/models
+beside it: a process that loads the model needs the packages, but nothing of this repository, and
+nothing is unpickled. So this file must not import from flows.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+
+
+class DetectorModel(mlflow.pyfunc.PythonModel):
+    """Rows of `image` (the bytes of a JPEG or PNG) and `names` to rows of `instances`."""
+
+    def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
+        """Read the predictor's folder; PyTorch is imported here, not when the model is logged."""
+        from stages.models.predictor import load_predictor
+
+        self._predictor = load_predictor(Path(context.artifacts["predictor"]))
+
+    def predict(
+        self,
+        context: mlflow.pyfunc.PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Return one row per picture: `instances`, best first, in the picture's frame.
+
+        An instance has name, score in [0, 1], bbox (x, y, width, height in pixels) and a
+        segmentation as COCO's RLE.
+
+        Raises:
+            ValueError: bytes that are no picture, or names with unknown words; with row number.
+        """
+        params = params or {}
+        rows = [
+            self._instances(f"row {number}", image, names, params)
+            for number, (image, names) in enumerate(
+                zip(model_input["image"], model_input["names"], strict=True)
+            )
+        ]
+        return pd.DataFrame({"instances": rows}, index=model_input.index)
+
+    def _instances(self, row: str, image: bytes, names: Any, params: dict) -> list[dict]:
+        from stages.common.images import decode_image
+        from stages.models.results import to_results
+
+        pixels, names = decode_image(bytes(image), row), [str(name) for name in names]
+        allow_unknown = params.get("allow_unknown", False)
+        (found,) = self._predictor.predict([pixels], names, allow_unknown)
+        results = to_results(0, found, range(len(names)), params.get("min_score", 0.3))
+        return [
+            {
+                "name": names[result["category_id"]],
+                **{key: result[key] for key in ("score", "bbox", "segmentation")},
+            }
+            for result in results
+        ]
+
+
+mlflow.models.set_model(DetectorModel())

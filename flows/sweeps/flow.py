@@ -1,0 +1,203 @@
+"""The Prefect flow of a sweep: points and their stages side by side on one budget of cores.
+
+Every recipe that has to run is one task, in the worktree of the point that owns it. What a point
+needs from others it takes out of the run cache, in one process for all that is there by then. A
+point whose stages are all done is recorded as a DVC experiment and as an MLflow run.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from mlflow import MlflowClient
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed, State
+
+from flows.cores import CoreBudget
+from flows.flow import outcome_of, run_stage
+from flows.graph import Status
+from flows.machine import interruptible
+from flows.plan import sort_lock
+from flows.stage import Outcome, StageFailedError
+from flows.sweeps.in_flight import InFlight
+from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep
+from flows.sweeps.point_machine import PointMachine
+from flows.sweeps.points import Point
+from flows.sweeps.report import Question, write_report, write_results
+from flows.sweeps.results import Result
+from flows.sweeps.worktrees import git, results_folder
+from flows.tracking import Tracking, read_metrics
+
+
+@flow(name="sweep", validate_parameters=False, persist_result=False)
+def sweep(
+    root: str,
+    name: str,
+    points: list[Point],
+    cores: int | None = None,
+    question: Question | None = None,
+) -> State:
+    """Make every point, each stage run once that points have in common, and answer the question.
+
+    The final state carries the list of `Result`; it is failed if any point failed.
+
+    Raises:
+        RuntimeError: git or MLflow's store cannot be used.
+        ValueError: the graph of a point cannot be read, or no metric is what was asked for.
+    """
+    folder = Path(root)
+    plan = plan_sweep(folder, points)
+    print(f"{plan.table()}\n\n{plan.summary()}", flush=True)
+    _show_plan(plan)
+    parent = Tracking(folder, name, {"sweep.workspace": plan.workspace}, resume=True)
+    client = MlflowClient(parent.uri)
+    client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
+    client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
+    budget, in_flight = CoreBudget(cores), InFlight()
+    machines = [PointMachine(planned, budget, in_flight) for planned in plan.points]
+    with interruptible(lambda: [machine.stop() for machine in machines]):
+        futures = _submit(plan, machines)
+        results = [_finish(machine, plan, futures, parent.run_id) for machine in machines]
+    return _close(folder, name, parent, results, question)
+
+
+def _submit(plan: SweepPlan, machines: list[PointMachine]) -> dict[str, PrefectFuture]:
+    """Start a task per recipe that has to run; those of the first points go first."""
+    futures: dict[str, PrefectFuture] = {}
+    order = 0
+    for machine in machines:
+        planned = machine.planned
+        labelled = run_stage.with_options(task_run_name=f"{planned.point.name}/{{step.stage.name}}")
+        for step in planned.steps:
+            recipe = planned.recipes[step.stage.name]
+            if plan.owners.get(recipe) == planned.point.name:
+                needed = [planned.recipes[need] for need in step.stage.needs]
+                upstream = [futures[need] for need in needed if need in futures]
+                futures[recipe] = labelled.submit(
+                    step, machine, order, planned.folder, wait_for=upstream
+                )
+            order += 1
+    return futures
+
+
+def _finish(
+    machine: PointMachine, plan: SweepPlan, futures: dict[str, PrefectFuture], parent: str
+) -> Result:
+    """Wait for all stages of the point, bring their results here, and record them."""
+    planned = machine.planned
+    outcomes: dict[str, Outcome] = {}
+    for step in planned.steps:
+        stage, recipe = step.stage, planned.recipes[step.stage.name]
+        if step.status is Status.UP_TO_DATE:
+            outcomes[stage.name] = Outcome(stage.name, stage.group, "unchanged")
+        elif recipe in futures:
+            outcome, owner = outcome_of(step, futures[recipe]), plan.owners[recipe]
+            if owner == planned.point.name:
+                outcomes[stage.name] = outcome
+            elif outcome.outcome in ("failed", "not run"):
+                why = f"{stage.name} is that of point {owner}, which did not make it"
+                outcomes[stage.name] = Outcome(stage.name, stage.group, "not run", message=why)
+    bad = [outcome for outcome in outcomes.values() if outcome.outcome in ("failed", "not run")]
+    if not bad:
+        bad = _restore_rest(machine)
+    outcomes = {**outcomes, **machine.restored, **{outcome.stage: outcome for outcome in bad}}
+    state = record_point(machine, outcomes, parent, return_state=True)
+    result = state.result(raise_on_failure=False)
+    if isinstance(result, Result):
+        return result
+    print(f"\n{planned.point.name}: not recorded: {result}", file=sys.stderr, flush=True)
+    return Result(planned.point, True, {}, _tally(outcomes))
+
+
+def _restore_rest(machine: PointMachine) -> list[Outcome]:
+    steps = machine.planned.steps
+    try:
+        machine.restore(step.stage.name for step in steps)
+    except StageFailedError as error:
+        last = steps[-1].stage
+        return [Outcome(last.name, last.group, "failed", message=str(error))]
+    return []
+
+
+@task(task_run_name="{machine.planned.point.name}: record", cache_policy=NO_CACHE)
+def record_point(machine: PointMachine, outcomes: dict[str, Outcome], parent: str) -> Result:
+    """Save the point as an experiment if all of it is made, and show it in MLflow either way."""
+    planned = machine.planned
+    point, folder = planned.point, planned.folder
+    failed = [outcome for outcome in outcomes.values() if outcome.outcome == "failed"]
+    undone = {o.stage for o in outcomes.values() if o.outcome in ("failed", "not run")}
+    sort_lock(folder)
+    if not undone:
+        _save_experiment(planned)
+    stages = [
+        step.stage
+        for step in planned.steps
+        if step.stage.name in outcomes and step.stage.name not in undone
+    ]
+    tracking = Tracking(folder, point.name, {"mlflow.parentRunId": parent}, resume=True)
+    if undone or not tracking.has_published():
+        tracking.publish(stages, outcomes.values())
+    for outcome in failed:
+        print(f"\n{point.name}: {outcome.message}", file=sys.stderr, flush=True)
+    return Result(point, bool(undone), dict(read_metrics(folder, stages)), _tally(outcomes))
+
+
+def _tally(outcomes: dict[str, Outcome]) -> dict[str, int]:
+    kinds = [outcome.outcome for outcome in outcomes.values()]
+    return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+
+
+def _save_experiment(planned: PlannedPoint) -> None:
+    """Save the worktree as the DVC experiment of the point's name, unless it is that already.
+
+    In a process of its own, for DVC changes the directory meanwhile. All outputs were committed
+    when they were made; without a target DVC would commit, and miss, those of stages not asked for.
+    """
+    folder, name = planned.folder, planned.point.name
+    head = git(folder, "rev-parse", "HEAD")
+    reference = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
+    there = subprocess.run(
+        ["git", "diff", "--quiet", reference, "--"], cwd=folder, stderr=subprocess.DEVNULL
+    )
+    if there.returncode == 0:
+        return
+    locks = git(folder, "ls-files", "--others", "--exclude-standard", "--", "*.lock").splitlines()
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "save", "--force"]
+    command += ["--name", name, *(f"--include-untracked={lock}" for lock in locks)]
+    command.append(planned.steps[0].stage.name)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[2:])} in {folder}: {done.stderr.strip()}")
+
+
+def _show_plan(plan: SweepPlan) -> None:
+    names = ("in all points", "distinct", "cached", "to run")
+    create_table_artifact(
+        key="sweep-plan",
+        table=[
+            {"stage": group, **dict(zip(names, counts, strict=True))}
+            for group, counts in plan.counts().items()
+        ],
+        description=plan.summary(),
+    )
+
+
+def _close(
+    root: Path, name: str, parent: Tracking, results: list[Result], question: Question | None
+) -> State:
+    failed = [result.point.name for result in results if result.failed]
+    folder, client = results_folder(root, name), MlflowClient(parent.uri)
+    write_results(folder, results)
+    client.set_terminated(parent.run_id, "FAILED" if failed else "FINISHED")
+    if question is not None:
+        text, cells = write_report(root, folder, results, question)
+        print(f"\n{text}", flush=True)
+        create_table_artifact(key="sweep-results", table=cells, description=text)
+    client.log_artifacts(parent.run_id, str(folder))
+    if failed:
+        return Failed(message=f"{len(failed)} points failed: {', '.join(failed)}", data=results)
+    return Completed(data=results)

@@ -1,0 +1,103 @@
+"""The points of a sweep: a grid of params, a list of them in a file, or both crossed.
+
+A value is YAML, so `-S finetune.kept_share=0,0.5` gives numbers and `-S shards=[0],[0,1]` lists.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows.nested import flatten, look_up, nest
+from flows.overlay import check_overlay, read_params
+
+LONGEST_NAME = 100  # of a folder, an experiment of DVC and a run of MLflow
+ILLEGAL = re.compile(r"[^\w=,.+-]|\.(?=\.)|\.$")  # in a git reference or a file name
+
+
+@dataclass(frozen=True)
+class Point:
+    """One experiment of a sweep: what it changes in params.yaml, and what it makes."""
+
+    name: str
+    values: dict[str, Any]  # by dotted key
+    targets: tuple[str, ...] | None = None  # stages, with all that they need; None: the default's
+
+
+def make_points(
+    root: Path,
+    settings: Iterable[str],
+    file: Path | None = None,
+    targets: Iterable[str] | None = None,
+) -> list[Point]:
+    """Return every combination of the settings ("key=value,value") and the file's points.
+
+    A key that only some points of the file have takes params.yaml's value in the others.
+
+    Raises:
+        ValueError: a setting or the file cannot be read, or a key is not in params.yaml.
+    """
+    axes = [_read_file(file)] if file else []
+    axes += [_read_setting(setting) for setting in settings]
+    if not axes:
+        raise ValueError("a sweep needs params: -S key=value,value … or --points file.yaml")
+    points = [
+        {key: value for part in parts for key, value in part.items()}
+        for parts in itertools.product(*axes)
+    ]
+    params = read_params(root)
+    for point in points:
+        check_overlay(root, nest(point), "sweep")
+    keys = list(dict.fromkeys(key for point in points for key in point))
+    filled = [{key: point.get(key, look_up(params, key)) for key in keys} for point in points]
+    stages = tuple(targets) if targets is not None else None
+    return list({(name := point_name(v)): Point(name, v, stages) for v in filled}.values())
+
+
+def point_name(values: dict[str, Any]) -> str:
+    """Return a name for the values that a file, a git reference and a person can take."""
+    return _legal(",".join(f"{key}={_text(value)}" for key, value in values.items()))
+
+
+def sweep_name(points: Sequence[Point], given: str | None = None) -> str:
+    """Return a sweep's name as a folder may have it: the given one, or the params it changes."""
+    return _legal(given or "+".join(points[0].values))
+
+
+def _legal(text: str) -> str:
+    name = ILLEGAL.sub("_", text)
+    if name == text and len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _read_setting(setting: str) -> list[dict[str, Any]]:
+    key, equals, text = setting.partition("=")
+    if not key or not equals or not text.strip():
+        raise ValueError(f"-S {setting}: expected key=value or key=value,value …")
+    try:
+        values = YAML(typ="safe").load(f"[{text}]")
+    except YAMLError as error:
+        raise ValueError(f"-S {setting}: the values are no YAML: {error}") from error
+    return [dict(flatten({key: value}, ".")) for value in values]
+
+
+def _read_file(path: Path) -> list[dict[str, Any]]:
+    try:
+        content = YAML(typ="safe").load(path)
+    except (YAMLError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, list) or not all(isinstance(point, dict) for point in content):
+        raise ValueError(f"{path}: expected a list of points, each a mapping of params to values")
+    return [dict(flatten(point, ".")) for point in content]

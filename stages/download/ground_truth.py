@@ -1,0 +1,82 @@
+"""The ground truth of a split, as COCO's instances file, written with flat memory.
+
+What is known of each picture waits on disk, one file per image shard, until the shards are merged
+in order of image ids. The bytes are those of `stages.common.storage.write_json`.
+"""
+
+import heapq
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from stages.common.storage import replace_file
+from stages.download.examples import Example, Source
+
+PICTURE_FACTS = ("file_name", "height", "width")
+
+
+def dump(content: Any) -> str:
+    """Return compact JSON with sorted keys."""
+    return json.dumps(content, sort_keys=True, allow_nan=False, ensure_ascii=False)
+
+
+class GroundTruth:
+    """Collects the examples of a split; each shard's must come in order of their image ids."""
+
+    def __init__(self, scratch: Path) -> None:
+        """Keep what waits in the empty folder `scratch`."""
+        self._scratch = scratch
+        self._spools: list[Path] = []
+
+    def collect(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """Pass on the examples of one shard while noting their ground truth."""
+        spool = self._scratch / f"{len(self._spools)}.jsonl"
+        self._spools.append(spool)
+        with spool.open("w", encoding="utf-8") as file:
+            for example in examples:
+                picture = example.picture
+                image = {"id": picture.image_id}
+                image |= {fact: getattr(picture, fact) for fact in PICTURE_FACTS}
+                if example.verified is not None:
+                    image["verified_category_ids"] = sorted(example.verified)
+                file.write(dump([image, example.annotations]) + "\n")
+                yield example
+
+    def write(self, path: Path, source: Source) -> None:
+        """Write COCO's instances file in order of image ids; new annotations get ids from 1.
+
+        More than COCO's: `annotated`, false where nobody has annotated the pictures at all;
+        `verified_category_ids` of an image, the classes known to be in it or not; `ancestors` of a
+        category, the ids of all classes that include it.
+        """
+        categories = []
+        for category in source.categories:
+            entry = {"id": category.id, "name": category.name, "split": category.split}
+            if category.id in source.ancestors:
+                entry["ancestors"] = sorted(source.ancestors[category.id])
+            categories.append(entry)
+        with replace_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+            file.write("{" if source.annotated else '{"annotated": false, ')
+            file.write('"annotations": [')
+            self._write_items(file.write, self._annotations())
+            file.write(f'], "categories": {dump(categories)}, "images": [')
+            self._write_items(file.write, (image for image, _ in self._merged()))
+            file.write("]}\n")
+
+    def _merged(self) -> Iterator[list]:
+        with ExitStack() as stack:
+            files = [stack.enter_context(spool.open(encoding="utf-8")) for spool in self._spools]
+            lines = [map(json.loads, file) for file in files]
+            yield from heapq.merge(*lines, key=lambda entry: entry[0]["id"])
+
+    def _annotations(self) -> Iterator[dict]:
+        annotations = (annotation for _, group in self._merged() for annotation in group)
+        for number, annotation in enumerate(annotations, 1):
+            yield {"id": number, **annotation}
+
+    @staticmethod
+    def _write_items(write: Callable[[str], Any], items: Iterable[dict]) -> None:
+        for place, item in enumerate(items):
+            write(f"{', ' if place else ''}{dump(item)}")

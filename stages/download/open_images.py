@@ -1,0 +1,282 @@
+"""Source `open_images`: photographs of Open Images V7 with the names of the official files.
+
+<folder>/train/, validation/ or test/     <ImageID>.jpg
+<folder>/<part>-masks-<0..f>.zip          outlines as PNG, by the first digit of the ImageID
+and the tables that `open_images_files` lists. The split:
+
+- test: the pictures of one official part that have a verified label of the 300 classes;
+- train: the pictures of the official part train that have a Localized Narrative, their caption;
+- val: a fixed share of these, chosen by a hash of the image id. pairs: train as captioned pairs.
+
+Not every object is outlined: one that has a box only gets an empty mask. Boxes of groups are
+crowds. Labels hold for the leaf classes that people named; `ancestors` says what includes them.
+Frame: pixels of the stored picture.
+"""
+
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from stages.common.images import Picture
+from stages.common.masks import encode_mask
+from stages.common.storage import read_json
+from stages.download.examples import CAPTIONED, Example, Skipped, Source
+from stages.download.open_images_classes import open_images_categories
+from stages.download.open_images_files import CLASSES, HIERARCHY, narratives, table
+from stages.download.open_images_index import BoxRow, Index, IndexWriter, MaskRow
+from stages.download.params import OpenImagesParams
+from stages.download.photographs import (
+    check_ids,
+    first_images,
+    hashed_id,
+    is_held_out,
+    read_photograph,
+)
+
+VAL = "open-images-val"
+SAME_BOX = 0.002  # of the picture's side: the tables round a box to six digits or to nine
+
+
+@dataclass(frozen=True)
+class OpenImagesTask:
+    """One photograph to read, by its ImageID; `part` is the official one it is of."""
+
+    split: str
+    part: str
+    image_id: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Annotators:
+    """What making an example needs besides its task.
+
+    Attributes:
+        folder: of the official files.
+        indices: part → index of its tables.
+        ancestors: category id → ids of all classes that include it.
+    """
+
+    folder: Path
+    indices: Mapping[str, Path]
+    ancestors: Mapping[int, Collection[int]]
+
+
+def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
+    """Return the source; reads the tables into an index in `scratch`, and no picture.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file is of another form, or lacks one of the 300 classes.
+    """
+    folder, categories = Path(params.folder), open_images_categories()
+    by_name = {category.name: category.id for category in categories}
+    category_ids = {label: by_name[name] for label, name in read_labels(folder, by_name).items()}
+    ancestors = read_ancestors(folder / HIERARCHY, category_ids)
+
+    def is_val(name: str) -> bool:
+        return is_held_out(hashed_id(name), VAL, params.val_fraction)
+
+    indices = {}
+    for part in ("train", params.test_part):
+        indices[part] = scratch / f"{part}.sqlite"
+        writer = IndexWriter(indices[part], category_ids)
+        writer.add_images(folder / table("images", part))
+        writer.add_boxes(folder / table("boxes", part))
+        writer.add_masks(folder / table("masks", part))
+        writer.add_labels(
+            folder / table("labels", part), is_val if part == "train" else lambda name: True
+        )
+        for path in narratives(part) if part == "train" else ():
+            writer.add_captions(folder / path)
+        writer.finish()
+
+    narrated = _names_with("caption", indices["train"])
+    tested = _names_with("verified", indices[params.test_part])
+    if both := set(narrated) & set(tested):
+        raise ValueError(
+            f"{folder}: {len(both)} pictures such as {min(both)} are listed in train and in"
+            f" {params.test_part}; take all tables from one release"
+        )
+    check_ids([*narrated, *tested])
+    kept = [name for name in narrated if not is_val(name)]
+    chosen = {
+        "pairs": ("train", kept),
+        "train": ("train", kept),
+        "val": ("train", [name for name in narrated if is_val(name)]),
+        "test": (params.test_part, tested),
+    }
+    tasks = {
+        split: first_images(
+            (OpenImagesTask(split, part, hashed_id(name), name) for name in names),
+            getattr(params.max_images, split),
+        )
+        for split, (part, names) in chosen.items()
+    }
+    make = partial(make_example, Annotators(folder, indices, ancestors))
+    return Source(categories, tasks, make, ancestors=ancestors)
+
+
+def _names_with(table: str, path: Path) -> list[str]:
+    with closing(Index(path)) as index:
+        return list(index.names_with(table))
+
+
+def read_labels(folder: Path, wanted: Collection[str]) -> dict[str, str]:
+    """Return Open Images' label ("/m/…") → name of the wanted classes.
+
+    Raises:
+        ValueError: the file does not have one of them.
+    """
+    path = folder / CLASSES
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.absolute()}: not found; fetch it with the other tables")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    described = dict(line.partition(",")[::2] for line in lines)
+    labels = {label: name for label, name in described.items() if name in wanted}
+    if missing := sorted(set(wanted) - set(labels.values())):
+        raise ValueError(
+            f"{path}: does not describe {len(missing)} of the {len(wanted)} classes, such as"
+            f" {missing[:3]}; it must be the file of the segmentable classes of 2019"
+        )
+    return labels
+
+
+def read_ancestors(path: Path, category_ids: Mapping[str, int]) -> dict[int, set[int]]:
+    """Return class → all classes that include it, of a hierarchy file; those without are left out.
+
+    Raises:
+        ValueError: it is no hierarchy.
+    """
+    ancestors: dict[int, set[int]] = {}
+
+    def visit(node: dict, above: frozenset[int]) -> None:
+        own = category_ids.get(node["LabelName"])
+        if own is not None and above:
+            ancestors.setdefault(own, set()).update(above - {own})
+        below = above if own is None else above | {own}
+        for child in node.get("Subcategory", ()):
+            visit(child, below)
+
+    try:
+        visit(read_json(path), frozenset())
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no class hierarchy: a node lacks LabelName ({error!r}); fetch it again"
+        ) from error
+    return ancestors
+
+
+def make_example(annotators: Annotators, task: OpenImagesTask) -> Example | Skipped:
+    """Read one photograph and all that is known of it."""
+    with closing(Index(annotators.indices[task.part])) as index:
+        captions = tuple(index.captions(task.name)) if task.split in CAPTIONED else ()
+        objects = list(join_objects(index.boxes(task.name), index.masks(task.name)))
+        labels = index.verified(task.name)
+    path = annotators.folder / task.part / f"{task.name}.jpg"
+    if task.split in CAPTIONED and not captions:
+        return Skipped(task.image_id, str(path), "has no caption")
+    picture = read_photograph(path, task.image_id, path.name)
+    if isinstance(picture, Skipped):
+        return picture
+    if task.split == "pairs":
+        return Example(picture, captions, ())
+    annotations = tuple(_annotation(picture, annotators.folder, task, *entry) for entry in objects)
+    named = {box.category_id for box, _ in objects}
+    verified = verified_classes(labels, named, annotators.ancestors)
+    return Example(picture, captions, annotations, verified)
+
+
+def join_objects(
+    boxes: list[BoxRow], masks: list[MaskRow]
+) -> Iterator[tuple[BoxRow, MaskRow | None]]:
+    """Yield each object once: its box, and its outline where there is one.
+
+    The tables share no key: an outline belongs to the box of its class with the same corners. One
+    without a box stands for itself.
+    """
+    left = list(masks)
+    for box in boxes:
+        own = next((m for m in left if _same_object(box, m)), None)
+        if own is not None:
+            left.remove(own)
+        yield box, own
+    for mask in left:
+        yield BoxRow(mask.category_id, mask.corners, False), mask
+
+
+def _same_object(box: BoxRow, mask: MaskRow) -> bool:
+    apart = max(abs(a - b) for a, b in zip(box.corners, mask.corners, strict=True))
+    return box.category_id == mask.category_id and apart <= SAME_BOX
+
+
+def verified_classes(
+    labels: list[tuple[int, bool]],
+    named: Collection[int],
+    ancestors: Mapping[int, Collection[int]],
+) -> set[int]:
+    """Return the classes of which it is known whether the picture has an object.
+
+    What is there is all that includes it, too; what is not there has no kind of it there.
+    Source: Open Images Challenge 2019, evaluation, "hierarchy handling".
+    """
+    there = {category_id for category_id, present in labels if present} | set(named)
+    absent = {category_id for category_id, present in labels if not present}
+    above = {parent for category_id in there for parent in ancestors.get(category_id, ())}
+    below = {child for child, parents in ancestors.items() if absent & set(parents)}
+    return there | above | absent | below
+
+
+def _annotation(
+    picture: Picture, folder: Path, task: OpenImagesTask, box: BoxRow, mask: MaskRow | None
+) -> dict:
+    image_hw = (picture.height, picture.width)
+    x0, y0, x1, y1 = np.clip(box.corners, 0, 1) * np.array([*image_hw[::-1]] * 2)
+    pixels = np.zeros(image_hw, bool)
+    if mask is not None:
+        pixels = read_mask(folder, task.part, mask.file_name, image_hw)
+    segmentation = encode_mask(pixels)
+    return {
+        "image_id": task.image_id,
+        "category_id": box.category_id,
+        "bbox": [round(float(side), 2) for side in (x0, y0, x1 - x0, y1 - y0)],
+        "area": int(pixels.sum()) or round(float((x1 - x0) * (y1 - y0)), 2),
+        "iscrowd": int(box.group_of),
+        "segmentation": segmentation,
+    }
+
+
+@lru_cache(maxsize=16)
+def _archive(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def read_mask(folder: Path, part: str, file_name: str, image_hw: tuple[int, int]) -> np.ndarray:
+    """Return an outline as bool (H, W); the PNGs have sizes of their own.
+
+    Raises:
+        FileNotFoundError: the archive or the PNG in it is not there.
+        ValueError: the archive is broken, or the PNG cannot be decoded.
+    """
+    path = folder / f"{part}-masks-{file_name[0]}.zip"
+    try:
+        encoded = np.frombuffer(_archive(path).read(file_name), np.uint8)
+    except (FileNotFoundError, KeyError) as error:
+        raise FileNotFoundError(
+            f"{path.absolute()}: it or its file {file_name} is not there; fetch it again"
+        ) from error
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{path}: {file_name}: {error}; remove the archive and fetch it"
+        ) from error
+    stored = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE) if encoded.size else None
+    if stored is None:
+        raise ValueError(f"{path}: {file_name} cannot be decoded as a picture")
+    height, width = image_hw
+    return cv2.resize(stored, (width, height), interpolation=cv2.INTER_NEAREST) > 0

@@ -1,0 +1,40 @@
+"""What can be told of detections without ground truth: how many there are. The rest stays empty.
+
+The files have the same columns as with ground truth, so that plots and comparisons find them.
+"""
+
+from collections import Counter
+
+from stages.common.categories import Category
+from stages.common.ground_truth import SKIPPED
+from stages.evaluation.average_precision import KINDS
+from stages.evaluation.summary import GROUPS, RECALL_POINTS
+
+
+def make_metrics(detections: list[dict], num_images: int) -> dict:
+    """Return how many detections and pictures there are, and why there is no more."""
+    return {"skipped": SKIPPED, "pictures": num_images, "detections": len(detections)}
+
+
+def per_class_rows(detections: dict[str, list[dict]], categories: list[Category]) -> list[dict]:
+    """Return a row per class with the number of each model's detections."""
+    counts = {
+        model: Counter(result["category_id"] for result in found)
+        for model, found in detections.items()
+    }
+    return [
+        {
+            "category": category.name,
+            "split": category.split,
+            "objects": "",
+            **{f"{model}_generalized_{kind}": "" for model in counts for kind in KINDS},
+            **{f"{model}_detections": own[category.id] for model, own in counts.items()},
+        }
+        for category in categories
+    ]
+
+
+def precision_recall_rows(models: list[str]) -> list[dict]:
+    """Return an empty row per recall point."""
+    empty = {f"{model}_{group}": "" for model in models for group in GROUPS}
+    return [{"recall": float(point), **empty} for point in RECALL_POINTS]

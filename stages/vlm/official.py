@@ -1,0 +1,150 @@
+"""From the official ALBEF.pth to our weights, with every one of its keys accounted for.
+
+A key is renamed, or left out by a rule that says why; anything else is an error. All sizes are read
+off the shapes. Source of the names: salesforce/ALBEF, models/{vit,xbert,model_pretrain}.py.
+"""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from stages.models.albef_base import AlbefBase, AlbefBaseConfig
+from stages.models.weights import load_exactly
+
+HEAD_WIDTH = 64  # of each attention head, in every ViT and BERT of this family
+IMAGE_LAYERS, TEXT_LAYERS, FUSION_LAYERS = 12, 6, 6
+
+# Keys of which nothing is needed for a matching score, and the name they are counted by.
+LEFT_OUT = {
+    r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..+": "momentum_copies",
+    r"(image|text)_queue|(queue|idx|ptr)_(queue|ptr)": "queues_of_negatives",
+    r"text_encoder\.cls\..+": "masked_word_head",
+    r"temp": "temperature",
+    r"text_encoder\.(bert\.)?embeddings\.position_ids": "position_ids",
+}
+
+_BLOCK = r"visual_encoder\.blocks\.(\d+)\."
+_BERT = r"text_encoder\.(?:bert\.)?"
+_LAYER = _BERT + r"encoder\.layer\.(\d+)\."
+RENAMED = {
+    r"visual_encoder\.cls_token": "image_class",
+    r"visual_encoder\.pos_embed": "image_position",
+    r"visual_encoder\.patch_embed\.proj\.(.+)": r"patch_embedding.\1",
+    _BLOCK + r"norm1\.(.+)": r"image_layers.\1.norm_attention.\2",
+    _BLOCK + r"attn\.qkv\.(.+)": r"image_layers.\1.query_key_value.\2",
+    _BLOCK + r"attn\.proj\.(.+)": r"image_layers.\1.output.\2",
+    _BLOCK + r"norm2\.(.+)": r"image_layers.\1.norm_mlp.\2",
+    _BLOCK + r"mlp\.fc1\.(.+)": r"image_layers.\1.mlp.0.\2",
+    _BLOCK + r"mlp\.fc2\.(.+)": r"image_layers.\1.mlp.2.\2",
+    r"visual_encoder\.norm\.(.+)": r"image_norm.\1",
+    _BERT + r"embeddings\.word_embeddings\.(.+)": r"word_embedding.\1",
+    _BERT + r"embeddings\.position_embeddings\.weight": "text_position",
+    _BERT + r"embeddings\.token_type_embeddings\.weight": "text_segment",
+    _BERT + r"embeddings\.LayerNorm\.(.+)": r"text_norm.\1",
+    _LAYER + r"attention\.self\.(.+)": r"bert.\1.self_attention.\2",
+    _LAYER + r"attention\.output\.dense\.(.+)": r"bert.\1.self_attention.output.\2",
+    _LAYER + r"attention\.output\.LayerNorm\.(.+)": r"bert.\1.norm_self.\2",
+    _LAYER + r"crossattention\.self\.(.+)": r"bert.\1.cross_attention.\2",
+    _LAYER + r"crossattention\.output\.dense\.(.+)": r"bert.\1.cross_attention.output.\2",
+    _LAYER + r"crossattention\.output\.LayerNorm\.(.+)": r"bert.\1.norm_cross.\2",
+    _LAYER + r"intermediate\.dense\.(.+)": r"bert.\1.mlp.0.\2",
+    _LAYER + r"output\.dense\.(.+)": r"bert.\1.mlp.2.\2",
+    _LAYER + r"output\.LayerNorm\.(.+)": r"bert.\1.norm_mlp.\2",
+    r"itm_head\.(.+)": r"matching_head.\1",
+    r"vision_proj\.(.+)": r"image_projection.\1",
+    r"text_proj\.(.+)": r"text_projection.\1",
+}
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a torch checkpoint, of its part "model" if it has one.
+
+    Raises:
+        ValueError: it is no checkpoint, or has more in it than tensors and plain values.
+    """
+    try:
+        # Mapped, a checkpoint with its optimizer's state takes no memory for what is not used.
+        mapped = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as torch weights: {error}. If it is whole and you trust where"
+            ' it is from, save it anew with nothing but its weights: torch.save({"model": …})'
+        ) from error
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
+        raise ValueError(f"{path}: expected a mapping of names to tensors, or one under 'model'")
+    return dict(state)
+
+
+def albef_from_official(
+    state: Mapping[str, torch.Tensor], origin: object
+) -> tuple[AlbefBase, dict[str, int]]:
+    """Return (model in evaluation mode, how many keys each rule left out).
+
+    Args:
+        state: the official model's state dict, of pretraining, retrieval or grounding.
+        origin: begins the errors.
+
+    Raises:
+        ValueError: weights that are missing, unexpected or of another shape, all of them listed.
+    """
+    weights, left_out = {}, dict.fromkeys(LEFT_OUT.values(), 0)
+    for key, tensor in state.items():
+        rule = next((why for rule, why in LEFT_OUT.items() if re.fullmatch(rule, key)), None)
+        if rule is None:
+            weights[_renamed(key)] = tensor.float()
+        else:
+            left_out[rule] += 1
+    with torch.device("meta"):
+        model = AlbefBase(_config(weights, origin))
+    load_exactly(model, weights, origin)
+    return model.eval().requires_grad_(False), left_out
+
+
+def _renamed(key: str) -> str:
+    """Return our name of an official key; the key itself, unexpected then, if it has none."""
+    for pattern, replacement in RENAMED.items():
+        if match := re.fullmatch(pattern, key):
+            name = match.expand(replacement)
+            return re.sub(r"^bert\.(\d+)", _side_of_fusion, name)
+    return key
+
+
+def _side_of_fusion(layer: re.Match) -> str:
+    index = int(layer[1])
+    if index < TEXT_LAYERS:
+        return f"text_layers.{index}"
+    return f"fusion_layers.{index - TEXT_LAYERS}"
+
+
+def _config(weights: Mapping[str, torch.Tensor], origin: object) -> AlbefBaseConfig:
+    """Return the sizes; what they are read off must be there."""
+    telling = (
+        "word_embedding.weight",
+        "text_position",
+        "image_position",
+        "patch_embedding.weight",
+        "image_layers.0.mlp.0.weight",
+        "image_projection.weight",
+    )
+    if missing := [name for name in telling if name not in weights]:
+        raise ValueError(f"{origin}: missing weights: {', '.join(missing)}; is it an ALBEF?")
+    words, positions, table, patches, hidden, projection = (weights[n].shape for n in telling)
+    return AlbefBaseConfig(
+        vocabulary_size=words[0],
+        text_positions=positions[0],
+        patch_side=patches[-1],
+        table_side=round((table[1] - 1) ** 0.5),
+        width=patches[0],
+        heads=patches[0] // HEAD_WIDTH,
+        hidden=hidden[0],
+        image_layers=IMAGE_LAYERS,
+        text_layers=TEXT_LAYERS,
+        fusion_layers=FUSION_LAYERS,
+        projection=projection[0],
+    )

@@ -1,0 +1,118 @@
+"""Take a pretrained vision-language model into data/vlm: the official ALBEF, or a BLIP of the hub.
+
+Later stages read data/vlm only. The checkpoint is no file that DVC looks at: its digest in
+params.yaml is what ties the results to it.
+"""
+
+import hashlib
+from pathlib import Path
+
+from stages.common.hub import find_hub_file
+from stages.models.albef_base import save_albef_base
+from stages.models.blip import Blip, load_network, save_blip
+from stages.models.tokenizer import CaptionTokenizer
+from stages.vlm.official import albef_from_official, read_checkpoint
+from stages.vlm.params import PretrainedParams
+
+Facts = dict[str, int | dict[str, int]]  # of the metrics
+KEY = "vlm.pretrained"
+# What the official preparation of captions drops.
+ALBEF_IGNORED, BLIP_IGNORED = ",.'!?\"()*#:;~", '.!"()*#:;~'
+BLIP_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def convert_albef(params: PretrainedParams, output: Path) -> Facts:
+    """Write the official ALBEF checkpoint to `output`; return facts for the metrics.
+
+    Raises:
+        FileNotFoundError: no checkpoint or no vocabulary there.
+        ValueError: another digest than `sha256`, keys not accounted for, or a vocabulary of
+            another size than the word embeddings.
+    """
+    checkpoint = Path(_required(params))
+    if not checkpoint.is_file():
+        raise FileNotFoundError(
+            f"params.yaml: {KEY}.checkpoint: {checkpoint.absolute()} is not there; the page of"
+            " salesforce/ALBEF links ALBEF.pth"
+        )
+    _check_digest(checkpoint, params.sha256)
+    words = read_vocabulary(params.vocabulary)
+    model, left_out = albef_from_official(read_checkpoint(checkpoint), checkpoint)
+    if len(words) != model.config.vocabulary_size:
+        raise ValueError(
+            f"params.yaml: {KEY}.vocabulary: {len(words)} words, but {checkpoint} has embeddings"
+            f" of {model.config.vocabulary_size}"
+        )
+    save_albef_base(output, model, CaptionTokenizer(words, params.max_tokens, ALBEF_IGNORED))
+    return {
+        "words": len(words),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights": len(model.state_dict()),
+        "left_out": left_out,
+    }
+
+
+def convert_blip(params: PretrainedParams, output: Path) -> Facts:
+    """Write a BLIP for image-text retrieval to `output`; return facts for the metrics.
+
+    Raises:
+        FileNotFoundError: no such folder, and not in the hub's cache.
+        ValueError: another digest than `sha256`, keys not accounted for, or more words than word
+            embeddings.
+    """
+    folder = find_hub_file(_required(params), "config.json", f"{KEY}.checkpoint").parent
+    if params.sha256 is not None:
+        weights = next((folder / n for n in BLIP_WEIGHTS if (folder / n).is_file()), None)
+        if weights is None:
+            raise FileNotFoundError(f"{folder}: has none of {', '.join(BLIP_WEIGHTS)}")
+        _check_digest(weights, params.sha256)
+    words = read_vocabulary(params.vocabulary)
+    network, left_out = load_network(folder, folder)
+    embeddings = network.get_input_embeddings().num_embeddings
+    if len(words) > embeddings:
+        raise ValueError(
+            f"params.yaml: {KEY}.vocabulary: {len(words)} words, but {folder} has embeddings of"
+            f" {embeddings}"
+        )
+    save_blip(output, Blip(network), CaptionTokenizer(words, params.max_tokens, BLIP_IGNORED))
+    return {
+        "words": len(words),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "weights": len(network.state_dict()),
+        "left_out": {"position_ids": left_out},
+    }
+
+
+def read_vocabulary(reference: str) -> list[str]:
+    """Return the words of a BERT vocabulary in order of their ids.
+
+    `reference` is a text file of one word a line, or a model in hub format that has a vocab.txt.
+
+    Raises:
+        FileNotFoundError: none of them; the message names the param.
+    """
+    path = Path(reference)
+    if not path.is_file():
+        path = find_hub_file(reference, "vocab.txt", f"{KEY}.vocabulary")
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def _required(params: PretrainedParams) -> str:
+    if params.checkpoint is None:
+        raise ValueError(
+            f"params.yaml: {KEY}.checkpoint: is null, but vlm.source asks for pretrained weights;"
+            " set its path, or vlm.source to train"
+        )
+    return params.checkpoint
+
+
+def _check_digest(path: Path, expected: str | None) -> None:
+    if expected is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected.lower():
+        raise ValueError(
+            f"{path}: its SHA-256 is {found}, params.yaml: {KEY}.sha256 says {expected}; it is"
+            " broken or another checkpoint"
+        )

@@ -1,0 +1,101 @@
+"""What Prefect's pages are given; the pages themselves are Prefect's."""
+
+import base64
+from dataclasses import replace
+from uuid import uuid4
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+from test_graph import make
+
+from flows import artifacts
+from flows.artifacts import StageProgress, show_outcomes, show_plan
+from flows.graph import Status, Step
+from flows.stage import Outcome
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Give the list of (kind, arguments) that artifacts are made of."""
+    calls = []
+
+    def record(kind):
+        def create(*arguments, **named):
+            calls.append((kind, arguments, named))
+            return uuid4()
+
+        return create
+
+    for kind in ("image", "markdown", "progress", "table"):
+        monkeypatch.setattr(artifacts, f"create_{kind}_artifact", record(kind))
+    monkeypatch.setattr(artifacts, "update_progress_artifact", record("update"))
+    return calls
+
+
+def test_plan_is_a_table_and_a_graph(shown):
+    show_plan([Step(make("cut@0"), Status.MUST_RUN, ("cut.by: 1 → 2", "more"))])
+    assert [kind for kind, *_ in shown] == ["table", "markdown"]
+    row = {"stage": "cut@0", "plan": "must run", "why": "cut.by: 1 → 2; more"}
+    assert shown[0][2]["table"] == [row]
+    assert "```mermaid" in shown[1][2]["markdown"]
+
+
+def test_pictures_are_shown_small_without_a_file_server(shown, tmp_path):
+    paths = ("data/quality/montage.png", "data/quality/odd.png", "data/quality/m.json")
+    (tmp_path / "data/quality").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / paths[0]), np.full((300, 1800, 3), 200, np.uint8))
+    (tmp_path / paths[1]).write_text("no picture")
+    steps = [
+        Step(replace(make("quality"), outputs=paths), Status.MUST_RUN),
+        Step(replace(make("lost"), outputs=paths), Status.MUST_RUN),
+    ]
+    outcomes = [Outcome("quality", "quality", "executed"), Outcome("lost", "lost", "failed")]
+    show_outcomes(tmp_path, steps, outcomes)
+    ((_, _, image),) = (call for call in shown if call[0] == "image")
+    assert image["key"] == "quality-montage"
+    head, _, encoded = image["image_url"].partition(",")
+    assert head == "data:image/jpeg;base64"
+    jpeg = np.frombuffer(base64.b64decode(encoded), np.uint8)
+    assert cv2.imdecode(jpeg, cv2.IMREAD_COLOR).shape == (150, 900, 3)
+
+
+LINES = [
+    "Running stage 'wspn':",
+    "wspn, classify: 10/40 in 10 s (1.0/s, 30 s left)",
+    "wspn, classify: 20/40 in 20 s (1.0/s, 20 s left)",
+    "wspn, classify: 40/40 in 40 s (1.0/s)",
+]
+
+
+def test_progress_lines_become_one_artifact(shown):
+    progress = StageProgress("boxes@0", seconds_between=0)
+    for line in LINES:
+        progress.see(line)
+    assert [kind for kind, *_ in shown] == ["progress", "update", "update"]
+    assert shown[0][1] == (25.0,)
+    assert shown[0][2]["key"] == "progress-boxes-0"
+    assert shown[0][2]["description"] == "wspn, classify: 10/40, 1.0/s, 30 s left"
+    assert [call[1][1] for call in shown[1:]] == [50.0, 100.0]
+
+
+def test_progress_is_throttled_but_for_its_end_and_short_stages_have_none(shown):
+    progress = StageProgress("wspn", seconds_between=1000)
+    for line in LINES:
+        progress.see(line)
+    assert [kind for kind, *_ in shown] == ["progress", "update"]
+    assert shown[-1][1][1] == 100.0
+    StageProgress("ranking").see(LINES[-1])
+    assert len(shown) == 2
+
+
+def test_progress_that_cannot_be_shown_does_not_fail_the_stage(monkeypatch, capsys):
+    def refuse(*arguments, **named):
+        raise httpx.ConnectError("nobody answers")
+
+    monkeypatch.setattr(artifacts, "create_progress_artifact", refuse)
+    progress = StageProgress("wspn", seconds_between=0)
+    for line in LINES:
+        progress.see(line)
+    assert capsys.readouterr().out.count("nobody answers") == 1

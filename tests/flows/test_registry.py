@@ -1,0 +1,132 @@
+"""Trained detectors as MLflow models, and where `python -m flows predict` finds them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from toy import PATIENCE, REPOSITORY
+from tracked import read_versions
+
+from flows.environment import default_settings
+from flows.predictor import FILES, find, fingerprint, is_complete
+from tests.stages.tiny_detector import draw
+from tests.stages.tiny_predictor import PROMPTS, write_predictor
+
+PUBLISH = """
+import json, sys
+from pathlib import Path
+from flows.registry import publish_model
+from flows.tracking import Tracking
+root = Path.cwd()
+def publish():
+    with Tracking(root) as tracking:
+        return publish_model(root, "detector", tracking.uri, tracking.run_id, "what it is")
+params, first, again = Path("params.yaml").read_text(), publish(), publish()
+Path("params.yaml").write_text(params.replace("name_tokens", "class_token"))
+other = publish()
+Path("params.yaml").write_text(params)
+print(json.dumps([first, again, other, publish(), "torch" in sys.modules]))
+"""
+LOAD = """
+import json, sys
+from pathlib import Path
+import mlflow
+model = mlflow.pyfunc.load_model("models:/ovis-dag-detector@candidate")
+image = Path(sys.argv[1]).read_bytes()
+rows = [{"image": image, "names": ["cup", "hot dog"]}, {"image": image, "names": ["hat"]}]
+found = model.predict(rows, params={"min_score": 0.1})["instances"]
+import stages
+print(json.dumps({"stages": stages.__file__, "found": list(found)}))
+"""
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """Give a project whose stage `detector` has made its weights."""
+    root = tmp_path / "project"
+    written = write_predictor(tmp_path / "written")
+    for name, path in FILES.items():
+        target = root / path.format(model="detector")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(written / name, target)
+    (root / "params.yaml").write_text(json.dumps({"vocabulary": PROMPTS}))
+    for package in ("stages/common", "stages/models"):
+        shutil.copytree(REPOSITORY / package, root / package)
+    (root / "pyproject.toml").write_text('[project]\ndependencies = ["numpy>=2", "torch>=2.9"]\n')
+    cv2.imwrite(str(tmp_path / "picture.png"), draw(1)[0])
+    return root
+
+
+def call(folder: Path, root: Path, *arguments: str, path: str = "") -> str:
+    """Run Python in `folder` with the settings of the project at `root`; return its output."""
+    kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**kept, **default_settings(root), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_logged_when_changed_and_served_without_the_repository(project, tmp_path):
+    told = json.loads(call(project, project, "-c", PUBLISH, path=str(REPOSITORY)))
+    first, second = (f"models:/ovis-dag-detector/{number}" for number in (1, 2))
+    assert told == [first, first, second, first, False]
+    assert read_versions(project) == [(1, ["candidate"]), (2, [])]
+
+    shutil.rmtree(project / "stages")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    told = json.loads(call(elsewhere, project, "-c", LOAD, str(tmp_path / "picture.png")))
+    assert "artifacts/code/stages" in told["stages"]
+    for instances, names in zip(told["found"], ({"cup", "hot dog"}, {"hat"}), strict=True):
+        assert instances
+        assert {instance["name"] for instance in instances} <= names
+        for instance in instances:
+            assert 0.1 <= instance["score"] <= 1
+            assert instance["segmentation"]["size"] == [64, 64]
+            assert len(instance["bbox"]) == 4
+
+    # The same model by the command, from its URI and from this project's own results.
+    picture = str(tmp_path / "picture.png")
+    uri = ["--model", "models:/ovis-dag-detector@candidate"]
+    results = []
+    for name, more in (("own", []), ("registry", uri)):
+        output = ["--names", "cup,hot dog", "--min-score", "0.1", "--output", name]
+        arguments = ["-m", "flows", "predict", picture, *more, *output]
+        assert "1 pictures, 0 broken" in call(project, project, *arguments, path=str(REPOSITORY))
+        results.append(json.loads((project / name / "predictions.json").read_text()))
+    assert results[0] == results[1]
+    scores = [annotation["score"] for annotation in results[0]["annotations"]]
+    assert scores == [instance["score"] for instance in told["found"][0]]
+
+
+def test_fingerprint_is_of_all_that_decides_and_of_nothing_else(project):
+    before = fingerprint(project, "detector")
+    (project / "params.yaml").write_text(json.dumps({"seed": 1, "vocabulary": PROMPTS}))
+    assert fingerprint(project, "detector") == before
+    (project / "params.yaml").write_text(
+        json.dumps({"vocabulary": PROMPTS | {"templates": ["{}"]}})
+    )
+    assert fingerprint(project, "detector") != before
+
+
+def test_only_what_is_there_is_found(project):
+    assert [is_complete(project, name) for name in ("detector", "finetune")] == [True, False]
+    folder = find(project, None)
+    assert folder.name == "detector"
+    assert sorted(path.name for path in folder.iterdir()) == [*sorted([*FILES, "prompts.json"])]
+    assert find(project, str(folder)) == folder
+    with pytest.raises(ValueError, match=r"data/finetune/model\.safetensors: not there"):
+        find(project, "finetune")
+    with pytest.raises(ValueError, match="--model nothing: expected finetune or detector"):
+        find(project, "nothing")

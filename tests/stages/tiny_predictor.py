@@ -1,0 +1,46 @@
+"""A predictor whose parts are tiny and untrained but fit together."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from stages.common.categories import read_categories
+from stages.common.storage import write_json
+from stages.models.albef import save_albef
+from stages.models.detector_settings import NetworkParams
+from stages.models.mask_rcnn import MaskRcnn, save_detector
+from stages.models.name_embedding import NameEmbeddingParams, load_name_embedder
+from tests.stages.small_albef import small_albef
+from tests.stages.tiny_detector import NETWORK
+
+PROMPTS = {
+    "encoder": "vlm",
+    "clip": {"folder": "clip"},
+    "pooling": "name_tokens",
+    "all_forms": False,
+    "templates": ["a {}", "a photo of a {}"],
+}
+CATEGORIES = [
+    {"id": 3, "name": "cup", "split": "base", "forms": ["cup", "cups"]},
+    {"id": 5, "name": "canine", "split": "novel", "forms": ["canine", "dog"]},
+    {"id": 9, "name": "wall", "split": "excluded", "forms": ["wall"]},
+]
+
+
+def write_predictor(folder: Path) -> Path:
+    """Write the four files and return the folder."""
+    model, tokenizer = small_albef()
+    write_json(folder / "categories.json", CATEGORIES)
+    (folder / "prompts.json").write_text(json.dumps(PROMPTS))
+    save_albef(folder / "text_encoder.safetensors", model, tokenizer)
+    prompts = NameEmbeddingParams.model_validate(PROMPTS)
+    embedder = load_name_embedder(prompts, folder / "text_encoder.safetensors")
+    embeddings = [
+        embedder.embed_forms(embedder.known_forms(category, all_forms=False))
+        for category in read_categories(folder / "categories.json")
+    ]
+    torch.manual_seed(1)
+    detector = MaskRcnn(NetworkParams.model_validate(NETWORK), torch.stack(embeddings))
+    save_detector(folder / "detector.safetensors", detector)
+    return folder
