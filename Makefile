@@ -14,14 +14,14 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test lint deps readme sweep claims bench bench-flow \
-	bench-memory lock ui prefect clean
+.PHONY: help repro plan predict profile fetch test test-agents agents-demo lint deps readme sweep
+.PHONY: claims pools agent bench bench-flow bench-memory lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-repro: $(STAMP) ## run the experiment, as far as it is not done, and show its results
-	@$(BIN)/python -m flows run
+repro: $(STAMP) ## run the experiment, as far as it is not done; POOL=1: on agents
+	@$(BIN)/python -m flows run $(if $(POOL),--pools)
 
 plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
 	@$(BIN)/python -m flows plan
@@ -37,7 +37,13 @@ fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls fo
 	@$(BIN)/python -m stages.download.fetch $(if $(MIRROR),--mirror $(MIRROR))
 
 test: $(STAMP) ## run all tests on two workers
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup tests
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not agents" tests
+
+test-agents: $(STAMP) ## break a fleet of real processes on loopback, for up to a quarter of an hour
+	@$(BIN)/python -m pytest -m agents tests/flows
+
+agents-demo: $(STAMP) ## run the smoke profile on a fleet on loopback that loses a machine
+	@$(BIN)/python -m flows.agents.demo
 
 lint: $(STAMP) ## check style and the layers of imports
 	@$(BIN)/ruff check .
@@ -68,6 +74,12 @@ bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 pictures (hou
 ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+pools: $(STAMP) ## make work pools and deployments on the Prefect server of PREFECT_API_URL
+	@$(BIN)/python -m flows pools
+
+agent: $(STAMP) ## POOL=gpu: make this clone an agent of that pool, until it is stopped
+	@exec $(BIN)/python -m flows agent --pool $(or $(POOL),$(error POOL is missing: make agent POOL=gpu))
 
 prefect: $(STAMP) ## open Prefect's pages on http://127.0.0.1:4200
 	@PREFECT_HOME=$(CURDIR)/.prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \

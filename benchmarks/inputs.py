@@ -12,7 +12,7 @@ from stages.common.images import Picture
 from stages.common.params import read_params
 from stages.common.seeding import numpy_generator
 from stages.download.scenes import draw_scene, scene_recipe
-from stages.models.albef import Albef, AlbefConfig
+from stages.models.albef_base import AlbefBase, AlbefBaseConfig
 from stages.models.tokenizer import CaptionTokenizer, build_vocabulary
 from stages.models.wspn import Wspn, WspnConfig
 
@@ -52,27 +52,23 @@ def maps(count: int) -> np.ndarray:
     return np.stack([np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 9000) for x, y in middles])
 
 
-def base_albef() -> tuple[Albef, CaptionTokenizer]:
-    """Return a model of ALBEF-base's depth and width, random, with its 256 patches a picture.
-
-    A picture of 128 pixels has as many patches at this module's stride of 8 as the official
-    model's 256 pixels have at 16.
-    """
-    words = build_vocabulary([CAPTION], 1)
-    config = AlbefConfig(
-        vocabulary_size=max(30522, len(words)),
-        max_tokens=30,
-        max_patches_side=16,
+def base_albef() -> tuple[AlbefBase, CaptionTokenizer]:
+    """Return ALBEF at its official size with random weights; it looks at pictures of 256 pixels."""
+    torch.manual_seed(0)
+    config = AlbefBaseConfig(
+        vocabulary_size=30522,
+        text_positions=512,
+        patch_side=16,
+        table_side=16,
         width=768,
         heads=12,
-        stem_width=64,
-        residual_blocks=2,
+        hidden=3072,
         image_layers=12,
         text_layers=6,
         fusion_layers=6,
         projection=256,
     )
-    return Albef(config).eval(), CaptionTokenizer(words, config.max_tokens)
+    return AlbefBase(config).eval(), CaptionTokenizer(build_vocabulary([CAPTION], 1), 30)
 
 
 def captioned(tokenizer: CaptionTokenizer, images: int, captions: int, objects: int) -> Targets:
@@ -82,12 +78,6 @@ def captioned(tokenizer: CaptionTokenizer, images: int, captions: int, objects: 
     for number in range(images * objects):
         weights[number, :, 2 + number % objects] = 1.0
     return Targets(tokens, torch.arange(images).repeat_interleave(objects), weights)
-
-
-def small_albef() -> Albef:
-    """Return the default experiment's model with random weights and a vocabulary of 300 words."""
-    model = section("vlm")["model"]
-    return Albef(AlbefConfig(vocabulary_size=300, **model)).eval()
 
 
 def wspn(image_side: int) -> Wspn:

@@ -106,10 +106,10 @@ def proposal_network(options: argparse.Namespace) -> Iterator[Case]:
 def activation(options: argparse.Namespace) -> Iterator[Case]:
     """Two pictures with five captions and two objects each, three rounds."""
     model, tokenizer = inputs.base_albef()
-    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     targets = inputs.captioned(tokenizer, len(images), 5, 2)
     for scope in ("image", "object"):
-        given = {"image_size": 128, "fusion_layer": 2, "reach": 0.0, "mask_scope": scope}
+        given = {"image_size": 256, "fusion_layer": 2, "reach": 0.0, "mask_scope": scope}
         params = ActivationParams.model_validate(inputs.section("activation") | given)
         arguments = (model, images, targets, params)
         yield Case(

@@ -50,11 +50,13 @@ def run(root: Path, options: argparse.Namespace) -> int:
     from flows.plan import make_plan
 
     started = time.monotonic()
+    if options.pools:
+        _require_fleet(root)
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
         from flows.server import call_flow
 
-        arguments = (options.targets, options.cores)
+        arguments = (options.targets, options.cores, options.pools)
         outcomes, failed = call_flow(
             root, "flows.flow:experiment", *arguments, run_name=name_execution(steps)
         )
@@ -66,6 +68,18 @@ def run(root: Path, options: argparse.Namespace) -> int:
             Tracking(root, name_execution(steps)).publish([step.stage for step in steps], outcomes)
     _report(root, steps, outcomes, time.monotonic() - started)
     return int(failed)
+
+
+def _require_fleet(root: Path) -> None:
+    """Raise before anything starts if agents could not do what this working tree says."""
+    from flows.agents.request import take_snapshot
+    from flows.plan import load_graph
+    from flows.remote import check_remote
+
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
+    commit = take_snapshot(root, load_graph(root)).commit
+    print(f"Agents work at commit {commit[:12]}, with results through {check_remote(root)}")
 
 
 def _unchanged(steps: list[Step]) -> list[Outcome]:
@@ -167,6 +181,22 @@ def claims(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def pools(root: Path, options: argparse.Namespace) -> int:
+    """Make the work pools and deployments of prefect.yaml on the server of PREFECT_API_URL."""
+    from flows.agents.pools import make_pools
+
+    print("\n".join(make_pools(root)))
+    return 0
+
+
+def agent(root: Path, options: argparse.Namespace) -> int:
+    """Make this clone an agent: run stages of one pool until it is stopped."""
+    from flows.agents.worker import become_worker
+
+    become_worker(root, options.pool, options.name, options.stages)
+    return 1
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, found {text}")
@@ -176,13 +206,19 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, plan, predict, profile, deps, readme, sweep, claims):
+    for command in (run, plan, predict, profile, deps, readme, sweep, claims, pools, agent):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         if command in (run, plan, sweep):
             sub.add_argument("--targets", nargs="+", help="stages, with all that they need")
         if command in (run, sweep, claims):
             sub.add_argument("--cores", type=_positive, help="cores to keep busy; all by default")
+        if command is run:
+            sub.add_argument("--pools", action="store_true", help="run stages on agents, not here")
+        if command is agent:
+            sub.add_argument("--pool", required=True, help="cpu or gpu")
+            sub.add_argument("--name", help="as shown in Prefect; by default host, pool and PID")
+            sub.add_argument("--stages", type=_positive, help="how many at once")
         if command is predict:
             sub.epilog = "Everything else goes to `python -m stages.predict`; see its --help."
             sub.add_argument("--model", help="finetune, detector, a folder, or an MLflow URI")

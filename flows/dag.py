@@ -1,4 +1,4 @@
-"""The DVC graph and the exact plan of an execution. The only module that knows DVC's insides.
+"""The DVC graph and the exact plan. Only this and flows/remote.py know DVC's insides.
 
 Nothing under `dvc.repo` is a public API, so the version is pinned, tests/flows/test_dag.py holds
 this module to what `dvc repro` then does, and tests/flows/test_dvc_contract.py names what it uses;
@@ -71,8 +71,8 @@ def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
         DagError: `root` is no DVC project, or dvc.yaml or params.yaml cannot be read.
         ValueError: there is no such target.
     """
-    with _open(root) as repo:
-        graph, _ = _read(repo, root)
+    with open_repo(root) as repo:
+        graph, _ = read_graph(repo, root)
         return select(graph, targets)
 
 
@@ -83,8 +83,8 @@ def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
         DagError: as for `load_graph`.
         ValueError: there is no such target.
     """
-    with _open(root) as repo, lock_repo(repo), _ask_once():
-        graph, originals = _read(repo, root)
+    with open_repo(root) as repo, lock_repo(repo), _ask_once():
+        graph, originals = read_graph(repo, root)
         planned: dict[str, Step] = {}
         future = Future()
         for name, stage in select(graph, targets).items():
@@ -97,8 +97,8 @@ def sort_lock(root: Path) -> None:
 
     Stages that run side by side are recorded in the order in which they happen to end.
     """
-    with _open(root) as repo, lock_repo(repo):
-        graph, _ = _read(repo, root)
+    with open_repo(root) as repo, lock_repo(repo):
+        graph, _ = read_graph(repo, root)
         path = root / "dvc.lock"
         recorded = repo.fs.exists(str(path)) and load_yaml(path)["stages"]
         if not recorded:
@@ -117,13 +117,22 @@ def share_cache(root: Path, folder: Path) -> None:
     Raises:
         DagError: one of them is no DVC project.
     """
-    with _open(root) as source, _open(folder) as repo, repo.config.edit("local") as settings:
+    with (
+        open_repo(root) as source,
+        open_repo(folder) as repo,
+        repo.config.edit("local") as settings,
+    ):
         settings.update(source.config.load_one("local"))
         settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
 
 
 @contextmanager
-def _open(root: Path) -> Iterator[Repo]:
+def open_repo(root: Path) -> Iterator[Repo]:
+    """Give DVC's own view of the project at `root`; waits for DVC's locks.
+
+    Raises:
+        DagError: `root` is no DVC project, or DVC fails within the block.
+    """
     try:
         with Repo(str(root), _wait_for_lock=True) as repo:
             if Path(repo.root_dir).resolve() != root.resolve():
@@ -197,7 +206,7 @@ def _message(error: BaseException) -> str:
     return ": ".join(dict.fromkeys(cause for cause in causes if cause))
 
 
-def _read(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
+def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
     """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages."""
     edges = repo.index.graph  # an edge goes from a stage to its dependency
     _refuse_lost_params(repo)
@@ -252,6 +261,7 @@ def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
         plots=tuple(relative(out) for out in original.outs if out.plot),
         cores=int(meta.get("cores", 1)),
         pool=str(meta.get("pool", "cpu")),
+        gpus=int(meta.get("gpus", 0)),
     )
 
 

@@ -200,4 +200,5 @@ def _stage(name: str, suffix: str, content: dict, place: Path) -> Stage:
         plots=paths("plots"),
         cores=int(meta.get("cores", 1)),
         pool=str(meta.get("pool", "cpu")),
+        gpus=int(meta.get("gpus", 0)),
     )

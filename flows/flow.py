@@ -13,6 +13,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
+from flows.agents.coordinator import Fleet
 from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.cores import CoreBudget
 from flows.graph import Status, Step
@@ -28,7 +29,7 @@ LONGEST_MESSAGE = 4000  # of a Prefect state
 
 
 @task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
-def run_stage(step: Step, machine: Machine, order: int, root: Path) -> State:
+def run_stage(step: Step, place: Machine | Fleet, order: int, root: Path) -> State:
     """Bring one stage up to date; the state carries its `Outcome`."""
     stage = step.stage
     if step.status is Status.UP_TO_DATE:
@@ -41,7 +42,7 @@ def run_stage(step: Step, machine: Machine, order: int, root: Path) -> State:
         progress.see(line)
 
     try:
-        outcome = machine.run(stage, order, take)
+        outcome = place.run(stage, order, take)
     except StageFailedError as error:
         message = str(error)
         return Failed(
@@ -49,23 +50,26 @@ def run_stage(step: Step, machine: Machine, order: int, root: Path) -> State:
             data=Outcome(stage.name, stage.group, "failed", 0.0, message),
         )
     remember(root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
-    return Completed(name=outcome.outcome.capitalize(), data=outcome)
+    return Completed(name=outcome.outcome.capitalize(), data=outcome, message=outcome.message)
 
 
 @flow(name="experiment", validate_parameters=False, persist_result=False)
-def experiment(root: str, targets: list[str] | None = None, cores: int | None = None) -> State:
+def experiment(
+    root: str, targets: list[str] | None = None, cores: int | None = None, pools: bool = False
+) -> State:
     """Bring the targets (all stages by default) and their upstream up to date, and publish.
 
-    The final state carries the list of `Outcome`; it is failed if any stage failed.
+    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final
+    state carries the list of `Outcome`; it is failed if any stage failed.
     """
     folder = Path(root)
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
     show_plan(steps)
-    machine = Machine(folder, CoreBudget(cores))
+    place = Fleet(folder) if pools else Machine(folder, CoreBudget(cores))
     with Tracking(folder, flow_run.name, _prefect_tags()) as tracking:
-        with interruptible(machine.stop):
-            outcomes = _run_all(steps, machine, folder)
+        with interruptible(place.stop):
+            outcomes = _run_all(steps, place, folder)
         return _publish(folder, tracking, steps, outcomes)
 
 
@@ -76,11 +80,11 @@ def _prefect_tags() -> dict[str, str]:
     return tags
 
 
-def _run_all(steps: list[Step], machine: Machine, root: Path) -> list[Outcome]:
+def _run_all(steps: list[Step], place: Machine | Fleet, root: Path) -> list[Outcome]:
     futures: dict[str, PrefectFuture] = {}
     for order, step in enumerate(steps):
         upstream = [futures[name] for name in step.stage.needs]
-        futures[step.stage.name] = run_stage.submit(step, machine, order, root, wait_for=upstream)
+        futures[step.stage.name] = run_stage.submit(step, place, order, root, wait_for=upstream)
     return [outcome_of(step, futures[step.stage.name]) for step in steps]
 
 

@@ -24,7 +24,8 @@ class Stage:
     metrics: tuple[str, ...]
     plots: tuple[str, ...]
     cores: int
-    pool: str
+    pool: str  # of the fleet's machines that may run it: cpu or gpu
+    gpus: int = 0  # CUDA devices that it takes where there are any
 
 
 Graph = dict[str, Stage]

@@ -1,4 +1,4 @@
-"""This machine as a place where stages run: its cores, and what stops them."""
+"""This machine as a place where stages run: its cores, its CUDA devices, and what stops them."""
 
 import signal
 import threading
@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from flows.cores import CoreBudget, CoresClosedError
+from flows.devices import DeviceSlots
 from flows.graph import Stage
 from flows.stage import Outcome, StageFailedError, StageRunner
 
@@ -15,11 +16,12 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Machine:
-    """Runs stages of one execution here, as many at once as there are cores."""
+    """Runs stages of one execution here, as many at once as cores and devices allow."""
 
     def __init__(self, root: Path, budget: CoreBudget, label: str = "") -> None:
         """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
         self.budget = budget
+        self.devices = DeviceSlots()
         self.runner = StageRunner(root, echo=lambda line: print(f"{label}{line}", flush=True))
         self.runner.load()
 
@@ -29,9 +31,13 @@ class Machine:
         Raises:
             StageFailedError: the stage failed, or was stopped.
         """
-        with self._cores(stage.name, stage.cores, order) as cores:
-            log(f"{stage.name}: {stage.command} on {cores} cores")
-            return self.runner.run(stage, log)
+        # The device first: a stage that waits for one must not keep cores from others.
+        with (
+            self.devices.reserve(stage.gpus) as visible,
+            self._cores(stage.name, stage.cores, order) as cores,
+        ):
+            log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
+            return self.runner.run(stage, log, visible)
 
     @contextmanager
     def _cores(self, label: str, wanted: int, order: int) -> Iterator[int]:
@@ -44,6 +50,7 @@ class Machine:
     def stop(self) -> None:
         """Stop running stages and start no more."""
         self.budget.close()
+        self.devices.close()
         self.runner.stop()
 
 

@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -67,14 +67,24 @@ class StageRunner:
         self._stopping.set()
         self._dvc.close()
 
-    def run(self, stage: Stage, log: Callable[[str], None] = lambda line: None) -> Outcome:
-        """Run the stage to its end and return how that was; `log` gets each line as well.
+    def run(
+        self,
+        stage: Stage,
+        log: Callable[[str], None] = lambda line: None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Outcome:
+        """Run the stage to its end and return how that was.
+
+        Args:
+            stage: what to run.
+            log: gets each line of output as well.
+            environment: variables on top of this process's own.
 
         Raises:
             StageFailedError: the stage failed, or was stopped.
         """
         started = time.monotonic()
-        lines = self._run_to_end([stage], stage.name, log)
+        lines = self._run_to_end([stage], stage.name, log, environment or {})
         seconds = round(time.monotonic() - started, 2)
         return Outcome(stage.name, stage.group, _outcome(stage, lines), seconds)
 
@@ -84,17 +94,21 @@ class StageRunner:
         Raises:
             StageFailedError: one was not in the cache and failed, or all were stopped.
         """
-        lines = self._run_to_end(stages, "restore", lambda line: None)
+        lines = self._run_to_end(stages, "restore", lambda line: None, {})
         return [Outcome(stage.name, stage.group, _outcome(stage, lines)) for stage in stages]
 
     def _run_to_end(
-        self, stages: Sequence[Stage], label: str, log: Callable[[str], None]
+        self,
+        stages: Sequence[Stage],
+        label: str,
+        log: Callable[[str], None],
+        more: Mapping[str, str],
     ) -> list[str]:
         names = [stage.name for stage in stages]
-        code, lines = self._run_once(names, label, log)
+        code, lines = self._run_once(names, label, log, more)
         while code and any(map(_is_alive, blockers := _blockers(lines))):
             self._wait_for(label, blockers)
-            code, lines = self._run_once(names, label, log)
+            code, lines = self._run_once(names, label, log, more)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
@@ -106,7 +120,11 @@ class StageRunner:
         return self._root / STATE_FOLDER / "logs" / f"{label.replace('/', '.')}.log"
 
     def _run_once(
-        self, names: list[str], label: str, log: Callable[[str], None]
+        self,
+        names: list[str],
+        label: str,
+        log: Callable[[str], None],
+        more: Mapping[str, str],
     ) -> tuple[int, list[str]]:
         path = self._log_path(label)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +135,7 @@ class StageRunner:
         lines: list[str] = []
         with path.open(encoding="utf-8") as follow:
             arguments = ["--wait-for-lock", "repro", "-s", *names]
-            process = self._dvc.run(arguments, self._root, stage_environment(), path)
+            process = self._dvc.run(arguments, self._root, {**stage_environment(), **more}, path)
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):

@@ -2,7 +2,8 @@
 
 download → cut@0, cut@1 → merge → evaluation; side depends on download only. Each stage is one small
 Python command that also appends its name to runs.log, which DVC does not know, so a test can count
-real executions.
+real executions. TOY_FOLDER says where that file is, and those that make a stage slow or fail, for
+stages that run in another checkout.
 """
 
 import os
@@ -89,17 +90,18 @@ P = YAML(typ="safe").load(Path("params.yaml"))
 def write(path, text):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text)
-with open("runs.log", "a") as log:
-    log.write(" ".join([Path(__file__).parent.name, *sys.argv[1:]]) + "\\n")
-if Path(f"slow.{Path(__file__).parent.name}").exists():
+name, folder = Path(__file__).parent.name, Path(os.environ.get("TOY_FOLDER", "."))
+with open(folder / "runs.log", "a") as log:
+    log.write(" ".join([name, *sys.argv[1:]]) + "\\n")
+if (folder / f"slow.{name}").exists():
     print("sleeping", flush=True)
-    time.sleep(float(Path(f"slow.{Path(__file__).parent.name}").read_text()))
-while Path(f"hold.{Path(__file__).parent.name}").exists():
+    time.sleep(float((folder / f"slow.{name}").read_text()))
+while (folder / f"hold.{name}").exists():
     time.sleep(0.05)
-if Path(f"fail.{Path(__file__).parent.name}").exists():
+if (folder / f"fail.{name}").exists():
     print("about to fail", flush=True)
-    raise SystemExit("the disk is on fire")
-print("working", Path(__file__).parent.name, *sys.argv[1:])
+    raise SystemExit((folder / f"fail.{name}").read_text() or "the disk is on fire")
+print("working", name, *sys.argv[1:])
 """
 
 STAGES = {

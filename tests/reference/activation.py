@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import Targets
-from stages.models.albef import Albef
+from stages.models.vision_language import VisionLanguageModel
 
 
 def caption_activation(
-    model: Albef, image: torch.Tensor, tokens: torch.Tensor, fusion_layer: int
+    model: VisionLanguageModel, image: torch.Tensor, tokens: torch.Tensor, fusion_layer: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return φ float32 (L, h, w) of one caption (L,) and picture (3, H, W), and the score ().
 
@@ -24,19 +24,20 @@ def caption_activation(
     """
     model.zero_grad()
     context = model.fusion_context(model.encode_image(image[None]))
-    text = model.encode_text(tokens[None])
+    text = model.fusion_text(tokens[None])
     states, attentions = model.fuse(text, tokens[None], context)
     attention = attentions[fusion_layer]
     attention.retain_grad()
     score = model.matching_score(states[-1])[0]
     score.backward()
-    phi = (attention * attention.grad.clamp(min=0)).detach().mean(1)[0]  # (L, P)
+    phi = (attention * attention.grad.clamp(min=0)).detach().mean(1)[0]
+    phi = phi[:, model.leading_context :]  # (L, P)
     side = round(phi.shape[1] ** 0.5)
     return phi.view(len(tokens), side, side), score.detach()
 
 
 def activation_maps(
-    model: Albef, images: torch.Tensor, targets: Targets, params: ActivationParams
+    model: VisionLanguageModel, images: torch.Tensor, targets: Targets, params: ActivationParams
 ) -> torch.Tensor:
     """Return the united map of every target after every round, float32 (T, G+1, h, w).
 
@@ -55,7 +56,7 @@ def activation_maps(
 
 
 def _look(
-    model: Albef,
+    model: VisionLanguageModel,
     image: torch.Tensor,
     row: int,
     group: list[int],
@@ -87,7 +88,7 @@ def _look(
 
 
 def _find(
-    model: Albef,
+    model: VisionLanguageModel,
     view: torch.Tensor,
     row: int,
     group: list[int],

@@ -1,0 +1,119 @@
+"""Requests become runs of a Prefect deployment; Prefect finds the worker, and finds it lost.
+
+A run's idempotency key is made of the hash of the stage's inputs. Two coordinators that want the
+same stage, or one that was killed and started again, so wait for the same run.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TypeVar
+
+import httpx
+from prefect import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+
+from flows.agents.coordinator import LostError
+from flows.agents.request import Request
+from flows.agents.stage_flow import STAGE_FAILED
+from flows.stage import Outcome, StageFailedError
+
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_WITHOUT_SERVER = 300.0
+MOST_RUNS = 100  # of one stage, from all coordinators so far
+
+Log = Callable[[str], None]
+Result = TypeVar("Result")
+
+
+class PrefectDispatcher:
+    """Makes stages by runs of the deployments `stage/<pool>`."""
+
+    def __init__(self) -> None:
+        """Use the server of PREFECT_API_URL."""
+        self._stopping = threading.Event()
+
+    def make(self, request: Request, pool: str, log: Log) -> Outcome:
+        """As `Dispatcher.make`.
+
+        Raises:
+            StageFailedError: the stage itself failed, or this was stopped.
+            LostError: no agent could, or the server is gone.
+        """
+        run = self._wait(self._start(request, pool, log), request.stage, log)
+        group, state = request.stage.split("@")[0], run.state
+        told = state.message or ""
+        if state.is_completed():
+            seconds = round(run.total_run_time.total_seconds(), 2)
+            return Outcome(request.stage, group, state.name.lower(), seconds, told)
+        if state.name == STAGE_FAILED:
+            raise StageFailedError(told)
+        raise LostError(f"{state.name}: {told}")
+
+    def stop(self) -> None:
+        """Have each `make` cancel its run, whose worker then stops the stage, and return."""
+        self._stopping.set()
+
+    def _start(self, request: Request, pool: str, log: Log) -> FlowRun:
+        """Join the run of this stage that is not final yet, or start the next one."""
+        for number in range(MOST_RUNS):
+            run = self._ask(
+                lambda number=number: run_deployment(
+                    f"stage/{pool}",
+                    parameters={"request": asdict(request)},
+                    flow_run_name=request.stage,
+                    timeout=0,
+                    idempotency_key=f"{pool}-{request.key}-{number}",
+                ),
+                log,
+            )
+            if not run.state.is_final():
+                log(f"waits for an agent of pool {pool}")
+                return run
+        raise LostError(f"{request.stage}: {MOST_RUNS} runs of it have ended in vain")
+
+    def _wait(self, run: FlowRun, stage: str, log: Log) -> FlowRun:
+        def look() -> FlowRun:
+            with get_client(sync_client=True) as client:
+                return client.read_flow_run(run.id)
+
+        told = ""
+        while not run.state.is_final():
+            if self._stopping.wait(SECONDS_BETWEEN_LOOKS):
+                self._cancel(run)
+                raise StageFailedError(f"{stage} was stopped")
+            run = self._ask(look, log)
+            if run.state.name != told:
+                told = run.state.name
+                log(f"{told}: {run.state.message}" if run.state.message else told)
+        return run
+
+    def _cancel(self, run: FlowRun) -> None:
+        # A server that is away cannot be asked; the run then ends by itself and its result is kept.
+        with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+            client.set_flow_run_state(run.id, Cancelling(message="the coordinator was stopped"))
+
+    def _ask(self, question: Callable[[], Result], log: Log) -> Result:
+        """Return the server's answer, if need be after a restart of it."""
+        deadline = time.monotonic() + SECONDS_WITHOUT_SERVER
+        while True:
+            try:
+                return question()
+            except ObjectNotFound as error:
+                raise StageFailedError(
+                    f"Prefect's server has no such deployment: {error}; `make pools` makes them"
+                ) from error
+            except httpx.HTTPError as error:
+                response = getattr(error, "response", None)
+                if response is not None and response.is_client_error:
+                    raise StageFailedError(f"Prefect's server refuses: {error}") from error
+                if time.monotonic() > deadline:
+                    raise LostError(f"Prefect's server does not answer: {error!r}") from error
+                log(f"Prefect's server does not answer ({error!r}); trying again")
+                if self._stopping.wait(SECONDS_BETWEEN_LOOKS):
+                    raise StageFailedError("stopped") from error

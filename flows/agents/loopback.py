@@ -1,0 +1,185 @@
+"""A whole fleet on this machine, for tests and `make agents-demo`: every process is a real one.
+
+Prefect's server, on PostgreSQL where that is installed, and agents in clones of their own that
+exchange results through a folder. All of it ends with the block.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Self
+
+from flows.agents.service import HOST, Service, free_port
+from flows.environment import default_settings
+
+SECONDS_TO_START = 180
+
+
+class Loopback:
+    """The fleet's services; a context manager that starts the server and ends everything."""
+
+    def __init__(self, folder: Path, database: bool = True) -> None:
+        """Keep logs and clones in `folder`; `database`: on PostgreSQL, if it is installed."""
+        self.folder = folder
+        self.agents: list[Service] = []
+        port = free_port()
+        self.url = f"http://{HOST}:{port}/api"
+        self.database = _postgres(folder) if database else None
+        settings = {**default_settings(folder), **_without_prefect(), "PREFECT_HOME": str(folder)}
+        settings["PREFECT_API_URL"] = self.url
+        if self.database:
+            settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = self.database.address
+        self.environment = settings
+        self.server = Service(
+            [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
+            Path(__file__).parents[2],
+            settings,
+            folder / "logs/server.log",
+        )
+
+    def __enter__(self) -> Self:
+        """Start database and server and wait until they answer.
+
+        Raises:
+            RuntimeError: one of them ended, or did not answer in time.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if self.database:
+                self.database.create()
+                self.database.service.start()
+            self.server.start()
+            self.wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End everything, agents first."""
+        self.stop_agents()
+        self.server.stop()
+        if self.database:
+            self.database.remove()
+
+    def wait_until_ready(self) -> None:
+        """Return as soon as the server answers, and so does its database.
+
+        Raises:
+            RuntimeError: it ended, or did not answer in three minutes.
+        """
+        deadline = time.monotonic() + SECONDS_TO_START
+        while time.monotonic() < deadline and self.server.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.url}/ready", timeout=10):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise RuntimeError(f"Prefect's server did not start; see {self.server.log}")
+
+    def make_pools(self, project: Path) -> None:
+        """Make what the project's prefect.yaml says on this server."""
+        command = [sys.executable, "-m", "flows", "pools"]
+        subprocess.run(command, cwd=project, env=self.environment, check=True)
+
+    def add_agent(self, project: Path, name: str, pool: str, **environment: str) -> Service:
+        """Start a worker that runs one stage at once, in a clone beside the project.
+
+        Args:
+            project: the coordinator's, which is the clone's origin and has a DVC remote.
+            name: of the machine; workers of several pools share its clone.
+            pool: whose stages it runs.
+            environment: on top of the fleet's.
+        """
+        clone = project.parent / name
+        if not clone.is_dir():
+            subprocess.run(["git", "clone", "--quiet", str(project), str(clone)], check=True)
+            shutil.copy(project / ".dvc/config.local", clone / ".dvc/config.local")
+        worker = f"{name}-{pool}"
+        command = [sys.executable, "-m", "flows", "agent", "--pool", pool, "--name", worker]
+        agent = Service(
+            [*command, "--stages", "1"],
+            clone,
+            {**self.environment, **environment},
+            self.folder / f"logs/{worker}.log",
+        )
+        agent.start()
+        self.agents.append(agent)
+        return agent
+
+    def stop_agents(self) -> bool:
+        """Stop all agents by SIGTERM; say whether they and their stages ended of themselves."""
+        ended = [agent.stop() for agent in self.agents]
+        self.agents.clear()
+        return all(ended)
+
+
+def share_folder(project: Path) -> Path:
+    """Make a folder beside the project its default DVC remote, on this machine only."""
+    store = project.parent / "store"
+    store.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--local", "--force"]
+    subprocess.run([*command, "--default", "store", str(store)], cwd=project, check=True)
+    return store
+
+
+class _Database:
+    """A PostgreSQL server of its own, in a folder that its user may enter."""
+
+    def __init__(self, programs: Path, log: Path, user: str | None) -> None:
+        self._programs = programs
+        self._user = user
+        self._folder = Path(tempfile.mkdtemp(prefix="ovis-dag-postgres-"))
+        port = free_port()
+        self.address = f"postgresql+asyncpg://prefect@{HOST}:{port}/postgres"
+        settings = {
+            "listen_addresses": HOST,
+            "port": str(port),
+            "unix_socket_directories": str(self._folder),
+            "fsync": "off",  # it does not outlive this process
+        }
+        command = [str(programs / "postgres"), "-D", str(self._folder / "data")]
+        for key, value in settings.items():
+            command += ["-c", f"{key}={value}"]
+        self.service = Service(command, self._folder, dict(os.environ), log, user)
+
+    def create(self) -> None:
+        if self._user:
+            shutil.chown(self._folder, self._user, self._user)
+        command = [str(self._programs / "initdb"), "-D", str(self._folder / "data")]
+        command += ["--auth", "trust", "--username", "prefect", "--encoding", "UTF8", "--no-sync"]
+        initdb = Service(
+            command, self._folder, dict(os.environ), self.service.log, self.service.user
+        )
+        initdb.start()
+        if initdb.process.wait():
+            raise RuntimeError(f"initdb failed; see {self.service.log}")
+
+    def remove(self) -> None:
+        self.service.stop(signal.SIGINT)  # ends its clients' sessions too
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _postgres(folder: Path) -> _Database | None:
+    """Return a database to be started, or None if PostgreSQL is not installed here."""
+    places = [*map(Path, os.environ.get("PATH", "").split(os.pathsep))]
+    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    programs = next((place for place in places if (place / "initdb").is_file()), None)
+    user = None
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root; its package makes a user for it
+        user = next((one.pw_name for one in pwd.getpwall() if one.pw_name == "postgres"), None)
+        programs = programs if user else None
+    return _Database(programs, folder / "logs/postgres.log", user) if programs else None
+
+
+def _without_prefect() -> dict[str, str]:
+    """Return this environment without what it says about other Prefect and MLflow servers."""
+    others = ("PREFECT_", "MLFLOW_TRACKING_URI")
+    return {key: value for key, value in os.environ.items() if not key.startswith(others)}

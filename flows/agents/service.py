@@ -1,0 +1,86 @@
+"""A process of a loopback fleet: it has a log, and can be stopped, killed or lost."""
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+HOST = "127.0.0.1"
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+@dataclass
+class Service:
+    """A command that runs in a folder until it is stopped; its output goes to `log`."""
+
+    command: list[str]
+    folder: Path
+    environment: dict[str, str]
+    log: Path
+    user: str | None = None  # other than this one; needs root
+    process: subprocess.Popen | None = field(default=None, repr=False)
+
+    def start(self) -> None:
+        """Start it, or start it again; the log goes on where it was."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        other = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
+        with self.log.open("a", encoding="utf-8") as out:
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+                **other,
+            )
+
+    def family(self) -> list[psutil.Process]:
+        """Return the process and all that it started, directly or not."""
+        try:
+            process = psutil.Process(self.process.pid)
+            return [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> bool:
+        """Ask it to end; say whether it and all that it started did. What did not is killed."""
+        if self.process is None:
+            return True
+        family = self.family()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        _, alive = psutil.wait_procs(family, timeout=seconds)
+        self._kill(alive)
+        return not alive
+
+    def kill(self, with_children: bool) -> None:
+        """Kill it at once: alone, or as when its machine is lost."""
+        self._kill(self.family() if with_children else [psutil.Process(self.process.pid)])
+
+    def _kill(self, processes: list[psutil.Process]) -> None:
+        for process in processes:
+            if process.is_running():
+                process.kill()
+        self.process.wait()
+        psutil.wait_procs(processes, timeout=10)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port() -> int:
+    """Return a port of the loopback address that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]

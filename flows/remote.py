@@ -1,0 +1,227 @@
+"""What machines exchange through the DVC remote: single results, with their run-cache entries.
+
+Only this and flows/dag.py know DVC's insides. `dvc push --run-cache` and `dvc repro --pull` copy
+every entry that there is, each time, and `repro --pull` executes what it cannot find; these
+functions move one stage's and never run anything. tests/flows/test_remote.py holds them to what
+`dvc repro` then does.
+"""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dvc.config import NoRemoteError
+from dvc.fs import LocalFileSystem
+from dvc.fs import generic as transfer
+from dvc.repo import Repo, lock_repo
+from dvc.stage import Stage as DvcStage
+from dvc.stage.cache import _can_hash, _get_stage_hash
+from dvc.stage.loader import StageLoader
+
+from flows.dag import DagError, open_repo, read_graph
+
+Result = TypeVar("Result")
+
+PATIENCE = "OVIS_PATIENCE"  # seconds that the remote may be away before work is given up
+DEFAULT_PATIENCE = 600.0
+
+
+class RemoteError(RuntimeError):
+    """The DVC remote cannot be used; the message names it and says what to do."""
+
+
+def check_remote(root: Path) -> str:
+    """Return the address of the project's default remote, after a test of writing to it.
+
+    Raises:
+        DagError: the project has no default remote.
+        RemoteError: it cannot be reached or written, or its folder or bucket is not there.
+    """
+    with _remote(root) as (_, remote):
+        probe = remote.fs.join(remote.path, f".probe-{uuid.uuid4().hex}")
+        remote.fs.fs.pipe_file(probe, b"ovis-dag")
+        remote.fs.remove(probe)
+        return remote.fs.unstrip_protocol(remote.path)
+
+
+def result_key(root: Path, name: str) -> str:
+    """Return the hash that names results of this stage made from these inputs, anywhere.
+
+    It covers command, params, the content of all inputs and the names of outputs, so machines that
+    agree on it make the same thing.
+
+    Raises:
+        DagError: there is no such stage, an input is missing, or DVC cannot cache the stage.
+    """
+    with _stage(root, name) as (_, stage):
+        return _key(stage)
+
+
+def fetch_result(root: Path, name: str) -> bool:
+    """Bring the result of this stage for its present inputs into the local cache.
+
+    Returns whether it is there, so that `dvc repro -s` will restore it and run nothing.
+
+    Raises:
+        DagError: as `result_key`.
+        RemoteError: the remote failed.
+    """
+    with _stage(root, name) as (repo, stage), _remote(root) as (_, remote):
+        if not stage.changed():
+            return True
+        key, cache = _key(stage), repo.stage_cache
+        if cache._load(stage) is None:
+            _copy_entries(key, remote.legacy_odb, repo.cache.legacy)
+        entry = cache._load(stage)
+        if entry is None:
+            return False
+        StageLoader.fill_from_lock(stage, entry)  # in memory only
+        if not stage.outs_cached():
+            _move(repo.cloud.pull, stage)
+        return stage.outs_cached()
+
+
+def push_result(root: Path, name: str) -> None:
+    """Push what this stage made, then its run-cache entry, so that no entry is without its data.
+
+    Raises:
+        RemoteError: the remote failed.
+    """
+    with _stage(root, name) as (repo, stage), _remote(root) as (_, remote):
+        _push_outputs(stage)
+        _copy_entries(_key(stage), repo.cache.legacy, remote.legacy_odb)
+
+
+def push_outputs(root: Path, names: Iterable[str]) -> None:
+    """Push what these stages made, by dvc.lock, as input of others.
+
+    Raises:
+        RemoteError: the remote failed, or an output is not in the local cache.
+    """
+    for name in names:
+        with _stage(root, name) as (_, stage), _remote(root):
+            _push_outputs(stage)
+
+
+def pull_inputs(root: Path, targets: list[str]) -> None:
+    """Bring files that dvc.lock has the hashes of into cache and workspace; no others.
+
+    Args:
+        root: the project.
+        targets: paths of outputs, or of files inside them, relative to `root`.
+
+    Raises:
+        RemoteError: the remote failed, or does not have one of them.
+    """
+    if targets:
+        with _remote(root) as (repo, _):
+            repo.pull([str(root / target) for target in targets])
+
+
+def with_patience(
+    action: Callable[[], Result],
+    log: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> Result:
+    """Return what `action` returns; try it again while the remote fails, but not for ever.
+
+    Args:
+        action: what to do.
+        log: gets a line for each failure.
+        sleep: waits so many seconds; may raise to end the waiting.
+
+    Raises:
+        RemoteError: it failed for OVIS_PATIENCE seconds.
+    """
+    deadline = time.monotonic() + float(os.environ.get(PATIENCE, DEFAULT_PATIENCE))
+    delay = 1.0
+    while True:
+        try:
+            return action()
+        except RemoteError as error:
+            if time.monotonic() + delay > deadline:
+                raise
+            log(f"{error}; trying again in {delay:.0f} s")
+            sleep(delay)
+            delay = min(2 * delay, 30.0)
+
+
+@contextmanager
+def _remote(root: Path) -> Iterator[tuple[Repo, Any]]:
+    with open_repo(root) as repo:
+        try:
+            remote = repo.cloud.get_remote()
+        except NoRemoteError as error:
+            raise DagError(
+                f"{root}: the project has no DVC remote, through which machines exchange results; "
+                "`dvc remote add --default <name> <address>` names one"
+            ) from error
+        try:
+            _require_holder(remote)
+            yield repo, remote
+        except (DagError, RemoteError):
+            raise
+        except Exception as error:  # each file system has its own
+            address = remote.fs.unstrip_protocol(remote.path)
+            raise RemoteError(f"DVC remote {address}: {error or type(error).__name__}") from error
+
+
+def _require_holder(remote: Any) -> None:
+    """Raise if the folder or bucket is missing.
+
+    DVC would make the folder, which may be the mount point of a disk that is not there, and take a
+    missing bucket for an empty one.
+    """
+    local = isinstance(remote.fs, LocalFileSystem)
+    holder = remote.path if local else remote.path.split("/")[0]
+    if not remote.fs.exists(holder):
+        address, what = remote.fs.unstrip_protocol(remote.path), "folder" if local else "bucket"
+        raise RemoteError(f"DVC remote {address}: there is no {what} {holder}; mount or make it")
+
+
+@contextmanager
+def _stage(root: Path, name: str) -> Iterator[tuple[Repo, DvcStage]]:
+    with open_repo(root) as repo, lock_repo(repo):
+        _, originals = read_graph(repo, root)
+        if name not in originals:
+            raise DagError(f"{root}: there is no stage '{name}'")
+        yield repo, originals[name]
+
+
+def _key(stage: DvcStage) -> str:
+    missing = [dep.def_path for dep in stage.deps if not (hasattr(dep, "params") or dep.exists)]
+    if missing:
+        raise DagError(f"{stage.name}: its input {missing[0]} is missing")
+    stage.save_deps()  # in memory only
+    if not _can_hash(stage):
+        raise DagError(f"{stage.name}: DVC keeps no run of it, so another machine cannot run it")
+    return _get_stage_hash(stage)
+
+
+def _push_outputs(stage: DvcStage) -> None:
+    if not stage.outs_cached():
+        raise RemoteError(f"{stage.name}: its outputs are not in the cache; run `dvc checkout`")
+    _move(stage.repo.cloud.push, stage)
+
+
+def _move(push_or_pull: Any, stage: DvcStage) -> None:
+    # force: a list of a folder's files that is nowhere is no reason to ask on the terminal
+    for objects in stage.get_used_objs(force=True).values():
+        failed = push_or_pull(objects).failed
+        if failed:
+            raise RemoteError(f"{stage.name}: {len(failed)} objects were not transferred")
+
+
+def _copy_entries(key: str, source: Any, target: Any) -> None:
+    """Copy the run-cache entries of one key; no error if there are none."""
+    folder = source.fs.join(source.path, "runs", key[:2], key)
+    if not source.fs.exists(folder):
+        return
+    for path in source.fs.find(folder):
+        copy = target.fs.join(target.path, "runs", key[:2], key, source.fs.name(path))
+        target.fs.makedirs(target.fs.parent(copy))
+        transfer.copy(source.fs, path, target.fs, copy)

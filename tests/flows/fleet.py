@@ -1,0 +1,70 @@
+"""Agents of the toy project without Prefect: clones that do in this process what workers would."""
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from toy import Toy
+
+from flows.agents.agent import UnfitError, reproduce
+from flows.agents.coordinator import Fleet, LostError
+from flows.agents.request import Request
+from flows.graph import Status
+from flows.plan import make_plan, sort_lock
+from flows.stage import Outcome
+
+
+@dataclass
+class Agents:
+    """A dispatcher whose clones take turns; `upset` may break something before each request."""
+
+    clones: list[Path]
+    upset: Callable[[Request, int], None] = lambda request, attempt: None
+    asked: list[str] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
+
+    def make(self, request: Request, pool: str, log: Callable) -> Outcome:
+        self.upset(request, self.asked.count(request.stage))
+        clone = self.clones[len(self.asked) % len(self.clones)]
+        self.asked.append(request.stage)
+        try:
+            return reproduce(clone, request, f"run-{len(self.asked)}", self.logged.append)
+        except UnfitError as error:
+            raise LostError(f"on {clone.name}: {error}") from error
+
+    def stop(self) -> None:
+        raise AssertionError("nobody stops these")
+
+
+def make_fleet(toy: Toy, count: int = 1) -> Agents:
+    """Give the toy a shared folder as its remote, and clones that have it as origin."""
+    store(toy).mkdir(exist_ok=True)
+    toy.dvc("remote", "add", "--quiet", "--local", "--default", "store", str(store(toy)))
+    return Agents([clone_of(toy, f"agent{number}").root for number in range(count)])
+
+
+def store(toy: Toy) -> Path:
+    return toy.root.parent / "store"
+
+
+def clone_of(toy: Toy, name: str) -> Toy:
+    clone = toy.root.parent / name
+    subprocess.run(["git", "clone", "--quiet", str(toy.root), str(clone)], check=True)
+    shutil.copy(toy.root / ".dvc/config.local", clone / ".dvc/config.local")
+    return Toy(clone)
+
+
+def run_on(agents: Agents, toy: Toy, *targets: str) -> dict[str, str]:
+    """Do what the flow does, one stage after the other, and return stage → outcome.
+
+    The first failure raises.
+    """
+    fleet, outcomes = Fleet(toy.root, agents), {}
+    for step in make_plan(toy.root, list(targets) or None):
+        if step.status is not Status.UP_TO_DATE:
+            outcome = fleet.run(step.stage, 0, agents.logged.append)
+            outcomes[step.stage.name] = outcome.outcome
+    sort_lock(toy.root)
+    return outcomes

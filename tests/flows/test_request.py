@@ -1,0 +1,64 @@
+import json
+from dataclasses import asdict
+
+import pytest
+
+from flows.agents.request import UncommittedError, make_request, take_snapshot, versions_here
+from flows.dag import load_graph
+
+
+def snapshot(toy):
+    return take_snapshot(toy.root, load_graph(toy.root))
+
+
+def test_results_records_params_and_strangers_are_no_uncommitted_changes(done_toy):
+    done_toy.replace("by: 1", "by: 5")
+    done_toy.mark("notes.txt")
+    taken = snapshot(done_toy)
+    assert taken.commit == done_toy.git("rev-parse", "HEAD").strip()
+    assert "by: 5" in taken.params
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["stages/cut/__main__.py", "dvc.yaml", ".dvc/config", ".gitignore", "stages/__init__.py"],
+)
+def test_changed_files_are_refused(toy, path):
+    with (toy.root / path).open("a") as file:
+        file.write("\n# changed\n")
+    with pytest.raises(UncommittedError, match=f"would not see: {path}; commit or stash"):
+        snapshot(toy)
+
+
+def test_untracked_inputs_are_refused(toy):
+    toy.git("rm", "-q", "--cached", "stages/side/__main__.py")
+    toy.git("commit", "-qm", "forgotten")
+    with pytest.raises(UncommittedError, match=r"see: stages/side/__main__\.py; commit"):
+        snapshot(toy)
+
+
+def test_deleted_files_are_refused(toy):
+    (toy.root / "stages/side/__main__.py").unlink()
+    with pytest.raises(UncommittedError, match="side"):
+        snapshot(toy)
+
+
+def test_a_request_has_the_records_of_its_upstream_only_and_is_json(done_toy):
+    graph = load_graph(done_toy.root)
+    taken = take_snapshot(done_toy.root, graph)
+    cut = make_request(done_toy.root, graph, graph["cut@1"], "key", taken)
+    assert cut.inputs == ["data/download/parts/a.txt"]  # a file in the folder that download makes
+    assert list(cut.records) == ["dvc.lock"]
+    assert list(cut.records["dvc.lock"]) == ["download"]
+    merge = make_request(done_toy.root, graph, graph["merge"], "key", taken)
+    assert merge.inputs == ["data/cut/0.txt", "data/cut/1.txt"]  # outputs in the folder it reads
+    assert json.loads(json.dumps(asdict(merge))) == asdict(merge)
+    first = make_request(done_toy.root, graph, graph["download"], "key", taken)
+    assert (first.inputs, first.records) == ([], {})
+
+
+def test_versions_are_those_of_the_numeric_packages_without_their_build(repository):
+    versions = versions_here(repository)
+    assert {"python", "numpy", "torch"} < set(versions)
+    assert not any("+" in version for version in versions.values())
+    assert "prefect" not in versions
