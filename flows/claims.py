@@ -30,6 +30,14 @@ METRICS = {
 # The same experiment with only the first look of each activation map: G = 0.
 FIRST_LOOK = {"boxes.activation_round": "first", "masks.activation_round": "first"}
 
+# What WSPN's order of boxes is compared with.
+ORDERS = {
+    "selective_search": "selective search",
+    "random_order": "selective search in random order",
+    "rpn": "a base-trained RPN",
+    "rpn_in_layers": "that RPN, thinned out as WSPN is",
+}
+
 Facts = dict[str, dict]  # metrics files of one seed, by the names above
 
 
@@ -76,12 +84,12 @@ def _label_claims() -> list[Claim]:
     )
     recall = tuple(
         Comparison(
-            f"recall@{count} of novel objects: WSPN above {other.replace('_', ' ')}",
+            f"recall@{count} of novel objects: WSPN above {words}",
             at(f"rpn.recall.wspn.novel.recall@{count}"),
             at(f"rpn.recall.{other}.novel.recall@{count}"),
         )
         for count in (10, 50, 100)
-        for other in ("selective_search", "random_order", "rpn", "rpn_in_layers")
+        for other, words in ORDERS.items()
     )
     masks = tuple(
         Comparison(

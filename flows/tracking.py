@@ -40,6 +40,7 @@ EXPERIMENT_TAGS = {
 }
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # what one request of MLflow may carry
 LONGEST_PARAM = 6000
+PARENT_TAG = "mlflow.parentRunId"
 SQLITE = "sqlite:///"
 PREFECT_LINK_TAG = "prefect.flow_run_url"
 PICTURES = {".png", ".svg", ".jpg"}
@@ -79,6 +80,8 @@ class Tracking:
             except MlflowException as error:
                 raise RuntimeError(f"MLFLOW_TRACKING_URI={self.uri}: {error}") from error
         close_abandoned(self._client, experiment)
+        # Points of a sweep register no model: which one is the candidate is for people to say.
+        self._registers = PARENT_TAG not in (tags or {})
         run = self._find_run(experiment, name, tags or {}) if resume else None
         run = run or self._client.create_run(experiment, tags=tags, run_name=name)
         self.run_id = run.info.run_id
@@ -157,7 +160,8 @@ class Tracking:
         if self._link:
             description += f"\n\n[Flow run in Prefect]({self._link})"
         tags = {**execution_tags(self._root), "mlflow.note.content": description}
-        tags |= self._publish_models(stages, description)
+        if self._registers:
+            tags |= self._publish_models(stages, description)
         for outcome in outcomes:
             tags[f"dvc.outcome.{_legal(outcome.stage)}"] = outcome.outcome
         for batch in _batches([RunTag(*tag) for tag in tags.items()], BATCH_PARAMS):

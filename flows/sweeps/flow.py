@@ -30,7 +30,7 @@ from flows.sweeps.points import Point
 from flows.sweeps.report import Question, write_report, write_results
 from flows.sweeps.results import Result
 from flows.sweeps.worktrees import git, results_folder
-from flows.tracking import Tracking, read_metrics
+from flows.tracking import PARENT_TAG, Tracking, read_metrics
 
 
 @flow(name="sweep", validate_parameters=False, persist_result=False)
@@ -138,7 +138,7 @@ def record_point(machine: PointMachine, outcomes: dict[str, Outcome], parent: st
         for step in planned.steps
         if step.stage.name in outcomes and step.stage.name not in undone
     ]
-    tracking = Tracking(folder, point.name, {"mlflow.parentRunId": parent}, resume=True)
+    tracking = Tracking(folder, point.name, {PARENT_TAG: parent}, resume=True)
     if undone or not tracking.has_published():
         tracking.publish(stages, outcomes.values())
     for outcome in failed:

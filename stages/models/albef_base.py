@@ -90,7 +90,7 @@ class TextLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         """Map (B, L, D) to the same shape without looking at a context."""
-        x = self.norm_self(x + self.self_attention(x, x, keep)[0])
+        x = self.norm_self(x + self.self_attention(x, keep))
         return self.norm_mlp(x + self.mlp(x))
 
     def fuse(
@@ -100,9 +100,9 @@ class TextLayer(nn.Module):
 
         The M captions of one image share its keys and values.
         """
-        x = self.norm_self(x + self.self_attention(x, x, keep)[0])
+        x = self.norm_self(x + self.self_attention(x, keep))
         queries = x.reshape(len(context), -1, x.shape[-1])
-        update, attention = self.cross_attention(queries, context)
+        update, attention = self.cross_attention.attend(queries, context)
         x = self.norm_cross(x + update.reshape(x.shape))
         return self.norm_mlp(x + self.mlp(x)), attention
 

@@ -41,8 +41,14 @@ def folder(tmp_path_factory) -> Path:
 
 
 def params(folder: Path) -> NameEmbeddingParams:
-    values = {"encoder": "clip", "clip": {"folder": str(folder)}, "pooling": "name_tokens"}
-    return NameEmbeddingParams.model_validate(values | {"templates": TEMPLATES})
+    values = {
+        "encoder": "clip",
+        "clip": {"folder": str(folder)},
+        "pooling": "name_tokens",
+        "all_forms": False,
+        "templates": TEMPLATES,
+    }
+    return NameEmbeddingParams.model_validate(values)
 
 
 def test_vectors_are_means_of_projected_texts(folder):
