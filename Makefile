@@ -15,10 +15,10 @@ export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help repro plan predict profile fetch test test-agents agents-demo lint deps readme sweep
-.PHONY: claims pools agent lock ui prefect clean
+.PHONY: claims pools agent bench bench-flow bench-memory lock ui prefect clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 repro: $(STAMP) ## run the experiment, as far as it is not done; POOL=1: on agents
 	@$(BIN)/python -m flows run $(if $(POOL),--pools)
@@ -62,6 +62,15 @@ sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in para
 claims: $(STAMP) ## measure the paper's claims on three seeds, into docs/claims.json
 	@$(BIN)/python -m flows claims
 
+bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes, idle machine)
+	@$(BIN)/python -m benchmarks.stages
+
+bench-flow: $(STAMP) ## measure what the flow costs over plain `dvc repro`
+	@$(BIN)/python -m benchmarks.flow
+
+bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 pictures (hours)
+	@$(BIN)/python -m benchmarks.memory
+
 ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
 		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
@@ -85,7 +94,7 @@ clean: ## remove the environment, results, caches and what flows keep
 	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	git worktree prune
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
-	find flows stages tests -name __pycache__ -exec rm -rf {} +
+	find benchmarks flows stages tests -name __pycache__ -exec rm -rf {} +
 
 $(UV):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \

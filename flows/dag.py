@@ -1,20 +1,27 @@
 """The DVC graph and the exact plan. Only this and flows/remote.py know DVC's insides.
 
-Nothing under `dvc.repo` is a public API, so the version is pinned and tests/flows/test_dag.py holds
-this module to what `dvc repro` then does. `dvc status` looks one stage deep; the plan here is
-transitive: it carries the future hashes of stages that will be restored to those downstream.
+Nothing under `dvc.repo` is a public API, so the version is pinned, tests/flows/test_dag.py holds
+this module to what `dvc repro` then does, and tests/flows/test_dvc_contract.py names what it uses;
+with another version flows/dag_commands.py takes over. `dvc status` looks one stage deep; the plan
+here is transitive: it carries the future hashes of stages that will be restored to those
+downstream.
 """
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
+from dvc.dependency import Dependency
+from dvc.dependency import param as dvc_param
 from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo, lock_repo
+from dvc.repo import graph as dvc_graph
 from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash
@@ -28,6 +35,8 @@ from dvc_data.hashfile.tree import Tree
 from flows.graph import (
     CHANGES_UPSTREAM,
     NEVER_RAN,
+    STATES,
+    DagError,
     Graph,
     Stage,
     Status,
@@ -41,8 +50,18 @@ LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
 
 
-class DagError(ValueError):
-    """The graph cannot be read; the message says what to mend."""
+class Future:
+    """The hashes that files will have once stages upstream are restored, and their folders."""
+
+    def __init__(self) -> None:
+        """Begin with nothing that will be restored."""
+        self.hashes: dict[str, HashInfo] = {}
+        self.folders: set[str] = set()
+
+    def add(self, hashes: dict[str, HashInfo]) -> None:
+        """Add files by absolute path."""
+        self.hashes.update(hashes)
+        self.folders.update(str(folder) for path in hashes for folder in Path(path).parents)
 
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
@@ -64,10 +83,10 @@ def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
         DagError: as for `load_graph`.
         ValueError: there is no such target.
     """
-    with open_repo(root) as repo, lock_repo(repo):
+    with open_repo(root) as repo, lock_repo(repo), _ask_once():
         graph, originals = read_graph(repo, root)
         planned: dict[str, Step] = {}
-        future: dict[str, HashInfo] = {}
+        future = Future()
         for name, stage in select(graph, targets).items():
             planned[name] = _plan_stage(repo, originals[name], stage, planned, future)
         return list(planned.values())
@@ -128,6 +147,57 @@ def open_repo(root: Path) -> Iterator[Repo]:
         raise DagError(_message(error)) from error
 
 
+class _Once(threading.local):
+    """What DVC has found within `_ask_once`, by question; None outside of it. Of this thread."""
+
+    answers: dict[tuple, Any] | None = None
+
+    def ask(self, question: tuple, find: Callable[[], Any]) -> Any:
+        """Return the answer, found at most once."""
+        if self.answers is None:
+            return find()
+        if question not in self.answers:
+            self.answers[question] = find()
+        return deepcopy(self.answers[question])
+
+
+_once = _Once()
+_find_hash, _find_params = Dependency._get_hash_meta, dvc_param.read_param_file
+_name_cycle = dvc_graph.check_acyclic
+
+
+@contextmanager
+def _ask_once() -> Iterator[None]:
+    """Within the block files must not change: DVC reads each params file and hash once only.
+
+    It would read them for every stage, and with 256 shards a plan would take three times as long.
+    """
+    before, _once.answers = _once.answers, {}
+    try:
+        yield
+    finally:
+        _once.answers = before
+
+
+def _read_params(fs: Any, path: str, keys: list[str] | None = None, **kwargs: Any) -> Any:
+    question = (path, *(keys or ()), *sorted(kwargs.items()))
+    return _once.ask(question, lambda: _find_params(fs, path, keys, **kwargs))
+
+
+def _read_hash(dep: Dependency) -> Any:
+    return _once.ask((dep.fs_path,), lambda: _find_hash(dep))
+
+
+def _check_acyclic(graph: nx.DiGraph) -> None:
+    """Raise as DVC does, whose search for the cycle to name is slow where there is none."""
+    if not nx.is_directed_acyclic_graph(graph):
+        _name_cycle(graph)
+
+
+dvc_param.read_param_file, Dependency._get_hash_meta = _read_params, _read_hash
+dvc_graph.check_acyclic = _check_acyclic
+
+
 def _message(error: BaseException) -> str:
     causes = [str(error)]
     while error.__cause__ is not None:
@@ -154,7 +224,8 @@ def _refuse_lost_params(repo: Repo) -> None:
     `_get_cache_hash` drops the size and number of files of data, and with them every param of that
     name: a changed `download.size` would bring the old result back.
     """
-    for dep in {dep for stage in repo.index.stages for dep in stage.deps if _is_params(dep)}:
+    deps = [dep for stage in repo.index.stages for dep in stage.deps if _is_params(dep)]
+    for dep in {(dep.fs_path, *dep.params): dep for dep in deps}.values():
         for key, _ in flatten(dep.read_params(), "."):
             if LOST_PARAMS.intersection(key.split(".")):
                 raise DagError(
@@ -203,7 +274,7 @@ def _plan_stage(
     original: DvcStage,
     stage: Stage,
     planned: dict[str, Step],
-    future: dict[str, HashInfo],
+    future: Future,
 ) -> Step:
     open_ends = [
         need for need in stage.needs if planned[need].status in (Status.MUST_RUN, Status.UNKNOWN)
@@ -222,29 +293,30 @@ def _plan_stage(
     restored = _find_restored(repo, original, future, unchanged=not before)
     if restored is None:
         return Step(stage, Status.MUST_RUN, tuple(before or after))
-    future.update(restored)
+    future.add(restored)
     return Step(stage, Status.RESTORABLE, tuple(before or after))
 
 
-def _future_hash(dep: Any, future: dict[str, HashInfo]) -> HashInfo | None:
+def _future_hash(dep: Any, future: Future) -> HashInfo | None:
     """Return the hash that a dependency will have once stages upstream are restored.
 
     None if nothing that will be restored is part of it. A folder's hash is that of the list of its
     files, each an output of some stage.
     """
-    if dep.fs_path in future:
-        return future[dep.fs_path]
-    inside = dep.fs_path + os.sep
-    if not any(path.startswith(inside) for path in future):
+    if dep.fs_path in future.hashes:
+        return future.hashes[dep.fs_path]
+    if dep.fs_path not in future.folders:
         return None
+    inside = dep.fs_path + os.sep
     files: dict[str, HashInfo] = {}
     for out in dep.repo.index.outs:
         if overlap(Path(out.fs_path).as_posix(), Path(dep.fs_path).as_posix()):
             files.update(_files_of(out))
     tree = Tree()
-    for path, hash_info in {**files, **{p: future[p] for p in files if p in future}}.items():
+    for path, hash_info in files.items():
         if path.startswith(inside):
-            tree.add(tuple(path[len(inside) :].split(os.sep)), None, hash_info)
+            coming = future.hashes.get(path, hash_info)
+            tree.add(tuple(path[len(inside) :].split(os.sep)), None, coming)
     tree.digest()
     return tree.hash_info
 
@@ -256,7 +328,7 @@ def _files_of(out: Any) -> dict[str, HashInfo]:
     return {os.path.join(out.fs_path, *key): hash_info for key, _, hash_info in out.get_obj() or ()}
 
 
-def _changes_upstream(original: DvcStage, future: dict[str, HashInfo]) -> list[str]:
+def _changes_upstream(original: DvcStage, future: Future) -> list[str]:
     """Return in words how command, params and inputs differ from those in dvc.lock."""
     if not any(dep.hash_info for dep in original.deps):
         return [NEVER_RAN]
@@ -295,13 +367,11 @@ def _changes_of_outputs(original: DvcStage) -> Iterator[str]:
 
 
 def _plain(state: str) -> str:
-    return {"deleted": "is missing", "new": "is new", "modified": "changed"}.get(
-        state, f"is {state}"
-    )
+    return STATES.get(state, f"is {state}")
 
 
 def _find_restored(
-    repo: Repo, original: DvcStage, future: dict[str, HashInfo], unchanged: bool
+    repo: Repo, original: DvcStage, future: Future, unchanged: bool
 ) -> dict[str, HashInfo] | None:
     """Return the hash of each file that DVC would restore instead of running; None if it would run.
 
@@ -312,7 +382,7 @@ def _find_restored(
             dep.hash_info, dep.meta = coming, Meta()  # sizes are no part of the cache's key
             dep.get_hash = partial(getattr, dep, "hash_info")  # it need not be on the disk yet
         elif _is_params(dep) or dep.exists:
-            dep.save()  # in memory only
+            dep.hash_info, dep.meta = dep.get_hash(), Meta()  # in memory only
         else:
             return None
     if not _can_hash(original):

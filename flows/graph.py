@@ -30,6 +30,12 @@ class Stage:
 
 Graph = dict[str, Stage]
 
+STATES = {"deleted": "is missing", "new": "is new", "modified": "changed"}  # DVC's words in ours
+
+
+class DagError(ValueError):
+    """The graph cannot be read; the message says what to mend."""
+
 
 # Reasons of a step that say nothing of what a person changed.
 NEVER_RAN, CHANGES_UPSTREAM = "dvc.lock has no run of it", "changes upstream"

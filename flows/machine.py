@@ -23,6 +23,7 @@ class Machine:
         self.budget = budget
         self.devices = DeviceSlots()
         self.runner = StageRunner(root, echo=lambda line: print(f"{label}{line}", flush=True))
+        self.runner.load()
 
     def run(self, stage: Stage, order: int, log: Callable[[str], None]) -> Outcome:
         """Bring one stage up to date when there is room for it; the lowest `order` goes first.

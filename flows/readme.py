@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.claims import RESULT, claims_table
-from flows.dag import load_graph
 from flows.graph import reruns_table
+from flows.plan import load_graph
 from flows.table import read_results, results_table
 
 README = Path("README.md")

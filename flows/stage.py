@@ -1,15 +1,13 @@
 """Run one stage as `dvc --wait-for-lock repro -s <stage>`, show its output, and stop it cleanly.
 
-The stage writes to a file that this process follows. A pipe would break under a stage that outlives
-a killed flow, and such an orphan should finish: its result is recorded, and the next execution
-takes it.
+DVC runs in a fork of a process that has it loaded (`flows.warm_dvc`). The stage writes to a file
+that this process follows. A pipe would break under a stage that outlives a killed flow, and such an
+orphan should finish: its result is recorded, and the next execution takes it.
 """
 
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ import psutil
 
 from flows.environment import STATE_FOLDER, stage_environment
 from flows.graph import Stage
+from flows.warm_dvc import Command, WarmDvc
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
@@ -57,10 +56,16 @@ class StageRunner:
         self._root = root
         self._echo = echo
         self._stopping = threading.Event()
+        self._dvc = WarmDvc(stage_environment(), root / STATE_FOLDER / "logs" / "warm-dvc.log")
+
+    def load(self) -> None:
+        """Begin to load what running a stage takes; return at once."""
+        self._dvc.load()
 
     def stop(self) -> None:
         """Make every running stage stop and every later one refuse; `run` returns soon after."""
         self._stopping.set()
+        self._dvc.close()
 
     def run(
         self,
@@ -126,18 +131,11 @@ class StageRunner:
         path.unlink(missing_ok=True)  # an orphan may still write to the old file
         if self._stopping.is_set():
             return 1, ["stopped before it started"]
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-s", *names]
+        path.touch()
         lines: list[str] = []
-        with path.open("w", encoding="utf-8") as out, path.open(encoding="utf-8") as follow:
-            process = subprocess.Popen(
-                command,
-                cwd=self._root,
-                env={**stage_environment(), **more},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches this process only, which then stops them
-            )
+        with path.open(encoding="utf-8") as follow:
+            arguments = ["--wait-for-lock", "repro", "-s", *names]
+            process = self._dvc.run(arguments, self._root, {**stage_environment(), **more}, path)
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):
@@ -145,7 +143,7 @@ class StageRunner:
                     log(line)
         return process.returncode, lines
 
-    def _follow(self, process: subprocess.Popen, file: TextIO) -> Iterator[str]:
+    def _follow(self, process: Command, file: TextIO) -> Iterator[str]:
         """Yield whole lines until the process ended, and see to it that it does when stopping."""
         partial, signals, patience = "", iter(STOP_SIGNALS), 0.0
         while True:
@@ -168,7 +166,7 @@ class StageRunner:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
+def _signal_group(process: Command, number: signal.Signals) -> None:
     try:
         os.killpg(process.pid, number)
     except ProcessLookupError:

@@ -9,8 +9,8 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
 from flows.closure import check_deps, import_closures, params_read, stage_modules
-from flows.dag import load_graph
 from flows.graph import Graph, inputs_through, overlap, reruns, reruns_table
+from flows.plan import load_graph
 
 ROOT = Path(__file__).parents[1]
 GROUND_TRUTH = "data/download/ground_truth"

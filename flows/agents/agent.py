@@ -11,9 +11,9 @@ from pathlib import Path
 
 from flows.agents.request import Request, versions_here
 from flows.agents.workspace import WorkspaceError, checkout
-from flows.dag import DagError, load_graph
 from flows.devices import DeviceSlots
-from flows.graph import Stage
+from flows.graph import DagError, Stage
+from flows.plan import load_graph
 from flows.remote import (
     RemoteError,
     check_remote,

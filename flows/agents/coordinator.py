@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Protocol
 
 from flows.agents.request import Request, make_request, take_snapshot
-from flows.dag import DagError, load_graph
-from flows.graph import Stage
+from flows.graph import DagError, Stage
+from flows.plan import load_graph
 from flows.remote import RemoteError, fetch_result, push_outputs, result_key, with_patience
 from flows.stage import Outcome, StageFailedError, StageRunner
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.dag import make_plan
 from flows.graph import Stage, Status, Step, overlap
 from flows.nested import look_up
 from flows.overlay import read_params
+from flows.plan import make_plan
 from flows.sweeps.points import Point
 from flows.sweeps.worktrees import Worktrees
 from flows.table import align

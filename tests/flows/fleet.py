@@ -11,8 +11,8 @@ from toy import Toy
 from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet, LostError
 from flows.agents.request import Request
-from flows.dag import make_plan, sort_lock
 from flows.graph import Status
+from flows.plan import make_plan, sort_lock
 from flows.stage import Outcome
 
 

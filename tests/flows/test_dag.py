@@ -101,6 +101,12 @@ def test_lost_files_are_restored_without_touching_what_is_downstream(done_toy):
     assert done_toy.ran() == []
 
 
+def test_all_results_lost_but_the_cache_are_restored(done_toy):
+    shutil.rmtree(done_toy.root / "data")
+    assert statuses(done_toy) == dict.fromkeys(NAMES, BACK) == repro(done_toy)
+    assert done_toy.ran() == []
+
+
 def test_changed_code_and_command_are_reasons(done_toy):
     done_toy.replace("shard = sys", "shard =  sys", "stages/cut/__main__.py")
     done_toy.replace("-m stages.side", "-m  stages.side", "dvc.yaml")

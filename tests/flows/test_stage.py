@@ -83,14 +83,20 @@ def test_stop_ends_the_stage_and_its_children(toy):
 
 
 def test_a_stage_that_another_execution_makes_is_waited_for(toy):
-    toy.mark("slow.download", "4")
+    hold = toy.mark("hold.download")
     path = f"{os.path.dirname(os.sys.executable)}{os.pathsep}{os.environ['PATH']}"
     other = toy.start("-m", "dvc", "repro", "-s", "download", PATH=path)
     wait_until(lambda: (toy.root / "runs.log").exists())
     shown: list[str] = []
-    outcome = run(toy, "download", shown)
+
+    def show(line: str) -> None:
+        shown.append(line)
+        if "another execution is making this (PID" in line:
+            hold.unlink()
+
+    outcome = StageRunner(toy.root, show).run(load_graph(toy.root)["download"])
     output, _ = other.communicate(timeout=60)
     assert other.returncode == 0, output
-    assert any("another execution is making this (PID" in line for line in shown)
+    assert not hold.exists()
     assert outcome.outcome == "unchanged"
     assert toy.ran() == ["download"]

@@ -96,6 +96,8 @@ with open(folder / "runs.log", "a") as log:
 if (folder / f"slow.{name}").exists():
     print("sleeping", flush=True)
     time.sleep(float((folder / f"slow.{name}").read_text()))
+while (folder / f"hold.{name}").exists():
+    time.sleep(0.05)
 if (folder / f"fail.{name}").exists():
     print("about to fail", flush=True)
     raise SystemExit((folder / f"fail.{name}").read_text() or "the disk is on fire")
@@ -233,7 +235,7 @@ def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(REPOSITORY / name, root / name)
     with (root / ".gitignore").open("a") as file:
-        file.write("runs.log\nslow.*\nfail.*\n")
+        file.write("runs.log\nslow.*\nhold.*\nfail.*\n")
     toy = Toy(root)
     toy.git("init", "-q")
     toy.dvc("init", "-q")

@@ -1,0 +1,95 @@
+"""Inputs of real size, drawn and not read: pictures of 640 × 480, random weights, random boxes."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from stages.activation.rounds import Targets
+from stages.common.images import Picture
+from stages.common.params import read_params
+from stages.common.seeding import numpy_generator
+from stages.download.scenes import draw_scene, scene_recipe
+from stages.models.albef_base import AlbefBase, AlbefBaseConfig
+from stages.models.tokenizer import CaptionTokenizer, build_vocabulary
+from stages.models.wspn import Wspn, WspnConfig
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+HEIGHT, WIDTH = 480, 640
+CAPTION = "a dog and a red cup near the wall of an old house with two windows"
+
+
+def section(name: str) -> dict[str, Any]:
+    """Return a section of the default params.yaml."""
+    return read_params(PARAMS)[name]
+
+
+def pictures(count: int) -> list[Picture]:
+    """Return scenes cut to 640 × 480, as JPEG."""
+    found = []
+    for number in range(count):
+        scene = draw_scene(scene_recipe(WIDTH), numpy_generator(0, "benchmark", number))
+        image = scene.image[:HEIGHT, :, ::-1]
+        _, encoded = cv2.imencode(".jpg", image)
+        found.append(Picture(number, f"{number}.jpg", HEIGHT, WIDTH, encoded.tobytes()))
+    return found
+
+
+def boxes(count: int, seed: int = 0) -> np.ndarray:
+    """Return float32 (count, 4) corners in a picture, of 16 to 320 pixels a side."""
+    generator = np.random.default_rng(seed)
+    sides = generator.uniform(16, 320, (count, 2))
+    corners = generator.uniform(0, 1, (count, 2)) * (np.array([WIDTH, HEIGHT]) - sides)
+    return np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+
+
+def maps(count: int) -> np.ndarray:
+    """Return smooth activation maps float32 (count, 480, 640) in [0, 1]."""
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
+    middles = boxes(count, seed=1).reshape(-1, 2, 2).mean(1)
+    return np.stack([np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 9000) for x, y in middles])
+
+
+def base_albef() -> tuple[AlbefBase, CaptionTokenizer]:
+    """Return ALBEF at its official size with random weights; it looks at pictures of 256 pixels."""
+    torch.manual_seed(0)
+    config = AlbefBaseConfig(
+        vocabulary_size=30522,
+        text_positions=512,
+        patch_side=16,
+        table_side=16,
+        width=768,
+        heads=12,
+        hidden=3072,
+        image_layers=12,
+        text_layers=6,
+        fusion_layers=6,
+        projection=256,
+    )
+    return AlbefBase(config).eval(), CaptionTokenizer(build_vocabulary([CAPTION], 1), 30)
+
+
+def captioned(tokenizer: CaptionTokenizer, images: int, captions: int, objects: int) -> Targets:
+    """Return targets: every picture has `captions` captions, which name `objects` objects."""
+    tokens = tokenizer.encode([CAPTION] * captions).expand(images, -1, -1)
+    weights = torch.zeros(images * objects, captions, tokens.shape[2])
+    for number in range(images * objects):
+        weights[number, :, 2 + number % objects] = 1.0
+    return Targets(tokens, torch.arange(images).repeat_interleave(objects), weights)
+
+
+def wspn(image_side: int) -> Wspn:
+    """Return a proposal network with random weights that sees pictures at `image_side`."""
+    vlm, settings = section("vlm")["model"], section("wspn")["model"]
+    return Wspn(
+        WspnConfig(
+            category_ids=list(range(1, 49)),
+            stem_width=vlm["stem_width"],
+            width=vlm["width"],
+            residual_blocks=vlm["residual_blocks"],
+            num_words=300,
+            **{**settings, "image_side": image_side},
+        )
+    ).eval()

@@ -1,0 +1,83 @@
+"""Does memory grow with the number of pictures? `python -m benchmarks.memory`.
+
+Runs every stage of the smoke profile on generated pictures, 1,000 to 20,000 of them in shards of
+1,000, and reports the peak memory of each stage's largest process. Trainings have few steps, so it
+is the handling of data that shows. `--only` runs some stages; those upstream run as well.
+"""
+
+import argparse
+import shlex
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from benchmarks.measure import run, table
+from benchmarks.project import REPOSITORY, copy_definition
+from flows.environment import stage_environment
+from flows.graph import Graph
+from flows.overlay import apply_profile
+from flows.plan import load_graph
+
+SHARD = 1000  # pictures
+FLAT = 1.1  # most by which memory may have grown at 20 times the pictures
+
+
+def make_folder(root: Path, pictures: int) -> Graph:
+    """Make a project of the smoke profile with so many training pictures; return its graph."""
+    copy_definition(root)
+    shutil.copytree(REPOSITORY / "experiments", root / "experiments")
+    apply_profile(root, "smoke")
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    params["shards"] = list(range(max(1, pictures // SHARD)))
+    params["download"]["shard_images"] = min(SHARD, pictures)
+    params["download"]["scenes"]["num_images"]["train"] = pictures
+    params["labels"]["min_labelled_fraction"] = 0.0
+    params["evaluation"]["training_images"] = 6
+    yaml.dump(params, root / "params.yaml")
+    return load_graph(root)
+
+
+def measure(root: Path, pictures: int, only: list[str] | None) -> dict[str, float]:
+    """Return the peak memory in MiB of each group of stages, the largest shard's."""
+    graph = make_folder(root, pictures)
+    if only:
+        graph = load_graph(root, only)
+    peaks: dict[str, float] = {}
+    for stage in graph.values():
+        command = shlex.split(stage.command)
+        seconds, peak = run([sys.executable, *command[1:]], root, **stage_environment())
+        peaks[stage.group] = max(peak, peaks.get(stage.group, 0.0))
+        print(f"{pictures} pictures: {stage.name} {seconds:.0f} s, {peak:.0f} MiB", flush=True)
+    return peaks
+
+
+def main() -> None:
+    """Print the table, and the stages whose memory grows."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument("--pictures", type=int, nargs="+", default=[1000, 5000, 20000])
+    parser.add_argument("--only", nargs="+", metavar="stage", help="and what they need")
+    options = parser.parse_args()
+    found = {}
+    for pictures in options.pictures:
+        with tempfile.TemporaryDirectory(prefix="ovis-benchmark-") as folder:
+            found[pictures] = measure(Path(folder, "project"), pictures, options.only)
+    first, last = found[options.pictures[0]], found[options.pictures[-1]]
+    rows = [
+        {
+            "stage": group,
+            **{f"{pictures:,} pictures": f"{found[pictures][group]:.0f}" for pictures in found},
+            "growth": f"× {last[group] / first[group]:.2f}",
+        }
+        for group in first
+    ]
+    print("\n" + table("Peak memory of each stage's largest process, MiB", rows))
+    growing = [group for group in first if last[group] > FLAT * first[group]]
+    print(f"\nGrows by more than a tenth: {', '.join(growing) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The stages agree with plain implementations of the same algorithms (tests/reference)."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from stages.activation.gradcam import token_activation
+from stages.activation.rounds import iterate_masking
+from stages.boxes.select import choose_boxes
+from stages.common.images import normalise_pixels
+from stages.common.masks import mask_iou
+from tests.reference.activation import activation_maps, caption_activation
+from tests.reference.boxes import choose_box
+from tests.reference.masks import BACKGROUND, OBJECT, UNSEEDED, seed_labels, segment_crop
+from tests.stages.small_albef import small_albef
+from tests.stages.test_activation import params, random_images, targets_of
+from tests.stages.test_masks import disc_scene
+
+CAPTIONS = [["a dog and a cup", "two cups near a hat"], ["a red hat", "a dog in the park"]]
+
+
+def test_one_backward_for_all_captions_equals_one_for_each():
+    model, tokenizer = small_albef()
+    images = random_images(2)
+    tokens = tokenizer.encode([c for group in CAPTIONS for c in group]).view(2, 2, -1)
+    phi, score = token_activation(model, images, tokens, 0)
+    for row in range(2):
+        for column in range(2):
+            expected, matching = caption_activation(model, images[row], tokens[row, column], 0)
+            torch.testing.assert_close(phi[row, column], expected, rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(score[row, column], matching, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["object", "image"])
+@pytest.mark.parametrize("union", ["sum", "max"])
+def test_batched_masking_equals_loops(scope, union):
+    model, tokenizer = small_albef()
+    images = random_images(2)
+    targets, _ = targets_of(CAPTIONS, tokenizer)
+    settings = params(mask_scope=scope, union=union)
+    maps, _ = iterate_masking(model, images, targets, settings)
+    expected = activation_maps(model, images, targets, settings)
+    assert maps.shape == expected.shape
+    torch.testing.assert_close(maps, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_integral_images_choose_the_box_that_a_loop_chooses():
+    generator = np.random.default_rng(0)
+    maps = generator.random((3, 40, 60)).astype(np.float32)
+    maps = np.stack([cv2.GaussianBlur(m, (0, 0), 4) for m in maps])
+    corners = np.sort(generator.uniform(-5, 65, (200, 2, 2)), axis=1)
+    boxes = np.concatenate([corners[:, 0], corners[:, 1]], axis=1).astype(np.float32)
+    best, scores = choose_boxes(maps, boxes, 0.5)
+    for row, one in enumerate(maps):
+        index, score = choose_box(one, boxes)
+        assert best[row] == index
+        assert scores[row] == pytest.approx(score, rel=1e-6)
+
+
+def test_official_seeds():
+    active = np.zeros((30, 40), bool)
+    active[12:18, 15:25] = True
+    labels = seed_labels(active, 20, np.random.default_rng(0))
+    assert (labels == BACKGROUND).sum() == 2 * 30 + 2 * 18  # a rectangle of 30 × 20
+    rows, columns = np.nonzero(labels == OBJECT)
+    assert active[rows, columns].all()
+    assert labels[15, 20] == OBJECT
+    assert (labels == UNSEEDED).any()
+    nothing = seed_labels(np.zeros((30, 40), bool), 20, np.random.default_rng(0))
+    assert (nothing == OBJECT).sum() > 50  # the disc of radius 5
+
+
+def test_official_network_finds_a_disc():
+    torch.manual_seed(0)
+    image, activation, boxes, truth = disc_scene()
+    left, top, right, bottom = boxes[0].astype(int)
+    window = np.s_[top - 8 : bottom + 8, left - 8 : right + 8]
+    labels = seed_labels(activation[0][window] > 0.5, 60, np.random.default_rng(0))
+    crop = normalise_pixels(image[window][None])[0]
+    mask, steps = segment_crop(crop, labels, steps=40)
+    assert 1 <= steps <= 40
+    assert mask_iou(mask, truth[window]) > 0.8

@@ -1,0 +1,85 @@
+"""The benchmarks measure what they say; how fast anything is, no test asserts."""
+
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.flow import Bench, ideal_seconds
+from benchmarks.measure import medians, run, table
+from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
+from flows.graph import Stage, Status
+from flows.plan import make_plan
+
+
+def stage(name: str, needs: str = "", cores: int = 1) -> Stage:
+    empty = dict.fromkeys(("inputs", "params", "outputs", "metrics", "plots"), ())
+    return Stage(name, name, "", "", tuple(needs.split()), cores=cores, pool="cpu", **empty)
+
+
+def test_ideal_time_is_the_longest_chain_if_there_are_cores_enough():
+    graph = {s.name: s for s in (stage("a"), stage("b", "a"), stage("c", "a"), stage("d", "b c"))}
+    seconds = {"a": 1.0, "b": 2.0, "c": 5.0, "d": 1.0}
+    assert ideal_seconds(graph, seconds, 2) == 7.0
+    assert ideal_seconds(graph, seconds, 1) == 9.0
+    assert ideal_seconds(graph, {"c": 5.0}, 2) == 5.0  # the others did not run
+    wide = graph | {"c": stage("c", "a", cores=2)}
+    assert ideal_seconds(wide, seconds, 2) == 9.0  # c has both cores to itself
+    assert ideal_seconds({}, {}, 2) == 0.0
+
+
+def test_medians_take_turns():
+    called = []
+    found = medians({"x": lambda: called.append("x"), "y": lambda: called.append("y")}, 3)
+    assert called == ["x", "y"] * 3
+    assert set(found) == {"x", "y"}
+
+
+def test_table_is_markdown_without_the_machine_s_name():
+    text = table("Numbers", [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}])
+    assert text.splitlines()[2:] == ["| a | b |", "|---|---|", "| 1 | 2 |", "| 3 | 4 |"]
+    assert text.startswith("Numbers (20")
+    assert " CPU cores)" in text
+
+
+def test_failed_command_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match="no such thing"):
+        run([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path)
+    seconds, peak = run([sys.executable, "-c", "x = bytearray(50 << 20)"], tmp_path)
+    assert seconds > 0
+    assert peak > 50
+
+
+def test_trivial_projects_run_and_rerun(tmp_path):
+    bench = Bench(tmp_path / "fan", make_project(tmp_path / "fan", "fan", 2))
+    assert bench.section == "last"
+    bench.run(dvc("repro", "-q"))
+    assert set(own_seconds(bench.root)) == {"first", "middle@0", "middle@1", "last"}
+    replace_param(bench.root, "last", 7)
+    statuses = {step.stage.name: step.status for step in make_plan(bench.root)}
+    assert statuses == {
+        "first": Status.UP_TO_DATE,
+        "middle@0": Status.UP_TO_DATE,
+        "middle@1": Status.UP_TO_DATE,
+        "last": Status.MUST_RUN,
+    }
+
+
+def test_default_shape_has_every_stage_and_output(tmp_path):
+    root = tmp_path / "default"
+    graph = make_project(root, "default", 2)
+    assert sole_section(graph) == "evaluation"
+    for name in ("download", "proposals@1", "evaluation"):
+        subprocess.run(["sh", "work.sh", *name.split("@")], cwd=root, check=True)
+    outputs = [path for name in ("download", "evaluation") for path in graph[name].outputs]
+    assert [path for path in outputs if not (root / path).exists()] == []
+    assert (root / "data/download/images/train/1.parquet").is_file()
+    assert (root / "data/proposals/1.parquet").is_file()
+    assert set(own_seconds(root)) == {"download", "proposals@1", "evaluation"}
+    assert own_seconds(root) == {}
+
+
+def test_a_stage_benchmark_prints_its_table(repository):
+    command = [sys.executable, "-m", "benchmarks.stages", "boxes", "--repeats", "1"]
+    output = subprocess.check_output(command, cwd=repository, text=True)
+    assert "| boxes | objects, 2,000 proposals |" in output
