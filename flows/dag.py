@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -179,15 +179,18 @@ def _ask_once() -> Iterator[None]:
         _once.answers = before
 
 
+@wraps(_find_params)
 def _read_params(fs: Any, path: str, keys: list[str] | None = None, **kwargs: Any) -> Any:
     question = (path, *(keys or ()), *sorted(kwargs.items()))
     return _once.ask(question, lambda: _find_params(fs, path, keys, **kwargs))
 
 
+@wraps(_find_hash)
 def _read_hash(dep: Dependency) -> Any:
     return _once.ask((dep.fs_path,), lambda: _find_hash(dep))
 
 
+@wraps(_name_cycle)
 def _check_acyclic(graph: nx.DiGraph) -> None:
     """Raise as DVC does, whose search for the cycle to name is slow where there is none."""
     if not nx.is_directed_acyclic_graph(graph):
