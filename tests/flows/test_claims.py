@@ -46,6 +46,7 @@ def facts() -> dict:
         },
         "evaluation": {"detector": detector, "finetune": generalized(70, 51)},
         "oracle": {"oracle": generalized(75, 70)},
+        "true_masks": {"true_masks": generalized(50, 60)},
         "wsddn": {"wsddn": generalized(10, 10)},
     }
 
