@@ -1,7 +1,8 @@
 """What the flow costs over plain DVC: `python -m benchmarks.flow`.
 
-Two tables: the default DAG when all, one and no stages must run, also against the best that a
-scheduler without any cost could do with the stages' own seconds; and plans and runs of many shards.
+Three tables: the default DAG when all, one and no stages must run, also against the best that a
+scheduler without any cost could do with the stages' own seconds; plans and runs of many shards; and
+one sharded stage on one and on two agents, real workers with clones of their own on this machine.
 The commands are trivial (they write their outputs, and wait), so what is measured is the running
 itself; `--real` measures a clone of this repository with its real stages instead, which takes the
 time of several whole experiments.
@@ -27,6 +28,7 @@ from benchmarks.project import (
     sole_section,
     time_commands,
 )
+from flows.agents.loopback import Loopback, share_folder
 from flows.cores import count_cores
 from flows.environment import default_settings, stage_environment
 from flows.graph import Graph, Status
@@ -71,11 +73,7 @@ class Bench:
         self.root = root
         self.graph = graph
         self.section = sole_section(graph)
-        self.environment = {
-            **stage_environment(),
-            **default_settings(root),
-            "PYTHONPATH": str(REPOSITORY),
-        }
+        self.environment = _environment(root)
         self._value = 0
 
     def run(self, command: list[str]) -> float:
@@ -164,6 +162,47 @@ def many_shards(root: Path, options: argparse.Namespace) -> list[str]:
     return [table("One sharded stage of trivial work run cold; plans of the default DAG", rows)]
 
 
+def on_agents(root: Path, options: argparse.Namespace) -> list[str]:
+    """Return the table of one sharded stage in a local run, on one agent and on two.
+
+    Commands wait and do not compute, so that agents do not compete for this machine's cores.
+    """
+    shards, wait = options.agent_shards, options.agent_seconds
+    work = (shards + 2) * wait
+    rows, alone = [], 0.0
+    for count in (0, 1, 2):
+        folder = root / f"agents-{count}"
+        project = folder / "project"
+        make_project(project, "fan", shards, wait)
+        if count == 0:
+            seconds = run(FLOW, project, **_environment(project))[0]
+        else:
+            share_folder(project)
+            with Loopback(folder / "services") as fleet:
+                fleet.environment["PYTHONPATH"] = str(REPOSITORY)
+                fleet.make_pools(project)
+                for number in range(count):
+                    fleet.add_agent(project, f"agent{number}", "cpu")
+                seconds = run([*FLOW, "--pools"], project, **fleet.environment)[0]
+            alone = alone or seconds
+        if (made := len(own_seconds(project))) != (0 if count else shards + 2):
+            raise RuntimeError(f"{made} stages ran in {project}")
+        rows.append(
+            {
+                "run by": f"{count} agent{'s' * (count > 1)}" if count else "this machine",
+                "seconds": f"{seconds:.0f}",
+                "per stage, over its own": f"{(seconds * max(count, 1) - work) / (shards + 2):.1f}",
+                "of one agent's time": f"{seconds / alone:.2f}" if count else "–",
+            }
+        )
+    title = f"One stage of {shards} shards between two others, commands that wait {wait:g} s"
+    return [table(title, rows)]
+
+
+def _environment(root: Path) -> dict[str, str]:
+    return {**stage_environment(), **default_settings(root), "PYTHONPATH": str(REPOSITORY)}
+
+
 def _plan(root: Path, expected: Status | None) -> None:
     last = make_plan(root)[-1].status
     if expected not in (None, last):
@@ -184,12 +223,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is shown")
     parser.add_argument("--seconds", type=float, default=0.0, help="that each command waits")
     parser.add_argument("--shards", type=int, nargs="*", default=[16, 64, 256])
+    parser.add_argument("--agent-shards", type=int, default=8)
+    parser.add_argument("--agent-seconds", type=float, default=10.0, help="each command waits there")
     parser.add_argument("--real", action="store_true", help="the real stages; takes hours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ovis-benchmark-") as folder:
         for lines in (
             compare_with_dvc(Path(folder, "default"), options),
             many_shards(Path(folder), options),
+            on_agents(Path(folder), options),
         ):
             print("\n\n".join(lines), end="\n\n", flush=True)
 
