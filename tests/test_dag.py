@@ -17,6 +17,7 @@ GROUND_TRUTH = "data/download/ground_truth"
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
+NO_SECTION = {"seed", "shards", "deterministic"}
 NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
 PACKAGES_OF_CLAIMS = {"rpn", "true_masks", "wsddn"}  # others run a stage differently
 
@@ -72,7 +73,7 @@ def test_every_data_input_is_made_by_a_stage(graph):
 def test_one_name_in_five_places(content):
     claims = YAML(typ="safe").load(ROOT / "claims/dvc.yaml")["stages"]
     stages = set(content["stages"]) | (set(claims) & PACKAGES_OF_CLAIMS)
-    sections = set(YAML(typ="safe").load(ROOT / "params.yaml")) - {"seed", "shards"}
+    sections = set(YAML(typ="safe").load(ROOT / "params.yaml")) - NO_SECTION
     packages = {path.parent.name for path in (ROOT / "stages").glob("*/__init__.py")} - NO_STAGE
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/stages").glob("test_*.py")}
     assert packages == stages

@@ -7,13 +7,13 @@ How exact a result has to be is the param `deterministic`, for it decides what c
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 
+from stages.common.params import Exactness
+
 VARIABLE = "DEVICE"
 CHOICES = ("auto", "cuda", "mps", "cpu")
-Exactness = Literal["bytes", "device", "band"]
 
 
 def compute_device() -> torch.device:
@@ -27,7 +27,7 @@ def compute_device() -> torch.device:
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in CHOICES:
-        raise ValueError(f"{VARIABLE}={wanted!r}: expected one of {', '.join(CHOICES)}, or unset it")
+        raise ValueError(f"{VARIABLE}={wanted!r}: expected one of {', '.join(CHOICES)} or nothing")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         wanted = "cuda" if there["cuda"] else "cpu"
@@ -42,6 +42,22 @@ def compute_device() -> torch.device:
     return torch.device(wanted)
 
 
+def choose_device(exactness: Exactness) -> torch.device:
+    """Return the device to compute on: that of `compute_device`, for bytes the processor.
+
+    Raises:
+        ValueError: as `compute_device`, or DEVICE asks for a GPU where bytes are to be the same.
+    """
+    wanted = os.environ.get(VARIABLE, "auto")
+    if exactness == "bytes" and wanted in ("cuda", "mps"):
+        raise ValueError(
+            f"{VARIABLE}={wanted}, but params.yaml: deterministic: bytes allows the processor"
+            f" only; set {VARIABLE}=cpu, or deterministic to device or band"
+        )
+    device = compute_device()
+    return torch.device("cpu") if exactness == "bytes" else device
+
+
 def prepare_device(exactness: Exactness) -> torch.device:
     """Return the device to compute on, after setting what `deterministic` asks of it.
 
@@ -54,17 +70,9 @@ def prepare_device(exactness: Exactness) -> torch.device:
     anything is computed.
 
     Raises:
-        ValueError: as `compute_device`, or DEVICE asks for a GPU where bytes are to be the same.
+        ValueError: as `choose_device`.
     """
-    wanted = os.environ.get(VARIABLE, "auto")
-    if exactness == "bytes":
-        if wanted not in ("auto", "cpu"):
-            raise ValueError(
-                f"{VARIABLE}={wanted}, but params.yaml: deterministic: bytes allows the processor"
-                f" only; set {VARIABLE}=cpu, or deterministic to device or band"
-            )
-        return torch.device("cpu")
-    device = compute_device()
+    device = choose_device(exactness)
     if device.type == "cpu":
         return device
     exact = exactness == "device"
@@ -81,7 +89,7 @@ def prepare_device(exactness: Exactness) -> torch.device:
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the tensor on `device`; to CUDA through pinned memory, without waiting for the copy."""
+    """Return the tensor on `device`; to CUDA through pinned memory, not waiting for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

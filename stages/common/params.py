@@ -1,13 +1,15 @@
 """Read one section of params.yaml into its frozen pydantic model, once, at the stage's boundary."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 PARAMS_FILE = Path("params.yaml")
+
+Exactness = Literal["bytes", "device", "band"]  # see stages.common.devices.prepare_device
 
 
 class Section(BaseModel):
@@ -59,6 +61,17 @@ def read_seed(path: Path = PARAMS_FILE) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"{path}: seed: expected a whole number >= 0, found {seed!r}")
     return seed
+
+
+def read_exactness(path: Path = PARAMS_FILE) -> Exactness:
+    """Return how exact results have to be, the key `deterministic`."""
+    exactness = read_params(path).get("deterministic")
+    if exactness not in get_args(Exactness):
+        raise ValueError(
+            f"{path}: deterministic: expected one of {', '.join(get_args(Exactness))},"
+            f" found {exactness!r}"
+        )
+    return exactness
 
 
 def read_shards(path: Path = PARAMS_FILE) -> list[int]:

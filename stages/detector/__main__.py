@@ -13,8 +13,10 @@ from stages.common.categories import read_categories
 from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
+from stages.common.devices import choose_device, prepare_device
 from stages.common.images import read_pictures
-from stages.common.params import read_section, read_seed, read_shards
+from stages.common.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.processes import process_index, run_in_processes
 from stages.common.seeding import make_deterministic
 from stages.common.storage import read_tensors, write_json
 from stages.detector.params import DetectorParams
@@ -38,6 +40,7 @@ def main() -> None:
     params, seed = read_section(options.section, DetectorParams), read_seed()
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
     make_deterministic(seed, "detector")
+    device = prepare_device(read_exactness())
 
     categories = read_categories(DOWNLOAD / "categories.json")
     every = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
@@ -54,11 +57,14 @@ def main() -> None:
     if params.init == "vlm":
         load_trunk(model, VLM)
 
+    model.to(device)
     inputs = [options.annotations, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
     inputs += [VLM] if params.init == "vlm" else []
     checkpoint = Checkpoint(fingerprint([params.model_dump(), seed], inputs))
     curve = Curve(every=20)
     train_detector(model, pictures, params.training, seed, curve, checkpoint=checkpoint)
+    if process_index() > 0:
+        return  # the first process writes
     save_detector(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
     metrics = training_metrics(model, pictures, annotations, curve)
@@ -67,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_in_processes("stages.detector.__main__", choose_device(read_exactness()))

@@ -57,7 +57,7 @@ def label_pixels(
     else:
         active = within >= within.mean(1, keepdim=True)
         draw = torch.rand(1, count, generator=generator)  # one for all: no mask depends on others
-        chosen = _highest(draw + active, wanted) & active
+        chosen = _highest(draw.to(within.device) + active, wanted) & active
     foreground = torch.zeros_like(activation, dtype=torch.bool)
     foreground[:, inside] = chosen
     if params.background == "least_activated":
@@ -86,7 +86,7 @@ def network_input(crops: torch.Tensor, params: MasksParams) -> torch.Tensor:
     """Return the crops (K, C, S, S), with two channels of pixel coordinates if params say so."""
     if not params.coordinates:
         return crops
-    ramp = torch.linspace(-1, 1, crops.shape[-1])
+    ramp = torch.linspace(-1, 1, crops.shape[-1], device=crops.device)
     rows, columns = torch.meshgrid(ramp, ramp, indexing="ij")
     grid = torch.stack([columns, rows]).expand(len(crops), -1, -1, -1)
     return torch.cat([crops, grid], dim=1)

@@ -96,9 +96,8 @@ def train_networks(
     """
     size = inputs.shape[-1]
     columns = functional.unfold(inputs, 3, padding=1)
-    weights = init_weights(len(inputs), inputs.shape[1], channels, generator)
-    for tensor in weights.values():
-        tensor.requires_grad_()
+    start = init_weights(len(inputs), inputs.shape[1], channels, generator)
+    weights = {name: drawn.to(inputs.device).requires_grad_() for name, drawn in start.items()}
     optimizer = torch.optim.Adam(list(weights.values()), learning_rate)
     for _ in range(steps):
         loss = seed_loss(

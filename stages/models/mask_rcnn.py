@@ -15,13 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from stages.common.images import PIXEL_MEAN, PIXEL_STD
 from stages.common.storage import read_tensors, write_tensors
 from stages.models.detector_settings import NetworkParams, Part
+from stages.models.global_batch import CountingDraws, Draws, SharedSampler
 from stages.models.mask_pasting import paste_masks
 from stages.models.pyramid import build_backbone
 from stages.models.region_heads import MaskHead, ProposalHead, ProposalNetwork, RegionHeads, Targets
@@ -82,6 +85,9 @@ class MaskRcnn(nn.Module):
             mask_head=MaskHead(width, mask.channels, mask.layers),
         )
 
+        for part in (self.proposals, self.regions):
+            part.fg_bg_sampler = SharedSampler.like(part.fg_bg_sampler)
+
     def parts(self) -> dict[Part, nn.Module]:
         """Return the parts that training may freeze, by name."""
         predictor = self.regions.box_predictor
@@ -101,25 +107,60 @@ class MaskRcnn(nn.Module):
         targets: Targets,
         vocabulary: Sequence[int] | None,
         background_weight: float,
+        draws: Draws | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the five losses, named as in `LossWeights`.
+        """Return the five losses, named as in `LossWeights`; of a share its part of the batch's.
 
         Args:
             images: float (3, H, W) in [0, 1] each.
             targets: as stages.models.region_heads describes them.
             vocabulary: class indices that the softmax runs over; all if None.
             background_weight: of background regions in the classification loss.
+            draws: what the pictures need to know of the others, if they are a share of a batch.
         """
-        batch, targets = self.transform(images, targets)
-        features = self.backbone(batch.tensors)
-        boxes, losses = self.proposals(batch, features, targets)
-        return {
+        batch, targets, features, boxes, losses = self._propose(images, targets, draws or Draws())
+        losses = {
             "objectness": losses["loss_objectness"],
             "proposal_box": losses["loss_rpn_box_reg"],
             **self.regions.losses(
                 features, boxes, batch.image_sizes, targets, vocabulary, background_weight
             ),
         }
+        anchors, regions = self.proposals.fg_bg_sampler, self.regions.fg_bg_sampler
+        parts = {
+            "objectness": anchors.part(),
+            "proposal_box": anchors.part(),
+            "classification": regions.part(1.0, background_weight),
+            "box": regions.part(),
+            "mask": regions.part(1.0, 0.0),
+        }
+        return {name: loss * parts[name] for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def count_samples(
+        self, images: list[torch.Tensor], targets: Targets, draws: CountingDraws
+    ) -> None:
+        """Let `draws` take down what anchors and regions the losses could be computed from."""
+        _, targets, _, boxes, _ = self._propose(images, targets, draws)
+        self.regions.select_training_samples(boxes, targets)
+
+    def padded_hw(self, images: list[torch.Tensor]) -> tuple[int, int]:
+        """Return the size that these pictures are resized and padded to."""
+        return tuple(self.transform(images)[0].tensors.shape[-2:])
+
+    def _propose(
+        self, images: list[torch.Tensor], targets: Targets, draws: Draws
+    ) -> tuple[ImageList, Targets, dict, list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Return resized pictures and targets, features, proposals, and their losses."""
+        for part in (self.proposals, self.regions):
+            part.fg_bg_sampler.draws = draws
+        batch, targets = self.transform(images, targets)
+        height, width = batch.tensors.shape[-2:]
+        rows, columns = draws.common_hw((height, width))
+        if (rows, columns) != (height, width):
+            batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
+        features = self.backbone(batch.tensors)
+        return batch, targets, features, *self.proposals(batch, features, targets)
 
     def detect(
         self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]

@@ -16,6 +16,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
+from stages.common.devices import own_kernels
 from stages.models.text_classifier import TextClassifier, classification_loss
 
 Targets = list[dict[str, torch.Tensor]]
@@ -113,12 +114,14 @@ class RegionHeads(RoIHeads):
         logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
         one_class = [torch.zeros_like(target["labels"]) for target in targets]
         masks = [target["masks"] for target in targets]
+        with own_kernels():  # RoIAlign of the target masks, which have no gradient
+            mask_loss = maskrcnn_loss(logits.float(), inside, masks, one_class, objects)
         return {
             "classification": classification_loss(
                 classifier(regions, vocabulary), all_labels, background_weight
             ),
             "box": box / len(all_labels),
-            "mask": maskrcnn_loss(logits.float(), inside, masks, one_class, objects),
+            "mask": mask_loss,
         }
 
     def detect(

@@ -13,8 +13,9 @@ import torch
 from stages.common.categories import read_categories
 from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
+from stages.common.devices import prepare_device
 from stages.common.images import count_pictures, read_pictures
-from stages.common.params import read_section, read_seed, read_shards
+from stages.common.params import read_exactness, read_section, read_seed, read_shards
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.selective_search import SearchSettings
@@ -36,6 +37,7 @@ def main() -> None:
     search = read_section("proposals", SearchSettings)
     ranking = read_section("ranking", RankingSettings)
     make_deterministic(seed, "rpn")
+    device = prepare_device(read_exactness())
     categories = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
     base = [category.id for category in categories if category.split == "base"]
     labels = {category_id: k + 1 for k, category_id in enumerate(base)}
@@ -48,9 +50,10 @@ def main() -> None:
     detector = MaskRcnn(params.network, torch.eye(len(base)))
     if params.init == "vlm":
         load_trunk(detector, Path("data/vlm/model.safetensors"))
+    detector.to(device)
     curve = Curve(every=20)
     train_detector(detector, labelled, params.training, seed, curve, what="rpn")
-    wspn = load_wspn(Path("data/wspn/model.safetensors"))
+    wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     test = DOWNLOAD / "images/test.parquet"
     found = [
         ordered_boxes(picture, detector, wspn, search, ranking, seed)

@@ -16,10 +16,10 @@ class VisibilityMeter:
     word that the pictures do not show ("morning"), and above 1 for most object names.
     """
 
-    def __init__(self, words: int) -> None:
-        self._sums = torch.zeros(2, words, dtype=torch.float64)
-        self._squares = torch.zeros(words, dtype=torch.float64)
-        self._counts = torch.zeros(2, words, dtype=torch.float64)
+    def __init__(self, words: int, device: torch.device | None = None) -> None:
+        self._sums = torch.zeros(2, words, dtype=torch.float64, device=device)
+        self._squares = torch.zeros(words, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(2, words, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, scores: torch.Tensor, present: torch.Tensor) -> None:

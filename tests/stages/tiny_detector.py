@@ -130,7 +130,8 @@ def make_repository(root: Path, training: dict | None = None) -> None:
     training = TRAINING | (training or {})
     detector = {"init": "vlm", "network": NETWORK, "training": training}
     finetune = FINETUNE | {"training": training | {"frozen": ["classifier"]}}
-    params = {"seed": 1, "shards": [0, 1], "detector": detector, "finetune": finetune}
+    params = {"seed": 1, "shards": [0, 1], "deterministic": "device"}
+    params |= {"detector": detector, "finetune": finetune}
     YAML(typ="safe").dump(params, root / "params.yaml")
     download = root / "data/download"
     write_json(download / "categories.json", CATEGORIES)
