@@ -70,7 +70,7 @@ def segment_crops(crops: Crops, params: MasksParams, generator: torch.Generator)
         return np.ones(crops.activation.shape, np.float32)
     if params.method == "threshold":
         return (crops.activation - params.threshold).cpu().numpy()
-    inside = inside_box(params.crop_size, params.context).to(crops.activation.device)
+    inside = inside_box(params.crop_size, params.context, crops.activation.device)
     foreground, background = label_pixels(crops.activation, inside, params.seeds, generator)
     logits = train_networks(
         network_input(crops.pixels, params),

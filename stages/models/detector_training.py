@@ -100,9 +100,8 @@ def train_detector(
             group["lr"] = learning_rate(params, step)
         nn.utils.clip_grad_norm_(model.parameters(), params.gradient_clip)
         optimizer.step()
-        row = torch.stack(
-            [loss.float() for loss in sums.values()]
-        ).cpu()  # waits for the device, once a step
+        # Waits for the device, once a step.
+        row = torch.stack([loss.float() for loss in sums.values()]).cpu()
         add_over_processes(row)
         curve.add(step + 1, **{f"loss_{k}": v for k, v in zip(sums, row.tolist(), strict=True)})
         if first:

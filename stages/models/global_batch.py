@@ -115,7 +115,8 @@ def prepare_draws(
 def _random_orders(counts: Counts) -> Orders:
     # On the processor, so that a GPU samples the same.
     return [
-        (torch.randperm(positives), torch.randperm(negatives)) for positives, negatives in counts
+        (torch.randperm(positives, device="cpu"), torch.randperm(negatives, device="cpu"))
+        for positives, negatives in counts
     ]
 
 

@@ -47,7 +47,7 @@ def hard_negatives(
     """
     same = (tokens[:, None] == tokens[None]).all(-1)
     weights = similarity.detach().softmax(1).masked_fill(same, 0) + 1e-6 * ~torch.eye(
-        len(tokens), dtype=torch.bool
+        len(tokens), dtype=torch.bool, device=tokens.device
     )
     return torch.multinomial(weights, 1, generator=generator)[:, 0]
 

@@ -119,7 +119,7 @@ def _fuse_losses(
     swaps = [swapper.swap(tokens, generator) for _ in range(params.swaps)]
     masked, hidden = swapper.mask(tokens, params.mask_visible, params.mask_other, generator)
     texts = torch.stack([tokens, negative, *(text for text, _ in swaps), masked], dim=1)
-    always = torch.ones(len(tokens), dtype=torch.bool)
+    always = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
     valid = torch.stack([always, always, *(done for _, done in swaps)], dim=1)
 
     batch, count = texts.shape[:2]
@@ -176,7 +176,8 @@ def _similarity(model: Albef, encoded: torch.Tensor, text: torch.Tensor) -> torc
 def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
     """Hide a random share of the patches, so that no single one suffices and maps grow wider."""
     kept = max(1, int(context.shape[1] * (1 - rate)))
-    order = torch.rand(context.shape[:2], generator=generator).argsort(1)[:, :kept, None]
+    draw = torch.rand(context.shape[:2], generator=generator, device=generator.device)
+    order = draw.argsort(1)[:, :kept, None]
     order = send(order, context.device)
     return torch.gather(context, 1, order.expand(-1, -1, context.shape[2]))
 

@@ -26,7 +26,7 @@ USUAL = RankingSettings(
     nms_iou=[0.5, 0.7],
 )
 PARAMS = (
-    "seed: 0\nranking: {top_k: 5, score: quality, refinements: 1, keep_proposals: true, "
+    "seed: 0\ndeterministic: device\nranking: {top_k: 5, score: quality, refinements: 1, keep_proposals: true, "
     "nms_iou: [0.5, 0.7]}\n"
 )
 
