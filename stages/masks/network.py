@@ -17,7 +17,6 @@ def init_weights(
 
     The same start for all makes an object's mask independent of the batch it is trained in.
     """
-
     device = generator.device
 
     def draw(outputs: int, fan_in: int) -> torch.Tensor:

@@ -28,9 +28,9 @@ from stages.common.progress import track
 from stages.common.seeding import derive_seed, numpy_generator
 from stages.models.detector_settings import TrainingParams
 from stages.models.global_batch import (
-    CountingDraws,
     Draws,
-    ProcessDraws,
+    MicroDraws,
+    ShareDraws,
     add_gradients,
     prepare_draws,
     share_batch_norms,
@@ -88,9 +88,10 @@ def train_detector(
         sums: dict[str, torch.Tensor] = {}
         # torchvision's samplers take the global generator and no other, so each step seeds it;
         # fork_rng gives the caller's state back.
+        own_seed = derive_seed(seed, "step", step)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "step", step))
-            for images, targets, draws in _shares(model, samples, size, params):
+            torch.manual_seed(own_seed)
+            for images, targets, draws in _shares(model, samples, size, params, own_seed):
                 losses = _losses(model, images, targets, vocabulary, params, draws)
                 sum(weights[name] * loss for name, loss in losses.items()).backward()
                 for name, loss in losses.items():
@@ -202,27 +203,32 @@ def _batches(
 
 
 def _shares(
-    model: MaskRcnn, samples: Samples, size: int, params: TrainingParams
+    model: MaskRcnn, samples: Samples, size: int, params: TrainingParams, seed: int
 ) -> Iterator[tuple[list[torch.Tensor], list[dict[str, torch.Tensor]], Draws | None]]:
     """Yield pictures, targets and draws of each micro-batch of at most `size` pictures.
 
     Where there are several, what they can be sampled from has to be counted first, by a forward
     pass up to the proposals: the samples are those of the whole batch.
     """
-    parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-    pairs = [([image for image, _ in part], [target for _, target in part]) for part in parts]
+    count = params.batch_size
+    starts = range(0, len(samples), size)
+    pairs = [tuple(zip(*samples[start : start + size], strict=True)) for start in starts]
+    pairs = [(list(images), list(targets)) for images, targets in pairs]
     if len(pairs) == 1:
-        yield *pairs[0], ProcessDraws(params.batch_size) if num_processes() > 1 else None
+        yield *pairs[0], ShareDraws(seed, count) if num_processes() > 1 else None
         return
-    sizes_hw = [model.padded_hw(images) for images, _ in pairs]
-    padded_hw = ProcessDraws(params.batch_size).common_hw(tuple(map(max, *sizes_hw)))
-    counting = CountingDraws(padded_hw)
-    for images, targets in pairs:
+    own = own_places(count)
+    parts = [MicroDraws(seed, count, own.start + start) for start in starts]
+    jobs = list(zip(pairs, parts, strict=True))
+    sizes_hw = [model.padded_hw(images, part) for (images, _), part in jobs]
+    padded_hw = ShareDraws(seed, count).common_hw(tuple(map(max, *sizes_hw)))
+    for (images, targets), part in jobs:
+        part.padded_hw = padded_hw
         with _precision(images[0].device, params):
-            model.count_samples(images, targets, counting)
-    prepared = prepare_draws(counting, list(map(len, parts)), padded_hw, params.batch_size)
-    for (images, targets), draws in zip(pairs, prepared, strict=True):
-        yield images, targets, draws
+            model.count_samples(images, targets, part)
+    prepare_draws(parts, seed, count)
+    for (images, targets), part in jobs:
+        yield images, targets, part
 
 
 def _losses(

@@ -8,6 +8,7 @@ The sum of the shares' losses and gradients is that of the whole batch, up to ro
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -23,93 +24,98 @@ Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of either, pe
 class Draws:
     """Random orders for the samplers of a step, where one process has the whole batch."""
 
+    def resizing(self, count: int) -> AbstractContextManager[None]:
+        """Within the block torchvision draws the sizes of `count` pictures, one number each."""
+        return nullcontext()
+
     def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return the size that all pictures are padded to, given that of this share's."""
+        """Return the size that all pictures are padded to, given that of these."""
         return image_hw
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:
-        """Return the orders for this share's pictures, and the counts of the whole batch."""
+        """Return the orders for these pictures, and the counts of the whole batch."""
         return _random_orders(counts), counts
 
 
-class ProcessDraws(Draws):
-    """Draws for this process's part of a batch of `batch_size` pictures.
+class ShareDraws(Draws):
+    """Draws for a process's part of a batch, which make up those of one process for all of it.
 
-    Every process makes the draws for all pictures, and uses those for its own.
+    Every process makes the draws of all pictures, and uses those of its own.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
+    def __init__(self, seed: int, batch_size: int, first: int | None = None) -> None:
+        """Take the step's seed, and the place of the first picture if it is not the process's."""
+        self._seed, self._batch_size = seed, batch_size
+        self._first = own_places(batch_size).start if first is None else first
+
+    @contextmanager
+    def resizing(self, count: int) -> Iterator[None]:
+        """Begin the step's draws, leave out those before, and after the block those behind."""
+        torch.manual_seed(self._seed)
+        _skip(self._first)
+        yield
+        _skip(self._batch_size - self._first - count)
 
     def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """Return the largest height and width of all processes."""
-        largest = torch.tensor(image_hw)
+        largest = torch.tensor(image_hw, device="cpu")
         if num_processes() > 1:
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return tuple(largest.tolist())
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:
-        """Return as the parent does."""
-        places = own_places(self._batch_size)
-        table = torch.zeros(self._batch_size, 2, dtype=torch.int64)
-        table[places.start : places.stop] = torch.tensor(counts)
+        """Return as the parent does, after asking the other processes for their counts."""
+        own = slice(self._first, self._first + len(counts))
+        table = torch.zeros(self._batch_size, 2, dtype=torch.int64, device="cpu")
+        table[own] = torch.tensor(counts, device="cpu")
         add_over_processes(table)
         every = [(positives, negatives) for positives, negatives in table.tolist()]
-        return _random_orders(every)[places.start : places.stop], every
+        return _random_orders(every)[own], every
 
 
-class CountingDraws(Draws):
-    """Draws nothing, but takes down what could be drawn."""
+class MicroDraws(ShareDraws):
+    """Draws for a micro-batch: first it counts what could be drawn, then it gives what was drawn.
 
-    def __init__(self, padded_hw: tuple[int, int]) -> None:
-        self._padded_hw, self.counts = padded_hw, []
+    Attributes:
+        counts: of the anchors and of the regions, once both were asked for.
+        prepared: their orders and the batch's counts, as `prepare_draws` leaves them.
+    """
+
+    def __init__(self, seed: int, batch_size: int, first: int) -> None:
+        super().__init__(seed, batch_size, first)
+        self.counts: list[Counts] = []
+        self.prepared: list[tuple[Orders, Counts]] = []
+        self.padded_hw: tuple[int, int] | None = None
 
     def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return the size given."""
-        return self._padded_hw
+        """Return `padded_hw`, which has to be set."""
+        return self.padded_hw
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:
-        """Return empty orders."""
+        """Return the next orders prepared; before that, take down the counts and choose nothing."""
+        if self.prepared:
+            return self.prepared.pop(0)
         self.counts.append(counts)
         return _random_orders([(0, 0)] * len(counts)), counts
 
 
-class PreparedDraws(Draws):
-    """Gives one micro-batch the orders that were drawn before, those of the anchors first."""
+def prepare_draws(parts: Sequence[MicroDraws], seed: int, batch_size: int) -> None:
+    """Draw for this process's micro-batches, in order, which have all counted."""
+    draws = ShareDraws(seed, batch_size)
+    own = own_places(batch_size)
+    with draws.resizing(len(own)):
+        _skip(len(own))
+    for kind in (0, 1):  # anchors, regions
+        orders, every = draws.orders([count for part in parts for count in part.counts[kind]])
+        for part in parts:
+            size = len(part.counts[kind])
+            part.prepared.append((orders[:size], every))
+            orders = orders[size:]
 
-    def __init__(self, padded_hw: tuple[int, int], turns: Iterable[tuple[Orders, Counts]]) -> None:
-        self._padded_hw, self._turns = padded_hw, iter(turns)
 
-    def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return the size given."""
-        return self._padded_hw
-
-    def orders(self, counts: Counts) -> tuple[Orders, Counts]:
-        """Return the next orders."""
-        return next(self._turns)
-
-
-def prepare_draws(
-    counted: CountingDraws, sizes: Sequence[int], padded_hw: tuple[int, int], batch_size: int
-) -> Iterator[PreparedDraws]:
-    """Yield the draws of this process's micro-batches.
-
-    Args:
-        counted: has seen the anchors and the regions of each micro-batch in turn.
-        sizes: pictures per micro-batch.
-        padded_hw: of all processes' pictures.
-        batch_size: of all processes.
-    """
-    draws = ProcessDraws(batch_size)
-    kinds = [
-        draws.orders([count for counts in counted.counts[kind::2] for count in counts])
-        for kind in (0, 1)
-    ]
-    first = 0
-    for size in sizes:
-        turns = [(orders[first : first + size], every) for orders, every in kinds]
-        yield PreparedDraws(padded_hw, turns)
-        first += size
+def _skip(numbers: int) -> None:
+    for _ in range(numbers):
+        torch.empty(1, device="cpu").uniform_()
 
 
 def _random_orders(counts: Counts) -> Orders:

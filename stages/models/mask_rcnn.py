@@ -24,7 +24,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from stages.common.images import PIXEL_MEAN, PIXEL_STD
 from stages.common.storage import read_tensors, write_tensors
 from stages.models.detector_settings import NetworkParams, Part
-from stages.models.global_batch import CountingDraws, Draws, SharedSampler
+from stages.models.global_batch import Draws, MicroDraws, SharedSampler
 from stages.models.mask_pasting import paste_masks
 from stages.models.pyramid import build_backbone
 from stages.models.region_heads import MaskHead, ProposalHead, ProposalNetwork, RegionHeads, Targets
@@ -138,15 +138,16 @@ class MaskRcnn(nn.Module):
 
     @torch.no_grad()
     def count_samples(
-        self, images: list[torch.Tensor], targets: Targets, draws: CountingDraws
+        self, images: list[torch.Tensor], targets: Targets, draws: MicroDraws
     ) -> None:
         """Let `draws` take down what anchors and regions the losses could be computed from."""
         _, targets, _, boxes, _ = self._propose(images, targets, draws)
         self.regions.select_training_samples(boxes, targets)
 
-    def padded_hw(self, images: list[torch.Tensor]) -> tuple[int, int]:
+    def padded_hw(self, images: list[torch.Tensor], draws: Draws) -> tuple[int, int]:
         """Return the size that these pictures are resized and padded to."""
-        return tuple(self.transform(images)[0].tensors.shape[-2:])
+        with draws.resizing(len(images)):
+            return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     def _propose(
         self, images: list[torch.Tensor], targets: Targets, draws: Draws
@@ -154,7 +155,8 @@ class MaskRcnn(nn.Module):
         """Return resized pictures and targets, features, proposals, and their losses."""
         for part in (self.proposals, self.regions):
             part.fg_bg_sampler.draws = draws
-        batch, targets = self.transform(images, targets)
+        with draws.resizing(len(images)):
+            batch, targets = self.transform(images, targets)
         height, width = batch.tensors.shape[-2:]
         rows, columns = draws.common_hw((height, width))
         if (rows, columns) != (height, width):
