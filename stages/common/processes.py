@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 VARIABLE = "OVIS_PROCESSES"
 SECONDS_OF_GRACE = 5.0
@@ -60,8 +60,8 @@ def run_in_processes(module: str, device: torch.device) -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = (module, sys.argv, count, device.type, Path(folder) / "rendezvous")
         try:
-            torch.multiprocessing.spawn(_work, work, count)
-        except torch.multiprocessing.ProcessException as error:
+            spawn(_work, work, count)
+        except (ProcessRaisedException, ProcessExitedException) as error:
             raise SystemExit(f"{module}, one of {count} processes: {error}") from None
 
 

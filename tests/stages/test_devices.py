@@ -22,7 +22,7 @@ from stages.vlm.words import WordSwapper, substitution_weights
 from tests.stages import test_activation, test_masks, test_vlm
 from tests.stages.small_albef import CAPTIONS, small_albef
 from tests.stages.test_wspn import random_boxes, small_model
-from tests.stages.tiny_detector import annotate, tiny_detector
+from tests.stages.tiny_detector import tiny_detector
 
 
 @pytest.fixture
@@ -52,9 +52,7 @@ def test_an_absent_device_is_named(monkeypatch, wanted):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setenv("DEVICE", wanted)
-    with pytest.raises(
-        ValueError, match=rf"DEVICE={wanted}: torch .* no such device .*DEVICE=auto"
-    ):
+    with pytest.raises(ValueError, match=rf"DEVICE={wanted}: torch .* no such .* DEVICE=auto"):
         compute_device()
 
 
@@ -169,20 +167,20 @@ def test_the_detector_follows_its_input():
     boxes = torch.tensor([[8.0, 8.0, 30.0, 30.0]])
     masks = torch.ones(1, 64, 64, dtype=torch.uint8)
     targets = [{"boxes": boxes, "labels": torch.tensor([1]), "masks": masks} for _ in images]
+    model.transform.torch_choice = lambda sides: sides[0]  # torchvision's own draw
     with torch.device("meta"):
         losses = model.losses(images, targets, None, 0.5)
         pasted = paste_masks(masks[:, :8, :8].float(), boxes, (64, 64))
     assert all(loss.device.type == "cpu" for loss in losses.values())
-    assert pasted.any() and annotate([1])["annotations"]
+    assert pasted.any()
 
 
 def test_the_vlms_losses_follow_their_input():
     params = VlmParams.model_validate(test_vlm.PARAMS | {"swaps": 2})
     tokens, words = TOKENIZER.encode(CAPTIONS), TOKENIZER.content_words()
     images = test_activation.random_images(len(CAPTIONS))
-    swapper = WordSwapper(
-        words, substitution_weights(tokens, words, len(TOKENIZER)), len(TOKENIZER)
-    )
+    count = len(TOKENIZER)
+    swapper = WordSwapper(words, substitution_weights(tokens, words, count), count)
     generator = torch_generator(0, "text")
     with torch.device("meta"):
         losses = train._fuse_losses(
