@@ -4,7 +4,6 @@ Step k draws its pictures, their augmentation and torchvision's samples from (se
 resumed run repeats an uninterrupted one exactly.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,7 @@ from stages.common.progress import track
 from stages.common.seeding import derive_seed, numpy_generator
 from stages.models.detector_settings import TrainingParams
 from stages.models.mask_rcnn import MaskRcnn
-
-LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
+from stages.models.solver import learning_rate, make_optimizer
 
 
 def train_detector(
@@ -46,7 +44,7 @@ def train_detector(
     """
     model.backbone.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
     freeze(model, params)
-    optimizer = _optimizer(model, params)
+    optimizer = make_optimizer(model, params)
     checkpoint = checkpoint or Checkpoint(None)
     done, curve_state = checkpoint.restore(model, optimizer) or (0, curve.state())
     curve.restore(curve_state)
@@ -94,21 +92,6 @@ def freeze(model: MaskRcnn, params: TrainingParams) -> None:
         for module in parts[name].modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-
-def learning_rate(params: TrainingParams, step: int) -> float:
-    """Return the rate of a 0-based step: linear warm-up, then a cosine down to a fiftieth."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / params.steps))
-    warmup = min(1.0, (step + 1) / max(params.warmup_steps, 1))
-    return params.learning_rate * warmup * (LAST_RATE + (1 - LAST_RATE) * cosine)
-
-
-def _optimizer(model: MaskRcnn, params: TrainingParams) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim > 1]
-    vectors = [p for p in trained if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, params.learning_rate, weight_decay=params.weight_decay)
 
 
 def _batch(
