@@ -14,14 +14,15 @@ from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.devices import choose_device, prepare_device
-from stages.common.images import read_pictures
 from stages.common.params import read_exactness, read_section, read_seed, read_shards
 from stages.common.processes import process_index, run_in_processes
 from stages.common.seeding import make_deterministic
 from stages.common.storage import read_tensors, write_json
+from stages.common.stored_pictures import StoredPictures
 from stages.detector.params import DetectorParams
 from stages.models.detector_training import train_detector, training_metrics
-from stages.models.mask_rcnn import MaskRcnn, load_trunk, save_detector
+from stages.models.initial_weights import load_start
+from stages.models.mask_rcnn import MaskRcnn, save_detector
 
 DOWNLOAD = Path("data/download")
 EMBEDDINGS = Path("data/vocabulary/embeddings.safetensors")
@@ -46,7 +47,7 @@ def main() -> None:
     every = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
     labels = {category.id: k + 1 for k, category in enumerate(categories)}
     annotations = read_annotations(options.annotations, labels, [c.id for c in every])
-    pictures = label_pictures(read_pictures(*shards), annotations, labels, options.annotations)
+    pictures = label_pictures(StoredPictures(*shards), annotations, labels, options.annotations)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
     if len(embeddings) != len(categories):
         raise ValueError(
@@ -54,12 +55,11 @@ def main() -> None:
             " categories; run `dvc repro vocabulary`"
         )
     model = MaskRcnn(params.network, embeddings)
-    if params.init == "vlm":
-        load_trunk(model, VLM)
+    started_from = load_start(model, params, VLM, options.section)
 
     model.to(device)
     inputs = [options.annotations, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
-    inputs += [VLM] if params.init == "vlm" else []
+    inputs += started_from
     checkpoint = Checkpoint(fingerprint([params.model_dump(), seed], inputs))
     curve = Curve(every=20)
     train_detector(model, pictures, params.training, seed, curve, checkpoint=checkpoint)

@@ -16,11 +16,11 @@ from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.devices import choose_device, prepare_device
 from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.images import read_pictures
 from stages.common.params import read_exactness, read_section, read_seed, read_shards
 from stages.common.processes import process_index, run_in_processes
 from stages.common.seeding import make_deterministic
 from stages.common.storage import replace_file, write_json
+from stages.common.stored_pictures import StoredPictures
 from stages.finetune.blending import blend
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
@@ -63,7 +63,7 @@ def main() -> None:
     vocabulary = base if params.vocabulary == "base" else list(range(len(categories)))
     labels = {categories[k].id: vocabulary.index(k) + 1 for k in base}
     annotations = read_annotations(ANNOTATIONS, labels, [c.id for c in every])
-    pictures = label_pictures(read_pictures(*shards), annotations, labels, ANNOTATIONS)
+    pictures = label_pictures(StoredPictures(*shards), annotations, labels, ANNOTATIONS)
     model = load_detector(DETECTOR).to(device)
     start = {name: value.clone() for name, value in model.state_dict().items()}
 

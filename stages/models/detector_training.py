@@ -5,7 +5,6 @@ resumed run repeats an uninterrupted one exactly, and several processes or micro
 process up to rounding (`stages.models.global_batch`).
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,12 +36,11 @@ from stages.models.global_batch import (
     trained_batch_norms,
 )
 from stages.models.mask_rcnn import MaskRcnn
+from stages.models.solver import learning_rate, make_optimizer
 
 MICRO_BATCH = "OVIS_MICRO_BATCH"  # pictures at once in a process; gradients are accumulated
 BATCHES_AHEAD = 3
 Samples = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
-
-LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 
 
 def train_detector(
@@ -74,7 +72,7 @@ def train_detector(
     freeze(model, params)
     size = _micro_batch(model, params)
     share_batch_norms(model)
-    optimizer = _optimizer(model, params)
+    optimizer = make_optimizer(model, params)
     checkpoint = checkpoint or Checkpoint(None)
     done, curve_state = checkpoint.restore(model, optimizer) or (0, curve.state())
     curve.restore(curve_state)
@@ -137,21 +135,6 @@ def freeze(model: MaskRcnn, params: TrainingParams) -> None:
         for module in parts[name].modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-
-
-def learning_rate(params: TrainingParams, step: int) -> float:
-    """Return the rate of a 0-based step: linear warm-up, then a cosine down to a fiftieth."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / params.steps))
-    warmup = min(1.0, (step + 1) / max(params.warmup_steps, 1))
-    return params.learning_rate * warmup * (LAST_RATE + (1 - LAST_RATE) * cosine)
-
-
-def _optimizer(model: MaskRcnn, params: TrainingParams) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim > 1]
-    vectors = [p for p in trained if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, params.learning_rate, weight_decay=params.weight_decay)
 
 
 def _micro_batch(model: MaskRcnn, params: TrainingParams) -> int:

@@ -20,8 +20,10 @@ from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.selective_search import SearchSettings
 from stages.common.storage import read_json, write_json
+from stages.common.stored_pictures import StoredPictures
 from stages.models.detector_training import train_detector
-from stages.models.mask_rcnn import MaskRcnn, load_trunk
+from stages.models.initial_weights import load_start
+from stages.models.mask_rcnn import MaskRcnn
 from stages.models.wspn import load_wspn
 from stages.models.wspn_ranking import RankingSettings
 from stages.rpn.compare import ordered_boxes, picture_objects, recall_table
@@ -44,12 +46,11 @@ def main() -> None:
     truth = DOWNLOAD / "ground_truth/train.json"
     annotations = read_annotations(truth, labels, [category.id for category in categories])
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
-    labelled = label_pictures(read_pictures(*shards), annotations, labels, truth)
+    labelled = label_pictures(StoredPictures(*shards), annotations, labels, truth)
 
     # A plain classifier of the base classes: only the region proposals matter here.
     detector = MaskRcnn(params.network, torch.eye(len(base)))
-    if params.init == "vlm":
-        load_trunk(detector, Path("data/vlm/model.safetensors"))
+    load_start(detector, params, Path("data/vlm/model.safetensors"), "rpn")
     detector.to(device)
     curve = Curve(every=20)
     train_detector(detector, labelled, params.training, seed, curve, what="rpn")
