@@ -21,7 +21,7 @@ from stages.common.selective_search import SearchSettings
 from stages.common.storage import read_json, write_json
 from stages.models.detector_training import train_detector
 from stages.models.mask_rcnn import MaskRcnn, load_trunk
-from stages.models.wspn import load_wspn
+from stages.models.wspn_file import load_wspn
 from stages.models.wspn_ranking import RankingSettings
 from stages.rpn.compare import ordered_boxes, picture_objects, recall_table
 from stages.rpn.params import RpnParams
