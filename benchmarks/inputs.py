@@ -90,6 +90,6 @@ def wspn(image_side: int) -> LanguageWspn:
             width=vlm["width"],
             residual_blocks=vlm["residual_blocks"],
             num_words=300,
-            **{**settings, "image_side": image_side},
+            **{k: v for k, v in settings.items() if k != "backbone"} | {"image_side": image_side},
         )
     ).eval()

@@ -159,13 +159,13 @@ def test_losses_of_a_picture_by_hand():
     assert found["regression_0"] > 0
 
 
-def test_gradients_reach_all_that_is_not_frozen():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_reach_all_that_is_not_frozen(precision):
     model = small_network()
     stream = [(picture(1), random_boxes(1, 9)), (picture(2), random_boxes(2, 9))]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    params = PARAMS.model_copy(
-        update={"end_to_end": PARAMS.end_to_end.model_copy(update={"steps": 1})}
-    )
+    run = PARAMS.end_to_end.model_copy(update={"steps": 1, "precision": precision})
+    params = PARAMS.model_copy(update={"end_to_end": run})
     labels = {1: np.array([1, 0], np.float32)}  # picture 2 has no caption
     train_end_to_end(model, FixedStream(stream), labels, params, 0, Curve(every=1))
     for name, parameter in model.named_parameters():
@@ -414,7 +414,7 @@ def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monk
 
 
 GIB = 2**30
-BUDGET = 5 * GIB  # as params.yaml says beside regions_at_once
+BUDGET = {"resnet50": 3 * GIB, "vgg16": 5 * GIB}  # as params.yaml says beside regions_at_once
 
 
 def saved_bytes(model, compute) -> tuple[int, torch.Tensor]:
@@ -445,6 +445,6 @@ def test_the_memory_of_a_large_picture_is_within_the_stated_budget(backbone):
     heads, features = saved_bytes(model, lambda: model.region_features(feature_map, boxes))
     widest = 2 * 1200 * 2000 * 64 * 4 // (1 if backbone == "vgg16" else 4)  # in, out of a layer
     assert features.shape == (4000, 4096 if backbone == "vgg16" else 2048)
-    assert 3 * weights + trunk + 2 * part + heads + features.numel() * 4 + widest < BUDGET
+    assert 3 * weights + trunk + 2 * part + heads + features.numel() * 4 + widest < BUDGET[backbone]
     whole, _ = saved_bytes(model, lambda: model._pool(feature_map, boxes))
     assert heads + part < whole / 5
