@@ -14,7 +14,7 @@ from stages.common.seeding import numpy_generator
 from stages.download.scenes import draw_scene, scene_recipe
 from stages.models.albef_base import AlbefBase, AlbefBaseConfig
 from stages.models.tokenizer import CaptionTokenizer, build_vocabulary
-from stages.models.wspn import Wspn, WspnConfig
+from stages.models.wspn_language import LanguageWspn, LanguageWspnConfig
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 HEIGHT, WIDTH = 480, 640
@@ -80,16 +80,16 @@ def captioned(tokenizer: CaptionTokenizer, images: int, captions: int, objects: 
     return Targets(tokens, torch.arange(images).repeat_interleave(objects), weights)
 
 
-def wspn(image_side: int) -> Wspn:
+def wspn(image_side: int) -> LanguageWspn:
     """Return a proposal network with random weights that sees pictures at `image_side`."""
     vlm, settings = section("vlm")["model"], section("wspn")["model"]
-    return Wspn(
-        WspnConfig(
+    return LanguageWspn(
+        LanguageWspnConfig(
             category_ids=list(range(1, 49)),
             stem_width=vlm["stem_width"],
             width=vlm["width"],
             residual_blocks=vlm["residual_blocks"],
             num_words=300,
-            **{**settings, "image_side": image_side},
+            **{k: v for k, v in settings.items() if k != "backbone"} | {"image_side": image_side},
         )
     ).eval()

@@ -295,6 +295,7 @@ def load_albef(path: Path) -> tuple[Albef, CaptionTokenizer]:
     if "kind" in facts:
         raise ValueError(
             f"{path} holds {facts['kind']}, which has no convolutional trunk to share with other"
-            " networks; params.yaml: set vlm.source to train, or let nothing use that trunk"
+            " networks; params.yaml: set vlm.source to train, or wspn.model.backbone.kind to"
+            " resnet50 or vgg16"
         )
     return build_albef(weights, facts, path)

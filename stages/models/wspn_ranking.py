@@ -14,8 +14,8 @@ from torchvision.ops import nms
 
 from stages.common.box_regression import decode_boxes
 from stages.common.params import Section
-from stages.models.wspn import FeatureMaps, Wspn, class_scores
-from stages.models.wspn_input import network_input
+from stages.models.wspn import Wspn
+from stages.models.wspn_input import ViewSettings
 
 
 class RankingSettings(Section):
@@ -26,6 +26,7 @@ class RankingSettings(Section):
     - `refinements`: how often the boxes are regressed; each result is a candidate as well.
     - `keep_proposals`: whether proposals are candidates too beside their refinements.
     - `nms_iou`: rising thresholds, see `order_in_layers`.
+    - `views`: what an ImageNet backbone looks at; its answers are averaged.
     """
 
     top_k: int = Field(ge=1)
@@ -33,6 +34,7 @@ class RankingSettings(Section):
     refinements: int = Field(ge=0)
     keep_proposals: bool
     nms_iou: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
+    views: ViewSettings
 
     @field_validator("nms_iou")
     @classmethod
@@ -57,30 +59,29 @@ def rank_proposals(
     Returns:
         (boxes float32 (K, 4), scores float32 (K,) in [0, 1], not rising)
     """
-    pixels, scale = network_input(image, model.config.image_side)
-    maps = model.feature_maps(pixels)
-    boxes = torch.from_numpy(proposals_xyxy * scale).to(model.device)
+    sight = model.look(image, settings.views)
+    boxes = torch.from_numpy(proposals_xyxy * sight.scale).to(model.device)
     candidates, qualities = [], []
     for turn in range(settings.refinements + 1):
-        logits, offsets = model.objects(model.evidence(maps, boxes))
-        if turn > 0 or settings.keep_proposals or settings.refinements == 0:
+        kept = turn > 0 or settings.keep_proposals or settings.refinements == 0
+        if kept:
             candidates.append(boxes)
-            qualities.append(logits[:, 0].sigmoid())
-        boxes = decode_boxes(boxes, offsets, maps.image_hw)
+        if turn == settings.refinements and settings.score == "classes":
+            break  # neither its quality nor its regression is asked for
+        quality, offsets = model.judge(sight, boxes)
+        if kept:
+            qualities.append(quality)
+        boxes = decode_boxes(boxes, offsets, sight.image_hw)
     pool = torch.cat(candidates)
-    scores = torch.cat(qualities)
     if settings.score == "classes":
-        scores = _best_class(model, maps, pool)
+        scores = model.score_classes(sight, pool).amax(1)
+    else:
+        scores = torch.cat(qualities)
     rows, ranked = order_in_layers(pool, scores, settings.nms_iou)
     height, width = image.shape[:2]
-    found = pool[rows[: settings.top_k]].cpu().numpy() / scale
+    found = pool[rows[: settings.top_k]].cpu().numpy() / sight.scale
     limits = np.array([width, height, width, height], np.float32)
     return np.clip(found, 0, limits), ranked[: settings.top_k].cpu().numpy()
-
-
-def _best_class(model: Wspn, maps: FeatureMaps, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-    """Return (R,), the largest class score of each box."""
-    return class_scores(*model.class_logits(model.appearance(maps, boxes_xyxy))).amax(1)
 
 
 def order_in_layers(

@@ -24,7 +24,7 @@ from stages.common.stored_pictures import StoredPictures
 from stages.models.detector_training import train_detector
 from stages.models.initial_weights import load_start
 from stages.models.mask_rcnn import MaskRcnn
-from stages.models.wspn import load_wspn
+from stages.models.wspn_file import load_wspn
 from stages.models.wspn_ranking import RankingSettings
 from stages.rpn.compare import ordered_boxes, picture_objects, recall_table
 from stages.rpn.params import RpnParams

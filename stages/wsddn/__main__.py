@@ -18,7 +18,8 @@ from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.selective_search import SearchSettings, selective_search
 from stages.common.storage import write_json
-from stages.models.wspn import load_wspn
+from stages.models.wspn_file import load_wspn
+from stages.models.wspn_ranking import RankingSettings
 from stages.wsddn.detect import detect_classes
 from stages.wsddn.params import WsddnParams
 
@@ -31,6 +32,7 @@ def main() -> None:
     """Run the stage."""
     params, seed = read_section("wsddn", WsddnParams), read_seed()
     search = read_section("proposals", SearchSettings)
+    views = read_section("ranking", RankingSettings).views
     make_deterministic(seed, "wsddn", threads=1)
     model = load_wspn(MODEL).to(prepare_device(read_exactness()))
     results = []
@@ -39,7 +41,9 @@ def main() -> None:
         proposals = selective_search(image, search, seed, picture.image_id)
         if not len(proposals):
             continue  # nothing to classify: a picture without detections
-        found = detect_classes(model, image, proposals, params.nms_iou, params.max_detections)
+        found = detect_classes(
+            model, image, proposals, views, params.nms_iou, params.max_detections
+        )
         for box, label, score in zip(*found, strict=True):
             mask = np.zeros(image.shape[:2], bool)
             left, top, right, bottom = np.rint(box).astype(int)

@@ -1,17 +1,21 @@
 """Stage `wspn`: train the proposal network with image labels of base classes.
 
 Run: python -m stages.wspn. Reads the training pictures, their captions and proposals, and the
-vision-language model; no ground truth. Writes data/wspn/. With `--label-splits base novel` the
-labels are those of all classes, and `--output` names another folder (the claims' detector from
-image labels alone).
+vision-language model (or the ImageNet weights that params.yaml names); no ground truth. Writes
+data/wspn/. With `--label-splits base novel` the labels are those of all classes, and `--output`
+names another folder (the claims' detector from image labels alone).
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from stages.common.captions import read_captions
 from stages.common.categories import ALL_SPLITS, read_categories
+from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
 from stages.common.devices import prepare_device
 from stages.common.images import read_pictures
@@ -21,14 +25,29 @@ from stages.common.seeding import make_deterministic
 from stages.common.storage import read_table, write_json
 from stages.common.tables import boxes_by_image
 from stages.models.albef import load_albef
-from stages.models.wspn import Wspn, WspnConfig, save_wspn
+from stages.models.imagenet import load_imagenet_weights
+from stages.models.wspn_file import save_wspn
+from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
+from stages.models.wspn_language import LanguageWspn, LanguageWspnConfig
 from stages.wspn.classify import train_class_part
+from stages.wspn.end_to_end import SECONDS_BETWEEN, train_end_to_end
 from stages.wspn.examples import choose_images, image_labels, make_examples
 from stages.wspn.localise import find_seeds, make_lessons, train_object_part
 from stages.wspn.params import WspnParams
+from stages.wspn.stream import PictureStream, read_image_ids
 
 DOWNLOAD = Path("data/download")
 OUTPUT = Path("data/wspn")
+
+
+class Inputs(NamedTuple):
+    """What both kinds of network are trained with."""
+
+    category_ids: list[int]
+    labels: dict[int, np.ndarray]  # picture → (C,)
+    captions: list[Path]
+    images: list[Path]
+    proposals: list[Path]
 
 
 def main() -> None:
@@ -41,30 +60,48 @@ def main() -> None:
     make_deterministic(seed, "wspn", threads=1)  # small matrices: a second thread only waits
     categories = read_categories(DOWNLOAD / "categories.json", ALL_SPLITS)
     labelled_ids = [c.id for c in categories if c.split in options.label_splits]
-    captions = read_captions(*(DOWNLOAD / f"captions/train/{shard}.json" for shard in shards))
-    labels = image_labels(captions, categories, labelled_ids)
+    captions = [DOWNLOAD / f"captions/train/{shard}.json" for shard in shards]
+    inputs = Inputs(
+        labelled_ids,
+        image_labels(read_captions(*captions), categories, labelled_ids),
+        captions,
+        [DOWNLOAD / f"images/train/{shard}.parquet" for shard in shards],
+        [Path(f"data/proposals/{shard}.parquet") for shard in shards],
+    )
+    kind = params.model.backbone.kind
+    train = train_on_language if kind == "vlm" else train_on_imagenet
+    metrics = train(params, seed, inputs, options.output)
+    write_json(options.output / "metrics.json", metrics)
+    print(f"wspn: {metrics}", file=sys.stderr)
+
+
+def train_on_language(
+    params: WspnParams, seed: int, inputs: Inputs, output: Path
+) -> dict[str, float]:
+    """Train on the small vision-language model's features, computed once; return the metrics."""
     proposals: dict = {}
-    for shard in shards:
-        proposals |= boxes_by_image(read_table(Path(f"data/proposals/{shard}.parquet")))
+    for path in inputs.proposals:
+        proposals |= boxes_by_image(read_table(path))
     vlm, tokenizer = load_albef(Path("data/vlm/model.safetensors"))
-    config = WspnConfig(
-        category_ids=labelled_ids,
+    config = LanguageWspnConfig(
+        category_ids=inputs.category_ids,
         stem_width=vlm.config.stem_width,
         width=vlm.config.width,
         residual_blocks=vlm.config.residual_blocks,
         num_words=len(tokenizer.content_words()),
-        **params.model.model_dump(),
+        **params.model.model_dump(exclude={"backbone"}),
     )
-    model = Wspn(config).eval()
+    model = LanguageWspn(config).eval()
     model.take_language(vlm, tokenizer)
     model.to(prepare_device(read_exactness()))
 
     chosen = choose_images(proposals, params.max_images, seed)
-    stored = read_pictures(*(DOWNLOAD / f"images/train/{shard}.parquet" for shard in shards))
-    pictures = (picture for picture in stored if picture.image_id in chosen)
+    pictures = (picture for picture in read_pictures(*inputs.images) if picture.image_id in chosen)
     examples = list(
         track(
-            make_examples(model, pictures, proposals, labels, params.proposals_per_image, seed),
+            make_examples(
+                model, pictures, proposals, inputs.labels, params.proposals_per_image, seed
+            ),
             "wspn features",
             len(chosen),
         )
@@ -75,10 +112,9 @@ def main() -> None:
     lessons = make_lessons(examples, seeds, params.localise)
     done = params.classify.epochs * -(-len(examples) // params.classify.batch_size)
     train_object_part(model, lessons, params.localise, seed, curve, done)
-
-    save_wspn(options.output / "model.safetensors", model)
-    curve.write(options.output / "curve.csv")
-    metrics = {
+    save_wspn(output / "model.safetensors", model)
+    curve.write(output / "curve.csv")
+    return {
         "pictures": len(examples),
         "pictures_with_label": sum(bool(example.labels.any()) for example in examples),
         "seeds": sum(map(len, seeds)),
@@ -87,8 +123,45 @@ def main() -> None:
         "proposals_with_regression": int(lessons.regressed.sum()),
         **curve.last(),
     }
-    write_json(options.output / "metrics.json", metrics)
-    print(f"wspn: {metrics}", file=sys.stderr)
+
+
+def train_on_imagenet(
+    params: WspnParams, seed: int, inputs: Inputs, output: Path
+) -> dict[str, Any]:
+    """Train an ImageNet backbone from end to end; return the metrics."""
+    backbone = params.model.backbone
+    config = ImagenetWspnConfig(
+        backbone=backbone.kind,
+        category_ids=inputs.category_ids,
+        refinements=len(params.end_to_end.refinement_weights),
+        dropout=params.model.dropout,
+        regions_at_once=backbone.regions_at_once,
+    )
+    model, left_out = ImagenetWspn(config), {}
+    weights = [] if backbone.weights is None else [Path(backbone.weights)]
+    for path in weights:
+        left_out = load_imagenet_weights(model.trunk, path, backbone.sha256, "wspn.model.backbone")
+    model.to(prepare_device(read_exactness()))
+    chosen = choose_images(read_image_ids(inputs.images), params.max_images, seed)
+    pictures = PictureStream(inputs.images, inputs.proposals, chosen)
+    settings = [params.model_dump(), seed, inputs.category_ids, str(model.device)]
+    files = [*inputs.captions, *inputs.images, *inputs.proposals, *weights]
+    checkpoint = Checkpoint(fingerprint(settings, files), SECONDS_BETWEEN)
+    curve = Curve(every=50)
+    train_end_to_end(model, pictures, inputs.labels, params, seed, curve, checkpoint)
+    save_wspn(output / "model.safetensors", model)
+    curve.write(output / "curve.csv")
+    checkpoint.remove()
+    return {
+        "pictures": len(pictures),
+        "pictures_with_label": sum(
+            bool(row.any()) for k, row in inputs.labels.items() if k in chosen
+        ),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "weights_left_out": left_out,
+        **curve.last(),
+    }
 
 
 if __name__ == "__main__":

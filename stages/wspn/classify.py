@@ -13,7 +13,8 @@ from stages.common.curves import Curve
 from stages.common.devices import send
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
-from stages.models.wspn import Wspn, class_scores
+from stages.models.wspn import class_scores
+from stages.models.wspn_language import LanguageWspn
 from stages.wspn.examples import Example
 from stages.wspn.optimise import Descent
 from stages.wspn.params import ClassifyParams
@@ -38,7 +39,11 @@ def image_label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 def train_class_part(
-    model: Wspn, examples: Sequence[Example], params: ClassifyParams, seed: int, curve: Curve
+    model: LanguageWspn,
+    examples: Sequence[Example],
+    params: ClassifyParams,
+    seed: int,
+    curve: Curve,
 ) -> None:
     """Train in place.
 

@@ -16,8 +16,8 @@ from stages.common.captions import MentionFinder
 from stages.common.categories import Category
 from stages.common.images import Picture
 from stages.common.seeding import derive_seed, numpy_generator
-from stages.models.wspn import Wspn
 from stages.models.wspn_input import network_input
+from stages.models.wspn_language import LanguageWspn
 
 
 class Example(NamedTuple):
@@ -60,7 +60,7 @@ def choose_images(image_ids: Iterable[int], max_images: int, seed: int) -> set[i
 
 
 def make_examples(
-    model: Wspn,
+    model: LanguageWspn,
     pictures: Iterable[Picture],
     proposals: Mapping[int, np.ndarray],
     labels: Mapping[int, np.ndarray],
@@ -88,9 +88,7 @@ def make_examples(
                 f"picture {picture.image_id} ({picture.file_name}) has no row in data/proposals;"
                 " rerun `proposals`"
             )
-        if len(boxes) > proposals_per_image:
-            generator = numpy_generator(seed, "wspn proposals", picture.image_id)
-            boxes = boxes[np.sort(generator.permutation(len(boxes))[:proposals_per_image])]
+        boxes = thin_out(boxes, proposals_per_image, seed, picture.image_id)
         pixels, scale = network_input(picture.decode(), model.config.image_side)
         maps = model.feature_maps(pixels)
         scaled = torch.from_numpy(boxes * scale).to(model.device)
@@ -101,3 +99,11 @@ def make_examples(
             model.appearance(maps, scaled).half().cpu(),
             model.evidence(maps, scaled).half().cpu(),
         )
+
+
+def thin_out(boxes_xyxy: np.ndarray, limit: int, seed: int, image_id: int) -> np.ndarray:
+    """Return at most `limit` of a picture's proposals (R, 4), at random, in their order."""
+    if len(boxes_xyxy) <= limit:
+        return boxes_xyxy
+    generator = numpy_generator(seed, "wspn proposals", image_id)
+    return boxes_xyxy[np.sort(generator.permutation(len(boxes_xyxy))[:limit])]

@@ -21,11 +21,12 @@ from stages.common.curves import Curve
 from stages.common.devices import send
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
-from stages.models.wspn import Wspn, class_scores
+from stages.models.wspn import class_scores
+from stages.models.wspn_language import LanguageWspn
 from stages.wspn.examples import Example
 from stages.wspn.optimise import Descent
 from stages.wspn.params import LocaliseParams, SeedParams
-from stages.wspn.seeds import consensus, match_seeds, select_seeds
+from stages.wspn.seeds import class_seeds, match_seeds
 
 OBJECT_IOU = 0.5  # for quality: objectness
 
@@ -41,25 +42,13 @@ class Lessons(NamedTuple):
 
 
 @torch.no_grad()
-def find_seeds(model: Wspn, example: Example, params: SeedParams) -> np.ndarray:
+def find_seeds(model: LanguageWspn, example: Example, params: SeedParams) -> np.ndarray:
     """Return the rows of a picture's seeds of all classes that its captions name, ascending."""
     seen = send(example.appearance, model.device).float()
     scores = class_scores(*model.class_logits(seen)).cpu().numpy()
     overlaps = pairwise_iou(example.boxes_xyxy, example.boxes_xyxy)
-    agreed = consensus(scores, overlaps, params.neighbour_iou, params.power)
-    rows: set[int] = set()
-    for place in np.flatnonzero(example.labels.numpy()):
-        rows.update(
-            select_seeds(
-                agreed[:, place],
-                overlaps,
-                params.select,
-                params.top_fraction,
-                params.max_iou,
-                params.min_relative_score,
-            )
-        )
-    return np.array(sorted(rows), np.int64)
+    seeds = class_seeds(scores, overlaps, example.labels.numpy(), params)
+    return np.array(sorted({row for row, _ in seeds}), np.int64)
 
 
 def make_lessons(
@@ -87,10 +76,7 @@ def make_lessons(
 
 def _picture_lessons(example: Example, rows: np.ndarray, params: LocaliseParams) -> Lessons:
     overlap, nearest = match_seeds(example.boxes_xyxy, example.boxes_xyxy[rows])
-    if params.quality == "overlap":
-        quality, judged = overlap, overlap >= params.quality_min_iou
-    else:  # every proposal away from the seeds is background
-        quality, judged = (overlap >= OBJECT_IOU).astype(np.float32), np.ones(len(overlap), bool)
+    quality, judged = quality_targets(overlap, params)
     regressed = overlap >= params.regression_min_iou
     used = judged | regressed
     offsets = encode_boxes(
@@ -103,6 +89,14 @@ def _picture_lessons(example: Example, rows: np.ndarray, params: LocaliseParams)
         torch.from_numpy(judged[used]),
         torch.from_numpy(regressed[used]),
     )
+
+
+def quality_targets(overlap: np.ndarray, params: LocaliseParams) -> tuple[np.ndarray, np.ndarray]:
+    """Return (quality in [0, 1], which of them are targets), (R,) each, of IoU with the seeds."""
+    if params.quality == "overlap":
+        return overlap, overlap >= params.quality_min_iou
+    # every proposal away from the seeds is background
+    return (overlap >= OBJECT_IOU).astype(np.float32), np.ones(len(overlap), bool)
 
 
 def localisation_loss(
@@ -124,7 +118,12 @@ def localisation_loss(
 
 
 def train_object_part(
-    model: Wspn, lessons: Lessons, params: LocaliseParams, seed: int, curve: Curve, done: int
+    model: LanguageWspn,
+    lessons: Lessons,
+    params: LocaliseParams,
+    seed: int,
+    curve: Curve,
+    done: int,
 ) -> None:
     """Train in place; `done` steps of the curve are already taken."""
     part, count = model.object_part, len(lessons.quality)

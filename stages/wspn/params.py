@@ -1,15 +1,39 @@
 """Section `wspn` of params.yaml: the weakly supervised proposal network and its training."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common.params import Section
+from stages.models.imagenet import NUM_STAGES
+from stages.models.wspn_input import ViewSettings
+
+
+class BackboneParams(Section):
+    """What looks at the pictures: the small vision-language model's trunk, or one of ImageNet."""
+
+    kind: Literal["vlm", "resnet50", "vgg16"]
+    weights: str | None
+    sha256: str | None
+    frozen_stages: int = Field(ge=0, le=NUM_STAGES)
+    regions_at_once: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _weights_are_used(self) -> "BackboneParams":
+        if self.kind == "vlm" and (self.weights or self.sha256):
+            raise ValueError(
+                "kind vlm takes its weights from data/vlm; set weights and sha256 to null, or kind"
+                " to resnet50 or vgg16"
+            )
+        if self.sha256 and not self.weights:
+            raise ValueError("sha256 is that of weights, which is null")
+        return self
 
 
 class ModelParams(Section):
-    """Sizes of the two trained parts; those of the trunk come with the vision-language model."""
+    """Sizes of the trained parts; those of the trunks come with them."""
 
+    backbone: BackboneParams
     image_side: int = Field(ge=32)
     class_hidden: int = Field(ge=8)
     object_hidden: int = Field(ge=8)
@@ -50,6 +74,23 @@ class LocaliseParams(Section):
     weight_decay: float = Field(ge=0)
 
 
+class EndToEndParams(Section):
+    """Training of an ImageNet backbone with all heads, in the place of both parts' trainings."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    milestones: list[Annotated[int, Field(ge=1)]]
+    warmup_steps: int = Field(ge=0)
+    momentum: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    precision: Literal["fp32", "bf16"]
+    views: ViewSettings
+    image_weight: float = Field(gt=0)
+    refinement_weights: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    quality_weight: float = Field(ge=0)
+
+
 class WspnParams(Section):
     """All of the stage."""
 
@@ -60,3 +101,4 @@ class WspnParams(Section):
     classify: ClassifyParams
     seeds: SeedParams
     localise: LocaliseParams
+    end_to_end: EndToEndParams

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 
 from stages.common.boxes import pairwise_iou
+from stages.wspn.params import SeedParams
 
 
 def consensus(
@@ -62,6 +63,32 @@ def select_seeds(
         if overlaps[row, seeds].max() < max_iou:
             seeds.append(int(row))
     return seeds
+
+
+def class_seeds(
+    scores: np.ndarray, overlaps: np.ndarray, labels: np.ndarray, params: SeedParams
+) -> list[tuple[int, int]]:
+    """Return (row, class index) of the seeds of every class that a picture's labels (C,) name.
+
+    Args:
+        scores: (R, C) >= 0.
+        overlaps: IoU of the proposals, (R, R).
+        labels: 1 where the class is named.
+        params: section `wspn.seeds`.
+    """
+    agreed = consensus(scores, overlaps, params.neighbour_iou, params.power)
+    return [
+        (row, int(place))
+        for place in np.flatnonzero(labels)
+        for row in select_seeds(
+            agreed[:, place],
+            overlaps,
+            params.select,
+            params.top_fraction,
+            params.max_iou,
+            params.min_relative_score,
+        )
+    ]
 
 
 def match_seeds(boxes_xyxy: np.ndarray, seeds_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

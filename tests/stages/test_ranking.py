@@ -8,7 +8,8 @@ from stages.common.images import write_pictures
 from stages.common.params import read_section
 from stages.common.storage import read_table, write_table
 from stages.common.tables import boxes_table
-from stages.models.wspn import save_wspn
+from stages.models.wspn_file import save_wspn
+from stages.models.wspn_input import ViewSettings
 from stages.models.wspn_ranking import (
     RankingSettings,
     order_in_layers,
@@ -18,17 +19,20 @@ from stages.ranking import __main__ as stage
 from stages.ranking.params import RankingParams
 from tests.stages.test_wspn import picture, random_boxes, small_model
 
+VIEWS = ViewSettings(shorter_sides=[48], longer_side=96, flip=True)
 USUAL = RankingSettings(
     top_k=10,
     score="quality",
     refinements=2,
     keep_proposals=True,
     nms_iou=[0.5, 0.7],
+    views=VIEWS,
 )
 PARAMS = (
     "seed: 0\ndeterministic: device\n"
-    "ranking: {top_k: 5, score: quality, refinements: 1, keep_proposals: true,"
-    " nms_iou: [0.5, 0.7]}\n"
+    "ranking: {top_k: 5, score: quality, refinements: 1, keep_proposals: true, "
+    "nms_iou: [0.5, 0.7], "
+    "views: {shorter_sides: [48], longer_side: 96, flip: true}}\n"
 )
 
 

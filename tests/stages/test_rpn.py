@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from stages.common.selective_search import SearchSettings
+from stages.models.wspn_input import ViewSettings
 from stages.models.wspn_ranking import RankingSettings
 from stages.rpn.compare import ordered_boxes, picture_objects, recall_table, region_proposals
 from tests.stages.test_wspn import picture, small_model
@@ -12,7 +13,12 @@ SEARCH = SearchSettings(
     mode="fast", longer_side=320, min_side=10.0, max_area_fraction=0.6, max_aspect=5.0
 )
 RANKING = RankingSettings(
-    top_k=10, score="quality", refinements=1, keep_proposals=True, nms_iou=[0.5]
+    top_k=10,
+    score="quality",
+    refinements=1,
+    keep_proposals=True,
+    nms_iou=[0.5],
+    views=ViewSettings(shorter_sides=[64], longer_side=64, flip=False),
 )
 NEAR, FAR = [0, 0, 10, 10], [50, 50, 60, 60]
 

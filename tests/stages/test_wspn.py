@@ -15,15 +15,10 @@ from stages.common.images import Picture
 from stages.common.storage import read_tensors, write_tensors
 from stages.models.albef import Albef, AlbefConfig
 from stages.models.tokenizer import SPECIAL, CaptionTokenizer
-from stages.models.wspn import (
-    EVIDENCE_FEATURES,
-    Wspn,
-    WspnConfig,
-    class_scores,
-    load_wspn,
-    save_wspn,
-)
+from stages.models.wspn import class_scores
+from stages.models.wspn_file import load_wspn, save_wspn
 from stages.models.wspn_input import network_input
+from stages.models.wspn_language import EVIDENCE_FEATURES, LanguageWspn, LanguageWspnConfig
 from stages.wspn.classify import image_label_loss, image_scores, train_class_part
 from stages.wspn.examples import Example, choose_images, image_labels, make_examples
 from stages.wspn.localise import (
@@ -57,7 +52,7 @@ LOCALISE = LocaliseParams(
     learning_rate=0.01,
     weight_decay=0.0,
 )
-CONFIG = WspnConfig(
+CONFIG = LanguageWspnConfig(
     category_ids=[3, 7],
     image_side=64,
     stem_width=4,
@@ -70,12 +65,12 @@ CONFIG = WspnConfig(
 )
 
 
-def small_model() -> Wspn:
+def small_model() -> LanguageWspn:
     torch.manual_seed(0)
     sizes = dict(vocabulary_size=8, max_tokens=8, max_patches_side=8, heads=2, projection=8)
     layers = dict(image_layers=0, text_layers=0, fusion_layers=1)
     vlm = Albef(AlbefConfig(width=8, stem_width=4, residual_blocks=0, **sizes, **layers)).eval()
-    model = Wspn(CONFIG).eval()
+    model = LanguageWspn(CONFIG).eval()
     model.take_language(vlm, CaptionTokenizer([*SPECIAL, "a", "bird", "lamp"], 8))
     return model
 
@@ -93,7 +88,7 @@ def random_boxes(seed: int, count: int, side: int = 64) -> np.ndarray:
     return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
 
 
-def examples_of(model: Wspn, count: int = 4) -> list[Example]:
+def examples_of(model: LanguageWspn, count: int = 4) -> list[Example]:
     boxes = {k: random_boxes(k, 12) for k in range(count)}
     labels = {k: np.array([k % 2, 1 - k % 2], np.float32) for k in range(count)}
     return list(make_examples(model, map(picture, range(count)), boxes, labels, 100, 0))
