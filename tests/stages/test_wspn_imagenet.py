@@ -233,7 +233,7 @@ def test_views_of_a_mirrored_picture_say_the_same(network):
 def test_ranked_boxes_lie_in_the_picture(network, score):
     settings = RankingSettings.model_validate(
         {"top_k": 6, "score": score, "refinements": 1, "keep_proposals": False}
-        | {"nms_iou": [0.5], "views": VIEWS}
+        | {"nms_iou": [0.5], "views": {**VIEWS, "shorter_sides": [48]}}
     )
     boxes = random_boxes(7, 5, 80)
     found, scores = rank_proposals(network, picture(7, 80).decode(), boxes, settings)
@@ -320,8 +320,6 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     resumed, resumed_curve = train(FixedStream(batch), Checkpoint("run", 0.0))
     assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
     assert curve == resumed_curve and [row["step"] for row in curve["rows"]] == [1, 2, 3]
-    fresh = small_network().state_dict()
-    assert not torch.equal(weights["quality_part.weight"], fresh["quality_part.weight"])
 
 
 def test_no_label_and_a_loss_that_is_no_number_are_errors(tmp_path):
@@ -388,10 +386,9 @@ def run(stage, monkeypatch, *arguments):
     stage.main()
 
 
-@pytest.mark.parametrize("source", ["albef", "blip"])
-def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monkeypatch, source):
+def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monkeypatch):
     write_tensors(
-        project / "data/vlm/model.safetensors", {"weight": torch.zeros(1)}, {"kind": source}
+        project / "data/vlm/model.safetensors", {"weight": torch.zeros(1)}, {"kind": "blip"}
     )
     section = SECTION.replace("weights: null", "weights: resnet50.pth").replace(
         "steps: 4", "steps: 1"
@@ -408,8 +405,15 @@ def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monk
     table = read_table(project / "data/ranking/0.parquet")
     assert set(table["image_id"].to_pylist()) == {1, 2, 3}
 
-    params.write_text(params.read_text().replace("weights: resnet50.pth", "weights: other.pth"))
+    text = params.read_text()
+    params.write_text(text.replace("weights: resnet50.pth", "weights: other.pth"))
     with pytest.raises(FileNotFoundError, match=r"wspn\.model\.backbone\.weights: .*other\.pth"):
+        run(wspn_stage, monkeypatch)
+    small = text.replace("weights: resnet50.pth", "weights: null").replace(
+        "kind: resnet50", "kind: vlm"
+    )
+    params.write_text(small)
+    with pytest.raises(ValueError, match=r"holds blip, .*wspn\.model\.backbone\.kind to resnet50"):
         run(wspn_stage, monkeypatch)
 
 
