@@ -394,7 +394,7 @@ def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monk
         "steps: 4", "steps: 1"
     )
     params = project / "params.yaml"
-    params.write_text(f"seed: 0\nshards: [0]\n{section}{RANKING}")
+    params.write_text(f"seed: 0\ndeterministic: device\nshards: [0]\n{section}{RANKING}")
     run(wspn_stage, monkeypatch)
     metrics = read_json(project / "data/wspn/metrics.json")
     assert metrics["pictures"] == 3 and metrics["pictures_with_label"] == 2
