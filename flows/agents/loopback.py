@@ -20,6 +20,7 @@ from flows.agents.service import HOST, Service, free_port
 from flows.environment import default_settings
 
 SECONDS_TO_START = 180
+CODE = Path(__file__).parents[2]
 
 
 class Loopback:
@@ -32,14 +33,19 @@ class Loopback:
         port = free_port()
         self.url = f"http://{HOST}:{port}/api"
         self.database = _postgres(folder) if database else None
-        settings = {**default_settings(folder), **_without_prefect(), "PREFECT_HOME": str(folder)}
-        settings["PREFECT_API_URL"] = self.url
+        settings = {
+            **default_settings(folder),
+            **environment_without_servers(),
+            "PREFECT_HOME": str(folder),
+            "PREFECT_API_URL": self.url,
+            "PYTHONPATH": str(CODE),  # for projects that bring no flows of their own
+        }
         if self.database:
             settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = self.database.address
         self.environment = settings
         self.server = Service(
             [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
-            Path(__file__).parents[2],
+            CODE,
             settings,
             folder / "logs/server.log",
         )
@@ -121,6 +127,12 @@ class Loopback:
         return all(ended)
 
 
+def environment_without_servers() -> dict[str, str]:
+    """Return this environment without what it says of Prefect and MLflow servers elsewhere."""
+    others = ("PREFECT_", "MLFLOW_TRACKING_URI")
+    return {key: value for key, value in os.environ.items() if not key.startswith(others)}
+
+
 def share_folder(project: Path) -> Path:
     """Make a folder beside the project its default DVC remote, on this machine only."""
     store = project.parent / "store"
@@ -177,9 +189,3 @@ def _postgres(folder: Path) -> _Database | None:
         user = next((one.pw_name for one in pwd.getpwall() if one.pw_name == "postgres"), None)
         programs = programs if user else None
     return _Database(programs, folder / "logs/postgres.log", user) if programs else None
-
-
-def _without_prefect() -> dict[str, str]:
-    """Return this environment without what it says about other Prefect and MLflow servers."""
-    others = ("PREFECT_", "MLFLOW_TRACKING_URI")
-    return {key: value for key, value in os.environ.items() if not key.startswith(others)}

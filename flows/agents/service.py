@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +50,16 @@ class Service:
             return [process, *process.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+    def running(self, module: str) -> list[psutil.Process]:
+        """Return those of the family that run `python -m <module>`, or a module inside it."""
+        found = []
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                flag, name = [*process.cmdline(), "", ""][1:3]
+                if flag == "-m" and f"{name}.".startswith(f"{module}."):
+                    found.append(process)
+        return found
 
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> bool:
         """Ask it to end; say whether it and all that it started did. What did not is killed."""

@@ -5,6 +5,7 @@ The same faults with real processes are in test_fleet.py, behind the marker `age
 
 import shutil
 import subprocess
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -154,6 +155,32 @@ def test_a_remote_that_goes_away_is_told_and_not_made_anew(toy):
     assert f"there is no folder {store(toy)}; mount or make it" in str(caught.value)
     assert not store(toy).exists()  # DVC would have made an empty one
     assert toy.ran() == []
+
+
+def test_a_remote_that_comes_back_is_waited_for(toy, monkeypatch):
+    monkeypatch.setenv("OVIS_PATIENCE", "60")
+    agents = make_fleet(toy)
+    away = store(toy).with_name("away")
+
+    def unplug(request, attempt):
+        store(toy).rename(away)
+        threading.Timer(1.5, away.rename, [store(toy)]).start()
+
+    agents.upset = unplug
+    assert run_on(agents, toy, "download") == {"download": "executed"}
+    assert agents.asked == ["download"]
+    assert any("mount or make it; trying again" in line for line in agents.logged)
+
+
+def test_a_missing_remote_is_told_before_anything_starts(toy):
+    make_fleet(toy, 0)
+    store(toy).rmdir()
+    nobody = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    code, output = toy.call("-m", "flows", "run", "--pools", **nobody)
+    assert (code, output.strip()) == (
+        1,
+        f"flows: DVC remote {store(toy)}: there is no folder {store(toy)}; mount or make it",
+    )
 
 
 def test_a_result_that_could_not_be_pushed_is_not_made_again(toy, monkeypatch):
