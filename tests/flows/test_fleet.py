@@ -62,8 +62,10 @@ def end(process, seconds: float = 600) -> str:
     return f"{output}\nexit code {process.returncode}"
 
 
-def until_it_runs(machine: Service, name: str) -> None:
-    wait_until(lambda: machine.running(f"stages.{name}"))
+def until_it_runs(machine: Service, project: Toy, name: str) -> None:
+    log = project.root / "runs.log"
+    wait_until(lambda: log.exists() and name in log.read_text())
+    assert machine.running(f"stages.{name}")
 
 
 def test_the_server_is_on_postgresql(services):
@@ -103,7 +105,7 @@ def test_a_lost_machine_is_noticed_and_its_stage_runs_elsewhere(fleet, project):
     project.mark("slow.download", "600")
     doomed = agent(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
-    until_it_runs(doomed, "download")
+    until_it_runs(doomed, project, "download")
     doomed.kill(with_children=True)
     lost = time.monotonic()
     (project.root / "slow.download").unlink()
@@ -131,7 +133,7 @@ def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
     project.mark("slow.download", "10")
     doomed = agent(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
-    until_it_runs(doomed, "download")
+    until_it_runs(doomed, project, "download")
     doomed.kill(with_children=False)
     output = end(process)
     assert "exit code 0" in output, output
@@ -142,7 +144,7 @@ def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it(fle
     project.mark("slow.download", "600")
     leaving = agent(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
-    until_it_runs(leaving, "download")
+    until_it_runs(leaving, project, "download")
     stage = leaving.running("stages.download")
     assert leaving.stop()
     assert not any(one.is_running() for one in stage)
@@ -158,7 +160,7 @@ def test_a_stage_survives_a_restart_of_the_server(fleet, project):
     project.mark("slow.download", "10")
     machine = agent(fleet, project, "one")
     process = start(fleet, project, "--targets", "cut")
-    until_it_runs(machine, "download")
+    until_it_runs(machine, project, "download")
     fleet.server.stop()
     time.sleep(SERVER_IS_AWAY)
     fleet.server.start()
@@ -172,7 +174,7 @@ def test_a_killed_coordinator_finds_its_stage_again(fleet, project):
     project.mark("slow.download", "30")
     machine = agent(fleet, project, "one")
     first = start(fleet, project, "--targets", "download")
-    until_it_runs(machine, "download")
+    until_it_runs(machine, project, "download")
     first.kill()
     first.communicate()
     output = end(start(fleet, project, "--targets", "download"))
@@ -186,7 +188,7 @@ def test_a_stage_that_two_coordinators_want_is_made_once(fleet, project):
     shutil.copytree(project.root, other.root)
     machine = agent(fleet, project, "one")
     both = [start(fleet, project, "--targets", "download")]
-    until_it_runs(machine, "download")
+    until_it_runs(machine, project, "download")
     both.append(start(fleet, other, "--targets", "download"))
     try:
         for output in map(end, both):
@@ -201,7 +203,7 @@ def test_a_stopped_coordinator_stops_its_stages(fleet, project):
     project.mark("slow.download", "600")
     machine = agent(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
-    until_it_runs(machine, "download")
+    until_it_runs(machine, project, "download")
     process.terminate()
     assert "run the same again to go on from here" in end(process, 60)
     wait_until(lambda: not machine.running("stages.download"), 60)
@@ -220,7 +222,7 @@ def test_a_disk_that_fills_up_under_a_stage(fleet, project):
         project.mark("slow.download", "10")
         machine = agent(fleet, project, "one")
         process = start(fleet, project, "--targets", "download")
-        until_it_runs(machine, "download")
+        until_it_runs(machine, project, "download")
         with pytest.raises(OSError, match="No space left"), (small / ".flows/full").open("wb") as f:
             while True:
                 f.write(b"0" * 2**20)
