@@ -5,7 +5,6 @@ The same faults with real processes are in test_fleet.py, behind the marker `age
 
 import shutil
 import subprocess
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -121,13 +120,18 @@ def test_an_agent_without_room_refuses_before_it_starts(toy, monkeypatch):
     assert toy.ran() == []
 
 
-def test_another_environment_is_refused(toy, monkeypatch):
-    agents = make_fleet(toy)
-    versions = [{"python": "3.11", "torch": "2.9"}, {"python": "3.11", "torch": "2.8"}]
-    monkeypatch.setattr("flows.agents.request.versions_here", lambda root: versions[0])
-    monkeypatch.setattr("flows.agents.agent.versions_here", lambda root: versions[1])
-    with pytest.raises(StageFailedError, match=r"torch 2\.8 \(coordinator: 2\.9\); install"):
-        run_on(agents, toy, "download")
+def test_another_environment_is_refused_and_the_stage_goes_elsewhere(toy, monkeypatch):
+    agents = make_fleet(toy, 2)
+    same, other = {"python": "3.11", "torch": "2.9"}, {"python": "3.11", "torch": "2.8"}
+    monkeypatch.setattr("flows.agents.request.versions_here", lambda root: same)
+    monkeypatch.setattr(
+        "flows.agents.agent.versions_here", lambda root: other if "agent0" in root.parts else same
+    )
+    assert run_on(agents, toy, "download") == {"download": "executed"}
+    assert toy.ran() == ["download"]
+    del agents.clones[1]
+    with pytest.raises(StageFailedError, match=r"agent0: .*torch 2\.8 \(coordinator: 2\.9\); inst"):
+        run_on(agents, toy, "side")
     assert toy.ran() == []
 
 
@@ -162,14 +166,16 @@ def test_a_remote_that_comes_back_is_waited_for(toy, monkeypatch):
     agents = make_fleet(toy)
     away = store(toy).with_name("away")
 
-    def unplug(request, attempt):
-        store(toy).rename(away)
-        threading.Timer(1.5, away.rename, [store(toy)]).start()
+    class Log(list):
+        def append(self, line):
+            super().append(line)
+            if "mount or make it; trying again" in line:
+                away.rename(store(toy))
 
-    agents.upset = unplug
+    agents.upset, agents.logged = lambda request, attempt: store(toy).rename(away), Log()
     assert run_on(agents, toy, "download") == {"download": "executed"}
     assert agents.asked == ["download"]
-    assert any("mount or make it; trying again" in line for line in agents.logged)
+    assert sum("trying again" in line for line in agents.logged) == 1
 
 
 def test_a_missing_remote_is_told_before_anything_starts(toy):
