@@ -21,7 +21,7 @@ class Service:
 
     command: list[str]
     folder: Path
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
     log: Path
     user: str | None = None  # other than this one; needs root
     process: subprocess.Popen | None = field(default=None, repr=False)
@@ -61,7 +61,7 @@ class Service:
                     found.append(process)
         return found
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> bool:
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 60) -> bool:
         """Ask it to end; say whether it and all that it started did. What did not is killed."""
         if self.process is None:
             return True
@@ -69,6 +69,9 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(number)
         _, alive = psutil.wait_procs(family, timeout=seconds)
+        with self.log.open("a", encoding="utf-8") as out:
+            for process in alive:
+                print(f"still there after {seconds:.0f} s, and killed: {process}", file=out)
         self._kill(alive)
         return not alive
 
