@@ -178,9 +178,13 @@ def _require_holder(remote: Any) -> None:
     """
     local = isinstance(remote.fs, LocalFileSystem)
     holder = remote.path if local else remote.path.split("/")[0]
-    if not remote.fs.exists(holder):
+    try:
+        remote.fs.info(holder)  # `exists` would say no of a bucket that cannot be reached either
+    except FileNotFoundError as error:
         address, what = remote.fs.unstrip_protocol(remote.path), "folder" if local else "bucket"
-        raise RemoteError(f"DVC remote {address}: there is no {what} {holder}; mount or make it")
+        raise RemoteError(
+            f"DVC remote {address}: there is no {what} {holder}; mount or make it"
+        ) from error
 
 
 @contextmanager

@@ -20,26 +20,32 @@ from flows.agents.service import HOST, Service, free_port
 from flows.environment import default_settings
 
 SECONDS_TO_START = 180
+CODE = Path(__file__).parents[2]
 
 
 class Loopback:
     """The fleet's services; a context manager that starts the server and ends everything."""
 
-    def __init__(self, folder: Path, database: bool = True) -> None:
-        """Keep logs and clones in `folder`; `database`: on PostgreSQL, if it is installed."""
+    def __init__(self, folder: Path) -> None:
+        """Keep logs and Prefect's own files in `folder`."""
         self.folder = folder
         self.agents: list[Service] = []
         port = free_port()
         self.url = f"http://{HOST}:{port}/api"
-        self.database = _postgres(folder) if database else None
-        settings = {**default_settings(folder), **_without_prefect(), "PREFECT_HOME": str(folder)}
-        settings["PREFECT_API_URL"] = self.url
+        self.database = _postgres(folder)
+        settings = {
+            **default_settings(folder),
+            **environment_without_servers(),
+            "PREFECT_HOME": str(folder),
+            "PREFECT_API_URL": self.url,
+            "PYTHONPATH": str(CODE),  # for projects that bring no flows of their own
+        }
         if self.database:
             settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = self.database.address
         self.environment = settings
         self.server = Service(
             [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
-            Path(__file__).parents[2],
+            CODE,
             settings,
             folder / "logs/server.log",
         )
@@ -87,7 +93,8 @@ class Loopback:
     def make_pools(self, project: Path) -> None:
         """Make what the project's prefect.yaml says on this server."""
         command = [sys.executable, "-m", "flows", "pools"]
-        subprocess.run(command, cwd=project, env=self.environment, check=True)
+        quiet = {"stdout": subprocess.DEVNULL}
+        subprocess.run(command, cwd=project, env=self.environment, check=True, **quiet)
 
     def add_agent(self, project: Path, name: str, pool: str, **environment: str) -> Service:
         """Start a worker that runs one stage at once, in a clone beside the project.
@@ -98,15 +105,11 @@ class Loopback:
             pool: whose stages it runs.
             environment: on top of the fleet's.
         """
-        clone = project.parent / name
-        if not clone.is_dir():
-            subprocess.run(["git", "clone", "--quiet", str(project), str(clone)], check=True)
-            shutil.copy(project / ".dvc/config.local", clone / ".dvc/config.local")
         worker = f"{name}-{pool}"
         command = [sys.executable, "-m", "flows", "agent", "--pool", pool, "--name", worker]
         agent = Service(
             [*command, "--stages", "1"],
-            clone,
+            clone_beside(project, name),
             {**self.environment, **environment},
             self.folder / f"logs/{worker}.log",
         )
@@ -121,6 +124,12 @@ class Loopback:
         return all(ended)
 
 
+def environment_without_servers() -> dict[str, str]:
+    """Return this environment without what it says of Prefect and MLflow servers elsewhere."""
+    others = ("PREFECT_", "MLFLOW_TRACKING_URI")
+    return {key: value for key, value in os.environ.items() if not key.startswith(others)}
+
+
 def share_folder(project: Path) -> Path:
     """Make a folder beside the project its default DVC remote, on this machine only."""
     store = project.parent / "store"
@@ -128,6 +137,15 @@ def share_folder(project: Path) -> Path:
     command = [sys.executable, "-m", "dvc", "remote", "add", "--quiet", "--local", "--force"]
     subprocess.run([*command, "--default", "store", str(store)], cwd=project, check=True)
     return store
+
+
+def clone_beside(project: Path, name: str) -> Path:
+    """Return the clone of that name beside the project, with its remote; made if need be."""
+    clone = project.parent / name
+    if not clone.is_dir():
+        subprocess.run(["git", "clone", "--quiet", str(project), str(clone)], check=True)
+        shutil.copy(project / ".dvc/config.local", clone / ".dvc/config.local")
+    return clone
 
 
 class _Database:
@@ -177,9 +195,3 @@ def _postgres(folder: Path) -> _Database | None:
         user = next((one.pw_name for one in pwd.getpwall() if one.pw_name == "postgres"), None)
         programs = programs if user else None
     return _Database(programs, folder / "logs/postgres.log", user) if programs else None
-
-
-def _without_prefect() -> dict[str, str]:
-    """Return this environment without what it says about other Prefect and MLflow servers."""
-    others = ("PREFECT_", "MLFLOW_TRACKING_URI")
-    return {key: value for key, value in os.environ.items() if not key.startswith(others)}

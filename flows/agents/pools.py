@@ -22,7 +22,6 @@ LOST_RULE = "a stage whose machine is lost runs elsewhere"
 # Of the worker's heartbeat below; three may go missing on a busy machine before it counts as lost.
 SECONDS_UNTIL_LOST = 90
 HEARTBEAT_SECONDS = 30  # the least that Prefect 3.8 takes
-ENDS = ("Completed", "Failed", "Crashed", "Cancelled", "Cancelling", "AwaitingRetry", "Scheduled")
 
 
 def make_pools(root: Path) -> list[str]:
@@ -65,11 +64,11 @@ def make_pools(root: Path) -> list[str]:
 def lost_rule() -> Automation:
     """Return the automation that gives a silent stage run back to its pool.
 
-    A run that was claimed, or that sent a heartbeat, must be heard of again in time. How often that
-    may happen to one run, the run itself counts (`stage_flow.MOST_STARTS`).
+    A run that was claimed, or that sent a heartbeat, must be heard of again in time, be it of its
+    end: each state makes an event of that name, and those of `stage_flow` have names of their own.
+    How often a run may be lost, it counts itself (`stage_flow.MOST_STARTS`).
     """
     prefix = "prefect.flow-run."
-    alive = {f"{prefix}{name}" for name in ("heartbeat", "Pending", "Running")}
     return Automation(
         name=LOST_RULE,
         description="No heartbeat: the machine is gone, or the worker with its stage was killed",
@@ -79,8 +78,8 @@ def lost_rule() -> Automation:
                 "prefect.resource.role": "flow",
                 "prefect.resource.name": "stage",
             },
-            after=alive,
-            expect=alive | {f"{prefix}{name}" for name in ENDS},
+            after={f"{prefix}{name}" for name in ("heartbeat", "Pending", "Running")},
+            expect={f"{prefix}*"},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

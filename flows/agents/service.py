@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +21,7 @@ class Service:
 
     command: list[str]
     folder: Path
-    environment: dict[str, str]
+    environment: dict[str, str] = field(repr=False)
     log: Path
     user: str | None = None  # other than this one; needs root
     process: subprocess.Popen | None = field(default=None, repr=False)
@@ -50,7 +51,17 @@ class Service:
         except psutil.NoSuchProcess:
             return []
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> bool:
+    def running(self, module: str) -> list[psutil.Process]:
+        """Return those of the family that run `python -m <module>`, or a module inside it."""
+        found = []
+        for process in self.family():
+            with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                flag, name = [*process.cmdline(), "", ""][1:3]
+                if flag == "-m" and f"{name}.".startswith(f"{module}."):
+                    found.append(process)
+        return found
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 60) -> bool:
         """Ask it to end; say whether it and all that it started did. What did not is killed."""
         if self.process is None:
             return True
@@ -58,6 +69,9 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(number)
         _, alive = psutil.wait_procs(family, timeout=seconds)
+        with self.log.open("a", encoding="utf-8") as out:
+            for process in alive:
+                print(f"still there after {seconds:.0f} s, and killed: {process}", file=out)
         self._kill(alive)
         return not alive
 

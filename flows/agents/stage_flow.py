@@ -1,7 +1,7 @@
 """The Prefect flow that a work pool's workers run: one request, one stage.
 
-Its final state is its report: Executed or Restored, StageFailed if the stage itself failed, Unfit
-if this machine could not do it.
+Its final state is its report: Executed or Restored, StageFailed if the stage itself failed or took
+its machines down, Unfit if this machine could not do it.
 """
 
 import atexit
@@ -34,7 +34,7 @@ def stage(request: dict[str, Any]) -> State:
     starts = flow_run.run_count or 1
     if starts > MOST_STARTS:
         return Failed(
-            name=UNFIT,
+            name=STAGE_FAILED,
             message=f"{wanted.stage}: {starts - 1} machines were lost while they ran it; "
             "does it need more memory than they have?",
         )

@@ -1,7 +1,5 @@
 """Agents of the toy project without Prefect: clones that do in this process what workers would."""
 
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +8,7 @@ from toy import Toy
 
 from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet, LostError
+from flows.agents.loopback import clone_beside, share_folder
 from flows.agents.request import Request
 from flows.graph import Status
 from flows.plan import make_plan, sort_lock
@@ -40,9 +39,8 @@ class Agents:
 
 def make_fleet(toy: Toy, count: int = 1) -> Agents:
     """Give the toy a shared folder as its remote, and clones that have it as origin."""
-    store(toy).mkdir(exist_ok=True)
-    toy.dvc("remote", "add", "--quiet", "--local", "--default", "store", str(store(toy)))
-    return Agents([clone_of(toy, f"agent{number}").root for number in range(count)])
+    share_folder(toy.root)
+    return Agents([clone_beside(toy.root, f"agent{number}") for number in range(count)])
 
 
 def store(toy: Toy) -> Path:
@@ -50,10 +48,7 @@ def store(toy: Toy) -> Path:
 
 
 def clone_of(toy: Toy, name: str) -> Toy:
-    clone = toy.root.parent / name
-    subprocess.run(["git", "clone", "--quiet", str(toy.root), str(clone)], check=True)
-    shutil.copy(toy.root / ".dvc/config.local", clone / ".dvc/config.local")
-    return Toy(clone)
+    return Toy(clone_beside(toy.root, name))
 
 
 def run_on(agents: Agents, toy: Toy, *targets: str) -> dict[str, str]:

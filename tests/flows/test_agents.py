@@ -120,13 +120,18 @@ def test_an_agent_without_room_refuses_before_it_starts(toy, monkeypatch):
     assert toy.ran() == []
 
 
-def test_another_environment_is_refused(toy, monkeypatch):
-    agents = make_fleet(toy)
-    versions = [{"python": "3.11", "torch": "2.9"}, {"python": "3.11", "torch": "2.8"}]
-    monkeypatch.setattr("flows.agents.request.versions_here", lambda root: versions[0])
-    monkeypatch.setattr("flows.agents.agent.versions_here", lambda root: versions[1])
-    with pytest.raises(StageFailedError, match=r"torch 2\.8 \(coordinator: 2\.9\); install"):
-        run_on(agents, toy, "download")
+def test_another_environment_is_refused_and_the_stage_goes_elsewhere(toy, monkeypatch):
+    agents = make_fleet(toy, 2)
+    same, other = {"python": "3.11", "torch": "2.9"}, {"python": "3.11", "torch": "2.8"}
+    monkeypatch.setattr("flows.agents.request.versions_here", lambda root: same)
+    monkeypatch.setattr(
+        "flows.agents.agent.versions_here", lambda root: other if "agent0" in root.parts else same
+    )
+    assert run_on(agents, toy, "download") == {"download": "executed"}
+    assert toy.ran() == ["download"]
+    del agents.clones[1]
+    with pytest.raises(StageFailedError, match=r"agent0: .*torch 2\.8 \(coordinator: 2\.9\); inst"):
+        run_on(agents, toy, "side")
     assert toy.ran() == []
 
 
@@ -154,6 +159,34 @@ def test_a_remote_that_goes_away_is_told_and_not_made_anew(toy):
     assert f"there is no folder {store(toy)}; mount or make it" in str(caught.value)
     assert not store(toy).exists()  # DVC would have made an empty one
     assert toy.ran() == []
+
+
+def test_a_remote_that_comes_back_is_waited_for(toy, monkeypatch):
+    monkeypatch.setenv("OVIS_PATIENCE", "60")
+    agents = make_fleet(toy)
+    away = store(toy).with_name("away")
+
+    class Log(list):
+        def append(self, line):
+            super().append(line)
+            if "mount or make it; trying again" in line:
+                away.rename(store(toy))
+
+    agents.upset, agents.logged = lambda request, attempt: store(toy).rename(away), Log()
+    assert run_on(agents, toy, "download") == {"download": "executed"}
+    assert agents.asked == ["download"]
+    assert sum("trying again" in line for line in agents.logged) == 1
+
+
+def test_a_missing_remote_is_told_before_anything_starts(toy):
+    make_fleet(toy, 0)
+    store(toy).rmdir()
+    nobody = {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    code, output = toy.call("-m", "flows", "run", "--pools", **nobody)
+    assert (code, output.strip()) == (
+        1,
+        f"flows: DVC remote {store(toy)}: there is no folder {store(toy)}; mount or make it",
+    )
 
 
 def test_a_result_that_could_not_be_pushed_is_not_made_again(toy, monkeypatch):
