@@ -19,7 +19,8 @@ from stages.common.seeding import make_deterministic
 from stages.common.storage import read_tensors, write_json
 from stages.detector.params import DetectorParams
 from stages.models.detector_training import train_detector, training_metrics
-from stages.models.mask_rcnn import MaskRcnn, load_trunk, save_detector
+from stages.models.engines.dispatch import network_class
+from stages.models.mask_rcnn import load_trunk, save_detector
 
 DOWNLOAD = Path("data/download")
 EMBEDDINGS = Path("data/vocabulary/embeddings.safetensors")
@@ -50,7 +51,7 @@ def main() -> None:
             f"{EMBEDDINGS}: {len(embeddings)} embeddings for {len(categories)} base and novel"
             " categories; run `dvc repro vocabulary`"
         )
-    model = MaskRcnn(params.network, embeddings)
+    model = network_class(params.engine)(params.network, embeddings)
     if params.init == "vlm":
         load_trunk(model, VLM)
 

@@ -128,7 +128,7 @@ def picture(image_id: int) -> Picture:
 def make_repository(root: Path, training: dict | None = None) -> None:
     """Write params.yaml and everything that the stages detector and finetune read."""
     training = TRAINING | (training or {})
-    detector = {"init": "vlm", "network": NETWORK, "training": training}
+    detector = {"engine": "torchvision", "init": "vlm", "network": NETWORK, "training": training}
     finetune = FINETUNE | {"training": training | {"frozen": ["classifier"]}}
     params = {"seed": 1, "shards": [0, 1], "detector": detector, "finetune": finetune}
     YAML(typ="safe").dump(params, root / "params.yaml")

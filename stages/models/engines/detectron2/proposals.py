@@ -1,0 +1,86 @@
+"""Backbone and proposal network of the detectron2 engine.
+
+Shape legend: N images, A anchors a cell, H W cells of a level. Boxes are corners in pixels of the
+picture as the network sees it.
+"""
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, Backbone
+from detectron2.modeling.proposal_generator import RPN, RPN_HEAD_REGISTRY, StandardRPNHead
+from detectron2.structures import Boxes, Instances, pairwise_iou
+
+from stages.models.detector_settings import BackboneParams
+from stages.models.pyramid import build_backbone
+from stages.models.region_heads import IGNORED
+
+
+class LevelBackbone(Backbone):
+    """A backbone of stages/models/pyramid.py in detectron2's interface: maps "level0", …"""
+
+    def __init__(self, params: BackboneParams) -> None:
+        super().__init__()
+        self.network = build_backbone(params)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Map normalised pixels (N, 3, H, W) to float32 levels from fine to coarse.
+
+        float32 also under autocast: RoIAlign takes its boxes in the type of the map, and bfloat16
+        knows only every half pixel at 100.
+        """
+        levels = self.network(images).values()
+        return {f"level{k}": level.float() for k, level in enumerate(levels)}
+
+    @property
+    def size_divisibility(self) -> int:
+        """Return what both sides of a batch must be multiples of."""
+        return self.network.strides[-1]
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Return channels and stride of each level."""
+        return {
+            f"level{k}": ShapeSpec(channels=self.network.out_channels, stride=stride)
+            for k, stride in enumerate(self.network.strides)
+        }
+
+
+@BACKBONE_REGISTRY.register()
+def build_level_backbone(config: CfgNode, input_shape: ShapeSpec) -> LevelBackbone:
+    """Return the backbone that `backbone.kind` names; detectron2 calls this."""
+    return LevelBackbone(BackboneParams.model_validate(dict(config.MODEL.OPEN_VOCABULARY.BACKBONE)))
+
+
+@RPN_HEAD_REGISTRY.register()
+class Float32RPNHead(StandardRPNHead):
+    """detectron2's head, whose results stay float32 under autocast: boxes are decoded in them."""
+
+    def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], ...]:
+        """Return objectness logits (N, A, H, W) and deltas (N, 4A, H, W) per level."""
+        logits, deltas = super().forward(features)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class IgnoringRPN(RPN):
+    """detectron2's region proposal network, which also knows boxes to ignore (class -1)."""
+
+    @torch.no_grad()
+    def label_and_sample_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return labels (1, 0, or -1 to leave out) and matched boxes of the anchors per picture."""
+        every, labels, matched = Boxes.cat(anchors), [], []
+        for instances in gt_instances:
+            ignored = instances.gt_classes == IGNORED
+            objects = instances.gt_boxes[~ignored]
+            indices, own = self.anchor_matcher(pairwise_iou(objects, every))
+            if ignored.any():
+                overlap = pairwise_iou(instances.gt_boxes[ignored], every).amax(0)
+                # The matcher's thresholds are -inf, negative_iou, positive_iou, inf.
+                own[(overlap >= self.anchor_matcher.thresholds[1]) & (own == 0)] = -1
+            labels.append(self._subsample_labels(own))
+            matched.append(
+                objects[indices].tensor if len(objects) else torch.zeros_like(every.tensor)
+            )
+        return labels, matched
