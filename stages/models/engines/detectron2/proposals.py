@@ -17,7 +17,7 @@ from stages.models.region_heads import IGNORED
 
 
 class LevelBackbone(Backbone):
-    """A backbone of stages/models/pyramid.py in detectron2's interface: maps "level0", …"""
+    """A backbone of stages/models/pyramid.py in detectron2's interface."""
 
     def __init__(self, params: BackboneParams) -> None:
         super().__init__()
