@@ -180,7 +180,7 @@ def test_heads_do_not_know_classes():
 def test_the_configuration_says_the_params_in_detectron2s_words():
     from stages.models.engines.detectron2.config import make_config
 
-    config = make_config(NetworkParams.model_validate(NETWORK), 2, 8)
+    config = make_config(NetworkParams.model_validate(NETWORK), ["level0"], 2, 8)
     model = YAML(typ="safe").load(config.dump())["MODEL"]
     assert model["RPN"]["BATCH_SIZE_PER_IMAGE"] == NETWORK["proposals"]["anchors_per_image"]
     assert model["ROI_HEADS"]["NMS_THRESH_TEST"] == NETWORK["inference"]["nms_iou"]

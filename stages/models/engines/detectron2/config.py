@@ -5,19 +5,30 @@ in detectron2's own words; the rest is in the node MODEL.OPEN_VOCABULARY. Both e
 same model, so the losses are torchvision's: smooth L1 that is linear from 1/9 on.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
 from stages.common.images import PIXEL_MEAN, PIXEL_STD
 from stages.models.detector_settings import NetworkParams
+from stages.models.engines.detectron2.proposals import Float32RPNHead, IgnoringRPN
+from stages.models.engines.detectron2.regions import OpenVocabularyROIHeads
 
 SMOOTH_L1_BETA = 1 / 9
 SAMPLES = 2  # RoIAlign's, per pooled cell and axis
 
 
-def make_config(params: NetworkParams, num_classes: int, text_width: int) -> CfgNode:
-    """Return the frozen configuration of a detector of `num_classes` texts of `text_width`.
+def make_config(
+    params: NetworkParams, levels: Sequence[str], num_classes: int, text_width: int
+) -> CfgNode:
+    """Return the frozen configuration of a detector, apart from its backbone.
+
+    Args:
+        params: the network.
+        levels: names of the backbone's maps, from fine to coarse.
+        num_classes: texts to classify by.
+        text_width: of their embeddings.
 
     Raises:
         KeyError: this detectron2 lacks a key.
@@ -25,7 +36,6 @@ def make_config(params: NetworkParams, num_classes: int, text_width: int) -> Cfg
     config = get_cfg()
     config.MODEL.OPEN_VOCABULARY = CfgNode(
         {
-            "BACKBONE": params.backbone.model_dump(),
             "CLASSIFIER": params.classifier.model_dump(),
             "TEXT_WIDTH": text_width,
             "CANONICAL_SIDE": params.box_head.canonical_side,
@@ -33,8 +43,8 @@ def make_config(params: NetworkParams, num_classes: int, text_width: int) -> Cfg
     )
     # Unlike attributes, which detectron2 takes under any name, merged keys must exist.
     config.merge_from_other_cfg(CfgNode(_picture_keys(params)))
-    config.merge_from_other_cfg(CfgNode({"MODEL": _proposal_keys(params)}))
-    config.merge_from_other_cfg(CfgNode({"MODEL": _region_keys(params, num_classes)}))
+    config.merge_from_other_cfg(CfgNode({"MODEL": _proposal_keys(params, levels)}))
+    config.merge_from_other_cfg(CfgNode({"MODEL": _region_keys(params, levels, num_classes)}))
     config.freeze()
     return config
 
@@ -53,22 +63,21 @@ def _picture_keys(params: NetworkParams) -> dict[str, Any]:
         "MODEL": {
             "PIXEL_MEAN": list(PIXEL_MEAN),
             "PIXEL_STD": list(PIXEL_STD),
-            "BACKBONE": {"NAME": "build_level_backbone"},
         },
     }
 
 
-def _proposal_keys(params: NetworkParams) -> dict[str, Any]:
+def _proposal_keys(params: NetworkParams, levels: Sequence[str]) -> dict[str, Any]:
     proposals = params.proposals
     return {
         "ANCHOR_GENERATOR": {
             "SIZES": [[side] for side in proposals.anchor_sides],
             "ASPECT_RATIOS": [list(proposals.aspect_ratios)],
         },
-        "PROPOSAL_GENERATOR": {"NAME": "IgnoringRPN"},
+        "PROPOSAL_GENERATOR": {"NAME": IgnoringRPN.__name__},
         "RPN": {
-            "HEAD_NAME": "Float32RPNHead",
-            "IN_FEATURES": _levels(params),
+            "HEAD_NAME": Float32RPNHead.__name__,
+            "IN_FEATURES": list(levels),
             "IOU_THRESHOLDS": [proposals.negative_iou, proposals.positive_iou],
             "BATCH_SIZE_PER_IMAGE": proposals.anchors_per_image,
             "POSITIVE_FRACTION": proposals.positive_fraction,
@@ -82,13 +91,13 @@ def _proposal_keys(params: NetworkParams) -> dict[str, Any]:
     }
 
 
-def _region_keys(params: NetworkParams, num_classes: int) -> dict[str, Any]:
+def _region_keys(params: NetworkParams, levels: Sequence[str], num_classes: int) -> dict[str, Any]:
     head, mask, inference = params.box_head, params.mask_head, params.inference
     return {
         "MASK_ON": True,
         "ROI_HEADS": {
-            "NAME": "OpenVocabularyROIHeads",
-            "IN_FEATURES": _levels(params),
+            "NAME": OpenVocabularyROIHeads.__name__,
+            "IN_FEATURES": list(levels),
             "NUM_CLASSES": num_classes,
             "IOU_THRESHOLDS": [head.positive_iou],
             "BATCH_SIZE_PER_IMAGE": head.regions_per_image,
@@ -114,7 +123,3 @@ def _region_keys(params: NetworkParams, num_classes: int) -> dict[str, Any]:
             "CLS_AGNOSTIC_MASK": True,
         },
     }
-
-
-def _levels(params: NetworkParams) -> list[str]:
-    return [f"level{k}" for k in range(len(params.proposals.anchor_sides))]

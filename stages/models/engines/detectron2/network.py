@@ -11,19 +11,17 @@ Frames as in stages.models.mask_rcnn; targets as in stages.models.region_heads.
 from collections.abc import Sequence
 
 import torch
-from detectron2.modeling import build_backbone, build_proposal_generator, build_roi_heads
+from detectron2.modeling import build_proposal_generator, build_roi_heads
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from stages.models.detector_settings import NetworkParams, Part
-from stages.models.engines.detectron2 import proposals, regions
 from stages.models.engines.detectron2.config import make_config
+from stages.models.engines.detectron2.proposals import LevelBackbone
 from stages.models.mask_rcnn import Prediction, in_picture
 from stages.models.region_heads import IGNORED, Targets
-
-REGISTERED = (proposals, regions)  # what the configuration names is found in these modules
 
 
 class Network(nn.Module):
@@ -35,10 +33,11 @@ class Network(nn.Module):
         """Build with fresh weights for classes with text embeddings float32 (C, D)."""
         super().__init__()
         self.params = params
-        config = make_config(params, *embeddings.shape)
-        self.backbone = build_backbone(config)
-        self.proposals = build_proposal_generator(config, self.backbone.output_shape())
-        self.regions = build_roi_heads(config, self.backbone.output_shape())
+        self.backbone = LevelBackbone(params.backbone)
+        levels = self.backbone.output_shape()
+        config = make_config(params, list(levels), *embeddings.shape)
+        self.proposals = build_proposal_generator(config, levels)
+        self.regions = build_roi_heads(config, levels)
         self.regions.box_predictor.classifier.embeddings = embeddings.clone()
         self.transform = GeneralizedRCNNTransform(
             config.INPUT.MIN_SIZE_TEST,

@@ -5,9 +5,8 @@ picture as the network sees it.
 """
 
 import torch
-from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, PROPOSAL_GENERATOR_REGISTRY, Backbone
+from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, Backbone
 from detectron2.modeling.proposal_generator import RPN, RPN_HEAD_REGISTRY, StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
@@ -43,12 +42,6 @@ class LevelBackbone(Backbone):
             f"level{k}": ShapeSpec(channels=self.network.out_channels, stride=stride)
             for k, stride in enumerate(self.network.strides)
         }
-
-
-@BACKBONE_REGISTRY.register()
-def build_level_backbone(config: CfgNode, input_shape: ShapeSpec) -> LevelBackbone:
-    """Return the backbone that `backbone.kind` names; detectron2 calls this."""
-    return LevelBackbone(BackboneParams.model_validate(dict(config.MODEL.OPEN_VOCABULARY.BACKBONE)))
 
 
 @RPN_HEAD_REGISTRY.register()
