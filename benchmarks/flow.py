@@ -224,7 +224,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="that each command waits")
     parser.add_argument("--shards", type=int, nargs="*", default=[16, 64, 256])
     parser.add_argument("--agent-shards", type=int, default=8)
-    parser.add_argument("--agent-seconds", type=float, default=10.0, help="each command waits there")
+    parser.add_argument(
+        "--agent-seconds", type=float, default=10.0, help="each command waits there"
+    )
     parser.add_argument("--real", action="store_true", help="the real stages; takes hours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ovis-benchmark-") as folder:

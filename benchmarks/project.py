@@ -103,7 +103,8 @@ def copy_definition(root: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=ignored)
     (root / ".dvc").mkdir()
-    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config", "prefect.yaml"):
+    names = ("dvc.yaml", "params.yaml", "prefect.yaml", ".gitignore", ".dvcignore", ".dvc/config")
+    for name in names:
         shutil.copy(REPOSITORY / name, root / name)
     _git(root, "init", "-q")
 

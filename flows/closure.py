@@ -20,7 +20,11 @@ DVC_FILE = "dvc.yaml"
 MODULE_COMMAND = re.compile(rf"python -m ({PACKAGE}(?:\.\w+)+)")
 # What the functions of stages/common/params.py read; the first takes the section's name.
 SECTION_READER = "read_section"
-KEY_READERS = {"read_seed": "seed", "read_shards": "shards"}
+KEY_READERS = {
+    "read_seed": "seed",
+    "read_shards": "shards",
+    "read_exactness": "deterministic",
+}
 WHOLE_READER = "read_params"
 READERS_HOME = f"{PACKAGE}/common/params.py"
 

@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 PARAMS = "params.yaml"
 PROFILES = Path("experiments")
 EXTENDS = "extends"
+KIND = "kind"  # of a mapping whose other keys depend on it
 
 
 def apply_profile(root: Path, name: str) -> list[str]:
@@ -45,7 +46,7 @@ def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Return both overlays as one; where both change a value, the upper one counts."""
     joined = lower | upper
     for key in lower.keys() & upper.keys():
-        if isinstance(lower[key], dict) and isinstance(upper[key], dict):
+        if isinstance(lower[key], dict) and not _replaces(lower[key], upper[key]):
             joined[key] = _join(dict(lower[key]), upper[key])
     return joined
 
@@ -53,7 +54,8 @@ def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> list[str]:
     """Write the changed values into the file, whole or not at all; return them in words.
 
-    A mapping is merged key by key; any other value, a list too, takes the place of the old one.
+    A mapping is merged key by key, but one of another `kind` takes the place of the old one, as any
+    other value does, a list too.
 
     Raises:
         ValueError: a key of `changes` that the file does not have, or a section where it has a
@@ -94,14 +96,21 @@ def _merge(content: Any, changes: Any, source: str, target: str, prefix: str) ->
         if isinstance(old, dict) != isinstance(value, dict):
             what = "a section" if isinstance(old, dict) else f"a value ({old!r})"
             raise ValueError(f"{source}: {dotted}: {target} has {what} here, found {value!r}")
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not _replaces(old, value):
             yield from _merge(old, value, source, target, f"{dotted}.")
         elif old != value:
             content[key] = value
             yield f"{dotted}: {_plain(old)} → {_plain(value)}"
 
 
+def _replaces(old: Any, new: Any) -> bool:
+    """Say whether `new` takes the place of `old`: mappings of one kind have keys in common."""
+    return not isinstance(new, dict) or new.get(KIND, old.get(KIND)) != old.get(KIND)
+
+
 def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
     return list(value) if isinstance(value, list) else value
 
 

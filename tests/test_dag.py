@@ -21,6 +21,7 @@ BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels det
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
 ENGINE_DEP = "stages/models/engines/${detector.engine}"
 ENGINE_CALL = re.compile(r"\b(load_detector|network_class)\(")
+NO_SECTION = {"seed", "shards", "deterministic"}
 NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
 PACKAGES_OF_CLAIMS = {"rpn", "true_masks", "wsddn"}  # others run a stage differently
 
@@ -100,7 +101,7 @@ def test_every_data_input_is_made_by_a_stage(graph):
 def test_one_name_in_five_places(content):
     claims = YAML(typ="safe").load(ROOT / "claims/dvc.yaml")["stages"]
     stages = set(content["stages"]) | (set(claims) & PACKAGES_OF_CLAIMS)
-    sections = set(YAML(typ="safe").load(ROOT / "params.yaml")) - {"seed", "shards"}
+    sections = set(YAML(typ="safe").load(ROOT / "params.yaml")) - NO_SECTION
     packages = {path.parent.name for path in (ROOT / "stages").glob("*/__init__.py")} - NO_STAGE
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/stages").glob("test_*.py")}
     assert packages == stages

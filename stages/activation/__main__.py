@@ -13,8 +13,10 @@ from stages.activation.rounds import iterate_masking
 from stages.activation.targets import find_targets
 from stages.common.captions import MentionFinder, read_captions
 from stages.common.categories import ALL_SPLITS, read_categories
+from stages.common.devices import prepare_device, send
 from stages.common.images import Picture, count_pictures, normalise_pixels, read_pictures
-from stages.common.params import read_section
+from stages.common.params import read_exactness, read_section
+from stages.common.prefetch import prefetch
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.storage import write_tensors
@@ -29,7 +31,9 @@ def main(shard: str) -> None:
     """Run the stage for one shard."""
     params = read_section("activation", ActivationParams)
     make_deterministic(0, "activation", threads=1)
+    device = prepare_device(read_exactness())
     model, tokenizer = load_vlm(MODEL)
+    model.to(device)
     if params.fusion_layer >= model.fusion_depth - 1:
         raise ValueError(
             f"params.yaml: activation.fusion_layer: {params.fusion_layer} is too high: the last of"
@@ -41,20 +45,23 @@ def main(shard: str) -> None:
 
     image_ids, category_ids, maps, scores = [], [], [], []
     total = count_pictures(pictures)
-    for batch in _batches(track(read_pictures(pictures), "activation", total), params.batch_size):
+    batches = _batches(track(read_pictures(pictures), "activation", total), params.batch_size)
+
+    def prepare(batch: list[Picture]) -> tuple[list[Picture], torch.Tensor]:
+        squares = [_square(picture.decode(), params.image_size) for picture in batch]
+        return batch, send(normalise_pixels(np.stack(squares)), device)
+
+    for batch, images in prefetch(prepare, batches, ahead=2):
         targets, classes = find_targets(
             [captions.get(picture.image_id, []) for picture in batch], finder, tokenizer
         )
         if not classes:
             continue  # counted below: images without a target
-        images = normalise_pixels(
-            np.stack([_square(picture.decode(), params.image_size) for picture in batch])
-        )
-        batch_maps, batch_scores = iterate_masking(model, images, targets, params)
+        batch_maps, batch_scores = iterate_masking(model, images, targets.to(device), params)
         image_ids += [batch[row].image_id for row in targets.image.tolist()]
         category_ids += classes
-        maps.append(batch_maps.half())
-        scores.append(batch_scores)
+        maps.append(batch_maps.half().cpu())
+        scores.append(batch_scores.cpu())
     without = total - len(set(image_ids))
     if without > params.max_skipped_fraction * total:
         raise ValueError(

@@ -28,6 +28,10 @@ class Targets:
     image: torch.Tensor
     weights: torch.Tensor
 
+    def to(self, device: torch.device) -> "Targets":
+        """Return the same on `device`."""
+        return Targets(*(part.to(device) for part in (self.tokens, self.image, self.weights)))
+
 
 def iterate_masking(
     model: VisionLanguageModel, images: torch.Tensor, targets: Targets, params: ActivationParams
@@ -50,7 +54,7 @@ def iterate_masking(
     views, tokens, rows = images, targets.tokens, targets.image
     united: torch.Tensor | None = None
     maps, scores = [], []
-    hidden = torch.zeros(len(views), 1, *images.shape[2:], dtype=torch.bool)
+    hidden = torch.zeros(len(views), 1, *images.shape[2:], dtype=torch.bool, device=images.device)
     for round_index in range(params.rounds + 1):
         phi, score = token_activation(model, views, tokens, params.fusion_layer)
         found = normalise_maps((phi[rows] * targets.weights[..., None, None]).sum((1, 2)))
@@ -66,7 +70,7 @@ def iterate_masking(
             break
         if own_copy and round_index == 0:
             views, tokens, hidden = views[rows], tokens[rows], hidden[rows]
-            rows = torch.arange(len(rows))
+            rows = torch.arange(len(rows), device=rows.device)
         hidden = hidden | _activated(found, rows, len(views), images.shape[2:], params)
         mean = views.mean((1, 2, 3), keepdim=True)
         views = torch.where(hidden, mean, views)
@@ -77,7 +81,7 @@ def _nearness(found: torch.Tensor, reach: float) -> torch.Tensor:
     """Return weights (T, h, w) in [0, 1]: the map blurred by `reach` cells; 1 if reach is 0."""
     if reach == 0:
         return torch.ones_like(found)
-    offsets = torch.arange(-round(4 * reach), round(4 * reach) + 1)
+    offsets = torch.arange(-round(4 * reach), round(4 * reach) + 1, device=found.device)
     kernel = torch.exp(-0.5 * (offsets / reach) ** 2)
     kernel = kernel / kernel.sum()
     maps, margin = found[:, None], len(offsets) // 2
@@ -99,7 +103,7 @@ def _activated(
     params: ActivationParams,
 ) -> torch.Tensor:
     """Return which pixels of the views to hide, bool (views, 1, H, W)."""
-    evidence = torch.zeros(num_views, *found.shape[1:]).index_add_(0, rows, found)
+    evidence = found.new_zeros(num_views, *found.shape[1:]).index_add_(0, rows, found)
     pixels = functional.interpolate(
         normalise_maps(evidence)[:, None], tuple(image_hw), mode="bilinear", align_corners=False
     )

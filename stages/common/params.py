@@ -1,13 +1,15 @@
 """Read one section of params.yaml into its frozen pydantic model, once, at the stage's boundary."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 PARAMS_FILE = Path("params.yaml")
+
+Exactness = Literal["bytes", "device", "band"]  # see stages.common.devices.prepare_device
 
 
 class Section(BaseModel):
@@ -61,6 +63,17 @@ def read_seed(path: Path = PARAMS_FILE) -> int:
     return seed
 
 
+def read_exactness(path: Path = PARAMS_FILE) -> Exactness:
+    """Return how exact results have to be, the key `deterministic`."""
+    exactness = read_params(path).get("deterministic")
+    if exactness not in get_args(Exactness):
+        raise ValueError(
+            f"{path}: deterministic: expected one of {', '.join(get_args(Exactness))},"
+            f" found {exactness!r}"
+        )
+    return exactness
+
+
 def read_shards(path: Path = PARAMS_FILE) -> list[int]:
     """Return the experiment's shard indices, in the order of params.yaml."""
     shards = read_params(path).get("shards")
@@ -77,16 +90,21 @@ def _explain(error: ValidationError, name: str, model: type[Section], path: Path
         line = f"{path}: {key}: {item['msg']}"
         if item["type"] == "extra_forbidden":
             line += f"; allowed keys: {sorted(_fields_at(model, item['loc'][:-1]))}"
-        elif item["type"] != "missing":
+        elif item["type"] != "missing" and not isinstance(item["input"], dict):
             line += f", found {item['input']!r}"
         lines.append(line)
     return "\n".join(lines)
 
 
 def _fields_at(model: type[BaseModel], location: tuple) -> dict:
+    choices: tuple = (model,)
     for key in location:
-        inner = model.model_fields[key].annotation if key in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return {}
-        model = inner
-    return model.model_fields
+        if len(choices) > 1:  # of a union that `kind` tells apart; pydantic's next key is the kind
+            choices = tuple(
+                m for m in choices if key in get_args(m.model_fields["kind"].annotation)
+            )
+            continue
+        field = choices[0].model_fields.get(key) if choices else None
+        inner = (get_args(field.annotation) or (field.annotation,)) if field else ()
+        choices = tuple(m for m in inner if isinstance(m, type) and issubclass(m, BaseModel))
+    return choices[0].model_fields if choices else {}

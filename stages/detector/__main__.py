@@ -13,14 +13,17 @@ from stages.common.categories import read_categories
 from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
-from stages.common.images import read_pictures
-from stages.common.params import read_section, read_seed, read_shards
+from stages.common.devices import choose_device, prepare_device
+from stages.common.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.processes import process_index, run_in_processes
 from stages.common.seeding import make_deterministic
 from stages.common.storage import read_tensors, write_json
+from stages.common.stored_pictures import StoredPictures
 from stages.detector.params import DetectorParams
 from stages.models.detector_training import train_detector, training_metrics
 from stages.models.engines.dispatch import network_class
-from stages.models.mask_rcnn import load_trunk, save_detector
+from stages.models.initial_weights import load_start
+from stages.models.mask_rcnn import save_detector
 
 DOWNLOAD = Path("data/download")
 EMBEDDINGS = Path("data/vocabulary/embeddings.safetensors")
@@ -39,12 +42,13 @@ def main() -> None:
     params, seed = read_section(options.section, DetectorParams), read_seed()
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
     make_deterministic(seed, "detector")
+    device = prepare_device(read_exactness())
 
     categories = read_categories(DOWNLOAD / "categories.json")
     every = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
     labels = {category.id: k + 1 for k, category in enumerate(categories)}
     annotations = read_annotations(options.annotations, labels, [c.id for c in every])
-    pictures = label_pictures(read_pictures(*shards), annotations, labels, options.annotations)
+    pictures = label_pictures(StoredPictures(*shards), annotations, labels, options.annotations)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
     if len(embeddings) != len(categories):
         raise ValueError(
@@ -52,14 +56,16 @@ def main() -> None:
             " categories; run `dvc repro vocabulary`"
         )
     model = network_class(params.engine)(params.network, embeddings)
-    if params.init == "vlm":
-        load_trunk(model, VLM)
+    started_from = load_start(model, params, VLM, options.section)
 
+    model.to(device)
     inputs = [options.annotations, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
-    inputs += [VLM] if params.init == "vlm" else []
+    inputs += started_from
     checkpoint = Checkpoint(fingerprint([params.model_dump(), seed], inputs))
     curve = Curve(every=20)
     train_detector(model, pictures, params.training, seed, curve, checkpoint=checkpoint)
+    if process_index() > 0:
+        return  # the first process writes
     save_detector(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
     metrics = training_metrics(model, pictures, annotations, curve)
@@ -68,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_in_processes("stages.detector.__main__", choose_device(read_exactness()))

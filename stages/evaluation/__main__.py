@@ -15,11 +15,12 @@ from pathlib import Path
 
 from stages.common.categories import ALL_SPLITS, read_categories
 from stages.common.coco import group_by_image
+from stages.common.devices import prepare_device
 from stages.common.ground_truth import SKIPPED, is_annotated
 from stages.common.images import count_pictures, read_pictures
 from stages.common.montage import write_png
 from stages.common.outlines import ignore_unoutlined
-from stages.common.params import read_section, read_seed, read_shards
+from stages.common.params import read_exactness, read_section, read_seed, read_shards
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic, numpy_generator
 from stages.common.storage import read_json, write_json, write_rows
@@ -45,6 +46,7 @@ def main() -> None:
     models, output, training_model = _read_arguments()
     params, seed = read_section("evaluation", EvaluationParams), read_seed()
     make_deterministic(seed, "evaluation")
+    device = prepare_device(read_exactness())
     categories = read_categories(DOWNLOAD / "categories.json")
     path = DOWNLOAD / f"ground_truth/{params.split}.json"
     truth, annotated = read_json(path), is_annotated(path)
@@ -59,7 +61,7 @@ def main() -> None:
         if weights.suffix == ".json":
             found = share_out(read_json(weights), trials)
         else:
-            predictor = partial(predict, load_detector(weights))
+            predictor = partial(predict, load_detector(weights).to(device))
             pictures = track(read_pictures(shard), f"evaluation, {name}", count_pictures(shard))
             found = detect(predictor, pictures, trials, params)
         detections[name] = found[0]

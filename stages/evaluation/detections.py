@@ -6,6 +6,7 @@ from itertools import islice
 import numpy as np
 
 from stages.common.images import Picture
+from stages.common.prefetch import prefetch
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial
 from stages.models.mask_rcnn import Prediction
@@ -37,8 +38,9 @@ def detect(
     vocabularies = [trial.class_indices for trial in trials]
     found: list[list[dict]] = [[] for _ in trials]
     needed, category_ids = set(image_ids[0]), [category.id for category in trials[0].categories]
-    for batch in in_batches(picture for picture in pictures if picture.image_id in image_ids[0]):
-        predictions = predict([picture.decode() for picture in batch], vocabularies)
+    wanted = (picture for picture in pictures if picture.image_id in image_ids[0])
+    for batch, images in decoded_batches(wanted):
+        predictions = predict(images, vocabularies)
         for trial, per_image in enumerate(predictions):
             for picture, prediction in zip(batch, per_image, strict=True):
                 if picture.image_id in image_ids[trial]:
@@ -72,8 +74,10 @@ def share_out(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dic
     return found
 
 
-def in_batches(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
-    """Yield the pictures in lists of `BATCH`."""
+def decoded_batches(
+    pictures: Iterable[Picture],
+) -> Iterator[tuple[list[Picture], list[np.ndarray]]]:
+    """Yield the pictures in lists of `BATCH`, decoded in the background."""
     source = iter(pictures)
-    while batch := list(islice(source, BATCH)):
-        yield batch
+    batches = iter(lambda: list(islice(source, BATCH)), [])
+    yield from prefetch(lambda batch: (batch, [p.decode() for p in batch]), batches, ahead=2)

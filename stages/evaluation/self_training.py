@@ -12,7 +12,7 @@ import numpy as np
 from stages.common.categories import Category
 from stages.common.coco import Instances, best_mask_iou, make_instances
 from stages.common.images import Picture
-from stages.evaluation.detections import Predict, in_batches
+from stages.evaluation.detections import Predict, decoded_batches
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import in_group
 from stages.models.results import to_results
@@ -54,8 +54,8 @@ def measure_training_objects(
     rows = []
     vocabularies = [list(range(len(categories)))]
     category_ids = [category.id for category in categories]
-    for batch in in_batches(pictures):
-        (predictions,) = predict([picture.decode() for picture in batch], vocabularies)
+    for batch, images in decoded_batches(pictures):
+        (predictions,) = predict(images, vocabularies)
         for picture, prediction in zip(batch, predictions, strict=True):
             image_id = picture.image_id
             results = to_results(

@@ -14,11 +14,13 @@ from stages.common.categories import read_categories
 from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
+from stages.common.devices import choose_device, prepare_device
 from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.images import read_pictures
-from stages.common.params import read_section, read_seed, read_shards
+from stages.common.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.processes import process_index, run_in_processes
 from stages.common.seeding import make_deterministic
 from stages.common.storage import replace_file, write_json
+from stages.common.stored_pictures import StoredPictures
 from stages.finetune.blending import blend
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
@@ -48,8 +50,10 @@ def main() -> None:
     params, seed = read_section(options.section, FinetuneParams), read_seed()
     shards = [Path(f"data/download/images/train/{shard}.parquet") for shard in read_shards()]
     make_deterministic(seed, "finetune")
+    device = prepare_device(read_exactness())
     if not is_annotated(ANNOTATIONS):
-        keep_detector(options.output)
+        if process_index() == 0:
+            keep_detector(options.output)
         return
 
     categories = read_categories(CATEGORIES)
@@ -59,8 +63,8 @@ def main() -> None:
     vocabulary = base if params.vocabulary == "base" else list(range(len(categories)))
     labels = {categories[k].id: vocabulary.index(k) + 1 for k in base}
     annotations = read_annotations(ANNOTATIONS, labels, [c.id for c in every])
-    pictures = label_pictures(read_pictures(*shards), annotations, labels, ANNOTATIONS)
-    model = load_detector(DETECTOR)
+    pictures = label_pictures(StoredPictures(*shards), annotations, labels, ANNOTATIONS)
+    model = load_detector(DETECTOR).to(device)
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
     name = fingerprint([params.model_dump(), seed], [DETECTOR, ANNOTATIONS, CATEGORIES, *shards])
@@ -72,6 +76,8 @@ def main() -> None:
     train_detector(
         model, pictures, params.training, seed, curve, vocabulary, checkpoint, what="finetune"
     )
+    if process_index() > 0:
+        return  # the first process writes
     blend(model, start, params.kept_share)
     save_detector(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
@@ -82,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_in_processes("stages.finetune.__main__", choose_device(read_exactness()))

@@ -7,9 +7,10 @@ import numpy as np
 
 from stages.common.activation_maps import pixel_maps
 from stages.common.boxes import xyxy_to_xywh
+from stages.common.devices import prepare_device
 from stages.common.images import read_pictures
 from stages.common.masks import encode_mask
-from stages.common.params import read_section, read_seed
+from stages.common.params import read_exactness, read_section, read_seed
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic, torch_generator
 from stages.common.storage import read_table, read_tensors, write_json
@@ -27,6 +28,7 @@ def main(shard: str) -> None:
     """Run the stage for one shard."""
     params, seed = read_section("masks", MasksParams), read_seed()
     make_deterministic(seed, "masks", threads=1)
+    device = prepare_device(read_exactness())
     table = read_table(BOXES / f"{shard}.parquet")
     found, _ = read_tensors(ACTIVATION / f"{shard}.safetensors")
     cells = found["maps"][:, -1 if params.activation_round == "last" else 0].float().numpy()
@@ -39,7 +41,7 @@ def main(shard: str) -> None:
     waiting: list[tuple[np.ndarray, tuple[int, int], Crops]] = []
 
     def finish() -> None:
-        crops = join_crops([crops for _, _, crops in waiting])
+        crops = join_crops([crops for _, _, crops in waiting]).to(device)
         logits = segment_crops(crops, params, torch_generator(seed, "masks"))
         rows = np.concatenate([rows for rows, _, _ in waiting])
         sizes = [image_hw for rows, image_hw, _ in waiting for _ in rows]

@@ -24,9 +24,9 @@ def cut_crops(image: torch.Tensor, widened_xyxy: torch.Tensor, size: int) -> tor
     return roi_align(image[None], rows, size, sampling_ratio=2, aligned=True)
 
 
-def inside_box(size: int, context: float) -> torch.Tensor:
+def inside_box(size: int, context: float, device: torch.device | None = None) -> torch.Tensor:
     """Return bool (S, S): the crop's pixels that lie in the box itself."""
-    place = (torch.arange(size) + 0.5) / size * (1 + 2 * context) - context
+    place = (torch.arange(size, device=device) + 0.5) / size * (1 + 2 * context) - context
     within = (place > 0) & (place < 1)
     return within[:, None] & within[None, :]
 
@@ -56,8 +56,9 @@ def label_pixels(
         chosen = _highest(within, wanted)
     else:
         active = within >= within.mean(1, keepdim=True)
-        draw = torch.rand(1, count, generator=generator)  # one for all: no mask depends on others
-        chosen = _highest(draw + active, wanted) & active
+        # One draw for all, so that no mask depends on others.
+        draw = torch.rand(1, count, generator=generator, device=generator.device)
+        chosen = _highest(draw.to(within.device) + active, wanted) & active
     foreground = torch.zeros_like(activation, dtype=torch.bool)
     foreground[:, inside] = chosen
     if params.background == "least_activated":
@@ -86,7 +87,7 @@ def network_input(crops: torch.Tensor, params: MasksParams) -> torch.Tensor:
     """Return the crops (K, C, S, S), with two channels of pixel coordinates if params say so."""
     if not params.coordinates:
         return crops
-    ramp = torch.linspace(-1, 1, crops.shape[-1])
+    ramp = torch.linspace(-1, 1, crops.shape[-1], device=crops.device)
     rows, columns = torch.meshgrid(ramp, ramp, indexing="ij")
     grid = torch.stack([columns, rows]).expand(len(crops), -1, -1, -1)
     return torch.cat([crops, grid], dim=1)

@@ -17,18 +17,19 @@ def init_weights(
 
     The same start for all makes an object's mask independent of the batch it is trained in.
     """
+    device = generator.device
 
     def draw(outputs: int, fan_in: int) -> torch.Tensor:
-        weights = torch.randn(1, outputs, fan_in, generator=generator) * (2 / fan_in) ** 0.5
-        return weights.repeat(objects, 1, 1)
+        weights = torch.randn(1, outputs, fan_in, generator=generator, device=device)
+        return (weights * (2 / fan_in) ** 0.5).repeat(objects, 1, 1)
 
     return {
         "weight1": draw(channels, inputs * 9),
-        "bias1": torch.zeros(objects, channels, 1),
+        "bias1": torch.zeros(objects, channels, 1, device=device),
         "weight2": draw(channels, channels * 9),
-        "bias2": torch.zeros(objects, channels, 1),
+        "bias2": torch.zeros(objects, channels, 1, device=device),
         "weight3": draw(1, channels),
-        "bias3": torch.zeros(objects, 1, 1),
+        "bias3": torch.zeros(objects, 1, 1, device=device),
     }
 
 
@@ -96,9 +97,8 @@ def train_networks(
     """
     size = inputs.shape[-1]
     columns = functional.unfold(inputs, 3, padding=1)
-    weights = init_weights(len(inputs), inputs.shape[1], channels, generator)
-    for tensor in weights.values():
-        tensor.requires_grad_()
+    start = init_weights(len(inputs), inputs.shape[1], channels, generator)
+    weights = {name: drawn.to(inputs.device).requires_grad_() for name, drawn in start.items()}
     optimizer = torch.optim.Adam(list(weights.values()), learning_rate)
     for _ in range(steps):
         loss = seed_loss(

@@ -24,6 +24,10 @@ class Crops:
     activation: torch.Tensor  # (K, S, S)
     boxes_xyxy: np.ndarray  # (K, 4)
 
+    def to(self, device: torch.device) -> "Crops":
+        """Return the same on `device`."""
+        return Crops(self.pixels.to(device), self.activation.to(device), self.boxes_xyxy)
+
 
 def make_crops(
     image: np.ndarray, activation: np.ndarray, boxes_xyxy: np.ndarray, params: MasksParams
@@ -65,10 +69,10 @@ def segment_crops(crops: Crops, params: MasksParams, generator: torch.Generator)
     if params.method == "box":
         return np.ones(crops.activation.shape, np.float32)
     if params.method == "threshold":
-        return (crops.activation - params.threshold).numpy()
-    inside = inside_box(params.crop_size, params.context)
+        return (crops.activation - params.threshold).cpu().numpy()
+    inside = inside_box(params.crop_size, params.context, crops.activation.device)
     foreground, background = label_pixels(crops.activation, inside, params.seeds, generator)
-    return train_networks(
+    logits = train_networks(
         network_input(crops.pixels, params),
         foreground,
         background,
@@ -78,7 +82,8 @@ def segment_crops(crops: Crops, params: MasksParams, generator: torch.Generator)
         params.learning_rate,
         params.self_training,
         generator,
-    ).numpy()
+    )
+    return logits.cpu().numpy()
 
 
 def paste_mask(

@@ -185,6 +185,11 @@ class Albef(nn.Module):
                 linear.bias.zero_()
 
     @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.image_class.device
+
+    @property
     def fusion_depth(self) -> int:
         """The number of fusion layers."""
         return len(self.fusion_layers)

@@ -19,7 +19,7 @@ class ClipTextEncoder:
 
     words = ()
 
-    def __init__(self, reference: str) -> None:
+    def __init__(self, reference: str, device: torch.device | None = None) -> None:
         """Load from a folder in hub format, or from the hub's cache by the model's name.
 
         Raises:
@@ -42,7 +42,7 @@ class ClipTextEncoder:
                 f" the model {words}; its vocab.json and merges.txt, or its tokenizer.json, are"
                 " missing or of another model"
             )
-        self._model.eval().requires_grad_(False)
+        self._model.eval().requires_grad_(False).to(device)
 
     def knows(self, name: str) -> bool:
         """Return True: there is no unknown word."""
@@ -64,5 +64,5 @@ class ClipTextEncoder:
                 max_length=limit,
                 return_tensors="pt",
             )
-            features.append(self._model(**tokens).text_embeds)
+            features.append(self._model(**tokens.to(self._model.device)).text_embeds)
         return torch.cat(features)

@@ -3,23 +3,45 @@
 The stages `detector` and `finetune` put these models into their sections of params.yaml.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common.params import Section
 
 Part = Literal["trunk", "pyramid", "proposals", "box_head", "classifier", "box_deltas", "mask_head"]
 
 
-class BackboneParams(Section):
-    """The pyramid's bottom-up network; `kind` picks its builder in stages/models/pyramid.py."""
+class TrunkParams(Section):
+    """The small VLM's trunk under a feature pyramid of three levels."""
 
     kind: Literal["trunk"]
     stem_width: int = Field(ge=4)
     width: int = Field(ge=8)
     residual_blocks: int = Field(ge=0)
     pyramid_width: int = Field(ge=8)
+
+
+class Resnet50FpnParams(Section):
+    """ResNet-50 under a feature pyramid of five levels."""
+
+    kind: Literal["resnet50_fpn"]
+    pyramid_width: int = Field(ge=8)
+    frozen_stages: int = Field(ge=0, le=5)
+
+
+class Resnet50C4Params(Section):
+    """ResNet-50 up to its fourth stage; the fifth sees each region by itself."""
+
+    kind: Literal["resnet50_c4"]
+    frozen_stages: int = Field(ge=0, le=4)
+
+
+# `kind` picks the builder in stages/models/backbones.py.
+BackboneParams = Annotated[
+    TrunkParams | Resnet50FpnParams | Resnet50C4Params, Field(discriminator="kind")
+]
+PYRAMID_LEVELS = {"trunk": 3, "resnet50_fpn": 5}
 
 
 class ResizeParams(Section):
@@ -32,7 +54,7 @@ class ResizeParams(Section):
 class ProposalParams(Section):
     """Region proposal network."""
 
-    anchor_sides: list[float] = Field(min_length=3, max_length=3)
+    anchor_sides: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
     aspect_ratios: list[float] = Field(min_length=1)
     positive_iou: float = Field(gt=0, le=1)
     negative_iou: float = Field(gt=0, le=1)
@@ -68,7 +90,7 @@ class MaskHeadParams(Section):
 
     pooled_side: int = Field(ge=1)
     channels: int = Field(ge=4)
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=0)
 
 
 class InferenceParams(Section):
@@ -90,6 +112,57 @@ class NetworkParams(Section):
     mask_head: MaskHeadParams
     inference: InferenceParams
 
+    @model_validator(mode="after")
+    def _one_anchor_side_per_level(self) -> "NetworkParams":
+        sides = len(self.proposals.anchor_sides)
+        levels = PYRAMID_LEVELS.get(self.backbone.kind, sides)
+        if sides != levels:
+            raise ValueError(
+                f"proposals.anchor_sides: has {sides} sides, but backbone.kind"
+                f" {self.backbone.kind} has {levels} levels; give one side per level"
+            )
+        return self
+
+
+class ImagenetParams(Section):
+    """A file with torchvision's ImageNet weights of ResNet-50."""
+
+    weights: str | None
+    sha256: str | None
+
+
+class StartParams(Section):
+    """The network and where its backbone starts from."""
+
+    init: Literal["vlm", "random", "imagenet"]
+    imagenet: ImagenetParams
+    network: NetworkParams
+
+    @model_validator(mode="after")
+    def _init_fits_the_backbone(self) -> "StartParams":
+        backbone = self.network.backbone
+        if self.init == "vlm" and backbone.kind != "trunk":
+            raise ValueError(
+                f"init: vlm has no weights for network.backbone.kind {backbone.kind}; set init to"
+                " imagenet or random, or the kind to trunk"
+            )
+        if self.init == "imagenet" and backbone.kind == "trunk":
+            raise ValueError(
+                "init: there are no ImageNet weights for network.backbone.kind trunk; set init to"
+                " vlm or random, or the kind to resnet50_fpn or resnet50_c4"
+            )
+        if self.init == "imagenet" and self.imagenet.weights is None:
+            raise ValueError(
+                "imagenet.weights: is null, but init asks for it; set the path of torchvision's"
+                " resnet50-*.pth, or init to random"
+            )
+        if self.init == "random" and getattr(backbone, "frozen_stages", 0):
+            raise ValueError(
+                "network.backbone.frozen_stages: would keep random weights as they are; set it to"
+                " 0, or init to imagenet"
+            )
+        return self
+
 
 class LossWeights(Section):
     """Factors of the five losses in the sum."""
@@ -101,11 +174,47 @@ class LossWeights(Section):
     mask: float = Field(ge=0)
 
 
+class AdamWParams(Section):
+    """Adam with decoupled weight decay."""
+
+    kind: Literal["adamw"]
+
+
+class SgdParams(Section):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"]
+    momentum: float = Field(ge=0, lt=1)
+
+
+class CosineParams(Section):
+    """Half a cosine over all steps."""
+
+    kind: Literal["cosine"]
+
+
+class StepDecayParams(Section):
+    """The rate times `factor` from each of the steps `at` on; warm-up begins at `warmup_from`."""
+
+    kind: Literal["steps"]
+    at: list[Annotated[int, Field(ge=1)]]
+    factor: float = Field(gt=0, lt=1)
+    warmup_from: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "StepDecayParams":
+        if self.at != sorted(set(self.at)):
+            raise ValueError(f"at: expected rising steps, found {self.at}")
+        return self
+
+
 class TrainingParams(Section):
-    """One run of training."""
+    """One run of training; `kind` picks the builder in stages/models/solver.py."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    optimizer: Annotated[AdamWParams | SgdParams, Field(discriminator="kind")]
+    schedule: Annotated[CosineParams | StepDecayParams, Field(discriminator="kind")]
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)

@@ -1,11 +1,11 @@
 """Training of the detector, the same for pseudo-labels and for fine-tuning on base annotations.
 
 Step k draws its pictures, their augmentation and torchvision's samples from (seed, k) alone, so a
-resumed run repeats an uninterrupted one exactly.
+resumed run repeats an uninterrupted one exactly, and several processes or micro-batches repeat one
+process up to rounding (`stages.models.global_batch`).
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,33 @@ from torch import nn
 from stages.common.checkpoints import Checkpoint
 from stages.common.curves import Curve
 from stages.common.detection_data import Annotations, LabelledPicture, batch_rows, training_sample
+from stages.common.devices import send
+from stages.common.prefetch import prefetch
+from stages.common.processes import (
+    add_over_processes,
+    environment_number,
+    num_processes,
+    own_places,
+    process_index,
+)
 from stages.common.progress import track
 from stages.common.seeding import derive_seed, numpy_generator
 from stages.models.detector_settings import TrainingParams
+from stages.models.global_batch import (
+    Draws,
+    MicroDraws,
+    ShareDraws,
+    add_gradients,
+    prepare_draws,
+    share_batch_norms,
+    trained_batch_norms,
+)
 from stages.models.mask_rcnn import MaskRcnn
+from stages.models.solver import learning_rate, make_optimizer
 
-LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
+MICRO_BATCH = "OVIS_MICRO_BATCH"  # pictures at once in a process; gradients are accumulated
+BATCHES_AHEAD = 3
+Samples = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
 def train_detector(
@@ -43,28 +64,48 @@ def train_detector(
         vocabulary: class indices that the softmax runs over; all if None.
         checkpoint: where to resume from and save to.
         what: the name in progress lines.
+
+    Raises:
+        ValueError: OVIS_MICRO_BATCH or the number of processes does not fit the run.
     """
     model.backbone.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
     freeze(model, params)
-    optimizer = _optimizer(model, params)
+    size = _micro_batch(model, params)
+    share_batch_norms(model)
+    optimizer = make_optimizer(model, params)
     checkpoint = checkpoint or Checkpoint(None)
     done, curve_state = checkpoint.restore(model, optimizer) or (0, curve.state())
     curve.restore(curve_state)
     weights = params.loss_weights.model_dump()
-    for step in track(range(done, params.steps), what):
-        images, targets = _batch(model, pictures, params, step, seed)
-        losses = _losses(
-            model, images, targets, vocabulary, params, derive_seed(seed, "step", step)
-        )
-        total = sum(weights[name] * loss for name, loss in losses.items())
+    first = process_index() == 0
+    steps = range(done, params.steps)
+    batches = _batches(model, pictures, params, steps, seed)
+    for step in track(steps, what) if first else steps:
+        samples = next(batches)
+        optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, torch.Tensor] = {}
+        # torchvision's samplers take the global generator and no other, so each step seeds it;
+        # fork_rng gives the caller's state back.
+        own_seed = derive_seed(seed, "step", step)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(own_seed)
+            for images, targets, draws in _shares(model, samples, size, params, own_seed):
+                losses = _losses(model, images, targets, vocabulary, params, draws)
+                sum(weights[name] * loss for name, loss in losses.items()).backward()
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0) + loss.detach()
+        add_gradients(model.parameters())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(params, step)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), params.gradient_clip)
         optimizer.step()
-        curve.add(step + 1, **{f"loss_{name}": loss.item() for name, loss in losses.items()})
-        checkpoint.save(step + 1, model, optimizer, curve.state())
+        # Waits for the device, once a step.
+        row = torch.stack([loss.float() for loss in sums.values()]).cpu()
+        add_over_processes(row)
+        curve.add(step + 1, **{f"loss_{k}": v for k, v in zip(sums, row.tolist(), strict=True)})
+        if first:
+            checkpoint.save(step + 1, model, optimizer, curve.state())
+    batches.close()
     model.eval()
 
 
@@ -96,40 +137,81 @@ def freeze(model: MaskRcnn, params: TrainingParams) -> None:
                 module.eval()
 
 
-def learning_rate(params: TrainingParams, step: int) -> float:
-    """Return the rate of a 0-based step: linear warm-up, then a cosine down to a fiftieth."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / params.steps))
-    warmup = min(1.0, (step + 1) / max(params.warmup_steps, 1))
-    return params.learning_rate * warmup * (LAST_RATE + (1 - LAST_RATE) * cosine)
+def _micro_batch(model: MaskRcnn, params: TrainingParams) -> int:
+    """Return how many of this process's pictures go through the network at once."""
+    own, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
+    split = num_processes() > 1 or (wanted is not None and wanted < own)
+    if split and not isinstance(model, MaskRcnn):
+        raise ValueError(f"{type(model).__name__} trains in one process, without {MICRO_BATCH}")
+    if wanted is None or wanted >= own:
+        return own
+    if norms := trained_batch_norms(model):
+        raise ValueError(
+            f"{MICRO_BATCH}={wanted}: {norms[0]} and {len(norms) - 1} more normalise by the"
+            f" statistics of all {own} pictures; unset it, freeze the parts that have them"
+            f" (trunk, pyramid), or use more processes, which share their statistics"
+        )
+    return wanted
 
 
-def _optimizer(model: MaskRcnn, params: TrainingParams) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim > 1]
-    vectors = [p for p in trained if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, params.learning_rate, weight_decay=params.weight_decay)
-
-
-def _batch(
+def _batches(
     model: MaskRcnn,
     pictures: Sequence[LabelledPicture],
     params: TrainingParams,
-    step: int,
+    steps: range,
     seed: int,
-) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+) -> Iterator[Samples]:
+    """Yield this process's part of each step's batch, prepared in the background."""
     device = next(model.parameters()).device
-    samples = [
-        training_sample(
-            pictures[row],
-            numpy_generator(seed, "augmentation", step, place),
-            params.flip,
-            params.colour_jitter,
-        )
-        for place, row in enumerate(batch_rows(step, params.batch_size, len(pictures), seed))
-    ]
-    images = [image.to(device) for image, _ in samples]
-    return images, [{k: v.to(device) for k, v in target.items()} for _, target in samples]
+    places = own_places(params.batch_size)
+
+    def prepare(batch: tuple[int, list[int]]) -> Samples:
+        step, rows = batch
+        samples = [
+            training_sample(
+                pictures[rows[place]],
+                numpy_generator(seed, "augmentation", step, place),
+                params.flip,
+                params.colour_jitter,
+            )
+            for place in places
+        ]
+        return [
+            (send(image, device), {name: send(value, device) for name, value in target.items()})
+            for image, target in samples
+        ]
+
+    rows = ((step, batch_rows(step, params.batch_size, len(pictures), seed)) for step in steps)
+    yield from prefetch(prepare, rows, BATCHES_AHEAD)
+
+
+def _shares(
+    model: MaskRcnn, samples: Samples, size: int, params: TrainingParams, seed: int
+) -> Iterator[tuple[list[torch.Tensor], list[dict[str, torch.Tensor]], Draws | None]]:
+    """Yield pictures, targets and draws of each micro-batch of at most `size` pictures.
+
+    Where there are several, what they can be sampled from has to be counted first, by a forward
+    pass up to the proposals: the samples are those of the whole batch.
+    """
+    count = params.batch_size
+    starts = range(0, len(samples), size)
+    pairs = [tuple(zip(*samples[start : start + size], strict=True)) for start in starts]
+    pairs = [(list(images), list(targets)) for images, targets in pairs]
+    if len(pairs) == 1:
+        yield *pairs[0], ShareDraws(seed, count) if num_processes() > 1 else None
+        return
+    own = own_places(count)
+    parts = [MicroDraws(seed, count, own.start + start) for start in starts]
+    jobs = list(zip(pairs, parts, strict=True))
+    sizes_hw = [model.padded_hw(images, part) for (images, _), part in jobs]
+    padded_hw = ShareDraws(seed, count).common_hw(tuple(map(max, *sizes_hw)))
+    for (images, targets), part in jobs:
+        part.padded_hw = padded_hw
+        with _precision(images[0].device, params):
+            model.count_samples(images, targets, part)
+    prepare_draws(parts, seed, count)
+    for (images, targets), part in jobs:
+        yield images, targets, part
 
 
 def _losses(
@@ -138,13 +220,13 @@ def _losses(
     targets: list[dict[str, torch.Tensor]],
     vocabulary: Sequence[int] | None,
     params: TrainingParams,
-    seed: int,
+    draws: Draws | None,
 ) -> dict[str, torch.Tensor]:
-    # torchvision samples anchors and regions with the global generator and takes no other, so each
-    # step seeds it; fork_rng gives the caller's state back.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        with torch.autocast(
-            images[0].device.type, torch.bfloat16, enabled=params.precision == "bf16"
-        ):
-            return model.losses(images, targets, vocabulary, params.background_weight)
+    # Other engines know no shares.
+    shared = {} if draws is None else {"draws": draws}
+    with _precision(images[0].device, params):
+        return model.losses(images, targets, vocabulary, params.background_weight, **shared)
+
+
+def _precision(device: torch.device, params: TrainingParams) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bf16")

@@ -25,7 +25,7 @@ def paste_masks(
         image_hw: the picture's size.
     """
     height, width = image_hw
-    pasted = torch.empty((len(boxes_xyxy), height, width), dtype=torch.bool)
+    pasted = torch.empty((len(boxes_xyxy), height, width), dtype=torch.bool, device="cpu")
     at_once = max(1, min(PASTED_AT_ONCE, PIXELS_AT_ONCE // (height * width)))
     for start in range(0, len(boxes_xyxy), at_once):
         part = slice(start, start + at_once)

@@ -1,8 +1,8 @@
 """Mask R-CNN with class-agnostic box and mask heads and a text-embedding classifier.
 
 The parts are torchvision's (transform, anchors, proposal network, RoIAlign, matching); the class
-below is the wiring. Source: Mask-free OVIS, section 3.3 (the official code is a C4 Faster R-CNN;
-class-agnostic masks as in XPM).
+below is the wiring. Source: Mask-free OVIS, section 3.3; its code is a C4 Faster R-CNN, which
+`backbone.kind: resnet50_c4` is, with class-agnostic masks as in XPM.
 
 Pictures are uint8 RGB (H, W, 3) of any size. Boxes are corners in pixels of the picture given.
 Class index k is row k of the text embeddings: `read_categories` of base and novel classes.
@@ -15,17 +15,27 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
-from stages.common.images import PIXEL_MEAN, PIXEL_STD
 from stages.common.storage import read_tensors, write_tensors
+from stages.models.backbones import REGION_STAGE_CHANNELS, build_backbone
 from stages.models.detector_settings import NetworkParams, Part
 from stages.models.engines.dispatch import network_class
+from stages.models.global_batch import Draws, MicroDraws, SharedSampler
 from stages.models.mask_pasting import paste_masks
-from stages.models.pyramid import build_backbone
-from stages.models.region_heads import MaskHead, ProposalHead, ProposalNetwork, RegionHeads, Targets
+from stages.models.region_heads import (
+    MaskHead,
+    ProposalHead,
+    ProposalNetwork,
+    RegionHeads,
+    StagePooling,
+    StageRegionHeads,
+    Targets,
+)
 from stages.models.region_pooling import PyramidPooling
 from stages.models.text_classifier import TextClassifier
 
@@ -52,39 +62,24 @@ class MaskRcnn(nn.Module):
         """Build with fresh weights for classes with text embeddings float32 (C, D)."""
         super().__init__()
         self.params = params
-        self.backbone = build_backbone(params.backbone)
-        strides, width = self.backbone.strides, self.backbone.out_channels
+        self.backbone, region_stage = build_backbone(params.backbone)
         self.transform = GeneralizedRCNNTransform(
             params.resize.shorter_side,
             params.resize.longer_side,
-            list(PIXEL_MEAN),
-            list(PIXEL_STD),
-            size_divisible=strides[-1],
+            list(self.backbone.pixel_mean),
+            list(self.backbone.pixel_std),
+            size_divisible=self.backbone.strides[-1],
         )
-        self.proposals = _proposal_network(params, width)
-        head, mask = params.box_head, params.mask_head
-        self.regions = RegionHeads(
-            box_roi_pool=PyramidPooling(strides, head.pooled_side, head.canonical_side),
-            box_head=TwoMLPHead(width * head.pooled_side**2, head.hidden),
-            box_predictor=nn.ModuleDict(
-                {
-                    "classifier": TextClassifier(
-                        head.hidden, embeddings, **params.classifier.model_dump()
-                    ),
-                    "deltas": nn.Linear(head.hidden, 4),
-                }
-            ),
-            fg_iou_thresh=head.positive_iou,
-            bg_iou_thresh=head.positive_iou,
-            batch_size_per_image=head.regions_per_image,
-            positive_fraction=head.positive_fraction,
-            bbox_reg_weights=None,
-            score_thresh=params.inference.score_threshold,
-            nms_thresh=params.inference.nms_iou,
-            detections_per_img=params.inference.detections_per_image,
-            mask_roi_pool=PyramidPooling(strides, mask.pooled_side, head.canonical_side),
-            mask_head=MaskHead(width, mask.channels, mask.layers),
-        )
+        self.proposals = _proposal_network(params, self.backbone.out_channels)
+        self.regions = _region_heads(params, embeddings, self.backbone, region_stage)
+
+        for part in (self.proposals, self.regions):
+            part.fg_bg_sampler = SharedSampler.like(part.fg_bg_sampler)
+
+    @property
+    def region_stage(self) -> nn.Module | None:
+        """Return the last stage of C4, which sees each region by itself; pyramids have none."""
+        return getattr(self.regions.box_roi_pool, "stage", None)
 
     def parts(self) -> dict[Part, nn.Module]:
         """Return the parts that training may freeze, by name."""
@@ -93,7 +88,8 @@ class MaskRcnn(nn.Module):
             "trunk": self.backbone.trunk,
             "pyramid": self.backbone.pyramid,
             "proposals": self.proposals,
-            "box_head": self.regions.box_head,
+            # C4's last stage is part of the pooling, a pyramid's pooling has no weights.
+            "box_head": nn.ModuleList([self.regions.box_roi_pool, self.regions.box_head]),
             "classifier": predictor["classifier"],
             "box_deltas": predictor["deltas"],
             "mask_head": self.regions.mask_head,
@@ -105,25 +101,62 @@ class MaskRcnn(nn.Module):
         targets: Targets,
         vocabulary: Sequence[int] | None,
         background_weight: float,
+        draws: Draws | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the five losses, named as in `LossWeights`.
+        """Return the five losses, named as in `LossWeights`; of a share its part of the batch's.
 
         Args:
             images: float (3, H, W) in [0, 1] each.
             targets: as stages.models.region_heads describes them.
             vocabulary: class indices that the softmax runs over; all if None.
             background_weight: of background regions in the classification loss.
+            draws: what the pictures need to know of the others, if they are a share of a batch.
         """
-        batch, targets = self.transform(images, targets)
-        features = self.backbone(batch.tensors)
-        boxes, losses = self.proposals(batch, features, targets)
-        return {
+        batch, targets, features, boxes, losses = self._propose(images, targets, draws or Draws())
+        losses = {
             "objectness": losses["loss_objectness"],
             "proposal_box": losses["loss_rpn_box_reg"],
             **self.regions.losses(
                 features, boxes, batch.image_sizes, targets, vocabulary, background_weight
             ),
         }
+        anchors, regions = self.proposals.fg_bg_sampler, self.regions.fg_bg_sampler
+        parts = {
+            "objectness": anchors.part(),
+            "proposal_box": anchors.part(),
+            "classification": regions.part(1.0, background_weight),
+            "box": regions.part(),
+            "mask": regions.part(1.0, 0.0),
+        }
+        return {name: loss * parts[name] for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def count_samples(
+        self, images: list[torch.Tensor], targets: Targets, draws: MicroDraws
+    ) -> None:
+        """Let `draws` take down what anchors and regions the losses could be computed from."""
+        _, targets, _, boxes, _ = self._propose(images, targets, draws)
+        self.regions.select_training_samples(boxes, targets)
+
+    def padded_hw(self, images: list[torch.Tensor], draws: Draws) -> tuple[int, int]:
+        """Return the size that these pictures are resized and padded to."""
+        with draws.resizing(len(images)):
+            return tuple(self.transform(images)[0].tensors.shape[-2:])
+
+    def _propose(
+        self, images: list[torch.Tensor], targets: Targets, draws: Draws
+    ) -> tuple[ImageList, Targets, dict, list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Return resized pictures and targets, features, proposals, and their losses."""
+        for part in (self.proposals, self.regions):
+            part.fg_bg_sampler.draws = draws
+        with draws.resizing(len(images)):
+            batch, targets = self.transform(images, targets)
+        height, width = batch.tensors.shape[-2:]
+        rows, columns = draws.common_hw((height, width))
+        if (rows, columns) != (height, width):
+            batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
+        features = self.backbone(batch.tensors)
+        return batch, targets, features, *self.proposals(batch, features, targets)
 
     def detect(
         self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
@@ -147,10 +180,11 @@ class MaskRcnn(nn.Module):
 
 def _proposal_network(params: NetworkParams, width: int) -> ProposalNetwork:
     proposals = params.proposals
-    anchors = AnchorGenerator(
-        tuple((side,) for side in proposals.anchor_sides),
-        (tuple(proposals.aspect_ratios),) * len(proposals.anchor_sides),
-    )
+    per_level = [(side,) for side in proposals.anchor_sides]
+    if params.backbone.kind == "resnet50_c4":
+        per_level = [tuple(proposals.anchor_sides)]
+    ratios = (tuple(proposals.aspect_ratios),) * len(per_level)
+    anchors = AnchorGenerator(tuple(per_level), ratios)
     return ProposalNetwork(
         anchors,
         ProposalHead(width, anchors.num_anchors_per_location()[0]),
@@ -161,6 +195,44 @@ def _proposal_network(params: NetworkParams, width: int) -> ProposalNetwork:
         {"training": proposals.before_nms, "testing": proposals.before_nms},
         {"training": proposals.kept_in_training, "testing": proposals.kept_in_inference},
         proposals.nms_iou,
+    )
+
+
+def _region_heads(
+    params: NetworkParams,
+    embeddings: torch.Tensor,
+    backbone: nn.Module,
+    region_stage: nn.Module | None,
+) -> RegionHeads:
+    """Build the heads of a pyramid or, with a stage that is left to the regions, those of C4."""
+    head, mask, inference = params.box_head, params.mask_head, params.inference
+    strides, width = backbone.strides, backbone.out_channels
+    pool: nn.Module = PyramidPooling(strides, head.pooled_side, head.canonical_side)
+    if region_stage is None:
+        heads, mask_pool = (
+            RegionHeads,
+            PyramidPooling(strides, mask.pooled_side, head.canonical_side),
+        )
+        described, box_head = head.hidden, TwoMLPHead(width * head.pooled_side**2, head.hidden)
+    else:
+        heads, mask_pool, described = StageRegionHeads, None, REGION_STAGE_CHANNELS
+        pool, width = StagePooling(pool, region_stage), described
+        box_head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = TextClassifier(described, embeddings, **params.classifier.model_dump())
+    return heads(
+        box_roi_pool=pool,
+        box_head=box_head,
+        box_predictor=nn.ModuleDict({"classifier": classifier, "deltas": nn.Linear(described, 4)}),
+        fg_iou_thresh=head.positive_iou,
+        bg_iou_thresh=head.positive_iou,
+        batch_size_per_image=head.regions_per_image,
+        positive_fraction=head.positive_fraction,
+        bbox_reg_weights=None,
+        score_thresh=inference.score_threshold,
+        nms_thresh=inference.nms_iou,
+        detections_per_img=inference.detections_per_image,
+        mask_roi_pool=mask_pool,
+        mask_head=MaskHead(width, mask.channels, mask.layers),
     )
 
 
@@ -232,20 +304,3 @@ def load_detector(path: Path) -> MaskRcnn:
     except RuntimeError as error:
         raise ValueError(f"{path}: weights do not fit the network of its header: {error}") from None
     return model.eval()
-
-
-def load_trunk(model: MaskRcnn, path: Path) -> None:
-    """Start the detector's trunk from that of the vision-language model in `path`.
-
-    Raises:
-        ValueError: there is no trunk of the same sizes.
-    """
-    tensors, _ = read_tensors(path)
-    trunk = {k.removeprefix("trunk."): v for k, v in tensors.items() if k.startswith("trunk.")}
-    try:
-        model.parts()["trunk"].load_state_dict(trunk)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path}: its trunk does not fit detector.network.backbone (stem_width, width,"
-            f" residual_blocks must equal vlm.model's, or set detector.init to random): {error}"
-        ) from None

@@ -82,7 +82,8 @@ class VlmTextEncoder:
                 f"'{prompts[where.index([])]}' is cut to {self._tokenizer.max_tokens} tokens before"
                 " the name in it; shorten the name or the template"
             )
-        states = self._model.encode_text(self._tokenizer.encode(prompts))
+        device = next(self._model.parameters()).device
+        states = self._model.encode_text(self._tokenizer.encode(prompts).to(device))
         if self._pooling == "class_token":
             return self._model.text_projection(states[:, 0])
         return torch.stack(
@@ -132,18 +133,22 @@ class NameEmbedder:
         return functional.normalize(functional.normalize(vectors, dim=-1).mean(0), dim=0)
 
 
-def load_name_embedder(params: NameEmbeddingParams, vlm: Path) -> NameEmbedder:
+def load_name_embedder(
+    params: NameEmbeddingParams, vlm: Path, device: torch.device | None = None
+) -> NameEmbedder:
     """Return the embedder that the params ask for.
 
     Args:
         params: section `vocabulary`, or a predictor's prompts.
         vlm: the vision-language model's file, read if its text encoder is asked for.
+        device: where it computes, and where its vectors are; by default the processor.
 
     Raises:
         FileNotFoundError: CLIP is neither in a folder nor in the hub's cache.
     """
     if params.encoder == "clip":
-        encoder: TextEncoder = ClipTextEncoder(params.clip.folder)
+        encoder: TextEncoder = ClipTextEncoder(params.clip.folder, device)
     else:
-        encoder = VlmTextEncoder(*load_vlm(vlm), params.pooling)
+        model, tokenizer = load_vlm(vlm)
+        encoder = VlmTextEncoder(model.to(device), tokenizer, params.pooling)
     return NameEmbedder(encoder, params.templates)

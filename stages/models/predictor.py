@@ -153,8 +153,8 @@ class Predictor:
             )
 
 
-def load_predictor(folder: Path) -> Predictor:
-    """Return the predictor of a folder.
+def load_predictor(folder: Path, device: torch.device | None = None) -> Predictor:
+    """Return the predictor of a folder, on `device` or else the processor.
 
     Raises:
         FileNotFoundError: a file of it is missing.
@@ -164,9 +164,9 @@ def load_predictor(folder: Path) -> Predictor:
         prompts = NameEmbeddingParams.model_validate(read_json(folder / PROMPTS))
     except ValidationError as error:
         raise ValueError(f"{folder / PROMPTS}: {error}") from None
-    embedder = load_name_embedder(prompts, folder / TEXT_ENCODER)
+    embedder = load_name_embedder(prompts, folder / TEXT_ENCODER, device)
     categories = read_categories(folder / CATEGORIES)
-    detector = load_detector(folder / DETECTOR)
+    detector = load_detector(folder / DETECTOR).to(device)
     return Predictor(detector, embedder, prompts.all_forms, categories)
 
 

@@ -1,7 +1,9 @@
-"""Bottom-up networks of the detector, each with a feature pyramid on top.
+"""The small detector's backbone: the small VLM's trunk with a feature pyramid on top.
 
-Every builder gives a module with `trunk` (the pretrained part), `pyramid` (the rest), `strides`
-and `out_channels`, that maps pictures to an ordered dict of levels "0", "1", … from fine to coarse.
+A backbone has `trunk` (the pretrained part), `pyramid` (the rest), `out_channels`, the `strides` of
+the levels that regions are pooled from, and the `pixel_mean` and `pixel_std` (of values in 0..1)
+that its pictures are normalised by. It maps them to an ordered dict of levels "0", "1", … from fine
+to coarse.
 
 Shape legend: N images, H W pixels.
 """
@@ -12,7 +14,8 @@ import torch
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from stages.models.detector_settings import BackboneParams
+from stages.common.images import PIXEL_MEAN, PIXEL_STD
+from stages.models.detector_settings import TrunkParams
 from stages.models.trunk import Residual, Trunk, conv_norm_relu
 
 
@@ -20,8 +23,9 @@ class TrunkPyramid(nn.Module):
     """The small VLM's trunk (strides 4 and 8), one more level of stride 16, and FPN."""
 
     strides = (4, 8, 16)
+    pixel_mean, pixel_std = PIXEL_MEAN, PIXEL_STD
 
-    def __init__(self, params: BackboneParams) -> None:
+    def __init__(self, params: TrunkParams) -> None:
         super().__init__()
         self.trunk = Trunk(params.stem_width, params.width, params.residual_blocks)
         fine, coarse = self.trunk.stride4_channels, self.trunk.stride8_channels
@@ -38,8 +42,3 @@ class TrunkPyramid(nn.Module):
         stride4, stride8 = self.trunk(images)
         levels = [stride4, stride8, self.pyramid["stride16"](stride8)]
         return self.pyramid["merge"](OrderedDict((str(k), x) for k, x in enumerate(levels)))
-
-
-def build_backbone(params: BackboneParams) -> nn.Module:
-    """Return the network that `backbone.kind` names, with fresh weights."""
-    return {"trunk": TrunkPyramid}[params.kind](params)

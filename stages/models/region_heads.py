@@ -16,6 +16,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
+from stages.common.devices import own_kernels
 from stages.models.text_classifier import TextClassifier, classification_loss
 
 Targets = list[dict[str, torch.Tensor]]
@@ -55,6 +56,7 @@ class MaskHead(nn.Sequential):
     """Convolutions, a doubling of the size, and one mask for whatever the region shows."""
 
     def __init__(self, inputs: int, channels: int, layers: int) -> None:
+        """Take maps of `inputs` channels; C4 has no `layers` before the doubling."""
         convolutions = [
             module
             for k in range(layers)
@@ -66,7 +68,7 @@ class MaskHead(nn.Sequential):
         super().__init__(
             *convolutions,
             # A transposed 2×2 convolution of stride 2, ten times as fast on a CPU in this form.
-            nn.Conv2d(channels, 4 * channels, 1),
+            nn.Conv2d(channels if layers else inputs, 4 * channels, 1),
             nn.PixelShuffle(2),
             nn.ReLU(inplace=True),
             nn.Conv2d(channels, 1, 1),
@@ -77,7 +79,8 @@ class RegionHeads(RoIHeads):
     """Box and mask heads that do not know classes, and the text classifier beside them.
 
     Matching, sampling and box coding are the parent's. Its losses and its post-processing expect
-    deltas and masks per class; here there is one of each per region.
+    deltas and masks per class; here there is one of each per region. Without a `mask_roi_pool` of
+    their own, masks are made from the maps that boxes are.
     """
 
     box_predictor: nn.ModuleDict  # {"classifier": TextClassifier, "deltas": nn.Linear}
@@ -86,7 +89,10 @@ class RegionHeads(RoIHeads):
         self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (features of the regions (R, F), box deltas (R, 4))."""
-        regions = self.box_head(self.box_roi_pool(features, proposals, image_sizes))
+        return self._describe(self.box_roi_pool(features, proposals, image_sizes))
+
+    def _describe(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        regions = self.box_head(maps)
         return regions, self.box_predictor["deltas"](regions).float()
 
     def losses(
@@ -100,7 +106,8 @@ class RegionHeads(RoIHeads):
     ) -> dict[str, torch.Tensor]:
         """Return {"classification", "box", "mask"} of proposals sampled from those given."""
         proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
-        regions, deltas = self.describe(features, proposals, image_sizes)
+        maps = self.box_roi_pool(features, proposals, image_sizes)
+        regions, deltas = self._describe(maps)
         classifier: TextClassifier = self.box_predictor["classifier"]
         all_labels = torch.cat(labels)
         positive = all_labels > 0
@@ -110,15 +117,20 @@ class RegionHeads(RoIHeads):
         )
         inside = [boxes[own > 0] for boxes, own in zip(proposals, labels, strict=True)]
         objects = [index[own > 0] for index, own in zip(matched, labels, strict=True)]
-        logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
+        if self.mask_roi_pool is None:
+            logits = self.mask_head(maps[positive])
+        else:
+            logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
         one_class = [torch.zeros_like(target["labels"]) for target in targets]
         masks = [target["masks"] for target in targets]
+        with own_kernels():  # RoIAlign of the target masks, which have no gradient
+            mask_loss = maskrcnn_loss(logits.float(), inside, masks, one_class, objects)
         return {
             "classification": classification_loss(
                 classifier(regions, vocabulary), all_labels, background_weight
             ),
             "box": box / len(all_labels),
-            "mask": maskrcnn_loss(logits.float(), inside, masks, one_class, objects),
+            "mask": mask_loss,
         }
 
     def detect(
@@ -145,7 +157,8 @@ class RegionHeads(RoIHeads):
                 self._suppress(clip_boxes_to_image(b, size), s, torch.tensor(list(vocabulary)))
                 for b, s, size in zip(boxes, scores, image_sizes, strict=True)
             ]
-            pooled = self.mask_roi_pool(features, [d["boxes"] for d in detections], image_sizes)
+            pool = self.box_roi_pool if self.mask_roi_pool is None else self.mask_roi_pool
+            pooled = pool(features, [d["boxes"] for d in detections], image_sizes)
             masks = self.mask_head(pooled)[:, 0].sigmoid()
             per_image = masks.split([len(d["boxes"]) for d in detections])
             found.append(
@@ -163,3 +176,39 @@ class RegionHeads(RoIHeads):
         kept = batched_nms(boxes, scores, position, self.nms_thresh)[: self.detections_per_img]
         labels = vocabulary.to(boxes.device)[position[kept]]
         return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
+
+
+class StagePooling(nn.Module):
+    """Pools regions, then runs the last stage of a residual network on each of them."""
+
+    def __init__(self, pool: nn.Module, stage: nn.Module) -> None:
+        """Chain `pool`, as RoIHeads calls it, and `stage`, maps to maps."""
+        super().__init__()
+        self.pool, self.stage = pool, stage
+
+    def forward(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        """Return maps (R, F, S, S) of all regions."""
+        return self.stage(self.pool(features, proposals, image_sizes))
+
+
+class StageRegionHeads(RegionHeads):
+    """Region heads on `StagePooling`, as a C4 Faster R-CNN has them."""
+
+    def describe(
+        self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the parent, a picture at a time: the maps of 1000 regions take 1.6 GB on the way."""
+        each = [
+            super(StageRegionHeads, self).describe(
+                {name: level[n : n + 1] for name, level in features.items()}, [boxes], [size]
+            )
+            for n, (boxes, size) in enumerate(zip(proposals, image_sizes, strict=True))
+        ]
+        return torch.cat([regions for regions, _ in each]), torch.cat(
+            [deltas for _, deltas in each]
+        )

@@ -3,7 +3,8 @@
 Bilinear sampling on a grid of an upright box is separable: one matrix picks the rows, one the
 columns. Against torchvision's loop over cells, whose backward pass runs on one core, this took a
 third off a training step of the small detector; and it is deterministic on a GPU as well. Its
-memory grows with the width of the map, so maps beyond `LARGEST_MAP` cells go to torchvision.
+memory grows with the width of the map and its channels, so maps beyond `LARGEST_MAP` cells, or
+`LARGEST_FEATURES` numbers, go to torchvision.
 
 Shape legend: N images, R regions, C channels, H W cells of a map, S pooled cells a side.
 """
@@ -16,6 +17,7 @@ from torchvision.ops import box_area, roi_align
 
 SAMPLES = 2  # per pooled cell and axis
 LARGEST_MAP = 64 * 64
+LARGEST_FEATURES = 256 * LARGEST_MAP
 
 
 class PyramidPooling(nn.Module):
@@ -35,7 +37,7 @@ class PyramidPooling(nn.Module):
         """Return (R, C, S, S) of all regions, in order; the signature is torchvision's.
 
         Args:
-            levels: maps (N, C, H, W) from fine to coarse.
+            levels: maps (N, C, H, W) from fine to coarse; those beyond the strides are not used.
             boxes_xyxy: (R_n, 4) of each picture, in pixels of the picture as the network sees it.
             image_sizes: not used; strides are known.
         """
@@ -46,7 +48,8 @@ class PyramidPooling(nn.Module):
         )
         level = self._level(boxes)
         rows, pooled = [], []
-        for index, (features, stride) in enumerate(zip(levels.values(), self.strides, strict=True)):
+        used = list(levels.values())[: len(self.strides)]
+        for index, (features, stride) in enumerate(zip(used, self.strides, strict=True)):
             here = torch.where(level == index)[0]
             rows.append(here)
             pooled.append(pool_regions(features, boxes[here], image[here], self.side, 1 / stride))
@@ -70,7 +73,7 @@ def pool_regions(
         scale: cells per pixel.
     """
     height, width = features.shape[2:]
-    if height * width > LARGEST_MAP:
+    if height * width > LARGEST_MAP or features[0].numel() > LARGEST_FEATURES:
         regions = torch.cat([image[:, None].to(boxes_xyxy), boxes_xyxy], dim=1)
         return roi_align(features.float(), regions, side, scale, SAMPLES, aligned=True)
     x0, y0, x1, y1 = (boxes_xyxy * scale - 0.5).unbind(1)

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import roi_align
 
+from stages.common.devices import own_kernels
 from stages.common.storage import read_tensors, write_tensors
 from stages.models.albef import Albef
 from stages.models.tokenizer import CaptionTokenizer
@@ -104,6 +105,11 @@ class Wspn(nn.Module):
             EVIDENCE_FEATURES, config.object_hidden, 5, config.dropout
         )
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.words.device
+
     def take_language(self, vlm: Albef, tokenizer: CaptionTokenizer) -> None:
         """Copy trunk, projection and words of the vision-language model.
 
@@ -117,14 +123,14 @@ class Wspn(nn.Module):
 
     @torch.no_grad()
     def feature_maps(self, image: torch.Tensor) -> FeatureMaps:
-        """Return the maps of one picture of normalised pixels (1, 3, H, W).
+        """Return the maps, on the model's device, of one picture's normalised pixels (1, 3, H, W).
 
         The evidence of a cell are the soft and the hard maximum over all words of its similarity,
         its spread, its sharpness, and the lengths of the cell's two feature vectors: numbers that
         tell how much there is to name, and not what.
         """
         self.trunk.eval()
-        trunk = self.trunk(image)[1]
+        trunk = self.trunk(image.to(self.device))[1]
         projected = self.patch_projection(self.image_norm(trunk.flatten(2).transpose(1, 2)))
         logits = projected @ self.words.T
         evidence = torch.stack(
@@ -191,7 +197,8 @@ def enlarge(boxes_xyxy: torch.Tensor, factor: float) -> torch.Tensor:
 
 
 def _pool(maps: torch.Tensor, boxes_xyxy: torch.Tensor, side: int, samples: int) -> torch.Tensor:
-    pooled = roi_align(maps, [boxes_xyxy], side, 1 / STRIDE, samples, aligned=True)
+    with own_kernels():
+        pooled = roi_align(maps, [boxes_xyxy], side, 1 / STRIDE, samples, aligned=True)
     return pooled.flatten(1)
 
 

@@ -59,7 +59,7 @@ def rank_proposals(
     """
     pixels, scale = network_input(image, model.config.image_side)
     maps = model.feature_maps(pixels)
-    boxes = torch.from_numpy(proposals_xyxy * scale)
+    boxes = torch.from_numpy(proposals_xyxy * scale).to(model.device)
     candidates, qualities = [], []
     for turn in range(settings.refinements + 1):
         logits, offsets = model.objects(model.evidence(maps, boxes))
@@ -73,9 +73,9 @@ def rank_proposals(
         scores = _best_class(model, maps, pool)
     rows, ranked = order_in_layers(pool, scores, settings.nms_iou)
     height, width = image.shape[:2]
-    found = pool[rows[: settings.top_k]].numpy() / scale
+    found = pool[rows[: settings.top_k]].cpu().numpy() / scale
     limits = np.array([width, height, width, height], np.float32)
-    return np.clip(found, 0, limits), ranked[: settings.top_k].numpy()
+    return np.clip(found, 0, limits), ranked[: settings.top_k].cpu().numpy()
 
 
 def _best_class(model: Wspn, maps: FeatureMaps, boxes_xyxy: torch.Tensor) -> torch.Tensor:
@@ -103,11 +103,12 @@ def order_in_layers(
         scores in [(l - 1) / L, l / L])
     """
     layers = len(nms_iou)
-    taken = torch.zeros(0, dtype=torch.int64)
-    ranked = torch.zeros(0)
+    taken = torch.zeros(0, dtype=torch.int64, device=scores.device)
+    ranked = scores.new_zeros(0)
     for layer, threshold in enumerate(nms_iou):
         priority = scores.clone()
-        priority[taken] += 2 + (len(taken) - torch.arange(len(taken), dtype=scores.dtype))
+        turn = torch.arange(len(taken), dtype=scores.dtype, device=scores.device)
+        priority[taken] += 2 + (len(taken) - turn)
         kept = nms(boxes_xyxy, priority, threshold)
         new = kept[~torch.isin(kept, taken)]
         taken = torch.cat([taken, new])

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from pycocotools import mask as coco_mask
 
+from stages.common.devices import compute_device
 from stages.common.progress import track
 from stages.common.storage import write_json
 from stages.models.predictor import Predictor, load_predictor
@@ -29,7 +30,7 @@ def main() -> int:
     options = _read_arguments()
     try:
         files = list_pictures(options.pictures)
-        predictor = load_predictor(options.model)
+        predictor = load_predictor(options.model, compute_device())
         names = options.names or predictor.names
         unknown = predictor.unknown_words(names)
         if not options.allow_unknown:

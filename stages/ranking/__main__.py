@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common.devices import prepare_device
 from stages.common.images import count_pictures, read_pictures
-from stages.common.params import read_section, read_seed
+from stages.common.params import read_exactness, read_section, read_seed
+from stages.common.prefetch import prefetch
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.storage import read_table, write_table
@@ -30,15 +32,16 @@ def main() -> None:
     images = Path(f"data/download/images/train/{shard}.parquet")
     source = Path(f"data/proposals/{shard}.parquet")
     proposals = boxes_by_image(read_table(source))
-    model = load_wspn(Path("data/wspn/model.safetensors"))
+    model = load_wspn(Path("data/wspn/model.safetensors")).to(prepare_device(read_exactness()))
 
     image_ids, boxes, scores = [], [], []
-    for picture in track(read_pictures(images), f"ranking {shard}", count_pictures(images)):
+    stored = track(read_pictures(images), f"ranking {shard}", count_pictures(images))
+    for picture, image in prefetch(lambda picture: (picture, picture.decode()), stored):
         if picture.image_id not in proposals:
             raise ValueError(
                 f"{source}: no row for picture {picture.image_id} of {images}; rerun `proposals`"
             )
-        best, ranked = rank_proposals(model, picture.decode(), proposals[picture.image_id], params)
+        best, ranked = rank_proposals(model, image, proposals[picture.image_id], params)
         image_ids.append(np.full(len(best), picture.image_id))
         boxes.append(best)
         scores.append(ranked)

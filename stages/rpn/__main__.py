@@ -13,14 +13,17 @@ import torch
 from stages.common.categories import read_categories
 from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
+from stages.common.devices import prepare_device
 from stages.common.images import count_pictures, read_pictures
-from stages.common.params import read_section, read_seed, read_shards
+from stages.common.params import read_exactness, read_section, read_seed, read_shards
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.selective_search import SearchSettings
 from stages.common.storage import read_json, write_json
+from stages.common.stored_pictures import StoredPictures
 from stages.models.detector_training import train_detector
-from stages.models.mask_rcnn import MaskRcnn, load_trunk
+from stages.models.initial_weights import load_start
+from stages.models.mask_rcnn import MaskRcnn
 from stages.models.wspn import load_wspn
 from stages.models.wspn_ranking import RankingSettings
 from stages.rpn.compare import ordered_boxes, picture_objects, recall_table
@@ -36,21 +39,22 @@ def main() -> None:
     search = read_section("proposals", SearchSettings)
     ranking = read_section("ranking", RankingSettings)
     make_deterministic(seed, "rpn")
+    device = prepare_device(read_exactness())
     categories = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
     base = [category.id for category in categories if category.split == "base"]
     labels = {category_id: k + 1 for k, category_id in enumerate(base)}
     truth = DOWNLOAD / "ground_truth/train.json"
     annotations = read_annotations(truth, labels, [category.id for category in categories])
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
-    labelled = label_pictures(read_pictures(*shards), annotations, labels, truth)
+    labelled = label_pictures(StoredPictures(*shards), annotations, labels, truth)
 
     # A plain classifier of the base classes: only the region proposals matter here.
     detector = MaskRcnn(params.network, torch.eye(len(base)))
-    if params.init == "vlm":
-        load_trunk(detector, Path("data/vlm/model.safetensors"))
+    load_start(detector, params, Path("data/vlm/model.safetensors"), "rpn")
+    detector.to(device)
     curve = Curve(every=20)
     train_detector(detector, labelled, params.training, seed, curve, what="rpn")
-    wspn = load_wspn(Path("data/wspn/model.safetensors"))
+    wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     test = DOWNLOAD / "images/test.parquet"
     found = [
         ordered_boxes(picture, detector, wspn, search, ranking, seed)

@@ -20,10 +20,13 @@ from stages.models.wspn_ranking import RankingSettings, order_in_layers, rank_pr
 @torch.no_grad()
 def region_proposals(detector: MaskRcnn, image: np.ndarray) -> np.ndarray:
     """Return the detector's region proposals float32 (R, 4) of a picture, best first."""
-    batch, _ = detector.transform([to_unit_range(image)])
+    pixels = to_unit_range(image).to(next(detector.parameters()).device)
+    batch, _ = detector.transform([pixels])
     boxes, _ = detector.proposals(batch, detector.backbone(batch.tensors))
     seen_hw, (height, width) = batch.image_sizes[0], image.shape[:2]
-    return boxes[0].numpy() * np.array([width / seen_hw[1], height / seen_hw[0]] * 2, np.float32)
+    return boxes[0].cpu().numpy() * np.array(
+        [width / seen_hw[1], height / seen_hw[0]] * 2, np.float32
+    )
 
 
 def ordered_boxes(

@@ -9,8 +9,9 @@ import torch
 
 from stages.common.captions import read_captions
 from stages.common.curves import Curve
+from stages.common.devices import prepare_device
 from stages.common.images import read_pictures
-from stages.common.params import read_section, read_seed
+from stages.common.params import read_exactness, read_section, read_seed
 from stages.common.seeding import derive_seed, make_deterministic, torch_generator
 from stages.common.storage import write_json
 from stages.models.albef import Albef, AlbefConfig, save_albef
@@ -53,6 +54,7 @@ def _train(params: VlmParams, seed: int, curve: Curve) -> dict[str, float]:
     tokenizer = CaptionTokenizer(words, params.model.max_tokens)
     all_tokens = tokenizer.encode([caption for group in texts for caption in group])
     model = Albef(AlbefConfig(vocabulary_size=len(words), **params.model.model_dump()))
+    model.to(prepare_device(read_exactness()))
     model.trunk.to(memory_format=torch.channels_last)
     sampler = PairSampler(
         images,

@@ -32,7 +32,7 @@ def word_alignment(scores: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
 
 def contrastive(similarity: torch.Tensor) -> torch.Tensor:
     """Return the symmetric cross-entropy of scaled image-text similarities (B, B)."""
-    target = torch.arange(len(similarity))
+    target = torch.arange(len(similarity), device=similarity.device)
     image_to_text = functional.cross_entropy(similarity, target)
     text_to_image = functional.cross_entropy(similarity.T, target)
     return (image_to_text + text_to_image) / 2
@@ -47,7 +47,7 @@ def hard_negatives(
     """
     same = (tokens[:, None] == tokens[None]).all(-1)
     weights = similarity.detach().softmax(1).masked_fill(same, 0) + 1e-6 * ~torch.eye(
-        len(tokens), dtype=torch.bool
+        len(tokens), dtype=torch.bool, device=tokens.device
     )
     return torch.multinomial(weights, 1, generator=generator)[:, 0]
 

@@ -4,11 +4,8 @@ A key is renamed, or left out by a rule that says why; anything else is an error
 off the shapes. Source of the names: salesforce/ALBEF, models/{vit,xbert,model_pretrain}.py.
 """
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -58,27 +55,6 @@ RENAMED = {
     r"vision_proj\.(.+)": r"image_projection.\1",
     r"text_proj\.(.+)": r"text_projection.\1",
 }
-
-
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a torch checkpoint, of its part "model" if it has one.
-
-    Raises:
-        ValueError: it is no checkpoint, or has more in it than tensors and plain values.
-    """
-    try:
-        # Mapped, a checkpoint with its optimizer's state takes no memory for what is not used.
-        mapped = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as torch weights: {error}. If it is whole and you trust where"
-            ' it is from, save it anew with nothing but its weights: torch.save({"model": …})'
-        ) from error
-    state = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
-        raise ValueError(f"{path}: expected a mapping of names to tensors, or one under 'model'")
-    return dict(state)
 
 
 def albef_from_official(

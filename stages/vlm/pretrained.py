@@ -4,14 +4,14 @@ Later stages read data/vlm only. The checkpoint is no file that DVC looks at: it
 params.yaml is what ties the results to it.
 """
 
-import hashlib
 from pathlib import Path
 
 from stages.common.hub import find_hub_file
 from stages.models.albef_base import save_albef_base
 from stages.models.blip import Blip, load_network, save_blip
+from stages.models.checkpoint_files import check_digest, read_checkpoint
 from stages.models.tokenizer import CaptionTokenizer
-from stages.vlm.official import albef_from_official, read_checkpoint
+from stages.vlm.official import albef_from_official
 from stages.vlm.params import PretrainedParams
 
 Facts = dict[str, int | dict[str, int]]  # of the metrics
@@ -35,7 +35,7 @@ def convert_albef(params: PretrainedParams, output: Path) -> Facts:
             f"params.yaml: {KEY}.checkpoint: {checkpoint.absolute()} is not there; the page of"
             " salesforce/ALBEF links ALBEF.pth"
         )
-    _check_digest(checkpoint, params.sha256)
+    check_digest(checkpoint, params.sha256, f"{KEY}.sha256")
     words = read_vocabulary(params.vocabulary)
     model, left_out = albef_from_official(read_checkpoint(checkpoint), checkpoint)
     if len(words) != model.config.vocabulary_size:
@@ -65,7 +65,7 @@ def convert_blip(params: PretrainedParams, output: Path) -> Facts:
         weights = next((folder / n for n in BLIP_WEIGHTS if (folder / n).is_file()), None)
         if weights is None:
             raise FileNotFoundError(f"{folder}: has none of {', '.join(BLIP_WEIGHTS)}")
-        _check_digest(weights, params.sha256)
+        check_digest(weights, params.sha256, f"{KEY}.sha256")
     words = read_vocabulary(params.vocabulary)
     network, left_out = load_network(folder, folder)
     embeddings = network.get_input_embeddings().num_embeddings
@@ -104,15 +104,3 @@ def _required(params: PretrainedParams) -> str:
             " set its path, or vlm.source to train"
         )
     return params.checkpoint
-
-
-def _check_digest(path: Path, expected: str | None) -> None:
-    if expected is None:
-        return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected.lower():
-        raise ValueError(
-            f"{path}: its SHA-256 is {found}, params.yaml: {KEY}.sha256 says {expected}; it is"
-            " broken or another checkpoint"
-        )

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from stages.common.curves import Curve
+from stages.common.devices import send
 from stages.common.progress import track
 from stages.models.albef import Albef
 from stages.models.tokenizer import CaptionTokenizer
@@ -44,15 +45,16 @@ def train_vlm(
     Raises:
         ValueError: no word could be told apart in the pictures, so there is nothing to fuse.
     """
-    content = words = tokenizer.content_words()
+    content = words = tokenizer.content_words().to(model.device)
     optimizer = _optimizer(model, params)
     model.train()
-    meter = VisibilityMeter(len(content))
+    meter = VisibilityMeter(len(content), model.device)
     for step in track(range(params.align.steps), "vlm align"):
         if step == params.align.steps // 2:
             words = _visible_words(content, meter, params)
         images, tokens = sampler.draw()
-        with _precision(params):
+        images, tokens = send(images, model.device), send(tokens, model.device)
+        with _precision(model, params):
             patches = model.encode_patches(images)
             scores, present = _word_scores(model, patches, tokens, words, params)
             loss = losses.word_alignment(scores, present)
@@ -61,12 +63,12 @@ def train_vlm(
         _update(model, optimizer, loss, _learning_rate(params.align, step, params))
         curve.add(step + 1, loss_word_alignment=loss.detach())
     swapper = WordSwapper(
-        words, substitution_weights(all_tokens, words, len(tokenizer)), len(tokenizer)
+        words.cpu(), substitution_weights(all_tokens, words.cpu(), len(tokenizer)), len(tokenizer)
     )
     for step in track(range(params.fuse.steps), "vlm fuse"):
         images, tokens = sampler.draw()
         window = _random_window(model, images, generator)
-        with _precision(params):
+        with _precision(model, params):
             terms = _fuse_losses(model, images, tokens, window, words, swapper, params, generator)
         total = sum(getattr(params.weights, name) * term for name, term in terms.items())
         _update(model, optimizer, total, _learning_rate(params.fuse, step, params))
@@ -102,21 +104,26 @@ def _fuse_losses(
     params: VlmParams,
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
-    """Return the five losses of a batch, named as in `vlm.weights`."""
-    encoded = model.encode_image(images, window)
-    scores, present = _word_scores(model, encoded[:, 1:], tokens, words, params)
-    own = model.encode_text(tokens)
+    """Return the five losses of a batch, named as in `vlm.weights`.
+
+    All draws and the words drawn are on the processor, so that every device draws the same.
+    """
+    device = model.device
+    encoded = model.encode_image(send(images, device), window)
+    seen = send(tokens, device)
+    scores, present = _word_scores(model, encoded[:, 1:], seen, words, params)
+    own = model.encode_text(seen)
     similarity = _similarity(model, encoded, own)
 
-    negative = tokens[losses.hard_negatives(similarity, tokens, generator)]
+    negative = tokens[losses.hard_negatives(similarity.detach().cpu(), tokens, generator)]
     swaps = [swapper.swap(tokens, generator) for _ in range(params.swaps)]
     masked, hidden = swapper.mask(tokens, params.mask_visible, params.mask_other, generator)
     texts = torch.stack([tokens, negative, *(text for text, _ in swaps), masked], dim=1)
-    always = torch.ones(len(tokens), dtype=torch.bool)
+    always = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
     valid = torch.stack([always, always, *(done for _, done in swaps)], dim=1)
 
     batch, count = texts.shape[:2]
-    flat = texts.flatten(0, 1)
+    flat = send(texts.flatten(0, 1), device)
     context = _drop_context(model.fusion_context(encoded), params.context_drop, generator)
     states, _ = model.fuse(model.encode_text(flat), flat, context)
     fused = states[-1].unflatten(0, (batch, count))
@@ -126,8 +133,9 @@ def _fuse_losses(
         0,
         *range(2, count - 1),
     ]  # the caption and its swapped forms: same places, other words
-    replaced = texts[:, related] != tokens[:, None]
-    counted = swapper.is_visible(texts[:, related])
+    replaced = send(texts[:, related] != tokens[:, None], device)
+    counted = send(swapper.is_visible(texts[:, related]), device)
+    valid, matches, hidden = (send(mask, device) for mask in (valid, matches, hidden))
     replaced_logits = [
         head(state)[..., 0].unflatten(0, (batch, count))[:, related].float()
         for head, state in zip(model.replaced_heads, states, strict=True)
@@ -138,7 +146,7 @@ def _fuse_losses(
         "contrastive": losses.contrastive(similarity),
         "matching": losses.matching(model.matching_head(fused[:, :-1, 0]).float(), matches, valid),
         "replaced_words": losses.replaced_words(replaced_logits, replaced, counted),
-        "masked_words": functional.cross_entropy(word_logits, tokens[hidden], reduction="sum")
+        "masked_words": functional.cross_entropy(word_logits, seen[hidden], reduction="sum")
         / hidden.sum().clamp(min=1),
     }
 
@@ -152,7 +160,9 @@ def _word_scores(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return pooled scores (B, C) of the words and whether the caption has them."""
     scores = losses.pool_patches(model.word_patch_logits(patches, words), params.pool_sharpness)
-    named = torch.zeros(len(tokens), model.config.vocabulary_size, dtype=torch.bool)
+    named = torch.zeros(
+        len(tokens), model.config.vocabulary_size, dtype=torch.bool, device=tokens.device
+    )
     return scores, named.scatter_(1, tokens, True)[:, words]
 
 
@@ -166,7 +176,9 @@ def _similarity(model: Albef, encoded: torch.Tensor, text: torch.Tensor) -> torc
 def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
     """Hide a random share of the patches, so that no single one suffices and maps grow wider."""
     kept = max(1, int(context.shape[1] * (1 - rate)))
-    order = torch.rand(context.shape[:2], generator=generator).argsort(1)[:, :kept, None]
+    draw = torch.rand(context.shape[:2], generator=generator, device=generator.device)
+    order = draw.argsort(1)[:, :kept, None]
+    order = send(order, context.device)
     return torch.gather(context, 1, order.expand(-1, -1, context.shape[2]))
 
 
@@ -204,5 +216,5 @@ def _update(
     optimizer.step()
 
 
-def _precision(params: VlmParams) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=params.bfloat16)
+def _precision(model: Albef, params: VlmParams) -> torch.autocast:
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=params.bfloat16)

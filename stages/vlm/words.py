@@ -16,10 +16,10 @@ class VisibilityMeter:
     word that the pictures do not show ("morning"), and above 1 for most object names.
     """
 
-    def __init__(self, words: int) -> None:
-        self._sums = torch.zeros(2, words, dtype=torch.float64)
-        self._squares = torch.zeros(words, dtype=torch.float64)
-        self._counts = torch.zeros(2, words, dtype=torch.float64)
+    def __init__(self, words: int, device: torch.device | None = None) -> None:
+        self._sums = torch.zeros(2, words, dtype=torch.float64, device=device)
+        self._squares = torch.zeros(words, dtype=torch.float64, device=device)
+        self._counts = torch.zeros(2, words, dtype=torch.float64, device=device)
 
     @torch.no_grad()
     def add(self, scores: torch.Tensor, present: torch.Tensor) -> None:
@@ -66,8 +66,8 @@ class WordSwapper:
     def __init__(self, visible: torch.Tensor, weights: torch.Tensor, vocabulary: int) -> None:
         """Take the ids (W,) of the visible words and their `substitution_weights` (W, W)."""
         self.visible, self._weights = visible, weights
-        self._place = torch.full((vocabulary,), -1)
-        self._place[visible] = torch.arange(len(visible))
+        self._place = torch.full((vocabulary,), -1, device=visible.device)
+        self._place[visible] = torch.arange(len(visible), device=visible.device)
 
     def is_visible(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return bool (B, L): the token is a visible word."""
@@ -78,9 +78,10 @@ class WordSwapper:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return captions with one visible word replaced by an absent one, and bool (B,) if so."""
         seen = self.is_visible(tokens)
-        draw = torch.rand(tokens.shape, generator=generator).masked_fill(~seen, -1.0)
+        draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
+        draw = draw.masked_fill(~seen, -1.0)
         column = draw.argmax(1)
-        rows = torch.arange(len(tokens))
+        rows = torch.arange(len(tokens), device=tokens.device)
         old = self._place[tokens[rows, column]].clamp(min=0)
         weights = self._weights[old].clone()
         present = torch.zeros_like(weights, dtype=torch.bool)
@@ -102,7 +103,7 @@ class WordSwapper:
         generator: torch.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return captions with words masked, and where, bool (B, L); special tokens stay."""
-        draw = torch.rand(tokens.shape, generator=generator)
+        draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
         hidden = torch.where(self.is_visible(tokens), draw < visible_rate, draw < other_rate)
         hidden &= tokens > MASK
         return tokens.masked_fill(hidden, MASK), hidden

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from stages.common.categories import read_categories
-from stages.common.params import read_section
+from stages.common.devices import prepare_device
+from stages.common.params import read_exactness, read_section
 from stages.common.seeding import make_deterministic
 from stages.common.storage import write_tensors
 from stages.models.name_embedding import load_name_embedder
@@ -20,7 +21,7 @@ def main() -> None:
     """Run the stage."""
     params = read_section("vocabulary", VocabularyParams)
     make_deterministic(0, "vocabulary", threads=1)
-    embedder = load_name_embedder(params, MODEL)
+    embedder = load_name_embedder(params, MODEL, prepare_device(read_exactness()))
     categories = read_categories(CATEGORIES)
     embeddings, unknown = embed_categories(embedder, categories, params)
     if unknown:

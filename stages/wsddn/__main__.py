@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from stages.common.boxes import xyxy_to_xywh
+from stages.common.devices import prepare_device
 from stages.common.images import count_pictures, read_pictures
 from stages.common.masks import encode_mask
-from stages.common.params import read_section, read_seed
+from stages.common.params import read_exactness, read_section, read_seed
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.selective_search import SearchSettings, selective_search
@@ -31,7 +32,7 @@ def main() -> None:
     params, seed = read_section("wsddn", WsddnParams), read_seed()
     search = read_section("proposals", SearchSettings)
     make_deterministic(seed, "wsddn", threads=1)
-    model = load_wspn(MODEL)
+    model = load_wspn(MODEL).to(prepare_device(read_exactness()))
     results = []
     for picture in track(read_pictures(PICTURES), "wsddn", count_pictures(PICTURES)):
         image = picture.decode()

@@ -28,8 +28,9 @@ def detect_classes(
         max_detections: per picture.
     """
     pixels, scale = network_input(image, model.config.image_side)
-    maps, scaled = model.feature_maps(pixels), torch.from_numpy(boxes_xyxy * scale)
-    scores = class_scores(*model.class_logits(model.appearance(maps, scaled)))
+    maps = model.feature_maps(pixels)
+    scaled = torch.from_numpy(boxes_xyxy * scale).to(model.device)
+    scores = class_scores(*model.class_logits(model.appearance(maps, scaled))).cpu()
     count, classes = scores.shape
     boxes = torch.from_numpy(boxes_xyxy).repeat_interleave(classes, dim=0)
     labels = torch.arange(classes).repeat(count)

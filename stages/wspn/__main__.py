@@ -13,8 +13,9 @@ from pathlib import Path
 from stages.common.captions import read_captions
 from stages.common.categories import ALL_SPLITS, read_categories
 from stages.common.curves import Curve
+from stages.common.devices import prepare_device
 from stages.common.images import read_pictures
-from stages.common.params import read_section, read_seed, read_shards
+from stages.common.params import read_exactness, read_section, read_seed, read_shards
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.storage import read_table, write_json
@@ -56,6 +57,7 @@ def main() -> None:
     )
     model = Wspn(config).eval()
     model.take_language(vlm, tokenizer)
+    model.to(prepare_device(read_exactness()))
 
     chosen = choose_images(proposals, params.max_images, seed)
     stored = read_pictures(*(DOWNLOAD / f"images/train/{shard}.parquet" for shard in shards))

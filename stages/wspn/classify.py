@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from stages.common.curves import Curve
+from stages.common.devices import send
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
 from stages.models.wspn import Wspn, class_scores
@@ -59,10 +60,10 @@ def train_class_part(
         order = numpy_generator(seed, "wspn classify", epoch).permutation(len(examples))
         batch = [examples[row] for row in np.array_split(order, per_epoch)[turn]]
         seen = [_thin_out(example, params.proposals_per_visit, seed, epoch) for example in batch]
-        logits = model.class_logits(torch.cat(seen).float())
+        logits = model.class_logits(send(torch.cat(seen), model.device).float())
         lengths = [len(features) for features in seen]
         losses = [
-            image_label_loss(class_scores(classes, detection), example.labels)
+            image_label_loss(class_scores(classes, detection), send(example.labels, model.device))
             for example, classes, detection in zip(
                 batch, *(x.split(lengths) for x in logits), strict=True
             )

@@ -92,11 +92,12 @@ def make_examples(
             generator = numpy_generator(seed, "wspn proposals", picture.image_id)
             boxes = boxes[np.sort(generator.permutation(len(boxes))[:proposals_per_image])]
         pixels, scale = network_input(picture.decode(), model.config.image_side)
-        maps, scaled = model.feature_maps(pixels), torch.from_numpy(boxes * scale)
+        maps = model.feature_maps(pixels)
+        scaled = torch.from_numpy(boxes * scale).to(model.device)
         yield Example(
             picture.image_id,
             torch.from_numpy(labels.get(picture.image_id, nothing)),
-            scaled.numpy(),
-            model.appearance(maps, scaled).half(),
-            model.evidence(maps, scaled).half(),
+            scaled.cpu().numpy(),
+            model.appearance(maps, scaled).half().cpu(),
+            model.evidence(maps, scaled).half().cpu(),
         )

@@ -18,6 +18,7 @@ from torch.nn import functional
 from stages.common.box_regression import encode_boxes
 from stages.common.boxes import pairwise_iou
 from stages.common.curves import Curve
+from stages.common.devices import send
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
 from stages.models.wspn import Wspn, class_scores
@@ -42,7 +43,8 @@ class Lessons(NamedTuple):
 @torch.no_grad()
 def find_seeds(model: Wspn, example: Example, params: SeedParams) -> np.ndarray:
     """Return the rows of a picture's seeds of all classes that its captions name, ascending."""
-    scores = class_scores(*model.class_logits(example.appearance.float())).numpy()
+    seen = send(example.appearance, model.device).float()
+    scores = class_scores(*model.class_logits(seen)).cpu().numpy()
     overlaps = pairwise_iou(example.boxes_xyxy, example.boxes_xyxy)
     agreed = consensus(scores, overlaps, params.neighbour_iou, params.power)
     rows: set[int] = set()
@@ -136,7 +138,7 @@ def train_object_part(
             generator = numpy_generator(seed, "wspn localise", step // per_epoch)
             batches = np.array_split(generator.permutation(count), per_epoch)
         rows = torch.from_numpy(batches[step % per_epoch])
-        batch = Lessons(*(column[rows] for column in lessons))
+        batch = Lessons(*(send(column[rows], model.device) for column in lessons))
         quality, offsets = model.objects(batch.evidence.float())
         losses = localisation_loss(quality[:, 0], offsets, batch, params.regression_weight)
         descent.step(losses["quality"] + losses["regression"])

@@ -64,6 +64,19 @@ def test_wrong_overlays_name_file_and_key_and_change_nothing(project, text, mess
     assert (project / "params.yaml").read_text() == PARAMS
 
 
+def test_a_mapping_of_another_kind_takes_the_place_of_the_old_one(project):
+    text = PARAMS + "model:\n  net: {kind: small, width: 3}\n  after: 1  # kept\n"
+    (project / "params.yaml").write_text(text)
+    (project / "experiments/wide.yaml").write_text("model: {net: {kind: small, width: 9}}\n")
+    assert overlay(project, "extends: wide\nmodel: {net: {kind: large, depth: 5}}\n") == [
+        "model.net: {'kind': 'small', 'width': 3} → {'kind': 'large', 'depth': 5}"
+    ]
+    assert overlay(project, "model: {net: {depth: 7}}\n") == ["model.net.depth: 5 → 7"]
+    assert "after: 1  # kept" in (project / "params.yaml").read_text()
+    with pytest.raises(ValueError, match=r"model\.net\.width: params\.yaml has no such key"):
+        overlay(project, "model: {net: {kind: large, width: 3}}\n")
+
+
 def test_unknown_profile_names_those_there_are(project):
     overlay(project, "seed: 1\n", "tiny")
     with pytest.raises(ValueError, match=r"experiments/smok\.yaml: no such profile; .*: tiny"):

@@ -13,9 +13,10 @@ from stages.activation.gradcam import token_activation
 from stages.common.storage import read_json
 from stages.models.albef import load_albef
 from stages.models.albef_base import AlbefBase
+from stages.models.checkpoint_files import read_checkpoint
 from stages.models.tokenizer import SPECIAL
 from stages.models.vision_language import load_vlm
-from stages.vlm.official import albef_from_official, read_checkpoint
+from stages.vlm.official import albef_from_official
 from tests.golden import official_albef
 from tests.stages.test_vlm import PARAMS
 

@@ -1,6 +1,7 @@
 """The detectron2 engine beside torchvision's: same model, same labels, same files."""
 
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from stages.models.predictor import DETECTOR, load_predictor
 from tests.stages.tiny_detector import (
     EMBEDDINGS,
     NETWORK,
+    RESNETS,
     TRAINING,
     annotate,
     draw,
@@ -60,17 +62,20 @@ def twins(**changes: dict):
             (own.proposals.head.conv[0][0], other.proposals.rpn_head.conv),
             (own.proposals.head.cls_logits, other.proposals.rpn_head.objectness_logits),
             (own.proposals.head.bbox_pred, other.proposals.rpn_head.anchor_deltas),
-            (own.regions.box_head.fc6, other.regions.box_head.fc1),
-            (own.regions.box_head.fc7, other.regions.box_head.fc2),
             (own.parts()["classifier"], other.parts()["classifier"]),
             (own.parts()["box_deltas"], other.parts()["box_deltas"]),
-            (own.regions.mask_head[0], other.regions.mask_head.mask_fcn1),
             (own.regions.mask_head[-1], other.regions.mask_head.predictor),
         ]
+        if own.region_stage is None:
+            pairs.append((own.regions.box_head.fc6, other.regions.box_head.fc1))
+            pairs.append((own.regions.box_head.fc7, other.regions.box_head.fc2))
+            pairs.append((own.regions.mask_head[0], other.regions.mask_head.mask_fcn1))
+        else:
+            pairs.append((own.region_stage, other.region_stage))
         for source, target in pairs:
             target.load_state_dict(source.state_dict())
         # The same doubling of the size, written as a convolution and as a transposed one.
-        double, deconv = own.regions.mask_head[2], other.regions.mask_head.deconv
+        double, deconv = own.regions.mask_head[-4], other.regions.mask_head.deconv
         double.bias.zero_()
         deconv.bias.zero_()
         outputs, inputs = deconv.weight.shape[1], deconv.weight.shape[0]
@@ -120,12 +125,12 @@ def test_torchvision_is_the_engine_of_weights_that_name_none(tmp_path):
 
 
 @needs_detectron2
-@pytest.mark.parametrize("vocabulary", [[0, 1], [1]])
-def test_the_same_weights_find_the_same_objects(vocabulary):
+@pytest.mark.parametrize("kind", ["trunk", "resnet50_fpn", "resnet50_c4"])
+def test_the_same_weights_find_the_same_objects(kind):
     inference = NETWORK["inference"] | {"score_threshold": 0.0}
-    own, other = twins(inference=inference)
-    images = [draw(1)[0], draw(2)[0][:50]]
-    (expected,), (found,) = (predict(model, images, [vocabulary]) for model in (own, other))
+    own, other = twins(inference=inference, **RESNETS.get(kind, {}))
+    images, vocabularies = [draw(1)[0], draw(2)[0][:50]], [[0, 1], [1]]
+    expected, found = (list(chain(*predict(x, images, vocabularies))) for x in (own, other))
     for left, right in zip(expected, found, strict=True):
         assert len(left.scores) == 5
         assert np.array_equal(left.labels, right.labels)
@@ -180,7 +185,8 @@ def test_heads_do_not_know_classes():
 def test_the_configuration_says_the_params_in_detectron2s_words():
     from stages.models.engines.detectron2.config import make_config
 
-    config = make_config(NetworkParams.model_validate(NETWORK), ["level0"], 2, 8)
+    network = tiny_network()
+    config = make_config(network.params, network.backbone, 2, 8)
     model = YAML(typ="safe").load(config.dump())["MODEL"]
     assert model["RPN"]["BATCH_SIZE_PER_IMAGE"] == NETWORK["proposals"]["anchors_per_image"]
     assert model["ROI_HEADS"]["NMS_THRESH_TEST"] == NETWORK["inference"]["nms_iou"]

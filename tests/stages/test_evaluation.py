@@ -9,6 +9,7 @@ from io import StringIO
 import cv2
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -421,12 +422,14 @@ def write_inputs(folder, monkeypatch):
     write_json(download / "ground_truth/train.json", truth)
     write_json(folder / "data/labels/pseudo_annotations.json", truth)
     values = ", ".join(f"{key}: {value}" for key, value in PARAMS.model_dump().items())
-    (folder / "params.yaml").write_text(f"seed: 0\nshards: [0]\nevaluation: {{{values}}}\n")
+    (folder / "params.yaml").write_text(
+        f"seed: 0\nshards: [0]\ndeterministic: device\nevaluation: {{{values}}}\n"
+    )
     known = {
         1: [(CUP, (0, 0, 10, 9), 0.9), (FISH, (20, 20, 30, 29), 0.8), (CAR, (0, 0, 5, 5), 0.1)],
         2: [(FISH, (5, 6, 15, 15), 0.7)],
     }
-    monkeypatch.setattr(mask_rcnn, "load_detector", lambda path: path)
+    monkeypatch.setattr(mask_rcnn, "load_detector", lambda path: torch.nn.Identity())
     monkeypatch.setattr(
         mask_rcnn, "predict", lambda model, images, lists: predictor(known)(images, lists)
     )

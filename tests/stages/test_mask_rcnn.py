@@ -10,10 +10,12 @@ from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.storage import write_json, write_tensors
 from stages.models.detector_settings import TrainingParams
-from stages.models.detector_training import learning_rate, train_detector
+from stages.models.detector_training import train_detector
+from stages.models.initial_weights import load_trunk
 from stages.models.mask_pasting import paste_masks
-from stages.models.mask_rcnn import load_detector, load_trunk, predict, save_detector
+from stages.models.mask_rcnn import load_detector, predict, save_detector
 from stages.models.region_pooling import PyramidPooling, pool_regions
+from stages.models.solver import learning_rate
 from stages.models.text_classifier import TextClassifier, classification_loss
 from tests.stages.tiny_detector import (
     EMBEDDINGS,

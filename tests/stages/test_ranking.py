@@ -26,8 +26,9 @@ USUAL = RankingSettings(
     nms_iou=[0.5, 0.7],
 )
 PARAMS = (
-    "seed: 0\nranking: {top_k: 5, score: quality, refinements: 1, keep_proposals: true, "
-    "nms_iou: [0.5, 0.7]}\n"
+    "seed: 0\ndeterministic: device\n"
+    "ranking: {top_k: 5, score: quality, refinements: 1, keep_proposals: true,"
+    " nms_iou: [0.5, 0.7]}\n"
 )
 
 

@@ -46,9 +46,23 @@ NETWORK = {
     "mask_head": {"pooled_side": 7, "channels": 8, "layers": 1},
     "inference": {"score_threshold": 0.05, "nms_iou": 0.5, "detections_per_image": 5},
 }
+# What changes in NETWORK with another backbone.
+RESNETS = {
+    "resnet50_fpn": {
+        "backbone": {"kind": "resnet50_fpn", "pyramid_width": 16, "frozen_stages": 2},
+        "proposals": NETWORK["proposals"] | {"anchor_sides": [8.0, 16.0, 24.0, 32.0, 48.0]},
+    },
+    "resnet50_c4": {
+        "backbone": {"kind": "resnet50_c4", "frozen_stages": 2},
+        "proposals": NETWORK["proposals"] | {"anchor_sides": [16.0, 32.0, 48.0]},
+        "mask_head": {"pooled_side": 4, "channels": 8, "layers": 0},
+    },
+}
 TRAINING = {
     "steps": 4,
     "batch_size": 2,
+    "optimizer": {"kind": "adamw"},
+    "schedule": {"kind": "cosine"},
     "learning_rate": 0.003,
     "warmup_steps": 2,
     "weight_decay": 0.01,
@@ -125,12 +139,14 @@ def picture(image_id: int) -> Picture:
     return Picture(image_id, f"{image_id}.png", 64, 64, encoded)
 
 
-def make_repository(root: Path, training: dict | None = None) -> None:
+def make_repository(root: Path, training: dict | None = None, start: dict | None = None) -> None:
     """Write params.yaml and everything that the stages detector and finetune read."""
     training = TRAINING | (training or {})
-    detector = {"engine": "torchvision", "init": "vlm", "network": NETWORK, "training": training}
+    from_vlm = {"init": "vlm", "imagenet": {"weights": None, "sha256": None}, "network": NETWORK}
+    detector = {"engine": "torchvision", **from_vlm, **(start or {}), "training": training}
     finetune = FINETUNE | {"training": training | {"frozen": ["classifier"]}}
-    params = {"seed": 1, "shards": [0, 1], "detector": detector, "finetune": finetune}
+    params = {"seed": 1, "shards": [0, 1], "deterministic": "device"}
+    params |= {"detector": detector, "finetune": finetune}
     YAML(typ="safe").dump(params, root / "params.yaml")
     download = root / "data/download"
     write_json(download / "categories.json", CATEGORIES)

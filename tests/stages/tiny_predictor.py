@@ -28,8 +28,8 @@ CATEGORIES = [
 ]
 
 
-def write_predictor(folder: Path) -> Path:
-    """Write the four files and return the folder."""
+def write_predictor(folder: Path, changes: dict | None = None) -> Path:
+    """Write the four files and return the folder; `changes` are of the detector's network."""
     model, tokenizer = small_albef()
     write_json(folder / "categories.json", CATEGORIES)
     (folder / "prompts.json").write_text(json.dumps(PROMPTS))
@@ -41,6 +41,8 @@ def write_predictor(folder: Path) -> Path:
         for category in read_categories(folder / "categories.json")
     ]
     torch.manual_seed(1)
-    detector = MaskRcnn(NetworkParams.model_validate(NETWORK), torch.stack(embeddings))
+    detector = MaskRcnn(
+        NetworkParams.model_validate(NETWORK | (changes or {})), torch.stack(embeddings)
+    )
     save_detector(folder / "detector.safetensors", detector)
     return folder

@@ -5,28 +5,26 @@ in detectron2's own words; the rest is in the node MODEL.OPEN_VOCABULARY. Both e
 same model, so the losses are torchvision's: smooth L1 that is linear from 1/9 on.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from stages.common.images import PIXEL_MEAN, PIXEL_STD
 from stages.models.detector_settings import NetworkParams
-from stages.models.engines.detectron2.proposals import Float32RPNHead, IgnoringRPN
-from stages.models.engines.detectron2.regions import OpenVocabularyROIHeads
+from stages.models.engines.detectron2.proposals import Float32RPNHead, IgnoringRPN, LevelBackbone
+from stages.models.engines.detectron2.regions import region_heads_class
 
 SMOOTH_L1_BETA = 1 / 9
 SAMPLES = 2  # RoIAlign's, per pooled cell and axis
 
 
 def make_config(
-    params: NetworkParams, levels: Sequence[str], num_classes: int, text_width: int
+    params: NetworkParams, backbone: LevelBackbone, num_classes: int, text_width: int
 ) -> CfgNode:
     """Return the frozen configuration of a detector, apart from its backbone.
 
     Args:
         params: the network.
-        levels: names of the backbone's maps, from fine to coarse.
+        backbone: what `params.backbone` stands for.
         num_classes: texts to classify by.
         text_width: of their embeddings.
 
@@ -42,14 +40,14 @@ def make_config(
         }
     )
     # Unlike attributes, which detectron2 takes under any name, merged keys must exist.
-    config.merge_from_other_cfg(CfgNode(_picture_keys(params)))
-    config.merge_from_other_cfg(CfgNode({"MODEL": _proposal_keys(params, levels)}))
-    config.merge_from_other_cfg(CfgNode({"MODEL": _region_keys(params, levels, num_classes)}))
+    config.merge_from_other_cfg(CfgNode(_picture_keys(params, backbone)))
+    config.merge_from_other_cfg(CfgNode({"MODEL": _proposal_keys(params, backbone)}))
+    config.merge_from_other_cfg(CfgNode({"MODEL": _region_keys(params, backbone, num_classes)}))
     config.freeze()
     return config
 
 
-def _picture_keys(params: NetworkParams) -> dict[str, Any]:
+def _picture_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, Any]:
     shorter, longer = params.resize.shorter_side, params.resize.longer_side
     return {
         "TEST": {"DETECTIONS_PER_IMAGE": params.inference.detections_per_image},
@@ -61,23 +59,24 @@ def _picture_keys(params: NetworkParams) -> dict[str, Any]:
             "MAX_SIZE_TEST": longer,
         },
         "MODEL": {
-            "PIXEL_MEAN": list(PIXEL_MEAN),
-            "PIXEL_STD": list(PIXEL_STD),
+            "PIXEL_MEAN": list(backbone.network.pixel_mean),
+            "PIXEL_STD": list(backbone.network.pixel_std),
         },
     }
 
 
-def _proposal_keys(params: NetworkParams, levels: Sequence[str]) -> dict[str, Any]:
-    proposals = params.proposals
+def _proposal_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, Any]:
+    proposals, levels = params.proposals, list(backbone.output_shape())
+    each = [[side] for side in proposals.anchor_sides]
     return {
         "ANCHOR_GENERATOR": {
-            "SIZES": [[side] for side in proposals.anchor_sides],
+            "SIZES": each if len(each) == len(levels) else [list(proposals.anchor_sides)],
             "ASPECT_RATIOS": [list(proposals.aspect_ratios)],
         },
         "PROPOSAL_GENERATOR": {"NAME": IgnoringRPN.__name__},
         "RPN": {
             "HEAD_NAME": Float32RPNHead.__name__,
-            "IN_FEATURES": list(levels),
+            "IN_FEATURES": levels,
             "IOU_THRESHOLDS": [proposals.negative_iou, proposals.positive_iou],
             "BATCH_SIZE_PER_IMAGE": proposals.anchors_per_image,
             "POSITIVE_FRACTION": proposals.positive_fraction,
@@ -91,13 +90,15 @@ def _proposal_keys(params: NetworkParams, levels: Sequence[str]) -> dict[str, An
     }
 
 
-def _region_keys(params: NetworkParams, levels: Sequence[str], num_classes: int) -> dict[str, Any]:
+def _region_keys(
+    params: NetworkParams, backbone: LevelBackbone, num_classes: int
+) -> dict[str, Any]:
     head, mask, inference = params.box_head, params.mask_head, params.inference
     return {
         "MASK_ON": True,
         "ROI_HEADS": {
-            "NAME": OpenVocabularyROIHeads.__name__,
-            "IN_FEATURES": list(levels),
+            "NAME": region_heads_class(params.backbone).__name__,
+            "IN_FEATURES": backbone.region_levels,
             "NUM_CLASSES": num_classes,
             "IOU_THRESHOLDS": [head.positive_iou],
             "BATCH_SIZE_PER_IMAGE": head.regions_per_image,

@@ -11,15 +11,17 @@ Frames as in stages.models.mask_rcnn; targets as in stages.models.region_heads.
 from collections.abc import Sequence
 
 import torch
-from detectron2.modeling import build_proposal_generator, build_roi_heads
+from detectron2.modeling import build_proposal_generator
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from stages.models.backbones import build_backbone
 from stages.models.detector_settings import NetworkParams, Part
 from stages.models.engines.detectron2.config import make_config
 from stages.models.engines.detectron2.proposals import LevelBackbone
+from stages.models.engines.detectron2.regions import region_heads_class
 from stages.models.mask_rcnn import Prediction, in_picture
 from stages.models.region_heads import IGNORED, Targets
 
@@ -33,11 +35,14 @@ class Network(nn.Module):
         """Build with fresh weights for classes with text embeddings float32 (C, D)."""
         super().__init__()
         self.params = params
-        self.backbone = LevelBackbone(params.backbone)
+        network, region_stage = build_backbone(params.backbone)
+        num_levels = len(params.proposals.anchor_sides) if region_stage is None else 1
+        self.backbone = LevelBackbone(network, num_levels)
         levels = self.backbone.output_shape()
-        config = make_config(params, list(levels), *embeddings.shape)
+        config = make_config(params, self.backbone, *embeddings.shape)
         self.proposals = build_proposal_generator(config, levels)
-        self.regions = build_roi_heads(config, levels)
+        own = {} if region_stage is None else {"res5": region_stage}
+        self.regions = region_heads_class(params.backbone)(config, levels, **own)
         self.regions.box_predictor.classifier.embeddings = embeddings.clone()
         self.transform = GeneralizedRCNNTransform(
             config.INPUT.MIN_SIZE_TEST,
@@ -47,6 +52,11 @@ class Network(nn.Module):
             size_divisible=self.backbone.size_divisibility,
         )
 
+    @property
+    def region_stage(self) -> nn.Module | None:
+        """Return the last stage of C4, which sees each region by itself; pyramids have none."""
+        return getattr(self.regions, "res5", None)
+
     def parts(self) -> dict[Part, nn.Module]:
         """Return the parts that training may freeze, by name."""
         predictor = self.regions.box_predictor
@@ -54,7 +64,7 @@ class Network(nn.Module):
             "trunk": self.backbone.network.trunk,
             "pyramid": self.backbone.network.pyramid,
             "proposals": self.proposals,
-            "box_head": self.regions.box_head,
+            "box_head": self.region_stage or self.regions.box_head,
             "classifier": predictor.classifier,
             "box_deltas": predictor.bbox_pred,
             "mask_head": self.regions.mask_head,

@@ -9,18 +9,18 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, Backbone
 from detectron2.modeling.proposal_generator import RPN, RPN_HEAD_REGISTRY, StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import nn
 
-from stages.models.detector_settings import BackboneParams
-from stages.models.pyramid import build_backbone
 from stages.models.region_heads import IGNORED
 
 
 class LevelBackbone(Backbone):
-    """A backbone of stages/models/pyramid.py in detectron2's interface."""
+    """A backbone of stages/models/backbones.py in detectron2's interface: maps "level0", …."""
 
-    def __init__(self, params: BackboneParams) -> None:
+    def __init__(self, network: nn.Module, num_levels: int) -> None:
+        """Take a network that gives `num_levels` maps, each of half the size of the one before."""
         super().__init__()
-        self.network = build_backbone(params)
+        self.network, self.num_levels = network, num_levels
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map normalised pixels (N, 3, H, W) to float32 levels from fine to coarse.
@@ -38,10 +38,16 @@ class LevelBackbone(Backbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each level."""
+        finest = self.network.strides[0]
         return {
-            f"level{k}": ShapeSpec(channels=self.network.out_channels, stride=stride)
-            for k, stride in enumerate(self.network.strides)
+            f"level{k}": ShapeSpec(channels=self.network.out_channels, stride=finest << k)
+            for k in range(self.num_levels)
         }
+
+    @property
+    def region_levels(self) -> list[str]:
+        """Return the names of the levels that regions are pooled from."""
+        return list(self.output_shape())[: len(self.network.strides)]
 
 
 @RPN_HEAD_REGISTRY.register()

@@ -16,11 +16,17 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
+    Res5ROIHeads,
+    ROIHeads,
     StandardROIHeads,
     build_box_head,
+    select_foreground_proposals,
 )
 from detectron2.structures import Boxes, Instances
+from torch import nn
 
+from stages.models.backbones import REGION_STAGE_CHANNELS
+from stages.models.detector_settings import BackboneParams
 from stages.models.text_classifier import TextClassifier, classification_loss
 
 CANONICAL_LEVEL = 3  # of stride 8: regions of the canonical side are pooled there
@@ -69,9 +75,51 @@ class TextBoxPredictor(FastRCNNOutputLayers):
         }
 
 
+class OpenVocabularyHeads(ROIHeads):
+    """Losses and detections of heads that take the vocabulary with each call."""
+
+    def losses(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        vocabulary: Sequence[int] | None,
+        background_weight: float,
+    ) -> dict[str, torch.Tensor]:
+        """Return {"classification", "box", "mask"} of proposals sampled from those given."""
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        maps = self._pool(features, [p.proposal_boxes for p in sampled])
+        predictions = self.box_predictor(self._describe(maps), vocabulary)
+        return {
+            **self.box_predictor.losses(predictions, sampled, background_weight),
+            "mask": self._mask_losses(features, maps, sampled)["loss_mask"],
+        }
+
+    def detect(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        vocabularies: Sequence[Sequence[int]],
+    ) -> list[list[dict[str, torch.Tensor]]]:
+        """Return detections per vocabulary and picture, best score first.
+
+        Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
+        "masks" (n, M, M), probabilities in the frame of the box.
+        """
+        regions = self._describe(self._pool(features, [p.proposal_boxes for p in proposals]))
+        found = []
+        for vocabulary in vocabularies:
+            predictions = self.box_predictor(regions, vocabulary)
+            instances, _ = self.box_predictor.inference(predictions, proposals)
+            instances = self.forward_with_given_boxes(features, instances)
+            indices = torch.tensor(list(vocabulary), device=regions.device)
+            found.append([_detections(own, indices) for own in instances])
+        return found
+
+
 @ROI_HEADS_REGISTRY.register()
-class OpenVocabularyROIHeads(StandardROIHeads):
-    """detectron2's heads, which take the vocabulary with each call."""
+class OpenVocabularyROIHeads(OpenVocabularyHeads, StandardROIHeads):
+    """detectron2's heads of a pyramid."""
 
     @classmethod
     def _init_box_head(cls, config: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -92,48 +140,49 @@ class OpenVocabularyROIHeads(StandardROIHeads):
         pooler = _make_pooler(config, config.MODEL.ROI_MASK_HEAD, levels)
         return {**super()._init_mask_head(config, input_shape), "mask_pooler": pooler}
 
-    def losses(
-        self,
-        features: dict[str, torch.Tensor],
-        proposals: list[Instances],
-        targets: list[Instances],
-        vocabulary: Sequence[int] | None,
-        background_weight: float,
+    def _pool(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        return self.box_pooler([features[name] for name in self.box_in_features], boxes)
+
+    def _describe(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.box_head(maps)
+
+    def _mask_losses(
+        self, features: dict[str, torch.Tensor], maps: torch.Tensor, sampled: list[Instances]
     ) -> dict[str, torch.Tensor]:
-        """Return {"classification", "box", "mask"} of proposals sampled from those given."""
-        sampled = self.label_and_sample_proposals(proposals, targets)
-        regions = self._describe(features, [p.proposal_boxes for p in sampled])
-        predictions = self.box_predictor(regions, vocabulary)
-        return {
-            **self.box_predictor.losses(predictions, sampled, background_weight),
-            "mask": self._forward_mask(features, sampled)["loss_mask"],
-        }
+        return self._forward_mask(features, sampled)
 
-    def detect(
-        self,
-        features: dict[str, torch.Tensor],
-        proposals: list[Instances],
-        vocabularies: Sequence[Sequence[int]],
-    ) -> list[list[dict[str, torch.Tensor]]]:
-        """Return detections per vocabulary and picture, best score first.
 
-        Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
-        "masks" (n, M, M), probabilities in the frame of the box.
-        """
-        regions = self._describe(features, [p.proposal_boxes for p in proposals])
-        found = []
-        for vocabulary in vocabularies:
-            predictions = self.box_predictor(regions, vocabulary)
-            instances, _ = self.box_predictor.inference(predictions, proposals)
-            instances = self.forward_with_given_boxes(features, instances)
-            indices = torch.tensor(list(vocabulary), device=regions.device)
-            found.append([_detections(own, indices) for own in instances])
-        return found
+@ROI_HEADS_REGISTRY.register()
+class OpenVocabularyRes5ROIHeads(OpenVocabularyHeads, Res5ROIHeads):
+    """detectron2's heads of a C4 network; boxes and masks are made from the same maps."""
 
-    def _describe(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
-        """Return features of the regions (R, F)."""
-        levels = [features[name] for name in self.box_in_features]
-        return self.box_head(self.box_pooler(levels, boxes))
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Return the arguments that the configuration stands for, but for the stage `res5`."""
+        described = ShapeSpec(channels=REGION_STAGE_CHANNELS, height=1, width=1)
+        predictor = TextBoxPredictor(cfg, described)
+        return {**super().from_config(cfg, input_shape), "box_predictor": predictor}
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
+        return nn.Identity(), REGION_STAGE_CHANNELS  # the caller gives it with its trunk
+
+    def _pool(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        return self._shared_roi_transform([features[name] for name in self.in_features], boxes)
+
+    def _describe(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.mean((2, 3))
+
+    def _mask_losses(
+        self, features: dict[str, torch.Tensor], maps: torch.Tensor, sampled: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        objects, chosen = select_foreground_proposals(sampled, self.num_classes)
+        return self.mask_head(maps[torch.cat(chosen)], objects)
+
+
+def region_heads_class(params: BackboneParams) -> type[OpenVocabularyHeads]:
+    """Return the heads that fit a backbone."""
+    return OpenVocabularyRes5ROIHeads if params.kind == "resnet50_c4" else OpenVocabularyROIHeads
 
 
 def _make_pooler(config: CfgNode, head: CfgNode, levels: list[ShapeSpec]) -> ROIPooler:
