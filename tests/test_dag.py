@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
@@ -11,12 +12,15 @@ from ruamel.yaml import YAML
 from flows.closure import check_deps, import_closures, params_read, stage_modules
 from flows.graph import Graph, inputs_through, overlap, reruns, reruns_table
 from flows.plan import load_graph
+from stages.models.engines.dispatch import Engine
 
 ROOT = Path(__file__).parents[1]
 GROUND_TRUTH = "data/download/ground_truth"
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
+ENGINE_DEP = "stages/models/engines/${detector.engine}"
+ENGINE_CALL = re.compile(r"\b(load_detector|network_class)\(")
 NO_SECTION = {"seed", "shards", "deterministic"}
 NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
 PACKAGES_OF_CLAIMS = {"rpn", "true_masks", "wsddn"}  # others run a stage differently
@@ -42,6 +46,30 @@ def closures(content) -> dict[str, list[str]]:
 
 def test_deps_are_data_and_the_import_closure():
     assert check_deps(ROOT) == []
+
+
+def test_who_makes_or_loads_a_detector_depends_on_the_chosen_engine_alone():
+    """Its package is imported by name, which no import graph sees."""
+    declared, users = set(), set()
+    for file in ("dvc.yaml", "claims/dvc.yaml"):
+        content = YAML(typ="safe").load(ROOT / file)
+        for name, module in stage_modules(content).items():
+            deps = content["stages"][name]["deps"]
+            sources = [ROOT / dep for dep in deps if dep.startswith(module.replace(".", "/")[:-9])]
+            if any(ENGINE_CALL.search(path.read_text(encoding="utf-8")) for path in sources):
+                users.add(name)
+            if ENGINE_DEP in deps:
+                declared.add(name)
+                assert engine_sources() <= set(deps), name
+    assert declared == users >= {"detector", "finetune", "evaluation", "oracle"}
+
+
+def engine_sources() -> set[str]:
+    """Return the files that the engines' packages import, without the packages themselves."""
+    modules = [f"stages.models.engines.{engine}.network" for engine in get_args(Engine)]
+    files = {file for own in import_closures(ROOT, modules).values() for file in own}
+    packages = tuple(f"stages/models/engines/{engine}/" for engine in get_args(Engine))
+    return {file for file in files if not file.startswith(packages)}
 
 
 def test_deps_that_are_no_source_are_data(graph):

@@ -21,8 +21,9 @@ from stages.common.storage import read_tensors, write_json
 from stages.common.stored_pictures import StoredPictures
 from stages.detector.params import DetectorParams
 from stages.models.detector_training import train_detector, training_metrics
+from stages.models.engines.dispatch import network_class
 from stages.models.initial_weights import load_start
-from stages.models.mask_rcnn import MaskRcnn, save_detector
+from stages.models.mask_rcnn import save_detector
 
 DOWNLOAD = Path("data/download")
 EMBEDDINGS = Path("data/vocabulary/embeddings.safetensors")
@@ -54,7 +55,7 @@ def main() -> None:
             f"{EMBEDDINGS}: {len(embeddings)} embeddings for {len(categories)} base and novel"
             " categories; run `dvc repro vocabulary`"
         )
-    model = MaskRcnn(params.network, embeddings)
+    model = network_class(params.engine)(params.network, embeddings)
     started_from = load_start(model, params, VLM, options.section)
 
     model.to(device)

@@ -7,7 +7,6 @@ from stages.models.backbones import whole_trunk
 from stages.models.detector_settings import StartParams
 from stages.models.imagenet import load_imagenet_weights
 from stages.models.mask_rcnn import MaskRcnn
-from stages.models.region_heads import StageRegionHeads
 
 
 def load_start(model: MaskRcnn, params: StartParams, vlm: Path, section: str) -> list[Path]:
@@ -28,9 +27,7 @@ def load_start(model: MaskRcnn, params: StartParams, vlm: Path, section: str) ->
         return [vlm]
     if params.init == "imagenet":
         path = Path(params.imagenet.weights)
-        heads = model.regions
-        stage = heads.box_roi_pool.stage if isinstance(heads, StageRegionHeads) else None
-        trunk = whole_trunk(model.parts()["trunk"], stage)
+        trunk = whole_trunk(model.parts()["trunk"], model.region_stage)
         load_imagenet_weights(trunk, path, params.imagenet.sha256, f"{section}.imagenet")
         return [path]
     return []

@@ -24,6 +24,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from stages.common.storage import read_tensors, write_tensors
 from stages.models.backbones import REGION_STAGE_CHANNELS, build_backbone
 from stages.models.detector_settings import NetworkParams, Part
+from stages.models.engines.dispatch import network_class
 from stages.models.global_batch import Draws, MicroDraws, SharedSampler
 from stages.models.mask_pasting import paste_masks
 from stages.models.region_heads import (
@@ -38,6 +39,7 @@ from stages.models.region_heads import (
 from stages.models.region_pooling import PyramidPooling
 from stages.models.text_classifier import TextClassifier
 
+DEFAULT_ENGINE = "torchvision"  # of weights whose header names none
 PREDICTED_AT_ONCE = 16  # pictures; changes no result where all have one size
 
 
@@ -53,6 +55,8 @@ class Prediction:
 
 class MaskRcnn(nn.Module):
     """The network; `losses` trains it, `detect` uses it."""
+
+    engine = "torchvision"
 
     def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
         """Build with fresh weights for classes with text embeddings float32 (C, D)."""
@@ -71,6 +75,11 @@ class MaskRcnn(nn.Module):
 
         for part in (self.proposals, self.regions):
             part.fg_bg_sampler = SharedSampler.like(part.fg_bg_sampler)
+
+    @property
+    def region_stage(self) -> nn.Module | None:
+        """Return the last stage of C4, which sees each region by itself; pyramids have none."""
+        return getattr(self.regions.box_roi_pool, "stage", None)
 
     def parts(self) -> dict[Part, nn.Module]:
         """Return the parts that training may freeze, by name."""
@@ -160,7 +169,7 @@ class MaskRcnn(nn.Module):
         found = self.regions.detect(features, boxes, batch.image_sizes, vocabularies)
         return [
             [
-                _in_picture(detections, seen, image_hw)
+                in_picture(detections, seen, image_hw)
                 for detections, seen, image_hw in zip(
                     per_image, batch.image_sizes, original, strict=True
                 )
@@ -227,7 +236,7 @@ def _region_heads(
     )
 
 
-def _in_picture(
+def in_picture(
     detections: dict[str, torch.Tensor], seen_hw: tuple[int, int], image_hw: tuple[int, int]
 ) -> Prediction:
     """Map boxes and masks of the resized picture to the frame of the original."""
@@ -270,21 +279,26 @@ def predict(
 
 
 def save_detector(path: Path, model: MaskRcnn) -> None:
-    """Write weights and text embeddings, with the network's settings in the header."""
-    write_tensors(path, model.state_dict(), {"network": model.params.model_dump()})
+    """Write weights and text embeddings, with the network's settings and engine in the header."""
+    facts = {"network": model.params.model_dump()}
+    if model.engine != DEFAULT_ENGINE:
+        facts["engine"] = model.engine
+    write_tensors(path, model.state_dict(), facts)
 
 
 def load_detector(path: Path) -> MaskRcnn:
     """Return the detector that `save_detector` wrote, in inference mode.
 
     Raises:
+        ModuleNotFoundError: it was trained with an engine that is not installed.
         ValueError: the file is no detector, or one of another version of this code.
     """
     tensors, facts = read_tensors(path)
     embeddings = tensors.get("regions.box_predictor.classifier.embeddings")
     if embeddings is None or not isinstance(facts, dict) or "network" not in facts:
         raise ValueError(f"{path}: not a detector; run `dvc repro detector` to make one")
-    model = MaskRcnn(NetworkParams.model_validate(facts["network"]), embeddings)
+    network = network_class(facts.get("engine", DEFAULT_ENGINE))
+    model = network(NetworkParams.model_validate(facts["network"]), embeddings)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -91,7 +91,7 @@ class Predictor:
         found: dict[int, Prediction] = {}
         vocabulary = [range(len(names))]
         with self._lock:
-            classifier = self._detector.regions.box_predictor["classifier"]
+            classifier = self._detector.parts()["classifier"]
             embeddings = self.embed(names, allow_unknown)
             classifier.embeddings = embeddings.to(classifier.embeddings.device)
             # Pictures of one size only: padding to a common size would change the last digits.
@@ -143,7 +143,7 @@ class Predictor:
         return f" (did you mean '{near[0]}'?)" if near else ""
 
     def _refuse_strangers(self) -> None:
-        trained = self._detector.regions.box_predictor["classifier"].embeddings
+        trained = self._detector.parts()["classifier"].embeddings
         own = self.embed(self.names, allow_unknown=True)
         if own.shape != trained.shape or float((own - trained).abs().max()) > SAME_EMBEDDING:
             raise ValueError(

@@ -143,7 +143,7 @@ def make_repository(root: Path, training: dict | None = None, start: dict | None
     """Write params.yaml and everything that the stages detector and finetune read."""
     training = TRAINING | (training or {})
     from_vlm = {"init": "vlm", "imagenet": {"weights": None, "sha256": None}, "network": NETWORK}
-    detector = {**from_vlm, **(start or {}), "training": training}
+    detector = {"engine": "torchvision", **from_vlm, **(start or {}), "training": training}
     finetune = FINETUNE | {"training": training | {"frozen": ["classifier"]}}
     params = {"seed": 1, "shards": [0, 1], "deterministic": "device"}
     params |= {"detector": detector, "finetune": finetune}

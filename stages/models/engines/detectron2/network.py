@@ -1,0 +1,128 @@
+"""Mask R-CNN made of detectron2's parts: what `detector.engine: detectron2` means.
+
+This package alone imports detectron2, and only `stages.models.engines.dispatch` imports it, when it
+is asked for. `Network` has the methods of `stages.models.mask_rcnn.MaskRcnn`, so training, resume
+points, weight files, evaluation and prediction are the same for both engines. Pictures are resized
+and masks pasted by the same code too: what differs is what detectron2 is.
+
+Frames as in stages.models.mask_rcnn; targets as in stages.models.region_heads.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.modeling import build_proposal_generator
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from stages.models.backbones import build_backbone
+from stages.models.detector_settings import NetworkParams, Part
+from stages.models.engines.detectron2.config import make_config
+from stages.models.engines.detectron2.proposals import LevelBackbone
+from stages.models.engines.detectron2.regions import region_heads_class
+from stages.models.mask_rcnn import Prediction, in_picture
+from stages.models.region_heads import IGNORED, Targets
+
+
+class Network(nn.Module):
+    """The network; `losses` trains it, `detect` uses it."""
+
+    engine = "detectron2"
+
+    def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
+        """Build with fresh weights for classes with text embeddings float32 (C, D)."""
+        super().__init__()
+        self.params = params
+        network, region_stage = build_backbone(params.backbone)
+        num_levels = len(params.proposals.anchor_sides) if region_stage is None else 1
+        self.backbone = LevelBackbone(network, num_levels)
+        levels = self.backbone.output_shape()
+        config = make_config(params, self.backbone, *embeddings.shape)
+        self.proposals = build_proposal_generator(config, levels)
+        own = {} if region_stage is None else {"res5": region_stage}
+        self.regions = region_heads_class(params.backbone)(config, levels, **own)
+        self.regions.box_predictor.classifier.embeddings = embeddings.clone()
+        self.transform = GeneralizedRCNNTransform(
+            config.INPUT.MIN_SIZE_TEST,
+            config.INPUT.MAX_SIZE_TEST,
+            config.MODEL.PIXEL_MEAN,
+            config.MODEL.PIXEL_STD,
+            size_divisible=self.backbone.size_divisibility,
+        )
+
+    @property
+    def region_stage(self) -> nn.Module | None:
+        """Return the last stage of C4, which sees each region by itself; pyramids have none."""
+        return getattr(self.regions, "res5", None)
+
+    def parts(self) -> dict[Part, nn.Module]:
+        """Return the parts that training may freeze, by name."""
+        predictor = self.regions.box_predictor
+        return {
+            "trunk": self.backbone.network.trunk,
+            "pyramid": self.backbone.network.pyramid,
+            "proposals": self.proposals,
+            "box_head": self.region_stage or self.regions.box_head,
+            "classifier": predictor.classifier,
+            "box_deltas": predictor.bbox_pred,
+            "mask_head": self.regions.mask_head,
+        }
+
+    def losses(
+        self,
+        images: list[torch.Tensor],
+        targets: Targets,
+        vocabulary: Sequence[int] | None,
+        background_weight: float,
+    ) -> dict[str, torch.Tensor]:
+        """Return the five losses, named as in `LossWeights`; arguments as of `MaskRcnn.losses`."""
+        batch, targets = self.transform(images, targets)
+        seen = ImageList(batch.tensors, batch.image_sizes)
+        features = self.backbone(seen.tensor)
+        instances = [
+            _as_instances(target, image_hw)
+            for target, image_hw in zip(targets, batch.image_sizes, strict=True)
+        ]
+        with EventStorage():  # detectron2's losses write statistics to one, or fail
+            boxes, losses = self.proposals(seen, features, instances)
+            return {
+                "objectness": losses["loss_rpn_cls"],
+                "proposal_box": losses["loss_rpn_loc"],
+                **self.regions.losses(features, boxes, instances, vocabulary, background_weight),
+            }
+
+    def detect(
+        self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
+    ) -> list[list[Prediction]]:
+        """Return predictions per vocabulary and picture; images are float (3, H, W) in [0, 1]."""
+        original = [tuple(image.shape[-2:]) for image in images]
+        batch, _ = self.transform(images)
+        seen = ImageList(batch.tensors, batch.image_sizes)
+        features = self.backbone(seen.tensor)
+        boxes, _ = self.proposals(seen, features)
+        return [
+            [
+                in_picture(detections, seen_hw, image_hw)
+                for detections, seen_hw, image_hw in zip(
+                    per_image, batch.image_sizes, original, strict=True
+                )
+            ]
+            for per_image in self.regions.detect(features, boxes, vocabularies)
+        ]
+
+
+def _as_instances(target: dict[str, torch.Tensor], image_hw: tuple[int, int]) -> Instances:
+    """Return a picture's target in detectron2's form: classes from 0, -1 to ignore.
+
+    Boxes to ignore come last and have no mask; they get an empty one, which nothing learns from.
+    """
+    labels, masks = target["labels"], target["masks"]
+    absent = masks.new_zeros((len(labels) - len(masks), *masks.shape[1:]))
+    return Instances(
+        image_hw,
+        gt_boxes=Boxes(target["boxes"]),
+        gt_classes=torch.where(labels == IGNORED, IGNORED, labels - 1),
+        gt_masks=BitMasks(torch.cat([masks, absent])),
+    )
