@@ -145,7 +145,7 @@ class ImagenetWspn(Wspn):
 
     @torch.no_grad()
     def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return the mean over views and refinements of the class scores (R, C), on the CPU."""
+        """Return the mean over views and refinements of the class scores (R, C)."""
         scores = []
         for view in sight.maps:
             logits = torch.stack(self._heads(view, boxes_xyxy).refined_logits)
@@ -170,4 +170,4 @@ class ImagenetWspn(Wspn):
 
     @staticmethod
     def _mean(views: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(views).mean(0).cpu()
+        return torch.stack(views).mean(0)

@@ -374,7 +374,7 @@ def project(tmp_path, monkeypatch):
     torch.manual_seed(1)
     torch.save(resnet50(weights=None).state_dict(), tmp_path / "resnet50.pth")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OVIS_DEVICE", "cpu")
+    monkeypatch.setenv("DEVICE", "cpu")
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
