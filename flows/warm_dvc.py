@@ -6,7 +6,8 @@ it within 0.05 s. It is the command line's own entry point, in a process and a s
 so locks, signals and what a killed flow leaves behind are as without it.
 
 The process reads one request a line, JSON, and answers {"id", "pid"} when a command starts and
-{"id", "code"} when it ended. When nobody can ask any more it ends with the last command.
+{"id", "code"} when it ended. When nobody can ask any more it ends with the last command; where
+OVIS_STOP_ORPHANS is set, it stops them.
 """
 
 import json
@@ -24,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+STOP_ORPHANS = "OVIS_STOP_ORPHANS"
 LOST = -signal.SIGKILL  # exit code of a command whose end nobody saw
 # A project whose one stage takes DVC through all that a stage needs.
 WARM_UP = "stages: {first: {cmd: exit 0, deps: [dvc.yaml], params: [key], outs: [out]}}\n"
@@ -153,6 +155,9 @@ def _serve() -> None:
             if not chunk:
                 open_ended = False
                 selector.unregister(0)
+                if STOP_ORPHANS in os.environ:
+                    for pid in running:
+                        os.killpg(pid, signal.SIGTERM)
             *lines, requests = (requests + chunk).split(b"\n")
             for line in lines:
                 number, *request = json.loads(line)

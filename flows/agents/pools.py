@@ -21,6 +21,7 @@ from flows.agents.stage_flow import stage
 LOST_RULE = "a stage whose machine is lost runs elsewhere"
 # Of the worker's heartbeat below; three may go missing on a busy machine before it counts as lost.
 SECONDS_UNTIL_LOST = 90
+ALIVE = ("Pending", "Submitting", "InfrastructurePending", "Running", "heartbeat")
 HEARTBEAT_SECONDS = 30  # the least that Prefect 3.8 takes
 
 
@@ -78,7 +79,7 @@ def lost_rule() -> Automation:
                 "prefect.resource.role": "flow",
                 "prefect.resource.name": "stage",
             },
-            after={f"{prefix}{name}" for name in ("heartbeat", "Pending", "Running")},
+            after={f"{prefix}{name}" for name in ALIVE},
             expect={f"{prefix}*"},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,

@@ -11,6 +11,7 @@ from flows.agents.stage_flow import CLONE, NAME
 from flows.cores import count_cores
 from flows.devices import list_devices
 from flows.environment import stage_environment
+from flows.warm_dvc import STOP_ORPHANS
 
 SECONDS_BETWEEN_QUERIES = 2
 
@@ -30,6 +31,8 @@ def worker_environment(root: Path, name: str) -> dict[str, str]:
         **stage_environment(),
         # The flow is imported from here; a stage's own code comes first in its checkout.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
+        # A worker that is stopped kills its runs, and nobody would push what the stages then make.
+        STOP_ORPHANS: "1",
         CLONE: str(root),
         NAME: name,
         "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site"),

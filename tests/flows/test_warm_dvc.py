@@ -9,7 +9,7 @@ import pytest
 from toy import wait_until
 
 from flows.environment import stage_environment
-from flows.warm_dvc import LOST, WarmDvc
+from flows.warm_dvc import LOST, STOP_ORPHANS, WarmDvc
 
 
 @pytest.fixture
@@ -73,3 +73,15 @@ def test_closed_it_starts_nothing_more_and_ends_with_the_last_command(warm, toy)
     started = time.monotonic()
     wait_until(lambda: not parent.is_running() or parent.status() == psutil.STATUS_ZOMBIE)
     assert time.monotonic() - started < 30
+
+
+def test_where_it_is_told_to_it_stops_what_its_owner_left(tmp_path, toy):
+    environment = {**stage_environment(), STOP_ORPHANS: "1"}
+    warm = WarmDvc(environment, tmp_path / "logs" / "warm-dvc.log")
+    toy.mark("slow.download", "600")
+    output = toy.mark("slow.output")
+    command = warm.run(["repro", "-s", "download"], toy.root, environment, output)
+    wait_until(lambda: (toy.root / "runs.log").exists())
+    warm.close()  # as its end, however it comes, does
+    wait_until(lambda: command.poll() is not None, 60)
+    assert command.poll() == -signal.SIGTERM
