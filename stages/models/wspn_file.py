@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from stages.common.devices import compute_device
 from stages.common.storage import read_tensors, write_tensors
 from stages.models.weights import load_exactly
 from stages.models.wspn import Wspn
@@ -17,14 +16,14 @@ def save_wspn(path: Path, model: LanguageWspn | ImagenetWspn) -> None:
 
 
 def load_wspn(path: Path) -> Wspn:
-    """Return the network of either kind in evaluation mode, an ImageNet one on the device.
+    """Return the network of either kind in evaluation mode, on the CPU.
 
     Raises:
         ValueError: weights are missing, left over or of another size; the message names them.
     """
     weights, facts = read_tensors(path)
     if "backbone" in facts:
-        model = ImagenetWspn(ImagenetWspnConfig(**facts)).to(compute_device())
+        model = ImagenetWspn(ImagenetWspnConfig(**facts))
     else:
         model = LanguageWspn(LanguageWspnConfig(**facts))
     load_exactly(model, weights, f"{path}: not weights of this WSPN; rerun `wspn`")

@@ -374,7 +374,6 @@ def project(tmp_path, monkeypatch):
     torch.manual_seed(1)
     torch.save(resnet50(weights=None).state_dict(), tmp_path / "resnet50.pth")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OVIS_DEVICE", "cpu")
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
@@ -394,7 +393,7 @@ def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monk
         "steps: 4", "steps: 1"
     )
     params = project / "params.yaml"
-    params.write_text(f"seed: 0\ndeterministic: device\nshards: [0]\n{section}{RANKING}")
+    params.write_text(f"seed: 0\ndeterministic: bytes\nshards: [0]\n{section}{RANKING}")
     run(wspn_stage, monkeypatch)
     metrics = read_json(project / "data/wspn/metrics.json")
     assert metrics["pictures"] == 3 and metrics["pictures_with_label"] == 2
