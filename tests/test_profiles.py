@@ -29,7 +29,7 @@ def test_profiles_fit(profile, tmp_path):
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
     assert apply_profile(tmp_path, profile)
     path = tmp_path / "params.yaml"
-    for name in set(YAML(typ="safe").load(path)) - {"seed", "shards", "deterministic"}:
+    for name in set(YAML(typ="safe").load(path)) - {"deterministic", "seed", "shards"}:
         read_section(name, section_model(name), path)
 
 

@@ -16,7 +16,7 @@ def save_wspn(path: Path, model: LanguageWspn | ImagenetWspn) -> None:
 
 
 def load_wspn(path: Path) -> Wspn:
-    """Return the network of either kind, in evaluation mode, on the processor.
+    """Return the network of either kind in evaluation mode, on the CPU.
 
     Raises:
         ValueError: weights are missing, left over or of another size; the message names them.

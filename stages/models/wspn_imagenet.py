@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from stages.common.devices import own_kernels, send
 from stages.models.imagenet import resnet50_trunk, vgg16_trunk
 from stages.models.region_pooling import pool_regions
 from stages.models.wspn import Sight, Wspn
@@ -85,7 +86,7 @@ class ImagenetWspn(Wspn):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.class_part.weight.device
 
     def feature_map(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -100,15 +101,12 @@ class ImagenetWspn(Wspn):
         With gradients, only the result of `regions_at_once` boxes is kept and the rest computed
         again in the backward pass: thousands of proposals take the memory of one such part.
         """
-        again = torch.is_grad_enabled()
-        return torch.cat(
-            [
-                checkpoint(self._pool, feature_map, part, use_reentrant=False)
-                if again
-                else self._pool(feature_map, part)
-                for part in boxes_xyxy.split(self.config.regions_at_once)
-            ]
-        )
+        parts = boxes_xyxy.split(self.config.regions_at_once)
+        if torch.is_grad_enabled():
+            again = [checkpoint(self._pool, feature_map, p, use_reentrant=False) for p in parts]
+            return torch.cat(again)
+        with own_kernels():
+            return torch.cat([self._pool(feature_map, part) for part in parts])
 
     def _pool(self, feature_map: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         first = torch.zeros(len(boxes_xyxy), dtype=torch.int64, device=boxes_xyxy.device)
@@ -138,7 +136,7 @@ class ImagenetWspn(Wspn):
         for side in views.shorter_sides:
             for flipped in (False, True) if views.flip else (False,):
                 pixels, scale = view_input(image, side, views.longer_side, flipped)
-                features = self.feature_map(pixels.to(self.device))
+                features = self.feature_map(send(pixels, self.device))
                 scale = torch.from_numpy(scale).to(self.device)
                 maps.append(View(features, scale, pixels.shape[3], flipped))
         return Sight(maps, np.ones(4, np.float32), image.shape[:2])
