@@ -15,7 +15,7 @@ export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help repro plan predict profile fetch test test-agents agents-demo lint deps readme sweep
-.PHONY: claims pools agent bench bench-flow bench-memory lock ui prefect clean
+.PHONY: claims pools agent bench bench-flow bench-memory cost lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench-flow: $(STAMP) ## measure what the flow costs over plain `dvc repro`
 
 bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 pictures (hours)
 	@$(BIN)/python -m benchmarks.memory
+
+cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPU agents
+	@$(BIN)/python -m benchmarks.cost
 
 ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \

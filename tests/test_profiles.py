@@ -34,7 +34,7 @@ def test_profiles_fit(profile, tmp_path):
 
 
 def test_the_paper_profiles_say_where_every_value_comes_from():
-    for profile in ("paper-coco", "paper-open-images"):
+    for profile in ("paper-coco", "paper-coco-blip", "paper-open-images"):
         lines = (ROOT / f"experiments/{profile}.yaml").read_text().splitlines()
         values = [line for line in lines if ": " in line and not line.lstrip().startswith("#")]
         told = [line for line in values if "folder:" not in line and "extends:" not in line]

@@ -1,0 +1,362 @@
+"""What the paper's experiments would cost: `python -m benchmarks.cost`, after `make repro`.
+
+A prediction on paper, from what is measured here and two numbers that are assumed:
+
+- core seconds an item, of the stages that compute on the processor, on inputs of real size;
+- operations an item, of those that compute on a GPU, counted while they run once as the profile's
+  params say;
+- bytes an item of what stages write, from the files of the finished default experiment;
+- assumed: the operations a second that a GPU really does (`--tflops`), and its machine's cores.
+
+An agent is a machine with one GPU. Shards spread over agents, a training runs on one of them. What
+takes no time to speak of is left out: `vlm`, which takes ALBEF as it is, `vocabulary`, `quality`.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from shutil import copy
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import inputs
+from benchmarks.measure import seconds_of, table
+from benchmarks.project import REPOSITORY
+from flows.overlay import PARAMS, apply_profile
+from flows.plan import load_graph
+from stages.activation.params import ActivationParams
+from stages.activation.rounds import iterate_masking
+from stages.boxes.select import choose_boxes
+from stages.common.masks import encode_mask
+from stages.common.params import read_params
+from stages.common.seeding import torch_generator
+from stages.common.storage import read_tensors
+from stages.labels.merge import make_dataset, split_masks
+from stages.labels.params import LabelsParams
+from stages.masks.params import MasksParams
+from stages.masks.segment import join_crops, make_crops, segment_crops
+from stages.models.detector_settings import NetworkParams, TrainingParams
+from stages.models.mask_rcnn import MaskRcnn
+from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
+from stages.models.wspn_input import view_input
+from stages.proposals.params import ProposalsParams
+from stages.proposals.search import search_pictures
+
+AGENTS = (1, 8, 64)
+BACKWARD = 3  # a step with gradients, in forward passes: one forwards, two backwards
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What there is of a data set, and the profile that trains on it."""
+
+    name: str
+    profile: str
+    train: int  # pictures
+    test: int
+    captions: int  # a picture
+    objects: float  # a picture, that its captions name
+    bytes: float  # a picture
+
+
+# Objects as in 80 pictures of COCO. Open Images: those with masks, of 1024 pixels a side.
+DATASETS = (
+    Dataset("COCO 2017", "paper-coco", 118_287, 5_000, 5, 1.7, 163e3),
+    Dataset("Open Images", "paper-open-images", 944_037, 13_524, 1, 1.7, 330e3),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One stage: so many items, each of so many core seconds, operations and bytes written."""
+
+    stage: str
+    items: float
+    core_seconds: float = 0.0
+    operations: float = 0.0
+    written: float = 0.0
+    sharded: bool = True
+
+    def gpu_hours(self, tflops: float) -> float:
+        """Return the hours of one GPU."""
+        return self.items * self.operations / (tflops * 1e12) / 3600
+
+    def hours(self, agents: int, cores: int, tflops: float) -> float:
+        """Return the hours on so many agents; cores and GPU work at the same time."""
+        alone = max(self.items * self.core_seconds / 3600 / cores, self.gpu_hours(tflops))
+        return alone / (agents if self.sharded else 1)
+
+
+def operations_of(function: Callable[[], object]) -> float:
+    """Return the floating-point operations of matrix products and convolutions in one call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return float(counter.get_total_flops())
+
+
+class Profile:
+    """The costs of one profile's stages."""
+
+    def __init__(self, dataset: Dataset, sizes: "Sizes") -> None:
+        """Read the profile's params."""
+        self.dataset = dataset
+        self.sizes = sizes
+        with tempfile.TemporaryDirectory() as folder:
+            copy(REPOSITORY / PARAMS, folder)
+            Path(folder, "experiments").symlink_to(REPOSITORY / "experiments")
+            apply_profile(Path(folder), dataset.profile)
+            self.params = read_params(Path(folder, PARAMS))
+        self.objects = dataset.train * dataset.objects
+
+    def costs(self) -> Iterator[Cost]:
+        """Yield the stages in the order of the DAG."""
+        data = self.dataset
+        yield Cost("download", data.train + data.test, self._copying(), written=data.bytes)
+        yield self._proposals()
+        yield from self._proposal_network()
+        yield self._activation()
+        yield self._boxes()
+        yield from self._masks()
+        yield from self._detector()
+
+    def _copying(self) -> float:
+        """Return the core seconds to read a picture and check that it decodes."""
+        pictures = inputs.pictures(8)
+        return seconds_of(lambda: [picture.decode() for picture in pictures]) / len(pictures)
+
+    def _proposals(self) -> Cost:
+        settings = ProposalsParams.model_validate(self.params["proposals"])
+        pictures = inputs.pictures(4)
+        seconds = seconds_of(lambda: list(search_pictures(pictures, settings, 0, 1)))
+        count = self.params["wspn"]["proposals_per_image"]
+        size = self.sizes.proposal * count
+        return Cost("proposals", self.dataset.train, seconds / len(pictures), written=size)
+
+    def _proposal_network(self) -> Iterator[Cost]:
+        """One picture of a view's size on the meta device, where shapes are enough."""
+        wspn, count = self.params["wspn"], self.params["wspn"]["proposals_per_image"]
+        backbone, training = wspn["model"]["backbone"], wspn["end_to_end"]
+        config = ImagenetWspnConfig(
+            category_ids=list(range(48)),
+            backbone=backbone["kind"],
+            dropout=wspn["model"]["dropout"],
+            refinements=len(training["refinement_weights"]),
+            regions_at_once=count,
+        )
+        with torch.device("meta"):
+            model = ImagenetWspn(config)
+
+        def see(pixels: torch.Tensor, boxes: torch.Tensor) -> None:
+            model.heads(model.region_features(model.feature_map(pixels), boxes))
+
+        def look(views: dict[str, Any]) -> float:
+            """Return the operations of a picture in one view, the mean over views."""
+            picture = np.zeros((inputs.HEIGHT, inputs.WIDTH, 3), np.uint8)
+            longest, boxes = views["longer_side"], torch.empty(count, 4)
+            shapes = [
+                view_input(picture, side, longest, False)[0] for side in views["shorter_sides"]
+            ]
+            with torch.no_grad():
+                found = [
+                    operations_of(partial(see, x.to("meta"), boxes.to("meta"))) for x in shapes
+                ]
+            return float(np.mean(found))
+
+        steps = training["steps"] * training["batch_size"]
+        again = BACKWARD + 1  # regions are computed again in the backward pass
+        yield Cost("wspn", steps, operations=again * look(training["views"]), sharded=False)
+        views = self.params["ranking"]["views"]
+        looks = len(views["shorter_sides"]) * (1 + views["flip"])
+        size = self.sizes.ranked_box * self.params["ranking"]["top_k"]
+        yield Cost("ranking", self.dataset.train, 0.0, looks * look(views), size)
+
+    def _activation(self) -> Cost:
+        params = ActivationParams.model_validate(self.params["activation"])
+        model, tokenizer = inputs.base_albef()
+        images = torch.randn(1, 3, params.image_size, params.image_size)
+        objects = 2
+        targets = inputs.captioned(tokenizer, 1, self.dataset.captions, objects)
+        operations = operations_of(lambda: iterate_masking(model, images, targets, params))
+        cells = (params.image_size // 16) ** 2 * (params.rounds + 1)
+        return Cost("activation", self.dataset.train, 0.0, operations, self.sizes.cell * cells)
+
+    def _boxes(self) -> Cost:
+        maps, candidates = inputs.maps(2), inputs.boxes(self.params["boxes"]["top_k"])
+        power = self.params["boxes"]["area_power"]
+        seconds = seconds_of(lambda: choose_boxes(maps, candidates, power)) / len(maps)
+        return Cost("boxes", self.objects, seconds, written=self.sizes.chosen_box)
+
+    def _masks(self) -> Iterator[Cost]:
+        params = MasksParams.model_validate(self.params["masks"])
+        few = params.model_copy(update={"steps": 4})
+        image, objects = inputs.pictures(1)[0].decode(), 4
+        boxes = np.tile(np.array([[200, 120, 400, 360]], np.float32), (objects, 1))
+        crops = join_crops(
+            [make_crops(image, np.tile(inputs.maps(1), (objects, 1, 1)), boxes, few)]
+        )
+        counted = operations_of(lambda: segment_crops(crops, few, torch_generator(0, "masks")))
+        large = inputs.maps(16) > 0.3
+        seconds = seconds_of(lambda: [encode_mask(mask) for mask in large]) / len(large)
+        size = self.sizes.mask * inputs.WIDTH / self.sizes.picture_side
+        operations = counted / objects * params.steps / few.steps
+        yield Cost("masks", self.objects, seconds, operations, size)
+        entries = [
+            {
+                "image_id": number,
+                "category_id": 1,
+                "bbox": [0.0, 0.0, 1.0, 1.0],
+                "score": number / len(large),
+                "segmentation": encode_mask(mask),
+            }
+            for number, mask in enumerate(large)
+        ]
+        labels = LabelsParams.model_validate(self.params["labels"])
+        seconds = seconds_of(lambda: make_dataset(split_masks(entries, labels)[0], [], []))
+        yield Cost("labels", self.objects, seconds / len(entries), written=size, sharded=False)
+
+    def _detector(self) -> Iterator[Cost]:
+        network = NetworkParams.model_validate(self.params["detector"]["network"])
+        model = MaskRcnn(network, torch.randn(65, 512))
+        image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
+        mask = torch.from_numpy((inputs.maps(1) > 0.3).astype(np.uint8))
+        target = {"boxes": torch.tensor([[200.0, 120, 400, 360]]), "labels": torch.ones(1).long()}
+
+        def learn() -> None:
+            losses = model.train().losses([image], [{**target, "masks": mask}], None, 1.0)
+            sum(losses.values()).backward()
+
+        operations = operations_of(learn)
+        decoding = self._copying()
+        for stage in ("detector", "finetune"):
+            training = TrainingParams.model_validate(self.params[stage]["training"])
+            items = training.steps * training.batch_size
+            yield Cost(stage, items, decoding, operations, sharded=False)
+        with torch.no_grad():
+            model.eval()
+            seen = operations_of(lambda: model.detect([image], [list(range(65))]))
+        yield Cost("evaluation", 2 * self.dataset.test, decoding, seen, sharded=False)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of one thing in the files of the finished default experiment."""
+
+    proposal: float
+    ranked_box: float
+    cell: float  # of one object's activation map
+    chosen_box: float
+    mask: float  # in a picture of `picture_side` pixels; an outline grows as the side does
+    picture_side: int
+
+    @classmethod
+    def of(cls, data: Path) -> "Sizes":
+        """Measure the files of a `data` folder.
+
+        Raises:
+            FileNotFoundError: the default experiment has not run.
+        """
+
+        def rows(stage: str) -> tuple[float, int]:
+            files = sorted((data / stage).glob("*.parquet"))
+            if not files:
+                raise FileNotFoundError(f"{data / stage}: no results; run `make repro` first")
+            return sum(f.stat().st_size for f in files), sum(
+                parquet.read_metadata(f).num_rows for f in files
+            )
+
+        (proposals, found), (ranking, ranked) = rows("proposals"), rows("ranking")
+        boxes, chosen = rows("boxes")
+        maps = sorted((data / "activation").glob("*.safetensors"))
+        cells = sum(read_tensors(path)[0]["maps"].numel() for path in maps)
+        masks = sum(path.stat().st_size for path in (data / "masks").glob("*.json"))
+        return cls(
+            proposals / found,
+            ranking / ranked,
+            sum(path.stat().st_size for path in maps) / cells,
+            boxes / chosen,
+            masks / chosen,
+            inputs.section("download")["scenes"]["scene_side"],
+        )
+
+
+def fetched(costs: list[Cost], dataset: Dataset) -> dict[str, float]:
+    """Return the bytes that the agents of each stage take from the remote, every shard its part."""
+    written = {cost.stage: cost.items * cost.written for cost in costs}
+    pictures = {"train": dataset.train * dataset.bytes, "test": dataset.test * dataset.bytes}
+    graph = load_graph(REPOSITORY)
+    shards = len(inputs.section("shards"))
+    found = dict.fromkeys(written, 0.0)
+    for stage in graph.values():
+        for path in stage.inputs:
+            if stage.group not in found or not path.startswith("data/"):
+                continue
+            part = 1 / shards if Path(path).stem.isdigit() else 1
+            _, group, *rest = path.split("/")
+            if group != "download":
+                found[stage.group] += part * written.get(group, 0.0)
+            elif rest[0] == "images":
+                found[stage.group] += part * pictures[Path(rest[1]).stem]
+    return found
+
+
+def main() -> None:
+    """Print a table per data set."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
+    parser.add_argument("--tflops", type=float, default=60.0, help="that a GPU really does, 1e12/s")
+    parser.add_argument("--cores", type=int, default=16, help="of an agent")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="of the default experiment")
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # what is measured in seconds is one core's
+    torch.manual_seed(0)
+    sizes = Sizes.of(options.data)
+    for dataset in DATASETS:
+        costs = list(Profile(dataset, sizes).costs())
+        traffic = fetched(costs, dataset)
+        rows = [
+            {
+                "stage": cost.stage,
+                "GPU-hours": f"{cost.gpu_hours(options.tflops):.1f}",
+                **{_agents(n): f"{cost.hours(n, *_machine(options)):.1f} h" for n in AGENTS},
+                "writes": _gigabytes(cost.items * cost.written),
+                "fetches": _gigabytes(traffic[cost.stage]),
+            }
+            for cost in costs
+        ]
+        total = {
+            "stage": "all, one after the other",
+            "GPU-hours": f"{sum(cost.gpu_hours(options.tflops) for cost in costs):.0f}",
+            **{
+                _agents(n): f"{sum(cost.hours(n, *_machine(options)) for cost in costs):.0f} h"
+                for n in AGENTS
+            },
+            "writes": _gigabytes(sum(cost.items * cost.written for cost in costs)),
+            "fetches": _gigabytes(sum(traffic.values())),
+        }
+        title = (
+            f"{dataset.name}, profile {dataset.profile}, predicted for agents of one GPU that does"
+            f" {options.tflops:g} TFLOP/s and {options.cores} cores"
+        )
+        print(table(title, [*rows, total]), end="\n\n", flush=True)
+
+
+def _agents(count: int) -> str:
+    return f"{count} agent{'s' * (count > 1)}"
+
+
+def _machine(options: argparse.Namespace) -> tuple[int, float]:
+    return options.cores, options.tflops
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+if __name__ == "__main__":
+    main()
