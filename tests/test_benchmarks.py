@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from benchmarks.cost import Cost, Dataset, fetched
 from benchmarks.flow import Bench, ideal_seconds
 from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
@@ -83,3 +85,20 @@ def test_a_stage_benchmark_prints_its_table(repository):
     command = [sys.executable, "-m", "benchmarks.stages", "boxes", "--repeats", "1"]
     output = subprocess.check_output(command, cwd=repository, text=True)
     assert "| boxes | objects, 2,000 proposals |" in output
+
+
+def test_cost_spreads_shards_over_agents_and_takes_the_longer_of_cores_and_gpu():
+    an_hour_of_gpu = Cost("activation", 3600, core_seconds=8.0, operations=60e12)
+    assert an_hour_of_gpu.gpu_hours(60) == 1.0
+    assert [an_hour_of_gpu.hours(n, 16, 60) for n in (1, 8)] == [1.0, 0.125]
+    assert an_hour_of_gpu.hours(1, 4, 60) == 2.0  # the cores take longer
+    assert replace(an_hour_of_gpu, sharded=False).hours(8, 16, 60) == 1.0
+
+
+def test_each_agent_fetches_what_its_stage_reads():
+    dataset = Dataset("test", "smoke", train=100, test=10, captions=1, objects=1.0, bytes=1000.0)
+    costs = [Cost(name, 1) for name in ("proposals", "boxes", "masks", "evaluation")]
+    found = fetched([*costs, Cost("activation", 10, written=5.0)], dataset)
+    assert found["proposals"] == 100_000
+    assert found["boxes"] == 100_000 + 50
+    assert found["evaluation"] == 110_000
