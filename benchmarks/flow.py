@@ -168,18 +168,17 @@ def on_agents(root: Path, options: argparse.Namespace) -> list[str]:
     Commands wait and do not compute, so that agents do not compete for this machine's cores.
     """
     shards, wait = options.agent_shards, options.agent_seconds
-    work = (shards + 2) * wait
     rows, alone = [], 0.0
     for count in (0, 1, 2):
         folder = root / f"agents-{count}"
         project = folder / "project"
-        make_project(project, "fan", shards, wait)
+        graph = make_project(project, "fan", shards, wait)
+        ideal = ideal_seconds(graph, dict.fromkeys(graph, wait), count or count_cores())
         if count == 0:
             seconds = run(FLOW, project, **_environment(project))[0]
         else:
             share_folder(project)
             with Loopback(folder / "services") as fleet:
-                fleet.environment["PYTHONPATH"] = str(REPOSITORY)
                 fleet.make_pools(project)
                 for number in range(count):
                     fleet.add_agent(project, f"agent{number}", "cpu")
@@ -189,9 +188,10 @@ def on_agents(root: Path, options: argparse.Namespace) -> list[str]:
             raise RuntimeError(f"{made} stages ran in {project}")
         rows.append(
             {
-                "run by": f"{count} agent{'s' * (count > 1)}" if count else "this machine",
-                "seconds": f"{seconds:.0f}",
-                "per stage, over its own": f"{(seconds * max(count, 1) - work) / (shards + 2):.1f}",
+                "run by": f"{count} agent{'s' * (count > 1)}" if count else "a local run",
+                "flow": f"{seconds:.0f} s",
+                "ideal": f"{ideal:.0f} s",
+                "flow / ideal": f"{seconds / ideal:.2f}",
                 "of one agent's time": f"{seconds / alone:.2f}" if count else "–",
             }
         )
