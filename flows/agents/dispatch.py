@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import httpx
 from prefect import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
@@ -78,19 +78,27 @@ class PrefectDispatcher:
         raise LostError(f"{request.stage}: {MOST_RUNS} runs of it have ended in vain")
 
     def _wait(self, run: FlowRun, stage: str, log: Log) -> FlowRun:
-        def look() -> FlowRun:
-            with get_client(sync_client=True) as client:
-                return client.read_flow_run(run.id)
+        """Return the run in its final state, and tell of every state on the way there.
 
-        told = ""
+        A state may last for less than the time between looks, so all of them are read.
+        """
+
+        def look() -> tuple[FlowRun, list[State]]:
+            with get_client(sync_client=True) as client:
+                found = client.read_flow_run(run.id)
+                changed = found.state.id not in told
+                return found, client.read_flow_run_states(run.id) if changed else []
+
+        told = {run.state.id}
         while not run.state.is_final():
             if self._stopping.wait(SECONDS_BETWEEN_LOOKS):
                 self._cancel(run)
                 raise StageFailedError(f"{stage} was stopped")
-            run = self._ask(look, log)
-            if run.state.name != told:
-                told = run.state.name
-                log(f"{told}: {run.state.message}" if run.state.message else told)
+            run, states = self._ask(look, log)
+            for state in states:
+                if state.id not in told:
+                    log(f"{state.name}: {state.message}" if state.message else state.name)
+            told |= {state.id for state in states}
         return run
 
     def _cancel(self, run: FlowRun) -> None:

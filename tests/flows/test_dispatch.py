@@ -39,6 +39,7 @@ class Server:
                 name=name,
                 state=coming.pop(0),
                 coming=coming,
+                passed=[],
                 total_run_time=timedelta(seconds=12.345),
             )
         return self.runs[idempotency_key]
@@ -48,7 +49,11 @@ class Server:
         run = next(run for run in self.runs.values() if run.id == wanted)
         if run.coming:
             run.state = run.coming.pop(0)
+            run.passed.append(run.state)
         return run
+
+    def read_flow_run_states(self, wanted):
+        return next(run for run in self.runs.values() if run.id == wanted).passed
 
     def set_flow_run_state(self, run, state):
         self.set_to.append(state.name)
@@ -81,6 +86,26 @@ def make(monkeypatch):
         return made, server, told
 
     return make
+
+
+def test_a_state_that_is_over_before_the_next_look_is_told(make, monkeypatch):
+    monkeypatch.setattr(Server, "read_flow_run", two_states_at_once(Server.read_flow_run))
+    lost = states.AwaitingRetry(message="its machine counts as lost")
+    _, _, told = make([states.Scheduled(), states.Running(), lost, states.Running(), DONE])
+    assert [line.split(":")[0] for line in told[1:]] == [
+        "Running",
+        "AwaitingRetry",
+        "Running",
+        "Executed",
+    ]
+
+
+def two_states_at_once(read):
+    def read_twice(self, wanted):
+        read(self, wanted)
+        return read(self, wanted)
+
+    return read_twice
 
 
 DONE = states.Completed(name="Executed", message="on one in 12.0 s")
