@@ -19,14 +19,17 @@ REPOSITORY = Path(__file__).parents[1]
 TIMES = "times.log"  # lines "<stage> <start> <end>", seconds since 1970
 SHAPES = ("default", "fan")
 
-# The seed is part of every output: with a new seed all stages must run.
+# The seed is part of every output, of JSON as so many spaces: with a new seed all stages must run.
 SCRIPT = """\
 name=$1${2:+@$2}
 start=$(date +%s.%N)
-seed=$(grep '^seed:' params.yaml)
+seed=$(sed -n 's/^seed: *\\([0-9]*\\).*/\\1/p' params.yaml)
 while read -r path; do
   mkdir -p "${path%/*}"
-  echo "$name $seed" > "$path"
+  case $path in
+    *.json) printf '{}%*s\\n' "$seed" '' > "$path" ;;
+    *) echo "$name $seed" > "$path" ;;
+  esac
 done < "work/$name"
 sleep $(cat work/seconds)
 echo "$name $start $(date +%s.%N)" >> times.log
@@ -103,8 +106,15 @@ def copy_definition(root: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=ignored)
     (root / ".dvc").mkdir()
-    names = ("dvc.yaml", "params.yaml", "prefect.yaml", ".gitignore", ".dvcignore", ".dvc/config")
-    for name in names:
+    files = (
+        "dvc.yaml",
+        "params.yaml",
+        "prefect.yaml",
+        "pyproject.toml",
+        ".gitignore",
+        ".dvcignore",
+    )
+    for name in (*files, ".dvc/config"):
         shutil.copy(REPOSITORY / name, root / name)
     _git(root, "init", "-q")
 
