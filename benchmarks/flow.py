@@ -230,12 +230,12 @@ def main() -> None:
     parser.add_argument("--real", action="store_true", help="the real stages; takes hours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ovis-benchmark-") as folder:
-        for lines in (
-            compare_with_dvc(Path(folder, "default"), options),
-            many_shards(Path(folder), options),
-            on_agents(Path(folder), options),
+        for measure, place in (
+            (compare_with_dvc, Path(folder, "default")),
+            (many_shards, Path(folder)),
+            (on_agents, Path(folder)),
         ):
-            print("\n\n".join(lines), end="\n\n", flush=True)
+            print("\n\n".join(measure(place, options)), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
