@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
-from ruamel.yaml import YAML
 
 from flows.graph import Graph, Stage, overlap
+from flows.lock_entries import lock_entry
 
 PARAMS = "params.yaml"
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
@@ -125,14 +125,13 @@ def _records(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return the outputs of stages as dvc.lock has them, by the file and stage's short name."""
     records: dict[str, dict[str, Any]] = {}
     for name in names:
+        if name.endswith(".dvc"):
+            continue  # of `dvc add`: its hash is in git
         folder, _, short = name.rpartition(":")
         path = (Path(folder).parent if folder else Path()) / RECORD
-        if path.as_posix() not in records and not (root / path).is_file():
-            continue  # of `dvc add`: its hash is in git
-        content = YAML(typ="safe").load(root / path)["stages"]
-        if short in content:
-            entry = {key: content[short][key] for key in ("cmd", "outs")}
-            records.setdefault(path.as_posix(), {})[short] = entry
+        entry = lock_entry(root / path, short)
+        own = {key: entry[key] for key in ("cmd", "outs")}
+        records.setdefault(path.as_posix(), {})[short] = own
     return records
 
 

@@ -13,9 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from flows.graph import Stage, Status, Step, overlap
+from flows.lock_entries import lock_entry
 from flows.nested import look_up
 from flows.overlay import read_params
 from flows.plan import make_plan
@@ -132,4 +131,4 @@ def _recorded_outputs(folder: Path, name: str) -> list[dict[str, Any]]:
         return []
     file, _, short = name.rpartition(":")
     lock = (folder / (file or "dvc.yaml")).with_suffix(".lock")
-    return YAML(typ="safe").load(lock)["stages"][short]["outs"]
+    return lock_entry(lock, short)["outs"]
