@@ -207,16 +207,7 @@ class Profile:
         size = self.sizes.mask * inputs.WIDTH / self.sizes.picture_side
         operations = counted / objects * params.steps / few.steps
         yield Cost("masks", self.objects, seconds, operations, size)
-        entries = [
-            {
-                "image_id": number,
-                "category_id": 1,
-                "bbox": [0.0, 0.0, 1.0, 1.0],
-                "score": number / len(large),
-                "segmentation": encode_mask(mask),
-            }
-            for number, mask in enumerate(large)
-        ]
+        entries = inputs.mask_entries(large)
         labels = LabelsParams.model_validate(self.params["labels"])
         seconds = seconds_of(lambda: make_dataset(split_masks(entries, labels)[0], [], []))
         yield Cost("labels", self.objects, seconds / len(entries), written=size, sharded=False)

@@ -9,6 +9,7 @@ import torch
 
 from stages.activation.rounds import Targets
 from stages.common.images import Picture
+from stages.common.masks import encode_mask
 from stages.common.params import read_params
 from stages.common.seeding import numpy_generator
 from stages.download.scenes import draw_scene, scene_recipe
@@ -93,3 +94,17 @@ def wspn(image_side: int) -> LanguageWspn:
             **{k: v for k, v in settings.items() if k != "backbone"} | {"image_side": image_side},
         )
     ).eval()
+
+
+def mask_entries(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Return masks bool (N, H, W) as stage `masks` writes them, each with another score."""
+    return [
+        {
+            "image_id": number,
+            "category_id": 1,
+            "bbox": [0.0, 0.0, 1.0, 1.0],
+            "score": number / len(masks),
+            "segmentation": encode_mask(mask),
+        }
+        for number, mask in enumerate(masks)
+    ]

@@ -175,16 +175,7 @@ def writing(options: argparse.Namespace) -> Iterator[Case]:
             write_json(Path(folder, "masks.json"), [encode_mask(mask) for mask in large], None)
 
     yield Case("masks", "masks written as RLE in JSON", len(large), write)
-    entries = [
-        {
-            "image_id": number,
-            "category_id": 1,
-            "bbox": [0.0, 0.0, 1.0, 1.0],
-            "score": number / len(large),
-            "segmentation": encode_mask(mask),
-        }
-        for number, mask in enumerate(large)
-    ]
+    entries = inputs.mask_entries(large)
     params = LabelsParams.model_validate(inputs.section("labels"))
     yield Case(
         "labels",
