@@ -10,6 +10,8 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
+import cv2
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -45,6 +47,7 @@ def map_in_order(
     if workers == 1:
         yield from map(function, items)
         return
+    cv2.setNumThreads(1)  # ends its threads: a fork would wait for them without end
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     source = iter(items)
     chunks = iter(lambda: list(islice(source, chunk_size)), [])

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from itertools import count, islice
 
 import pytest
@@ -47,6 +49,24 @@ def test_an_error_in_a_worker_is_raised_here():
 def test_a_killed_worker_is_an_error_and_no_endless_wait():
     with pytest.raises(Exception, match="terminated abruptly"):
         list(map_in_order(die_at_seven, range(20), 2, chunk_size=2))
+
+
+FORK_BESIDE_OPENCV = """
+import cv2, numpy
+from stages.common.parallel import map_in_order
+
+def blur(number):
+    cv2.setNumThreads(1)
+    return int(cv2.GaussianBlur(numpy.full((2000, 2000, 3), number, numpy.uint8), (9, 9), 0).max())
+
+cv2.setNumThreads(4)
+cv2.GaussianBlur(numpy.zeros((2000, 2000, 3), numpy.uint8), (9, 9), 0)  # starts OpenCV's threads
+assert list(map_in_order(blur, range(3), 2)) == [0, 1, 2]
+"""
+
+
+def test_workers_are_forked_from_a_process_that_used_threads_of_opencv():
+    subprocess.run([sys.executable, "-c", FORK_BESIDE_OPENCV], check=True, timeout=60)
 
 
 def test_number_of_workers(monkeypatch):
