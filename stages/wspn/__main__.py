@@ -79,9 +79,11 @@ def train_on_language(
     params: WspnParams, seed: int, inputs: Inputs, output: Path
 ) -> dict[str, float]:
     """Train on the small vision-language model's features, computed once; return the metrics."""
-    proposals: dict = {}
+    chosen = choose_images(read_image_ids(inputs.images), params.max_images, seed)
+    proposals: dict[int, np.ndarray] = {}
     for path in inputs.proposals:
-        proposals |= boxes_by_image(read_table(path))
+        boxes = boxes_by_image(read_table(path))
+        proposals |= {key: boxes[key].copy() for key in chosen & boxes.keys()}  # frees the table
     vlm, tokenizer = load_albef(Path("data/vlm/model.safetensors"))
     config = LanguageWspnConfig(
         category_ids=inputs.category_ids,
@@ -95,7 +97,6 @@ def train_on_language(
     model.take_language(vlm, tokenizer)
     model.to(prepare_device(read_exactness()))
 
-    chosen = choose_images(proposals, params.max_images, seed)
     pictures = (picture for picture in read_pictures(*inputs.images) if picture.image_id in chosen)
     examples = list(
         track(
