@@ -1,12 +1,8 @@
-"""An S3 bucket as DVC remote does what a shared folder does, and its failures are told apart.
-
-Needs what the lock does not have: `uv pip install dvc-s3 'moto[server]'` runs these.
-"""
+"""An S3 bucket as DVC remote does what a shared folder does, and its failures are told apart."""
 
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,11 +11,6 @@ from toy import Toy, wait_until
 
 from flows.agents.service import HOST, Service, free_port
 from flows.remote import RemoteError, check_remote, fetch_result, pull_inputs, push_result
-
-pytestmark = [
-    pytest.mark.skipif(not find_spec("dvc_s3"), reason="S3 not tested: dvc-s3 is not installed"),
-    pytest.mark.skipif(not find_spec("moto"), reason="S3 not tested: moto is not installed"),
-]
 
 
 @pytest.fixture
