@@ -61,6 +61,7 @@ class Dataset:
     profile: str
     train: int  # pictures
     test: int
+    classes: tuple[int, int]  # base, novel
     captions: int  # a picture
     objects: float  # a picture, that its captions name
     bytes: float  # a picture
@@ -68,8 +69,8 @@ class Dataset:
 
 # Objects as in 80 pictures of COCO. Open Images: those with masks, of 1024 pixels a side.
 DATASETS = (
-    Dataset("COCO 2017", "paper-coco", 118_287, 5_000, 5, 1.7, 163e3),
-    Dataset("Open Images", "paper-open-images", 944_037, 13_524, 1, 1.7, 330e3),
+    Dataset("COCO 2017", "paper-coco", 118_287, 5_000, (48, 17), 5, 1.7, 163e3),
+    Dataset("Open Images", "paper-open-images", 944_037, 13_524, (200, 100), 1, 1.7, 330e3),
 )
 
 
@@ -144,7 +145,7 @@ class Profile:
         wspn, count = self.params["wspn"], self.params["wspn"]["proposals_per_image"]
         backbone, training = wspn["model"]["backbone"], wspn["end_to_end"]
         config = ImagenetWspnConfig(
-            category_ids=list(range(48)),
+            category_ids=list(range(self.dataset.classes[0])),
             backbone=backbone["kind"],
             dropout=wspn["model"]["dropout"],
             refinements=len(training["refinement_weights"]),
@@ -214,7 +215,8 @@ class Profile:
 
     def _detector(self) -> Iterator[Cost]:
         network = NetworkParams.model_validate(self.params["detector"]["network"])
-        model = MaskRcnn(network, torch.randn(65, 512))
+        names = list(range(sum(self.dataset.classes)))
+        model = MaskRcnn(network, torch.randn(len(names), 512))
         image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
         mask = torch.from_numpy((inputs.maps(1) > 0.3).astype(np.uint8))
         target = {"boxes": torch.tensor([[200.0, 120, 400, 360]]), "labels": torch.ones(1).long()}
@@ -231,7 +233,7 @@ class Profile:
             yield Cost(stage, items, decoding, operations, sharded=False)
         with torch.no_grad():
             model.eval()
-            seen = operations_of(lambda: model.detect([image], [list(range(65))]))
+            seen = operations_of(lambda: model.detect([image], [names]))
         yield Cost("evaluation", 2 * self.dataset.test, decoding, seen, sharded=False)
 
 

@@ -1,4 +1,4 @@
-"""The DVC graph and the exact plan. Only this and flows/remote.py know DVC's insides.
+"""The DVC graph and the exact plan. Only this, remote.py and fast_lock.py know DVC's insides.
 
 Nothing under `dvc.repo` is a public API, so the version is pinned, tests/flows/test_dag.py holds
 this module to what `dvc repro` then does, and tests/flows/test_dvc_contract.py names what it uses;
@@ -27,7 +27,6 @@ from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash
 from dvc.stage.loader import StageLoader
 from dvc.stage.serialize import to_single_stage_lockfile
-from dvc.utils.serialize import load_yaml, modify_yaml
 from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
@@ -44,6 +43,7 @@ from flows.graph import (
     overlap,
     select,
 )
+from flows.lock_text import sort_entries
 from flows.nested import flatten
 
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
@@ -99,16 +99,7 @@ def sort_lock(root: Path) -> None:
     """
     with open_repo(root) as repo, lock_repo(repo):
         graph, _ = read_graph(repo, root)
-        path = root / "dvc.lock"
-        recorded = repo.fs.exists(str(path)) and load_yaml(path)["stages"]
-        if not recorded:
-            return
-        order = [name for name in graph if name in recorded]
-        order += [name for name in recorded if name not in graph]
-        if order != list(recorded):
-            with modify_yaml(path, fs=repo.fs) as content:
-                stages = content["stages"]
-                content["stages"] = {name: stages[name] for name in order}
+        sort_entries(root / "dvc.lock", graph)
 
 
 def share_cache(root: Path, folder: Path) -> None:

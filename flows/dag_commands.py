@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 
 from flows.environment import stage_environment
 from flows.graph import STATES, DagError, Graph, Stage, Status, Step, select
+from flows.lock_text import sort_entries
 
 RUNNING = re.compile(r"^Running stage '(.+)':$", re.MULTILINE)
 TEMPLATE = re.compile(r"\$\{\s*([\w.]+)\s*\}")
@@ -66,18 +67,7 @@ def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
 
 def sort_lock(root: Path) -> None:
     """Put the stages of dvc.lock in the order of the graph, as one `dvc repro` writes them."""
-    path = root / "dvc.lock"
-    if not path.exists():
-        return
-    yaml = YAML()
-    yaml.default_flow_style = False
-    content = yaml.load(path)
-    recorded = content["stages"]
-    order = [name for name in load_graph(root) if name in recorded]
-    order += [name for name in recorded if name not in order]
-    if order != list(recorded):
-        content["stages"] = {name: recorded[name] for name in order}
-        yaml.dump(content, path)
+    sort_entries(root / "dvc.lock", load_graph(root))
 
 
 def _dvc(root: Path, *arguments: str) -> str:

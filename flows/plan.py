@@ -9,7 +9,8 @@ from types import ModuleType
 
 from flows.graph import Graph, Step
 
-KNOWN = "3.67."  # versions of DVC that flows/dag.py was written for; pyproject.toml pins them
+# DVC that the modules which know its insides were written for; pyproject.toml pins it
+KNOWN = "3.67."
 
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
@@ -37,18 +38,22 @@ def sort_lock(root: Path) -> None:
     _reader().sort_lock(root)
 
 
+def knows_dvc() -> bool:
+    """Say whether DVC's insides may be used: not of another version, nor with OVIS_DVC=commands."""
+    known = importlib.metadata.version("dvc").startswith(KNOWN)
+    return known and os.environ.get("OVIS_DVC") != "commands"
+
+
 @cache
 def _reader() -> ModuleType:
-    """Return flows.dag, or flows.dag_commands for another DVC or with OVIS_DVC=commands."""
-    version = importlib.metadata.version("dvc")
-    if version.startswith(KNOWN) and os.environ.get("OVIS_DVC") != "commands":
+    if knows_dvc():
         from flows import dag
 
         return dag
     from flows import dag_commands
 
     print(
-        f"flows: planning by DVC's commands (DVC {version}, known is {KNOWN}*): what the run cache"
+        f"flows: planning by DVC's commands (known is DVC {KNOWN}*): what the run cache"
         " has is not looked up, so such stages show as 'must run'",
         file=sys.stderr,
     )

@@ -1,7 +1,7 @@
 """What machines exchange through the DVC remote: single results, with their run-cache entries.
 
-Only this and flows/dag.py know DVC's insides. `dvc push --run-cache` and `dvc repro --pull` copy
-every entry that there is, each time, and `repro --pull` executes what it cannot find; these
+Only this, dag.py and fast_lock.py know DVC's insides. `dvc push --run-cache` and `dvc repro --pull`
+copy every entry that there is, each time, and `repro --pull` executes what it cannot find; these
 functions move one stage's and never run anything. tests/flows/test_remote.py holds them to what
 `dvc repro` then does.
 """

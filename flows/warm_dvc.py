@@ -223,6 +223,12 @@ def _load() -> Callable[[list[str]], int]:
     import dvc.cli
     from tqdm import TMonitor
 
+    from flows.plan import knows_dvc
+
+    if knows_dvc():
+        from flows import fast_lock
+
+        fast_lock.install()
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DVC_SITE_CACHE_DIR"] = str(Path(folder, "site"))

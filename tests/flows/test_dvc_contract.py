@@ -15,7 +15,7 @@ import pytest
 from flows import plan
 
 FLOWS = Path(plan.__file__).parent
-INSIDERS = {"dag.py", "remote.py"}  # modules that may import anything of DVC
+INSIDERS = {"dag.py", "fast_lock.py", "remote.py"}  # modules that may import anything of DVC
 ENTRY_POINT = {"dvc.cli"}  # what the `dvc` command calls; any module may
 
 CALLED = {  # "module:function": parameters that we pass, by position or name
@@ -42,8 +42,11 @@ CALLED = {  # "module:function": parameters that we pass, by position or name
     "dvc.data_cloud:DataCloud.push": ["self"],
     "dvc.stage.loader:StageLoader.fill_from_lock": ["stage", "lock_data"],
     "dvc.stage.serialize:to_single_stage_lockfile": ["stage"],
-    "dvc.utils.serialize:load_yaml": ["path"],
-    "dvc.utils.serialize:modify_yaml": ["path", "fs"],
+    "dvc.stage.serialize:to_lockfile": ["stage"],
+    "dvc.dvcfile:Lockfile._load_yaml": ["self"],
+    "dvc.dvcfile:Lockfile.dump_stages": ["self", "stages"],
+    "dvc.utils.serialize:dumps_yaml": ["d"],
+    "dvc.utils.serialize:parse_yaml": ["text", "path"],
     "dvc_data.hashfile.tree:Tree.add": ["self", "key", "meta", "oid"],
     "dvc_data.hashfile.tree:Tree.digest": ["self"],
     "dvc.cli:main": ["argv"],
@@ -57,6 +60,7 @@ NAMED = {  # "module:name": attributes of it that we read
     "dvc.repo:Repo": ["index"],
     "dvc.repo.index:Index": ["graph", "outs"],
     "dvc.config:NoRemoteError": [],
+    "dvc.dvcfile:logger": ["info"],
     "dvc.fs:LocalFileSystem": [],
     "dvc.fs:generic": ["copy"],
     "dvc.stage:Stage": ["path_in_repo"],
