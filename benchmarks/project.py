@@ -2,7 +2,8 @@
 
 `default` has the shape of this repository's DAG: its dvc.yaml, sources and params, each command
 replaced by a shell script that notes its time, waits if told to, and writes the stage's outputs.
-`fan` is one sharded stage between two single ones.
+`fan` is one sharded stage between two single ones, with as many source files in its deps as a real
+one, for dvc.lock has them all, of every shard.
 """
 
 import shutil
@@ -78,7 +79,10 @@ def make_project(root: Path, shape: str, shards: int, seconds: float = 0.0) -> G
     yaml = YAML()
     copy_definition(root)
     if shape == "fan":
-        (root / "dvc.yaml").write_text(FAN)
+        content = yaml.load(FAN)
+        real = yaml.load(root / "dvc.yaml")["stages"]["masks"]["deps"]
+        content["stages"]["middle"]["deps"] += [dep for dep in real if dep.startswith("stages/")]
+        yaml.dump(content, root / "dvc.yaml")
         (root / "params.yaml").write_text(f"seed: 0\nshards: {list(range(shards))}\nlast: {{}}\n")
     else:
         content = yaml.load(root / "dvc.yaml")

@@ -96,7 +96,7 @@ def test_cost_spreads_shards_over_agents_and_takes_the_longer_of_cores_and_gpu()
 
 
 def test_each_agent_fetches_what_its_stage_reads():
-    dataset = Dataset("test", "smoke", train=100, test=10, captions=1, objects=1.0, bytes=1000.0)
+    dataset = Dataset("test", "smoke", 100, 10, (2, 1), captions=1, objects=1.0, bytes=1000.0)
     costs = [Cost(name, 1) for name in ("proposals", "boxes", "masks", "evaluation")]
     found = fetched([*costs, Cost("activation", 10, written=5.0)], dataset)
     assert found["proposals"] == 100_000
