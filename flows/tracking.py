@@ -44,6 +44,7 @@ PARENT_TAG = "mlflow.parentRunId"
 SQLITE = "sqlite:///"
 PREFECT_LINK_TAG = "prefect.flow_run_url"
 PICTURES = {".png", ".svg", ".jpg"}
+REPORT = "report.json"  # what a stage left out, and why
 
 
 class Tracking:
@@ -187,8 +188,12 @@ class Tracking:
             if (self._root / name).is_file():
                 self._client.log_artifact(self.run_id, str(self._root / name))
         for stage in stages:
-            pictures = [path for path in stage.outputs if Path(path).suffix in PICTURES]
-            for path in dict.fromkeys((*stage.metrics, *stage.plots, *pictures)):
+            seen = [
+                path
+                for path in stage.outputs
+                if Path(path).suffix in PICTURES or Path(path).name == REPORT
+            ]
+            for path in dict.fromkeys((*stage.metrics, *stage.plots, *seen)):
                 if (self._root / path).is_file():
                     folder = Path(path).parent.as_posix()
                     self._client.log_artifact(self.run_id, str(self._root / path), folder)

@@ -55,7 +55,7 @@ QUALITY = stage(
     "q@0",
     ("data/q/m.json",),
     ("data/q/curve.csv",),
-    ("data/q/montage.png", "data/q/weights.safetensors"),
+    ("data/q/montage.png", "data/q/report.json", "data/q/weights.safetensors"),
 )
 
 
@@ -93,6 +93,7 @@ def test_a_run_shows_everything_of_an_execution(tmp_path):
     write(tmp_path, "data/q/m.json", '{"iou": 0.5}')
     write(tmp_path, "data/q/curve.csv", "loss,step\n" + "".join(f"{k},{k}\n" for k in range(2500)))
     write(tmp_path, "data/q/montage.png", "picture")
+    write(tmp_path, "data/q/report.json", "{}")
     write(tmp_path, "data/q/weights.safetensors", "large")
     write(tmp_path, "params.yaml", "\n".join(f"p{k}: {k}" for k in range(230)))
     write(tmp_path, "dvc.lock", "lock")
@@ -120,6 +121,7 @@ def test_a_run_shows_everything_of_an_execution(tmp_path):
         "data/q/m.json",
         "data/q/curve.csv",
         "data/q/montage.png",
+        "data/q/report.json",
     }
 
 
