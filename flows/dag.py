@@ -31,6 +31,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
+from flows import fast_lock
 from flows.graph import (
     CHANGES_UPSTREAM,
     NEVER_RAN,
@@ -190,6 +191,7 @@ def _check_acyclic(graph: nx.DiGraph) -> None:
 
 dvc_param.read_param_file, Dependency._get_hash_meta = _read_params, _read_hash
 dvc_graph.check_acyclic = _check_acyclic
+fast_lock.install()
 
 
 def _message(error: BaseException) -> str:
@@ -210,6 +212,20 @@ def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
         for name, original in originals.items()
     }
     return graph, originals
+
+
+def load_stage(repo: Repo, root: Path, name: str) -> DvcStage:
+    """Return DVC's own stage of a name in the graph; the others are not looked at.
+
+    Raises:
+        DagError: there is none.
+    """
+    file, _, short = name.rpartition(":")
+    place = (name, None) if name.endswith(".dvc") else (file or "dvc.yaml", short)
+    try:
+        return repo.stage.load_one(str(root / place[0]), place[1])
+    except DvcException as error:
+        raise DagError(f"{root}: there is no stage '{name}': {error}") from error
 
 
 def _refuse_lost_params(repo: Repo) -> None:

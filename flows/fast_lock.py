@@ -6,6 +6,7 @@ nothing. The bytes are those that DVC would write.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class _Entries(Mapping[str, dict[str, Any]]):
         return len(self._texts)
 
 
+@wraps(_load_whole)
 def _load(lock: Lockfile, **kwargs: Any) -> tuple[Any, str]:
     """Return what the file records, and its text, which no caller looks at."""
     text = None if kwargs else LockText.read(Path(lock.path))
@@ -47,6 +49,7 @@ def _load(lock: Lockfile, **kwargs: Any) -> tuple[Any, str]:
     return {"schema": "2.0", "stages": _Entries(text, lock.path)}, ""
 
 
+@wraps(_dump_whole)
 def _dump(lock: Lockfile, stages: list, **kwargs: Any) -> None:
     """Record the stages: each takes the place of its old entry, or comes last."""
     path = Path(lock.path)

@@ -22,7 +22,7 @@ from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash, _get_stage_hash
 from dvc.stage.loader import StageLoader
 
-from flows.dag import DagError, open_repo, read_graph
+from flows.dag import DagError, load_stage, open_repo
 
 Result = TypeVar("Result")
 
@@ -190,10 +190,7 @@ def _require_holder(remote: Any) -> None:
 @contextmanager
 def _stage(root: Path, name: str) -> Iterator[tuple[Repo, DvcStage]]:
     with open_repo(root) as repo, lock_repo(repo):
-        _, originals = read_graph(repo, root)
-        if name not in originals:
-            raise DagError(f"{root}: there is no stage '{name}'")
-        yield repo, originals[name]
+        yield repo, load_stage(repo, root, name)
 
 
 def _key(stage: DvcStage) -> str:

@@ -36,6 +36,7 @@ CALLED = {  # "module:function": parameters that we pass, by position or name
     "dvc.stage.cache:_get_stage_hash": ["stage"],
     "dvc.stage:Stage.save_deps": ["self"],
     "dvc.stage:Stage.changed": ["self"],
+    "dvc.repo.stage:StageLoad.load_one": ["self", "path", "name"],
     "dvc.repo:Repo.pull": ["self", "targets"],
     "dvc.data_cloud:DataCloud.get_remote": ["self"],
     "dvc.data_cloud:DataCloud.pull": ["self"],
