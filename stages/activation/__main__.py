@@ -45,13 +45,14 @@ def main(shard: str) -> None:
 
     image_ids, category_ids, maps, scores = [], [], [], []
     total = count_pictures(pictures)
-    batches = _batches(track(read_pictures(pictures), "activation", total), params.batch_size)
+    batches = _batches(read_pictures(pictures), params.batch_size)
 
     def prepare(batch: list[Picture]) -> tuple[list[Picture], torch.Tensor]:
         squares = [_square(picture.decode(), params.image_size) for picture in batch]
         return batch, send(normalise_pixels(np.stack(squares)), device)
 
-    for batch, images in prefetch(prepare, batches, ahead=2):
+    prepared = prefetch(prepare, batches, ahead=2)
+    for batch, images in track(prepared, "activation", total, size=lambda pair: len(pair[0])):
         targets, classes = find_targets(
             [captions.get(picture.image_id, []) for picture in batch], finder, tokenizer
         )

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -11,17 +11,33 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items`, reporting to stderr how many are done, the rate and the time left."""
+def track(
+    items: Iterable[Item],
+    what: str,
+    total: int | None = None,
+    size: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[Item]:
+    """Yield `items`, reporting to stderr how many are done, the rate and the time left.
+
+    Args:
+        items: what is worked on; one is done when the next is asked for.
+        what: the name of the work.
+        total: how much there is to do, if `items` have no length.
+        size: how much an item counts for, such as the pictures of a batch.
+    """
     if total is None and hasattr(items, "__len__"):
         total = len(items)
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, smoothing=0.1)
+        with tqdm(desc=what, total=total, smoothing=0.1) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
         return
     started = last = time.monotonic()
     done = 0
-    for done, item in enumerate(items, 1):
+    for item in items:
         yield item
+        done += size(item)
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now

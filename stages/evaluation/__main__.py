@@ -17,11 +17,10 @@ from stages.common.categories import ALL_SPLITS, read_categories
 from stages.common.coco import group_by_image
 from stages.common.devices import prepare_device
 from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.images import count_pictures, read_pictures
+from stages.common.images import read_pictures
 from stages.common.montage import write_png
 from stages.common.outlines import ignore_unoutlined
 from stages.common.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.progress import track
 from stages.common.seeding import make_deterministic, numpy_generator
 from stages.common.storage import read_json, write_json, write_rows
 from stages.evaluation import figure, self_training, summary, unannotated
@@ -62,8 +61,9 @@ def main() -> None:
             found = share_out(read_json(weights), trials)
         else:
             predictor = partial(predict, load_detector(weights).to(device))
-            pictures = track(read_pictures(shard), f"evaluation, {name}", count_pictures(shard))
-            found = detect(predictor, pictures, trials, params)
+            found = detect(
+                predictor, read_pictures(shard), trials, params, what=f"evaluation, {name}"
+            )
         detections[name] = found[0]
         write_json(output / f"predictions_{name}.json", found[0], indent=None)
         if not annotated:
@@ -111,7 +111,7 @@ def _measure_training(predictor: Predict, params: EvaluationParams, seed: int) -
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
     return self_training.measure_training_objects(
         predictor,
-        track(_read_some(chosen, *shards), "evaluation, training pictures", len(chosen)),
+        _read_some(chosen, *shards),
         annotations,
         group_by_image(truth),
         read_categories(DOWNLOAD / "categories.json"),

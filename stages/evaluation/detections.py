@@ -7,6 +7,7 @@ import numpy as np
 
 from stages.common.images import Picture
 from stages.common.prefetch import prefetch
+from stages.common.progress import track
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial
 from stages.models.mask_rcnn import Prediction
@@ -20,7 +21,11 @@ Predict = Callable[[list[np.ndarray], list[list[int]]], list[list[Prediction]]]
 
 
 def detect(
-    predict: Predict, pictures: Iterable[Picture], trials: Sequence[Trial], params: EvaluationParams
+    predict: Predict,
+    pictures: Iterable[Picture],
+    trials: Sequence[Trial],
+    params: EvaluationParams,
+    what: str = "evaluation",
 ) -> list[list[dict]]:
     """Return the detections of each trial, by picture and falling score.
 
@@ -30,6 +35,7 @@ def detect(
         pictures: all pictures of the split; those of no trial are not looked at.
         trials: vocabularies; the first one's pictures include all others'.
         params: which detections count.
+        what: the name of the work, for reports of its progress.
 
     Raises:
         ValueError: a picture of a trial is not among `pictures`.
@@ -39,7 +45,7 @@ def detect(
     found: list[list[dict]] = [[] for _ in trials]
     needed, category_ids = set(image_ids[0]), [category.id for category in trials[0].categories]
     wanted = (picture for picture in pictures if picture.image_id in image_ids[0])
-    for batch, images in decoded_batches(wanted):
+    for batch, images in decoded_batches(wanted, what, len(needed)):
         predictions = predict(images, vocabularies)
         for trial, per_image in enumerate(predictions):
             for picture, prediction in zip(batch, per_image, strict=True):
@@ -75,9 +81,10 @@ def share_out(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dic
 
 
 def decoded_batches(
-    pictures: Iterable[Picture],
+    pictures: Iterable[Picture], what: str, total: int
 ) -> Iterator[tuple[list[Picture], list[np.ndarray]]]:
-    """Yield the pictures in lists of `BATCH`, decoded in the background."""
+    """Yield the pictures in lists of `BATCH`, decoded in the background, and report progress."""
     source = iter(pictures)
     batches = iter(lambda: list(islice(source, BATCH)), [])
-    yield from prefetch(lambda batch: (batch, [p.decode() for p in batch]), batches, ahead=2)
+    decoded = prefetch(lambda batch: (batch, [p.decode() for p in batch]), batches, ahead=2)
+    yield from track(decoded, what, total, size=lambda batch: len(batch[0]))

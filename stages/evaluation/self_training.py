@@ -5,7 +5,7 @@ a sample of training pictures each pseudo-mask and the detector's best predictio
 are compared with the ground truth; both take the object of the class that they fit best.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def choose_images(
 
 def measure_training_objects(
     predict: Predict,
-    pictures: Iterable[Picture],
+    pictures: Sequence[Picture],
     annotations: dict[int, list[dict]],
     truth: dict[int, list[dict]],
     categories: list[Category],
@@ -54,7 +54,7 @@ def measure_training_objects(
     rows = []
     vocabularies = [list(range(len(categories)))]
     category_ids = [category.id for category in categories]
-    for batch, images in decoded_batches(pictures):
+    for batch, images in decoded_batches(pictures, "evaluation, training pictures", len(pictures)):
         (predictions,) = predict(images, vocabularies)
         for picture, prediction in zip(batch, predictions, strict=True):
             image_id = picture.image_id

@@ -60,10 +60,13 @@ def main(shard: str) -> None:
             )
         waiting.clear()
 
-    wanted = set(image_ids.tolist())
-    for picture in track(read_pictures(PICTURES / f"{shard}.parquet"), "masks", len(wanted)):
-        if picture.image_id not in wanted:
-            continue  # no caption of it names a class: stage activation has counted it
+    wanted = set(image_ids.tolist())  # of the others no caption names a class, as activation counts
+    pictures = (
+        picture
+        for picture in read_pictures(PICTURES / f"{shard}.parquet")
+        if picture.image_id in wanted
+    )
+    for picture in track(pictures, "masks", len(wanted)):
         rows = np.flatnonzero(image_ids == picture.image_id)
         image = picture.decode()
         maps = pixel_maps(cells[rows], image.shape[:2], params.smoothing)
