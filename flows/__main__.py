@@ -54,8 +54,13 @@ def run(root: Path, options: argparse.Namespace) -> int:
         _require_fleet(root)
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
+        from flows.preflight import Preflight
+
+        preflight = Preflight(root, steps) if not options.pools else None  # agents have the weights
         from flows.server import call_flow
 
+        if preflight:
+            preflight.finish()
         arguments = (options.targets, options.cores, options.pools)
         outcomes, failed = call_flow(
             root, "flows.flow:experiment", *arguments, run_name=name_execution(steps)

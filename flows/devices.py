@@ -44,13 +44,15 @@ class DeviceSlots:
         """Wait for `wanted` devices, hold them for the block, and give a stage's environment.
 
         A stage that wants more than there are gets all. Where there are none it gets no variable,
-        and computes on its cores. A stage that wants none sees none, so that it cannot take one.
+        and computes on its cores. A stage that wants none sees none, so that it cannot take one,
+        and computes on its cores even where DEVICE names a device for the others.
         Returns with nothing as soon as `close` is called.
         """
         wanted = min(wanted, len(self.devices))
         with ExitStack() as held:
             taken = self._wait_for(wanted, held) if wanted else []
-            yield {VARIABLE: ",".join(taken)} if self.devices else {}
+            none = {"DEVICE": "cpu"} if self.devices and not wanted else {}
+            yield {VARIABLE: ",".join(taken), **none} if self.devices else {}
 
     def close(self) -> None:
         """Let nobody wait any more."""

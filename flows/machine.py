@@ -1,5 +1,6 @@
 """This machine as a place where stages run: its cores, its CUDA devices, and what stops them."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from flows.devices import DeviceSlots
 from flows.graph import Stage
 from flows.stage import Outcome, StageFailedError, StageRunner
 
+WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.parallel.num_workers
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -37,7 +39,8 @@ class Machine:
             self._cores(stage.name, stage.cores, order) as cores,
         ):
             log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
-            return self.runner.run(stage, log, visible)
+            workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
+            return self.runner.run(stage, log, {**visible, **workers})
 
     @contextmanager
     def _cores(self, label: str, wanted: int, order: int) -> Iterator[int]:

@@ -17,9 +17,10 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
         """Read the predictor's folder; PyTorch is imported here, not when the model is logged."""
+        from stages.common.devices import compute_device
         from stages.models.predictor import load_predictor
 
-        self._predictor = load_predictor(Path(context.artifacts["predictor"]))
+        self._predictor = load_predictor(Path(context.artifacts["predictor"]), compute_device())
 
     def predict(
         self,

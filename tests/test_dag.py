@@ -21,7 +21,7 @@ BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels det
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
 ENGINE_DEP = "stages/models/engines/${detector.engine}"
 ENGINE_CALL = re.compile(r"\b(load_detector|network_class)\(")
-NO_SECTION = {"seed", "shards", "deterministic"}
+NO_SECTION = {"seed", "shards", "deterministic", "gpus_per_training"}
 NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
 PACKAGES_OF_CLAIMS = {"rpn", "true_masks", "wsddn"}  # others run a stage differently
 
@@ -62,6 +62,22 @@ def test_who_makes_or_loads_a_detector_depends_on_the_chosen_engine_alone():
                 declared.add(name)
                 assert engine_sources() <= set(deps), name
     assert declared == users >= {"detector", "finetune", "evaluation", "oracle"}
+
+
+def test_whoever_computes_on_a_device_asks_for_one():
+    for file in ("dvc.yaml", "claims/dvc.yaml"):
+        content = YAML(typ="safe").load(ROOT / file)
+        for name, module in stage_modules(content).items():
+            main = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+            meta = content["stages"][name]["meta"]
+            computes = "prepare_device(" in main
+            assert (meta["pool"] == "gpu") == ("gpus" in meta) == computes, name
+
+
+def test_trainings_ask_for_as_many_devices_as_params_say(graph, content):
+    for name in ("detector", "finetune"):
+        assert content["stages"][name]["meta"]["gpus"] == "${gpus_per_training}"
+        assert graph[name].gpus == 1
 
 
 def engine_sources() -> set[str]:

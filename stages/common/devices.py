@@ -23,12 +23,19 @@ def compute_device() -> torch.device:
     are not deterministic. Of several CUDA devices each process of a training takes its own.
 
     Raises:
-        ValueError: DEVICE has another value, or names a device that is not there.
+        ValueError: DEVICE has another value, or names a device that is not there; or devices were
+            given to this process and cannot be used.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in CHOICES:
         raise ValueError(f"{VARIABLE}={wanted!r}: expected one of {', '.join(CHOICES)} or nothing")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    given = os.environ.get("CUDA_VISIBLE_DEVICES") or "-1"
+    if wanted == "auto" and given != "-1" and not there["cuda"]:
+        raise ValueError(
+            f"CUDA_VISIBLE_DEVICES={given}, but torch {torch.__version__} sees no CUDA device: the"
+            f" driver may be older than CUDA {torch.version.cuda}; update it, or set {VARIABLE}=cpu"
+        )
     if wanted == "auto":
         wanted = "cuda" if there["cuda"] else "cpu"
     elif not there.get(wanted, True):
@@ -46,13 +53,18 @@ def choose_device(exactness: Exactness) -> torch.device:
     """Return the device to compute on: that of `compute_device`, for bytes the processor.
 
     Raises:
-        ValueError: as `compute_device`, or DEVICE asks for a GPU where bytes are to be the same.
+        ValueError: as `compute_device`, or DEVICE asks for a GPU that cannot be so exact.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if exactness == "bytes" and wanted in ("cuda", "mps"):
         raise ValueError(
             f"{VARIABLE}={wanted}, but params.yaml: deterministic: bytes allows the processor"
             f" only; set {VARIABLE}=cpu, or deterministic to device or band"
+        )
+    if exactness == "device" and wanted == "mps":
+        raise ValueError(
+            f"{VARIABLE}=mps, but params.yaml: deterministic: device, and Apple's GPU lacks"
+            f" deterministic kernels; set deterministic to band, or {VARIABLE}=cpu"
         )
     device = compute_device()
     return torch.device("cpu") if exactness == "bytes" else device
@@ -80,7 +92,9 @@ def prepare_device(exactness: Exactness) -> torch.device:
     if device.type == "cuda":
         # Read when cuBLAS is first used; without it deterministic mode refuses matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = not exact
+        # Also where `own_kernels` lifts the mode. Trying kernels out would take longer than they
+        # save, for pictures come in many sizes.
+        torch.backends.cudnn.deterministic = exact
         precision = "ieee" if exact else "tf32"
         torch.backends.cuda.matmul.fp32_precision = precision
         torch.backends.cudnn.conv.fp32_precision = precision

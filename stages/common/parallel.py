@@ -19,14 +19,14 @@ CHUNKS_AHEAD = 3  # per worker; bounds what waits in memory, whatever the number
 
 
 def num_workers() -> int:
-    """Return how many processes to use: OVIS_WORKERS, or all cores of the machine.
+    """Return how many processes to use: OVIS_WORKERS, or all cores that this process may use.
 
     It is no param because the number of processes never changes a result.
 
     Raises:
         ValueError: OVIS_WORKERS is no whole number above 0.
     """
-    text = os.environ.get("OVIS_WORKERS", str(os.cpu_count() or 1))
+    text = os.environ.get("OVIS_WORKERS", str(len(os.sched_getaffinity(0))))
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"OVIS_WORKERS={text!r}: expected a whole number above 0, or unset it")
     return int(text)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 VARIABLE = "OVIS_PROCESSES"
+SHARE = 8  # pictures
 SECONDS_OF_GRACE = 5.0
 
 
@@ -34,12 +35,14 @@ def environment_number(name: str) -> int | None:
     return int(text)
 
 
-def run_in_processes(module: str, device: torch.device) -> None:
+def run_in_processes(module: str, device: torch.device, batch_size: int) -> None:
     """Run `main` of a stage's module in this process, or in several at once.
 
     Args:
         module: the stage's `__main__`, as it is imported.
-        device: where it computes; with CUDA every visible device gets a process.
+        device: where it computes; with CUDA each process has a device of its own.
+        batch_size: pictures of a batch. Without OVIS_PROCESSES there are as many processes as
+            devices, but none for less than `SHARE` pictures: the fewer, the more a step waits.
 
     Raises:
         SystemExit: a process failed; the message ends with its error.
@@ -51,7 +54,8 @@ def run_in_processes(module: str, device: torch.device) -> None:
         dist.destroy_process_group()
         return
     devices = torch.cuda.device_count() if device.type == "cuda" else None
-    count = environment_number(VARIABLE) or devices or 1
+    useful = min(devices or 1, max(1, batch_size // SHARE))
+    count = environment_number(VARIABLE) or useful
     if devices is not None and count > devices:
         raise ValueError(f"{VARIABLE}={count}: there are {devices} CUDA devices; at most that many")
     if count == 1:

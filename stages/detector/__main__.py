@@ -32,13 +32,7 @@ VLM = Path("data/vlm/model.safetensors")
 
 def main() -> None:
     """Run the stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--annotations", type=Path, default=Path("data/labels/pseudo_annotations.json")
-    )
-    parser.add_argument("--output", type=Path, default=Path("data/detector"))
-    parser.add_argument("--section", default="detector")
-    options = parser.parse_args()
+    options = _read_options()
     params, seed = read_section(options.section, DetectorParams), read_seed()
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
     make_deterministic(seed, "detector")
@@ -61,7 +55,8 @@ def main() -> None:
     model.to(device)
     inputs = [options.annotations, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
     inputs += started_from
-    checkpoint = Checkpoint(fingerprint([params.model_dump(), seed], inputs))
+    settings = [params.model_dump(), seed, read_exactness(), device.type]
+    checkpoint = Checkpoint(fingerprint(settings, inputs))
     curve = Curve(every=20)
     train_detector(model, pictures, params.training, seed, curve, checkpoint=checkpoint)
     if process_index() > 0:
@@ -73,5 +68,22 @@ def main() -> None:
     checkpoint.remove()
 
 
+def _read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--annotations", type=Path, default=Path("data/labels/pseudo_annotations.json")
+    )
+    parser.add_argument("--output", type=Path, default=Path("data/detector"))
+    parser.add_argument("--section", default="detector")
+    return parser.parse_args()
+
+
+def start() -> None:
+    """Run the stage in as many processes as its batch and the devices allow."""
+    batch_size = read_section(_read_options().section, DetectorParams).training.batch_size
+    device = choose_device(read_exactness())
+    run_in_processes("stages.detector.__main__", device, batch_size)
+
+
 if __name__ == "__main__":
-    run_in_processes("stages.detector.__main__", choose_device(read_exactness()))
+    start()

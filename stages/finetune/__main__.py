@@ -43,10 +43,7 @@ def keep_detector(output: Path) -> None:
 
 def main() -> None:
     """Run the stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("data/finetune"))
-    parser.add_argument("--section", default="finetune")
-    options = parser.parse_args()
+    options = _read_options()
     params, seed = read_section(options.section, FinetuneParams), read_seed()
     shards = [Path(f"data/download/images/train/{shard}.parquet") for shard in read_shards()]
     make_deterministic(seed, "finetune")
@@ -67,7 +64,8 @@ def main() -> None:
     model = load_detector(DETECTOR).to(device)
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
-    name = fingerprint([params.model_dump(), seed], [DETECTOR, ANNOTATIONS, CATEGORIES, *shards])
+    settings = [params.model_dump(), seed, read_exactness(), device.type]
+    name = fingerprint(settings, [DETECTOR, ANNOTATIONS, CATEGORIES, *shards])
     if params.unlabelled == "detections":
         pictures = label_novel_detections(
             model, pictures, vocabulary, novel, params.detection_score
@@ -87,5 +85,19 @@ def main() -> None:
     checkpoint.remove()
 
 
+def _read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("data/finetune"))
+    parser.add_argument("--section", default="finetune")
+    return parser.parse_args()
+
+
+def start() -> None:
+    """Run the stage in as many processes as its batch and the devices allow."""
+    batch_size = read_section(_read_options().section, FinetuneParams).training.batch_size
+    device = choose_device(read_exactness())
+    run_in_processes("stages.finetune.__main__", device, batch_size)
+
+
 if __name__ == "__main__":
-    run_in_processes("stages.finetune.__main__", choose_device(read_exactness()))
+    start()

@@ -17,6 +17,7 @@ from stages.common.detection_data import Annotations, LabelledPicture, batch_row
 from stages.common.devices import send
 from stages.common.prefetch import prefetch
 from stages.common.processes import (
+    SHARE,
     add_over_processes,
     environment_number,
     num_processes,
@@ -141,11 +142,14 @@ def _micro_batch(model: MaskRcnn, params: TrainingParams) -> int:
     """Return how many of this process's pictures go through the network at once."""
     own, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
     split = num_processes() > 1 or (wanted is not None and wanted < own)
-    if split and not isinstance(model, MaskRcnn):
+    ours, norms = isinstance(model, MaskRcnn), trained_batch_norms(model)
+    if split and not ours:
         raise ValueError(f"{type(model).__name__} trains in one process, without {MICRO_BATCH}")
-    if wanted is None or wanted >= own:
+    if wanted is None:
+        return min(own, SHARE) if ours and not norms else own
+    if wanted >= own:
         return own
-    if norms := trained_batch_norms(model):
+    if norms:
         raise ValueError(
             f"{MICRO_BATCH}={wanted}: {norms[0]} and {len(norms) - 1} more normalise by the"
             f" statistics of all {own} pictures; unset it, freeze the parts that have them"

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import torch
 from torch import nn
 from torchvision.models import resnet50, vgg16
 from torchvision.ops.misc import FrozenBatchNorm2d
@@ -29,6 +30,15 @@ _VGG_STAGES = ((0, 5), (5, 10), (10, 17), (17, 24), (24, 31))  # positions in `f
 _VGG_POOL4, _VGG_POOL5, _VGG_CONV5 = 23, 30, (24, 26, 28)
 
 
+class _ConstantBatchNorm(FrozenBatchNorm2d):
+    """torchvision's, but in the type of its input: bfloat16 stays that under autocast."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+
 def resnet50_trunk() -> nn.Sequential:
     """Return ResNet-50 without its classifier: (N, 3, H, W) to (N, 2048, H/32, W/32).
 
@@ -37,7 +47,7 @@ def resnet50_trunk() -> nn.Sequential:
     Batch norms are frozen: statistics and scales are constants, as is usual in detectors, whose
     batches are too small to estimate them.
     """
-    whole = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    whole = resnet50(weights=None, norm_layer=_ConstantBatchNorm)
     trunk = nn.Sequential()
     for name, child in whole.named_children():
         if name not in ("avgpool", "fc"):
@@ -71,6 +81,16 @@ def freeze_stages(trunk: nn.Module, count: int) -> None:
         part.requires_grad_(False)
 
 
+def find_imagenet_weights(path: Path, sha256: str | None, key: str) -> None:
+    """Raise what `load_imagenet_weights` raises if the file is not there, or is another one."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"params.yaml: {key}.weights: {path.absolute()} is not there; torchvision's page of"
+            " models links its ImageNet weights. null starts from random weights"
+        )
+    check_digest(path, sha256, f"{key}.sha256")
+
+
 def load_imagenet_weights(
     module: nn.Module, path: Path, sha256: str | None, key: str = "backbone"
 ) -> dict[str, int]:
@@ -87,12 +107,7 @@ def load_imagenet_weights(
         ValueError: another digest, no checkpoint, or weights that are missing, unexpected or of
             another shape; the message lists them.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"params.yaml: {key}.weights: {path.absolute()} is not there; torchvision's page of"
-            " models links its ImageNet weights. null starts from random weights"
-        )
-    check_digest(path, sha256, f"{key}.sha256")
+    find_imagenet_weights(path, sha256, key)
     weights, left_out = {}, Counter()
     for name, tensor in read_checkpoint(path).items():
         reason = next((told for rule, told in LEFT_OUT.items() if re.fullmatch(rule, name)), None)

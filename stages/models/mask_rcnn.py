@@ -21,6 +21,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
+from stages.common.devices import own_kernels
 from stages.common.storage import read_tensors, write_tensors
 from stages.models.backbones import REGION_STAGE_CHANNELS, build_backbone
 from stages.models.detector_settings import NetworkParams, Part
@@ -273,7 +274,9 @@ def predict(
     found: list[list[Prediction]] = [[] for _ in vocabularies]
     for start in range(0, len(images), PREDICTED_AT_ONCE):
         pixels = [to_unit_range(x).to(device) for x in images[start : start + PREDICTED_AT_ONCE]]
-        for all_found, batch in zip(found, model.detect(pixels, vocabularies), strict=True):
+        with own_kernels():
+            batches = model.detect(pixels, vocabularies)
+        for all_found, batch in zip(found, batches, strict=True):
             all_found.extend(batch)
     return found
 

@@ -4,7 +4,8 @@ Bilinear sampling on a grid of an upright box is separable: one matrix picks the
 columns. Against torchvision's loop over cells, whose backward pass runs on one core, this took a
 third off a training step of the small detector; and it is deterministic on a GPU as well. Its
 memory grows with the width of the map and its channels, so maps beyond `LARGEST_MAP` cells, or
-`LARGEST_FEATURES` numbers, go to torchvision.
+`LARGEST_FEATURES` numbers, go to torchvision; unless kernels have to be deterministic, which
+torchvision's gradient is on processors only. Then as many regions as fit go at once.
 
 Shape legend: N images, R regions, C channels, H W cells of a map, S pooled cells a side.
 """
@@ -18,6 +19,7 @@ from torchvision.ops import box_area, roi_align
 SAMPLES = 2  # per pooled cell and axis
 LARGEST_MAP = 64 * 64
 LARGEST_FEATURES = 256 * LARGEST_MAP
+LARGEST_STRIPS = 2**28  # numbers of an intermediate result: 1 GiB of float32
 
 
 class PyramidPooling(nn.Module):
@@ -46,9 +48,11 @@ class PyramidPooling(nn.Module):
             torch.arange(len(boxes_xyxy), device=boxes.device),
             torch.tensor([len(own) for own in boxes_xyxy], device=boxes.device),
         )
+        used = list(levels.values())[: len(self.strides)]
+        if len(used) == 1:
+            return pool_regions(used[0], boxes, image, self.side, 1 / self.strides[0])
         level = self._level(boxes)
         rows, pooled = [], []
-        used = list(levels.values())[: len(self.strides)]
         for index, (features, stride) in enumerate(zip(used, self.strides, strict=True)):
             here = torch.where(level == index)[0]
             rows.append(here)
@@ -73,7 +77,9 @@ def pool_regions(
         scale: cells per pixel.
     """
     height, width = features.shape[2:]
-    if height * width > LARGEST_MAP or features[0].numel() > LARGEST_FEATURES:
+    large = height * width > LARGEST_MAP or features[0].numel() > LARGEST_FEATURES
+    ordered = features.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
+    if large and not ordered:
         regions = torch.cat([image[:, None].to(boxes_xyxy), boxes_xyxy], dim=1)
         return roi_align(features.float(), regions, side, scale, SAMPLES, aligned=True)
     x0, y0, x1, y1 = (boxes_xyxy * scale - 0.5).unbind(1)
@@ -91,6 +97,15 @@ def pool_regions(
 
 def _apply(picture: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Return (R, C, S, S) of a map (H, W, C) and weights (R, S, H) and (R, S, W)."""
+    at_once = max(1, LARGEST_STRIPS // (rows.shape[1] * picture[0].numel()))
+    parts = zip(rows.split(at_once), columns.split(at_once), strict=True)
+    applied = [_apply_at_once(picture, *part) for part in parts]
+    return applied[0] if len(applied) == 1 else torch.cat(applied)
+
+
+def _apply_at_once(
+    picture: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
     strips = (rows.flatten(0, 1) @ picture.flatten(1)).view(*rows.shape[:2], *picture.shape[1:])
     return (columns[:, None] @ strips).permute(0, 3, 1, 2)
 

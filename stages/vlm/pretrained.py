@@ -21,6 +21,34 @@ ALBEF_IGNORED, BLIP_IGNORED = ",.'!?\"()*#:;~", '.!"()*#:;~'
 BLIP_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
+def find_pretrained(source: str, params: PretrainedParams) -> Path:
+    """Return the file with the weights of a source, albef or blip.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: none is named, or it has another digest than `sha256`.
+    """
+    if params.checkpoint is None:
+        raise ValueError(
+            f"params.yaml: {KEY}.checkpoint: is null, but vlm.source asks for pretrained weights;"
+            " set its path, or vlm.source to train"
+        )
+    if source == "albef":
+        path = Path(params.checkpoint)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"params.yaml: {KEY}.checkpoint: {path.absolute()} is not there; the page of"
+                " salesforce/ALBEF links ALBEF.pth"
+            )
+    else:
+        folder = find_hub_file(params.checkpoint, "config.json", f"{KEY}.checkpoint").parent
+        path = next((folder / n for n in BLIP_WEIGHTS if (folder / n).is_file()), None)
+        if path is None:
+            raise FileNotFoundError(f"{folder}: has none of {', '.join(BLIP_WEIGHTS)}")
+    check_digest(path, params.sha256, f"{KEY}.sha256")
+    return path
+
+
 def convert_albef(params: PretrainedParams, output: Path) -> Facts:
     """Write the official ALBEF checkpoint to `output`; return facts for the metrics.
 
@@ -29,13 +57,7 @@ def convert_albef(params: PretrainedParams, output: Path) -> Facts:
         ValueError: another digest than `sha256`, keys not accounted for, or a vocabulary of
             another size than the word embeddings.
     """
-    checkpoint = Path(_required(params))
-    if not checkpoint.is_file():
-        raise FileNotFoundError(
-            f"params.yaml: {KEY}.checkpoint: {checkpoint.absolute()} is not there; the page of"
-            " salesforce/ALBEF links ALBEF.pth"
-        )
-    check_digest(checkpoint, params.sha256, f"{KEY}.sha256")
+    checkpoint = find_pretrained("albef", params)
     words = read_vocabulary(params.vocabulary)
     model, left_out = albef_from_official(read_checkpoint(checkpoint), checkpoint)
     if len(words) != model.config.vocabulary_size:
@@ -60,12 +82,7 @@ def convert_blip(params: PretrainedParams, output: Path) -> Facts:
         ValueError: another digest than `sha256`, keys not accounted for, or more words than word
             embeddings.
     """
-    folder = find_hub_file(_required(params), "config.json", f"{KEY}.checkpoint").parent
-    if params.sha256 is not None:
-        weights = next((folder / n for n in BLIP_WEIGHTS if (folder / n).is_file()), None)
-        if weights is None:
-            raise FileNotFoundError(f"{folder}: has none of {', '.join(BLIP_WEIGHTS)}")
-        check_digest(weights, params.sha256, f"{KEY}.sha256")
+    folder = find_pretrained("blip", params).parent
     words = read_vocabulary(params.vocabulary)
     network, left_out = load_network(folder, folder)
     embeddings = network.get_input_embeddings().num_embeddings
@@ -95,12 +112,3 @@ def read_vocabulary(reference: str) -> list[str]:
     if not path.is_file():
         path = find_hub_file(reference, "vocab.txt", f"{KEY}.vocabulary")
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-
-
-def _required(params: PretrainedParams) -> str:
-    if params.checkpoint is None:
-        raise ValueError(
-            f"params.yaml: {KEY}.checkpoint: is null, but vlm.source asks for pretrained weights;"
-            " set its path, or vlm.source to train"
-        )
-    return params.checkpoint

@@ -48,7 +48,7 @@ def train_vlm(
     content = words = tokenizer.content_words().to(model.device)
     optimizer = _optimizer(model, params)
     model.train()
-    meter = VisibilityMeter(len(content), model.device)
+    meter = VisibilityMeter(len(content))
     for step in track(range(params.align.steps), "vlm align"):
         if step == params.align.steps // 2:
             words = _visible_words(content, meter, params)
@@ -84,7 +84,7 @@ def _visible_words(
     content: torch.Tensor, meter: VisibilityMeter, params: VlmParams
 ) -> torch.Tensor:
     """Return the ids of the content words that the pictures show."""
-    visible = content[meter.separation() > params.visible_threshold]
+    visible = content[meter.separation().to(content.device) > params.visible_threshold]
     if len(visible) < 2:
         raise ValueError(
             f"half-way through vlm.align only {len(visible)} of {len(content)} words can be told"

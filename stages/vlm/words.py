@@ -16,15 +16,16 @@ class VisibilityMeter:
     word that the pictures do not show ("morning"), and above 1 for most object names.
     """
 
-    def __init__(self, words: int, device: torch.device | None = None) -> None:
-        self._sums = torch.zeros(2, words, dtype=torch.float64, device=device)
-        self._squares = torch.zeros(words, dtype=torch.float64, device=device)
-        self._counts = torch.zeros(2, words, dtype=torch.float64, device=device)
+    def __init__(self, words: int) -> None:
+        # On the processor: Apple's GPU has no float64.
+        self._sums = torch.zeros(2, words, dtype=torch.float64)
+        self._squares = torch.zeros(words, dtype=torch.float64)
+        self._counts = torch.zeros(2, words, dtype=torch.float64)
 
     @torch.no_grad()
     def add(self, scores: torch.Tensor, present: torch.Tensor) -> None:
         """Take scores (B, C) and whether the caption names the word, bool (B, C)."""
-        scores = scores.double()
+        scores, present = scores.cpu().double(), present.cpu()
         for row, where in enumerate((present, ~present)):
             self._sums[row] += (scores * where).sum(0)
             self._counts[row] += where.sum(0)

@@ -26,7 +26,7 @@ def test_a_machine_without_devices_sets_no_variable_and_lets_gpu_stages_run(tmp_
 def test_cpu_stages_see_no_device_and_wide_ones_get_all_there_are(tmp_path):
     slots = DeviceSlots(["0", "1"], tmp_path)
     with slots.reserve(0) as none:
-        assert none == {"CUDA_VISIBLE_DEVICES": ""}
+        assert none == {"CUDA_VISIBLE_DEVICES": "", "DEVICE": "cpu"}
     with slots.reserve(8) as wide:
         assert wide == {"CUDA_VISIBLE_DEVICES": "0,1"}
 

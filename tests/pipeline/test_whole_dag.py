@@ -1,9 +1,7 @@
 """The whole DAG on tiny profiles: same bytes twice, photographs, pictures without annotations."""
 
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +11,7 @@ import psutil
 import pytest
 from ruamel.yaml import YAML
 
+from tests.pipeline.clones import clone, environment, output_hashes, reproduce, run
 from tests.stages.pictures_folder import write_pictures_folder
 
 pytestmark = pytest.mark.pipeline
@@ -21,50 +20,6 @@ STAGES = (
     "download vlm vocabulary proposals wspn ranking activation boxes masks labels quality detector"
     " finetune evaluation"
 ).split()
-
-
-def clone(repository: Path, folder: Path, profile: str) -> Path:
-    """Copy what git tracks into a fresh repository and apply a profile."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=repository, check=True, capture_output=True, text=True
-    )
-    for name in listed.stdout.split("\0"):
-        if name and name != "dvc.lock" and (repository / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(repository / name, folder / name)
-    run(["git", "init", "-q"], folder)
-    run([sys.executable, "-m", "flows", "profile", profile], folder)
-    return folder
-
-
-def environment(folder: Path) -> dict[str, str]:
-    """Return what makes a command use the code of the copy, in this Python."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "PATH": path}
-
-
-def run(command: list[str], folder: Path) -> str:
-    """Run a command of the copy; fail with its last lines."""
-    done = subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True
-    )
-    output = done.stdout + done.stderr
-    assert done.returncode == 0, f"{command} in {folder}:\n{output[-6000:]}"
-    return output
-
-
-def reproduce(folder: Path) -> dict[str, dict[str, str]]:
-    """Run every stage by DVC and return stage → output → hash."""
-    run([sys.executable, "-m", "dvc", "repro"], folder)
-    return output_hashes(folder)
-
-
-def output_hashes(folder: Path) -> dict[str, dict[str, str]]:
-    """Return stage → output → hash of a dvc.lock."""
-    stages = YAML(typ="safe").load(folder / "dvc.lock")["stages"]
-    return {
-        name: {out["path"]: out["md5"] for out in stage["outs"]} for name, stage in stages.items()
-    }
 
 
 def reproduce_with_kills(folder: Path) -> dict[str, dict[str, str]]:
@@ -102,8 +57,9 @@ def reproduce_with_kills(folder: Path) -> dict[str, dict[str, str]]:
         assert flow.returncode == -signal.SIGKILL, "".join(lines)
 
 
-def test_two_clones_give_the_same_bytes_even_if_killed_in_each_stage(repository, tmp_path):
-    first = reproduce(clone(repository, tmp_path / "first", "smoke"))
+@pytest.mark.xdist_group("smoke")
+def test_two_clones_give_the_same_bytes_even_if_killed_in_each_stage(smoke, repository, tmp_path):
+    first = output_hashes(smoke)
     second = reproduce_with_kills(clone(repository, tmp_path / "second", "smoke"))
     assert {name.split("@")[0] for name in first} == set(STAGES)
     different = {
@@ -113,7 +69,7 @@ def test_two_clones_give_the_same_bytes_even_if_killed_in_each_stage(repository,
         if first[stage][path] != second[stage][path]
     }
     assert different == set()
-    metrics = json.loads((tmp_path / "first/data/evaluation/metrics.json").read_text())
+    metrics = json.loads((smoke / "data/evaluation/metrics.json").read_text())
     for model in ("detector", "finetune"):
         for kind in ("bbox", "segm"):
             assert -1 <= metrics[model]["generalized"]["novel"][kind]["AP50"] <= 100

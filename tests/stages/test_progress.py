@@ -1,10 +1,11 @@
-"""Progress counts what is done, not what has been read ahead."""
+"""Progress counts what is done, not what has been read ahead; curves have a row at least."""
 
 import sys
 
 import pytest
 
 from stages.common import progress
+from stages.common.curves import Curve
 from stages.common.progress import track
 
 
@@ -38,3 +39,15 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert list(track([[1, 2], [3]], "pictures", 3, size=len)) == [[1, 2], [3]]
     assert "pictures: 100%" in capsys.readouterr().err
+
+
+def test_a_training_too_short_for_a_row_of_its_curve_gets_one_all_the_same(tmp_path):
+    curve = Curve(every=20)
+    assert curve.last() == {}
+    curve.add(1, loss=2.0)
+    resumed = Curve(every=20)
+    resumed.restore(curve.state())
+    resumed.add(2, loss=4.0)
+    resumed.write(tmp_path / "curve.csv")
+    assert resumed.last() == {"loss": 3.0}
+    assert (tmp_path / "curve.csv").read_text() == "step,loss\n2,3\n"

@@ -1,6 +1,7 @@
 """A training in shares, by two processes or in micro-batches, repeats that of one process."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def assert_same_curve(rows: list[dict], expected: list[dict]) -> None:
 def test_two_processes_repeat_one(whole, tmp_path, monkeypatch):
     monkeypatch.setenv("OVIS_PROCESSES", "2")
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path)])
-    run_in_processes(WORKER, CPU)
+    run_in_processes(WORKER, CPU, 8)
     rows, weights = whole
     assert_same_curve(json.loads((tmp_path / "losses.json").read_text()), rows)
     for name, value in torch.load(tmp_path / "weights.pt").items():
@@ -42,7 +43,7 @@ def test_the_error_of_one_process_reaches_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("OVIS_PROCESSES", "2")
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "fail"])
     with pytest.raises(SystemExit, match=r"one of 2 processes(.|\n)*labels\.json: no object"):
-        run_in_processes(WORKER, CPU)
+        run_in_processes(WORKER, CPU, 8)
 
 
 @pytest.mark.parametrize("size", ["1", "2"])
@@ -70,7 +71,18 @@ def test_more_processes_than_cuda_devices_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("OVIS_PROCESSES", "3")
     with pytest.raises(ValueError, match="OVIS_PROCESSES=3: there are 2 CUDA devices"):
-        run_in_processes(WORKER, torch.device("cuda", 0))
+        run_in_processes(WORKER, torch.device("cuda", 0), 64)
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(64, 8), (20, 2), (8, 1), (4, 1)])
+def test_a_process_gets_a_share_that_is_worth_it(monkeypatch, batch_size, count):
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(processes, "spawn", lambda work, arguments, count: started.append(count))
+    alone = SimpleNamespace(main=lambda: started.append(1))
+    monkeypatch.setattr(processes.importlib, "import_module", lambda name: alone)
+    run_in_processes(WORKER, torch.device("cuda", 0), batch_size)
+    assert started == [count]
 
 
 @pytest.mark.parametrize(("count", "parts"), [(8, 3), (5, 5), (7, 1)])

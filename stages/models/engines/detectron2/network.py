@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+from stages.common.devices import own_kernels
 from stages.models.backbones import build_backbone
 from stages.models.detector_settings import NetworkParams, Part
 from stages.models.engines.detectron2.config import make_config
@@ -124,5 +125,14 @@ def _as_instances(target: dict[str, torch.Tensor], image_hw: tuple[int, int]) ->
         image_hw,
         gt_boxes=Boxes(target["boxes"]),
         gt_classes=torch.where(labels == IGNORED, IGNORED, labels - 1),
-        gt_masks=BitMasks(torch.cat([masks, absent])),
+        gt_masks=_TargetMasks(torch.cat([masks, absent])),
     )
+
+
+class _TargetMasks(BitMasks):
+    def __getitem__(self, item: int | slice | torch.Tensor) -> "_TargetMasks":
+        return _TargetMasks(super().__getitem__(item).tensor)
+
+    def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
+        with own_kernels():  # RoIAlign without a gradient
+            return super().crop_and_resize(boxes, mask_size)

@@ -1,0 +1,61 @@
+"""`python -m stages.preflight vlm wspn …`: find wrong params and missing weights before a run.
+
+A stage finds them too, but perhaps hours after the execution began. Params and weights that are
+there may still not fit each other: that a stage sees when it builds its network.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stages.common.hub import find_hub_file
+from stages.common.params import PARAMS_FILE, Section, read_exactness, read_section, read_seed
+
+
+def section_model(name: str) -> type[Section]:
+    """Return what a section of params.yaml has to be: `XParams` of stages.x.params."""
+    return getattr(importlib.import_module(f"stages.{name}.params"), f"{name.title()}Params")
+
+
+def problems(names: Sequence[str], path: Path = PARAMS_FILE) -> list[str]:
+    """Return what is wrong with these sections of params.yaml, in words."""
+    found = _problems(lambda: (read_seed(path), read_exactness(path)))
+    for name in names:
+        found += _problems(lambda name=name: _check(name, path))
+    return found
+
+
+def _problems(check: Callable[[], object]) -> list[str]:
+    try:
+        check()
+    except (ValueError, FileNotFoundError) as error:
+        return [str(error)]
+    return []
+
+
+def _check(name: str, path: Path) -> None:
+    params = read_section(name, section_model(name), path)
+    if name == "vlm" and params.source != "train":
+        from stages.vlm.pretrained import find_pretrained, read_vocabulary
+
+        find_pretrained(params.source, params.pretrained)
+        read_vocabulary(params.pretrained.vocabulary)
+    if name == "vocabulary" and params.encoder == "clip":
+        find_hub_file(params.clip.folder, "config.json", "vocabulary.clip.folder")
+    if name == "wspn" and params.model.backbone.weights is not None:
+        _check_imagenet(params.model.backbone, "wspn.model.backbone")
+    if name in ("detector", "rpn") and params.init == "imagenet":
+        _check_imagenet(params.imagenet, f"{name}.imagenet")
+
+
+def _check_imagenet(weights: Section, key: str) -> None:
+    from stages.models.imagenet import find_imagenet_weights
+
+    find_imagenet_weights(Path(weights.weights), weights.sha256, key)
+
+
+if __name__ == "__main__":
+    told = problems(sys.argv[1:])
+    if told:
+        raise SystemExit("\n".join(told))

@@ -1,0 +1,79 @@
+"""What is wrong with params is told before anything runs."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.overlay import apply_overlay
+from stages.preflight import problems
+from tests.pipeline.clones import clone, environment
+
+SECTIONS = ["vlm", "vocabulary", "wspn", "detector", "rpn", "masks"]
+IMAGENET = {
+    "init": "imagenet",
+    "imagenet": {"weights": "nowhere.pth"},
+    "network": {
+        "backbone": {"kind": "resnet50_fpn", "pyramid_width": 64, "frozen_stages": 2},
+        "proposals": {"anchor_sides": [16.0, 32.0, 64.0, 128.0, 256.0]},
+    },
+}
+
+
+@pytest.fixture
+def params(repository, tmp_path):
+    """Give a copy of params.yaml."""
+    return Path(shutil.copy(repository / "params.yaml", tmp_path / "params.yaml"))
+
+
+def test_the_default_has_no_problem(params):
+    assert problems(SECTIONS, params) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": "one"}, "seed: expected a whole number"),
+        ({"masks": {"steps": "many"}}, "masks.steps: .*'many'"),
+        ({"vlm": {"source": "albef"}}, "vlm.pretrained.checkpoint: is null"),
+        (
+            {"vlm": {"source": "albef", "pretrained": {"checkpoint": "nowhere.pth"}}},
+            "vlm.pretrained.checkpoint: .*/nowhere.pth is not there",
+        ),
+        (
+            {"vlm": {"source": "blip", "pretrained": {"checkpoint": "nobody/nothing"}}},
+            "vlm.pretrained.checkpoint: 'nobody/nothing' .* `hf download nobody/nothing`",
+        ),
+        (
+            {"vocabulary": {"encoder": "clip", "clip": {"folder": "nobody/nothing"}}},
+            "vocabulary.clip.folder: 'nobody/nothing'",
+        ),
+        (
+            {"wspn": {"model": {"backbone": {"kind": "vgg16", "weights": "nowhere.pth"}}}},
+            "wspn.model.backbone",
+        ),
+        ({"detector": IMAGENET}, "detector.imagenet.weights: .*/nowhere.pth is not there"),
+        ({"rpn": IMAGENET}, "rpn.imagenet.weights: .*/nowhere.pth is not there"),
+    ],
+)
+def test_a_problem_is_told(params, changes, told, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    apply_overlay(params, changes, "test")
+    (found,) = problems(SECTIONS, params)
+    assert re.search(told, found), found
+
+
+def test_an_execution_with_problems_ends_before_its_first_stage(repository, tmp_path):
+    folder = clone(repository, tmp_path, "smoke")
+    changes = {"masks": {"steps": "many"}, "detector": {"training": {"steps": -1}}}
+    apply_overlay(folder / "params.yaml", changes, "test")
+    command = [sys.executable, "-m", "flows", "run"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "masks.steps" in done.stderr and "detector.training.steps" in done.stderr
+    assert not (folder / "dvc.lock").exists() and not (folder / "data/download").exists()
