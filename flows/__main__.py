@@ -113,10 +113,13 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
 def plan(root: Path, options: argparse.Namespace) -> int:
     """Say what the next run will do with each stage and shard, and why; run nothing."""
     from flows.plan import make_plan
+    from flows.preflight import Preflight
 
     steps = make_plan(root, options.targets)
+    preflight = Preflight(root, steps)
     print(plan_table(steps))
-    print("\n" + summarize_plan(steps))
+    print("\n" + summarize_plan(steps), flush=True)
+    preflight.finish()
     return 0
 
 

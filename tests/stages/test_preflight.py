@@ -66,14 +66,16 @@ def test_a_problem_is_told(params, changes, told, monkeypatch):
     assert re.search(told, found), found
 
 
-def test_an_execution_with_problems_ends_before_its_first_stage(repository, tmp_path):
+@pytest.mark.parametrize("action", ["plan", "run"])
+def test_an_execution_with_problems_ends_before_its_first_stage(repository, tmp_path, action):
     folder = clone(repository, tmp_path, "smoke")
     changes = {"masks": {"steps": "many"}, "detector": {"training": {"steps": -1}}}
     apply_overlay(folder / "params.yaml", changes, "test")
-    command = [sys.executable, "-m", "flows", "run"]
+    command = [sys.executable, "-m", "flows", action]
     done = subprocess.run(
         command, cwd=folder, env=environment(folder), capture_output=True, text=True
     )
     assert done.returncode == 2
+    assert ("must run" in done.stdout) == (action == "plan")
     assert "masks.steps" in done.stderr and "detector.training.steps" in done.stderr
     assert not (folder / "dvc.lock").exists() and not (folder / "data/download").exists()
