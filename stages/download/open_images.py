@@ -13,11 +13,10 @@ crowds. Labels hold for the leaf classes that people named; `ancestors` says wha
 Frame: pixels of the stored picture.
 """
 
-import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -28,7 +27,14 @@ from stages.common.masks import encode_mask
 from stages.common.storage import read_json
 from stages.download.examples import CAPTIONED, Example, Skipped, Source
 from stages.download.open_images_classes import open_images_categories
-from stages.download.open_images_files import CLASSES, HIERARCHY, narratives, table
+from stages.download.open_images_files import (
+    CLASSES,
+    HIERARCHY,
+    MASK_DIGITS,
+    narratives,
+    outlines,
+    table,
+)
 from stages.download.open_images_index import BoxRow, Index, IndexWriter, MaskRow
 from stages.download.params import OpenImagesParams
 from stages.download.photographs import (
@@ -38,6 +44,7 @@ from stages.download.photographs import (
     is_held_out,
     read_photograph,
 )
+from stages.download.zip_members import read_member
 
 VAL = "open-images-val"
 SAME_BOX = 0.002  # of the picture's side: the tables round a box to six digits or to nine
@@ -90,6 +97,9 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
         writer.add_images(folder / table("images", part))
         writer.add_boxes(folder / table("boxes", part))
         writer.add_masks(folder / table("masks", part))
+        for digit in MASK_DIGITS:  # of those that are there: few pictures need few of them
+            if (archive := folder / outlines(part, digit)).is_file():
+                writer.add_archive(archive)
         writer.add_labels(
             folder / table("labels", part), is_val if part == "train" else lambda name: True
         )
@@ -240,7 +250,7 @@ def _annotation(
     x0, y0, x1, y1 = np.clip(box.corners, 0, 1) * np.array([*image_hw[::-1]] * 2)
     pixels = np.zeros(image_hw, bool)
     if mask is not None:
-        pixels = read_mask(folder, task.part, mask.file_name, image_hw)
+        pixels = read_mask(folder, task.part, mask, image_hw)
     segmentation = encode_mask(pixels)
     return {
         "image_id": task.image_id,
@@ -252,31 +262,21 @@ def _annotation(
     }
 
 
-@lru_cache(maxsize=16)
-def _archive(path: Path) -> zipfile.ZipFile:
-    return zipfile.ZipFile(path)
-
-
-def read_mask(folder: Path, part: str, file_name: str, image_hw: tuple[int, int]) -> np.ndarray:
+def read_mask(folder: Path, part: str, mask: MaskRow, image_hw: tuple[int, int]) -> np.ndarray:
     """Return an outline as bool (H, W); the PNGs have sizes of their own.
 
     Raises:
         FileNotFoundError: the archive or the PNG in it is not there.
-        ValueError: the archive is broken, or the PNG cannot be decoded.
+        ValueError: the archive is damaged, or the PNG cannot be decoded.
     """
-    path = folder / f"{part}-masks-{file_name[0]}.zip"
-    try:
-        encoded = np.frombuffer(_archive(path).read(file_name), np.uint8)
-    except (FileNotFoundError, KeyError) as error:
+    path = folder / outlines(part, mask.file_name[0])
+    if mask.member is None:
         raise FileNotFoundError(
-            f"{path.absolute()}: it or its file {file_name} is not there; fetch it again"
-        ) from error
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"{path}: {file_name}: {error}; remove the archive and fetch it"
-        ) from error
+            f"{path.absolute()}: it or its file {mask.file_name} is not there; fetch it again"
+        )
+    encoded = np.frombuffer(read_member(path, mask.member), np.uint8)
     stored = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE) if encoded.size else None
     if stored is None:
-        raise ValueError(f"{path}: {file_name} cannot be decoded as a picture")
+        raise ValueError(f"{path}: {mask.file_name} cannot be decoded as a picture")
     height, width = image_hw
     return cv2.resize(stored, (width, height), interpolation=cv2.INTER_NEAREST) > 0

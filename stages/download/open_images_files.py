@@ -39,6 +39,11 @@ def table(kind: Table, part: str) -> str:
     return _TABLES[kind][part].rpartition("/")[2]
 
 
+def outlines(part: str, digit: str) -> str:
+    """Return the file name of an archive of outlines: `digit` is the first one of their names."""
+    return f"{part}-masks-{digit}.zip"
+
+
 def narratives(part: str) -> list[str]:
     """Return the file names of a part's Localized Narratives."""
     if part != "train":
@@ -54,9 +59,7 @@ def official_urls(test_part: str) -> dict[str, str]:
     parts = ("train", test_part)
     paths = [f"challenge_2019/{name}" for name in (CLASSES, HIERARCHY)]
     paths += [tables[part] for tables in _TABLES.values() for part in parts]
-    paths += [
-        f"v5/{part}-masks/{part}-masks-{digit}.zip" for part in parts for digit in MASK_DIGITS
-    ]
+    paths += [f"v5/{part}-masks/{outlines(part, digit)}" for part in parts for digit in MASK_DIGITS]
     urls = [f"{STORAGE}/{path}" for path in paths]
     urls += [f"{NARRATIVES}/{name}" for name in narratives("train")]
     return {url.rpartition("/")[2]: url for url in urls}

@@ -10,8 +10,10 @@ import json
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+
+from stages.download.zip_members import Member, list_members
 
 SCHEMA = """
 CREATE TABLE image (name TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -19,6 +21,9 @@ CREATE TABLE box (
     name TEXT, category INTEGER, x0 REAL, y0 REAL, x1 REAL, y1 REAL, group_of INTEGER);
 CREATE TABLE mask (
     name TEXT, category INTEGER, x0 REAL, y0 REAL, x1 REAL, y1 REAL, file TEXT);
+CREATE TABLE member (
+    file TEXT PRIMARY KEY, offset INTEGER, packed INTEGER, size INTEGER, method INTEGER,
+    crc INTEGER) WITHOUT ROWID;
 CREATE TABLE verified (name TEXT, category INTEGER, present INTEGER);
 CREATE TABLE caption (name TEXT, text TEXT);
 """
@@ -39,11 +44,15 @@ class BoxRow:
 
 @dataclass(frozen=True)
 class MaskRow:
-    """The outline of one object: the name of a PNG, and the box it was drawn in."""
+    """The outline of one object: a PNG, the box it was drawn in, and where an archive has it.
+
+    `member` is None if no archive was there that has it.
+    """
 
     category_id: int
     corners: tuple[float, float, float, float]
     file_name: str
+    member: Member | None
 
 
 def rows_of(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
@@ -114,6 +123,17 @@ class IndexWriter:
                 if label in self._ids
             ),
         )
+
+    def add_archive(self, path: Path) -> None:
+        """Take the list of an archive of outlines.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is broken.
+        """
+        # In order of the key, as each archive has a first digit of its own: the table only grows.
+        rows = sorted(astuple(member) for member in list_members(path))
+        self._insert("INSERT OR REPLACE INTO member VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def add_labels(self, path: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
         """Take what people have verified to be in a picture, or not to be, of wanted pictures."""
@@ -190,9 +210,14 @@ class Index:
 
     def masks(self, name: str) -> list[MaskRow]:
         """Return the outlines of one picture."""
+        rows = self._connection.execute(
+            "SELECT category, x0, y0, x1, y1, file, offset, packed, size, method, crc"
+            " FROM mask LEFT JOIN member USING (file) WHERE name = ? ORDER BY mask.rowid",
+            [name],
+        )
         return [
-            MaskRow(category_id, tuple(corners), file_name)
-            for _, category_id, *corners, file_name in self._rows("mask", name)
+            MaskRow(category_id, (x0, y0, x1, y1), file, _member(file, place))
+            for category_id, x0, y0, x1, y1, file, *place in rows
         ]
 
     def verified(self, name: str) -> list[tuple[int, bool]]:
@@ -209,3 +234,7 @@ class Index:
         return self._connection.execute(
             f"SELECT * FROM {table} WHERE name = ? ORDER BY rowid", [name]
         )
+
+
+def _member(file: str, place: list) -> Member | None:
+    return None if None in place else Member(file, *place)

@@ -1,4 +1,7 @@
 import json
+import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +130,7 @@ def test_ancestors_are_the_classes_above(folder, scratch):
 def test_an_outline_goes_to_one_box_only():
     box, near = (0.1, 0.1, 0.5, 0.5), (0.1009, 0.1, 0.5, 0.4991)
     boxes = [BoxRow(1, box, False), BoxRow(1, box, False), BoxRow(2, box, False)]
-    masks = [MaskRow(1, near, "a"), MaskRow(2, (0.2, 0.1, 0.5, 0.5), "b")]
+    masks = [MaskRow(1, near, "a", None), MaskRow(2, (0.2, 0.1, 0.5, 0.5), "b", None)]
     assert [(b.category_id, m and m.file_name) for b, m in join_objects(boxes, masks)] == [
         (1, "a"),
         (1, None),
@@ -141,16 +144,38 @@ def test_missing_pictures_are_skipped(folder, scratch):
     assert make_all(folder, scratch, "train")[TRAIN[0]].reason == "no such file"
 
 
-def test_missing_and_broken_archives_are_named_with_the_fix(folder, scratch):
-    archive = folder / f"train-masks-{TRAIN[1][0]}.zip"
+def make_second(folder: Path, scratch: Path) -> Callable[[], Example]:
+    """Index the tables; give a function that makes the second training picture."""
     source = open_images_source(make_params(folder), scratch)
     (task,) = (task for task in source.tasks["train"] if task.name == TRAIN[1])
+    return lambda: source.make(task)
+
+
+def test_workers_never_list_an_archive(folder, scratch, monkeypatch):
+    make = make_second(folder, scratch)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    bear, _ = make().annotations
+    assert bear["area"] == 600
+
+
+def test_missing_archives_are_named_with_the_fix(folder, scratch):
+    archive = folder / f"train-masks-{TRAIN[1][0]}.zip"
+    make = make_second(folder, scratch)
+    archive.unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-masks-3\.zip"):
+        make()
+    shutil.rmtree(scratch)
+    scratch.mkdir()
+    make = make_second(folder, scratch)
+    with pytest.raises(FileNotFoundError, match=r"train-masks-3\.zip: it or its file .*fetch it"):
+        make()
+
+
+def test_broken_archives_are_found_before_any_picture_is_read(folder, scratch):
+    archive = folder / f"train-masks-{TRAIN[1][0]}.zip"
     archive.write_bytes(archive.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"train-masks-3\.zip: .*not a zip file; remove the arch"):
-        source.make(task)
-    archive.unlink()
-    with pytest.raises(FileNotFoundError, match=r"train-masks-3\.zip: it or its file .*fetch it"):
-        source.make(task)
+        open_images_source(make_params(folder), scratch)
 
 
 @pytest.mark.parametrize(
