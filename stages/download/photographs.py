@@ -4,6 +4,7 @@ Frame: pixels of the stored picture.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +13,12 @@ from stages.common.images import Picture, decode_image
 from stages.common.seeding import derive_seed
 from stages.download.examples import Skipped, Task
 
-JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+JPEG_START = b"\xff\xd8"
+SCAN, END = 0xDA, 0xD9  # JPEG markers, the second byte
+MARKER = re.compile(rb"\xff+[^\x00\xff]", re.DOTALL)
+# The first one after a scan's data, in which 0x00 or a restart marker follows each 0xff.
+AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+ALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})  # markers that no length follows
 ID_BITS = (
     52  # every id is exact as a float and in JSON; a million names collide once in 10 000 sets
 )
@@ -38,12 +44,23 @@ def read_photograph(path: Path, image_id: int, file_name: str) -> Picture | Skip
 
 
 def is_cut_short(encoded: bytes) -> bool:
-    """Return whether a JPEG ends before its last scan does; many decoders fill in grey.
+    """Return whether a JPEG ends before its picture does; many decoders fill in grey.
 
-    Neither marker can be part of a scan's own data, where 0xff is always followed by 0x00 or a
-    restart marker.
+    Its segments are walked up to the end of the picture. So neither a thumbnail inside a segment
+    nor what follows the picture, such as the film of a phone's motion photo, is taken for its end.
+    Source: ITU-T T.81, annex B.
     """
-    return encoded.startswith(JPEG_START) and encoded.rfind(JPEG_END) < encoded.rfind(JPEG_SCAN)
+    if not encoded.startswith(JPEG_START):
+        return False
+    found = MARKER.search(encoded, len(JPEG_START))
+    while found:
+        marker, place = encoded[found.end() - 1], found.end()
+        if marker == END:
+            return False
+        if marker not in ALONE:
+            place += int.from_bytes(encoded[place : place + 2], "big")
+        found = (AFTER_SCAN if marker == SCAN else MARKER).search(encoded, place)
+    return True
 
 
 def hashed_id(name: str) -> int:

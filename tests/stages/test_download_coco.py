@@ -13,7 +13,7 @@ from stages.download.coco import VAL, coco_source
 from stages.download.coco_classes import BASE, EXCLUDED, NOVEL, coco_category
 from stages.download.examples import Example, Skipped
 from stages.download.params import CocoParams, MaxImages
-from stages.download.photographs import is_cut_short, is_held_out
+from stages.download.photographs import is_held_out
 
 COCO_MINI = Path(__file__).parents[3] / "shared/coco-mini"
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 17, "name": "cat"}, {"id": 58, "name": "hot dog"}]
@@ -142,12 +142,6 @@ def test_what_is_skipped_says_why(tmp_path):
     first.unlink()
     missing = make_all(make_params(folder), "train")[0]
     assert (missing.reason, missing.file_name) == ("no such file", str(first))
-
-
-def test_only_jpegs_can_be_cut_short():
-    whole = jpeg(40, 40)
-    assert not is_cut_short(whole) and not is_cut_short(whole + b"trailing bytes")
-    assert is_cut_short(whole[:-2]) and not is_cut_short(b"\x89PNG")
 
 
 def test_val_is_held_out_of_train(tmp_path):
