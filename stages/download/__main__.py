@@ -13,7 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stages.common.captions import MentionFinder
 from stages.common.images import Picture, write_pictures
 from stages.common.parallel import map_in_order, num_workers
 from stages.common.params import read_section, read_seed, read_shards
@@ -23,10 +22,10 @@ from stages.download.coco import coco_source
 from stages.download.examples import CAPTIONED, SPLITS, Example, Skipped, Source, group_by_file
 from stages.download.folder import folder_source
 from stages.download.ground_truth import GroundTruth
-from stages.download.integrity import LeakCheck, check_categories
+from stages.download.integrity import LeakCheck, check_categories, check_tasks
 from stages.download.open_images import open_images_source
 from stages.download.params import DownloadParams
-from stages.download.report import SplitReport, find_problems, summarise
+from stages.download.report import SplitReport, empty_reports, find_problems, notices, summarise
 from stages.download.scene_source import scene_source
 
 FOLDER = Path("data/download")
@@ -60,9 +59,12 @@ def write_split(
     def examples(name: str, tasks: Sequence) -> Iterator[Example]:
         made = map_in_order(source.make, tasks, num_workers())
         for outcome in track(made, f"download {name}", len(tasks)):
-            report.add(outcome)
-            if not isinstance(outcome, Skipped):
-                leaks.add(split, outcome.picture)
+            if isinstance(outcome, Skipped):
+                report.add(outcome)
+            elif leaked := leaks.check(split, outcome.picture):
+                report.add(leaked)
+            else:
+                report.add(outcome.listed)
                 yield outcome
 
     def pictures(made: Iterator[Example], captions: list[dict]) -> Iterator[Picture]:
@@ -82,6 +84,26 @@ def write_split(
         truth.write(FOLDER / f"ground_truth/{split}.json", source)
 
 
+def look_up_all(source: Source) -> dict[str, SplitReport]:
+    """Return what is known before a picture is read; the source must have tables."""
+    reports = empty_reports(source)
+    for split in SPLITS:
+        found = map_in_order(source.look_up, source.tasks[split], num_workers())
+        for outcome in track(found, f"look up {split}", len(source.tasks[split])):
+            reports[split].add(outcome)
+    return reports
+
+
+def judge(reports: dict[str, SplitReport], source: Source, params: DownloadParams) -> list[str]:
+    """Write report.json and return notices; stop if something in it is not acceptable."""
+    report = summarise(reports, source)
+    write_json(FOLDER / "report.json", report)
+    told, problems = notices(report), find_problems(report, params)
+    if problems:
+        sys.exit("\n".join(f"{FOLDER / 'report.json'}: {line}" for line in [*told, *problems]))
+    return told
+
+
 def main() -> None:
     """Make the data set that params.yaml describes."""
     params = read_section("download", DownloadParams)
@@ -90,22 +112,21 @@ def main() -> None:
     with TemporaryDirectory(prefix=".scratch-", dir=FOLDER) as scratch:
         source = make_source(params, seed, Path(scratch))
         check_categories(source.categories)
+        check_tasks(source.tasks)
         files = group_by_file(source.tasks, shards, params.shard_images)
         for name in ("images", "captions", "ground_truth"):
             if (FOLDER / name).exists():  # perhaps of a run with more shards
                 shutil.rmtree(FOLDER / name)
         write_json(FOLDER / "categories.json", [asdict(category) for category in source.categories])
-        finder, leaks = MentionFinder(source.categories), LeakCheck()
-        reports = {split: SplitReport(finder) for split in SPLITS}
+        if source.look_up:  # for an error to come before hundreds of gigabytes are copied
+            judge(look_up_all(source), source, params)
+        reports, leaks = empty_reports(source), LeakCheck()
         for split in SPLITS:
             spools = Path(scratch, split)
             spools.mkdir()
             write_split(source, split, files[split], reports[split], leaks, spools)
-    report = summarise(reports, source)
-    write_json(FOLDER / "report.json", report)
-    problems = find_problems(report, params) + leaks.problems()
-    if problems:
-        sys.exit("\n".join(f"{FOLDER / 'report.json'}: {problem}" for problem in problems))
+    for notice in judge(reports, source, params):
+        print(f"{FOLDER / 'report.json'}: {notice}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Frame: pixels of the stored picture; its EXIF rotation is ignored, as COCO's ann
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from stages.common.categories import Category
@@ -19,9 +18,9 @@ from stages.common.coco import group_by_image
 from stages.common.masks import to_rle
 from stages.common.storage import read_json
 from stages.download.coco_classes import coco_category
-from stages.download.examples import CAPTIONED, Example, Skipped, Source
+from stages.download.examples import CAPTIONED, Example, Listed, Skipped, Source
 from stages.download.params import CocoParams
-from stages.download.photographs import first_images, is_held_out, read_photograph
+from stages.download.photographs import first_images, is_held_out, read_photograph, skip_unread
 
 VAL = "coco-val"  # what the hash that holds pictures out is made for
 
@@ -81,21 +80,32 @@ def coco_source(params: CocoParams) -> Source:
             for image in images
         )
         tasks[split] = first_images(every, getattr(params.max_images, split))
-    return Source(tuple(_categories(folder, train, test)), tasks, make_example)
+    return Source(tuple(_categories(folder, train, test)), tasks, make_example, look_up)
+
+
+def look_up(task: CocoTask) -> Listed | Skipped:
+    """Return what the annotation files say of a photograph that is there."""
+    category_ids = tuple(entry["category_id"] for entry in task.annotations)
+    return _skip_unread(task) or Listed(task.image_id, task.captions, category_ids)
 
 
 def make_example(task: CocoTask) -> Example | Skipped:
     """Read and check one photograph; its bytes are kept as they are."""
-    skip = partial(Skipped, task.image_id, str(task.path))
-    if task.split in CAPTIONED and not task.captions:
-        return skip("has no caption")
+    if skipped := _skip_unread(task):
+        return skipped
     picture = read_photograph(task.path, task.image_id, task.path.name)
     if isinstance(picture, Skipped):
         return picture
     if (image_hw := (picture.height, picture.width)) != task.image_hw:
-        return skip(f"is {_size(image_hw)} pixels, annotated as {_size(task.image_hw)}")
+        reason = f"is {_size(image_hw)} pixels, annotated as {_size(task.image_hw)}"
+        return Skipped(task.image_id, str(task.path), reason)
     annotations = tuple(_ground_truth(entry, task) for entry in task.annotations)
     return Example(picture, task.captions, annotations)
+
+
+def _skip_unread(task: CocoTask) -> Skipped | None:
+    captions = task.captions if task.split in CAPTIONED else None
+    return skip_unread(task.path, task.image_id, captions)
 
 
 def _ground_truth(annotation: dict, task: CocoTask) -> dict:

@@ -11,7 +11,8 @@ from typing import Protocol
 from stages.common.categories import Category
 from stages.common.images import Picture
 
-SPLITS = ("pairs", "train", "val", "test")
+SPLITS = ("val", "test", "pairs", "train")  # those held out first: what they have, no other may
+HELD_OUT = frozenset({"val", "test"})
 CAPTIONED = frozenset({"pairs", "train"})
 
 
@@ -19,6 +20,15 @@ class Task(Protocol):
     """What has to be known to make one example; small, as every one of a split is in memory."""
 
     image_id: int
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What tables say of one picture; `category_ids` has one entry per annotation."""
+
+    image_id: int
+    captions: tuple[str, ...]
+    category_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,12 @@ class Example:
     annotations: tuple[dict, ...]
     verified: Collection[int] | None = None
 
+    @property
+    def listed(self) -> Listed:
+        """Return what the report counts."""
+        category_ids = tuple(annotation["category_id"] for annotation in self.annotations)
+        return Listed(self.picture.image_id, self.captions, category_ids)
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -51,6 +67,15 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Leaked:
+    """One picture that is left out of training, as it is the held-out picture `same_as`."""
+
+    image_id: int
+    file_name: str
+    same_as: str
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set.
 
@@ -58,6 +83,9 @@ class Source:
         categories: all classes, of every part of the class split.
         tasks: split → tasks in order of their image_id.
         make: turns a task into an example, alike in whichever process and order.
+        look_up: says without reading the picture what is known of a task, and whether it will be
+            skipped; None where only making an example tells.
+        ignored: folder → names of files in it that are in no format we read, if there are any.
         annotated: whether anybody has annotated the pictures' objects.
         ancestors: category id → ids of all classes that include it, where there is a hierarchy.
     """
@@ -65,6 +93,8 @@ class Source:
     categories: tuple[Category, ...]
     tasks: Mapping[str, Sequence[Task]]
     make: Callable[[Task], Example | Skipped]
+    look_up: Callable[[Task], Listed | Skipped] | None = None
+    ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
     annotated: bool = True
     ancestors: Mapping[int, Collection[int]] = field(default_factory=dict)
 

@@ -21,9 +21,15 @@ import numpy as np
 from stages.common.categories import Category
 from stages.common.images import Picture
 from stages.common.storage import read_json
-from stages.download.examples import Example, Skipped, Source
+from stages.download.examples import Example, Listed, Skipped, Source
 from stages.download.params import FolderParams
-from stages.download.photographs import check_ids, first_images, hashed_id, read_photograph
+from stages.download.photographs import (
+    check_ids,
+    first_images,
+    hashed_id,
+    read_photograph,
+    skip_unread,
+)
 from stages.download.plurals import forms_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -54,8 +60,9 @@ def folder_source(params: FolderParams) -> Source:
     """
     folder = Path(params.path)
     captions = read_captions(folder)
-    train = sorted({*list_pictures(folder / "train"), *captions})
-    test = list_pictures(folder / "test")
+    learned_from, not_read = list_files(folder / "train")
+    test, not_shown = list_files(folder / "test")
+    train = sorted({*learned_from, *captions})
     check_ids(f"train/{name}" for name in train)
     check_ids(f"test/{name}" for name in test)
     learned = [_task(folder, "train", name, tuple(captions.get(name, ()))) for name in train]
@@ -67,19 +74,30 @@ def folder_source(params: FolderParams) -> Source:
             (_task(folder, "test", name, None) for name in test), params.max_images.test
         ),
     }
-    return Source(read_names(folder / "names.txt"), tasks, make_example, annotated=False)
+    names = read_names(folder / "names.txt")
+    others = {"train": [name for name in not_read if name not in captions], "test": not_shown}
+    ignored = {part: files for part, files in others.items() if files}
+    return Source(names, tasks, make_example, look_up, ignored, annotated=False)
 
 
 def _task(folder: Path, part: str, name: str, captions: tuple[str, ...] | None) -> FolderTask:
     return FolderTask(hashed_id(f"{part}/{name}"), folder / part / name, name, captions)
 
 
-def list_pictures(folder: Path) -> list[str]:
-    """Return the names of all pictures below a folder, relative to it, in order."""
+def list_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of all pictures below a folder and of its other files, but hidden ones.
+
+    Names are relative to the folder, and in order. What is a picture is told by `SUFFIXES`.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.absolute()}: no such folder; {LAYOUT}")
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(path.relative_to(folder).as_posix() for path in found if path.is_file())
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    pictures = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    others = [path for path in paths if path.suffix.lower() not in SUFFIXES]
+    return (
+        sorted(path.as_posix() for path in pictures),
+        sorted(path.as_posix() for path in others if not path.name.startswith(".")),
+    )
 
 
 def read_names(path: Path) -> tuple[Category, ...]:
@@ -159,10 +177,16 @@ def _json_items(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
+def look_up(task: FolderTask) -> Listed | Skipped:
+    """Return the captions of a picture that is there."""
+    skipped = skip_unread(task.path, task.image_id, task.captions)
+    return skipped or Listed(task.image_id, task.captions or (), ())
+
+
 def make_example(task: FolderTask) -> Example | Skipped:
     """Read and check one picture, and turn it upright."""
-    if task.captions is not None and not task.captions:
-        return Skipped(task.image_id, str(task.path), "has no caption")
+    if skipped := skip_unread(task.path, task.image_id, task.captions):
+        return skipped
     picture = read_photograph(task.path, task.image_id, task.file_name)
     if isinstance(picture, Skipped):
         return picture

@@ -5,13 +5,11 @@ Pictures are compared by their bytes, so that one photograph under two names is 
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from stages.common.categories import ALL_SPLITS, Category
 from stages.common.images import Picture
-
-NAMED_IN_ERROR = 5
-LEARNED_FROM = frozenset({"pairs", "train"})
+from stages.download.examples import HELD_OUT, Leaked, Task
 
 
 def check_categories(categories: Iterable[Category]) -> None:
@@ -37,27 +35,32 @@ def check_categories(categories: Iterable[Category]) -> None:
         raise ValueError("no class is of the part base, which the proposal network learns from")
 
 
+def check_tasks(tasks: Mapping[str, Sequence[Task]]) -> None:
+    """Check that the ids of a split's pictures are unique.
+
+    Raises:
+        ValueError: two have one.
+    """
+    for split, own in tasks.items():
+        counts = Counter(task.image_id for task in own)
+        if twice := [image_id for image_id, count in counts.items() if count > 1]:
+            raise ValueError(
+                f"split {split}: {len(twice)} image ids are given more than once, such as"
+                f" {twice[0]}; the source's list of pictures must have each once"
+            )
+
+
 class LeakCheck:
-    """Finds held-out pictures that are training pictures, too."""
+    """Finds training pictures that are held-out pictures, too, by their bytes."""
 
     def __init__(self) -> None:
-        self._learned: set[int] = set()
-        self._leaked: dict[str, list[str]] = {}
+        self._held_out: dict[bytes, str] = {}
 
-    def add(self, split: str, picture: Picture) -> None:
-        """Take the next picture; those to learn from must come before those held out."""
-        digest = hashlib.blake2b(picture.encoded, digest_size=8).digest()
-        key = int.from_bytes(digest, "big")
-        if split in LEARNED_FROM:
-            self._learned.add(key)
-        elif key in self._learned:
-            self._leaked.setdefault(split, []).append(picture.file_name)
-
-    def problems(self) -> list[str]:
-        """Return one message per split that has such pictures."""
-        return [
-            f"split {split}: {len(names)} pictures are the same, byte for byte, as training"
-            f" pictures ({', '.join(names[:NAMED_IN_ERROR])}"
-            f"{', …' if len(names) > NAMED_IN_ERROR else ''}). Remove them from one of the two"
-            for split, names in self._leaked.items()
-        ]
+    def check(self, split: str, picture: Picture) -> Leaked | None:
+        """Take the next picture, held-out ones first; say which of these it is, if any."""
+        digest = hashlib.blake2b(picture.encoded, digest_size=16).digest()
+        if split in HELD_OUT:
+            self._held_out.setdefault(digest, f"{picture.file_name} of {split}")
+        elif digest in self._held_out:
+            return Leaked(picture.image_id, picture.file_name, self._held_out[digest])
+        return None

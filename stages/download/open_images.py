@@ -24,17 +24,16 @@ import numpy as np
 
 from stages.common.images import Picture
 from stages.common.masks import encode_mask
-from stages.common.storage import read_json
-from stages.download.examples import CAPTIONED, Example, Skipped, Source
+from stages.download.examples import CAPTIONED, Example, Listed, Skipped, Source
 from stages.download.open_images_classes import open_images_categories
 from stages.download.open_images_files import (
-    CLASSES,
     HIERARCHY,
     MASK_DIGITS,
     narratives,
     outlines,
     table,
 )
+from stages.download.open_images_hierarchy import read_ancestors, read_labels, verified_classes
 from stages.download.open_images_index import BoxRow, Index, IndexWriter, MaskRow
 from stages.download.params import OpenImagesParams
 from stages.download.photographs import (
@@ -43,8 +42,9 @@ from stages.download.photographs import (
     hashed_id,
     is_held_out,
     read_photograph,
+    skip_unread,
 )
-from stages.download.zip_members import read_member
+from stages.download.zip_members import Member, read_member
 
 VAL = "open-images-val"
 SAME_BOX = 0.002  # of the picture's side: the tables round a box to six digits or to nine
@@ -129,8 +129,9 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
         )
         for split, (part, names) in chosen.items()
     }
-    make = partial(make_example, Annotators(folder, indices, ancestors))
-    return Source(categories, tasks, make, ancestors=ancestors)
+    annotators = Annotators(folder, indices, ancestors)
+    make, look = partial(make_example, annotators), partial(look_up, annotators)
+    return Source(categories, tasks, make, look, ancestors=ancestors)
 
 
 def _names_with(table: str, path: Path) -> list[str]:
@@ -138,69 +139,59 @@ def _names_with(table: str, path: Path) -> list[str]:
         return list(index.names_with(table))
 
 
-def read_labels(folder: Path, wanted: Collection[str]) -> dict[str, str]:
-    """Return Open Images' label ("/m/…") → name of the wanted classes.
+@dataclass(frozen=True)
+class _Rows:
+    """What the tables have of one picture; no objects and labels of one of the pairs."""
+
+    path: Path
+    captions: tuple[str, ...]
+    objects: tuple[tuple[BoxRow, MaskRow | None], ...] = ()
+    labels: tuple[tuple[int, bool], ...] = ()
+
+
+def _read_rows(annotators: Annotators, task: OpenImagesTask) -> _Rows | Skipped:
+    path = annotators.folder / task.part / f"{task.name}.jpg"
+    with closing(Index(annotators.indices[task.part])) as index:
+        captions = tuple(index.captions(task.name)) if task.split in CAPTIONED else None
+        if skipped := skip_unread(path, task.image_id, captions):
+            return skipped
+        if task.split == "pairs":
+            return _Rows(path, captions or ())
+        objects = tuple(join_objects(index.boxes(task.name), index.masks(task.name)))
+        return _Rows(path, captions or (), objects, tuple(index.verified(task.name)))
+
+
+def look_up(annotators: Annotators, task: OpenImagesTask) -> Listed | Skipped:
+    """Return what the tables say of a photograph that is there.
 
     Raises:
-        ValueError: the file does not have one of them.
+        FileNotFoundError: no archive has one of its outlines.
     """
-    path = folder / CLASSES
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.absolute()}: not found; fetch it with the other tables")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    described = dict(line.partition(",")[::2] for line in lines)
-    labels = {label: name for label, name in described.items() if name in wanted}
-    if missing := sorted(set(wanted) - set(labels.values())):
-        raise ValueError(
-            f"{path}: does not describe {len(missing)} of the {len(wanted)} classes, such as"
-            f" {missing[:3]}; it must be the file of the segmentable classes of 2019"
-        )
-    return labels
-
-
-def read_ancestors(path: Path, category_ids: Mapping[str, int]) -> dict[int, set[int]]:
-    """Return class → all classes that include it, of a hierarchy file; those without are left out.
-
-    Raises:
-        ValueError: it is no hierarchy.
-    """
-    ancestors: dict[int, set[int]] = {}
-
-    def visit(node: dict, above: frozenset[int]) -> None:
-        own = category_ids.get(node["LabelName"])
-        if own is not None and above:
-            ancestors.setdefault(own, set()).update(above - {own})
-        below = above if own is None else above | {own}
-        for child in node.get("Subcategory", ()):
-            visit(child, below)
-
-    try:
-        visit(read_json(path), frozenset())
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: no class hierarchy: a node lacks LabelName ({error!r}); fetch it again"
-        ) from error
-    return ancestors
+    rows = _read_rows(annotators, task)
+    if isinstance(rows, Skipped):
+        return rows
+    for _, mask in rows.objects:
+        if mask is not None:
+            _archived(annotators.folder, task.part, mask)
+    return Listed(task.image_id, rows.captions, tuple(box.category_id for box, _ in rows.objects))
 
 
 def make_example(annotators: Annotators, task: OpenImagesTask) -> Example | Skipped:
     """Read one photograph and all that is known of it."""
-    with closing(Index(annotators.indices[task.part])) as index:
-        captions = tuple(index.captions(task.name)) if task.split in CAPTIONED else ()
-        objects = list(join_objects(index.boxes(task.name), index.masks(task.name)))
-        labels = index.verified(task.name)
-    path = annotators.folder / task.part / f"{task.name}.jpg"
-    if task.split in CAPTIONED and not captions:
-        return Skipped(task.image_id, str(path), "has no caption")
-    picture = read_photograph(path, task.image_id, path.name)
+    rows = _read_rows(annotators, task)
+    if isinstance(rows, Skipped):
+        return rows
+    picture = read_photograph(rows.path, task.image_id, rows.path.name)
     if isinstance(picture, Skipped):
         return picture
     if task.split == "pairs":
-        return Example(picture, captions, ())
-    annotations = tuple(_annotation(picture, annotators.folder, task, *entry) for entry in objects)
-    named = {box.category_id for box, _ in objects}
-    verified = verified_classes(labels, named, annotators.ancestors)
-    return Example(picture, captions, annotations, verified)
+        return Example(picture, rows.captions, ())
+    annotations = tuple(
+        _annotation(picture, annotators.folder, task, *entry) for entry in rows.objects
+    )
+    named = {box.category_id for box, _ in rows.objects}
+    verified = verified_classes(rows.labels, named, annotators.ancestors)
+    return Example(picture, rows.captions, annotations, verified)
 
 
 def join_objects(
@@ -224,23 +215,6 @@ def join_objects(
 def _same_object(box: BoxRow, mask: MaskRow) -> bool:
     apart = max(abs(a - b) for a, b in zip(box.corners, mask.corners, strict=True))
     return box.category_id == mask.category_id and apart <= SAME_BOX
-
-
-def verified_classes(
-    labels: list[tuple[int, bool]],
-    named: Collection[int],
-    ancestors: Mapping[int, Collection[int]],
-) -> set[int]:
-    """Return the classes of which it is known whether the picture has an object.
-
-    What is there is all that includes it, too; what is not there has no kind of it there.
-    Source: Open Images Challenge 2019, evaluation, "hierarchy handling".
-    """
-    there = {category_id for category_id, present in labels if present} | set(named)
-    absent = {category_id for category_id, present in labels if not present}
-    above = {parent for category_id in there for parent in ancestors.get(category_id, ())}
-    below = {child for child, parents in ancestors.items() if absent & set(parents)}
-    return there | above | absent | below
 
 
 def _annotation(
@@ -269,14 +243,19 @@ def read_mask(folder: Path, part: str, mask: MaskRow, image_hw: tuple[int, int])
         FileNotFoundError: the archive or the PNG in it is not there.
         ValueError: the archive is damaged, or the PNG cannot be decoded.
     """
-    path = folder / outlines(part, mask.file_name[0])
-    if mask.member is None:
-        raise FileNotFoundError(
-            f"{path.absolute()}: it or its file {mask.file_name} is not there; fetch it again"
-        )
-    encoded = np.frombuffer(read_member(path, mask.member), np.uint8)
+    path, member = _archived(folder, part, mask)
+    encoded = np.frombuffer(read_member(path, member), np.uint8)
     stored = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE) if encoded.size else None
     if stored is None:
         raise ValueError(f"{path}: {mask.file_name} cannot be decoded as a picture")
     height, width = image_hw
     return cv2.resize(stored, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _archived(folder: Path, part: str, mask: MaskRow) -> tuple[Path, Member]:
+    path = folder / outlines(part, mask.file_name[0])
+    if mask.member is None:
+        raise FileNotFoundError(
+            f"{path.absolute()}: it or its file {mask.file_name} is not there; fetch it again"
+        )
+    return path, mask.member

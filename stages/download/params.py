@@ -74,6 +74,7 @@ class DownloadParams(Section):
     source: Literal["scenes", "coco", "open_images", "folder"]
     shard_images: PositiveInt
     max_skipped_fraction: Fraction
+    max_leaked_fraction: Fraction
     max_unmatched_fraction: Fraction
     max_missing_class_fraction: Fraction
     scenes: ScenesParams

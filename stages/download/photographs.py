@@ -26,12 +26,19 @@ ID_BITS = (
 TaskType = TypeVar("TaskType", bound=Task)
 
 
+def skip_unread(path: Path, image_id: int, captions: Sequence[str] | None) -> Skipped | None:
+    """Say why a photograph must be skipped, if that is known before it is read.
+
+    `captions` is None where none are needed.
+    """
+    if captions is not None and not captions:
+        return Skipped(image_id, str(path), "has no caption")
+    return None if path.is_file() else Skipped(image_id, str(path), "no such file")
+
+
 def read_photograph(path: Path, image_id: int, file_name: str) -> Picture | Skipped:
-    """Read and check one photograph; its bytes are kept as they are."""
-    try:
-        encoded = path.read_bytes()
-    except FileNotFoundError:
-        return Skipped(image_id, str(path), "no such file")
+    """Read and check one photograph that is there; its bytes are kept as they are."""
+    encoded = path.read_bytes()
     if is_cut_short(encoded):
         reason = f"JPEG without an end, cut short at {len(encoded)} bytes"
         return Skipped(image_id, str(path), reason)

@@ -1,24 +1,27 @@
-"""What was written, what was skipped and why, and whether that is still acceptable.
+"""What was written, what was left out and why, and whether that is still acceptable.
 
-The report names every picture and class it counts, so that a reader can look at them.
+The report names every picture and class it counts, so that a reader can look at them. It is made
+twice: of what tables say, before pictures are read, and of the pictures.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 
 from stages.common.captions import MentionFinder
-from stages.download.examples import CAPTIONED, Example, Skipped, Source
+from stages.download.examples import CAPTIONED, SPLITS, Leaked, Listed, Skipped, Source
 from stages.download.params import DownloadParams
 
-NAMED_IN_ERROR = 3  # skipped pictures that an error message lists; the report has all
+NAMED_IN_ERROR = 3  # pictures that a message lists; the report has all
+NAMED_IN_REPORT = 10  # files that are in no format we read
 
 
 @dataclass
 class SplitReport:
-    """Counts of one split, taken one example at a time."""
+    """Counts of one split, taken one picture at a time."""
 
     finder: MentionFinder
     skipped: list[Skipped] = field(default_factory=list)
+    leaked: list[Leaked] = field(default_factory=list)
     num_images: int = 0
     num_captions: int = 0
     num_unmatched_captions: int = 0
@@ -26,19 +29,28 @@ class SplitReport:
     mentions: Counter = field(default_factory=Counter)
     objects: Counter = field(default_factory=Counter)
 
-    def add(self, outcome: Example | Skipped) -> None:
-        """Count one example or one skipped picture."""
+    def add(self, outcome: Listed | Skipped | Leaked) -> None:
+        """Count one picture, or one that is left out."""
         if isinstance(outcome, Skipped):
             self.skipped.append(outcome)
             return
+        if isinstance(outcome, Leaked):
+            self.leaked.append(outcome)
+            return
         self.num_images += 1
-        self.objects.update(annotation["category_id"] for annotation in outcome.annotations)
+        self.objects.update(outcome.category_ids)
         named = [self.finder.classes([caption]) for caption in outcome.captions]
         self.num_captions += len(named)
         self.num_unmatched_captions += sum(not classes for classes in named)
         self.mentions.update(set().union(*named))
         if named and not any(named):
-            self.unmatched_images.append(outcome.picture.image_id)
+            self.unmatched_images.append(outcome.image_id)
+
+
+def empty_reports(source: Source) -> dict[str, SplitReport]:
+    """Return a report for each split."""
+    finder = MentionFinder(source.categories)
+    return {split: SplitReport(finder) for split in SPLITS}
 
 
 def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
@@ -46,7 +58,8 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
 
     Classes are those of the base and novel parts; `mentioned_in_images` counts pictures whose
     captions name the class, `objects` counts annotations, crowds too. Of a source without
-    annotations it says nothing about objects.
+    annotations it says nothing about objects. `leaked` is there if a training picture was left out
+    because it is a held-out one, `ignored_files` if a folder has files that are not read.
     """
     scored = [category for category in source.categories if category.split != "excluded"]
     report = {
@@ -65,6 +78,14 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
             c.name for c in scored if not splits["train"].mentions[c.id]
         ],
     }
+    for name, split in splits.items():
+        if split.leaked:
+            report["splits"][name]["leaked"] = [vars(leaked) for leaked in split.leaked]
+    if source.ignored:
+        report["ignored_files"] = {
+            folder: {"number": len(names), "first": list(names[:NAMED_IN_REPORT])}
+            for folder, names in source.ignored.items()
+        }
     if source.annotated:
         for name, split in splits.items():
             report["splits"][name]["objects"] = {c.name: split.objects[c.id] for c in scored}
@@ -74,11 +95,32 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
     return report
 
 
+def notices(report: dict) -> list[str]:
+    """Return a line for each thing that was left out and that nobody is told of otherwise."""
+    lines = []
+    for folder, ignored in report.get("ignored_files", {}).items():
+        first = ", ".join(ignored["first"][:NAMED_IN_ERROR])
+        more = ", …" if ignored["number"] > NAMED_IN_ERROR else ""
+        lines.append(
+            f"{folder}/: {ignored['number']} files are in no format that is read and were ignored:"
+            f" {first}{more}"
+        )
+    for name, split in report["splits"].items():
+        for kind, what in (
+            ("skipped", "skipped"),
+            ("leaked", "left out, as they are held-out ones"),
+        ):
+            if number := len(split.get(kind, [])):
+                lines.append(f"{name}: {number} pictures were {what}")
+    return lines
+
+
 def find_problems(report: dict, params: DownloadParams) -> list[str]:
     """Return one message for each stated fraction that `report` exceeds; empty if it is fine."""
     problems = []
     for name, split in report["splits"].items():
         problems += _skipped_problem(name, split, params.max_skipped_fraction)
+        problems += _leaked_problem(name, split, params.max_leaked_fraction)
         if name in CAPTIONED:
             problems += _unmatched_problem(name, split, params.max_unmatched_fraction)
         if name in ("train", "test") and not split["images"]:
@@ -100,6 +142,20 @@ def _skipped_problem(name: str, split: dict, limit: float) -> list[str]:
         f"download.max_skipped_fraction = {limit} allows: {first}"
         f"{'; …' if len(skipped) > NAMED_IN_ERROR else ''}. Copy the named files again from their "
         "source, or allow a larger fraction in params.yaml"
+    ]
+
+
+def _leaked_problem(name: str, split: dict, limit: float) -> list[str]:
+    leaked = split.get("leaked", [])
+    total = split["images"] + len(leaked)
+    if len(leaked) <= limit * total:
+        return []
+    first = "; ".join(f"{one['file_name']} is {one['same_as']}" for one in leaked[:NAMED_IN_ERROR])
+    return [
+        f"split {name}: {len(leaked)} of {total} pictures are held-out pictures, byte for byte,"
+        f" more than download.max_leaked_fraction = {limit} allows: {first}"
+        f"{'; …' if len(leaked) > NAMED_IN_ERROR else ''}. Remove them from one of the two, or"
+        " allow a larger fraction in params.yaml: they are left out of training"
     ]
 
 

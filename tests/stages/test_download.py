@@ -3,16 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from stages.common.captions import MentionFinder, read_captions
+from stages.common.captions import read_captions
 from stages.common.categories import read_categories
 from stages.common.images import Picture, read_pictures
 from stages.common.params import read_section
 from stages.common.storage import read_json, write_json
 from stages.download.__main__ import main
-from stages.download.examples import Example, Skipped, Source, group_by_file
+from stages.download.examples import Example, Leaked, Listed, Skipped, Source, group_by_file
 from stages.download.ground_truth import GroundTruth
+from stages.download.integrity import check_tasks
 from stages.download.params import DownloadParams
-from stages.download.report import SplitReport, find_problems, summarise
+from stages.download.report import empty_reports, find_problems, summarise
 from stages.download.scene_classes import scene_categories
 from stages.download.scene_source import SceneTask
 
@@ -23,6 +24,7 @@ download:
   source: scenes
   shard_images: 2
   max_skipped_fraction: 0.1
+  max_leaked_fraction: 0.0
   max_unmatched_fraction: 0.5
   max_missing_class_fraction: {missing}
   scenes:
@@ -66,7 +68,11 @@ def run(folder: Path, shards="[0, 1]", missing=1.0, train=5) -> dict[str, bytes]
 
 def make_params(**changes) -> DownloadParams:
     whole = {"source": "scenes", "shard_images": 1, "max_skipped_fraction": 0.1}
-    whole |= {"max_unmatched_fraction": 0.5, "max_missing_class_fraction": 0.5}
+    whole |= {
+        "max_leaked_fraction": 0.0,
+        "max_unmatched_fraction": 0.5,
+        "max_missing_class_fraction": 0.5,
+    }
     return DownloadParams.model_construct(**(whole | changes))
 
 
@@ -197,26 +203,26 @@ def make_source(**more) -> Source:
     return Source((scene_categories()[0],), {}, lambda task: task, **more)
 
 
-def example(image_id: int, *captions: str) -> Example:
+def listed(image_id: int, *captions: str) -> Listed:
     picture = Picture(image_id, f"{image_id}.jpg", 1, 1, b"")
-    return Example(picture, captions, ({"category_id": 4},))
+    return Example(picture, captions, ({"category_id": 4},)).listed
 
 
 def fill_report(outcomes: list) -> dict:
     categories = scene_categories()
-    finder = MentionFinder(categories)
-    splits = {name: SplitReport(finder) for name in ("pairs", "train", "val", "test")}
+    source = Source(tuple(categories), {}, lambda task: task)
+    splits = empty_reports(source)
     for outcome in outcomes:
         splits["train"].add(outcome)
-    splits["test"].add(example(1))
-    return summarise(splits, Source(tuple(categories), {}, lambda task: task))
+    splits["test"].add(listed(1))
+    return summarise(splits, source)
 
 
 def test_report_counts_and_names_who_and_why():
     report = fill_report(
         [
-            example(1, "two cups", "a red mug", "no idea"),
-            example(2, "a fine day"),
+            listed(1, "two cups", "a red mug", "no idea"),
+            listed(2, "a fine day"),
             Skipped(3, "train2017/3.jpg", "no such file"),
         ]
     )
@@ -232,7 +238,7 @@ def test_report_counts_and_names_who_and_why():
 
 
 def test_fractions_decide_what_is_fatal():
-    report = fill_report([example(1, "a cup"), example(2, "sky"), Skipped(3, "3.jpg", "gone")])
+    report = fill_report([listed(1, "a cup"), listed(2, "sky"), Skipped(3, "3.jpg", "gone")])
     lenient = {"max_skipped_fraction": 0.34, "max_missing_class_fraction": 1.0}
     assert find_problems(report, make_params(**lenient)) == []
     skipped, unmatched, mentions, objects = find_problems(
@@ -242,6 +248,31 @@ def test_fractions_decide_what_is_fatal():
     assert "captions of 1 of 2 pictures name no class" in unmatched and "[2]" in unmatched
     assert mentions.startswith("classes without caption in train: 16 of 17 (mushroom, bird")
     assert objects.startswith("classes without object in test: 16 of 17")
+
+
+def test_leaked_pictures_are_counted_apart_and_limited():
+    leaked = [Leaked(k, f"{k}.jpg", f"{k + 100}.jpg of test") for k in range(2, 7)]
+    assert "leaked" not in fill_report([listed(1, "a cup")])["splits"]["train"]
+    report = fill_report([listed(1, "a cup"), *leaked])
+    train = report["splits"]["train"]
+    assert (train["images"], train["skipped"]) == (1, []) and len(train["leaked"]) == 5
+    assert train["leaked"][0] == {
+        "image_id": 2,
+        "file_name": "2.jpg",
+        "same_as": "102.jpg of test",
+    }
+    lenient = {"max_skipped_fraction": 0.0, "max_missing_class_fraction": 1.0}
+    assert find_problems(report, make_params(max_leaked_fraction=0.84, **lenient)) == []
+    (problem,) = find_problems(report, make_params(max_leaked_fraction=0.83, **lenient))
+    assert problem.startswith("split train: 5 of 6 pictures are held-out pictures, byte for byte")
+    assert "download.max_leaked_fraction = 0.83" in problem
+    assert "2.jpg is 102.jpg of test" in problem and "5.jpg" not in problem
+
+
+def test_ids_are_given_once():
+    check_tasks({"train": [SceneTask("train", 1), SceneTask("train", 2)], "val": []})
+    with pytest.raises(ValueError, match=r"split train: 1 image ids .*more than once, such as 2;"):
+        check_tasks({"train": [SceneTask("train", k) for k in (1, 2, 2)]})
 
 
 def test_a_split_without_pictures_is_fatal():

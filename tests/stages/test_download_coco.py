@@ -117,6 +117,14 @@ def test_ground_truth_keeps_polygons_crowds_and_ids(tmp_path):
     assert column_major.sum() == 97 and column_major[31:128].all()
 
 
+def test_looking_up_tells_what_making_tells(tmp_path):
+    source = coco_source(make_params(write_coco(tmp_path)))
+    (tmp_path / "val2017/000000000009.jpg").unlink()
+    for tasks in source.tasks.values():
+        found = [source.look_up(task) for task in tasks]
+        assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
+
+
 def test_original_bytes_of_grey_and_odd_pictures(tmp_path):
     write_coco(tmp_path)
     first, second, _ = make_all(make_params(tmp_path), "train")
@@ -217,6 +225,7 @@ download:
   source: coco
   shard_images: 4000
   max_skipped_fraction: 0.0
+  max_leaked_fraction: 0.0
   max_unmatched_fraction: 0.2
   max_missing_class_fraction: 0.5
   scenes:

@@ -7,7 +7,7 @@ from stages.common.captions import MentionFinder, read_captions
 from stages.common.ground_truth import is_annotated
 from stages.common.images import Picture, read_pictures
 from stages.download.__main__ import main
-from stages.download.examples import Skipped
+from stages.download.examples import Leaked, Listed, Skipped
 from stages.download.folder import folder_source, read_names
 from stages.download.integrity import LeakCheck, check_categories
 from stages.download.params import FolderParams, MaxPictures
@@ -57,6 +57,18 @@ def test_pictures_captions_and_names(tmp_path):
     assert made["b/d.png"].reason == "has no caption"
     (new,) = make_all(folder, "test").values()
     assert (new.captions, new.picture.file_name, new.picture.width) == ((), "new.jpg", 50)
+
+
+def test_looking_up_tells_what_making_tells(tmp_path):
+    folder = write_folder(tmp_path)
+    with (folder / "captions.csv").open("a") as file:
+        file.write("gone.jpg,a cat\n")
+    source = folder_source(make_params(folder))
+    tasks = source.tasks["train"] + source.tasks["test"]
+    found = [source.look_up(task) for task in tasks]
+    assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
+    assert [type(one) for one in found].count(Skipped) == 2
+    assert Listed(hashed_id("train/a.jpg"), ("Two cats, asleep",), ()) in found
 
 
 def test_an_id_depends_on_the_name_alone(tmp_path):
@@ -141,21 +153,29 @@ def test_classes_belong_to_one_part(tmp_path):
         check_categories([twice])
 
 
-def test_test_pictures_seen_in_training_are_found():
+def test_training_pictures_that_are_held_out_are_found():
     leaks = LeakCheck()
-    for split, name, content in (
-        ("train", "a.jpg", b"one"),
-        ("val", "b.jpg", b"two"),
-        ("test", "copy of a.jpg", b"one"),
-        ("test", "b again.jpg", b"two"),
-    ):
-        leaks.add(split, Picture(1, name, 1, 1, content))
-    (problem,) = leaks.problems()
-    assert problem.startswith("split test: 1 pictures are the same, byte for byte, as training")
-    assert "(copy of a.jpg)" in problem
+    found = [
+        leaks.check(split, Picture(number, name, 1, 1, content))
+        for number, (split, name, content) in enumerate(
+            (
+                ("val", "b.jpg", b"two"),
+                ("test", "copy of a.jpg", b"one"),
+                ("test", "b again.jpg", b"two"),
+                ("pairs", "c.jpg", b"three"),
+                ("train", "c.jpg", b"three"),
+                ("train", "a.jpg", b"one"),
+                ("train", "b.jpg", b"two"),
+            )
+        )
+    ]
+    assert found == [None] * 5 + [
+        Leaked(5, "a.jpg", "copy of a.jpg of test"),
+        Leaked(6, "b.jpg", "b.jpg of val"),
+    ]
 
 
-def write_params(folder: Path, source: Path) -> None:
+def write_params(folder: Path, source: Path, leaked: float = 0.0, missing: float = 0.0) -> None:
     limits = "{pairs: null, train: null, val: null, test: null}"
     (folder / "params.yaml").write_text(f"""
 seed: 0
@@ -164,8 +184,9 @@ download:
   source: folder
   shard_images: 1
   max_skipped_fraction: 0.5
+  max_leaked_fraction: {leaked}
   max_unmatched_fraction: 0.0
-  max_missing_class_fraction: 0.0
+  max_missing_class_fraction: {missing}
   scenes:
     num_images: {{pairs: 1, train: 1, val: 1, test: 1}}
     scene_side: 64
@@ -181,10 +202,15 @@ download:
 """)
 
 
-def test_stage_writes_the_internal_form(tmp_path, monkeypatch):
-    source = write_folder(tmp_path / "pictures")
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """Give a folder of pictures, and go where params.yaml will be."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OVIS_WORKERS", "1")
+    return write_folder(tmp_path / "pictures")
+
+
+def test_stage_writes_the_internal_form(tmp_path, source):
     write_params(tmp_path, source)
     main()
     out = tmp_path / "data/download"
@@ -200,14 +226,77 @@ def test_stage_writes_the_internal_form(tmp_path, monkeypatch):
     assert {p.image_id for p in read_pictures(*shards)} == set(captions) and len(captions) == 2
 
 
-def test_stage_refuses_a_test_picture_that_it_trains_on(tmp_path, monkeypatch):
-    source = write_folder(tmp_path / "pictures")
+def read_report() -> dict:
+    return json.loads(Path("data/download/report.json").read_text())
+
+
+def test_a_training_picture_that_is_held_out_is_dropped_and_reported(tmp_path, source, capsys):
     (source / "test/old.jpg").write_bytes((source / "train/a.jpg").read_bytes())
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OVIS_WORKERS", "1")
-    write_params(tmp_path, source)
-    with pytest.raises(SystemExit, match=r"split test: 1 pictures are the same.*old\.jpg"):
+    write_params(tmp_path, source, leaked=0.5, missing=1.0)
+    main()
+    out = tmp_path / "data/download"
+    assert set(read_captions(*out.glob("captions/*/*.json"), out / "captions/pairs.json")) == {
+        hashed_id("train/b/c.JPG")
+    }
+    names = [picture.file_name for picture in read_pictures(*out.glob("images/train/*.parquet"))]
+    assert names == ["b/c.JPG"]
+    leaked = {
+        "image_id": hashed_id("train/a.jpg"),
+        "file_name": "a.jpg",
+        "same_as": "old.jpg of test",
+    }
+    splits = read_report()["splits"]
+    assert splits["train"]["leaked"] == splits["pairs"]["leaked"] == [leaked]
+    assert (splits["train"]["images"], splits["test"]["images"]) == (1, 2)
+    assert splits["train"]["mentioned_in_images"] == {"Cat": 0, "polar bear": 1}
+    assert "train: 1 pictures were left out, as they are held-out ones" in capsys.readouterr().err
+
+
+def test_too_many_held_out_training_pictures_are_refused(tmp_path, source):
+    (source / "test/old.jpg").write_bytes((source / "train/a.jpg").read_bytes())
+    write_params(tmp_path, source, leaked=0.49, missing=1.0)
+    with pytest.raises(SystemExit, match=r"split train: 1 of 2 .*: a\.jpg is old\.jpg of test\. "):
         main()
+
+
+def test_what_tables_tell_is_judged_before_a_picture_is_read(tmp_path, source, monkeypatch):
+    monkeypatch.setattr("stages.download.folder.read_photograph", None)
+    with (source / "names.txt").open("a") as file:
+        file.write("dragon\n")
+    write_params(tmp_path, source)
+    with pytest.raises(SystemExit, match=r"classes without caption in train: 1 of 3 \(dragon\)"):
+        main()
+    assert not (tmp_path / "data/download/images").exists()
+    assert read_report()["classes_without_caption_in_train"] == ["dragon"]
+    assert [skipped["reason"] for skipped in read_report()["splits"]["train"]["skipped"]] == [
+        "has no caption"
+    ]
+
+
+def test_files_of_other_formats_are_counted_and_named(tmp_path, source, capsys):
+    for name in ("train/.DS_Store", "train/e.heic", "train/b/f.HEIC", "train/g.mov"):
+        (source / name).write_text("no picture")
+    for number in range(12):
+        (source / f"test/{number:02}.avif").write_text("no picture")
+    write_params(tmp_path, source)
+    main()
+    ignored = read_report()["ignored_files"]
+    assert ignored["train"] == {"number": 3, "first": ["b/f.HEIC", "e.heic", "g.mov"]}
+    assert ignored["test"]["number"] == 13 and len(ignored["test"]["first"]) == 10
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "ignored" in line] == [
+        "data/download/report.json: train/: 3 files are in no format that is read and were"
+        " ignored: b/f.HEIC, e.heic, g.mov",
+        "data/download/report.json: test/: 13 files are in no format that is read and were"
+        " ignored: 00.avif, 01.avif, 02.avif, …",
+    ]
+
+
+def test_a_folder_of_one_format_says_nothing_of_others(tmp_path, source):
+    (source / "test/notes.md").unlink()
+    write_params(tmp_path, source)
+    main()
+    assert "ignored_files" not in read_report()
 
 
 def test_there_must_be_ground_truth_to_ask(tmp_path):

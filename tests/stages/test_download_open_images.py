@@ -1,7 +1,6 @@
 import json
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +9,12 @@ import pytest
 from stages.common.captions import MentionFinder
 from stages.common.masks import decode_mask
 from stages.download.__main__ import main
-from stages.download.examples import Example, Skipped
+from stages.download.examples import Example, Skipped, Source
 from stages.download.integrity import check_categories
-from stages.download.open_images import (
-    VAL,
-    join_objects,
-    open_images_source,
-    read_labels,
-    verified_classes,
-)
+from stages.download.open_images import VAL, OpenImagesTask, join_objects, open_images_source
 from stages.download.open_images_classes import BASE, NOVEL, open_images_categories
 from stages.download.open_images_files import CLASSES, HIERARCHY, official_urls, table
+from stages.download.open_images_hierarchy import read_labels, verified_classes
 from stages.download.open_images_index import BoxRow, MaskRow
 from stages.download.params import MaxImages, OpenImagesParams
 from stages.download.photographs import hashed_id, is_held_out
@@ -139,36 +133,46 @@ def test_an_outline_goes_to_one_box_only():
     ]
 
 
+def test_looking_up_tells_what_making_tells(folder, scratch):
+    (folder / "train" / f"{TRAIN[0]}.jpg").unlink()
+    source = open_images_source(make_params(folder), scratch)
+    for tasks in source.tasks.values():
+        found = [source.look_up(task) for task in tasks]
+        assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
+
+
 def test_missing_pictures_are_skipped(folder, scratch):
     (folder / "train" / f"{TRAIN[0]}.jpg").unlink()
     assert make_all(folder, scratch, "train")[TRAIN[0]].reason == "no such file"
 
 
-def make_second(folder: Path, scratch: Path) -> Callable[[], Example]:
-    """Index the tables; give a function that makes the second training picture."""
+def second(folder: Path, scratch: Path) -> tuple[Source, OpenImagesTask]:
+    """Index the tables; return the source and the task of the second training picture."""
     source = open_images_source(make_params(folder), scratch)
     (task,) = (task for task in source.tasks["train"] if task.name == TRAIN[1])
-    return lambda: source.make(task)
+    return source, task
 
 
 def test_workers_never_list_an_archive(folder, scratch, monkeypatch):
-    make = make_second(folder, scratch)
+    source, task = second(folder, scratch)
     monkeypatch.setattr(zipfile, "ZipFile", None)
-    bear, _ = make().annotations
+    bear, _ = source.make(task).annotations
     assert bear["area"] == 600
 
 
 def test_missing_archives_are_named_with_the_fix(folder, scratch):
     archive = folder / f"train-masks-{TRAIN[1][0]}.zip"
-    make = make_second(folder, scratch)
+    source, task = second(folder, scratch)
     archive.unlink()
     with pytest.raises(FileNotFoundError, match=r"train-masks-3\.zip"):
-        make()
+        source.make(task)
     shutil.rmtree(scratch)
     scratch.mkdir()
-    make = make_second(folder, scratch)
-    with pytest.raises(FileNotFoundError, match=r"train-masks-3\.zip: it or its file .*fetch it"):
-        make()
+    source, task = second(folder, scratch)
+    for call in (source.look_up, source.make):
+        message = r"train-masks-3\.zip: it or its file .*fetch it"
+        with pytest.raises(FileNotFoundError, match=message):
+            call(task)
 
 
 def test_broken_archives_are_found_before_any_picture_is_read(folder, scratch):
@@ -231,6 +235,7 @@ download:
   source: open_images
   shard_images: 1
   max_skipped_fraction: 0.0
+  max_leaked_fraction: 0.0
   max_unmatched_fraction: 0.0
   max_missing_class_fraction: 1.0
   scenes:
