@@ -4,11 +4,12 @@ The names are published. Their division is a reconstruction: the papers with the
 not released their lists. These are the 300 in the order in which the released list of all 500
 challenge classes of hbdat/cvpr22_cross_modal_pseudo_labeling has them, which looks like falling
 frequency; the first 200 are base. Numbers on it are near the papers', not the same protocol.
-
-The synonyms are ours: words of captions for names that nobody says.
 """
 
+from collections.abc import Iterable
+
 from stages.common.categories import Category, Split
+from stages.download.open_images_words import OTHERS, SYNONYMS
 from stages.download.plurals import forms_of
 
 
@@ -57,25 +58,21 @@ NOVEL = _names(
     Screwdriver, Spatula, Winter melon, Torch, Pressure cooker
     """
 )
-SYNONYMS = {
-    "Chopsticks": ("chopstick",),
-    "Common fig": ("fig",),
-    "Computer keyboard": ("keyboard",),
-    "High heels": ("high heel",),
-    "Human ear": ("ear",),
-    "Human mouth": ("mouth",),
-    "Mobile phone": ("cell phone", "smartphone"),
-    "Roller skates": ("roller skate",),
-    "Vehicle registration plate": ("license plate", "number plate"),
-    "Waste container": ("dustbin", "trash can"),
-}
 
 
 def open_images_categories() -> tuple[Category, ...]:
-    """Return the 300 classes, ids from 1, base before novel."""
-    parts: tuple[tuple[Split, tuple[str, ...]], ...] = (("base", BASE), ("novel", NOVEL))
+    """Return the 300 classes, ids from 1, base before novel; then what must not be taken for one.
+
+    The latter are excluded, nobody has annotated them.
+    """
+    parts: tuple[tuple[Split, Iterable[str]], ...] = (
+        ("base", BASE),
+        ("novel", NOVEL),
+        ("excluded", OTHERS),
+    )
     named = [(name, part) for part, names in parts for name in names]
+    words = SYNONYMS | OTHERS
     return tuple(
-        Category(number, name, part, forms_of((name.lower(), *SYNONYMS.get(name, ()))))
+        Category(number, name, part, forms_of((name.lower(), *words.get(name, ()))))
         for number, (name, part) in enumerate(named, 1)
     )

@@ -12,11 +12,19 @@ IRREGULAR = {
     "goose": "geese",
     "knife": "knives",
     "calf": "calves",
+    "loaf": "loaves",
+    "scarf": "scarves",
+    "headscarf": "headscarves",
+    "ox": "oxen",
+    "tomato": "tomatoes",
+    "potato": "potatoes",
+    "mango": "mangoes",
 }
 # One form for one and for many, or already a plural, or not countable.
 UNCHANGED = frozenset(
-    "bags binoculars broccoli cattle chopsticks dice fish heels jeans luggage people scissors sheep"
-    " shorts skates skis snowmen sockets swimwear toast trousers".split()
+    "baggage bags binoculars broccoli cattle chopsticks dice drawers fish fishes heels jeans"
+    " luggage people persons scissors shears sheep shorts skates skis slacks snowmen sockets"
+    " sweatpants swimwear toast trousers".split()
 )
 VOWELS = "aeiou"
 

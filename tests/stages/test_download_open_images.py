@@ -1,12 +1,13 @@
 import json
 import shutil
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stages.common.captions import MentionFinder
+from stages.common.captions import MentionFinder, normalise
 from stages.common.masks import decode_mask
 from stages.download.__main__ import main
 from stages.download.examples import Example, Skipped, Source
@@ -16,6 +17,7 @@ from stages.download.open_images_classes import BASE, NOVEL, open_images_categor
 from stages.download.open_images_files import CLASSES, HIERARCHY, official_urls, table
 from stages.download.open_images_hierarchy import read_labels, verified_classes
 from stages.download.open_images_index import BoxRow, MaskRow
+from stages.download.open_images_words import OTHERS, SYNONYMS
 from stages.download.params import MaxImages, OpenImagesParams
 from stages.download.photographs import hashed_id, is_held_out
 from tests.stages.open_images_folder import HW, NAMES, TEST, TRAIN, write_open_images
@@ -50,15 +52,58 @@ def make_all(folder: Path, scratch: Path, split: str) -> dict[str, Example | Ski
     return {task.name: source.make(task) for task in source.tasks[split]}
 
 
-def test_classes_are_the_300_and_no_word_means_two():
+def test_classes_are_the_300_and_ids_follow_their_order():
     assert (len(BASE), len(NOVEL), len({*BASE, *NOVEL})) == (200, 100, 300)
     categories = open_images_categories()
     check_categories(categories)
-    finder = MentionFinder(categories)
-    assert categories[200].split == "novel" and categories[200].name == NOVEL[0]
-    found = finder.classes(["Two polar bears with hot dogs, jeans and a license plate"])
-    named = {"Polar bear", "Hot dog", "Jeans", "Vehicle registration plate"}
-    assert found == {IDS[name] for name in named}
+    assert [(c.id, c.name) for c in categories[:300]] == [(k, name) for name, k in IDS.items()]
+    assert {c.split for c in categories[:200]} == {"base"}
+    assert {c.split for c in categories[200:300]} == {"novel"}
+    assert {c.split for c in categories[300:]} == {"excluded"}
+
+
+def test_every_word_is_of_one_class_and_every_class_is_one_of_ours():
+    assert set(SYNONYMS) <= set(NAMES) and not set(OTHERS) & set(NAMES)
+    words = SYNONYMS | OTHERS
+    owners = Counter(word for own in words.values() for word in own)
+    owners.update(name.lower() for name in {*NAMES, *OTHERS})
+    assert [word for word, count in owners.items() if count > 1] == []
+    assert [word for word in owners if normalise(word) != word] == []  # else it is never found
+    MentionFinder(open_images_categories())  # plurals, too, name one class
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        (
+            "Two polar bears with hot dogs, jeans and a license plate",
+            {"Polar bear", "Hot dog", "Jeans", "Vehicle registration plate"},
+        ),
+        ("cows and an aeroplane", {"Cattle", "Airplane"}),
+        (
+            "Doughnuts, donuts and tomatoes in the microwave",
+            {"Doughnut", "Tomato", "Microwave oven"},
+        ),
+        ("a faucet below statues, scarves on a sofa", {"Tap", "Sculpture", "Scarf", "Couch"}),
+        ("a motorbike, a soccer ball, black pants", {"Motorcycle", "Football", "Trousers"}),
+        ("a football player on a football field", {"Person"}),
+        ("persons in t-shirts with cups", {"Person", "Shirt", "Coffee cup"}),
+        ("a coffee mug on the coffee table", {"Mug"}),
+        ("an orange color wall, an orange", {"Orange"}),
+        ("oranges in orange juice", {"Orange", "Juice"}),
+        ("a dog bed, a trash can and a flower pot", {"Dog bed", "Waste container", "Flowerpot"}),
+        ("a cricket bat, a wine glass and a fish tank", set()),
+        ("bikes near a phone", set()),
+    ],
+)
+def test_words_people_use(caption, expected):
+    found = MentionFinder(open_images_categories()).classes([caption])
+    assert {NAMES[category_id - 1] for category_id in found} == expected
+
+
+def test_what_is_none_of_the_classes_is_only_kept_from_them(folder, scratch):
+    source = open_images_source(make_params(folder), scratch)
+    assert {c.name for c in source.categories if c.split == "excluded"} == set(OTHERS)
 
 
 def test_splits_are_by_narrative_and_verified_label(folder, scratch):
