@@ -33,8 +33,9 @@ predict: $(STAMP) ## PICTURES=folder NAMES="cup,red car": find and outline objec
 profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
 
-fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls for; MIRROR=folder|address
-	@$(BIN)/python -m stages.download.fetch $(if $(MIRROR),--mirror $(MIRROR))
+fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls for; MIRROR=folder|address WORKERS=32
+	@$(BIN)/python -m stages.download.fetch $(if $(MIRROR),--mirror $(MIRROR)) \
+		$(if $(WORKERS),--workers $(WORKERS))
 
 test: $(STAMP) ## run all tests on two workers
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not agents" tests

@@ -6,7 +6,7 @@ before, as often as needed. What is there stays, what broke off goes on.
 
 --mirror  a folder, or the start of an address, that has the files below the same path or, a folder,
           flat, e.g. a copy of images.cocodataset.org
---workers files at once
+--workers pictures at once, of large files at most 8; more help while the line is not full
 """
 
 import argparse
@@ -132,7 +132,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--mirror", metavar="folder|address")
-    parser.add_argument("--workers", type=int, default=8, choices=range(1, 65), metavar="1..64")
+    parser.add_argument("--workers", type=int, default=32, choices=range(1, 129), metavar="1..128")
     options = parser.parse_args()
     try:
         params = read_section("download", DownloadParams)

@@ -26,13 +26,17 @@ from stages.download.transfer import (
 )
 
 NAMED_IN_ERROR = 5
+LARGE_AT_ONCE = 8  # a few connections fill a line; with small files most time goes into waiting
 
 
 class Fetcher:
     """Fetches files from their official places or a mirror of them, several at once."""
 
     def __init__(self, mirror: str | None, workers: int, patience: Patience) -> None:
-        """Take a folder or an address as the mirror; None is the official place."""
+        """Take a folder or an address as the mirror (None: the official place), and its pace.
+
+        `workers` is the number of pictures at once.
+        """
         self._mirror, self._workers, self._patience = mirror, workers, patience
 
     def place(self, remote: Remote) -> Remote:
@@ -47,7 +51,7 @@ class Fetcher:
         return replace(remote, url=path.absolute().as_uri())
 
     def fetch_files(self, remotes: Sequence[Remote], folder: Path, more_space: int = 0) -> None:
-        """Fetch a few large files, with progress in bytes.
+        """Fetch a few large files, `LARGE_AT_ONCE` at most, with progress in bytes.
 
         Args:
             remotes: at their official places.
@@ -60,13 +64,14 @@ class Fetcher:
         wanted = [self.place(remote) for remote in remotes if not remote.path.is_file()]
         if not wanted:
             return
-        with ThreadPoolExecutor(self._workers) as pool:
+        workers = min(self._workers, LARGE_AT_ONCE)
+        with ThreadPoolExecutor(workers) as pool:
             sizes = list(pool.map(lambda r: remote_size(r, self._patience.timeout), wanted))
         there = sum(remote.on_disk() for remote in wanted)
         total = sum(size or 0 for size in sizes)
         check_free_space(folder, total - there + more_space)
         with _report_bytes(f"fetch {folder.name}", there, total) as progress:
-            outcomes = self._fetch_all(wanted, progress)
+            outcomes = self._fetch_all(wanted, workers, progress)
             _raise_all(outcomes, len(wanted))
 
     def fetch_pictures(self, remotes: Sequence[Remote], folder: Path, bytes_each: int) -> None:
@@ -77,11 +82,11 @@ class Fetcher:
         """
         wanted = [self.place(remote) for remote in remotes if not remote.path.is_file()]
         check_free_space(folder, bytes_each * len(wanted))
-        outcomes = self._fetch_all(wanted, lambda number: None)
+        outcomes = self._fetch_all(wanted, self._workers, lambda number: None)
         _raise_all(track(outcomes, f"fetch {folder.name}, pictures", len(wanted)), len(wanted))
 
     def _fetch_all(
-        self, remotes: Iterable[Remote], progress: Callable[[int], None]
+        self, remotes: Iterable[Remote], workers: int, progress: Callable[[int], None]
     ) -> Iterator[FetchError | None]:
         def attempt(remote: Remote) -> FetchError | None:
             try:
@@ -91,8 +96,8 @@ class Fetcher:
             return None
 
         source = iter(remotes)
-        with ThreadPoolExecutor(self._workers) as pool:
-            pending = deque(pool.submit(attempt, r) for r in islice(source, 2 * self._workers))
+        with ThreadPoolExecutor(workers) as pool:
+            pending = deque(pool.submit(attempt, r) for r in islice(source, 2 * workers))
             try:
                 while pending:
                     yield pending.popleft().result()

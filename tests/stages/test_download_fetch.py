@@ -7,13 +7,14 @@ import stat
 import sys
 import zipfile
 from pathlib import Path
+from threading import Barrier, Semaphore
 from types import SimpleNamespace
 
 import pytest
 
 from stages.download import coco_files, fetch, open_images_files
 from stages.download.archives import check_archive, unpack
-from stages.download.fetcher import Fetcher
+from stages.download.fetcher import LARGE_AT_ONCE, Fetcher
 from stages.download.params import CocoParams, MaxImages
 from stages.download.transfer import FetchError, Patience, Remote
 from tests.stages.http_server import serve
@@ -226,6 +227,27 @@ def test_two_commands_do_not_write_the_same_files(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(("kind", "most"), [("pictures", 20), ("files", LARGE_AT_ONCE)])
+def test_so_many_come_at_once(tmp_path, monkeypatch, kind, most):
+    barrier, running, seen = Barrier(most), Semaphore(most), []
+
+    def fetch_together(remote, *_):
+        seen.append(running.acquire(blocking=False))
+        barrier.wait(timeout=5.0)  # until so many have come
+        running.release()
+
+    monkeypatch.setattr("stages.download.fetcher.fetch", fetch_together)
+    remotes = [
+        Remote("http://nowhere.invalid/a", tmp_path / str(k), size=1) for k in range(2 * most)
+    ]
+    fetcher = Fetcher(None, 20, QUICK)
+    if kind == "pictures":
+        fetcher.fetch_pictures(remotes, tmp_path, 1)
+    else:
+        fetcher.fetch_files(remotes, tmp_path)
+    assert len(seen) == 2 * most and all(seen)
+
+
 def test_progress_says_how_long_it_takes(server, tmp_path, capsys):
     server.files["/a"], server.files["/b"] = bytes(4000), bytes(6000)
     remotes = [Remote(f"{server.url}/{name}", tmp_path / name) for name in "ab"]
@@ -236,11 +258,14 @@ def test_progress_says_how_long_it_takes(server, tmp_path, capsys):
 def test_command_line(server, coco, tmp_path, monkeypatch, capsys):
     (tmp_path / "params.yaml").write_text((Path(__file__).parents[2] / "params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["fetch"])
+    monkeypatch.setattr(sys, "argv", ["fetch", "--workers", "3"])
     with pytest.raises(SystemExit, match=r"download\.source is scenes, which needs nothing"):
         fetch.main()
     text = (tmp_path / "params.yaml").read_text().replace("source: scenes", "source: coco")
     (tmp_path / "params.yaml").write_text(text.replace("folder: ../coco", "folder: coco"))
+    made = []
+    monkeypatch.setattr(fetch, "Fetcher", lambda *facts: made.append(facts) or Fetcher(*facts))
     fetch.main()
+    assert made == [(None, 3, Patience())]
     assert tree(tmp_path / "coco") == tree(tmp_path / "original")
     assert "everything that download needs is there" in capsys.readouterr().out
