@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from flows.environment import STATE_FOLDER
 
 MODELS = ("finetune", "detector")  # stages that make one, the usual choice first
-PROMPT_KEYS = ("encoder", "clip", "pooling", "all_forms", "templates")
+PROMPT_KEYS = ("encoder", "clip", "pooling", "all_forms", "normalise", "templates")
 FILES = {
     "detector.safetensors": "data/{model}/model.safetensors",
     "text_encoder.safetensors": "data/vlm/model.safetensors",

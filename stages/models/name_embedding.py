@@ -31,6 +31,7 @@ class NameEmbeddingParams(Section):
     clip: ClipParams
     pooling: Literal["name_tokens", "class_token"]
     all_forms: bool
+    normalise: bool
     templates: list[str] = Field(min_length=1)
 
     @field_validator("templates")
@@ -94,8 +95,9 @@ class VlmTextEncoder:
 class NameEmbedder:
     """Embeds names, each by the mean over all templates."""
 
-    def __init__(self, encoder: TextEncoder, templates: Sequence[str]) -> None:
-        self._encoder, self._templates = encoder, templates
+    def __init__(self, encoder: TextEncoder, templates: Sequence[str], normalise: bool) -> None:
+        """Embed into unit vectors, or (`normalise` false) into vectors as long as the encoder's."""
+        self._encoder, self._templates, self._normalise = encoder, templates, normalise
         self.words = encoder.words
 
     def knows(self, name: str) -> bool:
@@ -113,7 +115,7 @@ class NameEmbedder:
         return known if all_forms else known[:1]
 
     def embed_names(self, names: Sequence[str]) -> torch.Tensor:
-        """Return float32 (N, D) of unit length: rows for a classifier of these names.
+        """Return float32 (N, D): rows for a classifier of these names.
 
         A vector does not depend on the other names. An unknown word is read as [UNK], so names
         that `knows` denies have about the same vector.
@@ -122,7 +124,10 @@ class NameEmbedder:
 
     @torch.no_grad()
     def embed_forms(self, forms: Sequence[str]) -> torch.Tensor:
-        """Return one unit vector (D,): the mean over forms and templates of their unit vectors."""
+        """Return one vector (D,), the mean over forms and templates.
+
+        With `normalise` that of unit vectors, brought to unit length; without, the plain mean.
+        """
         prompts, places = [], []
         for form in forms:
             for template in self._templates:
@@ -130,6 +135,8 @@ class NameEmbedder:
                 prompts.append(template.format(form))
                 places.append((start, start + len(form)))
         vectors = self._encoder.encode(prompts, places)
+        if not self._normalise:
+            return vectors.mean(0)
         return functional.normalize(functional.normalize(vectors, dim=-1).mean(0), dim=0)
 
 
@@ -151,4 +158,4 @@ def load_name_embedder(
     else:
         model, tokenizer = load_vlm(vlm)
         encoder = VlmTextEncoder(model.to(device), tokenizer, params.pooling)
-    return NameEmbedder(encoder, params.templates)
+    return NameEmbedder(encoder, params.templates, params.normalise)

@@ -28,8 +28,8 @@ from stages.models.name_embedding import NameEmbedder, NameEmbeddingParams, load
 
 DETECTOR, TEXT_ENCODER = "detector.safetensors", "text_encoder.safetensors"
 CATEGORIES, PROMPTS = "categories.json", "prompts.json"
-# Embeddings made anew differ from those of training in the last bits, those of other templates or
-# another encoder by tenths.
+# Part of an embedding's length. Embeddings made anew differ from those of training in the last
+# bits, those of other templates or another encoder by tenths.
 SAME_EMBEDDING = 1e-3
 
 
@@ -101,7 +101,7 @@ class Predictor:
         return [found[k] for k in range(len(images))]
 
     def embed(self, names: Sequence[str], allow_unknown: bool = False) -> torch.Tensor:
-        """Return the unit vectors float32 (C, D) of names; raises as `predict` does."""
+        """Return the vectors float32 (C, D) of names; raises as `predict` does."""
         keys = [" ".join(name.lower().split()) for name in names]
         if not keys or not all(keys) or len(set(keys)) < len(keys):
             raise ValueError(f"names: expected different words or phrases, found {list(names)}")
@@ -145,7 +145,7 @@ class Predictor:
     def _refuse_strangers(self) -> None:
         trained = self._detector.parts()["classifier"].embeddings
         own = self.embed(self.names, allow_unknown=True)
-        if own.shape != trained.shape or float((own - trained).abs().max()) > SAME_EMBEDDING:
+        if own.shape != trained.shape or not _same_vectors(own, trained):
             raise ValueError(
                 "the text encoder and prompts are not those that the detector was trained with:"
                 f" they give other embeddings of its classes ({', '.join(self.names[:3])} …);"
@@ -168,6 +168,12 @@ def load_predictor(folder: Path, device: torch.device | None = None) -> Predicto
     categories = read_categories(folder / CATEGORIES)
     detector = load_detector(folder / DETECTOR).to(device)
     return Predictor(detector, embedder, prompts.all_forms, categories)
+
+
+def _same_vectors(own: torch.Tensor, trained: torch.Tensor) -> bool:
+    """Say whether vectors (C, D) agree, each by the length that it had in training."""
+    apart = (own - trained).abs().amax(dim=1)
+    return bool((apart <= SAME_EMBEDDING * trained.norm(dim=1)).all())
 
 
 def _same_size(images: Sequence[np.ndarray]) -> list[list[int]]:

@@ -26,14 +26,14 @@ class TextClassifier(nn.Module):
         temperature: float,
         background: Literal["zero", "learned"],
     ) -> None:
-        """Classify into the rows of `embeddings`, float32 (C, D), L2-normalised.
+        """Classify into the rows of `embeddings`, float32 (C, D), of any length.
 
         `similarity` is divided by `temperature`. The background's logit is 0 (`zero`, as in the
         official code, whose background embedding is the zero vector) or the similarity to a
         learned vector.
         """
         super().__init__()
-        self.register_buffer("embeddings", embeddings.clone())
+        self.register_buffer("embeddings", None)
         self.projection = nn.Linear(features, embeddings.shape[1])
         nn.init.normal_(self.projection.weight, std=0.01)
         nn.init.zeros_(self.projection.bias)
@@ -43,6 +43,17 @@ class TextClassifier(nn.Module):
             self.background = nn.Parameter(
                 functional.normalize(torch.randn(embeddings.shape[1]), dim=0)
             )
+        self.begin_with(embeddings)
+
+    def begin_with(self, embeddings: torch.Tensor) -> None:
+        """Take the texts to train with, float32 (C, D).
+
+        Where lengths count (`dot`), a learned background begins as long as they are on average.
+        """
+        self.embeddings = embeddings.clone()
+        if self.background is not None and not self.cosine:
+            length = embeddings.norm(dim=1).mean()
+            self.background.data = functional.normalize(self.background.data, dim=0) * length
 
     def forward(
         self, features: torch.Tensor, vocabulary: Sequence[int] | None = None

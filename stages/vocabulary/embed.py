@@ -15,7 +15,7 @@ def embed_categories(
 ) -> tuple[torch.Tensor, list[str]]:
     """Return vectors and the names that the text encoder does not know.
 
-    A vector has unit length and is the mean over prompts of their unit vectors. An unknown name is
+    A vector is the mean over prompts, of unit length with `params.normalise`. An unknown name is
     read as [UNK], so all unknown ones have about the same vector.
 
     Returns:

@@ -111,7 +111,7 @@ def test_whole_forward_of_transformers_gives_the_score(converted, network):
 
 def test_names_are_embedded_without_a_picture(converted, network):
     model, tokenizer = converted
-    embedder = NameEmbedder(VlmTextEncoder(model, tokenizer, "class_token"), ["a {}"])
+    embedder = NameEmbedder(VlmTextEncoder(model, tokenizer, "class_token"), ["a {}"], True)
     tokens = tokenizer.encode(["a cup"])
     state = network.text_encoder(tokens).last_hidden_state[:, 0]
     expected = torch.nn.functional.normalize(network.text_proj(state), dim=-1)

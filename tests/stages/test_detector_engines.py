@@ -240,6 +240,16 @@ def test_both_stages_train_it_and_its_weights_predict_the_same_again(repository,
 
 
 @needs_detectron2
+def test_texts_and_the_background_begin_as_in_torchvision():
+    texts = EMBEDDINGS * 7
+    dot = {"similarity": "dot", "temperature": 1.0, "background": "learned"}
+    classifier = tiny_network(texts, classifier=dot).parts()["classifier"]
+    assert torch.equal(classifier.embeddings, texts)
+    length = float(texts.norm(dim=1).mean())
+    assert float(classifier.background.detach().norm()) == pytest.approx(length)
+
+
+@needs_detectron2
 def test_a_predictor_takes_it_with_any_names(tmp_path):
     folder = write_predictor(tmp_path)
     embeddings = load_detector(folder / DETECTOR).parts()["classifier"].embeddings

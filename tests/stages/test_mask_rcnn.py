@@ -46,6 +46,22 @@ def test_cosine_divides_by_both_lengths_and_learned_background_counts():
     torch.testing.assert_close(logits, torch.tensor([[-8.0, 6.0, 8.0]]))
 
 
+@pytest.mark.parametrize(("similarity", "length"), [("dot", 10.0), ("cosine", 1.0)])
+def test_learned_background_begins_as_long_as_the_texts_where_lengths_count(similarity, length):
+    texts = torch.tensor([[0.0, 8.0], [12.0, 0.0]])
+    model = TextClassifier(2, texts, similarity, 1.0, "learned")
+    assert float(model.background.detach().norm()) == pytest.approx(length)
+    assert torch.equal(model.embeddings, texts)
+
+
+def test_length_of_the_texts_counts_for_the_dot_product_and_not_for_the_cosine():
+    features, texts = torch.tensor([[3.0, 4.0]]), torch.tensor([[10.0, 0.0], [0.0, 5.0]])
+    for similarity, expected in {"dot": [0.0, 30.0, 20.0], "cosine": [0.0, 0.6, 0.8]}.items():
+        model = classifier(similarity, 1.0, "zero")
+        model.begin_with(texts)
+        torch.testing.assert_close(model(features), torch.tensor([expected]))
+
+
 def test_a_restricted_vocabulary_leaves_classes_out_of_the_softmax():
     model, features = classifier("dot", 1.0, "zero"), torch.tensor([[3.0, 4.0]])
     assert torch.equal(model(features, [1]), torch.tensor([[0.0, 4.0]]))

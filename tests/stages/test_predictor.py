@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from stages.common.storage import read_tensors, write_tensors
 from stages.models.mask_rcnn import load_detector, predict
 from stages.models.predictor import UnknownWordsError, load_predictor
 from tests.stages.tiny_detector import draw
@@ -87,6 +88,7 @@ def test_names_must_be_different_and_not_blank(predictor, names):
     ("file", "content"),
     [
         ("prompts.json", PROMPTS | {"templates": ["some {} in the park"]}),
+        ("prompts.json", PROMPTS | {"normalise": False}),
         ("categories.json", CATEGORIES[:1]),
     ],
 )
@@ -95,6 +97,32 @@ def test_files_of_two_trainings_are_refused(tmp_path, file, content):
     (folder / file).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="not those that the detector was trained with"):
         load_predictor(folder)
+
+
+def test_embeddings_as_long_as_the_encoder_gives_them(tmp_path):
+    dot = {"similarity": "dot", "temperature": 1.0, "background": "zero"}
+    folder = write_predictor(tmp_path, {"classifier": dot}, {"normalise": False})
+    predictor = load_predictor(folder)
+    assert (predictor.embed(predictor.names).norm(dim=1) > 2).all()
+    (expected,) = predict(load_detector(folder / "detector.safetensors"), SAME[:1], [[0, 1]])
+    same(predictor.predict(SAME[:1], predictor.names)[0], expected[0])
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e-4])
+def test_bound_on_other_embeddings_grows_with_their_length(tmp_path, scale):
+    folder = write_predictor(tmp_path, prompts={"normalise": False})
+    multiply(folder / "text_encoder.safetensors", ("text_norm.weight", "text_norm.bias"), scale)
+    learned = ("regions.box_predictor.classifier.embeddings",)
+    multiply(folder / "detector.safetensors", learned, scale * (1 + 2e-4))  # as a GPU might round
+    load_predictor(folder)
+    multiply(folder / "detector.safetensors", learned, 1.02)
+    with pytest.raises(ValueError, match="not those that the detector was trained with"):
+        load_predictor(folder)
+
+
+def multiply(path, names, factor):
+    tensors, facts = read_tensors(path)
+    write_tensors(path, tensors | {name: tensors[name] * factor for name in names}, facts)
 
 
 def test_wrong_prompts_name_the_file(tmp_path):

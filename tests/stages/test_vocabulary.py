@@ -1,4 +1,4 @@
-"""Stage vocabulary: class names to unit vectors."""
+"""Stage vocabulary: class names to vectors."""
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ def params(**changes) -> VocabularyParams:
         "clip": {"folder": "clip"},
         "pooling": "name_tokens",
         "all_forms": False,
+        "normalise": True,
         "max_unknown_fraction": 0.0,
         "templates": ["a {}", "a red {}"],
     }
@@ -30,7 +31,9 @@ def params(**changes) -> VocabularyParams:
 
 def embed(categories, settings):
     encoder = VlmTextEncoder(*small_albef(), settings.pooling)
-    return embed_categories(NameEmbedder(encoder, settings.templates), categories, settings)
+    return embed_categories(
+        NameEmbedder(encoder, settings.templates, settings.normalise), categories, settings
+    )
 
 
 @pytest.mark.parametrize(("pooling", "width"), [("name_tokens", 16), ("class_token", 8)])
@@ -47,6 +50,14 @@ def test_name_tokens_are_those_of_the_name():
     tokens = tokenizer.encode(["a hot dog"])
     states = model.encode_text(tokens)[0, 2:4].mean(0)  # [CLS] a [hot dog] [SEP]
     torch.testing.assert_close(found, torch.nn.functional.normalize(states, dim=0))
+
+
+def test_without_normalising_a_vector_is_the_plain_mean_of_the_prompts():
+    model, tokenizer = small_albef()
+    found = embed(CATEGORIES[:1], params(normalise=False))[0][0]
+    states = model.encode_text(tokenizer.encode(["a cup", "a red cup"]))
+    torch.testing.assert_close(found, torch.stack([states[0, 2], states[1, 3]]).mean(0))
+    assert abs(float(found.norm()) - 1) > 0.1
 
 
 def test_all_forms_change_the_vector():

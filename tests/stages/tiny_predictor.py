@@ -19,6 +19,7 @@ PROMPTS = {
     "clip": {"folder": "clip"},
     "pooling": "name_tokens",
     "all_forms": False,
+    "normalise": True,
     "templates": ["a {}", "a photo of a {}"],
 }
 CATEGORIES = [
@@ -28,14 +29,15 @@ CATEGORIES = [
 ]
 
 
-def write_predictor(folder: Path, changes: dict | None = None) -> Path:
-    """Write the four files and return the folder; `changes` are of the detector's network."""
+def write_predictor(folder: Path, changes: dict | None = None, prompts: dict | None = None) -> Path:
+    """Write the four files; `changes` are of the detector's network, `prompts` of `PROMPTS`."""
+    prompts = PROMPTS | (prompts or {})
     model, tokenizer = small_albef()
     write_json(folder / "categories.json", CATEGORIES)
-    (folder / "prompts.json").write_text(json.dumps(PROMPTS))
+    (folder / "prompts.json").write_text(json.dumps(prompts))
     save_albef(folder / "text_encoder.safetensors", model, tokenizer)
-    prompts = NameEmbeddingParams.model_validate(PROMPTS)
-    embedder = load_name_embedder(prompts, folder / "text_encoder.safetensors")
+    settings = NameEmbeddingParams.model_validate(prompts)
+    embedder = load_name_embedder(settings, folder / "text_encoder.safetensors")
     embeddings = [
         embedder.embed_forms(embedder.known_forms(category, all_forms=False))
         for category in read_categories(folder / "categories.json")

@@ -44,7 +44,7 @@ class Network(nn.Module):
         self.proposals = build_proposal_generator(config, levels)
         own = {} if region_stage is None else {"res5": region_stage}
         self.regions = region_heads_class(params.backbone)(config, levels, **own)
-        self.regions.box_predictor.classifier.embeddings = embeddings.clone()
+        self.regions.box_predictor.classifier.begin_with(embeddings)
         self.transform = GeneralizedRCNNTransform(
             config.INPUT.MIN_SIZE_TEST,
             config.INPUT.MAX_SIZE_TEST,

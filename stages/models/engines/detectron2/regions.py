@@ -45,9 +45,9 @@ class TextBoxPredictor(FastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        """Return the arguments that the configuration stands for; texts are zero at first."""
+        """Return the arguments that the configuration stands for; texts are ones at first."""
         own = cfg.MODEL.OPEN_VOCABULARY
-        texts = torch.zeros(cfg.MODEL.ROI_HEADS.NUM_CLASSES, own.TEXT_WIDTH)
+        texts = torch.ones(cfg.MODEL.ROI_HEADS.NUM_CLASSES, own.TEXT_WIDTH)
         classifier = TextClassifier(input_shape.channels, texts, **own.CLASSIFIER)
         return {**super().from_config(cfg, input_shape), "classifier": classifier}
 
