@@ -64,7 +64,8 @@ def make_trials(truth: dict, categories: list[Category], metric: Metric = "coco"
     if not trials[0].images:
         raise ValueError(
             "data/download/ground_truth: no picture has an object of a base or novel class;"
-            " set params.yaml: evaluation.split to another split, or download more pictures"
+            " set params.yaml: evaluation.split to another split (val is empty unless val_fraction"
+            " of download's source is above 0), or download more pictures"
         )
     return trials
 

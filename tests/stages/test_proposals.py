@@ -104,6 +104,13 @@ def test_filters_keep_order_and_only_usable_boxes(seed):
     assert (sides >= 10).all() and (sides.prod(1) <= 0.6 * 64 * 64).all()
 
 
+def test_neutral_filters_keep_thin_and_picture_wide_boxes():
+    neutral = {"min_side": 2.0, "max_area_fraction": 1.0, "max_aspect": float("inf")}
+    boxes = np.array([[0, 0, 427, 640], [3, 3, 5, 600], [3, 3, 4, 600]], np.float32)
+    kept = keep_usable(boxes, (640, 427), SETTINGS.model_copy(update=neutral))
+    assert np.array_equal(kept, boxes[:2])
+
+
 def test_a_wrong_mode_is_named(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(
