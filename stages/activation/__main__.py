@@ -44,6 +44,7 @@ def main(shard: str) -> None:
     finder = MentionFinder(read_categories(DOWNLOAD / "categories.json", ALL_SPLITS))
 
     image_ids, category_ids, maps, scores = [], [], [], []
+    cut_off = 0
     total = count_pictures(pictures)
     batches = _batches(read_pictures(pictures), params.batch_size)
 
@@ -53,9 +54,10 @@ def main(shard: str) -> None:
 
     prepared = prefetch(prepare, batches, ahead=2)
     for batch, images in track(prepared, "activation", total, size=lambda pair: len(pair[0])):
-        targets, classes = find_targets(
+        targets, classes, lost = find_targets(
             [captions.get(picture.image_id, []) for picture in batch], finder, tokenizer
         )
+        cut_off += lost
         if not classes:
             continue  # counted below: images without a target
         batch_maps, batch_scores = iterate_masking(model, images, targets.to(device), params)
@@ -69,6 +71,14 @@ def main(shard: str) -> None:
             f"{without} of {total} pictures of {pictures} have no caption that names a class, above"
             " activation.max_skipped_fraction; check captions and forms in data/download"
         )
+    facts = {"pictures": total, "pictures_without_target": without}
+    if cut_off:
+        facts["mentions_cut_off"] = cut_off
+        print(
+            f"activation {shard}: {cut_off} mentions of classes do not count, as the model reads no"
+            f" more than the first {tokenizer.max_tokens} tokens of a caption",
+            file=sys.stderr,
+        )
     write_tensors(
         OUTPUT / f"{shard}.safetensors",
         {
@@ -77,7 +87,7 @@ def main(shard: str) -> None:
             "maps": torch.cat(maps),
             "matching_score": torch.cat(scores),
         },
-        {"pictures": total, "pictures_without_target": without},
+        facts,
     )
 
 

@@ -12,12 +12,12 @@ from stages.models.tokenizer import CaptionTokenizer
 
 def find_targets(
     captions: list[list[str]], finder: MentionFinder, tokenizer: CaptionTokenizer
-) -> tuple[Targets, list[int]]:
-    """Return the targets of a batch and the class id of each.
+) -> tuple[Targets, list[int], int]:
+    """Return the targets of a batch, the class id of each, and how many mentions were cut off.
 
     All mentions of a class in all captions of the picture count, multi-word names with all their
     tokens. Targets are ordered by image, then by class id. A mention behind the tokeniser's limit
-    does not count.
+    is cut off: it does not count.
 
     Args:
         captions: the captions of each image; an image may have none.
@@ -29,10 +29,12 @@ def find_targets(
     padded = [caption for group in cleaned for caption in group + [""] * (most - len(group))]
     tokens = tokenizer.encode(padded).view(len(captions), most, -1)
     places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    cut_off = 0
     for row, group in enumerate(cleaned):
         for column, caption in enumerate(group):
             for mention in finder.find(caption):
                 where = tokenizer.tokens_at(caption, mention.start, mention.end)
+                cut_off += not where
                 key = (row, mention.category_id)
                 places.setdefault(key, []).extend((column, position) for position in where)
     keys = sorted(key for key, where in places.items() if where)
@@ -41,4 +43,4 @@ def find_targets(
         columns, positions = zip(*places[key], strict=True)
         weights[index, list(columns), list(positions)] = 1.0
     image = torch.tensor([row for row, _ in keys], dtype=torch.int64)
-    return Targets(tokens, image, weights), [category_id for _, category_id in keys]
+    return Targets(tokens, image, weights), [category_id for _, category_id in keys], cut_off

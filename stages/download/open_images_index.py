@@ -28,6 +28,7 @@ CREATE TABLE verified (name TEXT, category INTEGER, present INTEGER);
 CREATE TABLE caption (name TEXT, text TEXT);
 """
 IMAGE_ID = re.compile("[0-9a-f]{16}")
+END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 TABLES = ("box", "mask", "verified", "caption")
 BOX = ("XMin", "YMin", "XMax", "YMax")
 MASK_BOX = tuple(f"Box{side}" for side in BOX)
@@ -227,8 +228,12 @@ class Index:
         ]
 
     def captions(self, name: str) -> list[str]:
-        """Return the captions of one picture."""
-        return [text for _, text in self._rows("caption", name) if text]
+        """Return the captions of one picture: the sentences of its narratives.
+
+        A narrative has about forty words, more than a vision-language model reads of a caption.
+        """
+        narratives = (text for _, text in self._rows("caption", name) if text)
+        return [part for text in narratives for part in END_OF_SENTENCE.split(text)]
 
     def _rows(self, table: str, name: str) -> sqlite3.Cursor:
         return self._connection.execute(

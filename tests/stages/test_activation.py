@@ -1,15 +1,23 @@
 """Stage activation: GradCAM of eq. 1-3, iterative masking of eq. 4, words that name a class."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 import torch
 
+import stages.activation.__main__ as stage
 from stages.activation.gradcam import normalise_maps, token_activation
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.activation.targets import find_targets
 from stages.common.captions import MentionFinder
 from stages.common.categories import Category
+from stages.common.images import write_pictures
+from stages.common.storage import read_tensors, write_json
+from stages.models.albef import save_albef
 from tests.stages.small_albef import small_albef
+from tests.stages.tiny_detector import picture
 
 CATEGORIES = [
     Category(1, "cup", "base", ("cup", "cups")),
@@ -45,8 +53,9 @@ def targets_of(captions, tokenizer):
 def test_targets_by_token_with_plural_multi_word_and_all_captions():
     _, tokenizer = small_albef()
     captions = [["two cups and a dog", "a cup near a hot dog"], ["a hat"], ["a red hat"]]
-    targets, classes = targets_of(captions, tokenizer)
+    targets, classes, cut_off = targets_of(captions, tokenizer)
     assert classes == [1, 2, 4]
+    assert cut_off == 0
     assert targets.image.tolist() == [0, 0, 2]
     words = [tokenizer.words[i] for i in targets.tokens[0, 0].tolist()]
     assert words[:7] == ["[CLS]", "two", "cup", "##s", "and", "a", "dog"]
@@ -54,6 +63,41 @@ def test_targets_by_token_with_plural_multi_word_and_all_captions():
     assert targets.weights[0, 1].nonzero()[:, 0].tolist() == [2]  # and the second caption counts
     assert targets.weights[1].nonzero().tolist() == [[0, 6]]  # not the dog of "hot dog"
     assert targets.weights[2, 0].sum() == 2
+
+
+def test_mentions_behind_the_tokenizers_limit_are_counted_as_cut_off():
+    _, tokenizer = small_albef()
+    long = "a cup " + "and a park " * 4 + "and a dog , a dog and a red hat"
+    targets, classes, cut_off = targets_of([[long, "a dog"], [long]], tokenizer)
+    assert tokenizer.max_tokens == 16
+    assert (classes, targets.image.tolist()) == ([1, 2, 1], [0, 0, 1])
+    assert cut_off == 6  # both dogs and the hat, in both pictures
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_the_stage_tells_how_many_mentions_were_cut_off(padding, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = {"deterministic": "device", "activation": PARAMS | {"max_skipped_fraction": 0.0}}
+    (tmp_path / "params.yaml").write_text(json.dumps(settings))
+    download = tmp_path / "data/download"
+    write_pictures(download / "images/train/0.parquet", [picture(1), picture(2)])
+    captions = ["a cup " + "and a park " * padding + "and a dog", "a dog"]
+    write_json(
+        download / "captions/train/0.json",
+        [{"image_id": 1, "captions": captions}, {"image_id": 2, "captions": captions[:1]}],
+    )
+    write_json(download / "categories.json", [asdict(category) for category in CATEGORIES])
+    save_albef(tmp_path / "data/vlm/model.safetensors", *small_albef())
+    stage.main("0")
+    tensors, facts = read_tensors(tmp_path / "data/activation/0.safetensors")
+    told = "2 mentions of classes do not count, as the model reads no more than the first 16 tokens"
+    if padding:
+        assert facts["mentions_cut_off"] == 2
+        assert told in capsys.readouterr().err
+        assert tensors["category_id"].tolist() == [1, 2, 1]
+    else:
+        assert facts == {"pictures": 2, "pictures_without_target": 0}
+        assert tensors["category_id"].tolist() == [1, 2, 1, 2]
 
 
 def test_activation_is_attention_times_positive_gradient():
@@ -129,7 +173,7 @@ def test_constant_map_becomes_zero_not_nan():
 @pytest.mark.parametrize("scope", ["object", "image"])
 def test_rounds_unite_and_keep_the_first(scope):
     model, tokenizer = small_albef()
-    targets, _ = targets_of([["a dog and a cup"], ["a dog"]], tokenizer)
+    targets, _, _ = targets_of([["a dog and a cup"], ["a dog"]], tokenizer)
     images = random_images(2)
     none, _ = iterate_masking(model, images, targets, params(rounds=0))
     maps, scores = iterate_masking(model, images, targets, params(mask_scope=scope))
@@ -144,7 +188,7 @@ def test_rounds_unite_and_keep_the_first(scope):
 
 def test_scope_differs_only_where_a_picture_has_several_objects():
     model, tokenizer = small_albef()
-    targets, _ = targets_of([["a dog and a cup"], ["a dog"]], tokenizer)
+    targets, _, _ = targets_of([["a dog and a cup"], ["a dog"]], tokenizer)
     images = random_images(2)
     own, _ = iterate_masking(model, images, targets, params())
     shared, _ = iterate_masking(model, images, targets, params(mask_scope="image"))
@@ -154,7 +198,7 @@ def test_scope_differs_only_where_a_picture_has_several_objects():
 
 def test_max_union_keeps_the_strongest_place():
     model, tokenizer = small_albef()
-    targets, _ = targets_of([["a dog"]], tokenizer)
+    targets, _, _ = targets_of([["a dog"]], tokenizer)
     maps, _ = iterate_masking(model, random_images(1), targets, params(union="max"))
     strongest = maps[0, 0].flatten().argmax()
     assert maps[0, :, :].flatten(1)[:, strongest].tolist() == [1.0, 1.0, 1.0]
@@ -162,7 +206,7 @@ def test_max_union_keeps_the_strongest_place():
 
 def test_what_later_rounds_find_on_hidden_pixels_does_not_count():
     model, tokenizer = small_albef()
-    targets, _ = targets_of([["a dog"]], tokenizer)
+    targets, _, _ = targets_of([["a dog"]], tokenizer)
     settings = params(rounds=1, mask_threshold=0.01)  # nearly all of the picture gets hidden
     maps, _ = iterate_masking(model, random_images(1), targets, settings)
     torch.testing.assert_close(maps[0, 1], maps[0, 0], rtol=0, atol=0.2)
@@ -170,7 +214,7 @@ def test_what_later_rounds_find_on_hidden_pixels_does_not_count():
 
 def test_reach_keeps_later_rounds_near_the_first_finding():
     model, tokenizer = small_albef()
-    targets, _ = targets_of([["a dog"]], tokenizer)
+    targets, _, _ = targets_of([["a dog"]], tokenizer)
     images = random_images(1, 64)
     far, _ = iterate_masking(model, images, targets, params())
     near, _ = iterate_masking(model, images, targets, params(reach=0.5))

@@ -14,7 +14,13 @@ from stages.download.examples import Example, Skipped, Source
 from stages.download.integrity import check_categories
 from stages.download.open_images import VAL, OpenImagesTask, join_objects, open_images_source
 from stages.download.open_images_classes import BASE, NOVEL, open_images_categories
-from stages.download.open_images_files import CLASSES, HIERARCHY, official_urls, table
+from stages.download.open_images_files import (
+    CLASSES,
+    HIERARCHY,
+    narratives,
+    official_urls,
+    table,
+)
 from stages.download.open_images_hierarchy import read_labels, verified_classes
 from stages.download.open_images_index import BoxRow, MaskRow
 from stages.download.open_images_words import OTHERS, SYNONYMS
@@ -113,6 +119,18 @@ def test_splits_are_by_narrative_and_verified_label(folder, scratch):
     assert names["val"] == set() and names["test"] == set(TEST[:2])
     ids = [task.image_id for task in source.tasks["train"]]
     assert ids == sorted(hashed_id(name) for name in TRAIN[:3]) and max(ids) < 2**53
+
+
+def test_each_sentence_of_a_narrative_is_a_caption(folder, scratch):
+    first = folder / narratives("train")[0]
+    text = "In this picture  there is a cat. It sits, as we see, on a mat!\n Is that 2.5 bears?"
+    first.write_text(json.dumps({"image_id": TRAIN[3], "caption": text}) + "\n")
+    made = make_all(folder, scratch, "train")[TRAIN[3]]
+    assert made.captions == (
+        "In this picture there is a cat.",
+        "It sits, as we see, on a mat!",
+        "Is that 2.5 bears?",
+    )
 
 
 def test_val_is_held_out_and_limits_take_the_smallest_ids(folder, scratch):
