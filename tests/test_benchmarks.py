@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.cost import Cost, Dataset, fetched
+from benchmarks.cost import DATASETS, Cost, Dataset, Profile, Sizes, fetched
 from benchmarks.flow import Bench, ideal_seconds
 from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
@@ -93,6 +93,13 @@ def test_cost_spreads_shards_over_agents_and_takes_the_longer_of_cores_and_gpu()
     assert [an_hour_of_gpu.hours(n, 16, 60) for n in (1, 8)] == [1.0, 0.125]
     assert an_hour_of_gpu.hours(1, 4, 60) == 2.0  # the cores take longer
     assert replace(an_hour_of_gpu, sharded=False).hours(8, 16, 60) == 1.0
+
+
+@pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.profile)
+def test_cost_of_measuring_is_that_of_every_training_picture(dataset):
+    cost = Profile(dataset, Sizes(1.0, 1.0, 1.0, 1.0, 1.0, 128))._quality()
+    assert (cost.stage, cost.items, cost.operations) == ("quality", dataset.train, 0)
+    assert 0.001 < cost.core_seconds < 5
 
 
 def test_each_agent_fetches_what_its_stage_reads():
