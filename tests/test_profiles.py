@@ -16,7 +16,7 @@ from stages.preflight import section_model
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
-PAPER_PROFILES = ("paper-coco", "paper-coco-blip", "paper-open-images")
+PAPER_PROFILES = ("paper-coco", "paper-coco-blip", "paper-open-images", "folder-albef")
 
 
 def leaves(value: Any, path: str = "") -> Iterator[str]:
@@ -76,6 +76,11 @@ def test_profiles_fit(profile, tmp_path):
     for name, value in YAML(typ="safe").load(path).items():
         if isinstance(value, dict):
             read_section(name, section_model(name), path)
+
+
+def test_your_own_pictures_are_seen_at_one_size(tmp_path):
+    params = read_params(applied("folder", tmp_path).parent)
+    assert params["vlm"]["image_size"] == params["activation"]["image_size"]
 
 
 @pytest.mark.parametrize("profile", PAPER_PROFILES)
