@@ -67,7 +67,8 @@ def train_detector(
         what: the name in progress lines.
 
     Raises:
-        ValueError: OVIS_MICRO_BATCH or the number of processes does not fit the run.
+        ValueError: OVIS_MICRO_BATCH or the number of processes does not fit the run, or a loss is
+            not finite.
     """
     model.backbone.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
     freeze(model, params)
@@ -103,7 +104,13 @@ def train_detector(
         # Waits for the device, once a step.
         row = torch.stack([loss.float() for loss in sums.values()]).cpu()
         add_over_processes(row)
-        curve.add(step + 1, **{f"loss_{k}": v for k, v in zip(sums, row.tolist(), strict=True)})
+        found = dict(zip(sums, row.tolist(), strict=True))
+        if not row.isfinite().all():
+            raise ValueError(
+                f"{what}: the losses of step {step + 1} are {found}; lower training.learning_rate,"
+                " set training.gradient_clip, or check the weights that it started from"
+            )
+        curve.add(step + 1, **{f"loss_{name}": loss for name, loss in found.items()})
         if first:
             checkpoint.save(step + 1, model, optimizer, curve.state())
     batches.close()

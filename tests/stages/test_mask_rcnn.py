@@ -168,6 +168,12 @@ def test_four_pictures_are_learned(tmp_path):
     assert set(novel.labels.tolist()) == {1}
 
 
+def test_a_training_that_diverges_stops_and_says_so(tmp_path):
+    away = {"optimizer": {"kind": "sgd", "momentum": 0.9}, "gradient_clip": float("inf")}
+    with pytest.raises(ValueError, match=r"losses of step \d+ are .*nan.*learning_rate"):
+        trained(tmp_path, 20, learning_rate=1e6, **away)
+
+
 def test_bfloat16_trains_close_to_float32(tmp_path):
     losses = [trained(tmp_path, 10, precision=p)[1].last() for p in ("fp32", "bf16")]
     assert losses[0]["loss_classification"] != losses[1]["loss_classification"]
