@@ -1,7 +1,8 @@
 """Top-K boxes of a picture by the proposal network.
 
 Mask-free OVIS, pseudo bounding box generation, step 3: B = {b_1, …, b_K}.
-Shape legend: R candidates of one picture, C base classes. Boxes x0, y0, x1, y1 in pixels.
+Shape legend: R candidates of one picture, C base classes, K ranked boxes. Boxes x0, y0, x1, y1 in
+pixels.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from stages.common.params import Section
 from stages.models.wspn import Wspn
 from stages.models.wspn_input import ViewSettings
 
+NOT_KEPT = -1.0  # below every score
+
 
 class RankingSettings(Section):
     """How boxes are refined, scored and kept apart: section `ranking` of params.yaml.
 
     - `top_k`: most boxes of a picture.
-    - `score`: quality: predicted IoU with the object; classes: the largest class score W.
+    - `score`: quality: predicted IoU with the object, of whichever class; classes: the class
+      scores, by which boxes suppress each other within each class only, see `order_by_class`.
     - `refinements`: how often the boxes are regressed; each result is a candidate as well.
     - `keep_proposals`: whether proposals are candidates too beside their refinements.
     - `nms_iou`: rising thresholds, see `order_in_layers`.
@@ -74,10 +78,10 @@ def rank_proposals(
         boxes = decode_boxes(boxes, offsets, sight.image_hw)
     pool = torch.cat(candidates)
     if settings.score == "classes":
-        scores = model.score_classes(sight, pool).amax(1)
+        scores = model.score_classes(sight, pool)
+        rows, ranked = order_by_class(pool, scores, settings.nms_iou, settings.top_k)
     else:
-        scores = torch.cat(qualities)
-    rows, ranked = order_in_layers(pool, scores, settings.nms_iou)
+        rows, ranked = order_in_layers(pool, torch.cat(qualities), settings.nms_iou)
     height, width = image.shape[:2]
     found = pool[rows[: settings.top_k]].cpu().numpy() / sight.scale
     limits = np.array([width, height, width, height], np.float32)
@@ -115,3 +119,36 @@ def order_in_layers(
         taken = torch.cat([taken, new])
         ranked = torch.cat([ranked, (scores[new] + layers - 1 - layer) / layers])
     return taken, ranked
+
+
+def order_by_class(
+    boxes_xyxy: torch.Tensor, scores: torch.Tensor, nms_iou: Sequence[float], top_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order boxes of several classes, none of which suppresses one of another class.
+
+    Each class is put in order by itself, by `order_in_layers`, and the lists are merged; a box that
+    several classes keep comes once, at its best. Source: wetectron, which suppresses within each
+    class, joins the lists and keeps the best 100 (ours: it counts a box once for each class).
+
+    Nothing is lost by keeping `top_k` of each class: whatever stands before a box in the list of
+    its best class stands before it in the merged list too. So memory grows with R + C · top_k, not
+    with R · C boxes, and no score has to be so low that it does not count (wetectron's limit is 0).
+
+    Args:
+        boxes_xyxy: (R, 4).
+        scores: (R, C) in [0, 1].
+        nms_iou: rising thresholds of IoU.
+        top_k: most boxes to return.
+
+    Returns:
+        (rows (K,), scores (K,) in [0, 1], not rising), K <= top_k; scores as `order_in_layers` has
+        them, which are those of the classes where there is one threshold
+    """
+    best = scores.new_full((len(boxes_xyxy),), NOT_KEPT)
+    for own_scores in scores.unbind(1):
+        rows, ranked = order_in_layers(boxes_xyxy, own_scores, nms_iou)
+        rows, ranked = rows[:top_k], ranked[:top_k]
+        best[rows] = torch.maximum(best[rows], ranked)
+    ranked, rows = best.sort(descending=True, stable=True)
+    kept = (ranked > NOT_KEPT)[:top_k]
+    return rows[:top_k][kept], ranked[:top_k][kept]

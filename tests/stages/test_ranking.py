@@ -12,6 +12,7 @@ from stages.models.wspn_file import save_wspn
 from stages.models.wspn_input import ViewSettings
 from stages.models.wspn_ranking import (
     RankingSettings,
+    order_by_class,
     order_in_layers,
     rank_proposals,
 )
@@ -63,6 +64,47 @@ def test_first_layer_is_plain_suppression_and_scores_never_rise(seed, count):
     assert (ranked.diff() <= 1e-6).all() and ranked.min() >= 0 and ranked.max() <= 1
 
 
+def test_classes_do_not_suppress_each_other_by_hand():
+    # a cup in front of a dog (IoU 0.5), a second view of the dog (IoU 0.9 with it), and a bird
+    boxes = torch.tensor([[0, 0, 20, 10], [0, 0, 10, 10], [0, 0, 18, 10], [50, 0, 60, 10]]).float()
+    dog, cup, bird = [0.9, 0.1, 0.8, 0.0], [0.2, 0.7, 0.3, 0.1], [0.01, 0.02, 0.03, 0.6]
+    scores = torch.tensor([dog, cup, bird]).T
+    rows, ranked = order_by_class(boxes, scores, [0.3], 10)
+    # dog keeps 0 and 3 (0.0); cup 1 and 3 (0.1); bird 3 and, of the others, 2 (0.03): the dog's
+    # second view stands last although the dog gave it 0.8, for there the first one suppresses it
+    assert rows.tolist() == [0, 1, 3, 2]
+    assert ranked.tolist() == pytest.approx([0.9, 0.7, 0.6, 0.03])
+    together, _ = order_in_layers(boxes, scores.amax(1), [0.3])
+    assert together.tolist() == [0, 3]  # the cup would be lost
+    assert order_by_class(boxes, scores, [0.3], 2)[0].tolist() == [0, 1]
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 5), st.integers(1, 12))
+def test_the_best_of_each_class_hold_the_best_of_all(seed, count, classes, top_k):
+    boxes = torch.from_numpy(random_boxes(seed, count))
+    scores = torch.rand(count, classes, generator=torch.Generator().manual_seed(seed))
+    layers = [0.3, 0.6]
+    pairs = [
+        (score, row)
+        for own in scores.unbind(1)
+        for row, score in zip(
+            *(x.tolist() for x in order_in_layers(boxes, own, layers)), strict=True
+        )
+    ]
+    expected = list(dict.fromkeys(row for _, row in sorted(pairs, reverse=True)))[:top_k]
+    rows, ranked = order_by_class(boxes, scores, layers, top_k)
+    assert rows.tolist() == expected
+    assert ranked.tolist() == [max(score for score, r in pairs if r == row) for row in expected]
+
+
+def test_one_class_is_ordered_as_without_classes():
+    boxes = torch.from_numpy(random_boxes(5, 50))
+    scores = torch.rand(50, generator=torch.Generator().manual_seed(5))
+    rows, ranked = order_in_layers(boxes, scores, [0.4, 0.7])
+    by_class, class_scores = order_by_class(boxes, scores[:, None], [0.4, 0.7], 50)
+    assert by_class.tolist() == rows.tolist() and class_scores.tolist() == ranked.tolist()
+
+
 @settings(max_examples=10)
 @given(
     st.integers(0, 99), st.sampled_from(["quality", "classes"]), st.integers(0, 2), st.booleans()
@@ -76,6 +118,16 @@ def test_ranked_boxes_are_few_ordered_and_inside(seed, score, refinements, keep)
     assert boxes.dtype == scores.dtype == np.float32 and 1 <= len(boxes) == len(scores) <= 10
     assert boxes.min() >= 0 and boxes.max() <= 100 and (boxes[:, 2:] > boxes[:, :2]).all()
     assert (np.diff(scores) <= 1e-6).all()
+
+
+def test_class_scores_rank_boxes_within_their_classes(monkeypatch):
+    model, proposals = small_model(), np.array([[0, 0, 40, 40], [0, 0, 40, 36]], np.float32)
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.8]])  # IoU 0.9, but each is the best of its class
+    monkeypatch.setattr(model, "score_classes", lambda sight, boxes: scores)
+    by_class = USUAL.model_copy(update={"score": "classes", "refinements": 0, "nms_iou": [0.3]})
+    boxes, ranked = rank_proposals(model, picture(1).decode(), proposals, by_class)
+    assert boxes.tolist() == proposals.tolist()
+    assert ranked.tolist() == pytest.approx([0.9, 0.8])
 
 
 def test_without_refinement_only_proposals_are_returned():
