@@ -26,7 +26,7 @@ from stages.models.wspn_language import LanguageWspn
 from stages.wspn.examples import Example
 from stages.wspn.optimise import Descent
 from stages.wspn.params import LocaliseParams, SeedParams
-from stages.wspn.seeds import class_seeds, match_seeds
+from stages.wspn.seeds import consensus, match_seeds, select_seeds
 
 OBJECT_IOU = 0.5  # for quality: objectness
 
@@ -47,8 +47,10 @@ def find_seeds(model: LanguageWspn, example: Example, params: SeedParams) -> np.
     seen = send(example.appearance, model.device).float()
     scores = class_scores(*model.class_logits(seen)).cpu().numpy()
     overlaps = pairwise_iou(example.boxes_xyxy, example.boxes_xyxy)
-    seeds = class_seeds(scores, overlaps, example.labels.numpy(), params)
-    return np.array(sorted({row for row, _ in seeds}), np.int64)
+    agreed = consensus(scores, overlaps, params.neighbour_iou, params.power)
+    named = np.flatnonzero(example.labels.numpy())
+    found = select_seeds(torch.from_numpy(agreed[:, named]), torch.from_numpy(overlaps), params)
+    return np.array(sorted({row for rows in found for row in rows.tolist()}), np.int64)
 
 
 def make_lessons(
@@ -75,28 +77,25 @@ def make_lessons(
 
 
 def _picture_lessons(example: Example, rows: np.ndarray, params: LocaliseParams) -> Lessons:
-    overlap, nearest = match_seeds(example.boxes_xyxy, example.boxes_xyxy[rows])
+    nearest_overlap, nearest = match_seeds(example.boxes_xyxy, example.boxes_xyxy[rows])
+    overlap = torch.from_numpy(nearest_overlap)
     quality, judged = quality_targets(overlap, params)
     regressed = overlap >= params.regression_min_iou
     used = judged | regressed
     offsets = encode_boxes(
-        torch.from_numpy(example.boxes_xyxy[used]), torch.from_numpy(nearest[used])
+        torch.from_numpy(example.boxes_xyxy)[used], torch.from_numpy(nearest)[used]
     )
-    return Lessons(
-        example.evidence[torch.from_numpy(used)],
-        torch.from_numpy(quality[used]),
-        offsets,
-        torch.from_numpy(judged[used]),
-        torch.from_numpy(regressed[used]),
-    )
+    return Lessons(example.evidence[used], quality[used], offsets, judged[used], regressed[used])
 
 
-def quality_targets(overlap: np.ndarray, params: LocaliseParams) -> tuple[np.ndarray, np.ndarray]:
+def quality_targets(
+    overlap: torch.Tensor, params: LocaliseParams
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (quality in [0, 1], which of them are targets), (R,) each, of IoU with the seeds."""
     if params.quality == "overlap":
         return overlap, overlap >= params.quality_min_iou
     # every proposal away from the seeds is background
-    return (overlap >= OBJECT_IOU).astype(np.float32), np.ones(len(overlap), bool)
+    return (overlap >= OBJECT_IOU).float(), torch.ones_like(overlap, dtype=torch.bool)
 
 
 def localisation_loss(

@@ -4,18 +4,27 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stages.activation.gradcam import token_activation
 from stages.activation.rounds import iterate_masking
 from stages.boxes.select import choose_boxes
+from stages.common.box_regression import encode_boxes
+from stages.common.boxes import pairwise_iou
 from stages.common.images import normalise_pixels
 from stages.common.masks import mask_iou
+from stages.wspn.params import SeedParams
+from stages.wspn.refine import make_lessons
+from stages.wspn.seeds import select_seeds
 from tests.reference.activation import activation_maps, caption_activation
 from tests.reference.boxes import choose_box
 from tests.reference.masks import BACKGROUND, OBJECT, UNSEEDED, seed_labels, segment_crop
+from tests.reference.seeds import choose_seeds, teach
 from tests.stages.small_albef import small_albef
 from tests.stages.test_activation import params, random_images, targets_of
 from tests.stages.test_masks import disc_scene
+from tests.stages.test_wspn import random_boxes
 
 CAPTIONS = [["a dog and a cup", "two cups near a hat"], ["a red hat", "a dog in the park"]]
 
@@ -56,6 +65,59 @@ def test_integral_images_choose_the_box_that_a_loop_chooses():
         index, score = choose_box(one, boxes)
         assert best[row] == index
         assert scores[row] == pytest.approx(score, rel=1e-6)
+
+
+MIST = SeedParams(
+    select="mist",
+    top_fraction=0.5,
+    max_iou=0.2,
+    min_relative_score=0.3,
+    neighbour_iou=0.3,
+    power=0.25,
+)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    count=st.integers(1, 60),
+    select=st.sampled_from(["mist", "oicr"]),
+    top_fraction=st.floats(0.01, 1.0),
+    max_iou=st.sampled_from([0.2, 0.25, 0.5, 1.0]),
+    min_relative_score=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_all_seeds_at_once_are_those_of_a_loop(seed, count, **choice):
+    # on whole pixels and with few scores, so that equal overlaps and equal scores do occur
+    boxes = (random_boxes(seed, count) / 8).round() * 8
+    overlaps = pairwise_iou(boxes, boxes)
+    generator = np.random.default_rng(seed)
+    scores = generator.integers(0, 6, (count, 3)).astype(np.float32) / 5
+    settings = MIST.model_copy(update=choice)
+    found = select_seeds(torch.from_numpy(scores), torch.from_numpy(overlaps), settings)
+    expected = [choose_seeds(own, overlaps, settings) for own in scores.T]
+    assert [seeds.tolist() for seeds in found] == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"neighbour_iou": 1.0, "power": 1.0, "top_fraction": 0.15}, {"select": "oicr"}],
+    ids=["ours", "wetectron", "oicr"],
+)
+@pytest.mark.parametrize("named", [[1], [0, 2], [0, 1, 2, 3]])
+def test_lessons_of_all_scorings_are_those_of_a_loop(changes, named):
+    # on whole pixels: overlaps are often equal, and the first seed counts
+    boxes, labels = random_boxes(1, 150).round(), np.zeros(4, np.float32)
+    labels[named] = 1
+    scorings = np.random.default_rng(2).random((3, 150, 4)).astype(np.float32) ** 4
+    settings = MIST.model_copy(update=changes)
+    own = torch.from_numpy(boxes)
+    lessons = make_lessons([*torch.from_numpy(scorings)], own, labels, settings, 0.5)
+    for lesson, scores in zip(lessons, scorings, strict=True):
+        classes, weights, targets, overlap = teach(scores, boxes, labels, settings, 0.5)
+        assert set(classes) <= {0, *(1 + place for place in named)} and len(set(classes)) > 1
+        assert lesson.classes.tolist() == classes.tolist()
+        assert lesson.weights.tolist() == weights.tolist()
+        assert lesson.overlap.tolist() == overlap.tolist()
+        assert torch.equal(lesson.offsets, encode_boxes(own, torch.from_numpy(targets)))
 
 
 def test_official_seeds():

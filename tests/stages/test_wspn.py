@@ -137,28 +137,34 @@ def test_consensus_prefers_the_whole_to_the_part():
     assert np.argmax(alone) == 2 and alone[0, 0] == pytest.approx(0.2)
 
 
+def seeds_of(scores: list[float], **changes) -> list[int]:
+    """Return the seeds of one class among the first boxes of BOXES."""
+    usual = {"select": "mist", "top_fraction": 1.0, "max_iou": 0.2, "min_relative_score": 0.0}
+    params = SEEDS.model_copy(update=usual | changes)
+    overlaps = torch.from_numpy(OVERLAPS[: len(scores), : len(scores)])
+    (seeds,) = select_seeds(torch.tensor(scores)[:, None], overlaps, params)
+    return seeds.tolist()
+
+
 def test_seed_selection_by_hand():
-    scores = np.array([0.5, 0.9, 0.4, 0.3])
-    choose = dict(max_iou=0.2, min_relative_score=0.0)
-    assert select_seeds(scores, OVERLAPS, "oicr", top_fraction=1.0, **choose) == [1]
+    scores = [0.5, 0.9, 0.4, 0.3]
+    assert seeds_of(scores, select="oicr") == [1]
     # greedily: 1 first; 0 and 2 overlap it by 0.9 and 0.28; 3 is far away
-    assert select_seeds(scores, OVERLAPS, "mist", top_fraction=1.0, **choose) == [1, 3]
-    assert select_seeds(scores, OVERLAPS, "mist", top_fraction=0.75, **choose) == [1]
-    assert select_seeds(scores, OVERLAPS, "mist", 1.0, 0.3, 0.0) == [1, 2, 3]
+    assert seeds_of(scores) == [1, 3]
+    assert seeds_of(scores, top_fraction=0.75) == [1]
+    assert seeds_of(scores, max_iou=0.3) == [1, 2, 3]
     # 0.3 is less than half of 0.9
-    assert select_seeds(scores, OVERLAPS, "mist", 1.0, 0.2, 0.5) == [1]
-    assert select_seeds(scores[:1], OVERLAPS[:1, :1], "mist", 0.15, 0.2, 0.0) == [0]
+    assert seeds_of(scores, min_relative_score=0.5) == [1]
+    assert seeds_of(scores[:1], top_fraction=0.15) == [0]
 
 
-@given(st.integers(0, 2**31), st.integers(1, 40))
-def test_mist_seeds_are_apart_and_led_by_the_best(seed, count):
-    boxes = random_boxes(seed, count)
-    overlaps = pairwise_iou(boxes, boxes)
-    scores = np.random.default_rng(seed).random(count)
-    seeds = select_seeds(scores, overlaps, "mist", 0.5, 0.2, 0.0)
-    assert seeds[0] == scores.argmax() and len(set(seeds)) == len(seeds)
-    among = overlaps[np.ix_(seeds, seeds)][~np.eye(len(seeds), dtype=bool)]
-    assert (among < 0.2).all()
+def test_a_suppressed_candidate_suppresses_nobody():
+    # IoU 0-1: 0.5, 1-2: 0.5, 0-2: 0.2
+    boxes = np.array([[0, 0, 12, 6], [4, 0, 16, 6], [8, 0, 20, 6]], np.float32)
+    overlaps = torch.from_numpy(pairwise_iou(boxes, boxes))
+    scores = torch.tensor([[3.0, 1], [2, 2], [1, 3]])
+    params = SEEDS.model_copy(update={"top_fraction": 1.0, "max_iou": 0.3})
+    assert [seeds.tolist() for seeds in select_seeds(scores, overlaps, params)] == [[0, 2], [2, 0]]
 
 
 def test_offsets_by_hand():

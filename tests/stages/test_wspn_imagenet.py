@@ -1,6 +1,7 @@
 """The proposal network on an ImageNet backbone: losses by hand, streaming, resuming, views."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ from stages.common.checkpoints import Checkpoint
 from stages.common.curves import Curve
 from stages.common.images import write_pictures
 from stages.common.params import read_section
-from stages.common.storage import read_json, read_table, write_json, write_table, write_tensors
+from stages.common.prefetch import prefetch
+from stages.common.storage import (
+    read_json,
+    read_table,
+    read_tensors,
+    write_json,
+    write_table,
+    write_tensors,
+)
 from stages.common.tables import boxes_table
 from stages.models.imagenet import freeze_stages
 from stages.models.wspn_file import load_wspn
@@ -22,11 +31,12 @@ from stages.models.wspn_input import ViewSettings, view_input
 from stages.models.wspn_ranking import RankingSettings, rank_proposals
 from stages.ranking import __main__ as ranking_stage
 from stages.wspn import __main__ as wspn_stage
+from stages.wspn import end_to_end
 from stages.wspn.end_to_end import learning_rate, train_end_to_end
 from stages.wspn.params import WspnParams
-from stages.wspn.refine import make_lesson, picture_losses, refinement_loss
+from stages.wspn.refine import make_lessons, picture_losses, refinement_loss
 from stages.wspn.stream import KEPT_BLOCKS, PictureStream
-from tests.stages.test_wspn import BOXES, OVERLAPS, picture, random_boxes
+from tests.stages.test_wspn import BOXES, picture, random_boxes
 
 VIEWS = {"shorter_sides": [48, 64], "longer_side": 96, "flip": True}
 SECTION = """
@@ -110,16 +120,24 @@ def network() -> ImagenetWspn:
 
 
 def test_a_lesson_by_hand():
-    scores = np.array([[0.5, 0.8], [0.9, 0.8], [0.4, 0.8], [0.3, 0.8]])
-    lesson = make_lesson(scores, BOXES, OVERLAPS, np.array([1.0, 0.0]), PARAMS.seeds, 0.5)
+    scores = torch.tensor([[0.5, 0.8], [0.9, 0.8], [0.4, 0.8], [0.3, 0.8]])
+    boxes, other = torch.from_numpy(BOXES), scores.flip(0)
+
+    def learn(labels):
+        return make_lessons([scores, other], boxes, np.array(labels), PARAMS.seeds, 0.5)
+
+    lesson, reversed_lesson = learn([1.0, 0.0])
     # seeds of the named class are 1 and 3; the part overlaps 1 by 0.278 only: background
     assert lesson.classes.tolist() == [1, 1, 0, 1]
     assert lesson.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.3])
     assert lesson.overlap.tolist() == pytest.approx([0.9, 1.0, 100 / 360, 1.0])
     assert lesson.offsets[1].tolist() == [0.0] * 4
-    both = make_lesson(scores, BOXES, OVERLAPS, np.array([1.0, 1.0]), PARAMS.seeds, 0.5)
+    # by the other scores they are 2 and 3: it is the wholes that are background
+    assert reversed_lesson.classes.tolist() == [0, 0, 1, 1]
+    assert reversed_lesson.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.5])
+    both, _ = learn([1.0, 1.0])
     assert both.classes.tolist() == [2, 1, 0, 1]  # the second class' first seed is box 0
-    assert make_lesson(scores, BOXES, OVERLAPS, np.zeros(2), PARAMS.seeds, 0.5) is None
+    assert learn([0.0, 0.0]) == []
 
     classification, regression = refinement_loss(torch.zeros(4, 3), torch.zeros(4, 4), lesson, 2.0)
     assert classification.item() == pytest.approx(math.log(3) * (0.9 * 3 + 0.3) / 4)
@@ -140,7 +158,7 @@ def test_losses_of_a_picture_by_hand():
     def losses(labels):
         return picture_losses(
             outputs_of_zeros(4),
-            BOXES,
+            torch.from_numpy(BOXES),
             np.array(labels, np.float32),
             PARAMS.end_to_end,
             PARAMS.seeds,
@@ -290,17 +308,44 @@ def test_a_picture_without_proposals_is_named(tmp_path, monkeypatch):
         PictureStream(pictures, tables, [99])
 
 
+def test_views_are_made_ahead_and_as_if_one_by_one(monkeypatch):
+    """What a picture's view is depends on its place alone, not on the thread that makes it."""
+    stream = [(picture(k), random_boxes(k, 9)) for k in (1, 2)]
+    labels = {k: np.array([1, 0], np.float32) for k in (1, 2)}
+    run = PARAMS.end_to_end.model_copy(update={"steps": 2})
+    params = PARAMS.model_copy(update={"end_to_end": run})
+    made = {}
+
+    def note(image, side, longer_side, flip):
+        made.setdefault(threading.current_thread().name.split("_")[0], []).append((side, flip))
+        return view_input(image, side, longer_side, flip)
+
+    monkeypatch.setattr(end_to_end, "view_input", note)
+    results = []
+    for ahead in (8, 1):
+        monkeypatch.setattr(
+            end_to_end, "prefetch", lambda make, items, n=ahead: prefetch(make, items, n)
+        )
+        model, curve = small_network(), Curve(every=1)
+        train_end_to_end(model, FixedStream(stream), labels, params, 0, curve)
+        results.append((curve.state()["rows"], model.state_dict()))
+    assert set(made) == {"prefetch"} and len(set(made["prefetch"])) > 1
+    (curve, weights), (other_curve, others) = results
+    assert curve == other_curve and len(curve) == 2
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
+
+
 class KilledError(Exception):
     pass
 
 
-class KilledStream(FixedStream):
-    """Kills the training at its third step."""
+class KilledCurve(Curve):
+    """Kills the training at the end of its third step."""
 
-    def batch(self, step, batch_size, seed):
-        if step == 2:
+    def add(self, step, **scalars):
+        if step == 3:
             raise KilledError
-        return super().batch(step, batch_size, seed)
+        return super().add(step, **scalars)
 
 
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
@@ -309,15 +354,17 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     run = PARAMS.end_to_end.model_copy(update={"steps": 3, "batch_size": 1})
     params = PARAMS.model_copy(update={"end_to_end": run})
 
-    def train(stream, checkpoint):
-        model, curve = small_network(), Curve(every=1)
-        train_end_to_end(model, stream, labels, params, 0, curve, checkpoint)
+    def train(checkpoint, curve):
+        model = small_network()
+        train_end_to_end(model, FixedStream(batch), labels, params, 0, curve, checkpoint)
         return model.state_dict(), curve.state()
 
-    weights, curve = train(FixedStream(batch), None)
+    weights, curve = train(None, Curve(every=1))
     with pytest.raises(KilledError):
-        train(KilledStream(batch), Checkpoint("run", 0.0))
-    resumed, resumed_curve = train(FixedStream(batch), Checkpoint("run", 0.0))
+        train(Checkpoint("run", 0.0), KilledCurve(every=1))
+    _, header = read_tensors(tmp_path / "run/state.safetensors")
+    assert header["step"] == 2
+    resumed, resumed_curve = train(Checkpoint("run", 0.0), Curve(every=1))
     assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
     assert curve == resumed_curve and [row["step"] for row in curve["rows"]] == [1, 2, 3]
 
