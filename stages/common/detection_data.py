@@ -15,18 +15,15 @@ import numpy as np
 import torch
 
 from stages.common.boxes import clip_boxes, xywh_to_xyxy
-from stages.common.images import Picture
 from stages.common.masks import decode_mask
 from stages.common.outlines import ignore_unoutlined
 from stages.common.seeding import numpy_generator
 from stages.common.storage import read_json
-from stages.common.stored_pictures import StoredPicture
+from stages.common.stored_pictures import AnyPicture
 
 LARGEST_SKIPPED_SHARE = 0.05
 SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
 IGNORED = -1  # label of a box whose overlap is neither object nor background
-
-AnyPicture = Picture | StoredPicture
 
 
 @dataclass(frozen=True)

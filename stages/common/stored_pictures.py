@@ -6,7 +6,7 @@ set is read once and a large one takes no more memory than that.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.images import SCHEMA, decode_image
+from stages.common.images import SCHEMA, Picture, decode_image
 
 KEPT_BYTES = 512 * 2**20
+SAMPLE_BYTES = 64 * 2**20  # of a sample, which is gone through once
 BYTES_COLUMN = "bytes"
 
 
@@ -47,14 +48,18 @@ class StoredPictures:
                 f"{missing[0].absolute()}: no such image shard; `dvc repro` makes it"
             )
         self._paths, self._kept_bytes = paths, kept_bytes
+        # A footer lists every row group: to read it for each costs 1 ms of 7,000 pictures and 4 of
+        # 27,000, to open the file without it 0.1. Threads may share it, which an open file they
+        # may not.
+        self._footers = [pq.read_metadata(path) for path in paths]
         self._kept: OrderedDict[tuple[int, int], pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[StoredPicture]:
         """Yield every picture, in file order."""
         facts = [name for name in SCHEMA.names if name != BYTES_COLUMN]
-        for shard, path in enumerate(self._paths):
-            with pq.ParquetFile(path) as file:
+        for shard in range(len(self._paths)):
+            with self._open(shard) as file:
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group, columns=facts).to_pylist()
                     for row, known in enumerate(rows):
@@ -68,7 +73,7 @@ class StoredPictures:
             if group is not None:
                 self._kept.move_to_end(key)
         if group is None:
-            with pq.ParquetFile(self._paths[key[0]]) as file:
+            with self._open(key[0]) as file:
                 group = file.read_row_group(key[1], columns=[BYTES_COLUMN])[BYTES_COLUMN]
             with self._lock:
                 self._kept[key] = group
@@ -76,7 +81,23 @@ class StoredPictures:
                     self._kept.popitem(last=False)
         return group[row].as_py()
 
+    def _open(self, shard: int) -> pq.ParquetFile:
+        return pq.ParquetFile(self._paths[shard], metadata=self._footers[shard])
+
     @property
     def kept_bytes(self) -> int:
         """Return how many bytes are kept now."""
         return sum(group.nbytes for group in self._kept.values())
+
+
+AnyPicture = Picture | StoredPicture
+
+
+def find_pictures(image_ids: Collection[int], *paths: Path) -> list[StoredPicture]:
+    """Return some pictures of image shards, in file order.
+
+    A row group is read when a picture of it is decoded, and no other one is: 150 pictures of 100
+    thousand are in 1.5 GB of 16.
+    """
+    stored = StoredPictures(*paths, kept_bytes=SAMPLE_BYTES)
+    return [picture for picture in stored if picture.image_id in image_ids]

@@ -23,6 +23,7 @@ from stages.common.outlines import ignore_unoutlined
 from stages.common.params import read_exactness, read_section, read_seed, read_shards
 from stages.common.seeding import make_deterministic, numpy_generator
 from stages.common.storage import read_json, write_json, write_rows
+from stages.common.stored_pictures import find_pictures
 from stages.evaluation import figure, self_training, summary, unannotated
 from stages.evaluation.average_precision import KINDS
 from stages.evaluation.detections import Predict, detect, share_out
@@ -86,7 +87,7 @@ def main() -> None:
         write_rows(output / f"pr_{kind}.csv", rows)
     random = numpy_generator(seed, "evaluation montage")
     chosen = figure.choose_images(trials[0], params.montage_pictures, random)
-    images = {p.image_id: (p.file_name, p.decode()) for p in _read_some(set(chosen), shard)}
+    images = {p.image_id: (p.file_name, p.decode()) for p in find_pictures(set(chosen), shard)}
     examples = figure.make_examples(images, trials[0], detections, params.montage_min_score)
     sheet = figure.draw_montage(examples, categories, params.montage_min_score, annotated)
     write_png(output / "montage.png", sheet)
@@ -111,16 +112,12 @@ def _measure_training(predictor: Predict, params: EvaluationParams, seed: int) -
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
     return self_training.measure_training_objects(
         predictor,
-        _read_some(chosen, *shards),
+        find_pictures(chosen, *shards),
         annotations,
         group_by_image(truth),
         read_categories(DOWNLOAD / "categories.json"),
         params,
     )
-
-
-def _read_some(image_ids: set[int], *shards: Path) -> list:
-    return [picture for picture in read_pictures(*shards) if picture.image_id in image_ids]
 
 
 def _read_arguments() -> tuple[dict[str, Path], Path, str | None]:

@@ -5,9 +5,9 @@ from itertools import islice
 
 import numpy as np
 
-from stages.common.images import Picture
 from stages.common.prefetch import prefetch
 from stages.common.progress import track
+from stages.common.stored_pictures import AnyPicture
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial
 from stages.models.mask_rcnn import Prediction
@@ -22,7 +22,7 @@ Predict = Callable[[list[np.ndarray], list[list[int]]], list[list[Prediction]]]
 
 def detect(
     predict: Predict,
-    pictures: Iterable[Picture],
+    pictures: Iterable[AnyPicture],
     trials: Sequence[Trial],
     params: EvaluationParams,
     what: str = "evaluation",
@@ -81,8 +81,8 @@ def share_out(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dic
 
 
 def decoded_batches(
-    pictures: Iterable[Picture], what: str, total: int
-) -> Iterator[tuple[list[Picture], list[np.ndarray]]]:
+    pictures: Iterable[AnyPicture], what: str, total: int
+) -> Iterator[tuple[list[AnyPicture], list[np.ndarray]]]:
     """Yield the pictures in lists of `BATCH`, decoded in the background, and report progress."""
     source = iter(pictures)
     batches = iter(lambda: list(islice(source, BATCH)), [])

@@ -11,7 +11,7 @@ import numpy as np
 
 from stages.common.categories import Category
 from stages.common.coco import Instances, best_mask_iou, make_instances
-from stages.common.images import Picture
+from stages.common.stored_pictures import AnyPicture
 from stages.evaluation.detections import Predict, decoded_batches
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import in_group
@@ -30,7 +30,7 @@ def choose_images(
 
 def measure_training_objects(
     predict: Predict,
-    pictures: Sequence[Picture],
+    pictures: Sequence[AnyPicture],
     annotations: dict[int, list[dict]],
     truth: dict[int, list[dict]],
     categories: list[Category],

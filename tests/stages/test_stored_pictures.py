@@ -3,10 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from stages.common.images import ROW_GROUP, Picture, read_pictures, write_pictures
-from stages.common.stored_pictures import StoredPictures
+from stages.common.stored_pictures import StoredPictures, find_pictures
 
 
 @pytest.fixture
@@ -51,12 +52,40 @@ def test_what_fits_is_read_once(shards):
     assert [stored.read(place) for place in places] == first
 
 
+def test_the_footer_is_read_once(shards):
+    stored = StoredPictures(*shards, kept_bytes=1)
+    for shard in shards:
+        with shard.open("r+b") as file:
+            file.seek(-8, 2)  # the length of the footer and the mark that a reader looks for
+            file.write(bytes(8))
+    places = [picture.place for picture in stored]
+    assert len(places) == 2 * ROW_GROUP + 6
+    assert stored.read(places[0]) and stored.read(places[-1]) == b"last"
+
+
 def test_threads_may_share_them(shards):
     stored = StoredPictures(*shards, kept_bytes=1)
     places = [picture.place for picture in stored]
     expected = [picture.encoded for picture in read_pictures(*shards)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(stored.read, places)) == expected
+
+
+def test_of_a_sample_only_its_row_groups_are_read(shards, monkeypatch):
+    read, read_row_group = [], pq.ParquetFile.read_row_group
+
+    def note(file, group, columns):
+        if "bytes" in columns:
+            read.append((file.metadata.num_rows, group))
+        return read_row_group(file, group, columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", note)
+    chosen = [ROW_GROUP + 1, ROW_GROUP + 7, 999]
+    found = find_pictures(set(chosen), *shards)
+    assert [picture.image_id for picture in found] == chosen and not read
+    expected = [p.encoded for p in read_pictures(*shards) if p.image_id in chosen]
+    assert [picture.source.read(picture.place) for picture in found] == expected
+    assert read == [(2 * ROW_GROUP + 5, 1), (1, 0)]
 
 
 def test_a_missing_shard_is_named(shards, tmp_path):
