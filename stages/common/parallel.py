@@ -11,6 +11,7 @@ from itertools import islice
 from typing import TypeVar
 
 import cv2
+import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,8 +39,8 @@ def map_in_order(
     """Yield `function(item)` for each item, in order, computed by `workers` processes.
 
     `function` must depend on its item alone, and it, items and results must be picklable. Memory
-    does not grow with the number of items. One worker means this process. The processes are
-    forked where that is safe, because a fresh interpreter spends seconds on imports.
+    does not grow with the number of items. One worker means this process, others have one thread
+    each. They are forked where that is safe, because a fresh interpreter spends seconds on imports.
 
     Raises:
         concurrent.futures.process.BrokenProcessPool: a worker was killed (out of memory, say).
@@ -52,7 +53,8 @@ def map_in_order(
     source = iter(items)
     chunks = iter(lambda: list(islice(source, chunk_size)), [])
     pending: deque = deque()
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    # A fork has none of its parent's OpenMP threads either; with one thread torch asks for none.
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
         submit = partial(pool.submit, _map_chunk, function)
         pending.extend(map(submit, islice(chunks, CHUNKS_AHEAD * workers)))
         try:

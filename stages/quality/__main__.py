@@ -1,27 +1,31 @@
 """Measure pseudo-labels and proposals against ground truth: `python -m stages.quality`.
 
+Pictures are measured by as many processes as there are cores (OVIS_WORKERS sets another number).
+
 Measures only: nothing it writes is read by a stage that trains. Without ground truth it says so,
 and counts and shows the labels.
 """
 
+from functools import partial
 from pathlib import Path
 
 from stages.common.captions import read_captions
 from stages.common.categories import read_categories
 from stages.common.coco import group_by_image, make_instances, read_image_list
 from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.images import read_pictures
 from stages.common.montage import write_png
 from stages.common.outlines import ignore_unoutlined
+from stages.common.parallel import map_in_order, num_workers
 from stages.common.params import read_section, read_seed, read_shards
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
 from stages.common.storage import read_json, read_table, read_tensors, write_json, write_rows
+from stages.common.stored_pictures import find_pictures
 from stages.common.tables import boxes_by_image
 from stages.quality import unannotated
 from stages.quality.figure import Example, choose_labels, draw_montage
 from stages.quality.params import QualityParams
-from stages.quality.shard import ShardInputs, Tables, join_columns, measure_shard
+from stages.quality.shard import ShardInputs, Tables, join_tables, measure_picture
 from stages.quality.summary import make_metrics, per_class_rows, recall_rows
 
 DATA = Path("data")
@@ -42,11 +46,13 @@ def main() -> None:
     random = numpy_generator(seed, "quality montage")
     chosen = choose_labels(labels, categories, params.montage_rows, random)
 
-    measured, examples = [], {}
+    measure = partial(measure_picture, category_ids=category_ids, params=params, seed=seed)
+    measured: list[Tables] = []
+    examples: dict[int, Example] = {}
     for shard in track(shards, "quality, shards"):
         inputs = _read_shard(shard, annotations, truth)
         if annotated:
-            measured.append(measure_shard(inputs, category_ids, params, seed))
+            measured.append(join_tables(map_in_order(measure, inputs.pictures(), num_workers())))
         examples |= _make_examples(shard, inputs, chosen, categories)
     in_order = [examples[annotation["id"]] for annotation in chosen]
     write_png(OUTPUT / "montage.png", draw_montage(in_order, categories, annotated))
@@ -56,11 +62,7 @@ def main() -> None:
         write_rows(OUTPUT / "recall.csv", unannotated.recall_rows(params))
         print(f"quality: {SKIPPED}")
         return
-    tables = Tables(
-        join_columns([tables.labels for tables in measured]),
-        join_columns([tables.pointing for tables in measured]),
-        join_columns([tables.objects for tables in measured]),
-    )
+    tables = join_tables(measured)
     metrics = make_metrics(tables, categories, params)
     write_json(OUTPUT / "metrics.json", metrics)
     write_rows(OUTPUT / "per_class.csv", per_class_rows(tables, categories))
@@ -95,9 +97,9 @@ def _make_examples(
     captions = read_captions(DOWNLOAD / f"captions/train/{shard}.json") if here else {}
     by_id = {category.id: category for category in categories}
     rows, examples = inputs.target_rows(), {}
-    pictures = read_pictures(DOWNLOAD / f"images/train/{shard}.parquet") if here else ()
+    pictures = find_pictures(here, DOWNLOAD / f"images/train/{shard}.parquet") if here else []
     for picture in pictures:
-        for annotation in here.get(picture.image_id, []):
+        for annotation in here[picture.image_id]:
             category_id = annotation["category_id"]
             objects = make_instances(inputs.truth.get(picture.image_id, []))
             examples[annotation["id"]] = Example(

@@ -62,36 +62,37 @@ def _activation_masks_iou(
 ) -> np.ndarray:
     """Return (R, 1 + T): IoU of the filled box, and of the activation in it above each threshold.
 
-    Each pixel gets a level: 0 outside the box, 1 inside, and 1 more for each threshold its
-    activation exceeds. Counting pixels per level once gives the area of every mask.
+    Nothing of these masks is outside the box, so pixels are counted there alone.
     """
     height, width = image_hw
-    num_labels, num_levels = len(labels), len(thresholds) + 2
     upsampled = functional.interpolate(
         torch.from_numpy(np.asarray(maps, np.float32))[None], image_hw, mode="bilinear"
     )[0].numpy()
-    x0, y0, x1, y1 = labels.boxes_xyxy.T[:, :, None]
     columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
-    inside_columns = (columns >= x0) & (columns <= x1)
-    inside_rows = (rows >= y0) & (rows <= y1)
-    inside = inside_rows[:, :, None] & inside_columns[:, None, :]
-    levels = (1 + np.searchsorted(np.float32(thresholds), upsampled)) * inside
-    keys = (levels + num_levels * np.arange(num_labels)[:, None, None]).reshape(num_labels, -1)
-
-    def areas(some_keys: np.ndarray) -> np.ndarray:
-        counts = np.bincount(some_keys.ravel(), minlength=num_labels * num_levels)
-        counts = counts.reshape(num_labels, num_levels)
-        return counts[:, ::-1].cumsum(axis=1)[:, -2::-1]  # at least this level, without level 0
-
-    area = areas(keys)
-    best = np.zeros(area.shape)
-    for category_id, segmentation in zip(objects.category_ids, objects.segmentations, strict=True):
-        pixels = decode_mask(segmentation, image_hw).ravel()
-        inter = areas(keys[:, pixels])
-        iou = inter / np.maximum(area + np.count_nonzero(pixels) - inter, 1)
-        same_class = (labels.category_ids == category_id)[:, None]
-        best = np.maximum(best, np.where(same_class, iou, 0.0))
+    boxes = labels.boxes_xyxy
+    left, right = columns.searchsorted(boxes[:, 0]), columns.searchsorted(boxes[:, 2], "right")
+    top, bottom = rows.searchsorted(boxes[:, 1]), rows.searchsorted(boxes[:, 3], "right")
+    shown = objects.select(np.isin(objects.category_ids, labels.category_ids))
+    pixels = [decode_mask(segmentation, image_hw) for segmentation in shown.segmentations]
+    best = np.zeros((len(labels), 1 + len(thresholds)))
+    for row, category_id in enumerate(labels.category_ids):
+        window = np.s_[top[row] : bottom[row], left[row] : right[row]]
+        heat = upsampled[row][window]
+        masks = [
+            np.ones(heat.shape, bool),
+            *(heat > threshold for threshold in np.float32(thresholds)),
+        ]
+        area = _areas(masks)
+        for index in np.flatnonzero(shown.category_ids == category_id):
+            inside = np.ascontiguousarray(pixels[index][window])  # they come column by column
+            inter = _areas([mask & inside for mask in masks])
+            union = area + np.count_nonzero(pixels[index]) - inter
+            best[row] = np.maximum(best[row], inter / np.maximum(union, 1))
     return best
+
+
+def _areas(masks: list[np.ndarray]) -> np.ndarray:
+    return np.array([np.count_nonzero(mask) for mask in masks])
 
 
 def measure_pointing(
@@ -118,6 +119,7 @@ def measure_pointing(
     x = ((column + 0.5) * width / cells[1]).astype(int)
     hit = np.zeros((num_targets, num_rounds), bool)
     for category_id, segmentation in zip(truth.category_ids, truth.segmentations, strict=True):
-        same_class = (category_ids == category_id)[:, None]
-        hit |= same_class & decode_mask(segmentation, image_hw)[y, x]
+        same_class = category_ids == category_id
+        if same_class.any():
+            hit |= same_class[:, None] & decode_mask(segmentation, image_hw)[y, x]
     return {"category_id": category_ids, "hit": hit}

@@ -1,8 +1,11 @@
 """All measurements of one shard's pictures, as tables with one row per label, target or object.
 
+Pictures are measured one by one, so that several processes can share them out.
+
 Shape legend: R labels, N targets, S objects of the shard; G + 1 rounds, h w cells of a map.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +15,20 @@ from stages.common.recall import first_hits
 from stages.common.seeding import numpy_generator
 from stages.quality.agreement import Columns, measure_labels, measure_pointing
 from stages.quality.params import QualityParams
+
+
+@dataclass(frozen=True)
+class PictureInputs:
+    """What `ShardInputs` has of one picture; n of the targets are its own."""
+
+    image_id: int
+    image_hw: tuple[int, int]
+    annotations: list[dict]
+    truth: list[dict]
+    target_category_ids: np.ndarray  # int64 (n,)
+    maps: np.ndarray  # float16 (n, G + 1, h, w)
+    proposals: np.ndarray  # boxes_xyxy float32, in order
+    ranking: np.ndarray  # likewise
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,23 @@ class ShardInputs:
             rows.setdefault(image_id, {})[category_id] = row
         return rows
 
+    def pictures(self) -> Iterator[PictureInputs]:
+        """Yield the inputs of each picture."""
+        target_rows, nothing = self.target_rows(), np.zeros((0, 4), np.float32)
+        for image in self.images:
+            image_id = image["id"]
+            rows = target_rows.get(image_id, {})
+            yield PictureInputs(
+                image_id,
+                (image["height"], image["width"]),
+                self.annotations.get(image_id, []),
+                self.truth.get(image_id, []),
+                np.array([*rows], np.int64),
+                self.maps[[*rows.values()]],
+                self.proposals.get(image_id, nothing),
+                self.ranking.get(image_id, nothing),
+            )
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -56,58 +90,58 @@ class Tables:
     objects: Columns
 
 
-def measure_shard(
-    inputs: ShardInputs, category_ids: list[int], params: QualityParams, seed: int
+def measure_picture(
+    inputs: PictureInputs, category_ids: list[int], params: QualityParams, seed: int
 ) -> Tables:
-    """Measure every picture of a shard; `category_ids` are those of base and novel classes.
+    """Measure one picture; `category_ids` are those of base and novel classes.
 
     Raises:
         ValueError: a label has no activation map.
     """
-    target_rows = inputs.target_rows()
-    labels, pointing, objects = [], [], []
-    for image in inputs.images:
-        image_id, image_hw = image["id"], (image["height"], image["width"])
-        truth = make_instances(inputs.truth.get(image_id, []))
-        rows = target_rows.get(image_id, {})
-        maps = inputs.maps[list(rows.values())]
-        pointing.append(measure_pointing(maps, np.array(list(rows), np.int64), truth, image_hw))
-        annotated = make_instances(inputs.annotations.get(image_id, []))
-        if len(annotated):
-            maps = inputs.maps[_rows_of(annotated, rows, image_id), -1]
-            thresholds = params.activation_thresholds
-            labels.append(measure_labels(annotated, truth, maps, image_hw, thresholds))
-        targets = truth.select(~truth.crowd & np.isin(truth.category_ids, category_ids))
-        objects.append(_measure_proposals(inputs, image_id, targets, seed))
-    return Tables(join_columns(labels), join_columns(pointing), join_columns(objects))
+    truth, annotated = make_instances(inputs.truth), make_instances(inputs.annotations)
+    targets, image_hw = inputs.target_category_ids, inputs.image_hw
+    pointing = measure_pointing(inputs.maps, targets, truth, image_hw)
+    labels: Columns = {}
+    if len(annotated):
+        maps = inputs.maps[_rows_of(annotated, inputs), -1]
+        labels = measure_labels(annotated, truth, maps, image_hw, params.activation_thresholds)
+    objects = truth.select(~truth.crowd & np.isin(truth.category_ids, category_ids))
+    return Tables(labels, pointing, _measure_proposals(inputs, objects, seed))
+
+
+def join_tables(parts: Iterable[Tables]) -> Tables:
+    """Return tables below each other."""
+    every = list(parts)
+    return Tables(
+        join_columns([tables.labels for tables in every]),
+        join_columns([tables.pointing for tables in every]),
+        join_columns([tables.objects for tables in every]),
+    )
 
 
 def join_columns(parts: list[Columns]) -> Columns:
-    """Return tables below each other; those without columns (no labels in a shard) add nothing."""
+    """Return tables below each other; those without columns (of no labels) add nothing."""
     filled = [part for part in parts if part]
     return {name: np.concatenate([part[name] for part in filled]) for name in (filled or [{}])[0]}
 
 
-def _rows_of(annotated: Instances, rows: dict[int, int], image_id: int) -> list[int]:
+def _rows_of(annotated: Instances, inputs: PictureInputs) -> list[int]:
+    rows = {category: row for row, category in enumerate(inputs.target_category_ids.tolist())}
     missing = sorted(set(annotated.category_ids.tolist()) - rows.keys())
     if missing:
         raise ValueError(
-            f"data/labels/pseudo_annotations.json: image_id {image_id} has labels of categories"
-            f" {missing} that data/activation has no map of; run `dvc repro labels`"
+            f"data/labels/pseudo_annotations.json: image_id {inputs.image_id} has labels of"
+            f" categories {missing} that data/activation has no map of; run `dvc repro labels`"
         )
     return [rows[category_id] for category_id in annotated.category_ids.tolist()]
 
 
-def _measure_proposals(
-    inputs: ShardInputs, image_id: int, objects: Instances, seed: int
-) -> Columns:
-    nothing = np.zeros((0, 4), np.float32)
-    searched = inputs.proposals.get(image_id, nothing)
-    shuffled = numpy_generator(seed, "proposals in random order", image_id).permutation(searched)
+def _measure_proposals(inputs: PictureInputs, objects: Instances, seed: int) -> Columns:
+    random = numpy_generator(seed, "proposals in random order", inputs.image_id)
     ordered = {
-        "selective_search": searched,
-        "random_order": shuffled,
-        "ranking": inputs.ranking.get(image_id, nothing),
+        "selective_search": inputs.proposals,
+        "random_order": random.permutation(inputs.proposals),
+        "ranking": inputs.ranking,
     }
     hits = {name: first_hits(boxes, objects.boxes_xyxy) for name, boxes in ordered.items()}
     return {"category_id": objects.category_ids, **hits}

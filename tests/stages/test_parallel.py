@@ -69,6 +69,24 @@ def test_workers_are_forked_from_a_process_that_used_threads_of_opencv():
     subprocess.run([sys.executable, "-c", FORK_BESIDE_OPENCV], check=True, timeout=60)
 
 
+FORK_BESIDE_TORCH = """
+import torch
+from stages.common.parallel import map_in_order
+
+def blow_up(number):
+    maps = torch.full((1, 8, 16, 16), float(number))
+    return int(torch.nn.functional.interpolate(maps, (480, 640), mode="bilinear").max())
+
+torch.set_num_threads(4)
+blow_up(0)  # starts OpenMP's threads
+assert list(map_in_order(blow_up, range(3), 2)) == [0, 1, 2]
+"""
+
+
+def test_workers_are_forked_from_a_process_that_used_threads_of_torch():
+    subprocess.run([sys.executable, "-c", FORK_BESIDE_TORCH], check=True, timeout=60)
+
+
 def test_number_of_workers(monkeypatch):
     monkeypatch.setenv("OVIS_WORKERS", "3")
     assert num_workers() == 3
