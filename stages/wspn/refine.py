@@ -71,7 +71,7 @@ def make_lessons(
         by_class = found[turn * count : (turn + 1) * count]
         rows = torch.cat(by_class)
         classes = send(torch.from_numpy(np.repeat(shown, [*map(len, by_class)])), device)
-        overlap, nearest = overlaps[:, rows].max(1)
+        overlap, nearest = overlaps[rows].max(0)
         row, place = rows[nearest], classes[nearest]
         lesson = Lesson(
             torch.where(overlap >= min_iou, 1 + place, 0),
