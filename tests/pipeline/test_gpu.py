@@ -148,6 +148,17 @@ def test_it_refuses_nothing_of_the_networks_at_full_size(smoke, tmp_path, stage)
     assert np.isfinite(numbers(made, stage)).all()
 
 
+def test_it_ranks_by_class_scores_as_the_processor_does(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEVICE", "cpu")
+    changes = {"ranking": {"score": "classes", "nms_iou": [0.3]}}
+    expected = run_stage(smoke, tmp_path / "expected", "ranking@0", changes=changes)
+    monkeypatch.delenv("DEVICE")
+    launcher = "tests.pretended_gpu"
+    made = run_stage(smoke, tmp_path / "made", "ranking@0", launcher, changes=changes)
+    assert_within_band(made, expected, "ranking@0")
+    assert not np.array_equal(numbers(expected, "ranking@0"), numbers(smoke, "ranking@0"))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("stage", BANDS)
 def test_a_stage_on_cuda_is_within_its_band(gpu, smoke, tmp_path, stage):
