@@ -16,7 +16,9 @@ import torch
 
 from stages.common.storage import replace_file
 
-ROW_GROUP = 64  # pictures held in memory at once, by writer and reader
+# Pictures that are written and read at once. A training that visits pictures at random reads this
+# many for one: 1.3 MB of COCO's.
+ROW_GROUP = 8
 
 SCHEMA = pa.schema(
     [

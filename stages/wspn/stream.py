@@ -18,7 +18,7 @@ from stages.common.images import SCHEMA, Picture, count_pictures
 from stages.common.seeding import numpy_generator
 from stages.common.tables import boxes_by_image
 
-MIXED_BLOCKS = 8
+MIXED_BLOCKS = 64
 KEPT_BLOCKS = 2 * MIXED_BLOCKS  # of this mix and of the next, at the seam
 
 
