@@ -49,7 +49,7 @@ from stages.models.wspn_input import view_input
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import search_pictures
 from stages.quality.params import QualityParams
-from stages.quality.shard import ShardInputs, measure_shard
+from stages.quality.shard import ShardInputs, measure_picture
 
 AGENTS = (1, 8, 64)
 BACKWARD = 3  # a step with gradients, in forward passes: one forwards, two backwards
@@ -243,7 +243,9 @@ class Profile:
             proposals=dict.fromkeys(range(count), proposals),
             ranking=dict.fromkeys(range(count), proposals[: self.params["ranking"]["top_k"]]),
         )
-        seconds = seconds_of(lambda: measure_shard(shard, names, params, 0)) / count
+        pictures = [*shard.pictures()]
+        seconds = seconds_of(lambda: [measure_picture(p, names, params, 0) for p in pictures])
+        seconds /= count
         return Cost("quality", self.dataset.train, seconds, sharded=False)
 
     def _detector(self) -> Iterator[Cost]:

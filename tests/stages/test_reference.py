@@ -46,7 +46,7 @@ def test_one_backward_for_all_captions_equals_one_for_each():
 def test_batched_masking_equals_loops(scope, union):
     model, tokenizer = small_albef()
     images = random_images(2)
-    targets, _ = targets_of(CAPTIONS, tokenizer)
+    targets, *_ = targets_of(CAPTIONS, tokenizer)
     settings = params(mask_scope=scope, union=union)
     maps, _ = iterate_masking(model, images, targets, settings)
     expected = activation_maps(model, images, targets, settings)
