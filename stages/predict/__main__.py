@@ -48,9 +48,10 @@ def main() -> int:
         "annotations": [],
         "broken": [],
     }
-    source = decode_pictures(track(files.items(), "predict", len(files)), broken)
+    source = decode_pictures(files.items(), broken)
+    batches = iter(lambda: list(islice(source, AT_ONCE)), [])
     seconds = 0.0
-    while batch := list(islice(source, AT_ONCE)):
+    for batch in track(batches, "predict", len(files), size=len):
         started = time.perf_counter()
         results = _predict(predictor, batch, names, options, first_id=len(content["images"]) + 1)
         seconds += time.perf_counter() - started
