@@ -14,7 +14,6 @@ from stages.common.box_regression import encode_boxes
 from stages.common.boxes import pairwise_iou
 from stages.common.images import normalise_pixels
 from stages.common.masks import mask_iou
-from stages.wspn.params import SeedParams
 from stages.wspn.refine import make_lessons
 from stages.wspn.seeds import select_seeds
 from tests.reference.activation import activation_maps, caption_activation
@@ -24,7 +23,7 @@ from tests.reference.seeds import choose_seeds, teach
 from tests.stages.small_albef import small_albef
 from tests.stages.test_activation import params, random_images, targets_of
 from tests.stages.test_masks import disc_scene
-from tests.stages.test_wspn import random_boxes
+from tests.stages.test_wspn import SEEDS, random_boxes
 
 CAPTIONS = [["a dog and a cup", "two cups near a hat"], ["a red hat", "a dog in the park"]]
 
@@ -67,14 +66,7 @@ def test_integral_images_choose_the_box_that_a_loop_chooses():
         assert scores[row] == pytest.approx(score, rel=1e-6)
 
 
-MIST = SeedParams(
-    select="mist",
-    top_fraction=0.5,
-    max_iou=0.2,
-    min_relative_score=0.3,
-    neighbour_iou=0.3,
-    power=0.25,
-)
+MIST = SEEDS.model_copy(update={"min_relative_score": 0.3})
 
 
 @given(
