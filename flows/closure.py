@@ -22,6 +22,7 @@ MODULE_COMMAND = re.compile(rf"python -m ({PACKAGE}(?:\.\w+)+)")
 SECTION_READER = "read_section"
 KEY_READERS = {
     "read_seed": "seed",
+    "read_split": "evaluation.split",
     "read_shards": "shards",
     "read_exactness": "deterministic",
 }

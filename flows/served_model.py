@@ -28,7 +28,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Return one row per picture: `instances`, best first, in the picture's frame.
+        """Return one row per picture: `instances`, best first, in the frame that a viewer shows.
 
         An instance has name, score in [0, 1], bbox (x, y, width, height in pixels) and a
         segmentation as COCO's RLE.
@@ -46,10 +46,10 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"instances": rows}, index=model_input.index)
 
     def _instances(self, row: str, image: bytes, names: Any, params: dict) -> list[dict]:
-        from stages.common.images import decode_image
+        from stages.common.images import decode_upright
         from stages.models.results import to_results
 
-        pixels, names = decode_image(bytes(image), row), [str(name) for name in names]
+        pixels, names = decode_upright(bytes(image), row), [str(name) for name in names]
         allow_unknown = params.get("allow_unknown", False)
         (found,) = self._predictor.predict([pixels], names, allow_unknown)
         results = to_results(0, found, range(len(names)), params.get("min_score", 0.3))

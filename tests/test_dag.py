@@ -101,6 +101,20 @@ def test_deps_that_are_no_source_are_data(graph):
 def test_params_are_the_sections_that_the_code_reads(content, closures):
     declared = {name: set(stage.get("params", [])) for name, stage in content["stages"].items()}
     assert declared == {name: params_read(ROOT, files) for name, files in closures.items()}
+    claims = YAML(typ="safe").load(ROOT / "claims/dvc.yaml")
+    modules = stage_modules(claims)
+    files = import_closures(ROOT, [*set(modules.values())])
+    declared = {name: set(stage.get("params", [])) for name, stage in claims["stages"].items()}
+    assert declared == {name: params_read(ROOT, files[modules[name]]) for name in declared}
+
+
+def test_whoever_reads_held_out_images_follows_the_split_that_is_measured():
+    for file in ("dvc.yaml", "claims/dvc.yaml"):
+        for name, stage in YAML(typ="safe").load(ROOT / file)["stages"].items():
+            fixed = [
+                dep for dep in stage["deps"] if re.search(r"\b(test|val)\.(parquet|json)$", dep)
+            ]
+            assert fixed == [], name
 
 
 def test_every_data_input_is_made_by_a_stage(graph):

@@ -1,5 +1,11 @@
-"""Stage `activation`: activation maps of the objects that a shard's captions name."""
+"""Stage `activation`: activation maps of the objects that a shard's captions name.
 
+A target whose map is the same everywhere says nothing of where the object is and is left out. The
+file's facts name such targets and count the images that are left without any; stage `labels` judges
+their share over all shards.
+"""
+
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +26,7 @@ from stages.common.prefetch import prefetch
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.storage import write_tensors
-from stages.models.vision_language import load_vlm
+from stages.models.vision_language import VisionLanguageModel, load_vlm
 
 DOWNLOAD = Path("data/download")
 MODEL = Path("data/vlm/model.safetensors")
@@ -44,6 +50,7 @@ def main(shard: str) -> None:
     finder = MentionFinder(read_categories(DOWNLOAD / "categories.json", ALL_SPLITS))
 
     image_ids, category_ids, maps, scores = [], [], [], []
+    constant: list[dict] = []
     cut_off = 0
     total = count_pictures(pictures)
     batches = _batches(read_pictures(pictures), params.batch_size)
@@ -61,17 +68,25 @@ def main(shard: str) -> None:
         if not classes:
             continue  # counted below: images without a target
         batch_maps, batch_scores = iterate_masking(model, images, targets.to(device), params)
-        image_ids += [batch[row].image_id for row in targets.image.tolist()]
-        category_ids += classes
-        maps.append(batch_maps.half().cpu())
-        scores.append(batch_scores.cpu())
-    without = total - len(set(image_ids))
-    if without > params.max_skipped_fraction * total:
-        raise ValueError(
-            f"{without} of {total} pictures of {pictures} have no caption that names a class, above"
-            " activation.max_skipped_fraction; check captions and forms in data/download"
-        )
-    facts = {"pictures": total, "pictures_without_target": without}
+        batch_maps = batch_maps.half().cpu()
+        telling = has_contrast(batch_maps)
+        for row, category_id, kept in zip(
+            targets.image.tolist(), classes, telling.tolist(), strict=True
+        ):
+            image_id = batch[row].image_id
+            if not kept:
+                constant.append({"image_id": image_id, "category_id": category_id})
+                continue
+            image_ids.append(image_id)
+            category_ids.append(category_id)
+        maps.append(batch_maps[telling])
+        scores.append(batch_scores.cpu()[telling])
+    if not maps:
+        maps.append(_no_maps(model, params, device))
+        scores.append(torch.zeros(0, params.rounds + 1))
+    facts = {"pictures": total, "pictures_without_target": total - len(set(image_ids))}
+    if constant:
+        facts["constant_maps"] = constant
     if cut_off:
         facts["mentions_cut_off"] = cut_off
         print(
@@ -79,16 +94,44 @@ def main(shard: str) -> None:
             f" more than the first {tokenizer.max_tokens} tokens of a caption",
             file=sys.stderr,
         )
+    print(
+        f"activation {shard}: {len(image_ids)} targets; {facts['pictures_without_target']} of"
+        f" {total} images have none; {len(constant)} left out for a constant map",
+        file=sys.stderr,
+    )
     write_tensors(
         OUTPUT / f"{shard}.safetensors",
         {
-            "image_id": torch.tensor(image_ids),
-            "category_id": torch.tensor(category_ids),
+            "image_id": torch.tensor(image_ids, dtype=torch.int64),
+            "category_id": torch.tensor(category_ids, dtype=torch.int64),
             "maps": torch.cat(maps),
             "matching_score": torch.cat(scores),
         },
         facts,
     )
+
+
+def has_contrast(maps: torch.Tensor) -> torch.Tensor:
+    """Return bool (T,): first and united map of a target differ from cell to cell.
+
+    Those are the maps that later stages look at. NaN is no contrast.
+
+    Args:
+        maps: (T, G+1, h, w) as they are stored, entry g the union of rounds 0…g.
+    """
+    used = maps[:, [0, -1]].flatten(2)
+    return (used.amax(2) > used.amin(2)).all(1)
+
+
+@torch.no_grad()
+def _no_maps(
+    model: VisionLanguageModel, params: ActivationParams, device: torch.device
+) -> torch.Tensor:
+    """Return the maps float16 (0, G+1, h, w) of a shard without targets."""
+    blank = torch.zeros(1, 3, params.image_size, params.image_size, device=device)
+    context = model.fusion_context(model.encode_image(blank))
+    side = math.isqrt(context.shape[1] - model.leading_context)
+    return torch.zeros(0, params.rounds + 1, side, side, dtype=torch.float16)
 
 
 def _square(image: np.ndarray, size: int) -> np.ndarray:

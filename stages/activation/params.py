@@ -18,4 +18,3 @@ class ActivationParams(Section):
     union: Literal["sum", "max"]
     reach: float = Field(ge=0)
     batch_size: int = Field(ge=1)
-    max_skipped_fraction: float = Field(ge=0, le=1)

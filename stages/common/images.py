@@ -58,7 +58,18 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     Raises:
         ValueError: the bytes are no picture; the message has `name`.
     """
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return _decode(encoded, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def decode_upright(encoded: bytes, name: str) -> np.ndarray:
+    """Return RGB uint8 (H, W, 3) as a viewer shows it: turned as the EXIF tag says.
+
+    For images that no annotation belongs to, such as a phone's; else as `decode_image`.
+    """
+    return _decode(encoded, name, cv2.IMREAD_COLOR_RGB)
+
+
+def _decode(encoded: bytes, name: str, flags: int) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
     if image is None:
         raise ValueError(f"{name}: cannot be decoded as a picture ({len(encoded)} bytes)")

@@ -9,6 +9,7 @@ from ruamel.yaml.error import YAMLError
 
 PARAMS_FILE = Path("params.yaml")
 
+Split = Literal["test", "val"]  # held-out images to measure on
 Exactness = Literal["bytes", "device", "band"]  # see stages.common.devices.prepare_device
 
 
@@ -61,6 +62,18 @@ def read_seed(path: Path = PARAMS_FILE) -> int:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"{path}: seed: expected a whole number >= 0, found {seed!r}")
     return seed
+
+
+def read_split(path: Path = PARAMS_FILE) -> Split:
+    """Return the split that everything is measured on, the key `evaluation.split`."""
+    section = read_params(path).get("evaluation")
+    split = section.get("split") if isinstance(section, dict) else None
+    if split not in get_args(Split):
+        raise ValueError(
+            f"{path}: evaluation.split: expected one of {', '.join(get_args(Split))},"
+            f" found {split!r}"
+        )
+    return split
 
 
 def read_exactness(path: Path = PARAMS_FILE) -> Exactness:

@@ -94,9 +94,24 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], facts: Any = Non
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     """Return (tensors on the CPU, facts)."""
+    with _open_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, _facts(file)  # noqa: SIM118
+
+
+def read_facts(path: Path) -> Any:
+    """Return the facts of a file of `write_tensors`; its tensors are not read."""
+    with _open_tensors(path) as file:
+        return _facts(file)
+
+
+@contextmanager
+def _open_tensors(path: Path) -> Iterator[Any]:
     try:
         with safe_open(_require(path), framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("facts", "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file: {error}") from error
+
+
+def _facts(file: Any) -> Any:
+    return json.loads((file.metadata() or {}).get("facts", "null"))

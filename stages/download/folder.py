@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from stages.common.categories import Category
-from stages.common.images import Picture
+from stages.common.images import Picture, decode_upright
 from stages.common.storage import read_json
 from stages.download.examples import Example, Listed, Skipped, Source
 from stages.download.params import FolderParams
@@ -194,8 +194,7 @@ def make_example(task: FolderTask) -> Example | Skipped:
 
 
 def _upright(picture: Picture) -> Picture:
-    encoded = np.frombuffer(picture.encoded, np.uint8)
-    upright = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)
+    upright = decode_upright(picture.encoded, picture.file_name)
     if np.array_equal(upright, picture.decode()):
         return picture
     quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]

@@ -2,8 +2,9 @@
 
 `python -m stages.evaluation detector=data/detector/model.safetensors [more=…] [--output folder]
 [--training-objects detector]`: any number of name=weights; the last option also measures that model
-on the pictures it was trained on. A name=file.json is detections in COCO's results format that
-somebody else has made. Where nobody has annotated the pictures it predicts and measures nothing.
+on the pictures it was trained on. A name=file.json is detections that somebody else has made, in
+the form of `stages.common.result_files`, which says what images they are of: those of another split
+are refused. Where nobody has annotated the pictures it predicts and measures nothing.
 Writes metrics.json, report.json, per_class.csv, pr_<kind>.csv, predictions_<name>.json and
 montage.png.
 """
@@ -21,6 +22,7 @@ from stages.common.images import read_pictures
 from stages.common.montage import write_png
 from stages.common.outlines import ignore_unoutlined
 from stages.common.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.result_files import read_results, write_results
 from stages.common.seeding import make_deterministic, numpy_generator
 from stages.common.storage import read_json, write_json, write_rows
 from stages.common.stored_pictures import find_pictures
@@ -59,14 +61,17 @@ def main() -> None:
     detections, scores, metrics = {}, {}, {}
     for name, weights in models.items():
         if weights.suffix == ".json":
-            found = share_out(read_json(weights), trials)
+            listed = [image["id"] for image in truth["images"]]
+            given = read_results(weights, params.split, listed, trials[0].image_ids)
+            found = share_out(given, trials)
         else:
             predictor = partial(predict, load_detector(weights).to(device))
             found = detect(
                 predictor, read_pictures(shard), trials, params, what=f"evaluation, {name}"
             )
         detections[name] = found[0]
-        write_json(output / f"predictions_{name}.json", found[0], indent=None)
+        predictions = output / f"predictions_{name}.json"
+        write_results(predictions, params.split, trials[0].image_ids, found[0])
         if not annotated:
             metrics[name] = unannotated.make_metrics(found[0], len(truth["images"]))
             continue

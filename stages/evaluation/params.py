@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.common.params import Section
+from stages.common.params import Section, Split
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -12,7 +12,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class EvaluationParams(Section):
     """What the detectors are measured on, and which of their detections count."""
 
-    split: Literal["test", "val"]
+    split: Split
     metric: Literal["coco", "open_images"]
     expand_detections: bool
     min_score: Fraction

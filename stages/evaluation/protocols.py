@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stages.common.categories import Category
-from stages.common.outlines import ignore_unoutlined
+from stages.common.outlines import fill_unoutlined, ignore_unoutlined
 
 Metric = Literal["coco", "open_images"]
 
@@ -49,14 +49,15 @@ def make_trials(truth: dict, categories: list[Category], metric: Metric = "coco"
         categories: base and novel classes in the order of the text embeddings.
         metric: by whose rules; by those of Open Images, pictures of which people have verified that
             a class is not in them count, too. By COCO's, whose masks are all there, objects of Open
-            Images that nobody has outlined are crowds.
+            Images that nobody has outlined are crowds, with their filled boxes as masks: what
+            detects one counts neither for nor against, as a box and as a mask.
 
     Raises:
         ValueError: no picture has an object of any of them.
     """
     verified = metric == "open_images"
     if not verified and any("verified_category_ids" in image for image in truth["images"]):
-        truth = truth | {"annotations": ignore_unoutlined(truth["annotations"])}
+        truth = truth | {"annotations": fill_unoutlined(ignore_unoutlined(truth["annotations"]))}
     trials = [_make_trial("generalized", ("base", "novel", "all"), truth, categories, verified)]
     for group in ("base", "novel"):
         if any(category.split == group for category in categories):

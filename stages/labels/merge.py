@@ -14,6 +14,7 @@ from stages.common.categories import Category
 from stages.labels.params import LabelsParams
 
 SMALL, UNSURE = "area below labels.min_area", "score outside labels.keep_fraction"
+CONSTANT = "activation map is the same everywhere"  # says `activation`, which makes no mask of it
 
 
 def check_masks(masks: list[dict], images: list[dict], categories: list[Category]) -> None:

@@ -12,4 +12,5 @@ class LabelsParams(Section):
 
     min_area: Annotated[int, Field(ge=1)]
     keep_fraction: Annotated[float, Field(gt=0, le=1)]
+    max_untargeted_fraction: Annotated[float, Field(ge=0, le=1)]
     min_labelled_fraction: Annotated[float, Field(ge=0, le=1)]

@@ -78,7 +78,7 @@ class StandardisedMlp(nn.Module):
     def fit(self, sample: torch.Tensor) -> None:
         """Set mean and deviation from features (R, F)."""
         self.mean.copy_(sample.mean(0))
-        self.deviation.copy_(sample.std(0) + 0.05)
+        self.deviation.copy_(deviation(sample, 0) + 0.05)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map (R, F) to (R, outputs)."""
@@ -138,7 +138,7 @@ class LanguageWspn(Wspn):
             [
                 logits.logsumexp(-1),
                 logits.amax(-1),
-                logits.std(-1),
+                deviation(logits, -1),
                 logits.softmax(-1).amax(-1),
                 projected.norm(dim=-1) / 8,
                 trunk.flatten(2).norm(dim=1) / 8,
@@ -188,6 +188,11 @@ class LanguageWspn(Wspn):
         """Return what the object part says: expected IoU (R,) and offsets (R, 4)."""
         logits, offsets = self.objects(self.evidence(sight.maps, boxes_xyxy))
         return logits[:, 0].sigmoid(), offsets
+
+
+def deviation(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the unbiased standard deviation along `dim`; of a single value 0, and not 0/0."""
+    return values.std(dim, correction=min(1, values.shape[dim] - 1))
 
 
 def geometry(boxes_xyxy: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.images import decode_image
+from stages.common.images import decode_upright
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A decoded picture: its name below the folder, with `/`, and RGB uint8 (H, W, 3)."""
+    """A decoded picture: its name below the folder, with `/`, and RGB uint8 (H, W, 3), upright."""
 
     name: str
     image: np.ndarray
@@ -40,10 +40,13 @@ def list_pictures(path: Path) -> dict[str, Path]:
 
 
 def decode_pictures(files: Iterable[tuple[str, Path]], broken: dict[str, str]) -> Iterator[Found]:
-    """Yield those that can be decoded, in order; note in `broken` why the others cannot."""
+    """Yield those that can be decoded, in order; note in `broken` why the others cannot.
+
+    Frame: upright, as a viewer shows them and as source `folder` of stage `download` stores them.
+    """
     for name, file in files:
         try:
-            image = decode_image(file.read_bytes(), name)
+            image = decode_upright(file.read_bytes(), name)
         except OSError as error:
             broken[name] = f"{name}: {error.strerror}"
         except ValueError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.common.coco import Instances, make_instances
+from stages.common.outlines import fill_unoutlined
 from stages.common.recall import first_hits
 from stages.common.seeding import numpy_generator
 from stages.quality.agreement import Columns, measure_labels, measure_pointing
@@ -98,7 +99,8 @@ def measure_picture(
     Raises:
         ValueError: a label has no activation map.
     """
-    truth, annotated = make_instances(inputs.truth), make_instances(inputs.annotations)
+    truth = make_instances(fill_unoutlined(inputs.truth))
+    annotated = make_instances(inputs.annotations)
     targets, image_hw = inputs.target_category_ids, inputs.image_hw
     pointing = measure_pointing(inputs.maps, targets, truth, image_hw)
     labels: Columns = {}

@@ -34,7 +34,12 @@ def main() -> None:
     proposals = boxes_by_image(read_table(source))
     model = load_wspn(Path("data/wspn/model.safetensors")).to(prepare_device(read_exactness()))
 
-    image_ids, boxes, scores = [], [], []
+    # A shard without images gives a table without rows, of the same types.
+    image_ids, boxes, scores = (
+        [np.zeros(0, np.int64)],
+        [np.zeros((0, 4), np.float32)],
+        [np.zeros(0, np.float32)],
+    )
     stored = track(read_pictures(images), f"ranking {shard}", count_pictures(images))
     for picture, image in prefetch(lambda picture: (picture, picture.decode()), stored):
         if picture.image_id not in proposals:

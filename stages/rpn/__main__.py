@@ -1,9 +1,9 @@
 """Stage `rpn`: proposal recall of WSPN against a region proposal network trained on base boxes.
 
 Run: python -m stages.rpn. A comparator of the claims, outside the pseudo-label pipeline: it reads
-ground truth, of base classes to train the detector and of all classes of the test pictures to
-measure recall. Objects of novel classes are unlabelled in training, as in the papers that use
-such an RPN. Writes data/rpn/metrics.json.
+ground truth, of base classes to train the detector and of all classes of the pictures of
+evaluation.split to measure recall. Objects of novel classes are unlabelled in training, as in the
+papers that use such an RPN. Writes data/rpn/metrics.json.
 """
 
 from pathlib import Path
@@ -15,7 +15,13 @@ from stages.common.curves import Curve
 from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.devices import prepare_device
 from stages.common.images import count_pictures, read_pictures
-from stages.common.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.params import (
+    read_exactness,
+    read_section,
+    read_seed,
+    read_shards,
+    read_split,
+)
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.selective_search import SearchSettings
@@ -35,7 +41,7 @@ OUTPUT = Path("data/rpn")
 
 def main() -> None:
     """Run the stage."""
-    params, seed = read_section("rpn", RpnParams), read_seed()
+    params, seed, split = read_section("rpn", RpnParams), read_seed(), read_split()
     search = read_section("proposals", SearchSettings)
     ranking = read_section("ranking", RankingSettings)
     make_deterministic(seed, "rpn")
@@ -55,17 +61,17 @@ def main() -> None:
     curve = Curve(every=20)
     train_detector(detector, labelled, params.training, seed, curve, what="rpn")
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
-    test = DOWNLOAD / "images/test.parquet"
+    held_out = DOWNLOAD / f"images/{split}.parquet"
     found = [
         ordered_boxes(picture, detector, wspn, search, ranking, seed)
-        for picture in track(read_pictures(test), "rpn recall", count_pictures(test))
+        for picture in track(read_pictures(held_out), "rpn recall", count_pictures(held_out))
     ]
-    entries = read_json(DOWNLOAD / "ground_truth/test.json")["annotations"]
+    entries = read_json(DOWNLOAD / f"ground_truth/{split}.json")["annotations"]
     groups = {
         split: {category.id for category in categories if category.split == split}
         for split in ("base", "novel")
     }
-    objects = picture_objects(read_pictures(test), entries)
+    objects = picture_objects(read_pictures(held_out), entries)
     table = recall_table(found, objects, groups, params.recall_at)
     write_json(OUTPUT / "metrics.json", {"recall": table, **curve.last()})
     curve.write(OUTPUT / "curve.csv")

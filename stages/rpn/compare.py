@@ -81,7 +81,7 @@ def recall_table(
         categories.append(category_ids)
         for method, ordered in boxes.items():
             hits.setdefault(method, []).append(first_hits(ordered, objects_xyxy))
-    every = np.concatenate(categories)
+    every = np.concatenate([np.zeros(0, np.int64), *categories])
     members = {name: np.isin(every, sorted(ids)) for name, ids in groups.items()}
     empty = sorted(name for name, rows in members.items() if not rows.any())
     if empty:

@@ -47,17 +47,22 @@ def substitution_weights(
 
     Words that are followed by the same words are of the same kind: a noun is replaced by a noun, so
     that the text alone does not give a replacement away. The weight is the cosine of the counts
-    of following tokens to the fourth power; 0 on the diagonal.
+    of following tokens to the fourth power; 0 on the diagonal. Memory is W · V floats.
 
     Args:
         tokens: all captions, int64 (N, L).
         word_ids: the W words that may be replaced.
         vocabulary: V.
     """
-    pairs = tokens[:, :-1].flatten() * vocabulary + tokens[:, 1:].flatten()
-    counts = torch.bincount(pairs, minlength=vocabulary * vocabulary)
-    followers = counts.view(vocabulary, vocabulary)[word_ids].float().sqrt()
-    followers = torch.nn.functional.normalize(followers, dim=1)
+    place = torch.full((vocabulary,), -1, device=tokens.device)
+    place[word_ids] = torch.arange(len(word_ids), device=tokens.device)
+    rows, following = place[tokens[:, :-1].flatten()], tokens[:, 1:].flatten()
+    counted = rows >= 0
+    pairs, counts = (rows[counted] * vocabulary + following[counted]).unique(return_counts=True)
+    followers = torch.zeros(len(word_ids) * vocabulary, device=tokens.device)
+    followers[pairs] = counts.float().sqrt()
+    followers = followers.view(-1, vocabulary)
+    torch.nn.functional.normalize(followers, dim=1, out=followers)
     return (followers @ followers.T).pow(4).fill_diagonal_(0)
 
 

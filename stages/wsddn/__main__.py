@@ -1,8 +1,8 @@
 """Stage `wsddn`: detections of a proposal network that learned from image labels of all classes.
 
-Run: python -m stages.wsddn. A comparator of the claims. Reads the held-out pictures and
-data/wsddn_network; writes data/wsddn/predictions.json in COCO's results format. Its masks are
-filled boxes, for it has no others.
+Run: python -m stages.wsddn. A comparator of the claims. Reads the pictures of evaluation.split and
+data/wsddn_network; writes data/wsddn/predictions.json, in the form of `stages.common.result_files`.
+Its masks are filled boxes, for it has no others.
 """
 
 from pathlib import Path
@@ -13,30 +13,32 @@ from stages.common.boxes import xyxy_to_xywh
 from stages.common.devices import prepare_device
 from stages.common.images import count_pictures, read_pictures
 from stages.common.masks import encode_mask
-from stages.common.params import read_exactness, read_section, read_seed
+from stages.common.params import read_exactness, read_section, read_seed, read_split
 from stages.common.progress import track
+from stages.common.result_files import write_results
 from stages.common.seeding import make_deterministic
 from stages.common.selective_search import SearchSettings, selective_search
-from stages.common.storage import write_json
 from stages.models.wspn_file import load_wspn
 from stages.models.wspn_ranking import RankingSettings
 from stages.wsddn.detect import detect_classes
 from stages.wsddn.params import WsddnParams
 
-PICTURES = Path("data/download/images/test.parquet")
+PICTURES = Path("data/download/images")
 MODEL = Path("data/wsddn_network/model.safetensors")
 OUTPUT = Path("data/wsddn/predictions.json")
 
 
 def main() -> None:
     """Run the stage."""
-    params, seed = read_section("wsddn", WsddnParams), read_seed()
+    params, seed, split = read_section("wsddn", WsddnParams), read_seed(), read_split()
     search = read_section("proposals", SearchSettings)
     views = read_section("ranking", RankingSettings).views
     make_deterministic(seed, "wsddn", threads=1)
     model = load_wspn(MODEL).to(prepare_device(read_exactness()))
-    results = []
-    for picture in track(read_pictures(PICTURES), "wsddn", count_pictures(PICTURES)):
+    pictures = PICTURES / f"{split}.parquet"
+    image_ids, results = [], []
+    for picture in track(read_pictures(pictures), "wsddn", count_pictures(pictures)):
+        image_ids.append(picture.image_id)
         image = picture.decode()
         proposals = selective_search(image, search, seed, picture.image_id)
         if not len(proposals):
@@ -57,7 +59,7 @@ def main() -> None:
                     "segmentation": encode_mask(mask),
                 }
             )
-    write_json(OUTPUT, results, indent=None)
+    write_results(OUTPUT, split, image_ids, results)
 
 
 if __name__ == "__main__":

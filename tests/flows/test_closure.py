@@ -117,6 +117,7 @@ def test_sections_that_code_reads_are_found(tmp_path):
         "shards",
         "more",
     }
+    assert params_of(tmp_path, "split = read_split()") == {"evaluation.split"}
     option = "parser.add_argument('--section', default='b')\nread_section(options.section, B)"
     assert params_of(tmp_path, option) == {"b"}
     assert params_of(tmp_path, "x = other('boxes')") == set()

@@ -14,6 +14,7 @@ from tracked import read_versions
 
 from flows.environment import default_settings
 from flows.predictor import FILES, find, fingerprint, is_complete
+from tests.stages.pictures_folder import phone_jpeg
 from tests.stages.tiny_detector import draw
 from tests.stages.tiny_predictor import PROMPTS, write_predictor
 
@@ -37,8 +38,9 @@ import json, sys
 from pathlib import Path
 import mlflow
 model = mlflow.pyfunc.load_model("models:/ovis-dag-detector@candidate")
-image = Path(sys.argv[1]).read_bytes()
+image, *phone = (Path(path).read_bytes() for path in sys.argv[1:])
 rows = [{"image": image, "names": ["cup", "hot dog"]}, {"image": image, "names": ["hat"]}]
+rows += [{"image": content, "names": ["cup"]} for content in phone]
 found = model.predict(rows, params={"min_score": 0.1})["instances"]
 import stages
 print(json.dumps({"stages": stages.__file__, "found": list(found)}))
@@ -86,9 +88,15 @@ def test_logged_when_changed_and_served_without_the_repository(project, tmp_path
     shutil.rmtree(project / "stages")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    told = json.loads(call(elsewhere, project, "-c", LOAD, str(tmp_path / "picture.png")))
+    images = [tmp_path / name for name in ("picture.png", "phone.jpg", "shown.png")]
+    for path, content in zip(images[1:], phone_jpeg(), strict=True):
+        path.write_bytes(content)
+    told = json.loads(call(elsewhere, project, "-c", LOAD, *map(str, images)))
     assert "artifacts/code/stages" in told["stages"]
-    for instances, names in zip(told["found"], ({"cup", "hot dog"}, {"hat"}), strict=True):
+    *found, phone, shown = told["found"]
+    assert phone == shown != []
+    assert {tuple(instance["segmentation"]["size"]) for instance in phone} == {(64, 40)}
+    for instances, names in zip(found, ({"cup", "hot dog"}, {"hat"}), strict=True):
         assert instances
         assert {instance["name"] for instance in instances} <= names
         for instance in instances:

@@ -93,7 +93,7 @@ def test_real_photographs_from_end_to_end(repository, tmp_path):
     assert report
     assert len(labels["annotations"]) > 20
     assert {"image_id", "category_id", "segmentation"} <= set(labels["annotations"][0])
-    assert isinstance(predictions, list)
+    assert predictions["split"] == "test" and isinstance(predictions["results"], list)
 
 
 def test_own_pictures_without_annotations_from_end_to_end(repository, tmp_path):
@@ -121,7 +121,9 @@ def test_own_pictures_without_annotations_from_end_to_end(repository, tmp_path):
     assert finetuned == detector
     test = {image["id"] for image in read("download/ground_truth/test.json")["images"]}
     for model in ("detector", "finetune"):
-        found = read(f"evaluation/predictions_{model}.json")
+        predictions = read(f"evaluation/predictions_{model}.json")
+        assert set(predictions["image_ids"]) == test
+        found = predictions["results"]
         assert {result["image_id"] for result in found} <= test and len(test) == 6
         metrics = read("evaluation/metrics.json")[model]
         assert metrics == {

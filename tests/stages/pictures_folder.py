@@ -50,3 +50,24 @@ def turned(encoded: bytes, orientation: int = 6) -> bytes:
     tags = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00"
     exif = b"Exif\x00\x00" + tags + bytes([orientation, 0, 0, 0]) + bytes(4)
     return encoded[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + encoded[2:]
+
+
+def phone_jpeg(height: int = 40, width: int = 64, orientation: int = 6) -> tuple[bytes, bytes]:
+    """Return a JPEG that a viewer turns, and a PNG of what the viewer shows.
+
+    Orientations as EXIF counts them: 6 is turned to the right.
+    """
+    encoded = jpeg(height, width)
+    stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    mirrored = stored[:, ::-1]
+    shown = {
+        1: stored,
+        2: mirrored,
+        3: np.rot90(stored, 2),
+        4: np.rot90(mirrored, 2),
+        5: np.rot90(mirrored),
+        6: np.rot90(stored, -1),
+        7: np.rot90(mirrored, -1),
+        8: np.rot90(stored),
+    }[orientation]
+    return turned(encoded, orientation), cv2.imencode(".png", shown)[1].tobytes()

@@ -34,7 +34,6 @@ PARAMS = {
     "union": "sum",
     "reach": 0.0,
     "batch_size": 2,
-    "max_skipped_fraction": 0.5,
 }
 
 
@@ -74,22 +73,31 @@ def test_mentions_behind_the_tokenizers_limit_are_counted_as_cut_off():
     assert cut_off == 6  # both dogs and the hat, in both pictures
 
 
-@pytest.mark.parametrize("padding", [0, 4])
-def test_the_stage_tells_how_many_mentions_were_cut_off(padding, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def run_stage(tmp_path, monkeypatch):
+    """Give a function from the captions of each image to the tensors and facts of the stage."""
     monkeypatch.chdir(tmp_path)
-    settings = {"deterministic": "device", "activation": PARAMS | {"max_skipped_fraction": 0.0}}
-    (tmp_path / "params.yaml").write_text(json.dumps(settings))
-    download = tmp_path / "data/download"
-    write_pictures(download / "images/train/0.parquet", [picture(1), picture(2)])
+
+    def run(captions, **changes):
+        settings = {"deterministic": "device", "activation": PARAMS | changes}
+        (tmp_path / "params.yaml").write_text(json.dumps(settings))
+        download = tmp_path / "data/download"
+        write_pictures(download / "images/train/0.parquet", map(picture, captions))
+        entries = [{"image_id": key, "captions": texts} for key, texts in captions.items()]
+        write_json(download / "captions/train/0.json", entries)
+        write_json(download / "categories.json", [asdict(category) for category in CATEGORIES])
+        if not (tmp_path / "data/vlm").exists():
+            save_albef(tmp_path / "data/vlm/model.safetensors", *small_albef())
+        stage.main("0")
+        return read_tensors(tmp_path / "data/activation/0.safetensors")
+
+    return run
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_the_stage_tells_how_many_mentions_were_cut_off(padding, run_stage, capsys):
     captions = ["a cup " + "and a park " * padding + "and a dog", "a dog"]
-    write_json(
-        download / "captions/train/0.json",
-        [{"image_id": 1, "captions": captions}, {"image_id": 2, "captions": captions[:1]}],
-    )
-    write_json(download / "categories.json", [asdict(category) for category in CATEGORIES])
-    save_albef(tmp_path / "data/vlm/model.safetensors", *small_albef())
-    stage.main("0")
-    tensors, facts = read_tensors(tmp_path / "data/activation/0.safetensors")
+    tensors, facts = run_stage({1: captions, 2: captions[:1]})
     told = "2 mentions of classes do not count, as the model reads no more than the first 16 tokens"
     if padding:
         assert facts["mentions_cut_off"] == 2
@@ -98,6 +106,54 @@ def test_the_stage_tells_how_many_mentions_were_cut_off(padding, tmp_path, monke
     else:
         assert facts == {"pictures": 2, "pictures_without_target": 0}
         assert tensors["category_id"].tolist() == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("captions", [{}, {1: ["a park"], 2: []}])
+def test_a_shard_without_images_or_targets_gives_no_rows_of_the_same_types(captions, run_stage):
+    some, _ = run_stage({1: ["a cup"]})
+    none, facts = run_stage(captions)
+    assert facts == {"pictures": len(captions), "pictures_without_target": len(captions)}
+    assert none.keys() == some.keys()
+    for name, tensor in none.items():
+        assert tensor.dtype == some[name].dtype
+        assert tensor.shape == (0, *some[name].shape[1:])
+
+
+def test_a_model_without_gradient_gives_constant_maps_and_no_target(run_stage, tmp_path):
+    model, tokenizer = small_albef()
+    torch.nn.init.zeros_(model.matching_head.weight)
+    save_albef(tmp_path / "data/vlm/model.safetensors", model, tokenizer)
+    tensors, facts = run_stage({1: ["a cup"], 2: ["a dog and a cup"], 3: ["a park"]})
+    assert len(tensors["maps"]) == len(tensors["image_id"]) == 0
+    assert facts == {
+        "pictures": 3,
+        "pictures_without_target": 3,
+        "constant_maps": [
+            {"image_id": image_id, "category_id": category_id}
+            for image_id, category_id in ((1, 1), (2, 1), (2, 2))
+        ],
+    }
+
+
+@pytest.mark.parametrize("constant", [0, 2])  # the first look, and the union of all rounds
+def test_a_target_is_left_out_if_a_map_of_it_is_constant(constant, run_stage, monkeypatch):
+    captions = {1: ["a cup"], 2: ["a dog and a cup"]}
+    every, _ = run_stage(captions)
+    original = iterate_masking
+
+    def one_is_constant(*arguments):
+        maps, scores = original(*arguments)
+        maps[1, constant] = 0.25
+        maps[2, 1] = 0  # a round that no later stage looks at
+        return maps, scores
+
+    monkeypatch.setattr(stage, "iterate_masking", one_is_constant)
+    kept, facts = run_stage(captions)
+    assert facts["constant_maps"] == [{"image_id": 2, "category_id": 1}]
+    assert facts["pictures_without_target"] == 0
+    assert kept["image_id"].tolist() == [1, 2] and kept["category_id"].tolist() == [1, 2]
+    assert torch.equal(kept["matching_score"], every["matching_score"][[0, 2]])
+    assert torch.equal(kept["maps"][:, [0, -1]], every["maps"][[0, 2]][:, [0, -1]])
 
 
 def test_activation_is_attention_times_positive_gradient():

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import sys
 from contextlib import redirect_stdout
 from io import StringIO
@@ -468,6 +469,28 @@ def test_stage_writes_the_same_bytes_twice(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "detector: novel AP50 100.0 box, 100.0 mask" in out
     assert "Accumulating" not in out and "index created" not in out
+
+
+def test_given_detections_are_scored_on_their_own_images_only(tmp_path, monkeypatch, capsys):
+    write_inputs(tmp_path, monkeypatch)
+    run_stage(monkeypatch, "detector=a")
+    given = "given=data/evaluation/predictions_detector.json"
+    run_stage(monkeypatch, given, "--output", "again")
+    own, again = (
+        read_json(tmp_path / f"{name}/metrics.json") for name in ("data/evaluation", "again")
+    )
+    assert again["given"]["generalized"] == own["detector"]["generalized"]
+    assert (tmp_path / "again/predictions_given.json").read_bytes() == (
+        tmp_path / "data/evaluation/predictions_detector.json"
+    ).read_bytes()
+    # The other split has images of the same ids, as generated scenes have.
+    download = tmp_path / "data/download"
+    for path in ("images/{}.parquet", "ground_truth/{}.json"):
+        shutil.copy(download / path.format("test"), download / path.format("val"))
+    params = tmp_path / "params.yaml"
+    params.write_text(params.read_text().replace("split: test", "split: val"))
+    with pytest.raises(ValueError, match=r"detections on split 'test', but .* is 'val'"):
+        run_stage(monkeypatch, given, "--output", "again")
 
 
 @pytest.mark.parametrize(

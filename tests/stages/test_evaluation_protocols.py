@@ -1,10 +1,15 @@
 """evaluation: numbers against literal computations on pixels, Open Images, no ground truth."""
 
+import math
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.common.categories import Category
 from stages.common.masks import decode_mask, encode_mask, mask_box
+from stages.common.outlines import fill_unoutlined
 from stages.common.storage import read_json, write_json
 from stages.evaluation import open_images
 from stages.evaluation.average_precision import precision_table
@@ -227,6 +232,46 @@ def test_an_object_without_outline_is_neither_missed_nor_found():
     assert judge([group], hits) == ([], 0)
 
 
+def test_by_cocos_rules_a_mask_of_an_object_without_outline_is_ignored_like_its_box():
+    outlined = annotation(1, CUP, (0, 0, 10, 10))
+    boxed = annotation(1, CUP, (20, 20, 36, 36)) | {"segmentation": EMPTY}
+    boxed["bbox"] = [20.1, 20.0, 15.9, 15.8]  # of published boxes, which are no whole pixels
+    group = annotation(1, CUP, (0, 20, 10, 40), crowd=1) | {"segmentation": EMPTY}
+    truth = truth_of([outlined, boxed, group], 1)
+    truth["images"][0]["verified_category_ids"] = [CUP]
+    found = [
+        result(1, CUP, (20, 20, 36, 36), score=0.9),  # the object, all of its box
+        result(1, CUP, (24, 21, 30, 35), score=0.85),  # and a part of it
+        result(1, CUP, (0, 22, 9, 30), score=0.83),  # one of the group
+        result(1, CUP, (0, 0, 10, 10), score=0.8),
+    ]
+    trial = make_trials(truth, CATEGORIES, "coco")[0]
+    assert [a["iscrowd"] for a in trial.annotations] == [0, 1, 1]
+    assert decode_mask(trial.annotations[1]["segmentation"], HW).sum() == 16 * 16
+    for kind in ("bbox", "segm"):
+        assert precision_table(trial, found, kind, 100)[:, :, 0].min() == pytest.approx(1)
+        beside = [result(1, CUP, (14, 0, 20, 20), score=0.95), *found]
+        assert precision_table(trial, beside, kind, 100)[:, :, 0].max() == pytest.approx(0.5)
+    assert truth["annotations"][1]["segmentation"] == EMPTY  # the challenge's rules need it so
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_filled_boxes_are_whole_pixels_in_the_image(data):
+    height, width = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))
+    x = data.draw(st.floats(0, width - 0.02).map(lambda side: round(side, 2)))
+    y = data.draw(st.floats(0, height - 0.02).map(lambda side: round(side, 2)))
+    across = round(data.draw(st.floats(0.01, width - x)), 2)
+    down = round(data.draw(st.floats(0.01, height - y)), 2)
+    boxed = {"iscrowd": 1, "bbox": [x, y, across, down]}
+    empty = encode_mask(np.zeros((height, width), bool))
+    (filled,) = fill_unoutlined([boxed | {"segmentation": empty}])
+    expected = np.zeros((height, width), bool)
+    expected[int(y) : math.ceil(y + down), int(x) : math.ceil(x + across)] = True
+    assert filled["segmentation"] == encode_mask(expected)
+    assert expected.any()
+
+
 def test_unverified_classes_do_not_count_in_a_picture():
     there = annotation(1, CUP, (0, 0, 10, 10))
     wrong = result(1, CUP, (20, 20, 30, 30), score=0.9)
@@ -320,7 +365,8 @@ def test_stage_without_annotations_predicts_and_says_so(tmp_path, monkeypatch, c
     skipped = {"skipped": "no annotations: skipped", "pictures": 3, "detections": 4}
     assert metrics == {"detector": skipped, "finetune": skipped}
     found = read_json(output / "predictions_detector.json")
-    assert [(r["image_id"], r["category_id"]) for r in found] == [
+    assert found["image_ids"] == [1, 2, 3]
+    assert [(r["image_id"], r["category_id"]) for r in found["results"]] == [
         (1, CUP),
         (1, FISH),
         (1, CAR),

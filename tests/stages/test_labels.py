@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 from stages.common.categories import Category
 from stages.common.images import Picture, write_pictures
 from stages.common.masks import encode_mask
-from stages.common.storage import write_json
-from stages.labels.merge import SMALL, UNSURE, check_masks, make_dataset, split_masks
+from stages.common.storage import read_json, write_json, write_tensors
+from stages.labels.merge import CONSTANT, SMALL, UNSURE, check_masks, make_dataset, split_masks
 from stages.labels.params import LabelsParams
-from stages.labels.summary import check_yield, make_metrics, make_report
+from stages.labels.summary import (
+    add_facts,
+    check_targets,
+    check_yield,
+    make_metrics,
+    make_report,
+)
 
 CATEGORIES = [
     Category(1, "cup", "base", ("cup",)),
@@ -24,10 +30,14 @@ CATEGORIES = [
 IMAGES = [{"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 30} for i in (1, 2, 3, 4)]
 
 
+FACTS = {"pictures": 4, "pictures_without_target": 1}
+
+
 def params(min_area=10, keep_fraction=1.0, min_labelled_fraction=0.5):
     return LabelsParams(
         min_area=min_area,
         keep_fraction=keep_fraction,
+        max_untargeted_fraction=0.5,
         min_labelled_fraction=min_labelled_fraction,
     )
 
@@ -46,11 +56,11 @@ def make_mask(image_id, category_id, score=1.0, side=5):
     }
 
 
-def run(masks, settings):
+def run(masks, settings, *facts):
     check_masks(masks, IMAGES, CATEGORIES)
     kept, dropped = split_masks(masks, settings)
     dataset = make_dataset(kept, IMAGES, CATEGORIES)
-    report = make_report(dataset, dropped, CATEGORIES)
+    report = make_report(dataset, dropped, CATEGORIES, add_facts(facts or [FACTS]))
     return dataset, report, make_metrics(dataset, report)
 
 
@@ -75,10 +85,11 @@ def test_yield_and_report_of_a_small_case():
         "images": 4,
         "labelled_images": 2,
         "labelled_fraction": 0.5,
+        "untargeted_images": 1,
         "targets": 3,
         "labels": 2,
         "labels_per_image": 0.5,
-        "dropped": {"too_small": 1, "low_score": 0},
+        "dropped": {"too_small": 1, "low_score": 0, "constant_map": 0},
         "base": {"labels": 2, "categories_without_labels": 0},
         "novel": {"labels": 0, "categories_without_labels": 2},
     }
@@ -128,7 +139,38 @@ def test_too_few_labels_name_the_limit():
         check_yield(nothing, 0.0)
 
 
-def write_inputs(folder, shards):
+def test_constant_maps_are_counted_and_named():
+    one = {"pictures": 1, "pictures_without_target": 1, "mentions_cut_off": 2}
+    two = {"pictures": 3, "pictures_without_target": 0}
+    one["constant_maps"] = [{"image_id": 4, "category_id": 2}]
+    two["constant_maps"] = [{"image_id": k, "category_id": 1} for k in (3, 2)]
+    _, report, metrics = run([make_mask(1, 1), make_mask(1, 2, side=3)], params(), one, two)
+    assert report["activation"] == {
+        "pictures": 4,
+        "pictures_without_target": 1,
+        "mentions_cut_off": 2,
+        "constant_maps": 3,
+    }
+    assert report["dropped"][1:] == [
+        {"image_id": 2, "category": "cup", "reason": CONSTANT},
+        {"image_id": 3, "category": "cup", "reason": CONSTANT},
+        {"image_id": 4, "category": "fish", "reason": CONSTANT},
+    ]
+    assert metrics["dropped"] == {"too_small": 1, "low_score": 0, "constant_map": 3}
+    assert metrics["targets"] == 5
+
+
+def test_images_without_a_target_are_judged_over_all_shards():
+    large = {"pictures": 95, "pictures_without_target": 5}
+    small = {"pictures": 5, "pictures_without_target": 5}  # all of it
+    *_, report, _ = run([], params(), large, small, {"pictures": 0, "pictures_without_target": 0})
+    check_targets(report, 0.1)
+    message = r"10 of 100 training pictures have no target \(10\.0%\).*max_untargeted_fraction = 9"
+    with pytest.raises(ValueError, match=message):
+        check_targets(report, 0.09)
+
+
+def write_inputs(folder, shards, without_target=0):
     write_json(
         folder / "data/download/categories.json",
         [{"id": c.id, "name": c.name, "split": c.split, "forms": [*c.forms]} for c in CATEGORIES],
@@ -137,9 +179,12 @@ def write_inputs(folder, shards):
         pictures = [Picture(i, f"{i}.jpg", 20, 30, b"never decoded") for i in image_ids]
         write_pictures(folder / f"data/download/images/train/{shard}.parquet", pictures)
         write_json(folder / f"data/masks/{shard}.json", [make_mask(i, 1) for i in image_ids])
+        facts = {"pictures": len(image_ids), "pictures_without_target": without_target}
+        write_tensors(folder / f"data/activation/{shard}.safetensors", {}, facts)
     (folder / "params.yaml").write_text(
         f"seed: 0\nshards: {sorted(shards)}\n"
-        "labels: {min_area: 25, keep_fraction: 1.0, min_labelled_fraction: 0.3}\n"
+        "labels: {min_area: 25, keep_fraction: 1.0, max_untargeted_fraction: 0.5,"
+        " min_labelled_fraction: 0.3}\n"
     )
 
 
@@ -163,3 +208,11 @@ def test_stage_says_which_shard_is_missing(tmp_path, monkeypatch):
     (tmp_path / "data/masks/1.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"data/masks/1.json: no such file; `dvc repro`"):
         run_stage(tmp_path, monkeypatch)
+
+
+def test_the_report_is_there_when_too_many_images_have_no_target(tmp_path, monkeypatch):
+    write_inputs(tmp_path, {0: [1, 3], 1: [2, 4]}, without_target=2)
+    with pytest.raises(ValueError, match=r"4 of 4 training pictures have no target \(100\.0%\)"):
+        run_stage(tmp_path, monkeypatch)
+    report = read_json(tmp_path / "data/labels/report.json")
+    assert report["activation"]["pictures_without_target"] == 4

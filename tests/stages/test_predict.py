@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
+from stages.common.images import decode_image, decode_upright
 from stages.common.masks import decode_mask
 from stages.predict.__main__ import main
 from stages.predict.overlay import draw_overlay
 from stages.predict.pictures import list_pictures
+from tests.stages.pictures_folder import phone_jpeg
 from tests.stages.tiny_detector import draw
 from tests.stages.tiny_predictor import write_predictor
 
@@ -114,3 +116,35 @@ def test_overlay_keeps_the_shape_and_paints_the_mask():
 
 def test_pictures_are_listed_by_name(pictures):
     assert list(list_pictures(pictures)) == ["b.jpg", "below/a.PNG", "broken.png"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_a_viewer_shows_and_stored_is_not_turned(orientation):
+    encoded, shown = phone_jpeg(orientation=orientation)
+    assert (decode_upright(encoded, "") == decode_image(shown, "")).all()
+    assert decode_image(encoded, "").shape == (40, 64, 3)
+    with pytest.raises(ValueError, match=r"a\.jpg: cannot be decoded as a picture \(3 bytes\)"):
+        decode_upright(b"not", "a.jpg")
+
+
+def test_a_phones_picture_is_searched_and_drawn_upright(monkeypatch, tmp_path, model):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, content in zip(("phone.jpg", "shown.png"), phone_jpeg(), strict=True):
+        (folder / name).write_bytes(content)
+    options = ["--model", model, "--min-score", "0.1", "--output", tmp_path / "out"]
+    assert call(monkeypatch, folder, *options) == 0
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [(image["height"], image["width"]) for image in content["images"]] == [(64, 40)] * 2
+    phone, shown = (
+        [
+            {key: a[key] for key in ("bbox", "score", "category_id", "segmentation")}
+            for a in content["annotations"]
+            if a["image_id"] == image["id"]
+        ]
+        for image in content["images"]
+    )
+    assert phone == shown != []
+    overlays = [cv2.imread(str(tmp_path / "out/overlays" / f)) for f in ("phone.jpg", "shown.png")]
+    assert [overlay.shape for overlay in overlays] == [(640, 400, 3)] * 2
+    assert np.abs(overlays[0].astype(int) - overlays[1]).mean() < 12  # one of them is a JPEG

@@ -120,6 +120,16 @@ def test_pointing_takes_the_centre_of_the_highest_cell():
     assert found["hit"].tolist() == [[True, False], [False, False]]
 
 
+def test_a_map_that_points_into_the_box_of_an_object_without_outline_hits_it():
+    boxed = annotation(CUP, (10, 10, 20, 20), crowd=1, pixels=np.zeros(HW, bool))
+    inputs = shard_inputs()
+    inputs.truth[1] = [boxed]
+    inputs.maps[0] = 0
+    inputs.maps[0, 0, 3, 3] = inputs.maps[0, 1, 0, 0] = 1  # in the box, and outside
+    tables = measure_shard(inputs, [CUP, FISH, CAR])
+    assert tables.pointing["hit"].tolist() == [[True, False]]
+
+
 def test_first_hits_of_ordered_boxes():
     boxes = np.array([[0, 0, 4, 4], [0, 0, 10, 10], [0, 0, 10, 9], [12, 12, 14, 14]], np.float32)
     objects = np.array([[0, 0, 10, 10], [0, 0, 4, 5], [5, 5, 20, 20]], np.float32)

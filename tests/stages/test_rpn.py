@@ -1,13 +1,21 @@
+import runpy
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from flows.overlay import apply_overlay
+from stages.common.images import write_pictures
 from stages.common.selective_search import SearchSettings
+from stages.common.storage import read_json, write_json
+from stages.models.wspn_file import save_wspn
 from stages.models.wspn_input import ViewSettings
 from stages.models.wspn_ranking import RankingSettings
 from stages.rpn.compare import ordered_boxes, picture_objects, recall_table, region_proposals
 from tests.stages.test_wspn import picture, small_model
-from tests.stages.tiny_detector import tiny_detector
+from tests.stages.tiny_detector import CATEGORIES, NETWORK, TRAINING, annotate, tiny_detector
+from tests.stages.tiny_detector import picture as drawn
 
 SEARCH = SearchSettings(
     mode="fast", longer_side=320, min_side=10.0, max_area_fraction=0.6, max_aspect=5.0
@@ -62,3 +70,42 @@ def test_every_method_gives_boxes_inside_the_picture():
         assert ordered.shape[1] == 4 and ordered.min() >= 0 and ordered.max() <= 64.001
     as_set = [{tuple(box) for box in boxes[k]} for k in ("selective_search", "random_order")]
     assert as_set[0] == as_set[1]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, repository):
+    """Give a project whose held-out splits have other images under the same ids."""
+    shutil.copy(repository / "params.yaml", tmp_path)
+    settings = {"init": "random", "network": NETWORK, "training": TRAINING | {"steps": 1}}
+    changes = {"shards": [0], "rpn": settings, "proposals": {"min_side": 4.0}}
+    apply_overlay(tmp_path / "params.yaml", changes, "test")
+    download = tmp_path / "data/download"
+    write_json(download / "categories.json", CATEGORIES)
+    write_pictures(download / "images/train/0.parquet", map(drawn, (1, 2)))
+    write_json(download / "ground_truth/train.json", annotate([1, 2]))
+    save_wspn(tmp_path / "data/wspn/model.safetensors", small_model())
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("split", "other"), [("test", "val"), ("val", "test")])
+def test_recall_is_of_the_split_that_is_measured(project, split, other):
+    download = project / "data/download"
+    apply_overlay(project / "params.yaml", {"evaluation": {"split": split}}, "test")
+    write_pictures(download / f"images/{split}.parquet", map(drawn, (3, 4)))
+    write_json(download / f"ground_truth/{split}.json", annotate([3, 4]))
+    assert not (download / f"images/{other}.parquet").exists()
+    runpy.run_module("stages.rpn", run_name="__main__", alter_sys=True)
+    recall = read_json(project / "data/rpn/metrics.json")["recall"]
+    assert 0 <= recall["wspn"]["novel"]["recall@100"] <= 1
+
+
+def test_a_split_without_images_is_told(project):
+    apply_overlay(project / "params.yaml", {"evaluation": {"split": "val"}}, "test")
+    write_pictures(project / "data/download/images/val.parquet", [])
+    write_json(project / "data/download/ground_truth/val.json", annotate([]))
+    with pytest.raises(ValueError, match=r"no object of group \['base', 'novel'\]"):
+        runpy.run_module("stages.rpn", run_name="__main__", alter_sys=True)

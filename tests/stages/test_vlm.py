@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.common.curves import Curve
 from stages.common.seeding import torch_generator
@@ -150,6 +152,27 @@ def test_nouns_replace_nouns():
     cup, _, red, hat = range(4)
     assert weights[cup, hat] > weights[cup, red]
     assert weights.diagonal().sum() == 0
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31), st.integers(2, 30))
+def test_pairs_of_visible_words_weigh_what_all_pairs_do(seed, vocabulary):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(vocabulary, (40, 6), generator=generator)
+    ids = torch.randperm(vocabulary, generator=generator)[: 1 + vocabulary // 2]
+    followers = torch.zeros(vocabulary, vocabulary)  # of every word, the plain way
+    for first, second in zip(tokens[:, :-1].flatten(), tokens[:, 1:].flatten(), strict=True):
+        followers[first, second] += 1
+    rows = torch.nn.functional.normalize(followers[ids].sqrt(), dim=1)
+    expected = (rows @ rows.T).pow(4).fill_diagonal_(0)
+    assert torch.equal(substitution_weights(tokens, ids, vocabulary), expected)
+
+
+def test_memory_of_words_does_not_grow_with_the_square_of_the_vocabulary():
+    vocabulary = 1_000_000  # the counts of all pairs would take 8 TB
+    tokens = torch.tensor([[5, 7, 9], [6, 7, 8], [999_999, 3, 2]])
+    weights = substitution_weights(tokens, torch.tensor([5, 6, 999_999]), vocabulary)
+    assert weights.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 
 def test_swap_changes_one_visible_word_to_an_absent_one():

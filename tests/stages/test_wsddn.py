@@ -1,9 +1,19 @@
 """Stage wsddn: class scores of proposals as detections."""
 
+import json
+import runpy
+import shutil
+
+import cv2
 import numpy as np
+import pytest
 import torch
 
+from flows.overlay import apply_overlay
+from stages.common.images import Picture, write_pictures
+from stages.common.result_files import read_results
 from stages.models.wspn import class_scores
+from stages.models.wspn_file import save_wspn
 from stages.models.wspn_input import ViewSettings
 from stages.models.wspn_language import LanguageWspn, LanguageWspnConfig
 from stages.wsddn.detect import detect_classes
@@ -43,3 +53,35 @@ def test_overlapping_boxes_of_a_class_are_suppressed_and_the_best_come_first():
         assert len(own) == 2  # one of the first two, and the third
         assert (own[:, 0] == 36).sum() == 1
     assert len(detect_classes(small_network(), image, boxes, VIEWS, 0.3, 4)[0]) == 4
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, repository):
+    """Give a project whose splits have images of the same ids, one of them plain."""
+    shutil.copy(repository / "params.yaml", tmp_path)
+    for split, seed in (("test", 0), ("val", 1)):
+        pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
+        large = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_NEAREST)
+        images = [
+            Picture(k, f"{k}.png", 64, 64, cv2.imencode(".png", image)[1].tobytes())
+            for k, image in ((1, large), (2, np.full_like(large, 90)))
+        ]
+        write_pictures(tmp_path / f"data/download/images/{split}.parquet", images)
+    save_wspn(tmp_path / "data/wsddn_network/model.safetensors", small_network())
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_split_that_is_measured_is_searched_and_named(project):
+    found = {}
+    for split in ("test", "val"):
+        apply_overlay(project / "params.yaml", {"evaluation": {"split": split}}, "test")
+        runpy.run_module("stages.wsddn", run_name="__main__", alter_sys=True)
+        path = project / "data/wsddn/predictions.json"
+        found[split] = read_results(path, split, [1, 2], [1, 2])  # the plain one was searched too
+        assert found[split]
+        assert json.loads(path.read_text())["split"] == split
+    assert found["test"] != found["val"]

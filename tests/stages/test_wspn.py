@@ -266,6 +266,18 @@ def test_no_label_at_all_is_an_error():
         train_class_part(model, unlabelled, CLASSIFY, 0, Curve(every=1))
 
 
+def test_one_image_with_one_proposal_and_one_word_gives_finite_numbers():
+    model = small_model()
+    model.words = model.words[:1]
+    boxes, labels = {1: random_boxes(1, 1)}, {1: np.array([1, 0], np.float32)}
+    (one,) = make_examples(model, [picture(1)], boxes, labels, 9, 0)
+    assert torch.isfinite(one.evidence).all() and len(one.evidence) == 1
+    train_class_part(model, [one], CLASSIFY, 0, Curve(every=1))
+    lessons = make_lessons([one], [np.array([0])], LOCALISE)
+    train_object_part(model, lessons, LOCALISE, 0, Curve(every=1), 0)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
 def test_the_same_seed_gives_the_same_weights_and_the_trunk_stays():
     trained = []
     for _ in range(2):
