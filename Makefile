@@ -15,10 +15,10 @@ export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help repro plan predict profile fetch test test-agents agents-demo lint deps readme sweep
-.PHONY: claims pools agent bench bench-flow bench-memory cost lock ui prefect clean
+.PHONY: claims pools agent bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 repro: $(STAMP) ## run the experiment, as far as it is not done; POOL=1: on agents
 	@$(BIN)/python -m flows run $(if $(POOL),--pools)
@@ -71,6 +71,9 @@ bench-flow: $(STAMP) ## measure what the flow costs over plain `dvc repro`
 
 bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 pictures (hours)
 	@$(BIN)/python -m benchmarks.memory
+
+bench-photographs: $(STAMP) ## measure what photographs of 24 megapixels cost
+	@$(BIN)/python -m benchmarks.photographs
 
 cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPU agents
 	@$(BIN)/python -m benchmarks.cost

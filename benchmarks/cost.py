@@ -197,9 +197,12 @@ class Profile:
         return Cost("activation", self.dataset.train, 0.0, operations, self.sizes.cell * cells)
 
     def _boxes(self) -> Cost:
-        maps, candidates = inputs.maps(2), inputs.boxes(self.params["boxes"]["top_k"])
+        side = self.params["activation"]["image_size"] // 16
+        maps, image_hw = inputs.maps(2, (side, side)), (inputs.HEIGHT, inputs.WIDTH)
+        candidates = inputs.boxes(self.params["boxes"]["top_k"])
         power = self.params["boxes"]["area_power"]
-        seconds = seconds_of(lambda: choose_boxes(maps, candidates, power)) / len(maps)
+        seconds = seconds_of(lambda: choose_boxes(maps, candidates, image_hw, power))
+        seconds /= len(maps)
         return Cost("boxes", self.objects, seconds, written=self.sizes.chosen_box)
 
     def _masks(self) -> Iterator[Cost]:
@@ -208,7 +211,7 @@ class Profile:
         image, objects = inputs.pictures(1)[0].decode(), 4
         boxes = np.tile(np.array([[200, 120, 400, 360]], np.float32), (objects, 1))
         crops = join_crops(
-            [make_crops(image, np.tile(inputs.maps(1), (objects, 1, 1)), boxes, few)]
+            [make_crops(image, np.tile(inputs.maps(1, (16, 16)), (objects, 1, 1)), boxes, few)]
         )
         counted = operations_of(lambda: segment_crops(crops, few, torch_generator(0, "masks")))
         large = inputs.maps(16) > 0.3

@@ -46,9 +46,11 @@ def boxes(count: int, seed: int = 0) -> np.ndarray:
     return np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
 
 
-def maps(count: int) -> np.ndarray:
-    """Return smooth activation maps float32 (count, 480, 640) in [0, 1]."""
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
+def maps(count: int, cells_hw: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
+    """Return smooth activation maps float32 (count, *cells_hw) in [0, 1] of a picture."""
+    rows, columns = np.mgrid[: cells_hw[0], : cells_hw[1]].astype(np.float32)
+    rows = (rows + 0.5) * (HEIGHT / cells_hw[0])
+    columns = (columns + 0.5) * (WIDTH / cells_hw[1])
     middles = boxes(count, seed=1).reshape(-1, 2, 2).mean(1)
     return np.stack([np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 9000) for x, y in middles])
 

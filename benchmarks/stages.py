@@ -40,6 +40,7 @@ from tests.reference import boxes as plain_boxes
 from tests.reference import masks as plain_masks
 
 OFFICIAL_STEPS = 400
+CELLS = (16, 16)  # of ALBEF's activation maps
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,12 @@ def activation(options: argparse.Namespace) -> Iterator[Case]:
 
 def boxes(options: argparse.Namespace) -> Iterator[Case]:
     """The best of 2,000 proposals for each of three objects of a picture."""
-    maps, candidates = inputs.maps(3), inputs.boxes(2000)
+    maps, cells, candidates = inputs.maps(3), inputs.maps(3, CELLS), inputs.boxes(2000)
     yield Case(
         "boxes",
         "objects, 2,000 proposals",
         len(maps),
-        lambda: choose_boxes(maps, candidates, 0.5),
+        lambda: choose_boxes(cells, candidates, maps.shape[1:], 0.5),
         lambda: [plain_boxes.choose_box(one, candidates) for one in maps],
         len(maps),
         aim=3,
@@ -142,7 +143,7 @@ def masks(options: argparse.Namespace) -> Iterator[Case]:
     params = MasksParams.model_validate(inputs.section("masks"))
     image, count = inputs.pictures(1)[0].decode(), max(params.batch_size, options.items)
     objects = np.tile(np.array([[200, 120, 400, 360]], np.float32), (count, 1))
-    activation = np.tile(inputs.maps(1), (count, 1, 1))
+    activation = np.tile(inputs.maps(1, CELLS), (count, 1, 1))
     crops = join_crops([make_crops(image, activation, objects, params)])
 
     def ours() -> None:
