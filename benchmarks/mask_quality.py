@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.measure import table
 from stages.boxes.select import binarise_otsu
-from stages.common.activation_maps import pixel_maps
+from stages.common.activation_maps import enlarge_maps, smooth_maps
 from stages.common.coco import group_by_image
 from stages.common.images import normalise_pixels, read_pictures
 from stages.common.masks import decode_mask, mask_iou
@@ -89,8 +89,9 @@ def official_mask(
     window = np.s_[top:bottom, left:right]
     if min(image[window].shape[:2]) < 3:
         return mask
-    level = cv2.GaussianBlur(pixel_maps(cells[None], image.shape[:2], 0.0)[0], (5, 5), 0)
-    active = binarise_otsu(level[None])[0][window] > 0
+    maps = enlarge_maps(smooth_maps(cells[None], image.shape[:2], 0.0), image.shape[:2])
+    level = cv2.GaussianBlur(maps[0], (5, 5), 0)
+    active = binarise_otsu(level[None], image.shape[:2])[0][window] > 0
     generator = numpy_generator(0, "official mask", item)
     labels = seed_labels(active, max(1, round(SEEDS_SHARE * active.size)), generator)
     torch.manual_seed(derive_seed(0, "official mask", item))

@@ -7,7 +7,7 @@ import numpy as np
 
 from stages.boxes.params import BoxesParams
 from stages.boxes.select import binarise_otsu, choose_boxes
-from stages.common.activation_maps import pixel_maps
+from stages.common.activation_maps import smooth_maps
 from stages.common.boxes import clip_boxes
 from stages.common.coco import read_image_list
 from stages.common.params import read_section
@@ -40,10 +40,10 @@ def main(shard: str) -> None:
             )
         rows = np.flatnonzero(image_ids == image_id)
         candidates = clip_boxes(proposals[image_id][: params.top_k], sizes[image_id])
-        maps = pixel_maps(cells[rows], sizes[image_id], params.smoothing)
+        maps = smooth_maps(cells[rows], sizes[image_id], params.smoothing)
         if params.binarise == "otsu":
-            maps = binarise_otsu(maps)
-        best, scores[rows] = choose_boxes(maps, candidates, params.area_power)
+            maps = binarise_otsu(maps, sizes[image_id])
+        best, scores[rows] = choose_boxes(maps, candidates, sizes[image_id], params.area_power)
         boxes[rows] = candidates[best]
     write_table(
         OUTPUT / f"{shard}.parquet",

@@ -1,57 +1,88 @@
-"""Activation maps at the picture's resolution.
+"""Activation maps on their own grid, whose cells cover the image.
 
-Shape legend: T targets of one picture, h w map cells, H W pixels.
+A map is bilinear between the centres of its cells and level from the outermost centres to the
+border. Nothing here is done at the image's resolution, so that no cost grows with it.
+
+Shape legend: T maps of one image, h w cells, H W pixels, R boxes.
+Frame: cell (k, l) covers rows k·H/h … (k + 1)·H/h and columns l·W/w … (l + 1)·W/w of the image.
 """
 
 import cv2
 import numpy as np
 
 
-def pixel_maps(cells: np.ndarray, image_hw: tuple[int, int], smoothing: float) -> np.ndarray:
-    """Return maps (T, h, w) stretched over the picture, float32 (T, H, W) in [0, 1].
-
-    Args:
-        cells: the maps of one picture.
-        image_hw: its height and width.
-        smoothing: standard deviation of a Gaussian blur as a fraction of the picture's longer
-            side; 0 leaves the maps as they are. The blur is ours: a patch grid names the object's
-            most telling cells, and the blur lets them speak for their surroundings.
-    """
-    height, width = image_hw
-    maps = np.stack(
-        [cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in cells]
-    ).astype(np.float32)
-    if smoothing > 0:
-        sigma = smoothing * max(image_hw)
-        maps = np.stack([cv2.GaussianBlur(m, (0, 0), sigma) for m in maps])
-    low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
-    return np.where(high > low, (maps - low) / np.maximum(high - low, 1e-12), 0).astype(np.float32)
-
-
 def smooth_maps(cells: np.ndarray, image_hw: tuple[int, int], smoothing: float) -> np.ndarray:
-    """Return maps (T, h, w) blurred on their own grid, float32 (T, h, w) in [0, 1].
+    """Return maps (T, h, w) blurred and stretched to [0, 1], float32; a constant map becomes 0.
 
     Args:
-        cells: the maps of one picture.
+        cells: the maps of one image.
         image_hw: its height and width.
-        smoothing: standard deviation of a Gaussian blur as a fraction of the picture's longer
-            side; 0 does not blur.
+        smoothing: standard deviation of a Gaussian blur as a fraction of the image's longer side;
+            0 leaves the maps as they are. The blur is ours: a patch grid names the object's most
+            telling cells, and the blur lets them speak for their surroundings.
     """
-    maps = np.asarray(cells, np.float32)
-    if smoothing > 0:
-        sigma = smoothing * max(image_hw)
-        per_row, per_column = (
-            sigma * side / pixels for side, pixels in zip(maps.shape[1:], image_hw, strict=True)
+    maps = np.ascontiguousarray(cells, np.float32)
+    if smoothing > 0 and len(maps):
+        down, across = (
+            smoothing * max(image_hw) / side * count
+            for side, count in zip(image_hw, maps.shape[1:], strict=True)
         )
-        blurred = [cv2.GaussianBlur(m, (0, 0), sigmaX=per_column, sigmaY=per_row) for m in maps]
-        maps = np.stack(blurred) if len(maps) else maps
+        maps = np.stack(
+            [
+                cv2.GaussianBlur(m, (0, 0), across, sigmaY=down, borderType=cv2.BORDER_REFLECT)
+                for m in maps
+            ]
+        )
     low, high = maps.min((1, 2), keepdims=True), maps.max((1, 2), keepdims=True)
     return np.where(high > low, (maps - low) / np.maximum(high - low, 1e-12), 0).astype(np.float32)
 
 
 def enlarge_maps(maps: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Return maps (T, h, w) as (T, H, W), bilinear between the centres of their cells."""
+    """Return maps (T, h, w) sampled at the pixel centres of another grid, (T, *size_hw)."""
     height, width = size_hw
-    return np.stack(
-        [cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps]
-    ).astype(np.float32)
+    return np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps])
+
+
+def bounded_hw(image_hw: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Return the size of an image shrunk until no side is longer than `longest` pixels."""
+    scale = min(1.0, longest / max(image_hw))
+    return tuple(max(1, round(side * scale)) for side in image_hw)
+
+
+def integrate_boxes(
+    maps: np.ndarray, boxes_xyxy: np.ndarray, image_hw: tuple[int, int]
+) -> np.ndarray:
+    """Return the integral of every map over every box, float64 (T, R), in pixels.
+
+    A bilinear map is separable, so the integral is exact, by one weight per cell and axis.
+
+    Args:
+        maps: (T, h, w).
+        boxes_xyxy: (R, 4) in pixels; what lies outside the image adds nothing.
+        image_hw: the image's size.
+    """
+    count_down, count_across = maps.shape[1:]
+    height, width = image_hw
+    x0, y0, x1, y1 = boxes_xyxy.astype(np.float64).T
+    across = _cell_weights(x0 / width, x1 / width, count_across) * width
+    down = _cell_weights(y0 / height, y1 / height, count_down) * height
+    strips = maps.astype(np.float64) @ across.T  # (T, h, R)
+    return (strips * down.T).sum(1)
+
+
+def _cell_weights(low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
+    """Return what each of `count` cells weighs between low and high, fractions of an axis, (R, n).
+
+    Cell k is a hat of width 2 around its centre k + 1/2. One more cell at either end, with the
+    value of its neighbour, makes the map level there.
+    """
+    centres = np.arange(-1, count + 1) + 0.5
+
+    def integral_up_to(place: np.ndarray) -> np.ndarray:
+        within = np.clip(place.clip(0, 1)[:, None] * count - centres + 1, 0, 2)
+        return np.where(within < 1, within**2 / 2, 1 - (2 - within) ** 2 / 2)
+
+    weights = (integral_up_to(high) - integral_up_to(low)) / count
+    weights[:, 1] += weights[:, 0]
+    weights[:, -2] += weights[:, -1]
+    return weights[:, 1:-1]

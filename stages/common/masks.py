@@ -10,6 +10,37 @@ def encode_mask(mask: np.ndarray) -> dict:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
+def encode_window(
+    window: np.ndarray, corner_xy: tuple[int, int], image_hw: tuple[int, int]
+) -> dict:
+    """Return COCO RLE, JSON-ready, of a mask that is false outside a window of the image.
+
+    Its cost is that of the window, however large the image.
+
+    Args:
+        window: bool (h, w), inside the image.
+        corner_xy: column and row of the window's first pixel.
+        image_hw: the image's size.
+    """
+    height, width = image_hw
+    left, top = corner_xy
+    # Runs go down the columns; with a false row above and below, none leaves its column.
+    steps = np.diff(np.pad(window, ((1, 1), (0, 0))).astype(np.int8), axis=0).T
+    begin, end = (
+        (left + columns) * height + top + rows
+        for columns, rows in (np.nonzero(steps == 1), np.nonzero(steps == -1))
+    )
+    apart = begin[1:] != end[:-1]  # from the foot of a column to the head of the next is one run
+    bounds = np.stack(
+        [begin[np.r_[True, apart][: len(begin)]], end[np.r_[apart, True][: len(end)]]]
+    )
+    counts = np.diff(bounds.T.ravel(), prepend=0, append=height * width).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, *image_hw)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
 def to_rle(segmentation: dict | list, image_hw: tuple[int, int]) -> dict:
     """Return COCO RLE, JSON-ready, of any COCO segmentation: RLE, uncompressed RLE or polygons.
 

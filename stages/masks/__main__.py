@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.activation_maps import pixel_maps
+from stages.common.activation_maps import smooth_maps
 from stages.common.boxes import xyxy_to_xywh
 from stages.common.devices import prepare_device
 from stages.common.images import read_pictures
-from stages.common.masks import encode_mask
+from stages.common.masks import encode_window
 from stages.common.params import read_exactness, read_section, read_seed
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic, torch_generator
@@ -46,7 +46,9 @@ def main(shard: str) -> None:
         rows = np.concatenate([rows for rows, _, _ in waiting])
         sizes = [image_hw for rows, image_hw, _ in waiting for _ in rows]
         for row, image_hw, logit in zip(rows, sizes, logits, strict=True):
-            mask = paste_mask(logit, boxes[row], image_hw, params.context, params.largest_component)
+            mask, corner_xy = paste_mask(
+                logit, boxes[row], image_hw, params.context, params.largest_component
+            )
             results.append(
                 {
                     "image_id": int(image_ids[row]),
@@ -54,7 +56,7 @@ def main(shard: str) -> None:
                     "bbox": xyxy_to_xywh(boxes[row : row + 1])[0].tolist(),
                     "score": round(scores[row], 6),
                     "area": int(mask.sum()),
-                    "segmentation": encode_mask(mask),
+                    "segmentation": encode_window(mask, corner_xy, image_hw),
                     "iscrowd": 0,
                 }
             )
@@ -69,7 +71,7 @@ def main(shard: str) -> None:
     for picture in track(pictures, "masks", len(wanted)):
         rows = np.flatnonzero(image_ids == picture.image_id)
         image = picture.decode()
-        maps = pixel_maps(cells[rows], image.shape[:2], params.smoothing)
+        maps = smooth_maps(cells[rows], image.shape[:2], params.smoothing)
         waiting.append((rows, image.shape[:2], make_crops(image, maps, boxes[rows], params)))
         if sum(len(rows) for rows, _, _ in waiting) >= params.batch_size:
             finish()

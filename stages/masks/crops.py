@@ -1,13 +1,18 @@
 """Crops around the pseudo-boxes, and the pixels of them that are labelled before training.
 
 Frame: a crop is the pseudo-box widened by `context` on every side, resampled to a square.
-Shape legend: K objects, S pixels a side of the crop, H W pixels of the picture.
+Shape legend: K objects, S pixels a side of the crop, H W pixels of the image, h w cells of a map.
 """
 
+import cv2
+import numpy as np
 import torch
 from torchvision.ops import roi_align
 
+from stages.common.images import normalise_pixels
 from stages.masks.params import MasksParams, SeedParams
+
+LARGEST_WINDOW = 4  # sides of a crop; two samples a pixel and axis miss little of so large a window
 
 
 def widen_boxes(boxes_xyxy: torch.Tensor, context: float) -> torch.Tensor:
@@ -18,10 +23,40 @@ def widen_boxes(boxes_xyxy: torch.Tensor, context: float) -> torch.Tensor:
     )
 
 
-def cut_crops(image: torch.Tensor, widened_xyxy: torch.Tensor, size: int) -> torch.Tensor:
-    """Return crops (K, C, S, S) of one picture (C, H, W); outside the picture is 0."""
-    rows = torch.cat([torch.zeros(len(widened_xyxy), 1), widened_xyxy], dim=1)
-    return roi_align(image[None], rows, size, sampling_ratio=2, aligned=True)
+def cut_pixels(image: np.ndarray, widened_xyxy: torch.Tensor, size: int) -> torch.Tensor:
+    """Return normalised crops float32 (K, 3, S, S) of one image uint8 (H, W, 3), 0 outside it.
+
+    Of the image only a window around each crop is looked at; one of more than `LARGEST_WINDOW`
+    crops' sides is shrunk to that first, by means over its pixels.
+    """
+    crops = [_cut_window(image, box, size) for box in widened_xyxy]
+    return torch.cat(crops) if crops else torch.zeros(0, 3, size, size)
+
+
+def _cut_window(image: np.ndarray, box_xyxy: torch.Tensor, size: int) -> torch.Tensor:
+    limits = torch.tensor(image.shape[1::-1])
+    corner = (box_xyxy[:2].floor() - 1).clamp(min=0)  # a neighbour more on each side to interpolate
+    end = torch.minimum(box_xyxy[2:].ceil() + 1, limits)
+    (left, top), (right, bottom) = corner.int().tolist(), end.int().tolist()
+    window, most = image[top:bottom, left:right], LARGEST_WINDOW * size
+    scale = torch.ones(2)
+    if max(window.shape[:2]) > most:
+        shrunk = [min(side, most) for side in window.shape[1::-1]]
+        scale = torch.tensor(shrunk) / torch.tensor(window.shape[1::-1])
+        window = cv2.resize(window, shrunk, interpolation=cv2.INTER_AREA)
+    box = (box_xyxy.view(2, 2) - corner) * scale
+    pixels = normalise_pixels(window[None])
+    return roi_align(pixels, [box.view(1, 4)], size, sampling_ratio=2, aligned=True)
+
+
+def cut_maps(
+    maps: torch.Tensor, widened_xyxy: torch.Tensor, image_hw: tuple[int, int], size: int
+) -> torch.Tensor:
+    """Return the activation (K, S, S) in the crops, each of its own map (K, h, w) of the image."""
+    cells_per_pixel = torch.tensor(maps.shape[1:]) / torch.tensor(image_hw)
+    boxes = widened_xyxy * cells_per_pixel.flip(0).repeat(2)
+    rows = torch.cat([torch.arange(len(boxes))[:, None].to(boxes), boxes], dim=1)
+    return roi_align(maps[:, None], rows, size, sampling_ratio=2, aligned=True)[:, 0]
 
 
 def inside_box(size: int, context: float, device: torch.device | None = None) -> torch.Tensor:

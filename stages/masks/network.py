@@ -51,16 +51,17 @@ def seed_loss(
 ) -> torch.Tensor:
     """Return the loss (K,) of each object: two cross-entropies over the labelled pixels.
 
-    Background pixels in the box and around it weigh the same in sum. With `self_training` the
+    Object and background weigh the same. Where there is background in the box and around it, each
+    is half of the background's; with `context: 0` nothing is around it. With `self_training` the
     other pixels in the box are drawn to their own prediction, as in the official code.
 
     Source: Mask-free OVIS §3.3, L_wss; means instead of sums, so that seed counts do not matter.
     """
     object_loss = _mean(functional.softplus(-logits), foreground)
     rest = functional.softplus(logits)
-    own_side = _mean(rest, background & inside)
-    around = _mean(rest, background & ~inside)
-    loss = object_loss + (own_side + around) / 2
+    parts = [background & inside, background & ~inside]
+    there = sum(part.any(2).any(1).float() for part in parts)
+    loss = object_loss + sum(_mean(rest, part) for part in parts) / there.clamp(min=1)
     if self_training > 0:
         unlabelled = inside & ~foreground & ~background
         loss = loss + self_training * _mean(functional.softplus(-logits.abs()), unlabelled)

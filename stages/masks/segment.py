@@ -1,7 +1,7 @@
 """From pseudo-boxes to pseudo-masks.
 
-Frame: boxes in pixels of the picture; masks bool (H, W).
-Shape legend: K objects, S pixels a side of a crop, H W pixels.
+Frame: boxes in pixels of the image; a mask is bool in the window of its box.
+Shape legend: K objects, S pixels a side of a crop, H W pixels, h w cells of a map.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,21 @@ import cv2
 import numpy as np
 import torch
 
-from stages.common.images import normalise_pixels
-from stages.masks.crops import cut_crops, inside_box, label_pixels, network_input, widen_boxes
+from stages.masks.crops import (
+    cut_maps,
+    cut_pixels,
+    inside_box,
+    label_pixels,
+    network_input,
+    widen_boxes,
+)
 from stages.masks.network import train_networks
 from stages.masks.params import MasksParams
 
 
 @dataclass(frozen=True)
 class Crops:
-    """Objects ready for segmentation; K of one picture, or of many after `join_crops`."""
+    """Objects ready for segmentation; K of one image, or of many after `join_crops`."""
 
     pixels: torch.Tensor  # (K, 3, S, S)
     activation: torch.Tensor  # (K, S, S)
@@ -30,29 +36,26 @@ class Crops:
 
 
 def make_crops(
-    image: np.ndarray, activation: np.ndarray, boxes_xyxy: np.ndarray, params: MasksParams
+    image: np.ndarray, maps: np.ndarray, boxes_xyxy: np.ndarray, params: MasksParams
 ) -> Crops:
-    """Return the crops of one picture's objects.
+    """Return the crops of one image's objects.
 
     Args:
         image: uint8 (H, W, 3).
-        activation: Φ per object at pixel resolution, float32 (K, H, W).
+        maps: Φ per object, float32 (K, h, w), of cells that cover the image.
         boxes_xyxy: float32 (K, 4).
         params: section masks.
     """
     widened = widen_boxes(torch.from_numpy(boxes_xyxy), params.context)
-    pixels = cut_crops(normalise_pixels(image[None])[0], widened, params.crop_size)
-    maps = torch.cat(
-        [
-            cut_crops(torch.from_numpy(m)[None], box[None], params.crop_size)[:, 0]
-            for m, box in zip(activation, widened, strict=True)
-        ]
+    return Crops(
+        cut_pixels(image, widened, params.crop_size),
+        cut_maps(torch.from_numpy(maps), widened, image.shape[:2], params.crop_size),
+        boxes_xyxy,
     )
-    return Crops(pixels, maps, boxes_xyxy)
 
 
 def join_crops(parts: list[Crops]) -> Crops:
-    """Return the objects of several pictures as one batch."""
+    """Return the objects of several images as one batch."""
     return Crops(
         torch.cat([part.pixels for part in parts]),
         torch.cat([part.activation for part in parts]),
@@ -92,31 +95,35 @@ def paste_mask(
     image_hw: tuple[int, int],
     context: float,
     largest_component: bool,
-) -> np.ndarray:
-    """Return the mask bool (H, W) of one object: its logits resampled, cut at 0 and to the box."""
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return one object's mask in the window of its box, and the window's first column and row.
+
+    The logits are resampled and cut at 0; the window is the box rounded to pixels and cut to the
+    image, bool (h, w).
+    """
     height, width = image_hw
+    left, top, right, bottom = np.rint(box_xyxy).astype(int).clip(0, [width, height] * 2).tolist()
+    if right <= left or bottom <= top:
+        return np.zeros((0, 0), bool), (left, top)
     size = logits.shape[0]
     x0, y0, x1, y1 = widen_boxes(torch.from_numpy(box_xyxy)[None], context)[0].tolist()
     scale_x, scale_y = size / (x1 - x0), size / (y1 - y0)
-    # Pixel centres: crop coordinate u of picture coordinate x is (x + 0.5 - x0) * scale - 0.5.
+    # Pixel centres: column x of the window is (left + x + 0.5 - x0) * scale - 0.5 of the crop.
     to_crop = np.array(
         [
-            [scale_x, 0, (0.5 - x0) * scale_x - 0.5],
-            [0, scale_y, (0.5 - y0) * scale_y - 0.5],
+            [scale_x, 0, (left + 0.5 - x0) * scale_x - 0.5],
+            [0, scale_y, (top + 0.5 - y0) * scale_y - 0.5],
         ]
     )
-    full = cv2.warpAffine(
+    resampled = cv2.warpAffine(
         logits,
         to_crop,
-        (width, height),
+        (right - left, bottom - top),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    left, top, right, bottom = np.rint(box_xyxy).astype(int)
-    mask = np.zeros(image_hw, bool)
-    window = np.s_[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    mask[window] = full[window] > 0
-    return keep_largest(mask) if largest_component else mask
+    mask = resampled > 0
+    return (keep_largest(mask) if largest_component else mask), (left, top)
 
 
 def keep_largest(mask: np.ndarray) -> np.ndarray:

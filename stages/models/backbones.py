@@ -8,7 +8,6 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
-from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from stages.models.detector_settings import (
@@ -18,7 +17,7 @@ from stages.models.detector_settings import (
     TrunkParams,
 )
 from stages.models.imagenet import IMAGENET_MEAN, IMAGENET_STD, freeze_stages, resnet50_trunk
-from stages.models.pyramid import TrunkPyramid
+from stages.models.pyramid import AlignedPyramid, TrunkPyramid
 
 STAGE_CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
 REGION_STAGE_CHANNELS = STAGE_CHANNELS["layer4"]
@@ -28,18 +27,21 @@ class Resnet50Fpn(nn.Module):
     """ResNet-50 and a feature pyramid of strides 4 to 64.
 
     The coarsest level is a subsampled copy of the one before, for proposals only.
-    Source: Feature Pyramid Networks, section 4; torchvision's parts.
+    Source: Feature Pyramid Networks, section 4; torchvision's parts, aligned.
     """
 
-    strides = (4, 8, 16, 32)
+    strides, central = (4, 8, 16, 32), False
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(self, params: Resnet50FpnParams) -> None:
         super().__init__()
         self.trunk = resnet50_trunk()
         freeze_stages(self.trunk, params.frozen_stages)
-        self.pyramid = FeaturePyramidNetwork(
-            list(STAGE_CHANNELS.values()), params.pyramid_width, LastLevelMaxPool()
+        self.pyramid = AlignedPyramid(
+            list(STAGE_CHANNELS.values()),
+            params.pyramid_width,
+            LastLevelMaxPool(),
+            central=self.central,
         )
         self.out_channels = params.pyramid_width
 
@@ -56,7 +58,7 @@ class Resnet50Fpn(nn.Module):
 class Resnet50C4(nn.Module):
     """ResNet-50 without its last stage: one level of stride 16, and nothing on top."""
 
-    strides = (16,)
+    strides, central = (16,), False
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
     out_channels = STAGE_CHANNELS["layer3"]
 

@@ -37,7 +37,7 @@ from stages.models.region_heads import (
     StageRegionHeads,
     Targets,
 )
-from stages.models.region_pooling import PyramidPooling
+from stages.models.region_pooling import PyramidPooling, first_centre
 from stages.models.text_classifier import TextClassifier
 
 DEFAULT_ENGINE = "torchvision"  # of weights whose header names none
@@ -71,7 +71,7 @@ class MaskRcnn(nn.Module):
             list(self.backbone.pixel_std),
             size_divisible=self.backbone.strides[-1],
         )
-        self.proposals = _proposal_network(params, self.backbone.out_channels)
+        self.proposals = _proposal_network(params, self.backbone)
         self.regions = _region_heads(params, embeddings, self.backbone, region_stage)
 
         for part in (self.proposals, self.regions):
@@ -179,16 +179,21 @@ class MaskRcnn(nn.Module):
         ]
 
 
-def _proposal_network(params: NetworkParams, width: int) -> ProposalNetwork:
+def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNetwork:
     proposals = params.proposals
     per_level = [(side,) for side in proposals.anchor_sides]
     if params.backbone.kind == "resnet50_c4":
         per_level = [tuple(proposals.anchor_sides)]
     ratios = (tuple(proposals.aspect_ratios),) * len(per_level)
     anchors = AnchorGenerator(tuple(per_level), ratios)
+    # torchvision's first anchors have their centres at 0.
+    anchors.cell_anchors = [
+        anchor + first_centre(backbone.strides[0] << level, backbone.central)
+        for level, anchor in enumerate(anchors.cell_anchors)
+    ]
     return ProposalNetwork(
         anchors,
-        ProposalHead(width, anchors.num_anchors_per_location()[0]),
+        ProposalHead(backbone.out_channels, anchors.num_anchors_per_location()[0]),
         proposals.positive_iou,
         proposals.negative_iou,
         proposals.anchors_per_image,
@@ -208,11 +213,12 @@ def _region_heads(
     """Build the heads of a pyramid or, with a stage that is left to the regions, those of C4."""
     head, mask, inference = params.box_head, params.mask_head, params.inference
     strides, width = backbone.strides, backbone.out_channels
-    pool: nn.Module = PyramidPooling(strides, head.pooled_side, head.canonical_side)
+    grids = strides, backbone.central
+    pool: nn.Module = PyramidPooling(*grids, head.pooled_side, head.canonical_side)
     if region_stage is None:
         heads, mask_pool = (
             RegionHeads,
-            PyramidPooling(strides, mask.pooled_side, head.canonical_side),
+            PyramidPooling(*grids, mask.pooled_side, head.canonical_side),
         )
         described, box_head = head.hidden, TwoMLPHead(width * head.pooled_side**2, head.hidden)
     else:

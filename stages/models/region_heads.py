@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
 from stages.common.devices import own_kernels
 from stages.models.text_classifier import TextClassifier, classification_loss
@@ -121,10 +121,8 @@ class RegionHeads(RoIHeads):
             logits = self.mask_head(maps[positive])
         else:
             logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
-        one_class = [torch.zeros_like(target["labels"]) for target in targets]
         masks = [target["masks"] for target in targets]
-        with own_kernels():  # RoIAlign of the target masks, which have no gradient
-            mask_loss = maskrcnn_loss(logits.float(), inside, masks, one_class, objects)
+        mask_loss = mask_head_loss(logits[:, 0].float(), inside, masks, objects)
         return {
             "classification": classification_loss(
                 classifier(regions, vocabulary), all_labels, background_weight
@@ -176,6 +174,41 @@ class RegionHeads(RoIHeads):
         kept = batched_nms(boxes, scores, position, self.nms_thresh)[: self.detections_per_img]
         labels = vocabulary.to(boxes.device)[position[kept]]
         return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
+
+
+def mask_head_loss(
+    logits: torch.Tensor,
+    boxes_xyxy: list[torch.Tensor],
+    masks: list[torch.Tensor],
+    objects: list[torch.Tensor],
+) -> torch.Tensor:
+    """Return the mean cross-entropy of mask logits (R, M, M) in the frame of the boxes; 0 of none.
+
+    A cell's target is the share of it that the object covers, by RoIAlign as the features have it:
+    without its half-pixel alignment, as in torchvision's loss, targets lie half a pixel off.
+
+    Args:
+        logits: of the regions of all images.
+        boxes_xyxy: those regions, (R_n, 4) per image.
+        masks: uint8 (m, H, W) per image.
+        objects: which of its masks each region is to show, int64 (R_n,) per image.
+    """
+    side = logits.shape[-1]
+    with own_kernels():  # no gradient goes through it
+        goals = torch.cat(
+            [
+                roi_align(
+                    own[:, None].to(boxes),
+                    torch.cat([index[:, None].to(boxes), boxes], dim=1),
+                    side,
+                    aligned=True,
+                )[:, 0]
+                for own, boxes, index in zip(masks, boxes_xyxy, objects, strict=True)
+            ]
+        )
+    if not len(goals):
+        return logits.sum() * 0
+    return functional.binary_cross_entropy_with_logits(logits, goals)
 
 
 class StagePooling(nn.Module):

@@ -22,13 +22,29 @@ LARGEST_FEATURES = 256 * LARGEST_MAP
 LARGEST_STRIPS = 2**28  # numbers of an intermediate result: 1 GiB of float32
 
 
+def first_centre(stride: float, central: bool) -> float:
+    """Return the row, in pixels, that the first cell of a level looks at; columns are the same.
+
+    The next ones follow at `stride`. In a central grid each cell looks at the middle of the pixels
+    that it stands for: networks of even kernels, poolings or patches. Those that halve a map by odd
+    kernels with equal padding, as ResNet does, look at the middle of the first of these pixels.
+    """
+    return stride / 2 if central else 0.5
+
+
 class PyramidPooling(nn.Module):
     """Pools every region from the level that fits its size (Feature Pyramid Networks, eq. 1)."""
 
-    def __init__(self, strides: Sequence[int], side: int, canonical_side: float) -> None:
-        """Pool `side`×`side` cells; sides of `canonical_side` are pooled from level 1."""
+    def __init__(
+        self, strides: Sequence[int], central: bool, side: int, canonical_side: float
+    ) -> None:
+        """Pool `side`×`side` cells; sides of `canonical_side` are pooled from level 1.
+
+        `central` says where the cells look, see `first_centre`.
+        """
         super().__init__()
-        self.strides, self.side, self.canonical_side = tuple(strides), side, canonical_side
+        self.grids = [(stride, first_centre(stride, central)) for stride in strides]
+        self.side, self.canonical_side = side, canonical_side
 
     def forward(
         self,
@@ -48,41 +64,49 @@ class PyramidPooling(nn.Module):
             torch.arange(len(boxes_xyxy), device=boxes.device),
             torch.tensor([len(own) for own in boxes_xyxy], device=boxes.device),
         )
-        used = list(levels.values())[: len(self.strides)]
+        used = list(levels.values())[: len(self.grids)]
         if len(used) == 1:
-            return pool_regions(used[0], boxes, image, self.side, 1 / self.strides[0])
+            return pool_regions(used[0], boxes, image, self.side, *self.grids[0])
         level = self._level(boxes)
         rows, pooled = [], []
-        for index, (features, stride) in enumerate(zip(used, self.strides, strict=True)):
+        for index, (features, grid) in enumerate(zip(used, self.grids, strict=True)):
             here = torch.where(level == index)[0]
             rows.append(here)
-            pooled.append(pool_regions(features, boxes[here], image[here], self.side, 1 / stride))
+            pooled.append(pool_regions(features, boxes[here], image[here], self.side, *grid))
         return torch.cat(pooled)[torch.cat(rows).argsort()]
 
     def _level(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         octave = torch.log2(box_area(boxes_xyxy).clamp(min=0).sqrt() / self.canonical_side + 1e-6)
-        return (octave.floor() + 1).clamp(0, len(self.strides) - 1).long()
+        return (octave.floor() + 1).clamp(0, len(self.grids) - 1).long()
 
 
 def pool_regions(
-    features: torch.Tensor, boxes_xyxy: torch.Tensor, image: torch.Tensor, side: int, scale: float
+    features: torch.Tensor,
+    boxes_xyxy: torch.Tensor,
+    image: torch.Tensor,
+    side: int,
+    stride: float,
+    centre: float,
 ) -> torch.Tensor:
-    """Return RoIAlign (R, C, side, side), half-pixel aligned, with 2×2 samples a cell.
+    """Return RoIAlign (R, C, side, side) with 2×2 samples a cell.
 
     Args:
         features: (N, C, H, W).
         boxes_xyxy: (R, 4) in pixels.
         image: int64 (R,), rising: which picture each region is of.
         side: pooled cells a side.
-        scale: cells per pixel.
+        stride: pixels per cell.
+        centre: row and column, in pixels, that the first cell looks at; of stride / 2 it is the
+            usual aligned RoIAlign.
     """
     height, width = features.shape[2:]
     large = height * width > LARGEST_MAP or features[0].numel() > LARGEST_FEATURES
     ordered = features.device.type != "cpu" and torch.are_deterministic_algorithms_enabled()
     if large and not ordered:
-        regions = torch.cat([image[:, None].to(boxes_xyxy), boxes_xyxy], dim=1)
-        return roi_align(features.float(), regions, side, scale, SAMPLES, aligned=True)
-    x0, y0, x1, y1 = (boxes_xyxy * scale - 0.5).unbind(1)
+        aligned = boxes_xyxy + (stride / 2 - centre)
+        regions = torch.cat([image[:, None].to(aligned), aligned], dim=1)
+        return roi_align(features.float(), regions, side, 1 / stride, SAMPLES, aligned=True)
+    x0, y0, x1, y1 = ((boxes_xyxy - centre) / stride).unbind(1)
     rows = _samples(y0, y1, height, side).to(features.dtype)
     columns = _samples(x0, x1, width, side).to(features.dtype)
     counts = torch.bincount(image, minlength=len(features)).tolist()

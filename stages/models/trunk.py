@@ -1,6 +1,7 @@
 """A small convolutional trunk: patch embedding of the small VLM, backbone of the small detector.
 
 Shape legend: N images, H W pixels. Strides 4 and 8 relative to the pixels given.
+Frame: cell (k, l) of stride s looks at row (k + 1/2)·s and column (l + 1/2)·s of the image.
 """
 
 import torch
@@ -9,9 +10,14 @@ from torch.nn import functional
 
 
 def conv_norm_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3×3 convolution, batch norm, ReLU."""
+    """Convolution, batch norm, ReLU; the kernel is 3×3, or 4×4 with stride 2.
+
+    With an even kernel a cell of the smaller map looks at the middle of the 2×2 cells it stands
+    for. One of 3×3 looks half a cell up and left of it: three of them, 3.5 pixels.
+    """
+    kernel = 4 if stride == 2 else 3
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )

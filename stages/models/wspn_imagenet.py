@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stages.common.devices import own_kernels, send
 from stages.models.imagenet import resnet50_trunk, vgg16_trunk
-from stages.models.region_pooling import pool_regions
+from stages.models.region_pooling import first_centre, pool_regions
 from stages.models.wspn import Sight, Wspn
 from stages.models.wspn_input import ViewSettings, mirror_boxes, view_input
 
@@ -111,9 +111,9 @@ class ImagenetWspn(Wspn):
     def _pool(self, feature_map: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         first = torch.zeros(len(boxes_xyxy), dtype=torch.int64, device=boxes_xyxy.device)
         if self.config.backbone == "vgg16":
-            pooled = pool_regions(feature_map, boxes_xyxy, first, 7, 1 / 8)
+            pooled = pool_regions(feature_map, boxes_xyxy, first, 7, 8, first_centre(8, True))
             return self.trunk["classifier"](pooled.flatten(1))
-        pooled = pool_regions(feature_map, boxes_xyxy, first, 14, 1 / 16)
+        pooled = pool_regions(feature_map, boxes_xyxy, first, 14, 16, first_centre(16, False))
         return self.trunk[-1](pooled).mean((2, 3))
 
     def heads(self, features: torch.Tensor) -> Outputs:

@@ -1,10 +1,13 @@
 """Stage masks: seeds, the small networks trained at once, and pasting."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from stages.common.masks import mask_iou
+from stages.common.masks import decode_mask, encode_mask, encode_window, mask_iou
 from stages.common.seeding import torch_generator
 from stages.masks.crops import inside_box, label_pixels, widen_boxes
 from stages.masks.network import forward, init_weights, seed_loss, train_networks
@@ -55,9 +58,15 @@ def segment(scenes, settings):
     crops = join_crops([make_crops(i, a, b, settings) for i, a, b, _ in scenes])
     logits = segment_crops(crops, settings, torch_generator(0, "masks"))
     return [
-        paste_mask(logit, box, (64, 64), settings.context, settings.largest_component)
+        whole_mask(logit, box, (64, 64), settings.context, settings.largest_component)
         for logit, box in zip(logits, crops.boxes_xyxy, strict=True)
     ]
+
+
+def whole_mask(logits, box_xyxy, image_hw, *settings):
+    """Paste a mask and take it through the RLE that the stage writes, into its image."""
+    window = paste_mask(logits, box_xyxy, image_hw, *settings)
+    return decode_mask(encode_window(*window, image_hw), image_hw)
 
 
 def test_widened_box_and_its_inside():
@@ -104,6 +113,21 @@ def test_seed_loss_by_hand():
     torch.testing.assert_close(loss, (2 * log2)[None])  # log 2 object + (log 2 + log 2) / 2
     loss = seed_loss(logits, foreground, background, inside, self_training=1.0)
     torch.testing.assert_close(loss, (3 * log2)[None])
+
+
+@pytest.mark.parametrize("context", [0.0, 0.5])
+def test_object_and_background_weigh_the_same(context):
+    inside = inside_box(8, context)
+    foreground, background = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    foreground[0, 3:5, 3:5] = True
+    background[0] = ~inside
+    background[0, 2, 2:6] = True
+    logits = torch.zeros(1, 8, 8, requires_grad=True)
+    loss = seed_loss(logits, foreground, background, inside, self_training=0.0)
+    torch.testing.assert_close(loss.detach(), torch.full((1,), 2 * np.log(2)))
+    (gradient,) = torch.autograd.grad(loss.sum(), logits)
+    assert gradient[foreground].sum() == pytest.approx(-0.5)
+    assert gradient[background].sum() == pytest.approx(0.5)
 
 
 def test_batched_networks_equal_plain_convolutions():
@@ -153,9 +177,38 @@ def test_mask_does_not_depend_on_its_batch():
 
 def test_mask_stays_in_its_box_and_picture():
     logits = np.ones((16, 16), np.float32)
-    mask = paste_mask(logits, np.array([-5, 50, 20, 80], np.float32), (64, 64), 0.25, False)
+    mask = whole_mask(logits, np.array([-5, 50, 20, 80], np.float32), (64, 64), 0.25, False)
     assert mask[50:, :20].all()
     assert mask.sum() == 14 * 20
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.data(),
+    st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    st.integers(0, 2**31),
+)
+def test_a_window_is_encoded_as_the_whole_mask(height, width, data, filled, seed):
+    left, right = sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width))))
+    top, bottom = sorted(data.draw(st.tuples(st.integers(0, height), st.integers(0, height))))
+    window = np.random.default_rng(seed).random((bottom - top, right - left)) < filled
+    whole = np.zeros((height, width), bool)
+    whole[top:bottom, left:right] = window
+    assert encode_window(window, (left, top), (height, width)) == encode_mask(whole)
+
+
+def test_masks_do_not_depend_on_the_size_of_the_photograph():
+    image, activation, box, truth = disc_scene()
+    found = []
+    for factor in (1, 16):  # at 16, the window is shrunk before it is cut
+        large = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+        crops = make_crops(large, activation, box * factor, params())
+        logits = segment_crops(crops, params(), torch_generator(0, "masks"))
+        mask = whole_mask(logits[0], box[0] * factor, large.shape[:2], 0.25, True)
+        found.append(cv2.resize(mask.astype(np.uint8), (64, 64), interpolation=cv2.INTER_AREA) > 0)
+    assert mask_iou(found[0], truth) > 0.7
+    assert mask_iou(*found) > 0.9
 
 
 def test_keep_largest():

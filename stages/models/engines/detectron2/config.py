@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from stages.models.detector_settings import NetworkParams
 from stages.models.engines.detectron2.proposals import Float32RPNHead, IgnoringRPN, LevelBackbone
-from stages.models.engines.detectron2.regions import region_heads_class
+from stages.models.engines.detectron2.regions import POOLERS, region_heads_class
 
 SMOOTH_L1_BETA = 1 / 9
 SAMPLES = 2  # RoIAlign's, per pooled cell and axis
@@ -70,6 +70,7 @@ def _proposal_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, 
     each = [[side] for side in proposals.anchor_sides]
     return {
         "ANCHOR_GENERATOR": {
+            "OFFSET": 0.5 if backbone.network.central else 0.0,  # of a stride; rest: `Network`
             "SIZES": each if len(each) == len(levels) else [list(proposals.anchor_sides)],
             "ASPECT_RATIOS": [list(proposals.aspect_ratios)],
         },
@@ -112,6 +113,7 @@ def _region_keys(
             "FC_DIM": head.hidden,
             "POOLER_RESOLUTION": head.pooled_side,
             "POOLER_SAMPLING_RATIO": SAMPLES,
+            "POOLER_TYPE": POOLERS[backbone.network.central],
             "CLS_AGNOSTIC_BBOX_REG": True,
             "SMOOTH_L1_BETA": SMOOTH_L1_BETA,
         },
@@ -121,6 +123,7 @@ def _region_keys(
             "CONV_DIM": mask.channels,
             "POOLER_RESOLUTION": mask.pooled_side,
             "POOLER_SAMPLING_RATIO": SAMPLES,
+            "POOLER_TYPE": POOLERS[backbone.network.central],
             "CLS_AGNOSTIC_MASK": True,
         },
     }

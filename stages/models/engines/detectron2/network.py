@@ -25,6 +25,7 @@ from stages.models.engines.detectron2.proposals import LevelBackbone
 from stages.models.engines.detectron2.regions import region_heads_class
 from stages.models.mask_rcnn import Prediction, in_picture
 from stages.models.region_heads import IGNORED, Targets
+from stages.models.region_pooling import first_centre
 
 
 class Network(nn.Module):
@@ -42,6 +43,9 @@ class Network(nn.Module):
         levels = self.backbone.output_shape()
         config = make_config(params, self.backbone, *embeddings.shape)
         self.proposals = build_proposal_generator(config, levels)
+        if not network.central:  # detectron2's first anchors have their centres at 0 then
+            for anchors in self.proposals.anchor_generator.cell_anchors:
+                anchors += first_centre(network.strides[0], network.central)
         own = {} if region_stage is None else {"res5": region_stage}
         self.regions = region_heads_class(params.backbone)(config, levels, **own)
         self.regions.box_predictor.classifier.begin_with(embeddings)

@@ -27,8 +27,10 @@ from torch import nn
 
 from stages.models.backbones import REGION_STAGE_CHANNELS
 from stages.models.detector_settings import BackboneParams
+from stages.models.region_pooling import first_centre
 from stages.models.text_classifier import TextClassifier, classification_loss
 
+POOLERS = {True: "ROIAlignV2", False: "ROIAlign"}  # of central grids and of others
 CANONICAL_LEVEL = 3  # of stride 8: regions of the canonical side are pooled there
 Predictions = tuple[torch.Tensor, torch.Tensor]
 
@@ -161,7 +163,10 @@ class OpenVocabularyRes5ROIHeads(OpenVocabularyHeads, Res5ROIHeads):
         """Return the arguments that the configuration stands for, but for the stage `res5`."""
         described = ShapeSpec(channels=REGION_STAGE_CHANNELS, height=1, width=1)
         predictor = TextBoxPredictor(cfg, described)
-        return {**super().from_config(cfg, input_shape), "box_predictor": predictor}
+        levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
+        pooler = _make_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, levels)
+        settings = super().from_config(cfg, input_shape)
+        return {**settings, "pooler": pooler, "box_predictor": predictor}
 
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
@@ -185,9 +190,26 @@ def region_heads_class(params: BackboneParams) -> type[OpenVocabularyHeads]:
     return OpenVocabularyRes5ROIHeads if params.kind == "resnet50_c4" else OpenVocabularyROIHeads
 
 
+class _ShiftedPooler(ROIPooler):
+    """detectron2's pooler for cells that look at `first` pixels from where it takes them to."""
+
+    def __init__(self, *arguments, first: float, **settings) -> None:
+        super().__init__(*arguments, **settings)
+        self.first = first
+
+    def forward(self, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
+        return super().forward(x, [Boxes(boxes.tensor - self.first) for boxes in box_lists])
+
+
 def _make_pooler(config: CfgNode, head: CfgNode, levels: list[ShapeSpec]) -> ROIPooler:
-    """Return detectron2's pooler, whose canonical side it has no configuration key for."""
-    return ROIPooler(
+    """Return detectron2's pooler, whose canonical side it has no configuration key for.
+
+    Its ROIAlignV2 takes the first cell to look at the middle of the pixels that it stands for, and
+    ROIAlign at 0.
+    """
+    central = POOLERS[True] == head.POOLER_TYPE
+    return _ShiftedPooler(
+        first=0.0 if central else first_centre(levels[0].stride, central),
         output_size=head.POOLER_RESOLUTION,
         scales=tuple(1 / level.stride for level in levels),
         sampling_ratio=head.POOLER_SAMPLING_RATIO,
