@@ -1,9 +1,9 @@
 """Feature pyramids whose cells look where they are drawn, and the small detector's backbone.
 
 A backbone has `trunk` (the pretrained part), `pyramid` (the rest), `out_channels`, the `strides` of
-the levels that regions are pooled from, `central` (see `stages.models.region_pooling.first_centre`), and the `pixel_mean` and
-`pixel_std` (of values in 0..1) that its images are normalised by. It maps them to an ordered dict
-of levels "0", "1", … from fine to coarse.
+the levels that regions are pooled from, `central` (see `first_centre` of region_pooling), and the
+`pixel_mean` and `pixel_std` (of values in 0..1) that its images are normalised by. It maps them to
+an ordered dict of levels "0", "1", … from fine to coarse.
 
 Shape legend: N images, D channels, H W pixels, h w cells of a level.
 """
