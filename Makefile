@@ -60,8 +60,8 @@ readme: $(STAMP) ## write README's tables of results, claims and reruns anew
 sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel
 	@$(BIN)/python -m flows sweep $(foreach axis,$(SET),-S '$(axis)') $(OPTIONS)
 
-claims: $(STAMP) ## measure the paper's claims on three seeds, into docs/claims.json
-	@$(BIN)/python -m flows claims
+claims: $(STAMP) ## SEEDS="1 2 3": measure the claims, each seed once, into docs/claims
+	@$(BIN)/python -m flows claims $(if $(SEEDS),--seeds $(SEEDS)) $(OPTIONS)
 
 bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes, idle machine)
 	@$(BIN)/python -m benchmarks.stages

@@ -48,8 +48,8 @@ from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.wspn_input import view_input
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import search_pictures
-from stages.quality.params import QualityParams
-from stages.quality.shard import ShardInputs, measure_picture
+from stages.quality.params import MapParams, QualityParams
+from stages.quality.shard import MapsInUse, ShardInputs, measure_picture
 
 AGENTS = (1, 8, 64)
 BACKWARD = 3  # a step with gradients, in forward passes: one forwards, two backwards
@@ -227,6 +227,9 @@ class Profile:
     def _quality(self) -> Cost:
         """Return the cost of measuring two labels a picture against all that is annotated."""
         params = QualityParams.model_validate(self.params["quality"])
+        in_use = MapsInUse(
+            **{name: MapParams.model_validate(self.params[name]) for name in ("boxes", "masks")}
+        )
         count, labels, names = 4, 2, list(range(ANNOTATED))
         hw = {"height": inputs.HEIGHT, "width": inputs.WIDTH}
         masks = inputs.mask_entries(inputs.maps(ANNOTATED) > 0.3)
@@ -247,7 +250,9 @@ class Profile:
             ranking=dict.fromkeys(range(count), proposals[: self.params["ranking"]["top_k"]]),
         )
         pictures = [*shard.pictures()]
-        seconds = seconds_of(lambda: [measure_picture(p, names, params, 0) for p in pictures])
+        seconds = seconds_of(
+            lambda: [measure_picture(p, names, params, in_use, 0) for p in pictures]
+        )
         seconds /= count
         return Cost("quality", self.dataset.train, seconds, sharded=False)
 

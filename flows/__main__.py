@@ -182,10 +182,10 @@ def sweep(root: Path, options: argparse.Namespace) -> int:
 
 
 def claims(root: Path, options: argparse.Namespace) -> int:
-    """Measure the paper's claims on several seeds; write docs/claims.json and print the table."""
-    from flows.claims import claims_table, measure_claims
+    """Measure the claims seed after seed into docs/claims, and print the table of all seeds."""
+    from flows.claims.measure import measure_claims
 
-    print(claims_table(measure_claims(root, options.seeds, options.cores)))
+    print(measure_claims(root, options.seeds, options.cores, options.accept_older))
     return 0
 
 
@@ -208,6 +208,12 @@ def agent(root: Path, options: argparse.Namespace) -> int:
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, found {text}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, found {text}")
     return int(text)
 
 
@@ -235,7 +241,11 @@ def _parser() -> argparse.ArgumentParser:
         if command is sweep:
             _add_sweep_options(sub)
         if command is claims:
-            sub.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+            sub.add_argument(
+                "--seeds", type=_seed, nargs="*", default=[1, 2, 3], help="none: only the table"
+            )
+            older = "count records of other params, code or packages, too"
+            sub.add_argument("--accept-older", action="store_true", help=older)
         if command is deps:
             mode = sub.add_mutually_exclusive_group(required=True)
             mode.add_argument("--write", action="store_true", help="rewrite dvc.yaml")

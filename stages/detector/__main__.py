@@ -3,7 +3,8 @@
 Run: python -m stages.detector. Reads no ground truth. With `--annotations` another file in the
 same form takes the place of the pseudo-annotations (the oracle of the claims: ground truth of all
 classes), with `--output` another folder that of data/detector, with `--section` another section of
-params.yaml that of `detector`.
+params.yaml that of `detector`. With `--label-splits base` only objects of base classes are learned,
+by a softmax over these classes, as if nobody had labelled the others.
 """
 
 import argparse
@@ -40,7 +41,8 @@ def main() -> None:
 
     categories = read_categories(DOWNLOAD / "categories.json")
     every = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
-    labels = {category.id: k + 1 for k, category in enumerate(categories)}
+    learned = [k for k, c in enumerate(categories) if c.split in options.label_splits]
+    labels = {categories[k].id: place + 1 for place, k in enumerate(learned)}
     annotations = read_annotations(options.annotations, labels, [c.id for c in every])
     pictures = label_pictures(StoredPictures(*shards), annotations, labels, options.annotations)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
@@ -55,10 +57,11 @@ def main() -> None:
     model.to(device)
     inputs = [options.annotations, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
     inputs += started_from
-    settings = [params.model_dump(), seed, read_exactness(), device.type]
+    settings = [params.model_dump(), seed, read_exactness(), device.type, learned]
     checkpoint = Checkpoint(fingerprint(settings, inputs))
     curve = Curve(every=20)
-    train_detector(model, pictures, params.training, seed, curve, checkpoint=checkpoint)
+    vocabulary = None if len(learned) == len(categories) else learned
+    train_detector(model, pictures, params.training, seed, curve, vocabulary, checkpoint)
     if process_index() > 0:
         return  # the first process writes
     save_detector(options.output / "model.safetensors", model)
@@ -75,6 +78,8 @@ def _read_options() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("data/detector"))
     parser.add_argument("--section", default="detector")
+    splits = ["base", "novel"]
+    parser.add_argument("--label-splits", nargs="+", default=splits, choices=splits)
     return parser.parse_args()
 
 

@@ -4,6 +4,11 @@ Run: python -m stages.finetune. Objects of novel and excluded classes are remove
 pictures without a base object are left out. Where nobody has annotated anything, the detector stays
 as it is. With `--output` another folder takes the place of data/finetune, with `--section` another
 section of params.yaml that of `finetune`.
+
+A comparator of the claims is trained on in the same way, but without ground truth: `--annotations`
+names another file in the same form, and with `--label-splits base novel` the objects of novel
+classes are learned, too. `--unblended` names a file for the weights before they are blended with
+those at the start.
 """
 
 import argparse
@@ -48,27 +53,27 @@ def main() -> None:
     shards = [Path(f"data/download/images/train/{shard}.parquet") for shard in read_shards()]
     make_deterministic(seed, "finetune")
     device = prepare_device(read_exactness())
-    if not is_annotated(ANNOTATIONS):
+    if not is_annotated(options.annotations):
         if process_index() == 0:
             keep_detector(options.output)
         return
 
     categories = read_categories(CATEGORIES)
     every = read_categories(CATEGORIES, ("base", "novel", "excluded"))
-    base = [k for k, category in enumerate(categories) if category.split == "base"]
-    novel = [k for k, category in enumerate(categories) if category.split == "novel"]
-    vocabulary = base if params.vocabulary == "base" else list(range(len(categories)))
-    labels = {categories[k].id: vocabulary.index(k) + 1 for k in base}
-    annotations = read_annotations(ANNOTATIONS, labels, [c.id for c in every])
-    pictures = label_pictures(StoredPictures(*shards), annotations, labels, ANNOTATIONS)
+    labelled = [k for k, c in enumerate(categories) if c.split in options.label_splits]
+    others = [k for k in range(len(categories)) if k not in labelled]
+    vocabulary = labelled if params.vocabulary == "base" else list(range(len(categories)))
+    labels = {categories[k].id: vocabulary.index(k) + 1 for k in labelled}
+    annotations = read_annotations(options.annotations, labels, [c.id for c in every])
+    pictures = label_pictures(StoredPictures(*shards), annotations, labels, options.annotations)
     model = load_detector(DETECTOR).to(device)
     start = {name: value.clone() for name, value in model.state_dict().items()}
 
-    settings = [params.model_dump(), seed, read_exactness(), device.type]
-    name = fingerprint(settings, [DETECTOR, ANNOTATIONS, CATEGORIES, *shards])
-    if params.unlabelled == "detections":
+    settings = [params.model_dump(), seed, read_exactness(), device.type, labelled]
+    name = fingerprint(settings, [DETECTOR, options.annotations, CATEGORIES, *shards])
+    if params.unlabelled == "detections" and others:
         pictures = label_novel_detections(
-            model, pictures, vocabulary, novel, params.detection_score
+            model, pictures, vocabulary, others, params.detection_score
         )
     checkpoint, curve = Checkpoint(name), Curve(every=20)
     train_detector(
@@ -76,6 +81,8 @@ def main() -> None:
     )
     if process_index() > 0:
         return  # the first process writes
+    if options.unblended:
+        save_detector(options.unblended, model)
     blend(model, start, params.kept_share)
     save_detector(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
@@ -89,6 +96,10 @@ def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("data/finetune"))
     parser.add_argument("--section", default="finetune")
+    parser.add_argument("--annotations", type=Path, default=ANNOTATIONS)
+    splits = ["base", "novel"]
+    parser.add_argument("--label-splits", nargs="+", default=["base"], choices=splits)
+    parser.add_argument("--unblended", type=Path)
     return parser.parse_args()
 
 

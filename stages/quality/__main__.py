@@ -24,8 +24,14 @@ from stages.common.stored_pictures import find_pictures
 from stages.common.tables import boxes_by_image
 from stages.quality import unannotated
 from stages.quality.figure import Example, choose_labels, draw_montage
-from stages.quality.params import QualityParams
-from stages.quality.shard import ShardInputs, Tables, join_tables, measure_picture
+from stages.quality.params import MapParams, QualityParams
+from stages.quality.shard import (
+    MapsInUse,
+    ShardInputs,
+    Tables,
+    join_tables,
+    measure_picture,
+)
 from stages.quality.summary import make_metrics, per_class_rows, recall_rows
 
 DATA = Path("data")
@@ -37,6 +43,7 @@ OUTPUT = DATA / "quality"
 def main() -> None:
     """Write metrics.json, per_class.csv, recall.csv and montage.png."""
     params, seed, shards = read_section("quality", QualityParams), read_seed(), read_shards()
+    in_use = MapsInUse(read_section("boxes", MapParams), read_section("masks", MapParams))
     categories = read_categories(DOWNLOAD / "categories.json")
     category_ids = [category.id for category in categories]
     labels = read_json(DATA / "labels/pseudo_annotations.json")["annotations"]
@@ -46,7 +53,9 @@ def main() -> None:
     random = numpy_generator(seed, "quality montage")
     chosen = choose_labels(labels, categories, params.montage_rows, random)
 
-    measure = partial(measure_picture, category_ids=category_ids, params=params, seed=seed)
+    measure = partial(
+        measure_picture, category_ids=category_ids, params=params, in_use=in_use, seed=seed
+    )
     measured: list[Tables] = []
     examples: dict[int, Example] = {}
     for shard in track(shards, "quality, shards"):

@@ -1,8 +1,8 @@
-"""Section `quality` of params.yaml."""
+"""Section `quality` of params.yaml, and what the stage has to know of `boxes` and `masks`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from stages.common.params import Section
 
@@ -12,11 +12,22 @@ class QualityParams(Section):
 
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
     activation_thresholds: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)]
+    activation_fractions: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+    square_sides: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
     montage_rows: Annotated[int, Field(ge=1, le=50)]
 
-    @field_validator("recall_at", "activation_thresholds")
+    @field_validator("recall_at", "activation_thresholds", "activation_fractions", "square_sides")
     @classmethod
     def _ascending(cls, values: list) -> list:
         if values != sorted(set(values)):
             raise ValueError("must rise from value to value")
         return values
+
+
+class MapParams(Section):
+    """Which map a stage looks at, and how blurred: the keys that `boxes` and `masks` both have."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    activation_round: Literal["last", "first"]
+    smoothing: float = Field(ge=0)

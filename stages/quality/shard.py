@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stages.common.activation_maps import smooth_maps
 from stages.common.coco import Instances, make_instances
 from stages.common.outlines import fill_unoutlined
 from stages.common.recall import first_hits
 from stages.common.seeding import numpy_generator
 from stages.quality.agreement import Columns, measure_labels, measure_pointing
-from stages.quality.params import QualityParams
+from stages.quality.comparators import LabelMaps, measure_masks, measure_squares
+from stages.quality.params import MapParams, QualityParams
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,20 @@ class Tables:
     objects: Columns
 
 
+@dataclass(frozen=True)
+class MapsInUse:
+    """The maps that the boxes were chosen by, and those that seeded the masks."""
+
+    boxes: MapParams
+    masks: MapParams
+
+
 def measure_picture(
-    inputs: PictureInputs, category_ids: list[int], params: QualityParams, seed: int
+    inputs: PictureInputs,
+    category_ids: list[int],
+    params: QualityParams,
+    in_use: MapsInUse,
+    seed: int,
 ) -> Tables:
     """Measure one picture; `category_ids` are those of base and novel classes.
 
@@ -105,10 +119,26 @@ def measure_picture(
     pointing = measure_pointing(inputs.maps, targets, truth, image_hw)
     labels: Columns = {}
     if len(annotated):
-        maps = inputs.maps[_rows_of(annotated, inputs), -1]
-        labels = measure_labels(annotated, truth, maps, image_hw, params.activation_thresholds)
+        maps = _label_maps(inputs.maps[_rows_of(annotated, inputs)], image_hw, in_use)
+        things = truth.select(~truth.crowd)
+        sides = params.square_sides
+        labels = {
+            **measure_labels(annotated, truth),
+            **measure_masks(annotated, things, maps, image_hw, params),
+            **measure_squares(annotated, things, maps.choosing, image_hw, sides),
+        }
     objects = truth.select(~truth.crowd & np.isin(truth.category_ids, category_ids))
     return Tables(labels, pointing, _measure_proposals(inputs, objects, seed))
+
+
+def _label_maps(maps: np.ndarray, image_hw: tuple[int, int], in_use: MapsInUse) -> LabelMaps:
+    """Return the maps of the labels out of those of all rounds, float16 (R, G + 1, h, w)."""
+    rounds = maps.astype(np.float32)
+    seeding, choosing = (
+        smooth_maps(rounds[:, -1 if use.activation_round == "last" else 0], image_hw, use.smoothing)
+        for use in (in_use.masks, in_use.boxes)
+    )
+    return LabelMaps(rounds[:, -1], seeding, choosing)
 
 
 def join_tables(parts: Iterable[Tables]) -> Tables:

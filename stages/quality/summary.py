@@ -42,10 +42,14 @@ def by_group(
 
 
 def make_metrics(tables: Tables, categories: list[Category], params: QualityParams) -> dict:
-    """Return the nested metrics: labels, boxes, masks and their comparators, pointing, recall."""
+    """Return the nested metrics: labels, boxes and masks beside simpler ones, pointing, recall."""
     compared = {name: values[~tables.labels["crowd"]] for name, values in tables.labels.items()}
     in_good_box = compared["box_iou"] >= 0.5
     good = {name: values[in_good_box] for name, values in compared.items()}
+
+    def square(rows: Columns) -> dict[str, float]:
+        return _best(rows["square_iou"], "side", params.square_sides)
+
     return {
         "labels": by_group(
             tables.labels,
@@ -56,7 +60,8 @@ def make_metrics(tables: Tables, categories: list[Category], params: QualityPara
                 "precision": mean(rows["present"]),
             },
         ),
-        "boxes": by_group(compared, categories, lambda rows: iou_summary(rows["box_iou"])),
+        "boxes": by_group(compared, categories, _box_summary),
+        "fixed_square": by_group(compared, categories, square),
         "masks": _mask_metrics(compared, categories, params),
         "masks_in_good_boxes": _mask_metrics(good, categories, params),
         "pointing": by_group(tables.pointing, categories, _pointing_summary),
@@ -74,23 +79,44 @@ def make_metrics(tables: Tables, categories: list[Category], params: QualityPara
 
 
 def _mask_metrics(rows: Columns, categories: list[Category], params: QualityParams) -> dict:
-    """Return the IoU of pseudo-masks, of filled boxes, and of the best activation threshold.
+    """Return the IoU of pseudo-masks and of the simple masks in the same boxes."""
 
-    The best threshold is picked per group with the ground truth in hand, which no method could:
-    the comparison favours the comparator.
-    """
+    def above(group: Columns) -> dict[str, float]:
+        return _best(group["activation_iou"], "threshold", params.activation_thresholds)
 
-    def best_activation(group: Columns) -> dict[str, float]:
-        means = [mean(column) for column in group["activation_iou"].T]
-        best = int(np.argmax(means))
-        summary = iou_summary(group["activation_iou"][:, best])
-        return {**summary, "threshold": params.activation_thresholds[best]}
+    def most(group: Columns) -> dict[str, float]:
+        return _best(group["fraction_iou"], "fraction", params.activation_fractions)
 
     return {
         "pseudo": by_group(rows, categories, lambda group: iou_summary(group["mask_iou"])),
         "box_filled": by_group(rows, categories, lambda group: iou_summary(group["filled_iou"])),
-        "thresholded_activation": by_group(rows, categories, best_activation),
+        "ellipse": by_group(rows, categories, lambda group: iou_summary(group["ellipse_iou"])),
+        "thresholded_activation": by_group(rows, categories, above),
+        "activation_fraction": by_group(rows, categories, most),
     }
+
+
+def _best(iou: np.ndarray, name: str, values: list[float]) -> dict[str, float]:
+    """Return the summary of the column of IoUs (R, K) with the highest mean, and its value.
+
+    It is picked per group with the ground truth in hand, which no method could: the comparison
+    favours the comparator.
+    """
+    best = int(np.argmax([mean(column) for column in iou.T]))
+    return {**iou_summary(iou[:, best]), name: values[best]}
+
+
+def _box_summary(rows: Columns) -> dict[str, float]:
+    """Return the IoU of the boxes, and the correlation of their sides with those of the objects.
+
+    The correlation is over labels that overlap their object, and is left out where there is none.
+    """
+    fits = ~np.isnan(rows["true_side"])
+    pairs = np.stack([rows["side"][fits], rows["true_side"][fits]])
+    summary = iou_summary(rows["box_iou"])
+    if pairs.shape[1] > 1 and pairs.std(axis=1).all():
+        summary["side_correlation"] = round(float(np.corrcoef(pairs)[0, 1]), 5)
+    return summary
 
 
 def _pointing_summary(rows: Columns) -> dict[str, float]:

@@ -32,7 +32,13 @@ from stages.models.initial_weights import load_start
 from stages.models.mask_rcnn import MaskRcnn
 from stages.models.wspn_file import load_wspn
 from stages.models.wspn_ranking import RankingSettings
-from stages.rpn.compare import ordered_boxes, picture_objects, recall_table
+from stages.rpn.compare import (
+    classes_won,
+    find_objects,
+    ordered_boxes,
+    picture_objects,
+    recall_table,
+)
 from stages.rpn.params import RpnParams
 
 DOWNLOAD = Path("data/download")
@@ -62,8 +68,10 @@ def main() -> None:
     train_detector(detector, labelled, params.training, seed, curve, what="rpn")
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"
+    # As the experiment ranks, and by the paper's head.
+    heads = {"wspn": ranking, "wspn_by_classes": params.by_classes.apply_to(ranking)}
     found = [
-        ordered_boxes(picture, detector, wspn, search, ranking, seed)
+        ordered_boxes(picture, detector, wspn, search, heads, seed)
         for picture in track(read_pictures(held_out), "rpn recall", count_pictures(held_out))
     ]
     entries = read_json(DOWNLOAD / f"ground_truth/{split}.json")["annotations"]
@@ -71,9 +79,13 @@ def main() -> None:
         split: {category.id for category in categories if category.split == split}
         for split in ("base", "novel")
     }
-    objects = picture_objects(read_pictures(held_out), entries)
-    table = recall_table(found, objects, groups, params.recall_at)
-    write_json(OUTPUT / "metrics.json", {"recall": table, **curve.last()})
+    hits = find_objects(found, picture_objects(read_pictures(held_out), entries))
+    metrics = {
+        "recall": recall_table(hits, groups, params.recall_at),
+        "novel_classes": len(groups["novel"]),
+        "novel_classes_won": classes_won(hits, groups["novel"], heads, params.recall_at),
+    }
+    write_json(OUTPUT / "metrics.json", {**metrics, **curve.last()})
     curve.write(OUTPUT / "curve.csv")
 
 

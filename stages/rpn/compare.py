@@ -4,6 +4,7 @@ Mask-free OVIS, figure 2. R boxes of a picture, S its objects; boxes in pixels o
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,13 +35,14 @@ def ordered_boxes(
     detector: MaskRcnn,
     wspn: Wspn,
     search: SearchSettings,
-    ranking: RankingSettings,
+    heads: Mapping[str, RankingSettings],
     seed: int,
 ) -> dict[str, np.ndarray]:
     """Return the boxes of a picture by method, best first.
 
-    `rpn_in_layers` are the detector's proposals thinned out the way the proposal network's are,
-    so that no difference comes from suppression alone.
+    For each of the ways to rank the proposal network's boxes, `heads`, there is also
+    `rpn_like_<head>`: the detector's proposals thinned out the same way, so that no difference
+    comes from suppression alone.
     """
     image = picture.decode()
     whole = np.array([[0, 0, picture.width, picture.height]], np.float32)
@@ -49,31 +51,34 @@ def ordered_boxes(
     random = numpy_generator(seed, "proposals in random order", picture.image_id)
     proposed = torch.from_numpy(region_proposals(detector, image))
     falling = torch.linspace(1, 0, len(proposed))
-    return {
+    boxes = {
         "selective_search": searched,
         "random_order": random.permutation(searched),
-        "wspn": rank_proposals(wspn, image, searched, ranking)[0],
         "rpn": proposed.numpy(),
-        "rpn_in_layers": proposed[order_in_layers(proposed, falling, ranking.nms_iou)[0]].numpy(),
     }
+    for head, ranking in heads.items():
+        boxes[head] = rank_proposals(wspn, image, searched, ranking)[0]
+        kept, _ = order_in_layers(proposed, falling, ranking.nms_iou)
+        boxes[f"rpn_like_{head}"] = proposed[kept].numpy()
+    return boxes
 
 
-def recall_table(
-    found: Iterable[Mapping[str, np.ndarray]],
-    objects: Iterable[tuple[np.ndarray, np.ndarray]],
-    groups: Mapping[str, set[int]],
-    recall_at: Sequence[int],
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Return method → group → {"recall@K": share of the group's objects found at IoU 0.5}.
+@dataclass(frozen=True)
+class Hits:
+    """How many boxes it takes to find each of N objects of all pictures."""
+
+    category_ids: np.ndarray  # int64 (N,)
+    by_method: dict[str, np.ndarray]  # int64 (N,) each; stages.common.recall.NEVER if none does
+
+
+def find_objects(
+    found: Iterable[Mapping[str, np.ndarray]], objects: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> Hits:
+    """Look for the objects among the boxes.
 
     Args:
         found: ordered boxes by method, per picture.
         objects: (boxes (S, 4), category ids (S,)) per picture.
-        groups: category ids by name.
-        recall_at: numbers of boxes K.
-
-    Raises:
-        ValueError: a group without any object.
     """
     hits: dict[str, list[np.ndarray]] = {}
     categories = []
@@ -81,20 +86,63 @@ def recall_table(
         categories.append(category_ids)
         for method, ordered in boxes.items():
             hits.setdefault(method, []).append(first_hits(ordered, objects_xyxy))
-    every = np.concatenate([np.zeros(0, np.int64), *categories])
-    members = {name: np.isin(every, sorted(ids)) for name, ids in groups.items()}
+    return Hits(
+        np.concatenate([np.zeros(0, np.int64), *categories]),
+        {name: np.concatenate(parts) for name, parts in hits.items()},
+    )
+
+
+def recall_table(
+    hits: Hits, groups: Mapping[str, set[int]], recall_at: Sequence[int]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return method → group → {"recall@K": share of the group's objects found at IoU 0.5}.
+
+    Args:
+        hits: of all objects.
+        groups: category ids by name.
+        recall_at: numbers of boxes K.
+
+    Raises:
+        ValueError: a group without any object.
+    """
+    members = {name: np.isin(hits.category_ids, sorted(ids)) for name, ids in groups.items()}
     empty = sorted(name for name, rows in members.items() if not rows.any())
     if empty:
         raise ValueError(f"no object of group {empty} in the pictures that recall is measured on")
     return {
         method: {
-            name: {
-                f"recall@{count}": float((np.concatenate(values)[rows] <= count).mean())
-                for count in recall_at
-            }
+            name: {f"recall@{count}": float((own[rows] <= count).mean()) for count in recall_at}
             for name, rows in members.items()
         }
-        for method, values in hits.items()
+        for method, own in hits.by_method.items()
+    }
+
+
+def classes_won(
+    hits: Hits, classes: Iterable[int], winners: Iterable[str], recall_at: Sequence[int]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Return winner → other method → {"recall@K": number of classes of higher recall}.
+
+    The paper's figure 2B is per class. Classes of equal recall, or without an object, count for
+    neither.
+    """
+    rows = [hits.category_ids == category_id for category_id in classes]
+    found = {
+        method: np.array([[(own[own_rows] <= k).sum() for k in recall_at] for own_rows in rows])
+        for method, own in hits.by_method.items()
+    }
+    return {
+        winner: {
+            other: {
+                f"recall@{k}": int(number)
+                for k, number in zip(
+                    recall_at, (found[winner] > found[other]).sum(axis=0), strict=True
+                )
+            }
+            for other in found
+            if other != winner
+        }
+        for winner in winners
     }
 
 

@@ -1,14 +1,34 @@
 """Section `rpn` of params.yaml: the supervised comparator of the proposal network."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from stages.common.params import Section
 from stages.models.detector_settings import StartParams, TrainingParams
+from stages.models.wspn_ranking import RankingSettings
+
+
+class HeadParams(Section):
+    """What another head of the proposal network changes in section `ranking`."""
+
+    score: Literal["quality", "classes"]
+    refinements: Annotated[int, Field(ge=0)]
+    keep_proposals: bool
+    nms_iou: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+
+    def apply_to(self, ranking: RankingSettings) -> RankingSettings:
+        """Return the settings with these in the place of its own.
+
+        Raises:
+            ValueError: they do not fit together.
+        """
+        return RankingSettings.model_validate(ranking.model_dump() | self.model_dump())
 
 
 class RpnParams(StartParams):
     """The detector whose region proposals are compared, its training, and where to measure."""
 
     training: TrainingParams
+    by_classes: HeadParams
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]

@@ -62,6 +62,27 @@ def test_the_oracle_runs_through_the_same_code(repository, monkeypatch):
     assert json.loads(Path("data/oracle/metrics.json").read_text())["pictures"] == 5
 
 
+def test_with_base_labels_alone_it_is_as_if_nobody_had_labelled_the_others(repository, monkeypatch):
+    truth = Path("data/download/ground_truth/train.json")
+    base_alone = read_json(truth)
+    base_alone["annotations"] = [a for a in base_alone["annotations"] if a["category_id"] == 3]
+    write_json(Path("base.json"), base_alone)
+    written = []
+    for path in (truth, Path("base.json")):
+        words = f"x --annotations {path} --label-splits base --output data/base_only"
+        monkeypatch.setattr("sys.argv", words.split())
+        stage.main()
+        written.append(outputs("data/base_only"))
+        assert read_json(Path("data/base_only/metrics.json"))["objects"] == 5
+    assert written[0] == written[1]
+    # Of the softmax over all classes, novel ones among them, it is another model.
+    monkeypatch.setattr("sys.argv", "x --annotations base.json --output data/base_only".split())
+    stage.main()
+    assert outputs("data/base_only") != written[0]
+    classifier = load_detector(Path("data/base_only/model.safetensors")).parts()["classifier"]
+    assert len(classifier.embeddings) == 2
+
+
 def test_a_killed_training_ends_with_the_same_bytes(repository, monkeypatch):
     stage.main()
     expected = outputs("data/detector")

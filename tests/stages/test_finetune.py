@@ -115,6 +115,26 @@ def test_a_share_of_the_starting_weights_is_kept(repository):
     torch.testing.assert_close(blended[name], 0.25 * start[name] + 0.75 * tuned[name])
 
 
+def test_it_goes_on_with_pseudo_annotations_of_all_classes_and_keeps_what_was_not_blended(
+    repository, monkeypatch
+):
+    change(kept_share=0.25)
+    options = "--annotations data/labels/pseudo_annotations.json --label-splits base novel"
+    more = "--output data/longer --unblended data/longer/unblended.safetensors"
+    monkeypatch.setattr("sys.argv", ["finetune", *options.split(), *more.split()])
+    Path("data/download/ground_truth/train.json").unlink()
+    stage.main()
+    metrics = read_json(Path("data/longer/metrics.json"))
+    assert (metrics["pictures"], metrics["objects"]) == (4, 8)
+    blended, unblended = (
+        load_detector(Path(f"data/longer/{name}.safetensors")).state_dict()
+        for name in ("model", "unblended")
+    )
+    name, start = "regions.box_predictor.deltas.weight", tiny_detector().state_dict()
+    torch.testing.assert_close(blended[name], 0.25 * start[name] + 0.75 * unblended[name])
+    assert not WEIGHTS.exists()
+
+
 def test_without_a_base_object_there_is_nothing_to_learn(repository):
     content = annotate([1])
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 3]

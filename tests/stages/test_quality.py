@@ -1,5 +1,6 @@
 """quality: worked numbers of IoU, pointing and recall, and the whole stage on a handful."""
 
+import dataclasses
 import runpy
 
 import cv2
@@ -18,9 +19,16 @@ from stages.common.recall import NEVER, first_hits
 from stages.common.storage import read_json, write_json, write_table, write_tensors
 from stages.common.tables import boxes_by_image
 from stages.quality.agreement import measure_labels, measure_pointing
+from stages.quality.comparators import LabelMaps, measure_masks, measure_squares, peak
 from stages.quality.figure import choose_labels
-from stages.quality.params import QualityParams
-from stages.quality.shard import ShardInputs, join_tables, measure_picture
+from stages.quality.params import MapParams, QualityParams
+from stages.quality.shard import (
+    MapsInUse,
+    ShardInputs,
+    join_columns,
+    join_tables,
+    measure_picture,
+)
 from stages.quality.summary import make_metrics, per_class_rows, recall_rows
 
 CUP, FISH, CAR = 1, 2, 3
@@ -29,7 +37,15 @@ CATEGORIES = [
     Category(FISH, "fish", "novel", ("fish",)),
     Category(CAR, "car", "novel", ("car",)),
 ]
-PARAMS = QualityParams(recall_at=[1, 2, 5], activation_thresholds=[0.2, 0.6], montage_rows=3)
+PARAMS = QualityParams(
+    recall_at=[1, 2, 5],
+    activation_thresholds=[0.2, 0.6],
+    activation_fractions=[0.25, 0.5, 1.0],
+    square_sides=[0.25, 0.5],
+    montage_rows=3,
+)
+LAST = MapParams(activation_round="last", smoothing=0.0)
+IN_USE = MapsInUse(boxes=LAST, masks=LAST)
 HW = (20, 20)
 
 
@@ -49,9 +65,18 @@ def annotation(category_id, box_xyxy, crowd=0, pixels=None, **more):
     }
 
 
-def measure(labels, truth, maps=None, thresholds=(0.2, 0.6)):
+def measure(labels, truth, maps=None, **changes):
+    """Return what is measured of the labels, by the same maps for all that looks at one."""
+    labels, objects = make_instances(labels), make_instances(truth)
+    things = objects.select(~objects.crowd)
     maps = np.zeros((len(labels), *HW)) if maps is None else maps
-    return measure_labels(make_instances(labels), make_instances(truth), maps, HW, [*thresholds])
+    maps = maps.astype(np.float32)
+    params = QualityParams(**PARAMS.model_dump() | changes)
+    return {
+        **measure_labels(labels, objects),
+        **measure_masks(labels, things, LabelMaps(maps, maps, maps), HW, params),
+        **measure_squares(labels, things, maps, HW, params.square_sides),
+    }
 
 
 def test_label_iou_is_that_of_the_best_object_of_its_class():
@@ -66,6 +91,8 @@ def test_label_iou_is_that_of_the_best_object_of_its_class():
     assert found["mask_iou"] == pytest.approx([50 / 200])
     assert found["filled_iou"] == pytest.approx([50 / 200])
     assert found["present"].tolist() == [True]
+    assert found["side"] == pytest.approx([150**0.5])
+    assert found["true_side"] == pytest.approx([10])
 
 
 def test_activation_above_a_threshold_counts_inside_the_box_only():
@@ -84,6 +111,65 @@ def test_absent_class_gets_zero_and_crowds_are_no_objects():
     assert found["box_iou"].tolist() == found["mask_iou"].tolist() == [0.0, 0.0]
     assert found["present"].tolist() == [True, False]
     assert found["crowd"].tolist() == [True, False]
+    assert not found["square_iou"].any() and np.isnan(found["true_side"]).all()
+
+
+def test_the_ellipse_touches_the_middles_of_the_boxs_sides():
+    """Of a true disc in the box all of it; of the box filled, a quarter of pi."""
+    rows, columns = np.mgrid[:20, :20] + 0.5
+    disc = (rows - 10) ** 2 + (columns - 8) ** 2 <= 8**2
+    label = annotation(CUP, (0, 2, 16, 18))
+    assert measure([label], [annotation(CUP, (0, 2, 16, 18), pixels=disc)])["ellipse_iou"] == [1.0]
+    of_box = measure([label], [label])["ellipse_iou"]
+    assert of_box == pytest.approx([np.pi / 4], abs=0.03)
+    beside = measure([label], [annotation(CUP, (16, 0, 20, 20))])
+    assert beside["ellipse_iou"].tolist() == [0.0]
+
+
+def test_a_fraction_takes_the_most_activated_pixels_of_the_box():
+    heat = np.zeros((1, *HW))
+    heat[0, :, :5] = 0.01  # however little: the order counts, not the height
+    heat[0, :, 15:] = 1.0  # outside of the box
+    label = annotation(CUP, (0, 0, 10, 10))
+    found = measure([label], [annotation(CUP, (0, 0, 5, 20))], heat)
+    # a quarter: 25 of the left half's 50 pixels; half: these 50; all: the box. The cup has 100.
+    assert found["fraction_iou"] == pytest.approx(np.array([[25 / 100, 50 / 100, 50 / 150]]))
+
+
+def test_maps_are_read_between_the_centres_of_their_cells():
+    """Two cells, 0 and 1: at 20 pixels the value rises from pixel 5 to 15, so past 0.6 from 11."""
+    cells = np.array([[[0.0, 1.0]]], np.float32)
+    label = annotation(CUP, (0, 0, 20, 20))
+    labels, things = make_instances([label]), make_instances([annotation(CUP, (11, 0, 20, 20))])
+    found = measure_masks(labels, things, LabelMaps(cells, cells, cells), HW, PARAMS)
+    assert found["activation_iou"][0, 1] == 1.0
+
+
+def test_a_box_without_the_centre_of_a_pixel_has_no_mask():
+    thin = annotation(CUP, (3, 3, 4, 4)) | {"bbox": [3.6, 3.0, 0.7, 5.0]}
+    found = measure([thin], [annotation(CUP, (0, 0, 10, 10))])
+    for name in ("filled_iou", "ellipse_iou", "activation_iou", "fraction_iou"):
+        assert not found[name].any(), name
+
+
+def test_the_square_stands_at_the_peak_and_is_cut_to_the_image():
+    maps = np.zeros((2, 4, 4), np.float32)  # cells of 5×5 pixels
+    maps[0, 1, 2] = maps[1, 0, 0] = 1  # centred on (12.5, 7.5) and (2.5, 2.5)
+    labels = make_instances([annotation(CUP, (0, 0, 5, 5)), annotation(FISH, (0, 0, 5, 5))])
+    truth = [annotation(CUP, (10, 5, 15, 10)), annotation(FISH, (0, 0, 5, 10))]
+    found = measure_squares(labels, make_instances(truth), maps, HW, [0.25, 0.5])
+    # sides of 5 and 10; the larger one at the corner is cut to 7.5 × 7.5, of which 5 × 7.5 fish
+    expected = [[1.0, 25 / 100], [25 / 50, 37.5 / (56.25 + 50 - 37.5)]]
+    assert found["square_iou"] == pytest.approx(np.array(expected))
+
+
+def test_the_peak_lies_between_cells_where_the_map_says_so():
+    rows, columns = np.mgrid[:8, :8] + 0.5
+    cells = np.exp(-((rows - 3.3) ** 2 + (columns - 4.9) ** 2) / (2 * 2.0**2))
+    x, y = peak(cells, (80, 160))
+    assert (x, y) == pytest.approx((4.9 * 20, 3.3 * 10), abs=1.0)
+    assert peak(np.eye(8), (80, 80)) == (5.0, 5.0)  # at the border there is no parabola
+    assert peak(np.zeros((8, 8)), (80, 80)) == (5.0, 5.0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -98,7 +184,7 @@ def test_counting_in_the_box_equals_comparing_masks(seed):
     ]
     labels, truth = every[:num_labels], every[num_labels:]
     maps = random.random((num_labels, *HW)).astype(np.float32)
-    found = measure(labels, truth, maps, thresholds)
+    found = measure(labels, truth, maps, activation_thresholds=thresholds)
     for row, label in enumerate(labels):
         x, y, w, h = (int(value) for value in label["bbox"])
         inside = np.zeros(HW, bool)
@@ -175,15 +261,19 @@ def shard_inputs():
 
 
 def measure_shard(inputs, category_ids):
-    return join_tables(measure_picture(p, category_ids, PARAMS, 0) for p in inputs.pictures())
+    pictures = inputs.pictures()
+    return join_tables(measure_picture(p, category_ids, PARAMS, IN_USE, 0) for p in pictures)
 
 
 def test_metrics_of_a_small_shard():
     tables = measure_shard(shard_inputs(), [CUP, FISH, CAR])
     metrics = make_metrics(tables, CATEGORIES, PARAMS)
     assert metrics["labels"]["all"] == {"count": 2, "crowd_only": 0, "precision": 0.5}
+    # one label has no correlation; its map's peak is a corner cell's centre, (2.5, 2.5)
     assert metrics["boxes"]["base"] == {"mean_iou": 0.5, "at_50": 1.0}
     assert metrics["boxes"]["novel"] == {"mean_iou": 0.0, "at_50": 0.0}
+    square = {"mean_iou": 0.5625, "at_50": 1.0, "side": 0.5}
+    assert metrics["fixed_square"]["base"] == square
     assert metrics["masks"]["pseudo"]["all"] == {"mean_iou": 0.25, "at_50": 0.5}
     assert metrics["masks_in_good_boxes"]["pseudo"]["all"]["mean_iou"] == 0.5
     assert metrics["pointing"]["base"] == {"count": 1, "round_0": 1.0, "round_1": 1.0}
@@ -234,7 +324,30 @@ def test_montage_takes_base_and_novel_and_their_classes_in_turn():
 
 def test_params_must_rise():
     with pytest.raises(ValueError, match="must rise"):
-        QualityParams(recall_at=[10, 5], activation_thresholds=[0.1], montage_rows=1)
+        QualityParams(**PARAMS.model_dump() | {"recall_at": [10, 5]})
+
+
+def test_boxes_and_masks_may_look_at_other_maps_than_the_last_one():
+    """Their own round and blur: the first map has its peak elsewhere, so the square is too."""
+    inputs = shard_inputs()
+    inputs.maps[0, 0] = np.flip(inputs.maps[0, 1])
+    first = MapsInUse(boxes=LAST.model_copy(update={"activation_round": "first"}), masks=LAST)
+    (picture, *_) = inputs.pictures()
+    by_last, by_first = (measure_picture(picture, [CUP], PARAMS, use, 0) for use in (IN_USE, first))
+    assert by_last.labels["square_iou"].any() and not by_first.labels["square_iou"].any()
+    assert np.array_equal(by_last.labels["fraction_iou"], by_first.labels["fraction_iou"])
+
+
+def test_sides_that_follow_the_objects_correlate_with_them():
+    columns = [
+        measure([annotation(CUP, (0, 0, s, s))], [annotation(CUP, (0, 0, s + 1, s + 1))])
+        for s in (4, 8, 12)
+    ]
+    tables = measure_shard(shard_inputs(), [CUP])
+    tables = dataclasses.replace(tables, labels=join_columns(columns))
+    boxes = make_metrics(tables, CATEGORIES, PARAMS)["boxes"]
+    assert boxes["base"]["side_correlation"] == 1.0
+    assert "side_correlation" not in boxes["novel"]
 
 
 def write_inputs(folder):
@@ -272,7 +385,10 @@ def write_inputs(folder):
             write_table(data / f"{name}/{shard}.parquet", pa.table(arrays, names=names))
     (folder / "params.yaml").write_text(
         "seed: 5\nshards: [0, 1]\nquality:\n"
-        "  {recall_at: [1, 2, 5], activation_thresholds: [0.2, 0.6], montage_rows: 3}\n"
+        "  {recall_at: [1, 2, 5], activation_thresholds: [0.2, 0.6], montage_rows: 3,\n"
+        "   activation_fractions: [0.5], square_sides: [0.5]}\n"
+        "boxes: {activation_round: last, smoothing: 0.1, top_k: 50}\n"
+        "masks: {activation_round: last, smoothing: 0.0625, steps: 40}\n"
     )
 
 

@@ -12,7 +12,15 @@ from stages.common.storage import read_json, write_json
 from stages.models.wspn_file import save_wspn
 from stages.models.wspn_input import ViewSettings
 from stages.models.wspn_ranking import RankingSettings
-from stages.rpn.compare import ordered_boxes, picture_objects, recall_table, region_proposals
+from stages.rpn.compare import (
+    classes_won,
+    find_objects,
+    ordered_boxes,
+    picture_objects,
+    recall_table,
+    region_proposals,
+)
+from stages.rpn.params import HeadParams
 from tests.stages.test_wspn import picture, small_model
 from tests.stages.tiny_detector import CATEGORIES, NETWORK, TRAINING, annotate, tiny_detector
 from tests.stages.tiny_detector import picture as drawn
@@ -37,7 +45,7 @@ def test_recall_by_hand():
         {"good": np.array([NEAR], np.float32), "bad": np.array([FAR], np.float32)},
     ]
     objects = [(np.array([NEAR, FAR], np.float32), np.array([1, 2]))] * 2
-    table = recall_table(found, objects, {"base": {1}, "novel": {2}}, [1, 2])
+    table = recall_table(find_objects(found, objects), {"base": {1}, "novel": {2}}, [1, 2])
     assert table["good"]["base"] == {"recall@1": 1.0, "recall@2": 1.0}
     assert table["good"]["novel"] == {"recall@1": 0.0, "recall@2": 0.5}
     assert table["bad"]["base"] == {"recall@1": 0.0, "recall@2": 0.5}
@@ -47,7 +55,15 @@ def test_a_group_without_objects_is_named():
     objects = [(np.array([NEAR], np.float32), np.array([1]))]
     found = [{"any": np.array([NEAR], np.float32)}]
     with pytest.raises(ValueError, match=r"no object of group \['novel'\]"):
-        recall_table(found, objects, {"base": {1}, "novel": {2}}, [1])
+        recall_table(find_objects(found, objects), {"base": {1}, "novel": {2}}, [1])
+
+
+def test_a_class_is_won_by_who_finds_more_of_it_and_by_nobody_if_equal():
+    objects = [(np.array([NEAR, FAR, NEAR], np.float32), np.array([1, 2, 4]))]
+    found = [{"wspn": np.array([NEAR, FAR], np.float32), "rpn": np.array([FAR], np.float32)}]
+    won = classes_won(find_objects(found, objects), [1, 2, 3], ["wspn"], [1, 2])
+    # one box: class 1 for wspn, 2 for rpn; two: class 2 for both; 3 has no object, 4 is not asked
+    assert won == {"wspn": {"rpn": {"recall@1": 1, "recall@2": 1}}}
 
 
 def test_crowds_do_not_count_as_objects():
@@ -64,12 +80,26 @@ def test_every_method_gives_boxes_inside_the_picture():
     torch.manual_seed(0)
     detector = tiny_detector().eval()
     assert len(region_proposals(detector, picture(3).decode()))
-    boxes = ordered_boxes(picture(3), detector, small_model(), SEARCH, RANKING, 0)
-    assert set(boxes) == {"selective_search", "random_order", "wspn", "rpn", "rpn_in_layers"}
+    head = HeadParams(score="classes", refinements=1, keep_proposals=False, nms_iou=[0.3])
+    heads = {"wspn": RANKING, "paper": head.apply_to(RANKING)}
+    boxes = ordered_boxes(picture(3), detector, small_model(), SEARCH, heads, 0)
+    own = {"wspn", "paper", "rpn_like_wspn", "rpn_like_paper"}
+    assert set(boxes) == {"selective_search", "random_order", "rpn"} | own
+    assert len(boxes["rpn_like_paper"]) < len(boxes["rpn_like_wspn"])
+    assert not np.array_equal(boxes["paper"], boxes["wspn"])
     for ordered in boxes.values():
         assert ordered.shape[1] == 4 and ordered.min() >= 0 and ordered.max() <= 64.001
     as_set = [{tuple(box) for box in boxes[k]} for k in ("selective_search", "random_order")]
     assert as_set[0] == as_set[1]
+
+
+def test_another_head_changes_its_own_keys_alone():
+    head = HeadParams(score="classes", refinements=0, keep_proposals=True, nms_iou=[0.3])
+    changed = head.apply_to(RANKING)
+    assert (changed.score, changed.refinements, changed.nms_iou) == ("classes", 0, [0.3])
+    assert (changed.top_k, changed.views) == (RANKING.top_k, RANKING.views)
+    with pytest.raises(ValueError, match="must rise"):
+        head.model_copy(update={"nms_iou": [0.5, 0.3]}).apply_to(RANKING)
 
 
 @pytest.fixture

@@ -1,0 +1,100 @@
+"""Measure the claims: `make claims SEEDS="1 2 3"`.
+
+Seed after seed, the experiment with all that it is compared with, and the same with a param
+changed, are the points of one sweep, so that nothing is done twice. When they are done the seed's
+record is written, so that a killed run goes on with the next seed.
+"""
+
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from flows.claims.comparisons import ARMS, PIPELINE
+from flows.claims.records import (
+    FOLDER,
+    Record,
+    experiment_digest,
+    is_usable,
+    read_facts,
+    read_records,
+    write_record,
+)
+from flows.claims.table import claims_table
+from flows.sweeps.points import Point, point_name
+from flows.sweeps.start import run_points
+from flows.sweeps.worktrees import git, worktree
+
+TABLE = FOLDER / "table.md"
+
+
+def measure_claims(
+    root: Path, seeds: list[int], cores: int | None = None, accept_older: bool = False
+) -> str:
+    """Measure the seeds that have no record yet, write docs/claims/table.md and return it.
+
+    Args:
+        root: the repository.
+        seeds: to be measured; the table has all seeds with a record of this experiment.
+        cores: to keep busy; all if None.
+        accept_older: take records of other params, code or packages for measured, too.
+
+    Raises:
+        RuntimeError: an experiment of a seed failed; what is finished stays.
+        ValueError: there is no record to make a table of.
+    """
+    for seed in seeds:
+        known = {record.seed: record for record in read_records(root)}
+        if seed in known and is_usable(known[seed], experiment_digest(root), accept_older):
+            print(f"claims: seed {seed} was measured at commit {known[seed].commit}", flush=True)
+            continue
+        record = _measure(root, seed, cores)
+        print(f"claims: {write_record(root, record).relative_to(root)} written", flush=True)
+    return write_table(root, accept_older)
+
+
+def write_table(root: Path, accept_older: bool = False) -> str:
+    """Write the table of all records that may be in it, and return it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    digest, records = experiment_digest(root), read_records(root)
+    used = [record for record in records if is_usable(record, digest, accept_older)]
+    if not used:
+        raise ValueError(
+            f"{FOLDER}: no record of the experiment as it is now, out of {len(records)};"
+            " `make claims` measures it, and OPTIONS=--accept-older takes older ones"
+        )
+    table = claims_table(used, [record for record in records if record not in used])
+    (root / TABLE).write_text(table + "\n", encoding="utf-8")
+    return table
+
+
+def _measure(root: Path, seed: int, cores: int | None) -> Record:
+    points, commit = seed_points(root, seed), _commit(root)
+    results = run_points(root, f"claims-seed-{seed}", list(points.values()), cores)
+    failed = [result.point.name for result in results if result.failed]
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)} failed; mend it and run `make claims` again")
+    folders = {arm: worktree(root, point) for arm, point in points.items()}
+    # Of the copy that was run: the workspace may have changed since.
+    return Record(seed, commit, experiment_digest(folders["own"]), read_facts(folders))
+
+
+def seed_points(root: Path, seed: int) -> dict[str, Point]:
+    """Return the points of a seed by arm: the experiment, and what is changed of it."""
+    comparators = YAML(typ="safe").load(root / PIPELINE)["stages"]
+    compared = tuple(f"{PIPELINE}:{name}" for name in comparators)
+    targets = {"own": ("quality", "evaluation", *compared), "unblended": ("evaluation",)}
+    points = {}
+    for arm, changes in ARMS.items():
+        values = {"seed": seed, **changes}
+        points[arm] = Point(point_name(values), values, targets.get(arm, ("quality",)))
+    return points
+
+
+def _commit(root: Path) -> str:
+    """Return HEAD, with "+" if there are uncommitted changes to anything but the records."""
+    head = git(root, "rev-parse", "--short=12", "HEAD")
+    changed = git(root, "status", "--porcelain", "--", ".", f":(exclude){FOLDER.as_posix()}")
+    return f"{head}+" if changed else head

@@ -1,0 +1,135 @@
+"""One record per seed, docs/claims/seed-<n>.json: every number that the claims compare.
+
+A record knows what made it, by a digest of the params that stages read (but the seed), of their
+commands and code, and of the locked packages. So a seed is measured once, on whichever machine and
+day, and no table mixes what was measured differently unless that is asked for.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from flows.claims.comparisons import ARMS, FACTS, FILES, PIPELINE
+from flows.nested import look_up
+from flows.overlay import read_params
+
+FOLDER = Path("docs/claims")
+DVC_FILES = ("dvc.yaml", PIPELINE)
+LOCK = "requirements.lock"
+CODE = "stages/"
+TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in stages/models/engines/${detector.engine}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one seed gave.
+
+    Attributes:
+        seed: of the experiment.
+        commit: HEAD when it was measured, with "+" if the code had uncommitted changes.
+        digest: see `experiment_digest`.
+        facts: numbers by the paths of `flows.claims.comparisons`.
+    """
+
+    seed: int
+    commit: str
+    digest: str
+    facts: dict[str, float]
+
+
+def experiment_digest(root: Path) -> str:
+    """Return a digest of all that decides the numbers of a seed, but the seed.
+
+    Raises:
+        ValueError: params.yaml or a dvc.yaml cannot be read.
+        FileNotFoundError: the code of a stage, or the lock of the packages, is missing.
+    """
+    params = read_params(root)
+    stages: dict[str, dict[str, Any]] = {}
+    for file in DVC_FILES:
+        content = YAML(typ="safe").load(root / file)
+        stages |= {f"{file}:{name}": stage for name, stage in content["stages"].items()}
+    keys = {key for stage in stages.values() for key in stage.get("params", [])} - {"seed"}
+    facts = [
+        {key: look_up(params, key) for key in sorted(keys)},
+        {name: stage["cmd"] for name, stage in stages.items()},
+        [ARMS, FILES],
+    ]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for path in sorted(set(_code(root, stages.values(), params))):
+        digest.update(f"\n{path}\n".encode())
+        digest.update(hashlib.sha256((root / path).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _code(root: Path, stages: Iterable[dict[str, Any]], params: dict[str, Any]) -> Iterator[str]:
+    """Yield the source files among the stages' deps, and the lock of the packages."""
+    yield LOCK
+    for stage in stages:
+        for dep in stage.get("deps", []):
+            if not dep.startswith(CODE):
+                continue
+            path = TEMPLATE.sub(lambda match: str(look_up(params, match[1])), dep)
+            if (root / path).is_dir():
+                files = (file for file in (root / path).rglob("*.py") if file.is_file())
+                yield from (file.relative_to(root).as_posix() for file in files)
+            else:
+                yield path
+
+
+def read_facts(folders: dict[str, Path]) -> dict[str, float]:
+    """Return the numbers of one seed out of the metrics files in the folders of its arms.
+
+    Raises:
+        KeyError: a file lacks one of them.
+    """
+    files = {
+        name: json.loads((folders[arm] / path).read_text(encoding="utf-8"))
+        for name, (arm, path) in FILES.items()
+    }
+    facts = {}
+    for fact in FACTS:
+        value: Any = files
+        for key in fact.split("."):
+            value = value[key]
+        facts[fact] = float(value)
+    return facts
+
+
+def write_record(root: Path, record: Record) -> Path:
+    """Write the record in the place of an older one of its seed, whole or not at all."""
+    path = root / FOLDER / f"seed-{record.seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def read_records(root: Path) -> list[Record]:
+    """Return the records of all seeds, in their order.
+
+    Raises:
+        ValueError: a file is no record.
+    """
+    records = []
+    for path in (root / FOLDER).glob("seed-*.json"):
+        try:
+            records.append(Record(**json.loads(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: no record of a seed ({error}); remove it") from error
+    return sorted(records, key=lambda record: record.seed)
+
+
+def is_usable(record: Record, digest: str, accept_older: bool) -> bool:
+    """Say whether a record may be in a table: of this experiment, or an older one if accepted.
+
+    One that lacks a number which is compared now never is.
+    """
+    return (accept_older or record.digest == digest) and record.facts.keys() >= set(FACTS)

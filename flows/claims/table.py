@@ -1,0 +1,117 @@
+"""The claims in markdown: a verdict per claim, and a row per comparison."""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from flows.claims.comparisons import CLAIMS, Comparison
+from flows.claims.records import Record
+from flows.claims.verdicts import Difference, difference, holm, joint_verdict
+
+BOLD = {"holds": "holds", "fails": "**fails**", "undecided": "undecided"}
+PROCEDURES = {"ours": "ours", "paper": "the paper's"}
+MARKS = {"ours": "", "paper": " *(paper)*", "beside": " *(beside)*"}
+SAME = "″"  # as in the row above
+EXPLANATION = (
+    "A row's difference is that of measured and factor × compared with, seed by seed: its mean and"
+    " two-sided 95 % t interval.\nIt *holds* if the interval lies above 0, or above the margin that"
+    " the row names, *fails* if below, else it is *undecided*.\nA claim holds if all rows of its"
+    " procedure do: its p is their largest, one-sided, then corrected by Holm over the lines of"
+    " this table, and\nhas to be at most 0.025. Rows marked *beside* count for no claim."
+)
+
+
+def claims_table(records: Sequence[Record], left_out: Sequence[Record] = ()) -> str:
+    """Return both tables, and which seeds of which commits they are of.
+
+    Args:
+        records: of at least one seed.
+        left_out: records of other params, code or packages.
+    """
+    lines = [_sources(records), *([_left_out(left_out)] if left_out else []), ""]
+    lines += ["| | claim | procedure | p | p, Holm | verdict |", "|---|---|---|---|---|---|"]
+    lines += _claim_lines(records)
+    lines += ["", EXPLANATION, ""]
+    lines += [
+        "| | what | ours in it | measured | compared with | difference [95 % interval] | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for claim in CLAIMS:
+        above = ""
+        for row in claim.comparisons:
+            lines.append(_row(claim.letter, row, SAME if row.ours == above else row.ours, records))
+            above = row.ours
+    return "\n".join(lines)
+
+
+def measured(comparison: Comparison, records: Sequence[Record]) -> Difference:
+    """Return the comparison's difference over the records' seeds."""
+    better, worse = (
+        [record.facts[path] for record in records] for path in (comparison.better, comparison.worse)
+    )
+    return difference(better, worse, comparison.factor, comparison.margin)
+
+
+def _claim_lines(records: Sequence[Record]) -> list[str]:
+    family = [
+        (claim, part, rows)
+        for claim in CLAIMS
+        for part in PROCEDURES
+        if (rows := [measured(c, records) for c in claim.comparisons if c.part == part])
+    ]
+    p_values = [max(row.p for row in rows) for _, _, rows in family]
+    return [
+        f"| {claim.letter} | {claim.text} | {PROCEDURES[part]} | {_p(p)} | {_p(adjusted)} |"
+        f" {BOLD[joint_verdict(rows, adjusted)]} |"
+        for (claim, part, rows), p, adjusted in zip(family, p_values, holm(p_values), strict=True)
+    ]
+
+
+def _row(letter: str, comparison: Comparison, ours: str, records: Sequence[Record]) -> str:
+    found = measured(comparison, records)
+    better, worse = (
+        statistics.fmean(record.facts[path] for record in records)
+        for path in (comparison.better, comparison.worse)
+    )
+    # Points and counts have one digit, parts of 1 three, and their differences one more.
+    fine = max(abs(better), abs(worse)) <= 1
+    digits, more = (3, 4) if fine else (1, 1)
+    scale = f" × {comparison.factor:g}" if comparison.factor != 1 else ""
+    interval = ""
+    if math.isfinite(found.low):
+        interval = f" [{found.low:+.{more}f}, {found.high:+.{more}f}]"
+    cells = [
+        letter,
+        comparison.what
+        + {"ours": "", "paper": " *(paper)*", "beside": " *(beside)*"}[comparison.part],
+        ours or "–",
+        f"{better:.{digits}f}",
+        f"{worse:.{digits}f}{scale}",
+        f"{found.mean:+.{more}f}{interval}",
+        BOLD[found.verdict],
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
+
+
+def _sources(records: Sequence[Record]) -> str:
+    """Say of which seeds and commits the table is, and whether they are of one experiment."""
+    by_commit: dict[str, list[int]] = {}
+    for record in records:
+        by_commit.setdefault(record.commit, []).append(record.seed)
+    told = "; ".join(f"{_seeds(seeds)} at commit {commit}" for commit, seeds in by_commit.items())
+    digests = {record.digest for record in records}
+    mixed = "" if len(digests) == 1 else f", of {len(digests)} different experiments"
+    return f"Measured: {told}{mixed}."
+
+
+def _left_out(records: Sequence[Record]) -> str:
+    told = "; ".join(f"{_seeds([record.seed])} at commit {record.commit}" for record in records)
+    return f"Left out, for params, code or packages were others: {told}."
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
