@@ -37,8 +37,9 @@ fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls fo
 	@$(BIN)/python -m stages.download.fetch $(if $(MIRROR),--mirror $(MIRROR)) \
 		$(if $(WORKERS),--workers $(WORKERS))
 
-test: $(STAMP) ## run all tests on two workers
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not agents" tests
+test: $(STAMP) ## run all tests on two workers; SEED=n: in the order of the run that printed this seed
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not agents" \
+		$(if $(SEED),--randomly-seed=$(SEED)) tests
 
 test-agents: $(STAMP) ## break a fleet of real processes on loopback, for up to a quarter of an hour
 	@$(BIN)/python -m pytest -m agents tests/flows

@@ -1,4 +1,4 @@
-"""What all tests share: two workers on two cores, and one Prefect server per worker."""
+"""What all tests share: a process that stays as it was, and one Prefect server per worker."""
 
 import os
 from collections.abc import Iterator
@@ -11,8 +11,40 @@ os.environ.setdefault("OVIS_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from flows.server import LocalServer
+from tests.process_state import State, changes, read_state, seed_torch, write_state
 
 LOOPBACK = "127.0.0.1"
+BEFORE = pytest.StashKey[State]()  # the running test
+
+
+@pytest.fixture(autouse=True)
+def restored_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Put back what the test changes in its process, and let torch draw by the test's name."""
+    stash = request.config.stash
+    stash[BEFORE] = read_state()
+    # pytest-randomly seeds Python's and NumPy's draws alone; torch starts with another seed each
+    # time.
+    seed_torch(f"{request.config.getoption('randomly_seed', 0)} {request.node.nodeid}")
+    yield
+    write_state(changes(stash[BEFORE], read_state()))
+    del stash[BEFORE]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """Let hold what a module's or a session's fixture sets, until it is torn down."""
+    if fixturedef.scope == "function":
+        return (yield)
+    before, own = read_state(), {}
+    fixturedef.addfinalizer(lambda: write_state(own))  # the first added is the last called
+    result = yield
+    after = read_state()
+    own |= changes(before, after)
+    if test := request.config.stash.get(BEFORE, None):  # it asked for the fixture as it ran
+        test |= changes(after, before)
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -80,30 +80,19 @@ def test_exactness_sets_the_switches_of_cuda(cuda, monkeypatch, exactness, preci
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     backends = torch.backends
-    before = backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    try:
-        assert prepare_device(exactness) == taken[0] == torch.device("cuda", 0)
-        assert torch.are_deterministic_algorithms_enabled() == (exactness == "device")
-        assert backends.cudnn.deterministic == (exactness == "device")
-        assert backends.cuda.matmul.fp32_precision == precision
-        assert backends.cudnn.conv.fp32_precision == precision
-        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-    finally:
-        torch.use_deterministic_algorithms(deterministic)
-        backends.cudnn.deterministic = False
-        backends.cuda.matmul.fp32_precision, backends.cudnn.conv.fp32_precision = before
+    assert prepare_device(exactness) == taken[0] == torch.device("cuda", 0)
+    assert torch.are_deterministic_algorithms_enabled() == (exactness == "device")
+    assert backends.cudnn.deterministic == (exactness == "device")
+    assert backends.cuda.matmul.fp32_precision == precision
+    assert backends.cudnn.conv.fp32_precision == precision
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 def test_own_kernels_are_for_the_block_only():
-    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    try:
-        with own_kernels():
-            assert not torch.are_deterministic_algorithms_enabled()
-        assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(before)
+    with own_kernels():
+        assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled()
 
 
 def test_an_unknown_exactness_names_the_key(tmp_path):

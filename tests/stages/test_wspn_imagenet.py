@@ -422,10 +422,7 @@ def project(tmp_path, monkeypatch):
     torch.save(resnet50(weights=None).state_dict(), tmp_path / "resnet50.pth")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEVICE", "cpu")
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    return tmp_path
 
 
 def run(stage, monkeypatch, *arguments):
