@@ -85,7 +85,7 @@ def seed_points(root: Path, seed: int) -> dict[str, Point]:
     """Return the points of a seed by arm: the experiment, and what is changed of it."""
     comparators = YAML(typ="safe").load(root / PIPELINE)["stages"]
     compared = tuple(f"{PIPELINE}:{name}" for name in comparators)
-    targets = {"own": ("quality", "evaluation", *compared), "unblended": ("evaluation",)}
+    targets = {"own": ("quality", "evaluation", *compared)}
     points = {}
     for arm, changes in ARMS.items():
         values = {"seed": seed, **changes}

@@ -7,8 +7,7 @@ section of params.yaml that of `finetune`.
 
 A comparator of the claims is trained on in the same way, but without ground truth: `--annotations`
 names another file in the same form, and with `--label-splits base novel` the objects of novel
-classes are learned, too. `--unblended` names a file for the weights before they are blended with
-those at the start.
+classes are learned, too.
 """
 
 import argparse
@@ -26,7 +25,6 @@ from stages.common.processes import process_index, run_in_processes
 from stages.common.seeding import make_deterministic
 from stages.common.storage import replace_file, write_json
 from stages.common.stored_pictures import StoredPictures
-from stages.finetune.blending import blend
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
 from stages.models.detector_training import train_detector, training_metrics
@@ -67,7 +65,6 @@ def main() -> None:
     annotations = read_annotations(options.annotations, labels, [c.id for c in every])
     pictures = label_pictures(StoredPictures(*shards), annotations, labels, options.annotations)
     model = load_detector(DETECTOR).to(device)
-    start = {name: value.clone() for name, value in model.state_dict().items()}
 
     settings = [params.model_dump(), seed, read_exactness(), device.type, labelled]
     name = fingerprint(settings, [DETECTOR, options.annotations, CATEGORIES, *shards])
@@ -81,9 +78,6 @@ def main() -> None:
     )
     if process_index() > 0:
         return  # the first process writes
-    if options.unblended:
-        save_detector(options.unblended, model)
-    blend(model, start, params.kept_share)
     save_detector(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
     write_json(
@@ -99,7 +93,6 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--annotations", type=Path, default=ANNOTATIONS)
     splits = ["base", "novel"]
     parser.add_argument("--label-splits", nargs="+", default=["base"], choices=splits)
-    parser.add_argument("--unblended", type=Path)
     return parser.parse_args()
 
 

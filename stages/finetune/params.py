@@ -14,7 +14,6 @@ class FinetuneParams(Section):
     vocabulary: Literal["base", "all"]
     unlabelled: Literal["background", "detections"]
     detection_score: float = Field(gt=0, lt=1)
-    kept_share: float = Field(ge=0, lt=1)
     training: TrainingParams
 
     @model_validator(mode="after")

@@ -75,7 +75,7 @@ def test_what_is_ours_is_in_params_and_the_files_are_made_by_the_arms_targets():
 
 def test_the_papers_rows_name_no_default_that_they_switch_off():
     paper = [row.ours for row in ROWS.values() if row.part == "paper"]
-    off = ("activation.reach", "ranking", "finetune.kept_share")
+    off = ("activation.reach", "ranking")
     assert not [ours for ours in paper if any(f"`{key}`" in ours for key in off)]
 
 
@@ -280,7 +280,7 @@ def test_a_seed_is_measured_once(project, runs):
     assert "seeds 1, 2, 3 at commit" in (project / TABLE).read_text()
 
 
-def test_every_seed_is_the_experiment_and_three_changes_of_it(project):
+def test_every_seed_is_the_experiment_and_two_changes_of_it(project):
     points = seed_points(project, 4)
     assert {arm: point.values for arm, point in points.items()} == {
         "own": {"seed": 4},
@@ -290,11 +290,9 @@ def test_every_seed_is_the_experiment_and_three_changes_of_it(project):
             "masks.activation_round": "first",
         },
         "any_reach": {"seed": 4, "activation.reach": 0},
-        "unblended": {"seed": 4, "finetune.kept_share": 0},
     }
     assert points["own"].targets == ("quality", "evaluation", f"{PIPELINE}:oracle")
     assert points["any_reach"].targets == ("quality",)
-    assert points["unblended"].targets == ("evaluation",)
 
 
 @pytest.mark.parametrize(

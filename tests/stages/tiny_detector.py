@@ -84,7 +84,6 @@ FINETUNE = {
     "vocabulary": "base",
     "unlabelled": "background",
     "detection_score": 0.5,
-    "kept_share": 0.0,
     "training": {**TRAINING, "frozen": ["classifier"]},
 }
 CATEGORIES = [
