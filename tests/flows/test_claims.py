@@ -280,7 +280,7 @@ def test_a_seed_is_measured_once(project, runs):
     assert "seeds 1, 2, 3 at commit" in (project / TABLE).read_text()
 
 
-def test_every_seed_is_the_experiment_and_two_changes_of_it(project):
+def test_every_seed_is_the_experiment_and_three_changes_of_it(project):
     points = seed_points(project, 4)
     assert {arm: point.values for arm, point in points.items()} == {
         "own": {"seed": 4},
@@ -290,6 +290,12 @@ def test_every_seed_is_the_experiment_and_two_changes_of_it(project):
             "masks.activation_round": "first",
         },
         "any_reach": {"seed": 4, "activation.reach": 0},
+        "unblurred": {
+            "seed": 4,
+            "boxes.smoothing": 0,
+            "masks.smoothing": 0,
+            "boxes.top_k": 5,
+        },
     }
     assert points["own"].targets == ("quality", "evaluation", f"{PIPELINE}:oracle")
     assert points["any_reach"].targets == ("quality",)
