@@ -17,4 +17,5 @@ class ActivationParams(Section):
     mask_threshold: float = Field(gt=0, lt=1)
     union: Literal["sum", "max"]
     reach: float = Field(ge=0)
+    weigh_visible: bool
     batch_size: int = Field(ge=1)

@@ -40,9 +40,11 @@ def iterate_masking(
 
     With `mask_scope: object` each target hides its own evidence on its own copy of the picture
     (the paper's per-object t); with `image` all targets of a picture hide theirs together (the
-    official code). Hidden pixels take the picture's mean, and stay hidden; what a later round finds
-    there does not count. With `reach` > 0 later rounds count the less the farther they are from the
-    first one's finding (ours: when the object is all hidden, the next look finds something else).
+    official code). Hidden pixels take the picture's mean, and stay hidden. Two weights of later
+    rounds are ours. With `weigh_visible` a cell counts by the share of it that is still visible: a
+    look at a hidden place sees nothing of the object. With `reach` > 0 it counts the less the
+    farther it is from the first round's finding: when the object is all hidden, attention, whose
+    sum is always 1, goes elsewhere.
 
     Returns:
         maps float32 (T, G+1, h, w) in [0, 1]: entry g is the union of rounds 0…g; and the matching
@@ -61,8 +63,10 @@ def iterate_masking(
         if united is None:
             united, near = found, _nearness(found, params.reach)
         else:
-            visible = 1 - functional.adaptive_avg_pool2d(hidden[rows].float(), found.shape[1:])
-            united = _unite(united, found * visible[:, 0] * near, params)
+            weights = near
+            if params.weigh_visible:
+                weights = near * _visible(hidden[rows], found.shape[1:])
+            united = _unite(united, found * weights, params)
         maps.append(normalise_maps(united))
         named = targets.weights.amax(2)
         scores.append((score[rows] * named).sum(1) / named.sum(1))
@@ -75,6 +79,11 @@ def iterate_masking(
         mean = views.mean((1, 2, 3), keepdim=True)
         views = torch.where(hidden, mean, views)
     return torch.stack(maps, 1), torch.stack(scores, 1)
+
+
+def _visible(hidden: torch.Tensor, cells_hw: torch.Size) -> torch.Tensor:
+    """Return the share of each cell that is not hidden, (T, h, w), of masks bool (T, 1, H, W)."""
+    return 1 - functional.adaptive_avg_pool2d(hidden.float(), cells_hw)[:, 0]
 
 
 def _nearness(found: torch.Tensor, reach: float) -> torch.Tensor:

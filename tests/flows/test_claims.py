@@ -75,7 +75,7 @@ def test_what_is_ours_is_in_params_and_the_files_are_made_by_the_arms_targets():
 
 def test_the_papers_rows_name_no_default_that_they_switch_off():
     paper = [row.ours for row in ROWS.values() if row.part == "paper"]
-    off = ("activation.reach", "ranking")
+    off = ("activation", "activation.reach", "ranking")
     assert not [ours for ours in paper if any(f"`{key}`" in ours for key in off)]
 
 
@@ -287,6 +287,7 @@ def test_every_seed_is_the_experiment_and_some_changes_of_it(project):
     assert points["plain_few"].values == {
         "seed": 4,
         "activation.reach": 0,
+        "activation.weigh_visible": False,
         "boxes.smoothing": 0,
         "masks.smoothing": 0,
         "boxes.top_k": 5,

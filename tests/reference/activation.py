@@ -69,7 +69,9 @@ def _look(
     maps: list[list[torch.Tensor]] = [[] for _ in group]
     for _ in range(params.rounds + 1):
         found = _find(model, view, row, group, targets, params.fusion_layer)
-        visible = 1 - functional.adaptive_avg_pool2d(hidden[None].float(), found[0].shape)[0]
+        visible = torch.ones(found[0].shape)
+        if params.weigh_visible:
+            visible -= functional.adaptive_avg_pool2d(hidden[None].float(), found[0].shape)[0]
         for place, one in enumerate(found):
             if united[place] is None:
                 united[place] = one

@@ -33,6 +33,7 @@ PARAMS = {
     "mask_threshold": 0.5,
     "union": "sum",
     "reach": 0.0,
+    "weigh_visible": True,
     "batch_size": 2,
 }
 

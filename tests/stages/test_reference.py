@@ -41,12 +41,12 @@ def test_one_backward_for_all_captions_equals_one_for_each():
 
 
 @pytest.mark.parametrize("scope", ["object", "image"])
-@pytest.mark.parametrize("union", ["sum", "max"])
-def test_batched_masking_equals_loops(scope, union):
+@pytest.mark.parametrize(("union", "weigh_visible"), [("sum", True), ("max", True), ("sum", False)])
+def test_batched_masking_equals_loops(scope, union, weigh_visible):
     model, tokenizer = small_albef()
     images = random_images(2)
     targets, *_ = targets_of(CAPTIONS, tokenizer)
-    settings = params(mask_scope=scope, union=union)
+    settings = params(mask_scope=scope, union=union, weigh_visible=weigh_visible)
     maps, _ = iterate_masking(model, images, targets, settings)
     expected = activation_maps(model, images, targets, settings)
     assert maps.shape == expected.shape
