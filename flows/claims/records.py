@@ -88,6 +88,7 @@ def read_facts(folders: dict[str, Path]) -> dict[str, float]:
 
     Raises:
         KeyError: a file lacks one of them.
+        ValueError: one of them is no number, such as the AP of classes without an object.
     """
     files = {
         name: json.loads((folders[arm] / path).read_text(encoding="utf-8"))
@@ -98,6 +99,9 @@ def read_facts(folders: dict[str, Path]) -> dict[str, float]:
         value: Any = files
         for key in fact.split("."):
             value = value[key]
+        if not isinstance(value, int | float):
+            name = fact.partition(".")[0]
+            raise ValueError(f"{FILES[name][1]}: {fact} is {value}; nothing to measure it on?")
         facts[fact] = float(value)
     return facts
 

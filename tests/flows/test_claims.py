@@ -395,6 +395,12 @@ def test_a_missing_metric_is_an_error_and_no_record(project, runs, monkeypatch):
     assert read_records(project) == []
 
 
+def test_a_metric_without_a_number_is_named(project, runs, monkeypatch):
+    monkeypatch.setitem(GOOD, "comparators.oracle.generalized.novel.bbox.AP50", None)
+    with pytest.raises(ValueError, match=r"comparators_evaluation/metrics\.json: .*AP50 is None"):
+        measure_claims(project, [1])
+
+
 def test_the_command_takes_seeds_and_makes_the_table_alone_without_any(
     project, runs, monkeypatch, capsys
 ):
