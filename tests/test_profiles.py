@@ -20,6 +20,7 @@ PAPER_PROFILES = (
     "paper-coco",
     "paper-coco-blip",
     "paper-coco-code",
+    "paper-coco-fast",
     "paper-open-images",
     "folder-albef",
 )

@@ -141,8 +141,8 @@ def seeds_of(scores: list[float], **changes) -> list[int]:
     """Return the seeds of one class among the first boxes of BOXES."""
     usual = {"select": "mist", "top_fraction": 1.0, "max_iou": 0.2, "min_relative_score": 0.0}
     params = SEEDS.model_copy(update=usual | changes)
-    overlaps = torch.from_numpy(OVERLAPS[: len(scores), : len(scores)])
-    (seeds,) = select_seeds(torch.tensor(scores)[:, None], overlaps, params)
+    boxes = torch.from_numpy(BOXES[: len(scores)])
+    (seeds,) = select_seeds(torch.tensor(scores)[:, None], boxes, params)
     return seeds.tolist()
 
 
@@ -160,11 +160,10 @@ def test_seed_selection_by_hand():
 
 def test_a_suppressed_candidate_suppresses_nobody():
     # IoU 0-1: 0.5, 1-2: 0.5, 0-2: 0.2
-    boxes = np.array([[0, 0, 12, 6], [4, 0, 16, 6], [8, 0, 20, 6]], np.float32)
-    overlaps = torch.from_numpy(pairwise_iou(boxes, boxes))
+    boxes = torch.tensor([[0.0, 0, 12, 6], [4, 0, 16, 6], [8, 0, 20, 6]])
     scores = torch.tensor([[3.0, 1], [2, 2], [1, 3]])
     params = SEEDS.model_copy(update={"top_fraction": 1.0, "max_iou": 0.3})
-    assert [seeds.tolist() for seeds in select_seeds(scores, overlaps, params)] == [[0, 2], [2, 0]]
+    assert [seeds.tolist() for seeds in select_seeds(scores, boxes, params)] == [[0, 2], [2, 0]]
 
 
 def test_offsets_by_hand():
