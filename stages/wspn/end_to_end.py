@@ -81,8 +81,8 @@ def train_end_to_end(
     """
     if not any(row.any() for row in labels.values()):
         raise ValueError(
-            "no caption names a base class, so the proposal network has nothing to learn from;"
-            " check `forms` in data/download/categories.json"
+            "no picture is labelled with a base class, so the proposal network has nothing to learn"
+            " from; if captions name them, check `forms` in data/download/categories.json"
         )
     run = params.end_to_end
     freeze_stages(model.trunk, params.model.backbone.frozen_stages)

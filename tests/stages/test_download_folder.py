@@ -216,6 +216,7 @@ def test_stage_writes_the_internal_form(tmp_path, source):
     out = tmp_path / "data/download"
     for split in ("train", "val", "test"):
         assert not is_annotated(out / f"ground_truth/{split}.json")
+    assert json.loads((out / "annotations/train/0.json").read_text()) == []
     truth = json.loads((out / "ground_truth/test.json").read_text())
     assert [image["file_name"] for image in truth["images"]] == ["new.jpg"]
     report = json.loads((out / "report.json").read_text())

@@ -12,7 +12,7 @@ from stages.common.boxes import pairwise_iou
 from stages.common.categories import Category
 from stages.common.curves import Curve
 from stages.common.images import Picture
-from stages.common.storage import read_tensors, write_tensors
+from stages.common.storage import read_tensors, write_json, write_tensors
 from stages.models.albef import Albef, AlbefConfig
 from stages.models.tokenizer import SPECIAL, CaptionTokenizer
 from stages.models.wspn import class_scores
@@ -20,7 +20,13 @@ from stages.models.wspn_file import load_wspn, save_wspn
 from stages.models.wspn_input import network_input
 from stages.models.wspn_language import EVIDENCE_FEATURES, LanguageWspn, LanguageWspnConfig
 from stages.wspn.classify import image_label_loss, image_scores, train_class_part
-from stages.wspn.examples import Example, choose_images, image_labels, make_examples
+from stages.wspn.examples import (
+    Example,
+    annotated_labels,
+    choose_images,
+    image_labels,
+    make_examples,
+)
 from stages.wspn.localise import (
     Lessons,
     find_seeds,
@@ -234,6 +240,15 @@ def test_image_labels_keep_base_classes_only():
     assert {k: row.tolist() for k, row in labels.items()} == {4: [0, 1], 9: [1, 0], 10: [0, 0]}
 
 
+def test_annotated_labels_by_hand(tmp_path):
+    entries = [[{"image_id": 4, "category_ids": [9, 30]}], [{"image_id": 9, "category_ids": []}]]
+    paths = [tmp_path / f"{shard}.json" for shard in (0, 1)]
+    for path, own in zip(paths, entries, strict=True):
+        write_json(path, own)
+    labels = annotated_labels(paths, [9, 12, 30])
+    assert {k: row.tolist() for k, row in labels.items()} == {4: [1, 0, 1], 9: [0, 0, 0]}
+
+
 def test_pictures_are_chosen_whatever_their_order():
     chosen = choose_images(range(50), 10, seed=3)
     assert len(chosen) == 10 and chosen == choose_images(reversed(range(50)), 10, seed=3)
@@ -261,7 +276,7 @@ def test_a_picture_without_proposals_is_named():
 def test_no_label_at_all_is_an_error():
     model = small_model()
     unlabelled = [e._replace(labels=torch.zeros(2)) for e in examples_of(model)]
-    with pytest.raises(ValueError, match="no caption names a base class"):
+    with pytest.raises(ValueError, match="no picture is labelled with a base class"):
         train_class_part(model, unlabelled, CLASSIFY, 0, Curve(every=1))
 
 

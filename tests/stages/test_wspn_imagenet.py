@@ -404,7 +404,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
 def test_no_label_and_a_loss_that_is_no_number_are_errors(tmp_path):
     stream = FixedStream([(picture(1), random_boxes(1, 9))] * 2)
     model = small_network()
-    with pytest.raises(ValueError, match="no caption names a base class"):
+    with pytest.raises(ValueError, match="no picture is labelled with a base class"):
         train_end_to_end(model, stream, {1: np.zeros(2)}, PARAMS, 0, Curve(every=1))
     with torch.no_grad():
         model.quality_part.bias.fill_(math.nan)
@@ -485,6 +485,18 @@ def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monk
     assert set(table["image_id"].to_pylist()) == {1, 2, 3}
 
     text = params.read_text()
+    annotated = text.replace("image_labels: captions", "image_labels: annotations")
+    labels = project / "data/download/annotations/train/0.json"
+    write_json(labels, [{"image_id": k, "category_ids": [4]} for k in (1, 2, 3)])
+    params.write_text(annotated)
+    run(wspn_stage, monkeypatch)
+    assert read_json(project / "data/wspn/metrics.json")["pictures_with_label"] == 3
+    every = ["--label-splits", "base", "novel", "--output", "data/wsddn_network"]
+    run(wspn_stage, monkeypatch, *every)  # of all classes there are captions only
+    assert read_json(project / "data/wsddn_network/metrics.json")["pictures_with_label"] == 2
+    write_json(labels, [])
+    with pytest.raises(ValueError, match=r"nobody has annotated .*image_labels to captions"):
+        run(wspn_stage, monkeypatch)
     params.write_text(text.replace("weights: resnet50.pth", "weights: other.pth"))
     with pytest.raises(FileNotFoundError, match=r"wspn\.model\.backbone\.weights: .*other\.pth"):
         run(wspn_stage, monkeypatch)
