@@ -89,6 +89,8 @@ def not_counting(params: dict) -> Iterator[str]:
     """Yield the keys that other values switch off, as params.yaml says of each."""
     sources = {key for key, value in params["download"].items() if isinstance(value, dict)}
     yield from (f"download.{name}" for name in sources - {params["download"]["source"]})
+    if params["download"]["coco"]["train_part"] != "val2017":
+        yield "download.coco.test_fraction"
     if params["vlm"]["source"] != "train":
         yield from (f"vlm.{key}" for key in params["vlm"].keys() - {"source", "pretrained"})
     if params["vocabulary"]["encoder"] == "clip":

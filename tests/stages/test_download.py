@@ -37,6 +37,8 @@ download:
     jpeg_quality: 95
   coco:
     folder: nowhere
+    train_part: train2017
+    test_fraction: 0.5
     val_fraction: 0.1
     max_images: {{pairs: null, train: null, val: null, test: null}}
   open_images:
