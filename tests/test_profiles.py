@@ -50,6 +50,8 @@ OURS_AS_FOR_THE_SCENES = {
     "wspn.image_labels": "pictures without annotations have nothing else",
     "wspn.model.backbone.sha256": "not checked",
     "wspn.model.backbone.regions_at_once": "memory, changes no result",
+    "activation.captions": "as the papers' eq. 1-3 say nothing of one caption, none is left out",
+    "activation.forms": "whoever writes of cats names the class cat",
     "activation.union": "the code adds its maps, too; any above 0 is on, for they are binary",
     "activation.batch_size": "memory, changes no result",
     "masks.batch_size": "memory, changes no result",

@@ -100,7 +100,7 @@ def train_detector(
                     sums[name] = sums.get(name, 0) + loss.detach()
         add_gradients(model.parameters())
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(params, step)
+            group["lr"] = group["factor"] * learning_rate(params, step)
         nn.utils.clip_grad_norm_(model.parameters(), params.gradient_clip)
         optimizer.step()
         # Waits for the device, once a step.
