@@ -16,7 +16,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -34,25 +34,36 @@ from flows.plan import load_graph
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.boxes.select import choose_boxes
+from stages.common.categories import Category
 from stages.common.masks import encode_mask
 from stages.common.params import read_params
 from stages.common.seeding import torch_generator
 from stages.common.storage import read_tensors
+from stages.evaluation.params import EvaluationParams
+from stages.evaluation.protocols import Trial, make_trials
+from stages.evaluation.summary import score
 from stages.labels.merge import make_dataset, split_masks
 from stages.labels.params import LabelsParams
 from stages.masks.params import MasksParams
 from stages.masks.segment import join_crops, make_crops, segment_crops
 from stages.models.detector_settings import NetworkParams, TrainingParams
-from stages.models.mask_rcnn import MaskRcnn
+from stages.models.imagenet import freeze_stages
+from stages.models.mask_rcnn import MaskRcnn, Prediction
+from stages.models.results import to_results
+from stages.models.wspn import Sight, Wspn
 from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
-from stages.models.wspn_input import view_input
+from stages.models.wspn_input import ViewSettings, view_input
+from stages.models.wspn_ranking import rank_proposals
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import search_pictures
 from stages.quality.params import MapParams, QualityParams
 from stages.quality.shard import MapsInUse, ShardInputs, measure_picture
+from stages.ranking.params import RankingParams
 
 AGENTS = (1, 8, 64)
-BACKWARD = 3  # a step with gradients, in forward passes: one forwards, two backwards
+# Boxes that selective search finds in a photograph, as many as the proposal network is trained with
+# at most by the paper's profiles; ranking looks at all of them.
+PROPOSALS = 4000
 
 
 @dataclass(frozen=True)
@@ -144,47 +155,34 @@ class Profile:
         settings = ProposalsParams.model_validate(self.params["proposals"])
         pictures = inputs.pictures(4)
         seconds = seconds_of(lambda: list(search_pictures(pictures, settings, 0, 1)))
-        count = self.params["wspn"]["proposals_per_image"]
-        size = self.sizes.proposal * count
+        size = self.sizes.proposal * PROPOSALS
         return Cost("proposals", self.dataset.train, seconds / len(pictures), written=size)
 
     def _proposal_network(self) -> Iterator[Cost]:
         """One picture of a view's size on the meta device, where shapes are enough."""
-        wspn, count = self.params["wspn"], self.params["wspn"]["proposals_per_image"]
+        wspn = self.params["wspn"]
         backbone, training = wspn["model"]["backbone"], wspn["end_to_end"]
         config = ImagenetWspnConfig(
             category_ids=list(range(self.dataset.classes[0])),
             backbone=backbone["kind"],
             dropout=wspn["model"]["dropout"],
             refinements=len(training["refinement_weights"]),
-            regions_at_once=count,
+            regions_at_once=backbone["regions_at_once"],
         )
         with torch.device("meta"):
             model = ImagenetWspn(config)
-
-        def see(pixels: torch.Tensor, boxes: torch.Tensor) -> None:
-            model.heads(model.region_features(model.feature_map(pixels), boxes))
-
-        def look(views: dict[str, Any]) -> float:
-            """Return the operations of a picture in one view, the mean over views."""
-            picture = np.zeros((inputs.HEIGHT, inputs.WIDTH, 3), np.uint8)
-            longest, boxes = views["longer_side"], torch.empty(count, 4)
-            shapes = [
-                view_input(picture, side, longest, False)[0] for side in views["shorter_sides"]
-            ]
-            with torch.no_grad():
-                found = [
-                    operations_of(partial(see, x.to("meta"), boxes.to("meta"))) for x in shapes
-                ]
-            return float(np.mean(found))
-
-        steps = training["steps"] * training["batch_size"]
-        again = BACKWARD + 1  # regions are computed again in the backward pass
-        yield Cost("wspn", steps, operations=again * look(training["views"]), sharded=False)
-        views = self.params["ranking"]["views"]
-        looks = len(views["shorter_sides"]) * (1 + views["flip"])
-        size = self.sizes.ranked_box * self.params["ranking"]["top_k"]
-        yield Cost("ranking", self.dataset.train, 0.0, looks * look(views), size)
+        freeze_stages(model.trunk, backbone["frozen_stages"])
+        pictures = training["steps"] * training["batch_size"]
+        seen = min(PROPOSALS, wspn["proposals_per_image"])
+        views = training["views"]
+        learnt = np.mean([learn_regions(model, view, seen) for view in shapes_of(views)])
+        yield Cost("wspn", pictures, operations=float(learnt), sharded=False)
+        ranking = RankingParams.model_validate(self.params["ranking"])
+        passes, views = passes_of(ranking), self.params["ranking"]["views"]
+        looks = [see_regions(model, view, round(passes * PROPOSALS)) for view in shapes_of(views)]
+        size = self.sizes.ranked_box * ranking.top_k
+        operations = float(sum(looks)) * (1 + ranking.views.flip)
+        yield Cost("ranking", self.dataset.train, 0.0, operations, size)
 
     def _activation(self) -> Cost:
         params = ActivationParams.model_validate(self.params["activation"])
@@ -234,7 +232,7 @@ class Profile:
         hw = {"height": inputs.HEIGHT, "width": inputs.WIDTH}
         masks = inputs.mask_entries(inputs.maps(ANNOTATED) > 0.3)
         objects = [{**mask, "category_id": name} for name, mask in zip(names, masks, strict=True)]
-        proposals = inputs.boxes(self.params["wspn"]["proposals_per_image"])
+        proposals = inputs.boxes(PROPOSALS)
         rounds = self.params["activation"]["rounds"] + 1
         cells = self.params["activation"]["image_size"] // 16
         shard = ShardInputs(
@@ -274,10 +272,154 @@ class Profile:
             training = TrainingParams.model_validate(self.params[stage]["training"])
             items = training.steps * training.batch_size
             yield Cost(stage, items, decoding, operations, sharded=False)
+        yield self._evaluation(model.eval())
+
+    def _evaluation(self, model: MaskRcnn) -> Cost:
+        """Return the cost of as many detections as count, of each picture and trial."""
+        params = EvaluationParams.model_validate(self.params["evaluation"])
+        trials = make_trials(_truth(self.dataset, 1), _categories(self.dataset), params.metric)
+        model.regions.score_thresh = 0.0  # with random weights nothing would be sure enough
+        image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
         with torch.no_grad():
-            model.eval()
-            seen = operations_of(lambda: model.detect([image], [names]))
-        yield Cost("evaluation", 2 * self.dataset.test, decoding, seen, sharded=False)
+            detected = operations_of(
+                lambda: model.detect([image], [trial.class_indices for trial in trials])
+            )
+        seconds = self._copying() + self._writing_results(params, len(trials))
+        few, more = 8, 24
+        spent = {count: self._scoring(params, count) for count in (few, more)}
+        seconds += max(0.0, spent[more] - spent[few]) / (more - few)
+        return Cost("evaluation", 2 * self.dataset.test, seconds, detected, sharded=False)
+
+    def _writing_results(self, params: EvaluationParams, trials: int) -> float:
+        """Return the core seconds of one picture's run lengths."""
+        count = 20
+        prediction = Prediction(
+            inputs.boxes(count),
+            np.zeros(count, np.int64),
+            np.linspace(1, 0.5, count, dtype=np.float32),
+            inputs.maps(count) > 0.3,
+        )
+        seconds = seconds_of(lambda: to_results(1, prediction, [1], params.min_score))
+        return seconds / count * params.max_detections * trials
+
+    def _scoring(self, params: EvaluationParams, pictures: int) -> float:
+        """Return the core seconds of comparing results on so many pictures with the truth."""
+        truth, categories = _truth(self.dataset, pictures), _categories(self.dataset)
+        trials = make_trials(truth, categories, params.metric)
+        found = [
+            [result for image_id in sorted(trial.image_ids) for result in _results(trial, image_id)]
+            for trial in trials
+        ]
+        return seconds_of(lambda: score(trials, found, params, truth))
+
+
+def shapes_of(views: dict[str, Any]) -> Iterator[torch.Tensor]:
+    """Yield the pixels of each view of a picture, without values."""
+    picture = np.zeros((inputs.HEIGHT, inputs.WIDTH, 3), np.uint8)
+    for side in views["shorter_sides"]:
+        yield view_input(picture, side, views["longer_side"], False)[0].to("meta")
+
+
+def see_regions(model: ImagenetWspn, pixels: torch.Tensor, count: int) -> float:
+    """Return the operations of looking at so many regions in one view."""
+    boxes = torch.empty(count, 4, device="meta")
+    with torch.no_grad():
+        return operations_of(
+            lambda: model.heads(model.region_features(model.feature_map(pixels), boxes))
+        )
+
+
+def learn_regions(model: ImagenetWspn, pixels: torch.Tensor, count: int) -> float:
+    """Return the operations of learning from them, forwards and backwards."""
+    boxes = torch.empty(count, 4, device="meta")
+
+    def learn() -> None:
+        found = model.heads(model.region_features(model.feature_map(pixels), boxes))
+        parts = [found.class_logits, found.detection_logits, *found.refined_logits, *found.offsets]
+        sum(part.sum() for part in parts).backward()
+
+    return operations_of(learn)
+
+
+def passes_of(ranking: RankingParams) -> float:
+    """Return how many times ranking looks at the regions of each proposal."""
+    proposals, model = inputs.boxes(8), _CountingWspn()
+    rank_proposals(model, np.zeros((inputs.HEIGHT, inputs.WIDTH, 3), np.uint8), proposals, ranking)
+    return model.seen / len(proposals)
+
+
+class _CountingWspn(Wspn):
+    """Stands in for a proposal network and counts the boxes that it is asked about."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
+        return Sight(None, np.ones(4, np.float32), image.shape[:2])
+
+    def assess(
+        self, sight: Sight, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self.seen += len(boxes_xyxy)
+        count = len(boxes_xyxy)
+        return torch.rand(count, 2), torch.rand(count), torch.zeros(count, 4)
+
+    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        return self.assess(sight, boxes_xyxy)[0]
+
+    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.assess(sight, boxes_xyxy)[1:]
+
+
+def _categories(dataset: Dataset) -> list[Category]:
+    base, novel = dataset.classes
+    return [
+        Category(number, f"class {number}", "base" if number <= base else "novel", ())
+        for number in range(1, base + novel + 1)
+    ]
+
+
+def _truth(dataset: Dataset, pictures: int) -> dict[str, Any]:
+    """Return ground truth with objects of the first base and the last novel classes."""
+    ids = [category.id for category in _categories(dataset)]
+    masks = inputs.mask_entries(inputs.maps(ANNOTATED) > 0.3)
+    objects = [
+        {**mask, "category_id": ids[-1 - place // 2] if place % 2 else ids[place], "iscrowd": 0}
+        for place, mask in enumerate(masks)
+    ]
+    hw = {"height": inputs.HEIGHT, "width": inputs.WIDTH, "verified_category_ids": ids}
+    return {
+        "images": [{"id": number, **hw} for number in range(1, pictures + 1)],
+        "annotations": [
+            {**entry, "id": ANNOTATED * number + place, "image_id": number}
+            for number in range(1, pictures + 1)
+            for place, entry in enumerate(objects)
+        ],
+        "categories": [{"id": category_id} for category_id in ids],
+    }
+
+
+def _results(trial: Trial, image_id: int) -> list[dict]:
+    """Return as many detections as count, of the trial's classes in turn."""
+    masks = _detected_masks()
+    ids = [category.id for category in trial.categories]
+    return [
+        {
+            **mask,
+            "image_id": image_id,
+            "category_id": ids[place % len(ids)],
+            "score": 1 / (1 + place),
+        }
+        for place, mask in enumerate(masks)
+    ]
+
+
+@cache
+def _detected_masks() -> list[dict]:
+    return inputs.mask_entries(inputs.maps(20) > 0.3) * 5
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,27 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
-from benchmarks.cost import DATASETS, Cost, Dataset, Profile, Sizes, fetched
+from benchmarks.cost import (
+    DATASETS,
+    Cost,
+    Dataset,
+    Profile,
+    Sizes,
+    fetched,
+    learn_regions,
+    passes_of,
+)
 from benchmarks.flow import Bench, ideal_seconds
 from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
 from flows.graph import Stage, Status
 from flows.plan import make_plan
+from stages.models.imagenet import freeze_stages
+from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
+from stages.models.wspn_input import ViewSettings
+from stages.ranking.params import RankingParams
 
 
 def stage(name: str, needs: str = "", cores: int = 1) -> Stage:
@@ -100,6 +114,42 @@ def test_cost_of_measuring_is_that_of_every_training_picture(dataset):
     cost = Profile(dataset, Sizes(1.0, 1.0, 1.0, 1.0, 1.0, 128))._quality()
     assert (cost.stage, cost.items, cost.operations) == ("quality", dataset.train, 0)
     assert 0.001 < cost.core_seconds < 5
+
+
+@pytest.mark.parametrize(
+    ("scored", "refinements", "keep", "score", "passes"),
+    [
+        ("box", 1, False, "classes", 2),
+        ("proposal", 1, False, "classes", 1),
+        ("proposal", 2, True, "quality", 2),
+        ("box", 3, True, "quality", 4),
+    ],
+)
+def test_cost_of_ranking_is_that_of_its_looks_at_the_regions(
+    scored, refinements, keep, score, passes
+):
+    ranking = RankingParams(
+        top_k=5,
+        score=score,
+        scored=scored,
+        refinements=refinements,
+        keep_proposals=keep,
+        nms_iou=[0.5],
+        views=ViewSettings(shorter_sides=[64], longer_side=96, flip=False),
+    )
+    assert passes_of(ranking) == passes
+
+
+def test_cost_of_learning_counts_neither_frozen_stages_nor_what_is_not_computed_again():
+    def learn(frozen: int, at_once: int) -> float:
+        with torch.device("meta"):
+            model = ImagenetWspn(ImagenetWspnConfig("vgg16", [1, 2], 3, 0.5, at_once))
+        freeze_stages(model.trunk, frozen)
+        return learn_regions(model, torch.empty(1, 3, 512, 512, device="meta"), 64)
+
+    regions = 2 * 64 * (25088 * 4096 + 4096**2)
+    assert learn(2, 8) - learn(2, 64) == pytest.approx(regions, rel=0.01)
+    assert learn(0, 64) > learn(2, 64)
 
 
 def test_each_agent_fetches_what_its_stage_reads():

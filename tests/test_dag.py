@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -11,11 +12,13 @@ from ruamel.yaml import YAML
 
 from flows.closure import check_deps, import_closures, params_read, stage_modules
 from flows.graph import Graph, inputs_through, overlap, reruns, reruns_table
+from flows.overlay import apply_overlay
 from flows.plan import load_graph
 from stages.models.engines.dispatch import Engine
 
 ROOT = Path(__file__).parents[1]
 GROUND_TRUTH = "data/download/ground_truth"
+ANNOTATED_CLASSES = "data/download/annotations"  # of base classes, without where they are
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
@@ -204,9 +207,27 @@ def test_no_stage_up_to_the_detector_reads_ground_truth(graph):
         (name, path)
         for name in blind
         for path in inputs_through(graph, name, "download")
-        if overlap(path, GROUND_TRUTH)
+        if overlap(path, GROUND_TRUTH) or overlap(path, ANNOTATED_CLASSES)
     }
     assert seen == set()
+
+
+def test_if_asked_the_proposal_network_alone_reads_which_base_classes_people_saw(tmp_path):
+    for name in ("dvc.yaml", "params.yaml", "claims/dvc.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    apply_overlay(tmp_path / "params.yaml", {"wspn": {"image_labels": "annotations"}}, "test")
+    graph = load_graph(tmp_path)
+    for path, readers in ((ANNOTATED_CLASSES, {"wspn"}), (GROUND_TRUTH, set())):
+        blind = {stage.group for stage in graph.values() if stage.group in BLIND}
+        found = {
+            stage.group
+            for stage in graph.values()
+            if stage.group in blind and any(overlap(inner, path) for inner in stage.inputs)
+        }
+        assert found == readers
 
 
 def test_the_code_of_those_stages_does_not_name_it(closures):

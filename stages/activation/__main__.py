@@ -16,12 +16,12 @@ import torch
 
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
-from stages.activation.targets import find_targets
-from stages.common.captions import MentionFinder, read_captions
+from stages.activation.targets import choose_captions, find_targets, make_finder
+from stages.common.captions import read_captions
 from stages.common.categories import ALL_SPLITS, read_categories
 from stages.common.devices import prepare_device, send
 from stages.common.images import Picture, count_pictures, normalise_pixels, read_pictures
-from stages.common.params import read_exactness, read_section
+from stages.common.params import read_exactness, read_section, read_seed
 from stages.common.prefetch import prefetch
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
@@ -35,7 +35,7 @@ OUTPUT = Path("data/activation")
 
 def main(shard: str) -> None:
     """Run the stage for one shard."""
-    params = read_section("activation", ActivationParams)
+    params, seed = read_section("activation", ActivationParams), read_seed()
     make_deterministic(0, "activation", threads=1)
     device = prepare_device(read_exactness())
     model, tokenizer = load_vlm(MODEL)
@@ -47,7 +47,7 @@ def main(shard: str) -> None:
         )
     pictures = DOWNLOAD / f"images/train/{shard}.parquet"
     captions = read_captions(DOWNLOAD / f"captions/train/{shard}.json")
-    finder = MentionFinder(read_categories(DOWNLOAD / "categories.json", ALL_SPLITS))
+    finder = make_finder(read_categories(DOWNLOAD / "categories.json", ALL_SPLITS), params)
 
     image_ids, category_ids, maps, scores = [], [], [], []
     constant: list[dict] = []
@@ -62,7 +62,9 @@ def main(shard: str) -> None:
     prepared = prefetch(prepare, batches, ahead=2)
     for batch, images in track(prepared, "activation", total, size=lambda pair: len(pair[0])):
         targets, classes, lost = find_targets(
-            [captions.get(picture.image_id, []) for picture in batch], finder, tokenizer
+            [choose_captions(captions, picture.image_id, params, seed) for picture in batch],
+            finder,
+            tokenizer,
         )
         cut_off += lost
         if not classes:

@@ -10,6 +10,8 @@ from stages.common.params import Section
 class ActivationParams(Section):
     """How the activation map of a named object is made."""
 
+    captions: Literal["all", "one"]
+    forms: Literal["all", "name"]
     image_size: int = Field(ge=16)
     fusion_layer: int = Field(ge=0)
     rounds: int = Field(ge=0, le=16)

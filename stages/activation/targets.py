@@ -3,11 +3,34 @@
 Shape legend: B images, M captions per image, L tokens, T targets.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 import torch
 
+from stages.activation.params import ActivationParams
 from stages.activation.rounds import Targets
 from stages.common.captions import MentionFinder, normalise
+from stages.common.categories import Category
+from stages.common.seeding import numpy_generator
 from stages.models.tokenizer import CaptionTokenizer
+
+
+def choose_captions(
+    captions: Mapping[int, list[str]], image_id: int, params: ActivationParams, seed: int
+) -> list[str]:
+    """Return the captions of a picture that count: all, or one of them drawn at random."""
+    own = captions.get(image_id, [])
+    if params.captions == "all" or not own:
+        return own
+    return [own[numpy_generator(seed, "activation caption", image_id).integers(len(own))]]
+
+
+def make_finder(categories: Sequence[Category], params: ActivationParams) -> MentionFinder:
+    """Return what finds classes in captions: by all of their forms, or by their names alone."""
+    if params.forms == "name":
+        categories = [replace(category, forms=(category.name,)) for category in categories]
+    return MentionFinder(categories)
 
 
 def find_targets(

@@ -2,7 +2,8 @@
 
 One rule for every stage: the caption is lower-cased, hyphens and slashes count as spaces, and the
 forms of all classes (names, synonyms, plurals) are looked for at word boundaries, longest form
-first, so that "hot dog" is never also a "dog". All occurrences count, in all captions of a picture.
+first, so that "hot dog" is never also a "dog". All occurrences count, in all captions of a picture,
+but those in which the word is no thing (an "orange cat": stages/common/readings.py).
 Source: Mask-free OVIS §3 (object of interest in the caption); facts of the official code differ:
 it takes the first occurrence of exact names only.
 """
@@ -14,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stages.common.categories import Category
+from stages.common.readings import names_an_object
 from stages.common.storage import read_json
 
 
@@ -61,6 +63,7 @@ class MentionFinder:
             Mention(self._owner[match.group()], *match.span())
             for match in self._pattern.finditer(normalise(caption))
             if self._owner[match.group()] not in self._excluded
+            and names_an_object(match.string, *match.span())
         ]
 
     def classes(self, captions: Iterable[str]) -> set[int]:

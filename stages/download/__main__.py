@@ -2,8 +2,9 @@
 
 Run: python -m stages.download. Reads nothing (source scenes) or a folder: COCO's (coco), Open
 Images' (open_images), or a user's own pictures (folder). Writes under data/download:
-categories.json, images/, captions/, ground_truth/, report.json. It never reaches for the network;
-`python -m stages.download.fetch` fills a folder of COCO or Open Images.
+categories.json, images/, captions/, ground_truth/, report.json, and annotations/: which base
+classes people have found in the training pictures, and nothing else. It never reaches for the
+network; `python -m stages.download.fetch` fills a folder of COCO or Open Images.
 """
 
 import shutil
@@ -55,6 +56,7 @@ def write_split(
     Pictures and annotations stream to disk; only the captions of one file stay in memory.
     """
     truth = GroundTruth(scratch) if split != "pairs" else None
+    base = {category.id for category in source.categories if category.split == "base"}
 
     def examples(name: str, tasks: Sequence) -> Iterator[Example]:
         made = map_in_order(source.make, tasks, num_workers())
@@ -67,19 +69,27 @@ def write_split(
                 report.add(outcome.listed)
                 yield outcome
 
-    def pictures(made: Iterator[Example], captions: list[dict]) -> Iterator[Picture]:
+    def pictures(
+        made: Iterator[Example], captions: list[dict], labels: list[dict]
+    ) -> Iterator[Picture]:
         for example in made:
             image_id = example.picture.image_id
             captions.append({"image_id": image_id, "captions": list(example.captions)})
+            found = base.intersection(entry["category_id"] for entry in example.annotations)
+            labels.append({"image_id": image_id, "category_ids": sorted(found)})
             yield example.picture
 
     for name, tasks in files.items():
         captions: list[dict] = []
+        labels: list[dict] = []
         made = examples(name, tasks)
         made = truth.collect(made) if truth else made
-        write_pictures(FOLDER / f"images/{name}.parquet", pictures(made, captions))
+        write_pictures(FOLDER / f"images/{name}.parquet", pictures(made, captions, labels))
         if split in CAPTIONED:
             write_json(FOLDER / f"captions/{name}.json", captions, indent=None)
+        if split == "train":
+            known = labels if source.annotated else []
+            write_json(FOLDER / f"annotations/{name}.json", known, indent=None)
     if truth:
         truth.write(FOLDER / f"ground_truth/{split}.json", source)
 
@@ -114,7 +124,7 @@ def main() -> None:
         check_categories(source.categories)
         check_tasks(source.tasks)
         files = group_by_file(source.tasks, shards, params.shard_images)
-        for name in ("images", "captions", "ground_truth"):
+        for name in ("images", "captions", "ground_truth", "annotations"):
             if (FOLDER / name).exists():  # perhaps of a run with more shards
                 shutil.rmtree(FOLDER / name)
         write_json(FOLDER / "categories.json", [asdict(category) for category in source.categories])

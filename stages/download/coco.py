@@ -7,6 +7,9 @@ of <folder>/{train,val}2017. The split, chosen so that numbers compare with publ
 - val: a fixed share of train2017, chosen by a hash of the image id alone, for tuning;
 - train: the rest of train2017. pairs: the same pictures, as captioned pairs.
 
+With `train_part: val2017` nothing of train2017 is read, for a small experiment: a share of val2017,
+chosen by a hash as well, is test, and the rest takes the place of train2017.
+
 Frame: pixels of the stored picture; its EXIF rotation is ignored, as COCO's annotations ignore it.
 """
 
@@ -22,7 +25,7 @@ from stages.download.examples import CAPTIONED, Example, Listed, Skipped, Source
 from stages.download.params import CocoParams
 from stages.download.photographs import first_images, is_held_out, read_photograph, skip_unread
 
-VAL = "coco-val"  # what the hash that holds pictures out is made for
+VAL, TEST = "coco-val", "coco-test"  # what the hashes that hold pictures out are made for
 
 
 @dataclass(frozen=True)
@@ -49,23 +52,29 @@ def coco_source(params: CocoParams) -> Source:
             in another folder.
     """
     folder = Path(params.folder)
-    train = _read_annotations(folder, "instances_train2017", ("images", "annotations"))
+    part = params.train_part
+    train = _read_annotations(folder, f"instances_{part}", ("images", "annotations"))
     test = _read_annotations(folder, "instances_val2017", ("images", "annotations"))
     captions: dict[int, list[str]] = {}
-    for entry in _read_annotations(folder, "captions_train2017", ("annotations",))["annotations"]:
+    for entry in _read_annotations(folder, f"captions_{part}", ("annotations",))["annotations"]:
         captions.setdefault(entry["image_id"], []).append(" ".join(entry["caption"].split()))
-    held_out, kept = [], []
+    tested, held_out, kept = [], [], []
     for image in train["images"]:
-        is_val = is_held_out(image["id"], VAL, params.val_fraction)
-        (held_out if is_val else kept).append(image)
-    chosen = {"pairs": kept, "train": kept, "val": held_out, "test": test["images"]}
+        if part == "val2017" and is_held_out(image["id"], TEST, params.test_fraction):
+            tested.append(image)
+        elif is_held_out(image["id"], VAL, params.val_fraction):
+            held_out.append(image)
+        else:
+            kept.append(image)
+    tested = tested if part == "val2017" else test["images"]
+    chosen = {"pairs": kept, "train": kept, "val": held_out, "test": tested}
     objects = {
-        "train2017": group_by_image(train["annotations"]),
+        part: group_by_image(train["annotations"]),
         "val2017": group_by_image(test["annotations"]),
     }
     tasks = {}
     for split, images in chosen.items():
-        pictures = folder / ("val2017" if split == "test" else "train2017")
+        pictures = folder / ("val2017" if split == "test" else part)
         _require(pictures, pictures.is_dir())
         every = (
             CocoTask(

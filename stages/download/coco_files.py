@@ -7,11 +7,13 @@ pin them.
 from dataclasses import dataclass
 
 SERVER = "http://images.cocodataset.org"
-ANNOTATIONS = tuple(
-    f"annotations/{name}.json"
-    for name in ("instances_train2017", "instances_val2017", "captions_train2017")
-)
 PARTS = ("train2017", "val2017")
+
+
+def annotation_files(train_part: str) -> tuple[str, ...]:
+    """Return the files that an experiment reads which trains on pictures of `train_part`."""
+    names = {f"instances_{train_part}", "instances_val2017", f"captions_{train_part}"}
+    return tuple(f"annotations/{name}.json" for name in sorted(names))
 
 
 @dataclass(frozen=True)

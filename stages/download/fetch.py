@@ -34,8 +34,9 @@ COCO_PICTURE, OPEN_IMAGES_PICTURE = 165_000, 330_000
 def fetch_coco(params: CocoParams, fetcher: Fetcher) -> None:
     """Fetch COCO 2017: a part's pictures as the archive, or one by one where that is less."""
     folder = Path(params.folder)
-    if any(not (folder / name).is_file() for name in coco_files.ANNOTATIONS):
-        _fetch_archive(coco_files.ANNOTATION_ARCHIVE, folder, fetcher, coco_files.ANNOTATIONS)
+    wanted = coco_files.annotation_files(params.train_part)
+    if any(not (folder / name).is_file() for name in wanted):
+        _fetch_archive(coco_files.ANNOTATION_ARCHIVE, folder, fetcher, wanted)
     for part in coco_files.PARTS:
         (folder / part).mkdir(exist_ok=True)
     for part, names in _missing(coco_source(params)).items():

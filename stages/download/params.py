@@ -48,6 +48,8 @@ class CocoParams(Section):
     """A folder in the layout of COCO 2017."""
 
     folder: str
+    train_part: Literal["train2017", "val2017"]
+    test_fraction: Annotated[float, Field(gt=0, lt=1)]
     val_fraction: Annotated[float, Field(ge=0, lt=1)]
     max_images: MaxImages
 

@@ -62,6 +62,7 @@ class ProposalParams(Section):
     positive_fraction: float = Field(gt=0, le=1)
     nms_iou: float = Field(gt=0, le=1)
     before_nms: int = Field(ge=1)
+    before_nms_in_inference: int = Field(ge=1)
     kept_in_training: int = Field(ge=1)
     kept_in_inference: int = Field(ge=1)
 
@@ -75,6 +76,7 @@ class BoxHeadParams(Section):
     positive_iou: float = Field(gt=0, le=1)
     regions_per_image: int = Field(ge=2)
     positive_fraction: float = Field(gt=0, le=1)
+    smooth_l1_beta: float = Field(gt=0)
 
 
 class ClassifierParams(Section):
@@ -216,6 +218,7 @@ class TrainingParams(Section):
     optimizer: Annotated[AdamWParams | SgdParams, Field(discriminator="kind")]
     schedule: Annotated[CosineParams | StepDecayParams, Field(discriminator="kind")]
     learning_rate: float = Field(gt=0)
+    bias_rate_factor: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
     gradient_clip: float = Field(gt=0)

@@ -70,7 +70,9 @@ def train_detector(
         ValueError: OVIS_MICRO_BATCH or the number of processes does not fit the run, or a loss is
             not finite.
     """
-    model.backbone.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
+    for part in (model.backbone, model.region_stage):  # a tenth faster on CPUs
+        if part is not None:
+            part.to(memory_format=torch.channels_last)
     freeze(model, params)
     size = _micro_batch(model, params)
     share_batch_norms(model)
@@ -98,7 +100,7 @@ def train_detector(
                     sums[name] = sums.get(name, 0) + loss.detach()
         add_gradients(model.parameters())
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(params, step)
+            group["lr"] = group["factor"] * learning_rate(params, step)
         nn.utils.clip_grad_norm_(model.parameters(), params.gradient_clip)
         optimizer.step()
         # Waits for the device, once a step.

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import resnet50, vgg16
+from torch.nn import functional
+from torchvision.models import vgg16
+from torchvision.models.resnet import Bottleneck, ResNet
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from stages.models.checkpoint_files import check_digest, read_checkpoint
 from stages.models.weights import load_exactly
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RESNET50_BLOCKS = (3, 4, 6, 3)  # of layer1-4
 NUM_STAGES = 5  # of both: stem and layer1-4 of ResNet-50, conv1-conv5 of VGG16
 
 # Keys of torchvision's files that no trunk needs, and the name they are counted by.
@@ -34,9 +37,37 @@ class _ConstantBatchNorm(FrozenBatchNorm2d):
     """torchvision's, but in the type of its input: bfloat16 stays that under autocast."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        scale, shift = self.scale_and_shift()
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what each channel (C,) is multiplied by, and what is added then."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+
+class _FoldedBottleneck(Bottleneck):
+    """torchvision's block with constant batch norms, which take no pass over the maps.
+
+    A convolution by weights times the scale, with the shift for bias, is what the norm would make
+    of the convolution, but for rounding. In bfloat16 it is nearer: maps are rounded once, not
+    three times.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.relu(_normed(self.conv1, self.bn1, x))
+        out = self.relu(_normed(self.conv2, self.bn2, out))
+        out = _normed(self.conv3, self.bn3, out)
+        out += x if self.downsample is None else _normed(*self.downsample, x)
+        return self.relu(out)
+
+
+def _normed(conv: nn.Conv2d, norm: _ConstantBatchNorm, x: torch.Tensor) -> torch.Tensor:
+    scale, shift = norm.scale_and_shift()
+    weight = conv.weight * scale[:, None, None, None]
+    return functional.conv2d(
+        x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups
+    )
 
 
 def resnet50_trunk() -> nn.Sequential:
@@ -47,7 +78,7 @@ def resnet50_trunk() -> nn.Sequential:
     Batch norms are frozen: statistics and scales are constants, as is usual in detectors, whose
     batches are too small to estimate them.
     """
-    whole = resnet50(weights=None, norm_layer=_ConstantBatchNorm)
+    whole = ResNet(_FoldedBottleneck, list(RESNET50_BLOCKS), norm_layer=_ConstantBatchNorm)
     trunk = nn.Sequential()
     for name, child in whole.named_children():
         if name not in ("avgpool", "fc"):

@@ -73,6 +73,7 @@ class MaskRcnn(nn.Module):
         )
         self.proposals = _proposal_network(params, self.backbone)
         self.regions = _region_heads(params, embeddings, self.backbone, region_stage)
+        self.regions.smooth_l1_beta = params.box_head.smooth_l1_beta
 
         for part in (self.proposals, self.regions):
             part.fg_bg_sampler = SharedSampler.like(part.fg_bg_sampler)
@@ -198,7 +199,7 @@ def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNet
         proposals.negative_iou,
         proposals.anchors_per_image,
         proposals.positive_fraction,
-        {"training": proposals.before_nms, "testing": proposals.before_nms},
+        {"training": proposals.before_nms, "testing": proposals.before_nms_in_inference},
         {"training": proposals.kept_in_training, "testing": proposals.kept_in_inference},
         proposals.nms_iou,
     )

@@ -12,11 +12,17 @@ LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 
 
 def make_optimizer(model: nn.Module, params: TrainingParams) -> torch.optim.Optimizer:
-    """Return the optimizer of what is to be trained; vectors (biases, norms) do not decay."""
+    """Return the optimizer of what is to be trained; vectors (biases, norms) do not decay.
+
+    The rate of each group's parameters is its `factor` times that of `learning_rate`.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim > 1]
     vectors = [p for p in trained if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "factor": 1.0},
+        {"params": vectors, "factor": params.bias_rate_factor, "weight_decay": 0.0},
+    ]
     rate, decay = params.learning_rate, params.weight_decay
     if params.optimizer.kind == "sgd":
         momentum = params.optimizer.momentum

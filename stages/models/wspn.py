@@ -49,6 +49,12 @@ class Wspn(nn.Module, ABC):
     def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Return class scores (R, C) in [0, 1] of boxes (R, 4) in the frame of `sight`."""
 
+    def assess(
+        self, sight: Sight, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return class scores (R, C), qualities (R,), offsets (R, 4); in one pass if possible."""
+        return self.score_classes(sight, boxes_xyxy), *self.judge(sight, boxes_xyxy)
+
     @abstractmethod
     def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (expected IoU with an object (R,) in [0, 1], regression offsets (R, 4))."""

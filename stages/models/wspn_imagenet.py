@@ -98,10 +98,13 @@ class ImagenetWspn(Wspn):
     def region_features(self, feature_map: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Return what the heads see (R, F) of boxes in the view's pixels.
 
-        With gradients, only the result of `regions_at_once` boxes is kept and the rest computed
-        again in the backward pass: thousands of proposals take the memory of one such part.
+        With gradients, of several parts of `regions_at_once` boxes only the results are kept, and
+        the rest is computed again in the backward pass: thousands of proposals take the memory of
+        one part. Where all boxes are one part, nothing is computed again.
         """
         parts = boxes_xyxy.split(self.config.regions_at_once)
+        if torch.is_grad_enabled() and len(parts) == 1:
+            return self._pool(feature_map, boxes_xyxy)
         if torch.is_grad_enabled():
             again = [checkpoint(self._pool, feature_map, p, use_reentrant=False) for p in parts]
             return torch.cat(again)
@@ -141,31 +144,27 @@ class ImagenetWspn(Wspn):
                 maps.append(View(features, scale, pixels.shape[3], flipped))
         return Sight(maps, np.ones(4, np.float32), image.shape[:2])
 
-    @torch.no_grad()
     def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Return the mean over views and refinements of the class scores (R, C)."""
-        scores = []
-        for view in sight.maps:
-            logits = torch.stack(self._heads(view, boxes_xyxy).refined_logits)
-            scores.append(logits.softmax(2)[:, :, 1:].mean(0))
-        return self._mean(scores)
+        return self.assess(sight, boxes_xyxy)[0]
 
-    @torch.no_grad()
     def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the means over views: quality (R,), and of all refinements offsets (R, 4)."""
-        qualities, offsets = [], []
+        return self.assess(sight, boxes_xyxy)[1:]
+
+    @torch.no_grad()
+    def assess(
+        self, sight: Sight, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what `score_classes` and `judge` do; next to the regions, heads cost nothing."""
+        scores, qualities, offsets = [], [], []
         for view in sight.maps:
-            outputs = self._heads(view, boxes_xyxy)
+            outputs = self.heads(self.region_features(view.features, view.boxes(boxes_xyxy)))
+            logits = torch.stack(outputs.refined_logits)
+            scores.append(logits.softmax(2)[:, :, 1:].mean(0))
             qualities.append(outputs.quality_logits.sigmoid())
             mean = torch.stack(outputs.offsets).mean(0)
             if view.flipped:  # a shift to the right is one to the left in the mirror
                 mean = mean * mean.new_tensor([-1, 1, 1, 1])
             offsets.append(mean)
-        return self._mean(qualities), self._mean(offsets)
-
-    def _heads(self, view: View, boxes_xyxy: torch.Tensor) -> Outputs:
-        return self.heads(self.region_features(view.features, view.boxes(boxes_xyxy)))
-
-    @staticmethod
-    def _mean(views: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(views).mean(0)
+        return tuple(torch.stack(views).mean(0) for views in (scores, qualities, offsets))

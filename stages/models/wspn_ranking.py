@@ -15,7 +15,7 @@ from torchvision.ops import nms
 
 from stages.common.box_regression import decode_boxes
 from stages.common.params import Section
-from stages.models.wspn import Wspn
+from stages.models.wspn import Sight, Wspn
 from stages.models.wspn_input import ViewSettings
 
 NOT_KEPT = -1.0  # below every score
@@ -27,6 +27,8 @@ class RankingSettings(Section):
     - `top_k`: most boxes of a picture.
     - `score`: quality: predicted IoU with the object, of whichever class; classes: the class
       scores, by which boxes suppress each other within each class only, see `order_by_class`.
+    - `scored`: box: each candidate is scored itself; proposal: as the box was that it was regressed
+      from, so that one pass over the regions gives scores and regression.
     - `refinements`: how often the boxes are regressed; each result is a candidate as well.
     - `keep_proposals`: whether proposals are candidates too beside their refinements.
     - `nms_iou`: rising thresholds, see `order_in_layers`.
@@ -35,6 +37,7 @@ class RankingSettings(Section):
 
     top_k: int = Field(ge=1)
     score: Literal["quality", "classes"]
+    scored: Literal["box", "proposal"]
     refinements: int = Field(ge=0)
     keep_proposals: bool
     nms_iou: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
@@ -65,6 +68,23 @@ def rank_proposals(
     """
     sight = model.look(image, settings.views)
     boxes = torch.from_numpy(proposals_xyxy * sight.scale).to(model.device)
+    as_they_came = settings.scored == "proposal" and settings.refinements > 0
+    find = _scored_before_regression if as_they_came else _scored_themselves
+    pool, scores = find(model, sight, boxes, settings)
+    if settings.score == "classes":
+        rows, ranked = order_by_class(pool, scores, settings.nms_iou, settings.top_k)
+    else:
+        rows, ranked = order_in_layers(pool, scores, settings.nms_iou)
+    height, width = image.shape[:2]
+    found = pool[rows[: settings.top_k]].cpu().numpy() / sight.scale
+    limits = np.array([width, height, width, height], np.float32)
+    return np.clip(found, 0, limits), ranked[: settings.top_k].cpu().numpy()
+
+
+def _scored_themselves(
+    model: Wspn, sight: Sight, boxes: torch.Tensor, settings: RankingSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return candidates (P, 4), and their own class scores (P, C) or qualities (P,)."""
     candidates, qualities = [], []
     for turn in range(settings.refinements + 1):
         kept = turn > 0 or settings.keep_proposals or settings.refinements == 0
@@ -78,14 +98,25 @@ def rank_proposals(
         boxes = decode_boxes(boxes, offsets, sight.image_hw)
     pool = torch.cat(candidates)
     if settings.score == "classes":
-        scores = model.score_classes(sight, pool)
-        rows, ranked = order_by_class(pool, scores, settings.nms_iou, settings.top_k)
-    else:
-        rows, ranked = order_in_layers(pool, torch.cat(qualities), settings.nms_iou)
-    height, width = image.shape[:2]
-    found = pool[rows[: settings.top_k]].cpu().numpy() / sight.scale
-    limits = np.array([width, height, width, height], np.float32)
-    return np.clip(found, 0, limits), ranked[: settings.top_k].cpu().numpy()
+        return pool, model.score_classes(sight, pool)
+    return pool, torch.cat(qualities)
+
+
+def _scored_before_regression(
+    model: Wspn, sight: Sight, boxes: torch.Tensor, settings: RankingSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same, but a regressed box has the scores of the box that it was before."""
+    candidates, scores = [], []
+    for turn in range(settings.refinements):
+        classes, quality, offsets = model.assess(sight, boxes)
+        own = classes if settings.score == "classes" else quality
+        if turn == 0 and settings.keep_proposals:
+            candidates.append(boxes)
+            scores.append(own)
+        boxes = decode_boxes(boxes, offsets, sight.image_hw)
+        candidates.append(boxes)
+        scores.append(own)
+    return torch.cat(candidates), torch.cat(scores)
 
 
 def order_in_layers(

@@ -1,9 +1,10 @@
 """Stage `wspn`: train the proposal network with image labels of base classes.
 
 Run: python -m stages.wspn. Reads the training pictures, their captions and proposals, and the
-vision-language model (or the ImageNet weights that params.yaml names); no ground truth. Writes
-data/wspn/. With `--label-splits base novel` the labels are those of all classes, and `--output`
-names another folder (the claims' detector from image labels alone).
+vision-language model (or the ImageNet weights that params.yaml names); no ground truth, but with
+`wspn.image_labels: annotations` which base classes people have found in each picture. Writes
+data/wspn/. With `--label-splits base novel` the labels are those of all classes, by captions, and
+`--output` names another folder (the claims' detector from image labels alone).
 """
 
 import argparse
@@ -31,7 +32,12 @@ from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.wspn_language import LanguageWspn, LanguageWspnConfig
 from stages.wspn.classify import train_class_part
 from stages.wspn.end_to_end import SECONDS_BETWEEN, train_end_to_end
-from stages.wspn.examples import choose_images, image_labels, make_examples
+from stages.wspn.examples import (
+    annotated_labels,
+    choose_images,
+    image_labels,
+    make_examples,
+)
 from stages.wspn.localise import find_seeds, make_lessons, train_object_part
 from stages.wspn.params import WspnParams
 from stages.wspn.stream import PictureStream, read_image_ids
@@ -45,7 +51,7 @@ class Inputs(NamedTuple):
 
     category_ids: list[int]
     labels: dict[int, np.ndarray]  # picture → (C,)
-    captions: list[Path]
+    label_files: list[Path]
     images: list[Path]
     proposals: list[Path]
 
@@ -60,11 +66,17 @@ def main() -> None:
     make_deterministic(seed, "wspn", threads=1)  # small matrices: a second thread only waits
     categories = read_categories(DOWNLOAD / "categories.json", ALL_SPLITS)
     labelled_ids = [c.id for c in categories if c.split in options.label_splits]
-    captions = [DOWNLOAD / f"captions/train/{shard}.json" for shard in shards]
+    # People's labels are of base classes alone.
+    source = params.image_labels if options.label_splits == ["base"] else "captions"
+    label_files = [DOWNLOAD / f"{source}/train/{shard}.json" for shard in shards]
+    if source == "captions":
+        labels = image_labels(read_captions(*label_files), categories, labelled_ids)
+    else:
+        labels = annotated_labels(label_files, labelled_ids)
     inputs = Inputs(
         labelled_ids,
-        image_labels(read_captions(*captions), categories, labelled_ids),
-        captions,
+        labels,
+        label_files,
         [DOWNLOAD / f"images/train/{shard}.parquet" for shard in shards],
         [Path(f"data/proposals/{shard}.parquet") for shard in shards],
     )
@@ -146,7 +158,7 @@ def train_on_imagenet(
     chosen = choose_images(read_image_ids(inputs.images), params.max_images, seed)
     pictures = PictureStream(inputs.images, inputs.proposals, chosen)
     settings = [params.model_dump(), seed, inputs.category_ids, str(model.device)]
-    files = [*inputs.captions, *inputs.images, *inputs.proposals, *weights]
+    files = [*inputs.label_files, *inputs.images, *inputs.proposals, *weights]
     checkpoint = Checkpoint(fingerprint(settings, files), SECONDS_BETWEEN)
     curve = Curve(every=50)
     train_end_to_end(model, pictures, inputs.labels, params, seed, curve, checkpoint)

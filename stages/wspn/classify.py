@@ -52,8 +52,8 @@ def train_class_part(
     """
     if not any(example.labels.any() for example in examples):
         raise ValueError(
-            "no caption names a base class, so the proposal network has nothing to learn from;"
-            " check `forms` in data/download/categories.json"
+            "no picture is labelled with a base class, so the proposal network has nothing to learn"
+            " from; if captions name them, check `forms` in data/download/categories.json"
         )
     part = model.class_part
     part.fit(torch.cat([example.appearance for example in examples[:200]]).float())

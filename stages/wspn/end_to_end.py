@@ -81,8 +81,8 @@ def train_end_to_end(
     """
     if not any(row.any() for row in labels.values()):
         raise ValueError(
-            "no caption names a base class, so the proposal network has nothing to learn from;"
-            " check `forms` in data/download/categories.json"
+            "no picture is labelled with a base class, so the proposal network has nothing to learn"
+            " from; if captions name them, check `forms` in data/download/categories.json"
         )
     run = params.end_to_end
     freeze_stages(model.trunk, params.model.backbone.frozen_stages)
@@ -160,7 +160,10 @@ def _learn(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "wspn dropout", example.step, example.place))
         with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-            outputs = model.heads(model.region_features(model.feature_map(pixels), seen))
+            features = model.region_features(model.feature_map(pixels), seen)
+        # The heads cost next to nothing, and scores that are near are equal in bfloat16, but seeds
+        # go by their order.
+        outputs = model.heads(features.float())
         losses = picture_losses(outputs, boxes, example.labels, run, params.seeds, params.localise)
         (sum(losses.values()) / run.batch_size).backward()
     return {name: loss.detach() for name, loss in losses.items()}

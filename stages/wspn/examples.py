@@ -7,6 +7,7 @@ Shape legend: R proposals of one picture, C base classes, F features.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from stages.common.captions import MentionFinder
 from stages.common.categories import Category
 from stages.common.images import Picture
 from stages.common.seeding import derive_seed, numpy_generator
+from stages.common.storage import read_json
 from stages.models.wspn_input import network_input
 from stages.models.wspn_language import LanguageWspn
 
@@ -24,7 +26,7 @@ class Example(NamedTuple):
     """One picture; boxes are in the frame of the network's input."""
 
     image_id: int
-    labels: torch.Tensor  # float32 (C,), 1 if a caption names the class
+    labels: torch.Tensor  # float32 (C,), 1 if the picture is labelled with it
     boxes_xyxy: np.ndarray  # float32 (R, 4)
     appearance: torch.Tensor  # float16 (R, F)
     evidence: torch.Tensor  # float16 (R, F)
@@ -48,6 +50,29 @@ def image_labels(
         row[[place[category] for category in finder.classes(texts) if category in place]] = 1
         labels[image_id] = row
     return labels
+
+
+def annotated_labels(paths: Sequence[Path], labelled_ids: Sequence[int]) -> dict[int, np.ndarray]:
+    """Return, per picture, float32 (C,) that is 1 for each labelled class people found in it.
+
+    Args:
+        paths: files of data/download/annotations, which have base classes alone.
+        labelled_ids: the classes, in order.
+
+    Raises:
+        ValueError: nobody has annotated the pictures.
+    """
+    entries = [entry for path in paths for entry in read_json(path)]
+    if not entries:
+        raise ValueError(
+            f"{paths[0].parent}: nobody has annotated these pictures; set params.yaml:"
+            " wspn.image_labels to captions"
+        )
+    ids = np.array(labelled_ids)
+    return {
+        entry["image_id"]: np.isin(ids, entry["category_ids"]).astype(np.float32)
+        for entry in entries
+    }
 
 
 def choose_images(image_ids: Iterable[int], max_images: int, seed: int) -> set[int]:

@@ -49,7 +49,8 @@ def find_seeds(model: LanguageWspn, example: Example, params: SeedParams) -> np.
     overlaps = pairwise_iou(example.boxes_xyxy, example.boxes_xyxy)
     agreed = consensus(scores, overlaps, params.neighbour_iou, params.power)
     named = np.flatnonzero(example.labels.numpy())
-    found = select_seeds(torch.from_numpy(agreed[:, named]), torch.from_numpy(overlaps), params)
+    boxes = torch.from_numpy(example.boxes_xyxy)
+    found = select_seeds(torch.from_numpy(agreed[:, named]), boxes, params)
     return np.array(sorted({row for rows in found for row in rows.tolist()}), np.int64)
 
 

@@ -94,7 +94,7 @@ class EndToEndParams(Section):
 class WspnParams(Section):
     """All of the stage."""
 
-    image_labels: Literal["captions"]
+    image_labels: Literal["captions", "annotations"]
     max_images: int = Field(ge=1)
     proposals_per_image: int = Field(ge=1)
     model: ModelParams

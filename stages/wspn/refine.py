@@ -65,7 +65,7 @@ def make_lessons(
     named = send(torch.from_numpy(shown), device)
     scores = torch.cat([scoring[:, named] for scoring in scorings], dim=1)
     agreed = consensus(scores, overlaps, seeds.neighbour_iou, seeds.power)
-    found = select_seeds(agreed, overlaps, seeds)
+    found = select_seeds(agreed, boxes_xyxy, seeds)
     lessons = []
     for turn, scoring in enumerate(scorings):
         by_class = found[turn * count : (turn + 1) * count]
@@ -119,7 +119,6 @@ def picture_losses(
         seeds: how seeds are chosen.
         localise: what they teach.
     """
-    outputs = Outputs(*(_float(part) for part in outputs))
     scores = class_scores(outputs.class_logits, outputs.detection_logits)
     wanted = send(torch.from_numpy(labels), scores.device).to(scores.dtype)
     losses = {"image_labels": training.image_weight * image_label_loss(scores, wanted)}
@@ -142,8 +141,3 @@ def picture_losses(
     )
     losses["quality"] = training.quality_weight * quality_loss
     return losses
-
-
-def _float(part: torch.Tensor | list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
-    """Return 16-bit outputs with 32 bits: losses and softmaxes are not taken in half precision."""
-    return [x.float() for x in part] if isinstance(part, list) else part.float()

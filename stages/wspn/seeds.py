@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torchvision.ops import nms
 
 from stages.common.boxes import pairwise_iou
-from stages.common.devices import send
 from stages.wspn.params import SeedParams
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
@@ -37,7 +37,7 @@ def consensus(scores: Array, overlaps: Array, neighbour_iou: float, power: float
 
 
 def select_seeds(
-    scores: torch.Tensor, overlaps: torch.Tensor, params: SeedParams
+    scores: torch.Tensor, boxes_xyxy: torch.Tensor, params: SeedParams
 ) -> list[torch.Tensor]:
     """Return the seeds of each of B columns of scores, best first, as row numbers int64 (S,).
 
@@ -45,24 +45,27 @@ def select_seeds(
     seeds so far by less than `max_iou` and scores at least `min_relative_score` of the best, which
     is always a seed.
 
-    All columns are gone through at once; the device is waited for once, to know their numbers.
+    The greedy choice is non-maximum suppression of the candidates, whose kernel takes one launch
+    where a loop over them takes hundreds. It suppresses what overlaps by more than its threshold,
+    here by as much as `max_iou`: the threshold is the next smaller number.
 
     Args:
         scores: agreed scores (R, B), R >= 1.
-        overlaps: IoU of the proposals, (R, R).
+        boxes_xyxy: the proposals, float32 (R, 4).
         params: section `wspn.seeds`.
     """
     count = 1 if params.select == "oicr" else max(1, round(params.top_fraction * len(scores)))
     ranked, order = scores.sort(dim=0, descending=True, stable=True)
     ranked, order = ranked[:count].T, order[:count].T  # (B, k)
-    chosen = ranked >= params.min_relative_score * ranked[:, :1]
-    clash = overlaps[order[:, :, None], order[:, None, :]] >= params.max_iou  # (B, k, k)
-    for place in range(count - 1):
-        rest = slice(place + 1, None)
-        chosen[:, rest] &= ~(clash[:, place, rest] & chosen[:, place, None])
-    chosen = chosen.cpu()
-    places = send(chosen.flatten().nonzero()[:, 0], order.device)
-    return [*order.flatten()[places].split(chosen.sum(1).tolist())]
+    # Ranked scores fall, so those that are good enough come first.
+    numbers = (ranked >= params.min_relative_score * ranked[:, :1]).sum(1).tolist()
+    below = float(np.nextafter(np.float32(params.max_iou), np.float32(0)))
+    turns = torch.arange(count, 0, -1, device=scores.device, dtype=boxes_xyxy.dtype)
+    seeds = []
+    for rows, number in zip(order, numbers, strict=True):
+        candidates = rows[:number]
+        seeds.append(candidates[nms(boxes_xyxy[candidates], turns[:number], below)])
+    return seeds
 
 
 def match_seeds(boxes_xyxy: np.ndarray, seeds_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

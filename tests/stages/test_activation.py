@@ -10,7 +10,7 @@ import stages.activation.__main__ as stage
 from stages.activation.gradcam import normalise_maps, token_activation
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
-from stages.activation.targets import find_targets
+from stages.activation.targets import choose_captions, find_targets, make_finder
 from stages.common.captions import MentionFinder
 from stages.common.categories import Category
 from stages.common.images import write_pictures
@@ -29,6 +29,8 @@ PARAMS = {
     "image_size": 32,
     "fusion_layer": 0,
     "rounds": 2,
+    "captions": "all",
+    "forms": "all",
     "mask_scope": "object",
     "mask_threshold": 0.5,
     "union": "sum",
@@ -74,13 +76,31 @@ def test_mentions_behind_the_tokenizers_limit_are_counted_as_cut_off():
     assert cut_off == 6  # both dogs and the hat, in both pictures
 
 
+def test_one_caption_of_a_picture_is_drawn_whatever_the_others_are():
+    captions = {k: [f"{k} {n}" for n in range(5)] for k in range(40)} | {99: []}
+    one = params(captions="one")
+    drawn = {k: choose_captions(captions, k, one, 0) for k in captions}
+    assert drawn[99] == [] and choose_captions(captions, 7, params(), 0) == captions[7]
+    assert all(len(drawn[k]) == 1 and drawn[k][0] in captions[k] for k in range(40))
+    assert {drawn[k][0].split()[1] for k in range(40)} == set("01234")
+    assert drawn[3] == choose_captions({3: captions[3]}, 3, one, 0)
+    assert drawn != {k: choose_captions(captions, k, one, 1) for k in captions}
+
+
+def test_names_alone_leave_plurals_and_synonyms_out():
+    finder = make_finder(CATEGORIES, params(forms="name"))
+    assert finder.classes(["two cups", "dogs and hats", "a hot dog"]) == set()
+    assert finder.classes(["a cup", "a Red Hat"]) == {1, 4}
+    assert make_finder(CATEGORIES, params()).classes(["two cups"]) == {1}
+
+
 @pytest.fixture
 def run_stage(tmp_path, monkeypatch):
     """Give a function from the captions of each image to the tensors and facts of the stage."""
     monkeypatch.chdir(tmp_path)
 
     def run(captions, **changes):
-        settings = {"deterministic": "device", "activation": PARAMS | changes}
+        settings = {"seed": 0, "deterministic": "device", "activation": PARAMS | changes}
         (tmp_path / "params.yaml").write_text(json.dumps(settings))
         download = tmp_path / "data/download"
         write_pictures(download / "images/train/0.parquet", map(picture, captions))

@@ -14,7 +14,8 @@ from stages.common.params import read_section
 from stages.common.storage import read_json, write_tensors
 from stages.detector.params import DetectorParams
 from stages.models.backbones import whole_trunk
-from stages.models.detector_settings import NetworkParams, StartParams
+from stages.models.detector_settings import NetworkParams, StartParams, TrainingParams
+from stages.models.detector_training import train_detector
 from stages.models.initial_weights import load_start, load_trunk
 from stages.models.mask_rcnn import MaskRcnn, load_detector, predict, save_detector, to_unit_range
 from stages.models.predictor import load_predictor
@@ -23,12 +24,14 @@ from tests.stages.tiny_detector import (
     EMBEDDINGS,
     NETWORK,
     RESNETS,
+    TRAINING,
     annotate,
     draw,
     make_repository,
     tiny_detector,
 )
 from tests.stages.tiny_predictor import write_predictor
+from tests.stages.train_in_shares import labelled_pictures
 
 KINDS = tuple(RESNETS)
 NO_FILE = {"weights": None, "sha256": None}
@@ -94,6 +97,25 @@ def test_c4_has_one_level_and_runs_its_last_stage_on_each_region(models):
     regions, deltas = model.regions.describe(levels, boxes, sizes)
     torch.testing.assert_close(regions, maps.mean((2, 3)), rtol=1e-4, atol=1e-5)
     assert deltas.shape == (3, 4)
+
+
+def test_training_lays_out_all_stages_of_c4_channels_last():
+    """Its last stage has most of the work, and is no part of the backbone."""
+    model, layouts = tiny_detector(**RESNETS["resnet50_c4"]), []
+    for part in (model.backbone.trunk.layer3, model.region_stage):
+        part.register_forward_hook(
+            lambda *call: layouts.append(call[-1].is_contiguous(memory_format=torch.channels_last))
+        )
+    boxes, features = [torch.tensor([[0.0, 0, 40, 40]])], torch.randn(1, 1024, 4, 4)
+    with torch.no_grad():
+        before = model.regions.box_roi_pool({"0": features}, boxes, [(64, 64)])
+    layouts.clear()
+    one = TrainingParams.model_validate(TRAINING | {"steps": 1, "learning_rate": 1e-9})
+    train_detector(model, labelled_pictures(), one, 0, Curve(every=1))
+    assert layouts == [True, True]
+    with torch.no_grad():
+        after = model.regions.box_roi_pool({"0": features}, boxes, [(64, 64)])
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4 * before.abs().max().item())
 
 
 def test_anchors_lie_on_their_levels(models):

@@ -37,6 +37,8 @@ download:
     jpeg_quality: 95
   coco:
     folder: nowhere
+    train_part: train2017
+    test_fraction: 0.5
     val_fraction: 0.1
     max_images: {{pairs: null, train: null, val: null, test: null}}
   open_images:
@@ -84,6 +86,7 @@ def test_layout_is_the_one_later_stages_read(workplace):
         *(f"images/{name}.parquet" for name in ("train/0", "train/1", "pairs", "val", "test")),
         *(f"captions/{name}.json" for name in ("train/0", "train/1", "pairs")),
         *(f"ground_truth/{name}.json" for name in ("train", "val", "test")),
+        *(f"annotations/{name}.json" for name in ("train/0", "train/1")),
     }
     out = workplace / "data/download"
     assert len(read_categories(out / "categories.json")) == 17
@@ -97,6 +100,16 @@ def test_layout_is_the_one_later_stages_read(workplace):
     assert set(truth["images"][0]) == {"id", "file_name", "height", "width"}
     assert [a["id"] for a in truth["annotations"]] == list(range(1, 1 + len(truth["annotations"])))
     assert truth["categories"][12] == {"id": 13, "name": "umbrella", "split": "novel"}
+    labels = {s: json.loads(files[f"annotations/train/{s}.json"]) for s in (0, 1)}
+    assert {s: [entry["image_id"] for entry in own] for s, own in labels.items()} == ids
+    split = {category["id"]: category["split"] for category in truth["categories"]}
+    shown = {image["id"]: set() for image in truth["images"]}
+    for annotation in truth["annotations"]:
+        shown[annotation["image_id"]].add(annotation["category_id"])
+    assert any(split[k] == "novel" for found in shown.values() for k in found)
+    for entry in (*labels[0], *labels[1]):  # base classes, and nothing of where they are
+        base = sorted(k for k in shown[entry["image_id"]] if split[k] == "base")
+        assert entry == {"image_id": entry["image_id"], "category_ids": base}
     report = json.loads(files["report.json"])
     assert report["splits"]["train"]["images"] == 5 and report["splits"]["train"]["captions"] == 10
 
@@ -114,6 +127,7 @@ def test_more_pictures_leave_other_shards_alone(workplace):
     changed = {name for name in more if few.get(name) != more[name]}
     assert changed == {
         "images/train/0.parquet",
+        "annotations/train/0.json",
         "captions/train/0.json",
         "ground_truth/train.json",
         "report.json",

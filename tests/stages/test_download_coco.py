@@ -64,7 +64,13 @@ def write_coco(folder: Path) -> Path:
 
 def make_params(folder: Path, val_fraction: float = 0.0, **limits) -> CocoParams:
     limits = dict.fromkeys(("pairs", "train", "val", "test")) | limits
-    return CocoParams(folder=str(folder), val_fraction=val_fraction, max_images=MaxImages(**limits))
+    return CocoParams(
+        folder=str(folder),
+        train_part="train2017",
+        test_fraction=0.5,
+        val_fraction=val_fraction,
+        max_images=MaxImages(**limits),
+    )
 
 
 def make_all(params: CocoParams, split: str) -> list[Example | Skipped]:
@@ -164,6 +170,36 @@ def test_val_is_held_out_of_train(tmp_path):
     )
 
 
+def test_val2017_alone_is_cut_into_train_and_test(tmp_path):
+    """Nothing of train2017 is there; who is in which part depends on no other picture."""
+    folder, ids = tmp_path / "val2017", range(1, 41)
+    folder.mkdir()
+    images = [{"id": k, "file_name": f"{k:012d}.jpg", "height": 8 + k, "width": 12} for k in ids]
+    for image in images:
+        (folder / image["file_name"]).write_bytes(jpeg(image["height"], 12))
+    (tmp_path / "annotations").mkdir()
+    contents = {
+        "instances_val2017": [instance(100 + k, k, [[1.0, 1, 9, 1, 9, 7]]) for k in ids],
+        "captions_val2017": [{"image_id": k, "caption": "a cat"} for k in ids],
+    }
+    for name, annotations in contents.items():
+        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+        (tmp_path / f"annotations/{name}.json").write_text(json.dumps(content))
+    params = make_params(tmp_path, 0.2).model_copy(update={"train_part": "val2017"})
+    found = {
+        split: {task.image_id for task in tasks}
+        for split, tasks in coco_source(params).tasks.items()
+    }
+    assert found["pairs"] == found["train"]
+    parts = [found["train"], found["val"], found["test"]]
+    assert sorted(k for part in parts for k in part) == list(ids) and min(map(len, parts)) >= 2
+    (made, *_) = make_all(params, "train")
+    assert made.captions == ("a cat",) and len(made.annotations) == 1
+    assert all(isinstance(made, Example) for made in make_all(params, "test"))
+    smaller = params.model_copy(update={"test_fraction": 0.2})
+    assert {task.image_id for task in coco_source(smaller).tasks["test"]} < found["test"]
+
+
 def test_limits_take_the_smallest_ids(tmp_path):
     source = coco_source(make_params(write_coco(tmp_path), train=2, pairs=0))
     assert [task.image_id for task in source.tasks["train"]] == [1, 2]
@@ -238,6 +274,8 @@ download:
     jpeg_quality: 95
   coco:
     folder: {COCO_MINI}
+    train_part: train2017
+    test_fraction: 0.5
     val_fraction: 0.1
     max_images: {{pairs: 5, train: null, val: null, test: 20}}
   open_images:

@@ -69,7 +69,13 @@ def coco(server, tmp_path, monkeypatch):
         elif name.endswith("zip"):
             monkeypatch.setattr(coco_files, "ANNOTATION_ARCHIVE", published(name[1:], content))
     monkeypatch.setattr(coco_files, "SERVER", server.url)
-    return CocoParams(folder=str(tmp_path / "coco"), val_fraction=0.0, max_images=ALL)
+    return CocoParams(
+        folder=str(tmp_path / "coco"),
+        train_part="train2017",
+        test_fraction=0.5,
+        val_fraction=0.0,
+        max_images=ALL,
+    )
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -195,7 +195,12 @@ download:
     synonym_fraction: 0.0
     omission_fraction: 0.0
     jpeg_quality: 95
-  coco: {{folder: nowhere, val_fraction: 0.1, max_images: {limits}}}
+  coco:
+    folder: nowhere
+    train_part: train2017
+    test_fraction: 0.5
+    val_fraction: 0.1
+    max_images: {limits}
   open_images:
     {{folder: nowhere, test_part: test, val_fraction: 0.0, max_images: {limits}}}
   folder: {{path: {source}, max_images: {{pairs: null, train: null, test: null}}}}
@@ -216,6 +221,7 @@ def test_stage_writes_the_internal_form(tmp_path, source):
     out = tmp_path / "data/download"
     for split in ("train", "val", "test"):
         assert not is_annotated(out / f"ground_truth/{split}.json")
+    assert json.loads((out / "annotations/train/0.json").read_text()) == []
     truth = json.loads((out / "ground_truth/test.json").read_text())
     assert [image["file_name"] for image in truth["images"]] == ["new.jpg"]
     report = json.loads((out / "report.json").read_text())

@@ -309,7 +309,12 @@ download:
     synonym_fraction: 0.0
     omission_fraction: 0.0
     jpeg_quality: 95
-  coco: {{folder: nowhere, val_fraction: 0.1, max_images: {limits}}}
+  coco:
+    folder: nowhere
+    train_part: train2017
+    test_fraction: 0.5
+    val_fraction: 0.1
+    max_images: {limits}
   open_images:
     {{folder: {folder}, test_part: validation, val_fraction: 0.0, max_images: {limits}}}
   folder: {{path: nowhere, max_images: {{pairs: null, train: null, test: null}}}}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet50, vgg16
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from stages.models.imagenet import (
     freeze_stages,
@@ -45,6 +46,29 @@ def test_a_file_of_torchvision_gives_the_features_of_torchvision(resnet_file):
     assert {name.split(".")[0] for name in trunk[:6].state_dict()} == {
         "conv1", "bn1", "layer1", "layer2",
     }  # fmt: skip
+
+
+def test_norms_folded_into_convolutions_give_the_gradients_of_norms_after_them(resnet_file):
+    path, _ = resnet_file
+    trunk, plain = resnet50_trunk(), resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    load_imagenet_weights(trunk, path, None)
+    plain.load_state_dict(torch.load(path, weights_only=True), strict=False)
+    maps = torch.randn(2, 1024, 8, 8, generator=torch.Generator().manual_seed(2))
+    passes, results = [], []
+    for module in trunk.layer4.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.register_forward_hook(lambda *_: passes.append(1))
+    for stage in (trunk.layer4, plain.layer4.to(memory_format=torch.channels_last)):
+        out = stage(maps)
+        out.square().mean().backward()
+        results.append([out.detach(), *(parameter.grad for parameter in stage.parameters())])
+    assert len(results[0]) == 1 + 10 and passes == []
+    for found, expected in zip(*results, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        half = trunk.layer4(maps)
+    assert half.dtype == torch.bfloat16
+    assert (half - results[0][0]).abs().max() < 0.02 * results[0][0].abs().max()
 
 
 def test_vgg16_has_stride_8_and_torchvisions_names(tmp_path):

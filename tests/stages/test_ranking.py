@@ -24,6 +24,7 @@ VIEWS = ViewSettings(shorter_sides=[48], longer_side=96, flip=True)
 USUAL = RankingSettings(
     top_k=10,
     score="quality",
+    scored="box",
     refinements=2,
     keep_proposals=True,
     nms_iou=[0.5, 0.7],
@@ -31,7 +32,7 @@ USUAL = RankingSettings(
 )
 PARAMS = (
     "seed: 0\ndeterministic: device\n"
-    "ranking: {top_k: 5, score: quality, refinements: 1, keep_proposals: true, "
+    "ranking: {top_k: 5, score: quality, scored: box, refinements: 1, keep_proposals: true, "
     "nms_iou: [0.5, 0.7], "
     "views: {shorter_sides: [48], longer_side: 96, flip: true}}\n"
 )
@@ -107,11 +108,16 @@ def test_one_class_is_ordered_as_without_classes():
 
 @settings(max_examples=10)
 @given(
-    st.integers(0, 99), st.sampled_from(["quality", "classes"]), st.integers(0, 2), st.booleans()
+    st.integers(0, 99),
+    st.sampled_from(["quality", "classes"]),
+    st.sampled_from(["box", "proposal"]),
+    st.integers(0, 2),
+    st.booleans(),
 )
-def test_ranked_boxes_are_few_ordered_and_inside(seed, score, refinements, keep):
+def test_ranked_boxes_are_few_ordered_and_inside(seed, score, scored, refinements, keep):
     chosen = USUAL.model_copy(
-        update={"score": score, "refinements": refinements, "keep_proposals": keep}
+        update={"score": score, "scored": scored}
+        | {"refinements": refinements, "keep_proposals": keep}
     )
     image = picture(seed, 100).decode()
     boxes, scores = rank_proposals(small_model(), image, random_boxes(seed, 20, 100), chosen)

@@ -84,7 +84,21 @@ def test_all_seeds_at_once_are_those_of_a_loop(seed, count, **choice):
     generator = np.random.default_rng(seed)
     scores = generator.integers(0, 6, (count, 3)).astype(np.float32) / 5
     settings = MIST.model_copy(update=choice)
-    found = select_seeds(torch.from_numpy(scores), torch.from_numpy(overlaps), settings)
+    found = select_seeds(torch.from_numpy(scores), torch.from_numpy(boxes), settings)
+    expected = [choose_seeds(own, overlaps, settings) for own in scores.T]
+    assert [seeds.tolist() for seeds in found] == expected
+
+
+@given(seed=st.integers(0, 2**31), count=st.integers(2, 80), chosen=st.floats(0, 1))
+def test_seeds_that_overlap_by_just_the_limit_are_those_of_a_loop(seed, count, chosen):
+    """Of boxes between the pixels, as proposals in a resized picture are."""
+    boxes = random_boxes(seed, count)
+    overlaps = pairwise_iou(boxes, boxes)
+    there = np.unique(overlaps[overlaps > 0])
+    limit = float(there[int(chosen * (len(there) - 1))])
+    scores = np.random.default_rng(seed).random((count, 2)).astype(np.float32)
+    settings = MIST.model_copy(update={"max_iou": limit, "top_fraction": 1.0})
+    found = select_seeds(torch.from_numpy(scores), torch.from_numpy(boxes), settings)
     expected = [choose_seeds(own, overlaps, settings) for own in scores.T]
     assert [seeds.tolist() for seeds in found] == expected
 

@@ -31,6 +31,7 @@ SEARCH = SearchSettings(
 RANKING = RankingSettings(
     top_k=10,
     score="quality",
+    scored="box",
     refinements=1,
     keep_proposals=True,
     nms_iou=[0.5],

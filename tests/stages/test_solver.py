@@ -62,6 +62,14 @@ def test_sgd_decays_matrices_only_and_keeps_momentum():
     assert layer.bias.item() == pytest.approx(0.8 - 0.38)
 
 
+def test_biases_learn_at_a_rate_of_their_own():
+    layer = nn.Linear(1, 1)
+    params = settings(optimizer=SGD, learning_rate=0.1, bias_rate_factor=2.0)
+    matrices, vectors = make_optimizer(layer, params).param_groups
+    assert [p is layer.weight for p in matrices["params"]] == [True] and matrices["factor"] == 1.0
+    assert [p is layer.bias for p in vectors["params"]] == [True] and vectors["factor"] == 2.0
+
+
 def test_no_limit_leaves_gradients_as_they_are():
     layer = nn.Linear(1, 1)
     layer.weight.grad, layer.bias.grad = torch.full((1, 1), 3e6), torch.full((1,), 4e6)

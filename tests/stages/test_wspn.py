@@ -12,7 +12,7 @@ from stages.common.boxes import pairwise_iou
 from stages.common.categories import Category
 from stages.common.curves import Curve
 from stages.common.images import Picture
-from stages.common.storage import read_tensors, write_tensors
+from stages.common.storage import read_tensors, write_json, write_tensors
 from stages.models.albef import Albef, AlbefConfig
 from stages.models.tokenizer import SPECIAL, CaptionTokenizer
 from stages.models.wspn import class_scores
@@ -20,7 +20,13 @@ from stages.models.wspn_file import load_wspn, save_wspn
 from stages.models.wspn_input import network_input
 from stages.models.wspn_language import EVIDENCE_FEATURES, LanguageWspn, LanguageWspnConfig
 from stages.wspn.classify import image_label_loss, image_scores, train_class_part
-from stages.wspn.examples import Example, choose_images, image_labels, make_examples
+from stages.wspn.examples import (
+    Example,
+    annotated_labels,
+    choose_images,
+    image_labels,
+    make_examples,
+)
 from stages.wspn.localise import (
     Lessons,
     find_seeds,
@@ -141,8 +147,8 @@ def seeds_of(scores: list[float], **changes) -> list[int]:
     """Return the seeds of one class among the first boxes of BOXES."""
     usual = {"select": "mist", "top_fraction": 1.0, "max_iou": 0.2, "min_relative_score": 0.0}
     params = SEEDS.model_copy(update=usual | changes)
-    overlaps = torch.from_numpy(OVERLAPS[: len(scores), : len(scores)])
-    (seeds,) = select_seeds(torch.tensor(scores)[:, None], overlaps, params)
+    boxes = torch.from_numpy(BOXES[: len(scores)])
+    (seeds,) = select_seeds(torch.tensor(scores)[:, None], boxes, params)
     return seeds.tolist()
 
 
@@ -160,11 +166,10 @@ def test_seed_selection_by_hand():
 
 def test_a_suppressed_candidate_suppresses_nobody():
     # IoU 0-1: 0.5, 1-2: 0.5, 0-2: 0.2
-    boxes = np.array([[0, 0, 12, 6], [4, 0, 16, 6], [8, 0, 20, 6]], np.float32)
-    overlaps = torch.from_numpy(pairwise_iou(boxes, boxes))
+    boxes = torch.tensor([[0.0, 0, 12, 6], [4, 0, 16, 6], [8, 0, 20, 6]])
     scores = torch.tensor([[3.0, 1], [2, 2], [1, 3]])
     params = SEEDS.model_copy(update={"top_fraction": 1.0, "max_iou": 0.3})
-    assert [seeds.tolist() for seeds in select_seeds(scores, overlaps, params)] == [[0, 2], [2, 0]]
+    assert [seeds.tolist() for seeds in select_seeds(scores, boxes, params)] == [[0, 2], [2, 0]]
 
 
 def test_offsets_by_hand():
@@ -235,6 +240,15 @@ def test_image_labels_keep_base_classes_only():
     assert {k: row.tolist() for k, row in labels.items()} == {4: [0, 1], 9: [1, 0], 10: [0, 0]}
 
 
+def test_annotated_labels_by_hand(tmp_path):
+    entries = [[{"image_id": 4, "category_ids": [9, 30]}], [{"image_id": 9, "category_ids": []}]]
+    paths = [tmp_path / f"{shard}.json" for shard in (0, 1)]
+    for path, own in zip(paths, entries, strict=True):
+        write_json(path, own)
+    labels = annotated_labels(paths, [9, 12, 30])
+    assert {k: row.tolist() for k, row in labels.items()} == {4: [1, 0, 1], 9: [0, 0, 0]}
+
+
 def test_pictures_are_chosen_whatever_their_order():
     chosen = choose_images(range(50), 10, seed=3)
     assert len(chosen) == 10 and chosen == choose_images(reversed(range(50)), 10, seed=3)
@@ -262,7 +276,7 @@ def test_a_picture_without_proposals_is_named():
 def test_no_label_at_all_is_an_error():
     model = small_model()
     unlabelled = [e._replace(labels=torch.zeros(2)) for e in examples_of(model)]
-    with pytest.raises(ValueError, match="no caption names a base class"):
+    with pytest.raises(ValueError, match="no picture is labelled with a base class"):
         train_class_part(model, unlabelled, CLASSIFY, 0, Curve(every=1))
 
 

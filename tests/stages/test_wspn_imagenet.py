@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from torchvision.models import resnet50
 
 from stages.common import checkpoints, images
+from stages.common.box_regression import decode_boxes
 from stages.common.checkpoints import Checkpoint
 from stages.common.curves import Curve
 from stages.common.images import write_pictures
@@ -95,6 +96,7 @@ RANKING = """
 ranking:
   top_k: 5
   score: classes
+  scored: box
   refinements: 1
   keep_proposals: false
   nms_iou: [0.3]
@@ -247,10 +249,11 @@ def test_views_of_a_mirrored_picture_say_the_same(network):
     assert scores.shape == (5, 2) and (scores > 0).all() and (scores.sum(1) < 1).all()
 
 
+@pytest.mark.parametrize("scored", ["box", "proposal"])
 @pytest.mark.parametrize("score", ["quality", "classes"])
-def test_ranked_boxes_lie_in_the_picture(network, score):
+def test_ranked_boxes_lie_in_the_picture(network, score, scored):
     settings = RankingSettings.model_validate(
-        {"top_k": 6, "score": score, "refinements": 1, "keep_proposals": False}
+        {"top_k": 6, "score": score, "scored": scored, "refinements": 1, "keep_proposals": False}
         | {"nms_iou": [0.5], "views": {**VIEWS, "shorter_sides": [48]}}
     )
     boxes = random_boxes(7, 5, 80)
@@ -260,6 +263,35 @@ def test_ranked_boxes_lie_in_the_picture(network, score):
     as_they_were = settings.model_copy(update={"refinements": 0})
     found, _ = rank_proposals(network, picture(7, 80).decode(), boxes, as_they_were)
     assert {tuple(box) for box in found} <= {tuple(box) for box in boxes}
+
+
+@pytest.mark.parametrize("score", ["quality", "classes"])
+def test_one_pass_over_the_regions_scores_proposals_and_regresses_them(network, score, monkeypatch):
+    settings = RankingSettings.model_validate(
+        {"top_k": 9, "score": score, "scored": "proposal", "refinements": 1}
+        | {"keep_proposals": False, "nms_iou": [1.0], "views": {**VIEWS, "shorter_sides": [48]}}
+    )
+    image, boxes = picture(7, 80).decode(), random_boxes(7, 5, 80)
+    own = torch.from_numpy(boxes)
+    sight = network.look(image, settings.views)
+    qualities, offsets = network.judge(sight, own)
+    expected = decode_boxes(own, offsets, (80, 80))
+    scores = network.score_classes(sight, own).amax(1) if score == "classes" else qualities
+    order = scores.argsort(descending=True)
+    passes, pool = [], network.region_features
+
+    def count(features, regions):
+        passes.append(len(regions))
+        return pool(features, regions)
+
+    monkeypatch.setattr(network, "region_features", count)
+    found, ranked = rank_proposals(network, image, boxes, settings)
+    assert passes == [5] * len(sight.maps)
+    assert np.allclose(found, expected[order].numpy(), atol=1e-3)
+    assert np.allclose(ranked, scores[order].numpy(), atol=1e-5)
+    passes.clear()
+    rank_proposals(network, image, boxes, settings.model_copy(update={"scored": "box"}))
+    assert passes == [5] * 2 * len(sight.maps)
 
 
 def test_rates_by_hand():
@@ -372,7 +404,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
 def test_no_label_and_a_loss_that_is_no_number_are_errors(tmp_path):
     stream = FixedStream([(picture(1), random_boxes(1, 9))] * 2)
     model = small_network()
-    with pytest.raises(ValueError, match="no caption names a base class"):
+    with pytest.raises(ValueError, match="no picture is labelled with a base class"):
         train_end_to_end(model, stream, {1: np.zeros(2)}, PARAMS, 0, Curve(every=1))
     with torch.no_grad():
         model.quality_part.bias.fill_(math.nan)
@@ -450,6 +482,18 @@ def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monk
     assert set(table["image_id"].to_pylist()) == {1, 2, 3}
 
     text = params.read_text()
+    annotated = text.replace("image_labels: captions", "image_labels: annotations")
+    labels = project / "data/download/annotations/train/0.json"
+    write_json(labels, [{"image_id": k, "category_ids": [4]} for k in (1, 2, 3)])
+    params.write_text(annotated)
+    run(wspn_stage, monkeypatch)
+    assert read_json(project / "data/wspn/metrics.json")["pictures_with_label"] == 3
+    every = ["--label-splits", "base", "novel", "--output", "data/wsddn_network"]
+    run(wspn_stage, monkeypatch, *every)  # of all classes there are captions only
+    assert read_json(project / "data/wsddn_network/metrics.json")["pictures_with_label"] == 2
+    write_json(labels, [])
+    with pytest.raises(ValueError, match=r"nobody has annotated .*image_labels to captions"):
+        run(wspn_stage, monkeypatch)
     params.write_text(text.replace("weights: resnet50.pth", "weights: other.pth"))
     with pytest.raises(FileNotFoundError, match=r"wspn\.model\.backbone\.weights: .*other\.pth"):
         run(wspn_stage, monkeypatch)

@@ -2,7 +2,7 @@
 
 What detectron2 has a key for is said in that key, so `make_config(...).dump()` shows the experiment
 in detectron2's own words; the rest is in the node MODEL.OPEN_VOCABULARY. Both engines train the
-same model, so the losses are torchvision's: smooth L1 that is linear from 1/9 on.
+same model, so the losses are torchvision's: the smooth L1 of anchors is linear from 1/9 on.
 """
 
 from typing import Any
@@ -83,7 +83,7 @@ def _proposal_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, 
             "POSITIVE_FRACTION": proposals.positive_fraction,
             "NMS_THRESH": proposals.nms_iou,
             "PRE_NMS_TOPK_TRAIN": proposals.before_nms,
-            "PRE_NMS_TOPK_TEST": proposals.before_nms,
+            "PRE_NMS_TOPK_TEST": proposals.before_nms_in_inference,
             "POST_NMS_TOPK_TRAIN": proposals.kept_in_training,
             "POST_NMS_TOPK_TEST": proposals.kept_in_inference,
             "SMOOTH_L1_BETA": SMOOTH_L1_BETA,
@@ -115,7 +115,7 @@ def _region_keys(
             "POOLER_SAMPLING_RATIO": SAMPLES,
             "POOLER_TYPE": POOLERS[backbone.network.central],
             "CLS_AGNOSTIC_BBOX_REG": True,
-            "SMOOTH_L1_BETA": SMOOTH_L1_BETA,
+            "SMOOTH_L1_BETA": head.smooth_l1_beta,
         },
         "ROI_MASK_HEAD": {
             "NAME": "MaskRCNNConvUpsampleHead",
