@@ -119,6 +119,11 @@ def _proposals() -> Claim:
     heads: dict[str, tuple[Part, str, str]] = {
         "wspn": ("ours", "WSPN", f"`ranking`, {HEAD}"),
         "wspn_by_classes": ("paper", "WSPN by its classes", HEAD),
+        "wspn_by_agreement": (
+            "beside",
+            "WSPN by classes that neighbours agree on",
+            f"`ranking.agreement`, {HEAD}",
+        ),
     }
     rows = []
     for head, (part, name, own) in heads.items():

@@ -8,13 +8,15 @@ Shape legend: R proposals of one picture, C base classes. Boxes: x0, y0, x1, y1 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from stages.models.wspn_input import ViewSettings
+
+Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 class Sight(NamedTuple):
@@ -66,3 +68,15 @@ def class_scores(class_logits: torch.Tensor, detection_logits: torch.Tensor) -> 
     Source: Mask-free OVIS, W_C = σ(W^cls) ⊙ σ(W^det); the two directions as in WSDDN.
     """
     return class_logits.softmax(1) * detection_logits.softmax(0)
+
+
+def consensus(scores: Array, overlaps: Array, neighbour_iou: float, power: float) -> Array:
+    """Return agreed scores (R, C): Σ_j IoU_ij · s_j^power over proposals j near proposal i.
+
+    Args:
+        scores: of one picture, (R, C) >= 0.
+        overlaps: IoU of its proposals, (R, R).
+        neighbour_iou: proposals that overlap less do not count; 1 keeps the order of `scores`.
+        power: below 1 it flattens the scores before they are added.
+    """
+    return (overlaps * (overlaps >= neighbour_iou)) @ scores**power

@@ -11,14 +11,21 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from pydantic import Field, field_validator
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from stages.common.box_regression import decode_boxes
 from stages.common.params import Section
-from stages.models.wspn import Sight, Wspn
+from stages.models.wspn import Sight, Wspn, consensus
 from stages.models.wspn_input import ViewSettings
 
 NOT_KEPT = -1.0  # below every score
+
+
+class AgreementSettings(Section):
+    """Which neighbours agree on a class score, and how much each has to say: see `consensus`."""
+
+    neighbour_iou: float = Field(gt=0, le=1)
+    power: float = Field(gt=0, le=1)
 
 
 class RankingSettings(Section):
@@ -27,6 +34,7 @@ class RankingSettings(Section):
     - `top_k`: most boxes of a picture.
     - `score`: quality: predicted IoU with the object, of whichever class; classes: the class
       scores, by which boxes suppress each other within each class only, see `order_by_class`.
+    - `agreement`: of class scores, with neighbours that overlap less than wholly.
     - `scored`: box: each candidate is scored itself; proposal: as the box was that it was regressed
       from, so that one pass over the regions gives scores and regression.
     - `refinements`: how often the boxes are regressed; each result is a candidate as well.
@@ -37,6 +45,7 @@ class RankingSettings(Section):
 
     top_k: int = Field(ge=1)
     score: Literal["quality", "classes"]
+    agreement: AgreementSettings
     scored: Literal["box", "proposal"]
     refinements: int = Field(ge=0)
     keep_proposals: bool
@@ -72,6 +81,7 @@ def rank_proposals(
     find = _scored_before_regression if as_they_came else _scored_themselves
     pool, scores = find(model, sight, boxes, settings)
     if settings.score == "classes":
+        scores = _agree(scores, pool, settings.agreement)
         rows, ranked = order_by_class(pool, scores, settings.nms_iou, settings.top_k)
     else:
         rows, ranked = order_in_layers(pool, scores, settings.nms_iou)
@@ -79,6 +89,17 @@ def rank_proposals(
     found = pool[rows[: settings.top_k]].cpu().numpy() / sight.scale
     limits = np.array([width, height, width, height], np.float32)
     return np.clip(found, 0, limits), ranked[: settings.top_k].cpu().numpy()
+
+
+def _agree(
+    scores: torch.Tensor, boxes_xyxy: torch.Tensor, settings: AgreementSettings
+) -> torch.Tensor:
+    """Return class scores (R, C) that neighbours agree on, the highest of a picture 1."""
+    if settings.neighbour_iou == 1:
+        return scores
+    overlaps = box_iou(boxes_xyxy, boxes_xyxy)
+    agreed = consensus(scores, overlaps, settings.neighbour_iou, settings.power)
+    return agreed / agreed.amax().clamp(min=torch.finfo(agreed.dtype).tiny)
 
 
 def _scored_themselves(

@@ -68,8 +68,11 @@ def main() -> None:
     train_detector(detector, labelled, params.training, seed, curve, what="rpn")
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"
-    # As the experiment ranks, and by the paper's head.
-    heads = {"wspn": ranking, "wspn_by_classes": params.by_classes.apply_to(ranking)}
+    heads = {  # as the experiment ranks, by the paper's head, and by that with a step of ours
+        "wspn": ranking,
+        "wspn_by_classes": params.by_classes.apply_to(ranking),
+        "wspn_by_agreement": params.by_agreement.apply_to(ranking),
+    }
     found = [
         ordered_boxes(picture, detector, wspn, search, heads, seed)
         for picture in track(read_pictures(held_out), "rpn recall", count_pictures(held_out))

@@ -6,13 +6,14 @@ from pydantic import Field
 
 from stages.common.params import Section
 from stages.models.detector_settings import StartParams, TrainingParams
-from stages.models.wspn_ranking import RankingSettings
+from stages.models.wspn_ranking import AgreementSettings, RankingSettings
 
 
 class HeadParams(Section):
     """What another head of the proposal network changes in section `ranking`."""
 
     score: Literal["quality", "classes"]
+    agreement: AgreementSettings
     refinements: Annotated[int, Field(ge=0)]
     keep_proposals: bool
     nms_iou: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
@@ -31,4 +32,5 @@ class RpnParams(StartParams):
 
     training: TrainingParams
     by_classes: HeadParams
+    by_agreement: HeadParams
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]

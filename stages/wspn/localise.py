@@ -21,12 +21,12 @@ from stages.common.curves import Curve
 from stages.common.devices import send
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
-from stages.models.wspn import class_scores
+from stages.models.wspn import class_scores, consensus
 from stages.models.wspn_language import LanguageWspn
 from stages.wspn.examples import Example
 from stages.wspn.optimise import Descent
 from stages.wspn.params import LocaliseParams, SeedParams
-from stages.wspn.seeds import consensus, match_seeds, select_seeds
+from stages.wspn.seeds import match_seeds, select_seeds
 
 OBJECT_IOU = 0.5  # for quality: objectness
 

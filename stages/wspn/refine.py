@@ -18,12 +18,12 @@ from torchvision.ops import box_iou
 
 from stages.common.box_regression import encode_boxes
 from stages.common.devices import send
-from stages.models.wspn import class_scores
+from stages.models.wspn import class_scores, consensus
 from stages.models.wspn_imagenet import Outputs
 from stages.wspn.classify import image_label_loss
 from stages.wspn.localise import quality_targets
 from stages.wspn.params import EndToEndParams, LocaliseParams, SeedParams
-from stages.wspn.seeds import consensus, select_seeds
+from stages.wspn.seeds import select_seeds
 
 ROWS_AT_ONCE = 128  # of IoUs: what a processor's cache holds is 2.6 times as fast as 4000
 

@@ -12,28 +12,12 @@ Shape legend: R proposals of one picture, B rows of scores (one per class, or pe
 class), k candidates, S seeds. Boxes in pixels.
 """
 
-from typing import TypeVar
-
 import numpy as np
 import torch
 from torchvision.ops import nms
 
 from stages.common.boxes import pairwise_iou
 from stages.wspn.params import SeedParams
-
-Array = TypeVar("Array", np.ndarray, torch.Tensor)
-
-
-def consensus(scores: Array, overlaps: Array, neighbour_iou: float, power: float) -> Array:
-    """Return agreed scores (R, B): Σ_j IoU_ij · s_j^power over proposals j near proposal i.
-
-    Args:
-        scores: of one picture, (R, B) >= 0.
-        overlaps: IoU of its proposals, (R, R).
-        neighbour_iou: proposals that overlap less do not count; 1 keeps the order of `scores`.
-        power: below 1 it flattens the scores before they are added.
-    """
-    return (overlaps * (overlaps >= neighbour_iou)) @ scores**power
 
 
 def select_seeds(

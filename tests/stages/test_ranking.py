@@ -8,9 +8,11 @@ from stages.common.images import write_pictures
 from stages.common.params import read_section
 from stages.common.storage import read_table, write_table
 from stages.common.tables import boxes_table
+from stages.models.wspn import Sight, Wspn
 from stages.models.wspn_file import save_wspn
 from stages.models.wspn_input import ViewSettings
 from stages.models.wspn_ranking import (
+    AgreementSettings,
     RankingSettings,
     order_by_class,
     order_in_layers,
@@ -24,6 +26,7 @@ VIEWS = ViewSettings(shorter_sides=[48], longer_side=96, flip=True)
 USUAL = RankingSettings(
     top_k=10,
     score="quality",
+    agreement={"neighbour_iou": 1.0, "power": 1.0},
     scored="box",
     refinements=2,
     keep_proposals=True,
@@ -32,8 +35,8 @@ USUAL = RankingSettings(
 )
 PARAMS = (
     "seed: 0\ndeterministic: device\n"
-    "ranking: {top_k: 5, score: quality, scored: box, refinements: 1, keep_proposals: true, "
-    "nms_iou: [0.5, 0.7], "
+    "ranking: {top_k: 5, score: quality, agreement: {neighbour_iou: 1.0, power: 1.0}, scored: box, "
+    "refinements: 1, keep_proposals: true, nms_iou: [0.5, 0.7], "
     "views: {shorter_sides: [48], longer_side: 96, flip: true}}\n"
 )
 
@@ -182,3 +185,35 @@ def test_falling_thresholds_are_refused(tmp_path):
     path.write_text(PARAMS.replace("[0.5, 0.7]", "[0.7, 0.5]"))
     with pytest.raises(ValueError, match=r"ranking\.nms_iou: .*must rise"):
         read_section("ranking", RankingParams, path)
+
+
+class _Parts(Wspn):
+    """A network that scores the second of three boxes best, a part that overlaps nothing else."""
+
+    config = None
+    device = torch.device("cpu")
+
+    def look(self, image, views):
+        return Sight(None, np.ones(4, np.float32), image.shape[:2])
+
+    def score_classes(self, sight, boxes_xyxy):
+        return torch.tensor([[0.3], [0.9], [0.3]])
+
+    def judge(self, sight, boxes_xyxy):
+        raise AssertionError("neither quality nor regression is asked for")
+
+
+def test_neighbours_agree_on_an_object_rather_than_a_part():
+    boxes = np.array([[0, 0, 30, 30], [50, 50, 56, 56], [2, 2, 32, 32]], np.float32)
+    image = np.zeros((64, 64, 3), np.uint8)
+    changes = {"score": "classes", "refinements": 0, "nms_iou": [0.9]}
+    alone = USUAL.model_copy(update=changes)
+    agreed = AgreementSettings(neighbour_iou=0.3, power=0.25)
+    together = alone.model_copy(update={"agreement": agreed})
+    assert rank_proposals(_Parts(), image, boxes, alone)[0][0].tolist() == boxes[1].tolist()
+    best, scores = rank_proposals(_Parts(), image, boxes, together)
+    assert best[0].tolist() == boxes[0].tolist()
+    # The first has itself and the third at IoU 784 / 1016; the part has itself alone.
+    parts = [0.3**0.25 * (1 + 784 / 1016), 0.9**0.25]
+    assert scores.max() == 1.0
+    assert scores.min() == pytest.approx(parts[1] / parts[0])

@@ -28,9 +28,11 @@ from tests.stages.tiny_detector import picture as drawn
 SEARCH = SearchSettings(
     mode="fast", longer_side=320, min_side=10.0, max_area_fraction=0.6, max_aspect=5.0
 )
+ALONE = {"neighbour_iou": 1.0, "power": 1.0}
 RANKING = RankingSettings(
     top_k=10,
     score="quality",
+    agreement=ALONE,
     scored="box",
     refinements=1,
     keep_proposals=True,
@@ -81,7 +83,8 @@ def test_every_method_gives_boxes_inside_the_picture():
     torch.manual_seed(0)
     detector = tiny_detector().eval()
     assert len(region_proposals(detector, picture(3).decode()))
-    head = HeadParams(score="classes", refinements=1, keep_proposals=False, nms_iou=[0.3])
+    own = {"keep_proposals": False, "nms_iou": [0.3], "agreement": ALONE}
+    head = HeadParams(score="classes", refinements=1, **own)
     heads = {"wspn": RANKING, "paper": head.apply_to(RANKING)}
     boxes = ordered_boxes(picture(3), detector, small_model(), SEARCH, heads, 0)
     own = {"wspn", "paper", "rpn_like_wspn", "rpn_like_paper"}
@@ -95,7 +98,8 @@ def test_every_method_gives_boxes_inside_the_picture():
 
 
 def test_another_head_changes_its_own_keys_alone():
-    head = HeadParams(score="classes", refinements=0, keep_proposals=True, nms_iou=[0.3])
+    own = {"keep_proposals": True, "nms_iou": [0.3], "agreement": ALONE}
+    head = HeadParams(score="classes", refinements=0, **own)
     changed = head.apply_to(RANKING)
     assert (changed.score, changed.refinements, changed.nms_iou) == ("classes", 0, [0.3])
     assert (changed.top_k, changed.views) == (RANKING.top_k, RANKING.views)

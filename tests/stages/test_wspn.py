@@ -15,7 +15,7 @@ from stages.common.images import Picture
 from stages.common.storage import read_tensors, write_json, write_tensors
 from stages.models.albef import Albef, AlbefConfig
 from stages.models.tokenizer import SPECIAL, CaptionTokenizer
-from stages.models.wspn import class_scores
+from stages.models.wspn import class_scores, consensus
 from stages.models.wspn_file import load_wspn, save_wspn
 from stages.models.wspn_input import network_input
 from stages.models.wspn_language import EVIDENCE_FEATURES, LanguageWspn, LanguageWspnConfig
@@ -35,7 +35,7 @@ from stages.wspn.localise import (
     train_object_part,
 )
 from stages.wspn.params import ClassifyParams, LocaliseParams, SeedParams
-from stages.wspn.seeds import consensus, select_seeds
+from stages.wspn.seeds import select_seeds
 
 SEEDS = SeedParams(
     select="mist",

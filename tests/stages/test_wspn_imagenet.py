@@ -39,6 +39,7 @@ from stages.wspn.refine import make_lessons, picture_losses, refinement_loss
 from stages.wspn.stream import KEPT_BLOCKS, PictureStream
 from tests.stages.test_wspn import BOXES, picture, random_boxes
 
+ALONE = {"neighbour_iou": 1.0, "power": 1.0}
 VIEWS = {"shorter_sides": [48, 64], "longer_side": 96, "flip": True}
 SECTION = """
 wspn:
@@ -96,6 +97,7 @@ RANKING = """
 ranking:
   top_k: 5
   score: classes
+  agreement: {neighbour_iou: 1.0, power: 1.0}
   scored: box
   refinements: 1
   keep_proposals: false
@@ -253,7 +255,14 @@ def test_views_of_a_mirrored_picture_say_the_same(network):
 @pytest.mark.parametrize("score", ["quality", "classes"])
 def test_ranked_boxes_lie_in_the_picture(network, score, scored):
     settings = RankingSettings.model_validate(
-        {"top_k": 6, "score": score, "scored": scored, "refinements": 1, "keep_proposals": False}
+        {
+            "top_k": 6,
+            "score": score,
+            "agreement": ALONE,
+            "scored": scored,
+            "refinements": 1,
+            "keep_proposals": False,
+        }
         | {"nms_iou": [0.5], "views": {**VIEWS, "shorter_sides": [48]}}
     )
     boxes = random_boxes(7, 5, 80)
@@ -268,7 +277,7 @@ def test_ranked_boxes_lie_in_the_picture(network, score, scored):
 @pytest.mark.parametrize("score", ["quality", "classes"])
 def test_one_pass_over_the_regions_scores_proposals_and_regresses_them(network, score, monkeypatch):
     settings = RankingSettings.model_validate(
-        {"top_k": 9, "score": score, "scored": "proposal", "refinements": 1}
+        {"top_k": 9, "score": score, "agreement": ALONE, "scored": "proposal", "refinements": 1}
         | {"keep_proposals": False, "nms_iou": [1.0], "views": {**VIEWS, "shorter_sides": [48]}}
     )
     image, boxes = picture(7, 80).decode(), random_boxes(7, 5, 80)
