@@ -11,7 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from stages.models.detector_settings import NetworkParams
 from stages.models.engines.detectron2.proposals import Float32RPNHead, IgnoringRPN, LevelBackbone
-from stages.models.engines.detectron2.regions import POOLERS, region_heads_class
+from stages.models.engines.detectron2.regions import region_heads_class
 
 SMOOTH_L1_BETA = 1 / 9
 SAMPLES = 2  # RoIAlign's, per pooled cell and axis
@@ -37,6 +37,7 @@ def make_config(
             "CLASSIFIER": params.classifier.model_dump(),
             "TEXT_WIDTH": text_width,
             "CANONICAL_SIDE": params.box_head.canonical_side,
+            "CENTRAL_CELLS": backbone.network.central,
         }
     )
     # Unlike attributes, which detectron2 takes under any name, merged keys must exist.
@@ -113,7 +114,6 @@ def _region_keys(
             "FC_DIM": head.hidden,
             "POOLER_RESOLUTION": head.pooled_side,
             "POOLER_SAMPLING_RATIO": SAMPLES,
-            "POOLER_TYPE": POOLERS[backbone.network.central],
             "CLS_AGNOSTIC_BBOX_REG": True,
             "SMOOTH_L1_BETA": head.smooth_l1_beta,
         },
@@ -123,7 +123,6 @@ def _region_keys(
             "CONV_DIM": mask.channels,
             "POOLER_RESOLUTION": mask.pooled_side,
             "POOLER_SAMPLING_RATIO": SAMPLES,
-            "POOLER_TYPE": POOLERS[backbone.network.central],
             "CLS_AGNOSTIC_MASK": True,
         },
     }

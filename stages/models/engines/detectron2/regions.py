@@ -30,7 +30,6 @@ from stages.models.detector_settings import BackboneParams
 from stages.models.region_pooling import first_centre
 from stages.models.text_classifier import TextClassifier, classification_loss
 
-POOLERS = {True: "ROIAlignV2", False: "ROIAlign"}  # of central grids and of others
 CANONICAL_LEVEL = 3  # of stride 8: regions of the canonical side are pooled there
 Predictions = tuple[torch.Tensor, torch.Tensor]
 
@@ -190,33 +189,35 @@ def region_heads_class(params: BackboneParams) -> type[OpenVocabularyHeads]:
     return OpenVocabularyRes5ROIHeads if params.kind == "resnet50_c4" else OpenVocabularyROIHeads
 
 
-class _ShiftedPooler(ROIPooler):
-    """detectron2's pooler for cells that look at `first` pixels from where it takes them to."""
+class _ShiftedAlign(nn.Module):
+    """RoIAlign of boxes moved by some pixels, for cells that do not look where it takes them to."""
 
-    def __init__(self, *arguments, first: float, **settings) -> None:
-        super().__init__(*arguments, **settings)
-        self.first = first
+    def __init__(self, align: nn.Module, shift: float) -> None:
+        super().__init__()
+        self.align, self.shift = align, shift
 
-    def forward(self, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
-        return super().forward(x, [Boxes(boxes.tensor - self.first) for boxes in box_lists])
+    def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        return self.align(features, rois + rois.new_tensor([0, *[self.shift] * 4]))
 
 
 def _make_pooler(config: CfgNode, head: CfgNode, levels: list[ShapeSpec]) -> ROIPooler:
-    """Return detectron2's pooler, whose canonical side it has no configuration key for.
+    """Return detectron2's pooler with our canonical side, which it has no configuration key for.
 
-    Its ROIAlignV2 takes the first cell to look at the middle of the pixels that it stands for, and
-    ROIAlign at 0.
+    ROIAlignV2 takes each cell to look at the middle of the pixels that it stands for.
     """
-    central = POOLERS[True] == head.POOLER_TYPE
-    return _ShiftedPooler(
-        first=0.0 if central else first_centre(levels[0].stride, central),
+    own = config.MODEL.OPEN_VOCABULARY
+    pooler = ROIPooler(
         output_size=head.POOLER_RESOLUTION,
         scales=tuple(1 / level.stride for level in levels),
         sampling_ratio=head.POOLER_SAMPLING_RATIO,
         pooler_type=head.POOLER_TYPE,
-        canonical_box_size=config.MODEL.OPEN_VOCABULARY.CANONICAL_SIDE,
+        canonical_box_size=own.CANONICAL_SIDE,
         canonical_level=CANONICAL_LEVEL,
     )
+    for index, level in enumerate(levels):
+        if shift := level.stride / 2 - first_centre(level.stride, own.CENTRAL_CELLS):
+            pooler.level_poolers[index] = _ShiftedAlign(pooler.level_poolers[index], shift)
+    return pooler
 
 
 def _detections(instances: Instances, indices: torch.Tensor) -> dict[str, torch.Tensor]:
