@@ -1,6 +1,7 @@
 """What all tests share: two workers on two cores, and one Prefect server per worker."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         os.environ.pop("PREFECT_API_URL", None)
         if before is not None:
             os.environ["PREFECT_API_URL"] = before
+
+
+@pytest.fixture(autouse=True)
+def usual_kernels() -> Iterator[None]:
+    """Undo what stages ask of torch for the whole process: tests run in any order."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")
