@@ -48,6 +48,7 @@ from stages.masks.params import MasksParams
 from stages.masks.segment import join_crops, make_crops, segment_crops
 from stages.models.detector_settings import NetworkParams, TrainingParams
 from stages.models.imagenet import freeze_stages
+from stages.models.mask_pasting import paste_masks
 from stages.models.mask_rcnn import MaskRcnn, Prediction
 from stages.models.results import to_results
 from stages.models.wspn import Sight, Wspn
@@ -278,12 +279,7 @@ class Profile:
         """Return the cost of as many detections as count, of each picture and trial."""
         params = EvaluationParams.model_validate(self.params["evaluation"])
         trials = make_trials(_truth(self.dataset, 1), _categories(self.dataset), params.metric)
-        model.regions.score_thresh = 0.0  # with random weights nothing would be sure enough
-        image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
-        with torch.no_grad():
-            detected = operations_of(
-                lambda: model.detect([image], [trial.class_indices for trial in trials])
-            )
+        detected = detect_operations(model, params.max_detections, len(trials))
         seconds = self._copying() + self._writing_results(params, len(trials))
         few, more = 8, 24
         spent = {count: self._scoring(params, count) for count in (few, more)}
@@ -311,6 +307,29 @@ class Profile:
             for trial in trials
         ]
         return seconds_of(lambda: score(trials, found, params, truth))
+
+
+def detect_operations(model: MaskRcnn, detections: int, vocabularies: int) -> float:
+    """Return the operations of a picture in which as much is found as can be.
+
+    Part by part, for what a network of random weights finds is left to chance.
+    """
+    regions = model.regions
+    pool = regions.box_roi_pool if regions.mask_roi_pool is None else regions.mask_roi_pool
+    proposals = torch.from_numpy(inputs.boxes(model.params.proposals.kept_in_inference))
+    hw = inputs.HEIGHT, inputs.WIDTH
+    batch, _ = model.transform([torch.rand(3, *hw)])
+
+    def detect() -> None:
+        levels = model.backbone(batch.tensors)
+        model.proposals.head([*levels.values()])
+        regions.describe(levels, [proposals], batch.image_sizes)
+        for _ in range(vocabularies):
+            masks = regions.mask_head(pool(levels, [proposals[:detections]], batch.image_sizes))
+            paste_masks(masks[:, 0], proposals[:detections], hw)
+
+    with torch.no_grad():
+        return operations_of(detect)
 
 
 def shapes_of(views: dict[str, Any]) -> Iterator[torch.Tensor]:

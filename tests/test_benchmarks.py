@@ -13,6 +13,7 @@ from benchmarks.cost import (
     Dataset,
     Profile,
     Sizes,
+    detect_operations,
     fetched,
     learn_regions,
     passes_of,
@@ -26,6 +27,7 @@ from stages.models.imagenet import freeze_stages
 from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.wspn_input import ViewSettings
 from stages.ranking.params import RankingParams
+from tests.stages.tiny_detector import RESNETS, tiny_detector
 
 
 def stage(name: str, needs: str = "", cores: int = 1) -> Stage:
@@ -138,6 +140,13 @@ def test_cost_of_ranking_is_that_of_its_looks_at_the_regions(
         views=ViewSettings(shorter_sides=[64], longer_side=96, flip=False),
     )
     assert passes_of(ranking) == passes
+
+
+def test_cost_of_detecting_is_that_of_all_detections_of_all_vocabularies():
+    model = tiny_detector(**RESNETS["resnet50_c4"]).eval()
+    few, more, thrice = (detect_operations(model, *sizes) for sizes in ((2, 1), (4, 1), (4, 3)))
+    assert few < more < thrice
+    assert thrice - more == pytest.approx(4 * (more - few))
 
 
 def test_cost_of_learning_counts_neither_frozen_stages_nor_what_is_not_computed_again():

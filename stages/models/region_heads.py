@@ -84,6 +84,7 @@ class RegionHeads(RoIHeads):
     """
 
     box_predictor: nn.ModuleDict  # {"classifier": TextClassifier, "deltas": nn.Linear}
+    smooth_l1_beta: float
 
     def describe(
         self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
@@ -113,7 +114,10 @@ class RegionHeads(RoIHeads):
         positive = all_labels > 0
         # As torchvision's fastrcnn_loss, without picking the deltas of the right class.
         box = functional.smooth_l1_loss(
-            deltas[positive], torch.cat(goals)[positive], beta=1 / 9, reduction="sum"
+            deltas[positive],
+            torch.cat(goals)[positive],
+            beta=self.smooth_l1_beta,
+            reduction="sum",
         )
         inside = [boxes[own > 0] for boxes, own in zip(proposals, labels, strict=True)]
         objects = [index[own > 0] for index, own in zip(matched, labels, strict=True)]
