@@ -66,12 +66,18 @@ def test_a_problem_is_told(params, changes, told, monkeypatch):
     assert re.search(told, found), found
 
 
-@pytest.mark.parametrize("action", ["plan", "run"])
-def test_an_execution_with_problems_ends_before_its_first_stage(repository, tmp_path, action):
-    folder = clone(repository, tmp_path, "smoke")
+@pytest.fixture(scope="module")
+def with_problems(repository, tmp_path_factory):
+    """Give a clone whose params have two problems; nothing runs in it."""
+    folder = clone(repository, tmp_path_factory.mktemp("clone"), "smoke")
     changes = {"masks": {"steps": "many"}, "detector": {"training": {"steps": -1}}}
     apply_overlay(folder / "params.yaml", changes, "test")
-    command = [sys.executable, "-m", "flows", action]
+    return folder
+
+
+@pytest.mark.parametrize("action", ["plan", "run"])
+def test_an_execution_with_problems_ends_before_its_first_stage(with_problems, action):
+    folder, command = with_problems, [sys.executable, "-m", "flows", action]
     done = subprocess.run(
         command, cwd=folder, env=environment(folder), capture_output=True, text=True
     )
