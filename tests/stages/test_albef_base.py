@@ -1,7 +1,6 @@
 """Full-size ALBEF: the official implementation's numbers, and its checkpoint key by key."""
 
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from stages.models.tokenizer import SPECIAL
 from stages.models.vision_language import load_vlm
 from stages.vlm.official import albef_from_official
 from tests.golden import official_albef
+from tests.run_module import run_module
 from tests.stages.test_vlm import PARAMS
 
 GOLDEN = Path(__file__).parents[1] / "golden/albef.json"
@@ -97,7 +97,7 @@ def experiment(tmp_path, monkeypatch):
 def run_stage(content: dict, **changes) -> None:
     content["vlm"]["pretrained"] |= changes
     YAML().dump(content, Path("params.yaml"))
-    runpy.run_module("stages.vlm", run_name="__main__", alter_sys=True)
+    run_module("stages.vlm")
 
 
 def test_stage_takes_the_official_checkpoint_into_data(experiment, weights):

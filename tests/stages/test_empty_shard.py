@@ -3,7 +3,6 @@
 Which shard an image falls in is told by its id, so few images may leave shards empty.
 """
 
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from stages.common.images import write_pictures
 from stages.common.storage import read_json, read_table, read_tensors, write_json, write_tensors
 from stages.models.albef import save_albef
 from stages.wspn.stream import PictureStream
+from tests.run_module import run_module
 from tests.stages.small_albef import small_albef
 from tests.stages.tiny_detector import EMBEDDINGS, NETWORK, TRAINING, annotate, picture
 
@@ -64,7 +64,7 @@ def run(monkeypatch):
 
     def run_stage(stage: str, *arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", [stage, *arguments])
-        runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
+        run_module(f"stages.{stage}")
 
     yield run_stage
     torch.set_num_threads(threads)

@@ -1,7 +1,6 @@
 """evaluation: the protocols, pycocotools' numbers, the predictions file, and the whole stage."""
 
 import re
-import runpy
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -31,6 +30,7 @@ from stages.evaluation.self_training import choose_images, measure_training_obje
 from stages.evaluation.summary import make_metrics, per_class_rows, precision_recall_rows, score
 from stages.models import mask_rcnn
 from stages.models.mask_rcnn import Prediction
+from tests.run_module import run_module
 
 CUP, HAT, FISH, CAR, ROCK = 1, 2, 4, 5, 9
 CATEGORIES = [
@@ -439,7 +439,7 @@ def write_inputs(folder, monkeypatch):
 
 def run_stage(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["stages.evaluation", *arguments])
-    runpy.run_module("stages.evaluation", run_name="__main__", alter_sys=True)
+    run_module("stages.evaluation")
 
 
 def test_stage_writes_the_same_bytes_twice(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,6 @@
 """labels: what is kept, what is reported, and when the stage refuses."""
 
 import json
-import runpy
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from stages.labels.summary import (
     make_metrics,
     make_report,
 )
+from tests.run_module import run_module
 
 CATEGORIES = [
     Category(1, "cup", "base", ("cup",)),
@@ -190,7 +190,7 @@ def write_inputs(folder, shards, without_target=0):
 
 def run_stage(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    runpy.run_module("stages.labels", run_name="__main__", alter_sys=True)
+    run_module("stages.labels")
     return (folder / "data/labels/pseudo_annotations.json").read_bytes()
 
 

@@ -1,7 +1,6 @@
 """quality: worked numbers of IoU, pointing and recall, and the whole stage on a handful."""
 
 import dataclasses
-import runpy
 
 import cv2
 import numpy as np
@@ -30,6 +29,7 @@ from stages.quality.shard import (
     measure_picture,
 )
 from stages.quality.summary import make_metrics, per_class_rows, recall_rows
+from tests.run_module import run_module
 
 CUP, FISH, CAR = 1, 2, 3
 CATEGORIES = [
@@ -400,7 +400,7 @@ def test_stage_writes_the_same_bytes_whatever_the_number_of_processes(tmp_path, 
     written = []
     for workers in ("1", "2"):
         monkeypatch.setenv("OVIS_WORKERS", workers)
-        runpy.run_module("stages.quality", run_name="__main__", alter_sys=True)
+        run_module("stages.quality")
         files = sorted((tmp_path / "data/quality").iterdir())
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1]
@@ -416,7 +416,7 @@ def test_stage_without_annotations_counts_and_says_so(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "data/download/ground_truth/train.json"
     write_json(path, {"annotated": False, "annotations": []}, indent=None)
-    runpy.run_module("stages.quality", run_name="__main__", alter_sys=True)
+    run_module("stages.quality")
     output = tmp_path / "data/quality"
     metrics = read_json(output / "metrics.json")
     num_labels = len(read_json(tmp_path / "data/labels/pseudo_annotations.json")["annotations"])

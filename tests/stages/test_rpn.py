@@ -1,4 +1,3 @@
-import runpy
 import shutil
 
 import numpy as np
@@ -21,6 +20,7 @@ from stages.rpn.compare import (
     region_proposals,
 )
 from stages.rpn.params import HeadParams
+from tests.run_module import run_module
 from tests.stages.test_wspn import picture, small_model
 from tests.stages.tiny_detector import CATEGORIES, NETWORK, TRAINING, annotate, tiny_detector
 from tests.stages.tiny_detector import picture as drawn
@@ -133,7 +133,7 @@ def test_recall_is_of_the_split_that_is_measured(project, split, other):
     write_pictures(download / f"images/{split}.parquet", map(drawn, (3, 4)))
     write_json(download / f"ground_truth/{split}.json", annotate([3, 4]))
     assert not (download / f"images/{other}.parquet").exists()
-    runpy.run_module("stages.rpn", run_name="__main__", alter_sys=True)
+    run_module("stages.rpn")
     recall = read_json(project / "data/rpn/metrics.json")["recall"]
     assert 0 <= recall["wspn"]["novel"]["recall@100"] <= 1
 
@@ -143,4 +143,4 @@ def test_a_split_without_images_is_told(project):
     write_pictures(project / "data/download/images/val.parquet", [])
     write_json(project / "data/download/ground_truth/val.json", annotate([]))
     with pytest.raises(ValueError, match=r"no object of group \['base', 'novel'\]"):
-        runpy.run_module("stages.rpn", run_name="__main__", alter_sys=True)
+        run_module("stages.rpn")

@@ -1,13 +1,12 @@
 """true_masks: the mask is the fitting object's in the box; what it cannot mend it leaves alone."""
 
-import runpy
-
 import numpy as np
 import pytest
 
 from stages.common.masks import decode_mask, encode_mask
 from stages.common.storage import read_json, write_json
 from stages.true_masks.replace import replace_masks, replace_objects
+from tests.run_module import run_module
 
 IMAGE_HW = (20, 30)
 
@@ -76,7 +75,7 @@ def test_the_stage_writes_one_or_the_other(tmp_path, monkeypatch, boxes):
         write_json(tmp_path / f"data/{path}.json", content)
     options = ["--boxes", "--output", "data/true_boxes"] if boxes else []
     monkeypatch.setattr("sys.argv", ["true_masks", *options])
-    runpy.run_module("stages.true_masks", run_name="__main__")
+    run_module("stages.true_masks")
     (written,) = tmp_path.glob("data/true_*/annotations.json")
     assert written.parent.name == ("true_boxes" if boxes else "true_masks")
     (only,) = read_json(written)["annotations"]

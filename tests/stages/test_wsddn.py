@@ -1,7 +1,6 @@
 """Stage wsddn: class scores of proposals as detections."""
 
 import json
-import runpy
 import shutil
 
 import cv2
@@ -17,6 +16,7 @@ from stages.models.wspn_file import save_wspn
 from stages.models.wspn_input import ViewSettings
 from stages.models.wspn_language import LanguageWspn, LanguageWspnConfig
 from stages.wsddn.detect import detect_classes
+from tests.run_module import run_module
 
 VIEWS = ViewSettings(shorter_sides=[64], longer_side=64, flip=False)
 
@@ -79,7 +79,7 @@ def test_the_split_that_is_measured_is_searched_and_named(project):
     found = {}
     for split in ("test", "val"):
         apply_overlay(project / "params.yaml", {"evaluation": {"split": split}}, "test")
-        runpy.run_module("stages.wsddn", run_name="__main__", alter_sys=True)
+        run_module("stages.wsddn")
         path = project / "data/wsddn/predictions.json"
         found[split] = read_results(path, split, [1, 2], [1, 2])  # the plain one was searched too
         assert found[split]
