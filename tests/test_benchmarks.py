@@ -133,6 +133,7 @@ def test_cost_of_ranking_is_that_of_its_looks_at_the_regions(
     ranking = RankingParams(
         top_k=5,
         score=score,
+        agreement={"neighbour_iou": 1.0, "power": 1.0},
         scored=scored,
         refinements=refinements,
         keep_proposals=keep,

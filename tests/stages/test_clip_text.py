@@ -31,6 +31,7 @@ def folder(tmp_path_factory) -> Path:
         eos_token_id=len(tokens) - 1,
         pad_token_id=len(tokens) - 1,
     )
+    torch.manual_seed(0)
     model = CLIPTextModelWithProjection(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -42,7 +42,7 @@ def write_predictor(folder: Path, changes: dict | None = None, prompts: dict | N
         embedder.embed_forms(embedder.known_forms(category, all_forms=False))
         for category in read_categories(folder / "categories.json")
     ]
-    torch.manual_seed(1)
+    torch.manual_seed(3)  # finds something in noise
     detector = MaskRcnn(
         NetworkParams.model_validate(NETWORK | (changes or {})), torch.stack(embeddings)
     )
