@@ -82,8 +82,7 @@ def _row(letter: str, comparison: Comparison, ours: str, records: Sequence[Recor
         interval = f" [{found.low:+.{more}f}, {found.high:+.{more}f}]"
     cells = [
         letter,
-        comparison.what
-        + {"ours": "", "paper": " *(paper)*", "beside": " *(beside)*"}[comparison.part],
+        comparison.what + MARKS[comparison.part],
         ours or "–",
         f"{better:.{digits}f}",
         f"{worse:.{digits}f}{scale}",
