@@ -14,6 +14,15 @@ GROUPS = ("base", "novel")
 KINDS = {"bbox": "box", "segm": "mask"}
 NOT_BELOW = -2.0  # points of AP50 that "not below" allows
 
+# Divisions of the scenes' classes into base and novel; see download.scenes.class_split.
+CLASS_SPLITS = 17
+
+
+def seed_params(seed: int) -> dict[str, Any]:
+    """Return the params that differ from seed to seed: chance, and which classes are novel."""
+    return {"seed": seed, "download.scenes.class_split": seed % CLASS_SPLITS}
+
+
 FIRST_LOOK = {"boxes.activation_round": "first", "masks.activation_round": "first"}
 PLAIN_LOOKS = {"activation.reach": 0, "activation.weigh_visible": False}
 NO_BLUR = {"boxes.smoothing": 0, "masks.smoothing": 0}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from flows.claims.comparisons import ARMS, PIPELINE
+from flows.claims.comparisons import ARMS, PIPELINE, seed_params
 from flows.claims.records import (
     FOLDER,
     Record,
@@ -88,7 +88,7 @@ def seed_points(root: Path, seed: int) -> dict[str, Point]:
     targets = {"own": ("quality", "evaluation", *compared)}
     points = {}
     for arm, changes in ARMS.items():
-        values = {"seed": seed, **changes}
+        values = {**seed_params(seed), **changes}
         points[arm] = Point(point_name(values), values, targets.get(arm, ("quality",)))
     return points
 

@@ -1,8 +1,9 @@
 """One record per seed, docs/claims/seed-<n>.json: every number that the claims compare.
 
-A record knows what made it, by a digest of the params that stages read (but the seed), of their
-commands and code, and of the locked packages. So a seed is measured once, on whichever machine and
-day, and no table mixes what was measured differently unless that is asked for.
+A record knows what made it, by a digest of the params that stages read (but for those that differ
+from seed to seed), of their commands and code, and of the locked packages. So a seed is measured
+once, on whichever machine and day, and no table mixes what was measured differently unless that is
+asked for.
 """
 
 import hashlib
@@ -15,8 +16,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.claims.comparisons import ARMS, FACTS, FILES, PIPELINE
-from flows.nested import look_up
+from flows.claims.comparisons import ARMS, FACTS, FILES, PIPELINE, seed_params
+from flows.nested import flatten, look_up
 from flows.overlay import read_params
 
 FOLDER = Path("docs/claims")
@@ -44,7 +45,7 @@ class Record:
 
 
 def experiment_digest(root: Path) -> str:
-    """Return a digest of all that decides the numbers of a seed, but the seed.
+    """Return a digest of all that decides the numbers of a seed, but `seed_params`.
 
     Raises:
         ValueError: params.yaml or a dvc.yaml cannot be read.
@@ -55,9 +56,13 @@ def experiment_digest(root: Path) -> str:
     for file in DVC_FILES:
         content = YAML(typ="safe").load(root / file)
         stages |= {f"{file}:{name}": stage for name, stage in content["stages"].items()}
-    keys = {key for stage in stages.values() for key in stage.get("params", [])} - {"seed"}
+    keys = {key for stage in stages.values() for key in stage.get("params", [])}
     facts = [
-        {key: look_up(params, key) for key in sorted(keys)},
+        {
+            key: value
+            for key, value in flatten(params, ".")
+            if key not in seed_params(0) and any(f"{key}.".startswith(f"{k}.") for k in keys)
+        },
         {name: stage["cmd"] for name, stage in stages.items()},
         [ARMS, FILES],
     ]

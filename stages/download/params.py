@@ -28,6 +28,7 @@ class ScenesParams(Section):
     synonym_fraction: Fraction
     omission_fraction: Fraction
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
+    class_split: Annotated[int, Field(ge=0, le=16)]
 
 
 class MaxPictures(Section):

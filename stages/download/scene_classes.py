@@ -1,16 +1,19 @@
 """The 17 classes of scenes: their names, the words for them, their drawing, and the split.
 
-Fixed before anything was measured: 12 base and 5 novel classes. Only synonyms that mean one class.
+12 base and 5 novel classes; division 0 was fixed before anything was measured, the others follow
+from it by counting on. Only synonyms that mean one class.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stages.common.categories import Category, Split
+from stages.common.categories import Category
 from stages.download import drawings_nature as nature
 from stages.download import drawings_things as things
 from stages.download.plurals import forms_of, plural
 from stages.download.shapes import Part, Variation
+
+NUM_NOVEL = 5
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,6 @@ class SceneClass:
     """One class of drawn objects; `synonyms` are singular words for it, beside its name."""
 
     name: str
-    split: Split
     draw: Callable[[Variation], list[Part]]
     synonyms: tuple[str, ...] = ()
 
@@ -29,29 +31,41 @@ class SceneClass:
 
 
 SCENE_CLASSES = (
-    SceneClass("mushroom", "base", nature.draw_mushroom, ("toadstool",)),
-    SceneClass("bird", "base", nature.draw_bird),
-    SceneClass("lamp", "base", things.draw_lamp),
-    SceneClass("cup", "base", things.draw_cup, ("mug",)),
-    SceneClass("key", "base", things.draw_key),
-    SceneClass("tree", "base", nature.draw_tree),
-    SceneClass("house", "base", things.draw_house, ("cottage",)),
-    SceneClass("boat", "base", things.draw_boat, ("sailboat",)),
-    SceneClass("flower", "base", nature.draw_flower, ("blossom",)),
-    SceneClass("apple", "base", nature.draw_apple),
-    SceneClass("guitar", "base", things.draw_guitar),
-    SceneClass("hat", "base", things.draw_hat),
-    SceneClass("umbrella", "novel", things.draw_umbrella, ("parasol",)),
-    SceneClass("fish", "novel", nature.draw_fish),
-    SceneClass("car", "novel", things.draw_car, ("automobile",)),
-    SceneClass("clock", "novel", things.draw_clock, ("alarm clock",)),
-    SceneClass("butterfly", "novel", nature.draw_butterfly),
+    SceneClass("mushroom", nature.draw_mushroom, ("toadstool",)),
+    SceneClass("bird", nature.draw_bird),
+    SceneClass("lamp", things.draw_lamp),
+    SceneClass("cup", things.draw_cup, ("mug",)),
+    SceneClass("key", things.draw_key),
+    SceneClass("tree", nature.draw_tree),
+    SceneClass("house", things.draw_house, ("cottage",)),
+    SceneClass("boat", things.draw_boat, ("sailboat",)),
+    SceneClass("flower", nature.draw_flower, ("blossom",)),
+    SceneClass("apple", nature.draw_apple),
+    SceneClass("guitar", things.draw_guitar),
+    SceneClass("hat", things.draw_hat),
+    SceneClass("umbrella", things.draw_umbrella, ("parasol",)),
+    SceneClass("fish", nature.draw_fish),
+    SceneClass("car", things.draw_car, ("automobile",)),
+    SceneClass("clock", things.draw_clock, ("alarm clock",)),
+    SceneClass("butterfly", nature.draw_butterfly),
 )
 
 
-def scene_categories() -> list[Category]:
-    """Return the classes as categories, ids from 1 in the order of `SCENE_CLASSES`."""
+def scene_categories(class_split: int) -> list[Category]:
+    """Return the classes as categories, ids from 1 in the order of `SCENE_CLASSES`.
+
+    Args:
+        class_split: 0..16, of the divisions into base and novel classes. Each takes for novel the
+            `NUM_NOVEL` classes that follow those of the one before, round and round; 0 the last.
+    """
+    first = NUM_NOVEL * (class_split - 1)
+    novel = {(first + place) % len(SCENE_CLASSES) for place in range(NUM_NOVEL)}
     return [
-        Category(index, entry.name, entry.split, forms_of((entry.name, *entry.synonyms)))
-        for index, entry in enumerate(SCENE_CLASSES, 1)
+        Category(
+            index + 1,
+            entry.name,
+            "novel" if index in novel else "base",
+            forms_of((entry.name, *entry.synonyms)),
+        )
+        for index, entry in enumerate(SCENE_CLASSES)
     ]

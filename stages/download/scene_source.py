@@ -33,7 +33,9 @@ def scene_source(params: ScenesParams, seed: int) -> Source:
         split: [SceneTask(split, index) for index in range(getattr(params.num_images, split))]
         for split in SPLITS
     }
-    return Source(tuple(scene_categories()), tasks, partial(make_example, params, seed))
+    return Source(
+        tuple(scene_categories(params.class_split)), tasks, partial(make_example, params, seed)
+    )
 
 
 def make_example(params: ScenesParams, seed: int, task: SceneTask) -> Example:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.__main__ import main
-from flows.claims.comparisons import ARMS, CLAIMS, FACTS, FILES, PIPELINE
+from flows.claims.comparisons import ARMS, CLAIMS, FACTS, FILES, PIPELINE, seed_params
 from flows.claims.measure import TABLE, measure_claims, seed_points, write_table
 from flows.claims.records import FOLDER, Record, experiment_digest, read_records, write_record
 from flows.claims.table import claims_table
@@ -203,10 +203,12 @@ def test_table_says_whose_it_is_and_what_was_left_out():
 def project(tmp_path, monkeypatch):
     """Give a repository with two stages, one of them with an engine's folder among its code."""
     for name, text in {
-        "params.yaml": "seed: 0\nquality: {sides: [1]}\nunread: 1\ndetector: {engine: one}\n",
+        "params.yaml": "seed: 0\nquality: {sides: [1]}\nunread: 1\ndetector: {engine: one}\n"
+        "download: {scenes: {class_split: 0}}\n",
         "requirements.lock": "numpy==2.0\n",
         "dvc.yaml": "stages:\n  quality:\n    cmd: python -m stages.quality\n"
-        "    deps: [data/labels, stages/quality/__main__.py]\n    params: [quality, seed]\n",
+        "    deps: [data/labels, stages/quality/__main__.py]\n"
+        "    params: [quality, seed, download]\n",
         PIPELINE: "stages:\n  oracle:\n    cmd: python -m stages.oracle\n"
         "    deps: ['stages/engines/${detector.engine}']\n",
         "stages/quality/__main__.py": "one",
@@ -245,9 +247,9 @@ def runs(project, monkeypatch):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(path.read_bytes())
             params = folder / "params.yaml"
-            params.write_text(params.read_text().replace("seed: 0", f"seed: {seed}"))
+            params.write_text(params.read_text().replace(": 0", f": {seed}"))
         for name, (arm, path) in FILES.items():
-            (point,) = [p for p in points if p.values == {"seed": seed, **ARMS[arm]}]
+            (point,) = [p for p in points if p.values == {**seed_params(seed), **ARMS[arm]}]
             metrics: dict = {}
             for fact in GOOD:
                 head, *middle, last = fact.split(".")
@@ -283,9 +285,10 @@ def test_a_seed_is_measured_once(project, runs):
 def test_every_seed_is_the_experiment_and_some_changes_of_it(project):
     points = seed_points(project, 4)
     assert list(points) == list(ARMS)
-    assert points["own"].values == {"seed": 4}
+    assert points["own"].values == {"seed": 4, "download.scenes.class_split": 4}
     assert points["plain_few"].values == {
         "seed": 4,
+        "download.scenes.class_split": 4,
         "activation.reach": 0,
         "activation.weigh_visible": False,
         "boxes.smoothing": 0,
@@ -350,7 +353,7 @@ def test_a_killed_run_keeps_the_seeds_that_it_finished(project, runs):
 
 
 def test_a_failed_seed_is_no_record(project, runs):
-    with pytest.raises(RuntimeError, match=r"seed=99, .*failed; mend it and run `make claims`"):
+    with pytest.raises(RuntimeError, match=r"seed=99,.*failed; mend it and run `make claims`"):
         measure_claims(project, [1, 99])
     assert [record.seed for record in read_records(project)] == [1]
 

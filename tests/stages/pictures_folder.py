@@ -21,6 +21,7 @@ def write_pictures_folder(folder: Path, num_train: int, num_test: int, side: int
             "synonym_fraction": 0.1,
             "omission_fraction": 0.2,
             "jpeg_quality": 95,
+            "class_split": 0,
         }
     )
     source = scene_source(params, seed=0)

@@ -35,6 +35,7 @@ download:
     synonym_fraction: 0.1
     omission_fraction: 0.2
     jpeg_quality: 95
+    class_split: 0
   coco:
     folder: nowhere
     train_part: train2017
@@ -146,7 +147,7 @@ def test_missing_classes_are_fatal_and_named(workplace):
     assert "data/download/report.json: classes without object in test: " in message
     assert "download.max_missing_class_fraction = 0.0" in message and "params.yaml" in message
     report = json.loads((workplace / "data/download/report.json").read_text())
-    assert set(report["classes_without_object_in_test"]) <= {c.name for c in scene_categories()}
+    assert set(report["classes_without_object_in_test"]) <= {c.name for c in scene_categories(0)}
 
 
 def test_a_typo_in_params_names_the_key(workplace):
@@ -214,7 +215,7 @@ def test_ground_truth_says_what_nobody_has_looked_for(tmp_path):
 
 
 def make_source(**more) -> Source:
-    return Source((scene_categories()[0],), {}, lambda task: task, **more)
+    return Source((scene_categories(0)[0],), {}, lambda task: task, **more)
 
 
 def listed(image_id: int, *captions: str) -> Listed:
@@ -223,7 +224,7 @@ def listed(image_id: int, *captions: str) -> Listed:
 
 
 def fill_report(outcomes: list) -> dict:
-    categories = scene_categories()
+    categories = scene_categories(0)
     source = Source(tuple(categories), {}, lambda task: task)
     splits = empty_reports(source)
     for outcome in outcomes:

@@ -272,6 +272,7 @@ download:
     synonym_fraction: 0.0
     omission_fraction: 0.0
     jpeg_quality: 95
+    class_split: 0
   coco:
     folder: {COCO_MINI}
     train_part: train2017

@@ -195,6 +195,7 @@ download:
     synonym_fraction: 0.0
     omission_fraction: 0.0
     jpeg_quality: 95
+    class_split: 0
   coco:
     folder: nowhere
     train_part: train2017

@@ -1,3 +1,6 @@
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,6 +28,7 @@ PARAMS = ScenesParams(
     synonym_fraction=0.1,
     omission_fraction=0.2,
     jpeg_quality=95,
+    class_split=0,
 )
 
 
@@ -32,14 +36,22 @@ def generator(*keys: int) -> np.random.Generator:
     return np.random.default_rng(keys)
 
 
-def test_classes_and_their_split_are_fixed():
-    categories = scene_categories()
+def test_classes_and_their_first_division_are_fixed():
+    categories = scene_categories(0)
     assert [c.name for c in categories if c.split == "base"] == BASE
     assert [c.name for c in categories if c.split == "novel"] == NOVEL
     assert [c.id for c in categories] == list(range(1, 18))
     assert categories[3].forms == ("cup", "cups", "mug", "mugs")
     assert categories[13].forms == ("fish",)
     MentionFinder(categories)  # no word means two classes
+
+
+def test_the_divisions_take_turns_through_all_classes():
+    splits = [[c.name for c in scene_categories(k) if c.split == "novel"] for k in range(17)]
+    assert splits[0] == NOVEL and splits[1] == BASE[:5] and splits[2] == BASE[5:10]
+    assert Counter(name for novel in splits for name in novel) == dict.fromkeys(BASE + NOVEL, 5)
+    for novel, following in itertools.pairwise(splits):
+        assert not set(novel) & set(following)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +161,7 @@ def test_texture_bank_leaves_a_margin():
     synonym_fraction=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_captions_name_what_is_there_and_nothing_else(kinds, seed, synonym_fraction):
-    finder = MentionFinder(scene_categories())
+    finder = MentionFinder(scene_categories(0))
     colours = ("red", "orange", "black", "teal")[: len(kinds)]
     words = (tuple(kinds), colours, synonym_fraction)
     present = {kind + 1 for kind in kinds}
