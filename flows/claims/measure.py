@@ -15,6 +15,7 @@ from flows.claims.records import (
     Record,
     experiment_digest,
     is_usable,
+    outputs_digest,
     read_facts,
     read_records,
     write_record,
@@ -42,12 +43,13 @@ def measure_claims(
         RuntimeError: an experiment of a seed failed; what is finished stays.
         ValueError: there is no record to make a table of.
     """
+    outputs = outputs_digest(root)
     for seed in seeds:
         known = {record.seed: record for record in read_records(root)}
-        if seed in known and is_usable(known[seed], experiment_digest(root), accept_older):
+        if seed in known and is_usable(known[seed], experiment_digest(root), outputs, accept_older):
             print(f"claims: seed {seed} was measured at commit {known[seed].commit}", flush=True)
             continue
-        record = _measure(root, seed, cores)
+        record = _measure(root, seed, outputs, cores)
         print(f"claims: {write_record(root, record).relative_to(root)} written", flush=True)
     return write_table(root, accept_older)
 
@@ -58,8 +60,8 @@ def write_table(root: Path, accept_older: bool = False) -> str:
     Raises:
         ValueError: there is none.
     """
-    digest, records = experiment_digest(root), read_records(root)
-    used = [record for record in records if is_usable(record, digest, accept_older)]
+    records, now = read_records(root), (experiment_digest(root), outputs_digest(root))
+    used = [record for record in records if is_usable(record, *now, accept_older)]
     if not used:
         raise ValueError(
             f"{FOLDER}: no record of the experiment as it is now, out of {len(records)};"
@@ -70,7 +72,7 @@ def write_table(root: Path, accept_older: bool = False) -> str:
     return table
 
 
-def _measure(root: Path, seed: int, cores: int | None) -> Record:
+def _measure(root: Path, seed: int, outputs: str | None, cores: int | None) -> Record:
     points, commit = seed_points(root, seed), _commit(root)
     results = run_points(root, f"claims-seed-{seed}", list(points.values()), cores)
     failed = [result.point.name for result in results if result.failed]
@@ -78,7 +80,8 @@ def _measure(root: Path, seed: int, cores: int | None) -> Record:
         raise RuntimeError(f"{', '.join(failed)} failed; mend it and run `make claims` again")
     folders = {arm: worktree(root, point) for arm, point in points.items()}
     # Of the copy that was run: the workspace may have changed since.
-    return Record(seed, commit, experiment_digest(folders["own"]), read_facts(folders))
+    digest = experiment_digest(folders["own"])
+    return Record(seed, commit, digest, outputs, read_facts(folders))
 
 
 def seed_points(root: Path, seed: int) -> dict[str, Point]:

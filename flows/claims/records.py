@@ -3,12 +3,15 @@
 A record knows what made it, by a digest of the params that stages read (but for those that differ
 from seed to seed), of their commands and code, and of the locked packages. So a seed is measured
 once, on whichever machine and day, and no table mixes what was measured differently unless that is
-asked for.
+asked for. It also knows the outputs of the committed experiment: while rearranged code gives the
+same bytes, what was measured stays.
 """
 
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,12 +38,14 @@ class Record:
         seed: of the experiment.
         commit: HEAD when it was measured, with "+" if the code had uncommitted changes.
         digest: see `experiment_digest`.
+        outputs: see `outputs_digest`.
         facts: numbers by the paths of `flows.claims.comparisons`.
     """
 
     seed: int
     commit: str
     digest: str
+    outputs: str | None
     facts: dict[str, float]
 
 
@@ -71,6 +76,34 @@ def experiment_digest(root: Path) -> str:
         digest.update(f"\n{path}\n".encode())
         digest.update(hashlib.sha256((root / path).read_bytes()).digest())
     return digest.hexdigest()
+
+
+def outputs_digest(root: Path) -> str | None:
+    """Return a digest of the committed experiment's outputs, as dvc.lock has them.
+
+    What the comparators alone compute is not among them. None if there is no dvc.lock, or if it is
+    of other code or params than those of now.
+
+    Raises:
+        RuntimeError: DVC could not tell.
+    """
+    lock = root / "dvc.lock"
+    if not lock.is_file():
+        return None
+    command = [sys.executable, "-m", "dvc", "status", "--json", DVC_FILES[0]]
+    told = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if told.returncode != 0:
+        raise RuntimeError(f"dvc status: {told.stderr.strip()}")
+    for changes in json.loads(told.stdout).values():
+        for change in changes:
+            if change == "changed command":
+                return None
+            deps = change.get("changed deps", {}) if isinstance(change, dict) else {}
+            if any(not dep.startswith("data/") for dep in deps):
+                return None
+    stages = YAML(typ="safe").load(lock)["stages"]
+    made = {o["path"]: o["md5"] for stage in stages.values() for o in stage.get("outs", [])}
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
 def _code(root: Path, stages: Iterable[dict[str, Any]], params: dict[str, Any]) -> Iterator[str]:
@@ -136,9 +169,10 @@ def read_records(root: Path) -> list[Record]:
     return sorted(records, key=lambda record: record.seed)
 
 
-def is_usable(record: Record, digest: str, accept_older: bool) -> bool:
+def is_usable(record: Record, digest: str, outputs: str | None, accept_older: bool) -> bool:
     """Say whether a record may be in a table: of this experiment, or an older one if accepted.
 
     One that lacks a number which is compared now never is.
     """
-    return (accept_older or record.digest == digest) and record.facts.keys() >= set(FACTS)
+    same = record.digest == digest or (outputs is not None and record.outputs == outputs)
+    return (accept_older or same) and record.facts.keys() >= set(FACTS)

@@ -102,7 +102,7 @@ def _sources(records: Sequence[Record]) -> str:
     for record in records:
         by_commit.setdefault(record.commit, []).append(record.seed)
     told = "; ".join(f"{_seeds(seeds)} at commit {commit}" for commit, seeds in by_commit.items())
-    digests = {record.digest for record in records}
+    digests = {record.outputs or record.digest for record in records}
     mixed = "" if len(digests) == 1 else f", of {len(digests)} different experiments"
     return f"Measured: {told}{mixed}."
 
