@@ -30,7 +30,8 @@ class Recipe:
         side: of the canvas, pixels.
         scale: pixels for one pixel of the tuned canvas.
         count_probabilities: of 1, 2, … objects.
-        radius: smallest and largest half side of an object, if there are at most two.
+        radius: smallest and largest half side of an object, if there are at most two; its
+            logarithm is uniform in between, so that small objects are as frequent as large ones.
         radius_in_crowd: the same if there are more.
         num_distractors: smallest and largest number of strokes and shapes in the background.
     """
@@ -63,12 +64,12 @@ class Scene:
 def scene_recipe(side: int) -> Recipe:
     """Return the recipe of full scenes: one to four objects among much clutter."""
     scale = side / TUNED_SIDE
-    return Recipe(side, scale, (0.2, 0.35, 0.3, 0.15), (16, 40), (15, 33), (3, 9))
+    return Recipe(side, scale, (0.2, 0.35, 0.3, 0.15), (10, 52), (10, 34), (3, 9))
 
 
 def pair_recipe(side: int, scene_side: int) -> Recipe:
     """Return the recipe of pair pictures: one or two objects, at the scale of full scenes."""
-    return Recipe(side, scene_side / TUNED_SIDE, (0.7, 0.3), (15, 27), (15, 27), (0, 3))
+    return Recipe(side, scene_side / TUNED_SIDE, (0.7, 0.3), (10, 31), (10, 24), (0, 3))
 
 
 def draw_scene(recipe: Recipe, generator: np.random.Generator) -> Scene:
@@ -89,7 +90,7 @@ def draw_scene(recipe: Recipe, generator: np.random.Generator) -> Scene:
         kind = int(generator.integers(len(SCENE_CLASSES)))
         if classes and generator.random() < REPEAT_CLASS:
             kind = classes[-1]
-        radius = generator.uniform(low, high) * recipe.scale
+        radius = low * (high / low) ** generator.random() * recipe.scale
         parts = SCENE_CLASSES[kind].draw(Variation(generator))
         coverages = _place(parts, radius, recipe.side, generator)
         silhouette = np.max(coverages, axis=0) > 127
