@@ -23,11 +23,11 @@ LOSS_IS_SEEN = 120  # seconds, at most
 SERVER_IS_AWAY = 30  # seconds
 SECRET = {"PREFECT_API_AUTH_STRING": "team:secret"}
 CANCEL = """
-import sys
 from prefect import get_client
 from prefect.states import Cancelling
 with get_client(sync_client=True) as client:
-    (run,) = [run for run in client.read_flow_runs() if run.state.is_running()]
+    runs = client.read_flow_runs()
+    (run,) = [run for run in runs if run.name == "download" and run.state.is_running()]
     client.set_flow_run_state(run.id, Cancelling())
 """
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
