@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.more and options.command is not predict:
         parser.error(f"unrecognized arguments: {' '.join(options.more)}")
     root = Path.cwd()
-    apply_settings(root)
     try:
+        apply_settings(root)
         return options.command(root, options)
     except ValueError as error:
         print(f"flows: {error}", file=sys.stderr)
@@ -202,7 +202,7 @@ def agent(root: Path, options: argparse.Namespace) -> int:
     from flows.agents.worker import become_worker
 
     become_worker(root, options.pool, options.name, options.stages)
-    return 1
+    return 0
 
 
 def _positive(text: str) -> int:

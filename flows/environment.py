@@ -1,10 +1,12 @@
 """What the environment must say so that Prefect, DVC and MLflow stay on this machine and quiet.
 
-Every setting is a default: what the user's environment already says wins.
+Every setting is a default: what the user's environment already says wins, and of Prefect's server
+what the active profile says (`prefect cloud login`, `prefect config set`).
 """
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 STATE_FOLDER = ".flows"  # logs, times and locks of this machine; git and DVC ignore it
@@ -33,8 +35,29 @@ def default_settings(root: Path) -> dict[str, str]:
 
 def apply_settings(root: Path) -> None:
     """Put the defaults into this process's environment, before Prefect or MLflow is imported."""
-    for name, value in default_settings(root).items():
+    settings = default_settings(root)
+    if url := _server_of_profile():
+        del settings["PREFECT_HOME"]  # where Prefect finds the profile, with its keys
+        settings["PREFECT_API_URL"] = url
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
+
+
+def _server_of_profile() -> str | None:
+    """Return the address of a server that the user's active profile has, if it has one.
+
+    Not by Prefect's settings: importing them takes longer than `plan` does.
+    """
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
+    if not path.is_file():
+        return None
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}; mend or remove it") from error
+    name = os.environ.get("PREFECT_PROFILE", content.get("active"))
+    return content.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
 
 
 def stage_environment() -> dict[str, str]:

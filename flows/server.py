@@ -2,10 +2,12 @@
 
 Prefect's own temporary server survives a flow that is killed (270 MB each time) and gives up after
 20 seconds, which a busy two-core machine exceeds. `python -m flows.server <port> <parent>` is the
-server's process: it ends with its parent. A server named by PREFECT_API_URL is used instead.
+server's process: it ends with its parent. A server named by PREFECT_API_URL is used instead, with
+the key, password and certificates that Prefect's own settings or profile have for it.
 """
 
 import atexit
+import fcntl
 import importlib
 import os
 import socket
@@ -13,9 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from flows.environment import STATE_FOLDER, default_settings
 
@@ -35,21 +36,27 @@ class LocalServer:
         """Keep the server's database and log in the project at `root`."""
         self._log = root / STATE_FOLDER / "logs" / "prefect-server.log"
         self._process: subprocess.Popen | None = None
-        self._settings = default_settings(root)
+        self._settings = {**default_settings(root), **os.environ}
+        self._starting: IO[str] | None = None
         self.url = os.environ.get("PREFECT_API_URL", "")
 
     def start(self) -> Self:
         """Start the server, unless PREFECT_API_URL names one."""
         if self.url:
             return self
+        home = Path(self._settings["PREFECT_HOME"])
+        home.mkdir(parents=True, exist_ok=True)
+        # Two first servers would both make the tables of one database, and one would fail.
+        self._starting = (home / "starting.lock").open("w")
+        fcntl.flock(self._starting, fcntl.LOCK_EX)
         port = _free_port()
         self.url = f"http://{HOST}:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("w", encoding="utf-8") as out:
+        with self._log.open("a", encoding="utf-8") as out:  # another's words may be in it
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
                 # Its pages would look for the API at the usual port.
-                env={**self._settings, **os.environ, "PREFECT_SERVER_UI_API_URL": self.url},
+                env={**self._settings, "PREFECT_SERVER_UI_API_URL": self.url},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -65,22 +72,21 @@ class LocalServer:
         """Return as soon as the server answers.
 
         Raises:
-            RuntimeError: it ended, or did not answer in two minutes.
+            RuntimeError: it ended, refuses, or did not answer in two minutes.
         """
         deadline = time.monotonic() + SECONDS_TO_START
-        while time.monotonic() < deadline:
+        while not _answers(self.url):
             if self._process and self._process.poll() is not None:
                 code = self._process.returncode
                 raise RuntimeError(f"Prefect's server ended with code {code}; see {self._log}")
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=10):
-                    return
-            except OSError:  # not listening yet
-                time.sleep(0.1)
-        raise RuntimeError(
-            f"Prefect's server at {self.url} did not answer in {SECONDS_TO_START} s"
-            + (f"; see {self._log}" if self._process else "; is PREFECT_API_URL right?")
-        )
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"Prefect's server at {self.url} did not answer in {SECONDS_TO_START} s"
+                    + (f"; see {self._log}" if self._process else "; is PREFECT_API_URL right?")
+                )
+            time.sleep(0.1)
+        if self._starting:
+            self._starting.close()
 
     def stop(self) -> None:
         """End the server, if this started it."""
@@ -92,6 +98,54 @@ class LocalServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def require_server() -> None:
+    """Return as soon as the server of PREFECT_API_URL answers.
+
+    Raises:
+        ValueError: PREFECT_API_URL does not name one, nor does the user's Prefect profile.
+        RuntimeError: it refuses, or does not answer.
+    """
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
+    LocalServer(Path.cwd()).wait_until_ready()
+
+
+def _answers(url: str) -> bool:
+    """Ask the server at `url` as Prefect would; False if nobody listens yet.
+
+    Raises:
+        RuntimeError: it refuses, which waiting does not mend.
+    """
+    import httpx
+    from prefect import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    try:
+        # Prefect read its settings when it was imported, which may be before a server was started.
+        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
+            if error := client.api_healthcheck():
+                raise error
+            client.read_work_pools(limit=1)  # a server with a password tells its health to anybody
+    except httpx.HTTPStatusError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise RuntimeError(
+                f"Prefect's server at {url} refuses this user ({status}): set "
+                "PREFECT_API_AUTH_STRING=<user>:<password>, or PREFECT_API_KEY for Prefect Cloud"
+            ) from error
+        if error.response.is_client_error:
+            told = f"PREFECT_API_URL={url} is no address of Prefect's API ({status})"
+            raise RuntimeError(told) from error
+        return False
+    except httpx.TransportError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise RuntimeError(
+                f"{url}: {error}; PREFECT_API_SSL_CERT_FILE=<file> names your own authority"
+            ) from error
+        return False
+    return True
 
 
 def outlives_this_process() -> bool:

@@ -9,8 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flows.agents.request import Request, versions_here
-from flows.agents.workspace import WorkspaceError, checkout
+from flows.agents.request import (
+    RefusedError,
+    Request,
+    check_stage,
+    inputs_made_upstream,
+    versions_here,
+)
+from flows.agents.workspace import WorkspaceError, checkout, fetch_commit, write_records
 from flows.devices import DeviceSlots
 from flows.graph import DagError, Stage
 from flows.plan import load_graph
@@ -35,36 +41,52 @@ class UnfitError(RuntimeError):
     """This agent cannot do it and another may; the message says what to mend here."""
 
 
+def require_space(clone: Path) -> None:
+    """Raise if there is too little room to start anything.
+
+    Raises:
+        UnfitError: as said.
+    """
+    free = shutil.disk_usage(clone).free
+    if free < MIN_FREE_BYTES:
+        raise UnfitError(f"{clone}: {FULL_DISK}: {free >> 20} MiB; make room there")
+
+
 def reproduce(clone: Path, request: Request, name: str, log: Log) -> Outcome:
     """Make one stage or shard in a checkout called `name`, and push it with its run-cache entry.
 
     Raises:
-        StageFailedError: the stage itself failed; it would anywhere.
+        StageFailedError: the stage itself failed, or the request is wrong; it would be anywhere.
         UnfitError: something about this machine failed.
+        RemoteError, DagError: something failed that may be this machine's fault or not.
     """
     try:
-        _require_space(clone)
+        require_space(clone)
+        _require(lambda: fetch_commit(clone, request.commit), log)
         with checkout(clone, request, name) as folder:
             _require_versions(folder, request)
+            _require(lambda: check_remote(folder), log)
             return _reproduce(folder, request, log)
-    except (WorkspaceError, RemoteError, DagError, OSError) as error:
+    except RefusedError as error:
+        raise StageFailedError(f"{request.stage}: refused: {error}") from error
+    except (WorkspaceError, OSError) as error:
         raise UnfitError(f"{request.stage}: {error}") from error
 
 
 def _reproduce(folder: Path, request: Request, log: Log) -> Outcome:
-    name = request.stage
-    with_patience(lambda: check_remote(folder), log)
-    with_patience(lambda: pull_inputs(folder, request.inputs), log)
-    if result_key(folder, name) != request.key:
-        raise UnfitError(
-            f"{name}: command, params or inputs at {request.commit[:12]} are not those of the "
+    graph = load_graph(folder)
+    stage = check_stage(request, graph)
+    write_records(folder, request)
+    with_patience(lambda: pull_inputs(folder, inputs_made_upstream(graph, stage)), log)
+    if result_key(folder, stage.name) != request.key:
+        raise RefusedError(
+            f"command, params or inputs at {request.commit[:12]} are not those of the "
             "coordinator's working tree; did it change since it was started?"
         )
-    with_patience(lambda: fetch_result(folder, name), log)
-    stage = load_graph(folder)[name]
+    with_patience(lambda: fetch_result(folder, stage.name), log)
     with DeviceSlots().reserve(stage.gpus) as visible:
         outcome = _run(folder, stage, log, visible)
-    with_patience(lambda: push_result(folder, name), log)
+    with_patience(lambda: push_result(folder, stage.name), log)
     return outcome
 
 
@@ -84,14 +106,6 @@ def _run(folder: Path, stage: Stage, log: Log, visible: dict[str, str]) -> Outco
             raise
 
 
-def _require_space(clone: Path) -> None:
-    free = shutil.disk_usage(clone).free
-    if free < MIN_FREE_BYTES:
-        raise UnfitError(
-            f"{clone}: {FULL_DISK}: {free >> 20} MiB; `dvc gc --workspace` there frees some"
-        )
-
-
 def _require_versions(folder: Path, request: Request) -> None:
     here = versions_here(folder)
     other = {
@@ -104,3 +118,11 @@ def _require_versions(folder: Path, request: Request) -> None:
             f"another environment than the coordinator's: {', '.join(sorted(other))}; "
             "install the lock of the same commit"
         )
+
+
+def _require(action: Callable[[], object], log: Log) -> None:
+    """Do what a machine must be able to do: reach its origin and its remote, sooner or later."""
+    try:
+        with_patience(action, log)
+    except (RemoteError, DagError) as error:
+        raise UnfitError(str(error)) from error

@@ -20,19 +20,20 @@ from prefect.states import Cancelling
 
 from flows.agents.coordinator import LostError
 from flows.agents.request import Request
-from flows.agents.stage_flow import STAGE_FAILED
+from flows.agents.stage_flow import FLOW, STAGE_FAILED, UNFIT
 from flows.stage import Outcome, StageFailedError
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_WITHOUT_SERVER = 300.0
 MOST_RUNS = 100  # of one stage, from all coordinators so far
+STOPPED = "ovis-dag-stopped"  # tag of a run that a coordinator cancelled as it was stopped
 
 Log = Callable[[str], None]
 Result = TypeVar("Result")
 
 
 class PrefectDispatcher:
-    """Makes stages by runs of the deployments `stage/<pool>`."""
+    """Makes stages by runs of the deployments `ovis-dag-stage/<pool>`."""
 
     def __init__(self) -> None:
         """Use the server of PREFECT_API_URL."""
@@ -42,15 +43,23 @@ class PrefectDispatcher:
         """As `Dispatcher.make`.
 
         Raises:
-            StageFailedError: the stage itself failed, or this was stopped.
+            StageFailedError: the stage itself failed, this was stopped, or a person cancelled it.
             LostError: no agent could, or the server is gone.
         """
-        run = self._wait(self._start(request, pool, log), request.stage, log)
-        group, state = request.stage.split("@")[0], run.state
-        told = state.message or ""
+        while True:
+            run = self._wait(self._start(request, pool, log), request.stage, log)
+            state, told = run.state, run.state.message or ""
+            if state.name == UNFIT:
+                log("that agent has left the pool; the next one's turn")
+            elif state.is_cancelled() and STOPPED in run.tags:
+                log("the coordinator that had asked for it too was stopped; asking again")
+            else:
+                break
         if state.is_completed():
-            seconds = round(run.total_run_time.total_seconds(), 2)
-            return Outcome(request.stage, group, state.name.lower(), seconds, told)
+            group, seconds = request.stage.split("@")[0], run.total_run_time.total_seconds()
+            return Outcome(request.stage, group, state.name.lower(), round(seconds, 2), told)
+        if state.is_cancelled():
+            raise StageFailedError(f"{request.stage} was cancelled on Prefect's server")
         if state.name == STAGE_FAILED:
             raise StageFailedError(told)
         raise LostError(f"{state.name}: {told}")
@@ -64,7 +73,7 @@ class PrefectDispatcher:
         for number in range(MOST_RUNS):
             run = self._ask(
                 lambda number=number: run_deployment(
-                    f"stage/{pool}",
+                    f"{FLOW}/{pool}",
                     parameters={"request": asdict(request)},
                     flow_run_name=request.stage,
                     timeout=0,
@@ -104,6 +113,7 @@ class PrefectDispatcher:
     def _cancel(self, run: FlowRun) -> None:
         # A server that is away cannot be asked; the run then ends by itself and its result is kept.
         with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+            client.update_flow_run(run.id, tags=[*run.tags, STOPPED])
             client.set_flow_run_state(run.id, Cancelling(message="the coordinator was stopped"))
 
     def _ask(self, question: Callable[[], Result], log: Log) -> Result:

@@ -1,9 +1,10 @@
-"""Work pools, deployments and the lost-machine rule on a Prefect server: `make pools`, once.
+"""Work pools, deployments and the lost-machine rule on a Prefect server: `make pools`.
 
-Calling it again changes nothing, or brings what is there up to date.
+Calling it again brings what is there up to date.
 """
 
-from contextlib import suppress
+import subprocess
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,54 +13,75 @@ from prefect.automations import Automation
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectNotFound
 from prefect.states import StateType
 from ruamel.yaml import YAML
 
-from flows.agents.stage_flow import stage
+from flows.agents.stage_flow import FLOW
+from flows.server import require_server
 
-LOST_RULE = "a stage whose machine is lost runs elsewhere"
-# Of the worker's heartbeat below; three may go missing on a busy machine before it counts as lost.
+POOL_TYPE = "process"
+LOST_RULE = "ovis-dag: a stage whose machine is lost runs elsewhere"
+# Of the worker's heartbeat; three may go missing on a busy machine before it counts as lost.
 SECONDS_UNTIL_LOST = 90
 ALIVE = ("Pending", "Submitting", "InfrastructurePending", "Running", "heartbeat")
-HEARTBEAT_SECONDS = 30  # the least that Prefect 3.8 takes
 
 
 def make_pools(root: Path) -> list[str]:
-    """Make what is missing on the server of PREFECT_API_URL and say what there is now.
-
-    Not by `prefect deploy`: its 3.8.8 ends with an error after the first deployment, in a question
-    about workers that its own server refuses.
+    """Make what prefect.yaml says on the server of PREFECT_API_URL and say what there is now.
 
     Raises:
-        ValueError: there is no prefect.yaml.
+        ValueError: there is no prefect.yaml, or a pool of such a name is of a foreign type.
+        RuntimeError: the server does not answer, or `prefect deploy` failed.
     """
     path = root / "prefect.yaml"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; it has the deployments")
     deployments = YAML(typ="safe").load(path)["deployments"]
-    with get_client(sync_client=True) as client:
-        flow = client.create_flow(stage)
-        for deployment in deployments:
-            pool = deployment["work_pool"]
-            with suppress(ObjectAlreadyExists):
-                client.create_work_pool(WorkPoolCreate(name=pool["name"], type="process"))
-            client.create_deployment(
-                flow_id=flow,
-                name=deployment["name"],
-                description=deployment["description"],
-                entrypoint=deployment["entrypoint"],
-                work_pool_name=pool["name"],
-                job_variables=pool["job_variables"],
-            )
-    try:
-        rule = Automation.read(name=LOST_RULE)
-    except ValueError:
-        rule = lost_rule().create()
+    require_server()
+    for deployment in deployments:
+        pool = deployment["work_pool"]["name"]
+        if not has_pool(pool):
+            with get_client(sync_client=True) as client:
+                client.create_work_pool(WorkPoolCreate(name=pool, type=POOL_TYPE))
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[2:])} failed:\n{done.stdout}{done.stderr}")
+    _make_rule()
     return [
-        *(f"deployment stage/{d['name']} in pool {d['work_pool']['name']}" for d in deployments),
-        f"automation: {rule.name}",
+        *(f"deployment {FLOW}/{d['name']} in pool {d['work_pool']['name']}" for d in deployments),
+        f"automation: {LOST_RULE}",
     ]
+
+
+def has_pool(name: str) -> bool:
+    """Say whether the server has that pool.
+
+    Raises:
+        ValueError: it is of a foreign type: stages need a worker's own clone, and so processes.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            found = client.read_work_pool(name).type
+    except ObjectNotFound:
+        return False
+    if found != POOL_TYPE:
+        raise ValueError(
+            f"work pool {name} on Prefect's server is of type {found}, not {POOL_TYPE}; "
+            "delete it there, then `make pools`"
+        )
+    return True
+
+
+def _make_rule() -> None:
+    rule = lost_rule()
+    try:
+        rule.id = Automation.read(name=LOST_RULE).id
+    except ValueError:  # there is none
+        rule.create()
+    else:
+        rule.update()
 
 
 def lost_rule() -> Automation:
@@ -77,7 +99,7 @@ def lost_rule() -> Automation:
             match={"prefect.resource.id": f"{prefix}*"},
             match_related={
                 "prefect.resource.role": "flow",
-                "prefect.resource.name": "stage",
+                "prefect.resource.name": FLOW,
             },
             after={f"{prefix}{name}" for name in ALIVE},
             expect={f"{prefix}*"},

@@ -4,6 +4,7 @@ A request is small, text, and whole: with it and the DVC remote any clone makes 
 """
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -21,10 +22,15 @@ PARAMS = "params.yaml"
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
 THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/seeding.py)
 RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs
+HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")  # a path in the cache and on the remote
 
 
 class UncommittedError(ValueError):
     """The working tree has changes that no agent would see."""
+
+
+class RefusedError(ValueError):
+    """No agent does what this request asks; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,6 @@ class Request:
     commit: str
     params: str
     versions: dict[str, str]
-    inputs: list[str]  # paths to pull: outputs of stages upstream, or files in them
     records: dict[str, dict[str, Any]]  # dvc.lock → stage upstream → its entry
 
 
@@ -79,21 +84,47 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
 
 def make_request(root: Path, graph: Graph, stage: Stage, key: str, snapshot: Snapshot) -> Request:
     """Return the request for a stage whose upstream is up to date in the project at `root`."""
-    outputs = [path for need in stage.needs for path in graph[need].outputs]
-    inputs = {
-        given if given.startswith(output + "/") else output
-        for given in stage.inputs
-        for output in outputs
-        if overlap(given, output)
+    records = {
+        path: {short: _outputs(root / path, short) for short in names}
+        for path, names in _recorded(stage).items()
     }
-    return Request(
-        stage=stage.name,
-        key=key,
-        commit=snapshot.commit,
-        params=snapshot.params,
-        versions=snapshot.versions,
-        inputs=sorted(inputs),
-        records=_records(root, stage.needs),
+    return Request(stage.name, key, snapshot.commit, snapshot.params, snapshot.versions, records)
+
+
+def check_stage(request: Request, graph: Graph) -> Stage:
+    """Return the stage that is asked for, if the records are those of its upstream and no others.
+
+    Args:
+        request: what was asked.
+        graph: of the request's commit and params.
+
+    Raises:
+        RefusedError: there is no such stage, or the records would write anything else.
+    """
+    stage = graph.get(request.stage)
+    if stage is None:
+        raise RefusedError(f"there is no stage {request.stage!r} at {request.commit[:12]}")
+    given = {path: sorted(stages) for path, stages in request.records.items()}
+    expected = {path: sorted(names) for path, names in _recorded(stage).items()}
+    if given != expected:
+        raise RefusedError(f"it has records of {given}; {stage.name} needs {expected}")
+    for stages in request.records.values():
+        for out in (out for entry in stages.values() for out in entry["outs"]):
+            if not HASH.fullmatch(str(out.get("md5"))):
+                raise RefusedError(f"the record of {out.get('path')!r} has no MD5 hash")
+    return stage
+
+
+def inputs_made_upstream(graph: Graph, stage: Stage) -> list[str]:
+    """Return the paths to pull: outputs of stages upstream, or files in them."""
+    outputs = [path for need in stage.needs for path in graph[need].outputs]
+    return sorted(
+        {
+            given if given.startswith(output + "/") else output
+            for given in stage.inputs
+            for output in outputs
+            if overlap(given, output)
+        }
     )
 
 
@@ -121,18 +152,21 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _records(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return the outputs of stages as dvc.lock has them, by the file and stage's short name."""
-    records: dict[str, dict[str, Any]] = {}
-    for name in names:
+def _recorded(stage: Stage) -> dict[str, list[str]]:
+    """Return the short names of the stages upstream by the dvc.lock that records them."""
+    recorded: dict[str, list[str]] = {}
+    for name in stage.needs:
         if name.endswith(".dvc"):
             continue  # of `dvc add`: its hash is in git
         folder, _, short = name.rpartition(":")
         path = (Path(folder).parent if folder else Path()) / RECORD
-        entry = lock_entry(root / path, short)
-        own = {key: entry[key] for key in ("cmd", "outs")}
-        records.setdefault(path.as_posix(), {})[short] = own
-    return records
+        recorded.setdefault(path.as_posix(), []).append(short)
+    return recorded
+
+
+def _outputs(lock: Path, short: str) -> dict[str, Any]:
+    entry = lock_entry(lock, short)
+    return {key: entry[key] for key in ("cmd", "outs")}
 
 
 def _git_status(root: Path) -> list[tuple[str, str]]:

@@ -1,12 +1,11 @@
 """The Prefect flow that a work pool's workers run: one request, one stage.
 
 Its final state is its report: Executed or Restored, StageFailed if the stage itself failed or took
-its machines down, Unfit if this machine could not do it.
+its machines down or no machine may do it, Unfit if this machine cannot do it and so leaves the pool
+(worker.py). Any other end is an attempt, which another run may repeat.
 """
 
-import atexit
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,27 @@ from prefect.states import Completed, Failed, State
 
 from flows.agents.agent import UnfitError, reproduce
 from flows.agents.request import Request
+from flows.agents.worker import CLONE, NAME
+from flows.graph import DagError
+from flows.remote import RemoteError
 from flows.stage import StageFailedError
 
-CLONE = "OVIS_AGENT_CLONE"  # where the worker was started
-NAME = "OVIS_AGENT_NAME"
+FLOW = "ovis-dag-stage"  # on a server that other teams use too
 STAGE_FAILED, UNFIT = "StageFailed", "Unfit"
 LONGEST_MESSAGE = 4000  # of a Prefect state
 MOST_STARTS = 3  # of one run, each after its machine was lost
-SECONDS_TO_COOL = 20  # an unfit agent leaves the next attempt to others for so long
 
 
-@flow(name="stage", persist_result=False, validate_parameters=False)
+@flow(name=FLOW, persist_result=False, validate_parameters=False)
 def stage(request: dict[str, Any]) -> State:
     """Make the stage of a `Request`, given as JSON, in a checkout of this agent's clone."""
-    wanted, log = Request(**request), get_run_logger()
-    here = os.environ[NAME]
+    here, log = os.environ[NAME], get_run_logger()
+    try:
+        wanted = Request(**request)
+    except TypeError as error:  # a coordinator of another version
+        return Failed(
+            name=UNFIT, message=f"on {here}: {error}; `git pull` in its clone and start it again"
+        )
     starts = flow_run.run_count or 1
     if starts > MOST_STARTS:
         return Failed(
@@ -41,11 +46,10 @@ def stage(request: dict[str, Any]) -> State:
     try:
         checkout = f"{flow_run.id}-{starts}"
         outcome = reproduce(Path(os.environ[CLONE]), wanted, checkout, log.info)
-    except StageFailedError as error:
-        return Failed(name=STAGE_FAILED, message=f"on {here}: {error}"[-LONGEST_MESSAGE:])
-    except UnfitError as error:
-        atexit.register(time.sleep, SECONDS_TO_COOL)  # this worker takes nothing while it sleeps
-        return Failed(name=UNFIT, message=f"on {here}: {error}"[-LONGEST_MESSAGE:])
+    except (StageFailedError, UnfitError, RemoteError, DagError) as error:
+        names = {StageFailedError: STAGE_FAILED, UnfitError: UNFIT}
+        message = f"on {here}: {error}"[-LONGEST_MESSAGE:]
+        return Failed(name=names.get(type(error), "Failed"), message=message)
     return Completed(
         name=outcome.outcome.capitalize(), message=f"on {here} in {outcome.seconds:.1f} s"
     )

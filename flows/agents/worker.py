@@ -3,16 +3,17 @@
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 
-from flows.agents.pools import HEARTBEAT_SECONDS
-from flows.agents.stage_flow import CLONE, NAME
 from flows.cores import count_cores
 from flows.devices import list_devices
 from flows.environment import stage_environment
 from flows.warm_dvc import STOP_ORPHANS
 
+POOL = "ovis-dag-{}"  # on a server that other teams use too
+CLONE = "OVIS_AGENT_CLONE"  # where the worker was started
+NAME = "OVIS_AGENT_NAME"
+HEARTBEAT_SECONDS = 30  # the least that Prefect 3.8 takes
 SECONDS_BETWEEN_QUERIES = 2
 
 
@@ -36,7 +37,6 @@ def worker_environment(root: Path, name: str) -> dict[str, str]:
         CLONE: str(root),
         NAME: name,
         "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site"),
-        "PREFECT_HOME": str(root / ".prefect"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # an agent's terminal is its log
         "PREFECT_WORKER_QUERY_SECONDS": str(SECONDS_BETWEEN_QUERIES),
@@ -44,19 +44,26 @@ def worker_environment(root: Path, name: str) -> dict[str, str]:
 
 
 def become_worker(root: Path, pool: str, name: str | None, stages: int | None) -> None:
-    """Replace this process by the worker.
+    """Run stages of a pool until this is stopped.
 
     Raises:
-        ValueError: PREFECT_API_URL does not name the server.
+        ValueError: there is no address of a server, or the pool is missing or of a foreign type.
+        RuntimeError: the server refuses or does not answer, or this machine turned out unfit.
     """
-    if not os.environ.get("PREFECT_API_URL"):
-        raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
     name = name or f"{socket.gethostname()}-{pool}-{os.getpid()}"
     limit = stages or default_stages(pool)
+    os.environ.update(worker_environment(root, name))
+    # Prefect reads the environment once.
+    from flows.agents.agent import require_space
+    from flows.agents.pools import has_pool
+    from flows.agents.stage_worker import work
+    from flows.server import require_server
+
+    require_server()
+    if not has_pool(POOL.format(pool)):
+        raise ValueError(f"Prefect's server has no pool {POOL.format(pool)}; `make pools` makes it")
+    require_space(root)
     # A shell's `&` hands down an ignored SIGINT, with which Prefect's worker never stops.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "process"]
-    command += ["--pool", pool, "--name", name, "--limit", str(limit)]
     print(f"agent {name}: pool {pool}, {limit} stages at once; stop it with Ctrl-C or SIGTERM")
-    sys.stdout.flush()
-    os.execve(sys.executable, command, worker_environment(root, name))
+    work(POOL.format(pool), name, limit)

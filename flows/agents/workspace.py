@@ -6,20 +6,23 @@ fetched once per machine and a finished result survives until it is pushed.
 """
 
 import fcntl
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from ruamel.yaml import YAML
 
-from flows.agents.request import PARAMS, Request
+from flows.agents.request import PARAMS, RECORD, RefusedError, Request
 from flows.dag import share_cache
 from flows.environment import STATE_FOLDER
+from flows.remote import RemoteError
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
+COMMIT = re.compile("[0-9a-f]{40}")
 RESUME = ".resume"  # where stages keep resume points, by fingerprint
 
 
@@ -27,30 +30,51 @@ class WorkspaceError(RuntimeError):
     """Git cannot make the checkout; the message says why."""
 
 
+def fetch_commit(clone: Path, commit: str) -> None:
+    """Have a commit of a branch of origin here.
+
+    A server also serves commits that are on no branch, such as those of forks and pull requests.
+
+    Raises:
+        RefusedError: it is on no branch, or is not the whole name of a commit.
+        RemoteError: origin cannot be asked.
+    """
+    if not COMMIT.fullmatch(commit):
+        raise RefusedError(f"commit {commit!r} is not 40 hexadecimal digits")
+    with _hold_clone(clone):
+        if _is_on_a_branch(clone, commit):
+            return
+        done = _run(clone, "fetch", "--quiet", "origin", "+refs/heads/*:refs/remotes/origin/*")
+        if done.returncode:
+            raise RemoteError(f"git fetch origin in {clone}: {done.stderr.strip()}")
+        if not _is_on_a_branch(clone, commit):
+            raise RefusedError(f"commit {commit[:12]} is on no branch of {clone}'s origin; push it")
+
+
 @contextmanager
 def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
-    """Give a folder with the request's commit, params and upstream records; remove it afterwards.
+    """Give a folder with the request's commit and params, and no records; remove it afterwards.
 
     Args:
         clone: the agent's clone.
-        request: what to check out.
+        request: what to check out; `fetch_commit` has brought its commit.
         name: of the folder; unique among all that run.
 
     Raises:
-        WorkspaceError: neither the clone nor its origin has the commit, or git failed.
+        WorkspaceError: git failed.
     """
     folder = clone / FOLDER / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _hold(folder.with_suffix(".lock")):
-        with _hold(clone / FOLDER / "clone.lock", wait=True):
+        with _hold_clone(clone):
             remove_leftovers(clone)
-            _fetch_commit(clone, request.commit)
-            _git(clone, "worktree", "add", "--detach", "--force", str(folder), request.commit)
+            add = ("worktree", "add", "--detach", "--force", "--end-of-options")
+            _git(clone, *add, str(folder), request.commit)
         try:
             _fill(clone, folder, request)
             yield folder
         finally:
-            with _hold(clone / FOLDER / "clone.lock", wait=True):
+            with _hold_clone(clone):
                 _remove(clone, folder)
 
 
@@ -65,37 +89,33 @@ def remove_leftovers(clone: Path) -> None:
 
 def _fill(clone: Path, folder: Path, request: Request) -> None:
     (folder / PARAMS).write_text(request.params, encoding="utf-8")
-    for path in folder.rglob("dvc.lock"):
+    for path in folder.rglob(RECORD):
         path.unlink()  # what the commit recorded may be of other params
-    for path, stages in request.records.items():
-        YAML(typ="safe").dump({"schema": "2.0", "stages": stages}, folder / path)
     share_cache(clone, folder)  # and local settings: the remote's credentials, or the remote itself
     (clone / RESUME).mkdir(exist_ok=True)
     (folder / RESUME).symlink_to(clone / RESUME)
 
 
-def _fetch_commit(clone: Path, commit: str) -> None:
-    if _has(clone, commit):
-        return
-    # A server that serves no single commits may still have it on a branch.
-    for wanted in ([commit], []):
-        done = _run(clone, "fetch", "--quiet", "origin", *wanted)
-        if _has(clone, commit):
-            return
-    raise WorkspaceError(
-        f"commit {commit[:12]} is neither in {clone} nor at its origin; push it, or if it is "
-        f"pushed, mend the origin: {done.stderr.strip() or 'fetched without an error'}"
-    )
+def _is_on_a_branch(clone: Path, commit: str) -> bool:
+    done = _run(clone, "for-each-ref", f"--contains={commit}", "refs/remotes/origin")
+    return done.returncode == 0 and bool(done.stdout)  # git fails on a commit that is not here
 
 
-def _has(clone: Path, commit: str) -> bool:
-    return _run(clone, "cat-file", "-e", f"{commit}^{{commit}}").returncode == 0
+def write_records(folder: Path, request: Request) -> None:
+    """Write the records of the stages upstream, which `check_stage` has seen, into a checkout."""
+    for path, stages in request.records.items():
+        YAML(typ="safe").dump({"schema": "2.0", "stages": stages}, folder / path)
 
 
 def _remove(clone: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.with_suffix(".lock").unlink(missing_ok=True)
     _git(clone, "worktree", "prune")
+
+
+def _hold_clone(clone: Path) -> AbstractContextManager:
+    (clone / FOLDER).mkdir(parents=True, exist_ok=True)
+    return _hold(clone / FOLDER / "clone.lock", wait=True)
 
 
 @contextmanager

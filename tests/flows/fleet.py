@@ -10,28 +10,39 @@ from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet, LostError
 from flows.agents.loopback import clone_beside, share_folder
 from flows.agents.request import Request
-from flows.graph import Status
+from flows.graph import DagError, Status
 from flows.plan import make_plan, sort_lock
+from flows.remote import RemoteError
 from flows.stage import Outcome
 
 
 @dataclass
 class Agents:
-    """A dispatcher whose clones take turns; `upset` may break something before each request."""
+    """A dispatcher whose clones take turns; `upset` may break something before each request.
+
+    An unfit one leaves, as its worker would, and the next one has its turn.
+    """
 
     clones: list[Path]
     upset: Callable[[Request, int], None] = lambda request, attempt: None
     asked: list[str] = field(default_factory=list)
     logged: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
 
     def make(self, request: Request, pool: str, log: Callable) -> Outcome:
-        self.upset(request, self.asked.count(request.stage))
-        clone = self.clones[len(self.asked) % len(self.clones)]
-        self.asked.append(request.stage)
-        try:
-            return reproduce(clone, request, f"run-{len(self.asked)}", self.logged.append)
-        except UnfitError as error:
-            raise LostError(f"on {clone.name}: {error}") from error
+        while self.clones:
+            self.upset(request, self.asked.count(request.stage))
+            clone = self.clones.pop(0)
+            self.clones.append(clone)
+            self.asked.append(request.stage)
+            try:
+                return reproduce(clone, request, f"run-{len(self.asked)}", self.logged.append)
+            except UnfitError as error:
+                self.clones.remove(clone)
+                self.left.append(f"{clone.name}: {error}")
+            except (RemoteError, DagError) as error:
+                raise LostError(f"on {clone.name}: {error}") from error
+        raise LostError(f"nobody is left: {self.left}")
 
     def stop(self) -> None:
         raise AssertionError("nobody stops these")

@@ -5,11 +5,13 @@ The same faults with real processes are in test_fleet.py, behind the marker `age
 
 import shutil
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from fleet import clone_of, make_fleet, run_on, store
 
+from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet
 from flows.agents.request import make_request, take_snapshot
 from flows.agents.workspace import FOLDER, checkout, remove_leftovers
@@ -82,9 +84,68 @@ def test_a_commit_that_agents_cannot_get_is_told(toy):
     )
     toy.replace("3.5,1", "3.6,1", "stages/merge/__main__.py")
     toy.git("commit", "-qam", "not pushed")
-    with pytest.raises(StageFailedError, match=r"neither in .* nor at its origin; push it"):
+    with pytest.raises(StageFailedError, match=r"is on no branch of .*agent0's origin; push it"):
         run_on(agents, toy, "download")
+    assert (toy.ran(), agents.left) == ([], [])
+
+
+def request_for(toy, name: str):
+    graph = load_graph(toy.root)
+    return make_request(toy.root, graph, graph[name], "key", take_snapshot(toy.root, graph))
+
+
+def refuse(clone, request, match: str) -> None:
+    with pytest.raises(StageFailedError, match=f"refused: {match}"):
+        reproduce(clone, request, "run-1", print)
+
+
+def test_a_commit_that_origin_serves_but_has_on_no_branch_is_refused(toy):
+    """As on a server that serves the commits of forks and pull requests by their names."""
+    clone = make_fleet(toy).clones[0]
+    request = request_for(toy, "download")
+    toy.replace("3.5,1", "3.6,1", "stages/merge/__main__.py")
+    toy.git("commit", "-qam", "of a fork")
+    fork = toy.git("rev-parse", "HEAD").strip()
+    toy.git("update-ref", "refs/pull/1/head", fork)
+    toy.git("reset", "-q", "--hard", "HEAD^")
+    subprocess.run(["git", "fetch", "-q", "origin", fork], cwd=clone, check=True)
+    refuse(clone, replace(request, commit=fork), "commit [0-9a-f]{12} is on no branch of")
+
+
+@pytest.mark.parametrize(
+    "commit",
+    ["main", "HEAD", "0" * 39, "0" * 40 + "\n", "--upload-pack=touch PWNED; git-upload-pack"],
+)
+def test_what_is_no_whole_name_of_a_commit_never_reaches_git(toy, commit):
+    clone = make_fleet(toy).clones[0]
+    request = replace(request_for(toy, "download"), commit=commit)
+    refuse(clone, request, "commit .* is not 40 hexadecimal digits")
+    assert not list(toy.root.parent.rglob("PWNED"))
+
+
+@pytest.mark.parametrize("stage", ["--all-pipelines", "downlo", "download/../cut@0"])
+def test_a_stage_that_the_commit_does_not_have_is_refused(toy, stage):
+    clone = make_fleet(toy).clones[0]
+    refuse(clone, replace(request_for(toy, "download"), stage=stage), "there is no stage")
     assert toy.ran() == []
+
+
+def test_records_other_than_those_upstream_are_refused_and_written_nowhere(toy):
+    agents = make_fleet(toy)
+    assert run_on(agents, toy, "download") == {"download": "executed"}
+    clone = agents.clones[0]
+    request = request_for(toy, "cut@0")
+    record = request.records["dvc.lock"]["download"]
+    outside = toy.root.parent / "outside.yaml"
+    for path in (str(outside), "../../../../outside.yaml", "stages/dvc.lock", "dvc.yaml"):
+        more = {**request.records, path: {"download": record}}
+        refuse(clone, replace(request, records=more), "it has records of")
+    refuse(clone, replace(request, records={"dvc.lock": {"merge": record}}), "it has records of")
+    hashed = {"path": "data/download/parts", "md5": "ab/../../../outside"}
+    records = {"dvc.lock": {"download": {"cmd": "true", "outs": [hashed]}}}
+    refuse(clone, replace(request, records=records), "the record of .* has no MD5 hash")
+    assert not outside.exists()
+    assert toy.ran() == ["download"]
 
 
 def test_a_failing_shard_is_not_tried_again_and_the_others_are_kept(toy):
@@ -109,6 +170,7 @@ def test_a_full_disk_sends_the_stage_elsewhere(toy):
     agents.upset = upset
     assert run_on(agents, toy, "download") == {"download": "executed"}
     assert agents.asked == ["download", "download"]
+    assert [told.partition(":")[0] for told in agents.left] == ["agent0"]
 
 
 def test_an_agent_without_room_refuses_before_it_starts(toy, monkeypatch):
@@ -116,7 +178,7 @@ def test_an_agent_without_room_refuses_before_it_starts(toy, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     with pytest.raises(StageFailedError, match="given up after 3 attempts") as caught:
         run_on(agents, toy, "download")
-    assert "agent0: No space left on device: 1 MiB; `dvc gc --workspace` there" in str(caught.value)
+    assert "agent0: No space left on device: 1 MiB; make room there" in str(caught.value)
     assert toy.ran() == []
 
 
@@ -129,10 +191,26 @@ def test_another_environment_is_refused_and_the_stage_goes_elsewhere(toy, monkey
     )
     assert run_on(agents, toy, "download") == {"download": "executed"}
     assert toy.ran() == ["download"]
-    del agents.clones[1]
-    with pytest.raises(StageFailedError, match=r"agent0: .*torch 2\.8 \(coordinator: 2\.9\); inst"):
-        run_on(agents, toy, "side")
-    assert toy.ran() == []
+    assert [clone.name for clone in agents.clones] == ["agent1"]  # the other left the pool
+    assert "torch 2.8 (coordinator: 2.9); install the lock of the same commit" in agents.left[0]
+
+
+def test_unfit_agents_use_up_no_attempt(toy, monkeypatch):
+    """However many there are, the one fit agent gets the stage."""
+    agents = make_fleet(toy, 5)
+    fit = agents.clones[-1]
+    monkeypatch.setattr("flows.agents.agent.require_space", full_but(fit))
+    assert run_on(agents, toy, "download") == {"download": "executed"}
+    assert agents.clones == [fit]
+    assert len(agents.left) == 4
+
+
+def full_but(fit):
+    def require_space(clone):
+        if clone != fit:
+            raise UnfitError(f"{clone}: No space left on device")
+
+    return require_space
 
 
 def test_inputs_that_change_under_the_coordinator_make_no_wrong_result(toy):

@@ -14,11 +14,12 @@ from prefect.logging import disable_run_logger
 from flows.agents import dispatch, stage_flow
 from flows.agents.coordinator import LostError
 from flows.agents.dispatch import PrefectDispatcher
-from flows.agents.pools import HEARTBEAT_SECONDS, SECONDS_UNTIL_LOST, lost_rule
+from flows.agents.pools import SECONDS_UNTIL_LOST, lost_rule
 from flows.agents.request import Request
+from flows.agents.worker import HEARTBEAT_SECONDS, NAME
 from flows.stage import StageFailedError
 
-REQUEST = Request("cut@1", "abc", "0" * 40, "", {}, [], {})
+REQUEST = Request("cut@1", "abc", "0" * 40, "", {}, {})
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Server:
                 state=coming.pop(0),
                 coming=coming,
                 passed=[],
+                tags=[],
                 total_run_time=timedelta(seconds=12.345),
             )
         return self.runs[idempotency_key]
@@ -57,6 +59,9 @@ class Server:
 
     def set_flow_run_state(self, run, state):
         self.set_to.append(state.name)
+
+    def update_flow_run(self, wanted, tags):
+        next(run for run in self.runs.values() if run.id == wanted).tags = tags
 
     def _answer(self):
         if self.trouble:
@@ -130,13 +135,12 @@ def test_a_run_that_is_under_way_is_joined_and_an_ended_one_is_not(make):
     ("state", "kind", "told"),
     [
         (states.Failed(name="StageFailed", message="on one: boom"), StageFailedError, "boom"),
-        (states.Failed(name="Unfit", message="on one: disk"), LostError, "Unfit: on one: disk"),
         (states.Failed(message="Flow not found"), LostError, "Failed: Flow not found"),
         (states.Crashed(message="exit code -9"), LostError, "Crashed: exit code -9"),
-        (states.Cancelled(), LostError, "Cancelled"),
+        (states.Cancelled(), StageFailedError, "cut@1 was cancelled on Prefect's server"),
     ],
 )
-def test_only_the_stages_own_failure_is_final(make, state, kind, told):
+def test_the_stages_own_failure_and_a_persons_no_are_final(make, state, kind, told):
     error, _, _ = make([states.Pending(), state])
     assert type(error) is kind
     assert told in str(error)
@@ -166,10 +170,32 @@ def test_stopping_cancels_what_is_waited_for(make):
     error, server, _ = make([states.Running()], dispatcher=dispatcher)
     assert "cut@1 was stopped" in str(error)
     assert server.set_to == ["Cancelling"]
+    assert next(iter(server.runs.values())).tags == [dispatch.STOPPED]
+
+
+def test_what_another_coordinator_cancelled_as_it_was_stopped_is_asked_for_again(make, monkeypatch):
+    def read(self, wanted, read=Server.read_flow_run):
+        run = read(self, wanted)
+        if run.state.is_cancelled():
+            run.tags = [dispatch.STOPPED]
+        return run
+
+    monkeypatch.setattr(Server, "read_flow_run", read)
+    made, server, _ = make([states.Running(), states.Cancelled()], [states.Running(), DONE])
+    assert made.outcome == "executed"
+    assert len(server.runs) == 2
+
+
+def test_unfit_agents_leave_the_stage_to_the_next_however_many_they_are(make):
+    unfit = states.Failed(name="Unfit", message="on one: disk")
+    made, server, told = make(*[[states.Running(), unfit]] * 5, [states.Running(), DONE])
+    assert made.outcome == "executed"
+    assert len(server.runs) == 6
+    assert told.count("Unfit: on one: disk") == 5
 
 
 def test_a_run_that_lost_three_machines_is_given_up(monkeypatch):
-    monkeypatch.setenv(stage_flow.NAME, "one")
+    monkeypatch.setenv(NAME, "one")
     monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "4")
     request = {name: getattr(REQUEST, name) for name in REQUEST.__dataclass_fields__}
     with disable_run_logger():

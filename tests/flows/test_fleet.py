@@ -6,6 +6,7 @@
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,24 @@ pytestmark = [pytest.mark.agents, pytest.mark.xdist_group("fleet")]
 
 LOSS_IS_SEEN = 120  # seconds, at most
 SERVER_IS_AWAY = 30  # seconds
+SECRET = {"PREFECT_API_AUTH_STRING": "team:secret"}
+CANCEL = """
+from prefect import get_client
+from prefect.states import Cancelling
+with get_client(sync_client=True) as client:
+    runs = client.read_flow_runs()
+    (run,) = [run for run in runs if run.name == "download" and run.state.is_running()]
+    client.set_flow_run_state(run.id, Cancelling())
+"""
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    with Loopback(tmp_path_factory.mktemp("fleet")) as fleet:
+    fleet = Loopback(tmp_path_factory.mktemp("fleet"))
+    fleet.environment |= {**SECRET, "PREFECT_SERVER_API_AUTH_STRING": "team:secret"}
+    with fleet:
+        fleet.make_pools(REPOSITORY)
         yield fleet
 
 
@@ -36,16 +49,14 @@ def fleet(services: Loopback) -> Iterator[Loopback]:
 
 
 @pytest.fixture
-def project(tmp_path: Path, services: Loopback) -> Iterator[Toy]:
-    """Give a toy with pools on the server and a shared folder, where nothing ran yet."""
+def project(tmp_path: Path) -> Iterator[Toy]:
+    """Give a toy with a shared folder, where nothing ran yet."""
     toy = make_toy(tmp_path / "toy")
-    shutil.copy(REPOSITORY / "prefect.yaml", toy.root)
     with (toy.root / "stages/download/__main__.py").open("a") as code:
         code.write(f"# {tmp_path}\n")  # so that no other test has a run of the same inputs
     toy.git("add", "-A")
-    toy.git("commit", "-qm", "pools")
+    toy.git("commit", "-qm", "unique")
     share_folder(toy.root)
-    services.make_pools(toy.root)
     yield toy
     toy.end()
 
@@ -55,8 +66,8 @@ def agent(fleet: Loopback, project: Toy, name: str) -> Service:
 
 
 def start(fleet: Loopback, project: Toy, *arguments: str):
-    url = {"PREFECT_API_URL": fleet.url}
-    return project.start("-m", "flows", "run", "--pools", *arguments, **url)
+    server = {"PREFECT_API_URL": fleet.url, **SECRET}
+    return project.start("-m", "flows", "run", "--pools", *arguments, **server)
 
 
 def end(process, seconds: float = 600) -> str:
@@ -214,6 +225,46 @@ def test_a_stopped_coordinator_stops_its_stages(fleet, project):
     wait_until(lambda: not machine.running("stages.download"), 60)
 
 
+def test_a_stage_that_a_person_cancels_is_not_made_again(fleet, project):
+    project.mark("slow.download", "600")
+    machine = agent(fleet, project, "one")
+    process = start(fleet, project, "--targets", "download")
+    until_it_runs(machine, project, "download")
+    command = [sys.executable, "-c", CANCEL]
+    subprocess.run(command, env=fleet.environment, check=True)
+    output = end(process)
+    assert "exit code 1" in output, output
+    assert "download was cancelled on Prefect's server" in output
+    assert project.ran() == ["download"]
+    wait_until(lambda: not machine.running("stages.download"), 60)
+
+
+def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):
+    agent(fleet, project, "one")
+    busy = start(fleet, project, "--targets", "download")
+    assert "exit code 0" in end(busy)
+    hold = project.mark("hold.side")
+    other = Toy(project.root.parent / "other")
+    shutil.copytree(project.root, other.root)
+    busy = start(fleet, other, "--targets", "side")
+    wait_until(lambda: "side" in (project.root / "runs.log").read_text())
+    more = {"TOY_FOLDER": str(project.root), "OVIS_THREADS": "3"}
+    unfit = fleet.add_agent(project.root, "two", "cpu", **more)
+    process = start(fleet, project, "--targets", "cut@0")
+    try:
+        output = read_until(process, "has left the pool")
+        assert unfit.process.wait(60) == 1
+        hold.unlink()
+        output += end(process)
+        assert "exit code 0" in end(busy)
+    finally:
+        other.end()
+    assert "exit code 0" in output, output
+    assert "executed on one-cpu" in output
+    last = unfit.log.read_text().splitlines()[-1]
+    assert re.search(r"^flows: agent two-cpu has left pool .*OVIS_THREADS 3 \(coordinator: ", last)
+
+
 def test_a_disk_that_fills_up_under_a_stage(fleet, project):
     """A clone on a small file system of its own; the other agent has room."""
     small = project.root.parent / "one"
@@ -231,7 +282,7 @@ def test_a_disk_that_fills_up_under_a_stage(fleet, project):
         with pytest.raises(OSError, match="No space left"), (small / ".flows/full").open("wb") as f:
             while True:
                 f.write(b"0" * 2**20)
-        first = read_until(process, "attempt 1 of 3")
+        first = read_until(process, "has left the pool")
         agent(fleet, project, "two")
         output = first + end(process)
     finally:

@@ -3,7 +3,13 @@ from dataclasses import asdict
 
 import pytest
 
-from flows.agents.request import UncommittedError, make_request, take_snapshot, versions_here
+from flows.agents.request import (
+    UncommittedError,
+    inputs_made_upstream,
+    make_request,
+    take_snapshot,
+    versions_here,
+)
 from flows.dag import load_graph
 
 
@@ -47,14 +53,23 @@ def test_a_request_has_the_records_of_its_upstream_only_and_is_json(done_toy):
     graph = load_graph(done_toy.root)
     taken = take_snapshot(done_toy.root, graph)
     cut = make_request(done_toy.root, graph, graph["cut@1"], "key", taken)
-    assert cut.inputs == ["data/download/parts/a.txt"]  # a file in the folder that download makes
     assert list(cut.records) == ["dvc.lock"]
     assert list(cut.records["dvc.lock"]) == ["download"]
     merge = make_request(done_toy.root, graph, graph["merge"], "key", taken)
-    assert merge.inputs == ["data/cut/0.txt", "data/cut/1.txt"]  # outputs in the folder it reads
+    assert list(merge.records["dvc.lock"]) == ["cut@0", "cut@1"]
     assert json.loads(json.dumps(asdict(merge))) == asdict(merge)
     first = make_request(done_toy.root, graph, graph["download"], "key", taken)
-    assert (first.inputs, first.records) == ([], {})
+    assert first.records == {}
+
+
+def test_what_is_pulled_is_what_the_stage_reads_of_what_is_made_upstream(toy):
+    graph = load_graph(toy.root)
+    made = {name: inputs_made_upstream(graph, stage) for name, stage in graph.items()}
+    assert made["cut@1"] == [
+        "data/download/parts/a.txt"
+    ]  # a file in the folder that download makes
+    assert made["merge"] == ["data/cut/0.txt", "data/cut/1.txt"]  # outputs in the folder it reads
+    assert made["download"] == []
 
 
 def test_versions_are_those_of_the_numeric_packages_without_their_build(repository):

@@ -1,0 +1,154 @@
+"""What we ship or print never listens beyond loopback without a secret, and the rest of deploy/.
+
+Docker is not needed: the Compose file is read, and the worker's script is run with stand-ins.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+COMPOSE = YAML(typ="safe").load(ROOT / "deploy/compose.yaml")
+SERVICES = COMPOSE["services"]
+ANYWHERE = re.compile(r"0\.0\.0\.0|(?<![\w:.])::(?![\w:])|\[::\]")
+ASSIGNMENT = re.compile(r"\b([A-Z][A-Z0-9_]+)=(\S+)")
+
+
+def faults(command: str, environment: dict[str, str]) -> list[str]:
+    """Say why strangers could use the server that a command starts; nothing if it starts none."""
+    said = f"{command} {' '.join(map(str, environment.values()))}"
+    if "--host 127.0.0.1" in command and not ANYWHERE.search(said):
+        return []
+    if re.search(r"\bprefect,? server start\b", command):
+        return [] if environment.get("PREFECT_SERVER_API_AUTH_STRING") else ["Prefect: no secret"]
+    if re.search(r"\bmlflow (server|ui)\b", command):
+        wrong = [] if re.search(r"--app-name[= ]basic-auth", command) else ["MLflow: no password"]
+        every = re.search(r"--allowed-hosts[= ]\S*\*", command)
+        hosts = re.search(r"--allowed-hosts[= ]\S", command)
+        return wrong + (["MLflow: no named hosts"] if every or not hosts else [])
+    return ["an unknown server listens everywhere"] if ANYWHERE.search(said) else []
+
+
+def faults_of_script(text: str) -> list[str]:
+    """Do so for each line of a shell block, with what it and lines above it set."""
+    environment: dict[str, str] = {}
+    found = []
+    for line in text.replace("\\\n", " ").splitlines():
+        environment |= dict(ASSIGNMENT.findall(line))
+        found += [f"{line.strip()}: {fault}" for fault in faults(line, environment)]
+    return found
+
+
+def faults_of_service(service: dict) -> list[str]:
+    command = service.get("command", "")
+    words = command if isinstance(command, str) else " ".join(command)
+    return faults(words, service.get("environment", {}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prefect server start --host 0.0.0.0           # on one machine that all can reach",
+        "prefect server start",
+        "export PREFECT_SERVER_API_HOST=0.0.0.0\nprefect server start",
+        "python -m http.server --bind 0.0.0.0",
+        "uvicorn flows:app --host :: --port 80",
+        "mlflow server --host 127.0.0.1 --allowed-hosts x --host 0.0.0.0",
+        "mlflow server --app-name basic-auth --host=0.0.0.0 --allowed-hosts=*",
+        "mlflow server --app-name basic-auth --host=0.0.0.0",
+    ],
+)
+def test_an_open_server_is_noticed(text):
+    assert faults_of_script(text)
+
+
+def test_an_open_service_is_noticed():
+    prefect = ["python", "-m", "prefect", "server", "start", "--host", "0.0.0.0"]
+    assert faults_of_service({"command": prefect})
+    assert faults_of_service({"command": ["flask", "run"], "environment": {"HOST": "0.0.0.0"}})
+
+
+def test_nothing_that_we_print_opens_a_server_to_strangers():
+    printed = {"Makefile": (ROOT / "Makefile").read_text(encoding="utf-8")}
+    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md")]:
+        blocks = re.findall(r"```\w*\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+        printed |= {f"{path.name} {number}": block for number, block in enumerate(blocks)}
+    for path in ROOT.glob("deploy/*.sh"):
+        printed[path.name] = path.read_text(encoding="utf-8")
+    assert any("prefect server start" in text for text in printed.values())
+    assert {
+        place: found for place, text in printed.items() if (found := faults_of_script(text))
+    } == {}
+
+
+def test_services_ask_for_a_secret_and_only_the_proxy_is_reached():
+    assert {
+        name: found for name, one in SERVICES.items() if (found := faults_of_service(one))
+    } == {}
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
+
+
+def test_the_proxy_serves_all_that_it_publishes_by_tls():
+    text = (ROOT / "deploy/Caddyfile").read_text(encoding="utf-8")
+    sites = re.findall(r"^\{\$HOST_NAME\}:(\d+) \{(.*?)^\}", text, re.DOTALL | re.MULTILINE)
+    published = [port.split(":")[0] for port in SERVICES["proxy"]["ports"]]
+    assert [port for port, _ in sites] == published
+    for _, site in sites:
+        assert "import tls" in site
+        behind = re.search(r"reverse_proxy (\w+):\d+", site)[1]
+        secrets = ("AUTH", "SECRET")
+        assert any(key in name for name in SERVICES[behind]["environment"] for key in secrets)
+
+
+def test_every_variable_of_the_compose_file_is_explained_at_its_head():
+    text = (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8")
+    head, _, body = text.partition("\nname:")
+    assert set(re.findall(r"\$\{(\w+)", body)) - set(re.findall(r"[A-Z][A-Z0-9_]+", head)) == set()
+
+
+def test_images_have_a_tag_and_programs_are_there():
+    for name, service in SERVICES.items():
+        assert re.search(r":[\w.]+$", service["image"]), name
+        if "build" in service:
+            words = service["command"]
+            assert all((ROOT / word).is_file() for word in words if word.startswith("deploy/"))
+
+
+def test_the_image_runs_as_a_user():
+    lines = (ROOT / "deploy/Dockerfile").read_text(encoding="utf-8").splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users and users[-1] not in ("root", "0")
+
+
+def test_a_workers_clone_is_made_and_brought_up_to_date_at_each_start(tmp_path):
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=x", "-c", "user.email=x@localhost"]
+        command = ["git", *who, "-C", str(tmp_path / "origin"), *arguments]
+        return subprocess.check_output(command, text=True).strip()
+
+    def start() -> str:
+        script = ["sh", str(ROOT / "deploy/worker.sh"), "gpu"]
+        return subprocess.check_output(script, env=environment, text=True)
+
+    (tmp_path / "bin").mkdir()
+    for name in ("dvc", "python"):
+        program = tmp_path / "bin" / name
+        program.write_text('#!/bin/sh\necho "$(basename "$0") $* in $(git rev-parse HEAD)"\n')
+        program.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "CLONE": str(tmp_path / "clone"),
+        "GIT_URL": str(tmp_path / "origin"),
+        "S3_BUCKET": "bucket",
+        "S3_ENDPOINT": "http://store",
+    }
+    subprocess.run(["git", "init", "--quiet", str(tmp_path / "origin")], check=True)
+    for _ in range(2):
+        git("commit", "--quiet", "--allow-empty", "--message", "x")
+        last = start().splitlines()[-1]
+        assert last == f"python -m flows agent --pool gpu in {git('rev-parse', 'HEAD')}"
