@@ -10,7 +10,7 @@ import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
-from flows.closure import check_deps, import_closures, params_read, stage_modules
+from flows.closure import LOCK, check_deps, import_closures, params_read, stage_modules
 from flows.graph import Graph, inputs_through, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
 from flows.plan import load_graph
@@ -91,14 +91,10 @@ def engine_sources() -> set[str]:
     return {file for file in files if not file.startswith(packages)}
 
 
-def test_deps_that_are_no_source_are_data(graph):
-    odd = {
-        path
-        for stage in graph.values()
-        for path in stage.inputs
-        if not path.startswith(("data/", "stages/"))
-    }
-    assert odd == set()
+def test_deps_are_data_sources_and_the_lock_of_the_packages(graph):
+    for stage in graph.values():
+        odd = [path for path in stage.inputs if not path.startswith(("data/", "stages/"))]
+        assert odd == [LOCK], stage.name
 
 
 def test_params_are_the_sections_that_the_code_reads(content, closures):
@@ -141,8 +137,8 @@ def test_one_name_in_five_places(content):
     assert sections == {name for name in stages if (ROOT / f"stages/{name}/params.py").is_file()}
     assert stages <= tests
     for name, stage in content["stages"].items():
-        module = f"python -m stages.{name}"
-        assert stage["cmd"].split()[:3] == module.split(), name
+        module = f"python -m stages {name}"
+        assert stage["cmd"].split()[:4] == module.split(), name
         outputs = [
             path if isinstance(path, str) else next(iter(path))
             for kind in ("outs", "metrics", "plots")

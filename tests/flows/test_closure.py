@@ -27,7 +27,7 @@ FILES = {
 stages:
   wspn:  # trains
     matrix: {shard: "${shards}"}
-    cmd: python -m stages.wspn ${item.shard}
+    cmd: python -m stages wspn ${item.shard}
     deps:
       - data/proposals/${item.shard}.parquet  # boxes
       - stages/common/boxes.py
