@@ -7,10 +7,8 @@ ends, its curves while it trains. sqlite in the project by default, any store by
 MLFLOW_TRACKING_URI.
 """
 
-import csv
 import fcntl
 import getpass
-import hashlib
 import json
 import logging
 import os
@@ -24,7 +22,7 @@ from types import TracebackType
 from typing import Self
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -32,9 +30,17 @@ from flows.abandoned import PROCESS_TAG, close_abandoned, process_tag
 from flows.environment import STATE_FOLDER
 from flows.graph import DagError, Stage
 from flows.journal import fingerprint, remember
-from flows.nested import flatten
 from flows.predictor import MODELS, is_complete
 from flows.records import read_entries
+from flows.results import (
+    PARAMS,
+    SOURCE,
+    legal,
+    read_curves,
+    read_dataset,
+    read_metrics,
+    read_params,
+)
 from flows.stage import Outcome
 from flows.table import describe_execution
 
@@ -44,14 +50,11 @@ EXPERIMENT_TAGS = {
     "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
 }
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # what one request of MLflow may carry
-LONGEST_PARAM = 6000
 PARENT_TAG = "mlflow.parentRunId"
 SQLITE = "sqlite:///"
 PREFECT_LINK_TAG = "prefect.flow_run_url"
 PICTURES = {".png", ".svg", ".jpg"}
 REPORT = "report.json"  # what a stage left out, and why
-PARAMS = "params.yaml"
-SOURCE = "download"  # the stage that makes the data
 SECONDS_BETWEEN_LOOKS = 10.0  # at curves of stages that run
 
 
@@ -232,7 +235,7 @@ class Tracking:
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, 0) for key, value in read_metrics(self._root, stages)]
         metrics += [
-            Metric(f"seconds/{_legal(outcome.stage)}", outcome.seconds, now, 0)
+            Metric(f"seconds/{legal(outcome.stage)}", outcome.seconds, now, 0)
             for outcome in outcomes
             if outcome.seconds and outcome.stage not in self._shown
         ]
@@ -240,11 +243,11 @@ class Tracking:
         self._log_curves(stages)
         self._log_files(stages)
         if SOURCE in entries:
-            self._client.log_inputs(self.run_id, [_dataset(entries[SOURCE])])
-        tags = {f"dvc.outcome.{_legal(outcome.stage)}": outcome.outcome for outcome in outcomes}
+            self._client.log_inputs(self.run_id, [read_dataset(entries[SOURCE])])
+        tags = {f"dvc.outcome.{legal(outcome.stage)}": outcome.outcome for outcome in outcomes}
         for outcome in outcomes:
             if outcome.made:
-                tags[f"made.{_legal(outcome.stage)}"] = json.dumps(outcome.made, sort_keys=True)
+                tags[f"made.{legal(outcome.stage)}"] = json.dumps(outcome.made, sort_keys=True)
         self._log_tags(tags)
         self._shown.update(stage.name for stage in stages)
 
@@ -258,7 +261,7 @@ class Tracking:
         for name, entry in entries.items():
             for key, value in read_params(entry):
                 if self._params.setdefault(key, value) != value:
-                    key = f"{_legal(name)}/{key}"
+                    key = f"{legal(name)}/{key}"
                     self._params[key] = value
                 new[key] = value
         for batch in _batches([Param(*param) for param in new.items()], BATCH_PARAMS):
@@ -336,55 +339,6 @@ def _start_tags(root: Path) -> dict[str, str]:
         tags["mlflow.source.git.commit"] = commit
         tags["git.uncommitted"] = str(bool(_git(root, "status", "--porcelain"))).lower()
     return tags
-
-
-def _dataset(entry: dict) -> DatasetInput:
-    """Return the data by the hashes that dvc.lock has of them."""
-    hashes = "".join(f"{out['path']} {out['md5']}\n" for out in entry["outs"])
-    digest = hashlib.md5(hashes.encode(), usedforsecurity=False).hexdigest()
-    name = f"data/{SOURCE}"
-    dataset = Dataset(name, digest, source_type="local", source=json.dumps({"uri": name}))
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
-
-
-def read_params(entry: dict) -> Iterator[tuple[str, str]]:
-    """Yield every leaf of the params in an entry of dvc.lock as dotted key and JSON text."""
-    for key, value in flatten(entry.get("params", {}).get(PARAMS, {}), "."):
-        text = value if isinstance(value, str) else json.dumps(value)
-        yield _legal(key), text[:LONGEST_PARAM]
-
-
-def read_metrics(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, float]]:
-    """Yield every number of every JSON metrics file as `<stage>/<nested/key>`."""
-    for stage in stages:
-        for path in stage.metrics:
-            if (root / path).is_file():
-                content = json.loads((root / path).read_text(encoding="utf-8"))
-                for key, value in flatten(content, "/"):
-                    if isinstance(value, int | float):
-                        yield f"{_legal(stage.name)}/{_legal(key)}", float(value)
-
-
-def read_curves(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, int, float]]:
-    """Yield (key, step, value) of every CSV plot with a `step` column; empty cells are left out."""
-    for stage in stages:
-        for path in stage.plots:
-            if Path(path).suffix != ".csv" or not (root / path).is_file():
-                continue
-            with (root / path).open(newline="", encoding="utf-8") as file:
-                rows = csv.DictReader(file)
-                if "step" not in (rows.fieldnames or ()):
-                    continue
-                for row in rows:
-                    step = int(float(row.pop("step")))
-                    for name, value in row.items():
-                        if value:
-                            yield f"{_legal(stage.name)}/curve/{_legal(name)}", step, float(value)
-
-
-def _legal(name: str) -> str:
-    """Return the name with what MLflow refuses in keys replaced: `boxes@0` becomes `boxes.0`."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "." for c in name)
 
 
 def _batches(items: list, size: int) -> Iterator[list]:

@@ -17,7 +17,8 @@ vars:
 stages:
   rpn:
     wdir: ..
-    cmd: cp data/merge/all.txt data/rpn.txt && echo '{"recall": ${side.factor}}' > data/rpn.json
+    cmd: >-
+      cp data/merge/all.txt data/rpn.txt && echo '{"recall":${side.factor}}' > data/rpn.json
     deps:
       - data/merge/all.txt
     outs:
@@ -42,7 +43,7 @@ def clone(fresh: Toy, tmp_path: Path) -> Toy:
         toy.dvc("repro", "-q")
         toy.git("add", "-A")
         toy.git("commit", "-qm", f"rate {rate}")
-    toy.dvc("push", "-q", "--run-cache")
+        toy.dvc("push", "-q", "--run-cache")
     toy.git("clone", "-q", str(toy.root), str(tmp_path / "clone"))
     clone = Toy(tmp_path / "clone")
     clone.git("config", "user.name", "toy")
@@ -71,7 +72,8 @@ def test_every_command_ends_well_and_the_status_is_clean(clone):
 
 
 def test_hooks_of_dvc_let_git_do_its_work(clone):
-    clone.dvc("pull", "-q")
+    clone.dvc("fetch", "-q", "--all-commits")
+    clone.dvc("checkout", "-q")
     clone.dvc("install")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in ("checkout -q HEAD~1", "checkout -q -", "commit -q --allow-empty -m x"):

@@ -14,8 +14,9 @@ from toy import PATIENCE, wait_until
 from tracked import read_runs
 
 from flows.environment import default_settings
+from flows.results import read_curves, read_metrics, read_params
 from flows.stage import Outcome
-from flows.tracking import Tracking, read_curves, read_metrics, read_params
+from flows.tracking import Tracking
 
 
 def stage(name: str, metrics=(), plots=(), outputs=()):
@@ -143,6 +144,7 @@ def test_a_run_shows_everything_of_an_execution(tmp_path):
 
 
 FOLLOW = """
+import time
 import flows.tracking
 flows.tracking.SECONDS_BETWEEN_LOOKS = 0.1
 CURVE = "data/q/curve.csv"
