@@ -99,4 +99,4 @@ def test_claims_run_where_the_file_that_hides_them_is_not(clone):
     worktree = clone.root.parent / "worktree"
     assert (worktree / "claims/.dvcignore").is_file()
     share_cache(clone.root, worktree)
-    assert "claims/dvc.yaml:rpn" in load_graph(worktree, ["rpn"])
+    assert "claims/dvc.yaml:rpn" in load_graph(worktree, ["claims/dvc.yaml:rpn"])
