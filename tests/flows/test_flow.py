@@ -180,7 +180,9 @@ def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
 
 def test_a_closed_terminal_stops_stages_too(toy):
     toy.mark("slow.download", "60")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may be under nohup
     process = toy.start("-m", "flows", "run")
+    signal.signal(signal.SIGHUP, before)
     wait_until(lambda: (toy.root / "runs.log").exists())
     children = psutil.Process(process.pid).children(recursive=True)
     process.stdout.close()  # nobody hears what it says any more
