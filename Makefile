@@ -14,7 +14,7 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test test-agents agents-demo lint deps readme sweep
+.PHONY: help repro plan predict profile fetch test test-agents agents-demo lint deps verify readme sweep
 .PHONY: claims pools agent bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
 
 help: ## list these commands
@@ -55,6 +55,9 @@ lint: $(STAMP) ## check style and the layers of imports
 deps: $(STAMP) ## write each stage's source files into its deps in dvc.yaml
 	@$(BIN)/python -m flows deps --write
 
+verify: $(STAMP) ## hash all results, and their copies in the cache, anew; compare with dvc.lock
+	@$(BIN)/python -m flows verify
+
 readme: $(STAMP) ## write README's tables of results, claims and reruns anew
 	@$(BIN)/python -m flows readme
 
@@ -93,9 +96,11 @@ prefect: $(STAMP) ## open Prefect's pages on http://127.0.0.1:4200
 	@PREFECT_HOME=$(CURDIR)/.prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
 		$(BIN)/prefect server start --host 127.0.0.1 --port 4200
 
-lock: $(UV) ## pin the newest packages that pyproject.toml allows
+lock: $(UV) ## pin the newest packages that pyproject.toml allows, and those of the stages alone
 	@$(UV) pip compile pyproject.toml --extra flows --extra dev --universal --generate-hashes \
 		--no-header --upgrade -o requirements.lock
+	@$(UV) pip compile pyproject.toml --universal --no-header --no-annotate --quiet \
+		--constraint requirements.lock -o requirements-stages.lock
 
 clean: ## remove the environment, results, caches and what flows keep
 	rm -rf $(VENV) .prefect .flows .resume .sweeps mlflow.db* mlruns .dvc/cache .dvc/tmp

@@ -1,6 +1,7 @@
 """`python -m flows <command>`: run the experiment, say what would run, edit params and deps."""
 
 import argparse
+import errno
 import os
 import subprocess
 import sys
@@ -37,6 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except RuntimeError as error:
         print(f"flows: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"flows: {error}; make room and run the same again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("flows: stopped; run the same again to go on from here", file=sys.stderr)
@@ -151,6 +157,15 @@ def deps(root: Path, options: argparse.Namespace) -> int:
     return int(bool(problems) and not options.write)
 
 
+def verify(root: Path, options: argparse.Namespace) -> int:
+    """Hash all results, and their copies in the cache, anew and compare them with dvc.lock."""
+    from flows.records import find_damage
+
+    count, damage = find_damage(root)
+    print("\n".join(damage) or f"dvc.lock: all {count} outputs are as it says")
+    return int(bool(damage))
+
+
 def readme(root: Path, options: argparse.Namespace) -> int:
     """Write README's tables of results, claims and reruns anew."""
     from flows.readme import write_readme
@@ -220,7 +235,7 @@ def _seed(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, plan, predict, profile, deps, readme, sweep, claims, pools, agent):
+    for command in (run, plan, predict, profile, deps, verify, readme, sweep, claims, pools, agent):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         if command in (run, plan, sweep):

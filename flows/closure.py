@@ -1,7 +1,8 @@
 """Keep dvc.yaml true to the code: deps are data and imported modules, params the sections read.
 
-The import graph is grimp's, file by file, from the stage's `__main__`; empty `__init__.py` files
-are left out, for nothing in them can change a result.
+The lock of the packages that stages import is a dep of each, for another torch makes another
+result. The import graph is grimp's, file by file, from the stage's `__main__`; empty `__init__.py`
+files are left out, for nothing in them can change a result.
 """
 
 import ast
@@ -17,7 +18,8 @@ from ruamel.yaml import YAML
 
 PACKAGE = "stages"
 DVC_FILE = "dvc.yaml"
-MODULE_COMMAND = re.compile(rf"python -m ({PACKAGE}(?:\.\w+)+)")
+LOCK = "requirements-stages.lock"
+STAGE_COMMAND = re.compile(rf"python -m {PACKAGE} (\w+)")  # by stages/__main__.py
 # What the functions of stages/common/params.py read; the first takes the section's name.
 SECTION_READER = "read_section"
 KEY_READERS = {
@@ -124,7 +126,7 @@ def _differences(root: Path, content: Any) -> Iterator[tuple[str, Any, list[str]
     for name, module in modules.items():
         deps = content["stages"][name].setdefault("deps", [])
         code = [dep for dep in deps if isinstance(dep, str) and _is_source(dep)]
-        wanted = closures[module]
+        wanted = [LOCK, *closures[module]] if (root / LOCK).is_file() else closures[module]
         lacks = [path for path in wanted if path not in code]
         stale = [path for path in code if path not in wanted]
         if lacks or stale:
@@ -132,17 +134,17 @@ def _differences(root: Path, content: Any) -> Iterator[tuple[str, Any, list[str]
 
 
 def stage_modules(content: Any) -> dict[str, str]:
-    """Return the `__main__` module of each stage of dvc.yaml that is run by `python -m`."""
+    """Return the `__main__` module of each stage of dvc.yaml that `python -m stages` runs."""
     modules = {}
     for name, stage in content["stages"].items():
-        found = MODULE_COMMAND.search(str(stage["cmd"]))
+        found = STAGE_COMMAND.search(str(stage["cmd"]))
         if found:
-            modules[name] = f"{found[1]}.__main__"
+            modules[name] = f"{PACKAGE}.{found[1]}.__main__"
     return modules
 
 
 def _is_source(dep: str) -> bool:
-    return dep.startswith(f"{PACKAGE}/") and dep.endswith(".py")
+    return dep == LOCK or (dep.startswith(f"{PACKAGE}/") and dep.endswith(".py"))
 
 
 def _position(deps: Any, path: str) -> int:

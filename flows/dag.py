@@ -116,6 +116,8 @@ def share_cache(root: Path, folder: Path) -> None:
     ):
         settings.update(source.config.load_one("local"))
         settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
+    for hidden in folder.glob("*/.dvcignore"):  # claims/.dvcignore says why
+        hidden.unlink()
 
 
 @contextmanager
@@ -321,7 +323,7 @@ def _future_hash(dep: Any, future: Future) -> HashInfo | None:
     files: dict[str, HashInfo] = {}
     for out in dep.repo.index.outs:
         if overlap(Path(out.fs_path).as_posix(), Path(dep.fs_path).as_posix()):
-            files.update(_files_of(out))
+            files.update(files_of(out))
     tree = Tree()
     for path, hash_info in files.items():
         if path.startswith(inside):
@@ -331,7 +333,7 @@ def _future_hash(dep: Any, future: Future) -> HashInfo | None:
     return tree.hash_info
 
 
-def _files_of(out: Any) -> dict[str, HashInfo]:
+def files_of(out: Any) -> dict[str, HashInfo]:
     """Return the hash of the output, or of every file in it if it is a folder."""
     if not out.hash_info.isdir:
         return {out.fs_path: out.hash_info}
@@ -406,4 +408,4 @@ def _find_restored(
     StageLoader.fill_from_lock(original, entry)  # in memory only
     if not original.outs_cached():
         return None
-    return {path: info for out in original.outs for path, info in _files_of(out).items()}
+    return {path: info for out in original.outs for path, info in files_of(out).items()}

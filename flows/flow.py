@@ -29,8 +29,10 @@ LONGEST_MESSAGE = 4000  # of a Prefect state
 
 
 @task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
-def run_stage(step: Step, place: Machine | Fleet, order: int, root: Path) -> State:
-    """Bring one stage up to date; the state carries its `Outcome`."""
+def run_stage(
+    step: Step, place: Machine | Fleet, order: int, root: Path, tracking: Tracking | None = None
+) -> State:
+    """Bring one stage up to date and show it in MLflow; the state carries its `Outcome`."""
     stage = step.stage
     if step.status is Status.UP_TO_DATE:
         outcome = Outcome(stage.name, stage.group, "unchanged")
@@ -41,14 +43,16 @@ def run_stage(step: Step, place: Machine | Fleet, order: int, root: Path) -> Sta
         log.info(line)
         progress.see(line)
 
+    if tracking:
+        tracking.begin(stage)
     try:
         outcome = place.run(stage, order, take)
     except StageFailedError as error:
-        message = str(error)
-        return Failed(
-            message=message[-LONGEST_MESSAGE:],
-            data=Outcome(stage.name, stage.group, "failed", 0.0, message),
-        )
+        outcome = Outcome(stage.name, stage.group, "failed", 0.0, str(error))
+    if tracking:
+        tracking.end(stage, outcome)
+    if outcome.outcome == "failed":
+        return Failed(message=outcome.message[-LONGEST_MESSAGE:], data=outcome)
     remember(root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
     return Completed(name=outcome.outcome.capitalize(), data=outcome, message=outcome.message)
 
@@ -69,7 +73,7 @@ def experiment(
     place = Fleet(folder) if pools else Machine(folder, CoreBudget(cores))
     with Tracking(folder, flow_run.name, _prefect_tags()) as tracking:
         with interruptible(place.stop):
-            outcomes = _run_all(steps, place, folder)
+            outcomes = _run_all(steps, place, folder, tracking)
         return _publish(folder, tracking, steps, outcomes)
 
 
@@ -80,11 +84,14 @@ def _prefect_tags() -> dict[str, str]:
     return tags
 
 
-def _run_all(steps: list[Step], place: Machine | Fleet, root: Path) -> list[Outcome]:
+def _run_all(
+    steps: list[Step], place: Machine | Fleet, root: Path, tracking: Tracking
+) -> list[Outcome]:
     futures: dict[str, PrefectFuture] = {}
     for order, step in enumerate(steps):
         upstream = [futures[name] for name in step.stage.needs]
-        futures[step.stage.name] = run_stage.submit(step, place, order, root, wait_for=upstream)
+        task = run_stage.submit(step, place, order, root, tracking, wait_for=upstream)
+        futures[step.stage.name] = task
     return [outcome_of(step, futures[step.stage.name]) for step in steps]
 
 

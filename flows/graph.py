@@ -39,6 +39,7 @@ class DagError(ValueError):
 
 # Reasons of a step that say nothing of what a person changed.
 NEVER_RAN, CHANGES_UPSTREAM = "dvc.lock has no run of it", "changes upstream"
+ABSENT = ("is missing", "is not in cache")  # of an output, as the plan words it
 
 
 class Status(StrEnum):

@@ -1,10 +1,14 @@
 """What this machine remembers between executions: seconds per stage, and what was tracked already.
 
-One JSON object a line, only appended, so that a killed flow loses at most its last line.
+One JSON object a line, only appended. A line that was cut short, by a full disk or a lost machine,
+is lost, and no other.
 """
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +18,30 @@ JOURNAL = Path(STATE_FOLDER) / "journal.jsonl"
 
 
 def remember(root: Path, **facts: Any) -> None:
-    """Append one line of facts."""
+    """Append one line of facts, behind whatever was cut short."""
     path = root / JOURNAL
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(facts, sort_keys=True) + "\n")
+    with path.open("a+b") as file:
+        line = json.dumps(facts, sort_keys=True).encode() + b"\n"
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
 
 
 def _lines(root: Path) -> list[dict[str, Any]]:
     path = root / JOURNAL
     if not path.is_file():
         return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    return list(_whole(path.read_text(encoding="utf-8", errors="replace").splitlines()))
+
+
+def _whole(lines: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the lines that are JSON objects; the rest was cut short."""
+    for line in lines:
+        with suppress(json.JSONDecodeError):
+            if isinstance(facts := json.loads(line), dict):
+                yield facts
 
 
 def last_seconds(root: Path) -> dict[str, float]:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -14,7 +14,7 @@ from flows.graph import Stage
 from flows.stage import Outcome, StageFailedError, StageRunner
 
 WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.parallel.num_workers
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Machine:
@@ -24,7 +24,7 @@ class Machine:
         """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
         self.budget = budget
         self.devices = DeviceSlots()
-        self.runner = StageRunner(root, echo=lambda line: print(f"{label}{line}", flush=True))
+        self.runner = StageRunner(root, echo=lambda line: _tell(f"{label}{line}"))
         self.runner.load()
 
     def run(self, stage: Stage, order: int, log: Callable[[str], None]) -> Outcome:
@@ -57,19 +57,28 @@ class Machine:
         self.runner.stop()
 
 
+def _tell(line: str) -> None:
+    with suppress(OSError):  # the terminal was closed; stages still have to be stopped
+        print(line, flush=True)
+
+
 @contextmanager
 def interruptible(stop: Callable[[], None]) -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM call `stop` before they stop this process."""
+    """Within the block Ctrl-C, SIGTERM and SIGHUP call `stop` before they stop this process.
+
+    SIGHUP comes when the terminal is closed; under `nohup` it stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        print(f"\nStopping on {signal.Signals(number).name} …", flush=True)
         stop()
+        _tell(f"\nStopping on {signal.Signals(number).name} …")
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in STOPPING}
+    wanted = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in wanted}
     try:
         yield
     finally:

@@ -5,15 +5,17 @@ that this process follows. A pipe would break under a stage that outlives a kill
 orphan should finish: its result is recorded, and the next execution takes it.
 """
 
+import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import psutil
 
@@ -28,8 +30,9 @@ LAST_LINES = 25
 # DVC's advice about git and remotes, which is noise here.
 NOISE = re.compile(
     r"(Updating|Generating) lock file|To track the changes with git|\tgit add|To enable auto"
-    r"|\tdvc config core\.autostage|Use `dvc push`|> python -m stages\.|\s*$"
+    r"|\tdvc config core\.autostage|Use `dvc push`|> python -m stages |\s*$"
 )
+RECEIPT = "OVIS_RECEIPT"  # file for what a stage was made from and with, stages/__main__.py
 BUSY = re.compile(r"\(PID (\d+)\)")
 
 
@@ -39,13 +42,17 @@ class StageFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended: executed, restored, unchanged, failed, or not run."""
+    """How a stage ended: executed, restored, unchanged, failed, or not run.
+
+    `made` says with what it was executed: device, its model, torch, worker, seconds.
+    """
 
     stage: str
     group: str
     outcome: str
     seconds: float = 0.0
     message: str = ""
+    made: Mapping[str, str | float] = field(default_factory=dict, compare=False)
 
 
 class StageRunner:
@@ -81,12 +88,32 @@ class StageRunner:
             environment: variables on top of this process's own.
 
         Raises:
-            StageFailedError: the stage failed, or was stopped.
+            StageFailedError: the stage failed, was stopped, or what it read changed meanwhile.
         """
         started = time.monotonic()
-        lines = self._run_to_end([stage], stage.name, log, environment or {})
+        receipt = self._state_file("receipts", stage.name, "json")
+        receipt.unlink(missing_ok=True)
+        more = {**(environment or {}), RECEIPT: str(receipt.absolute())}
+        lines = self._run_to_end([stage], stage.name, log, more)
         seconds = round(time.monotonic() - started, 2)
-        return Outcome(stage.name, stage.group, _outcome(stage, lines), seconds)
+        outcome, made = _outcome(stage, lines), {}
+        if outcome == "executed" and receipt.is_file():
+            facts = json.loads(receipt.read_text(encoding="utf-8"))
+            self._take_back_if_changed(stage.name, facts["inputs"])
+            made = {**facts["made"], "worker": socket.gethostname()}
+        return Outcome(stage.name, stage.group, outcome, seconds, made=made)
+
+    def _take_back_if_changed(self, name: str, inputs: dict[str, Any]) -> None:
+        """Raise if DVC, which hashes inputs after the stage's end, recorded others than it read."""
+        from flows.records import forget, late_changes  # with DVC, which takes a second to import
+
+        changed = late_changes(self._root, name, inputs)
+        if changed:
+            forget(self._root, name)
+            raise StageFailedError(
+                f"{name} is not recorded, for this changed as it ended: {'; '.join(changed)};"
+                " run the same again"
+            )
 
     def restore(self, stages: Sequence[Stage]) -> list[Outcome]:
         """Bring stages whose results are in the cache up to date, upstream first, in one process.
@@ -112,12 +139,14 @@ class StageRunner:
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
-            where = self._log_path(label).relative_to(self._root)
+            where = self._state_file("logs", label, "log").relative_to(self._root)
             raise StageFailedError(f"{label} {how}; its last lines, all in {where}:\n{end}")
         return lines
 
-    def _log_path(self, label: str) -> Path:
-        return self._root / STATE_FOLDER / "logs" / f"{label.replace('/', '.')}.log"
+    def _state_file(self, folder: str, label: str, suffix: str) -> Path:
+        path = self._root / STATE_FOLDER / folder / f"{label.replace('/', '.')}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def _run_once(
         self,
@@ -126,8 +155,7 @@ class StageRunner:
         log: Callable[[str], None],
         more: Mapping[str, str],
     ) -> tuple[int, list[str]]:
-        path = self._log_path(label)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._state_file("logs", label, "log")
         path.unlink(missing_ok=True)  # an orphan may still write to the old file
         if self._stopping.is_set():
             return 1, ["stopped before it started"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, Status, Step
+from flows.graph import ABSENT, CHANGES_UPSTREAM, NEVER_RAN, Status, Step
 from flows.stage import Outcome
 
 RESULTS = Path("data/evaluation/metrics.json")
@@ -72,7 +72,10 @@ def name_execution(steps: Sequence[Step]) -> str:
     """Return a few words on what an execution is about: what changed since the last one."""
     changed = [s for s in steps if s.status in (Status.MUST_RUN, Status.RESTORABLE)]
     reasons = list(dict.fromkeys(reason for step in changed for reason in step.reasons))
-    own = [reason for reason in reasons if not reason.endswith((NEVER_RAN, CHANGES_UPSTREAM))]
+    told = [reason for reason in reasons if not reason.endswith((NEVER_RAN, CHANGES_UPSTREAM))]
+    edits = [reason for reason in told if not reason.endswith(ABSENT)]
+    fresh = all(step.status is not Status.UP_TO_DATE for step in steps)  # such as a new clone
+    own = edits or ([] if fresh else told)
     if not own:
         return "first run" if reasons else "no change"
     words = "; ".join(own[:2]) + (f"; {len(own) - 2} more" if len(own) > 2 else "")

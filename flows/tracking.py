@@ -1,16 +1,19 @@
-"""One MLflow run per execution, read off the files that the stages wrote.
+"""One MLflow run per execution, read off dvc.lock and the files that the stages wrote.
 
 Stages know nothing of MLflow: the metric files on disk are the truth, so a stage that was restored
-or left alone shows the same numbers as one that ran. sqlite in the project by default, any store
-by MLFLOW_TRACKING_URI.
+or left alone shows the same numbers as one that ran. Params are those in dvc.lock, with which a
+stage was made; commit and params.yaml are those of the start. What a stage made is shown when it
+ends, its curves while it trains. sqlite in the project by default, any store by
+MLFLOW_TRACKING_URI.
 """
 
-import csv
 import fcntl
+import getpass
 import json
 import logging
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,14 +25,22 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from ruamel.yaml import YAML
 
 from flows.abandoned import PROCESS_TAG, close_abandoned, process_tag
 from flows.environment import STATE_FOLDER
-from flows.graph import Stage
+from flows.graph import DagError, Stage
 from flows.journal import fingerprint, remember
-from flows.nested import flatten
 from flows.predictor import MODELS, is_complete
+from flows.records import read_entries
+from flows.results import (
+    PARAMS,
+    SOURCE,
+    legal,
+    read_curves,
+    read_dataset,
+    read_metrics,
+    read_params,
+)
 from flows.stage import Outcome
 from flows.table import describe_execution
 
@@ -39,12 +50,12 @@ EXPERIMENT_TAGS = {
     "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
 }
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # what one request of MLflow may carry
-LONGEST_PARAM = 6000
 PARENT_TAG = "mlflow.parentRunId"
 SQLITE = "sqlite:///"
 PREFECT_LINK_TAG = "prefect.flow_run_url"
 PICTURES = {".png", ".svg", ".jpg"}
 REPORT = "report.json"  # what a stage left out, and why
+SECONDS_BETWEEN_LOOKS = 10.0  # at curves of stages that run
 
 
 class Tracking:
@@ -86,12 +97,24 @@ class Tracking:
         run = self._find_run(experiment, name, tags or {}) if resume else None
         run = run or self._client.create_run(experiment, tags=tags, run_name=name)
         self.run_id = run.info.run_id
-        self._client.set_tag(self.run_id, PROCESS_TAG, process_tag())
+        own = {PROCESS_TAG: process_tag(), **_start_tags(root)}
+        self._client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in own.items()])
+        params = root / PARAMS
+        self._params_file = params.read_text(encoding="utf-8") if params.is_file() else None
+        self._params = dict(run.data.params)  # what the run shows
+        self._steps: dict[str, int] = {}  # the last one shown of each curve
+        self._shown: set[str] = set()  # stages
+        self._running: dict[Stage, float] = {}  # and when each began, seconds since 1970
+        self._ended: list[tuple[Stage, Outcome]] = []  # to be shown
+        self._lock = threading.Lock()  # of what is running or ended
+        self._wake, self._closing = threading.Event(), False
+        self._follower = threading.Thread(target=self._follow, daemon=True)
         self._link = (tags or {}).get(PREFECT_LINK_TAG)
         self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
 
     def __enter__(self) -> Self:
         self._monitor.start()
+        self._follower.start()
         return self
 
     def __exit__(
@@ -100,7 +123,7 @@ class Tracking:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._monitor.finish()
+        self._stop_following()
         if kind is not None:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
             self._client.set_terminated(self.run_id, status)
@@ -129,47 +152,139 @@ class Tracking:
         shown = run.data.tags.get("dvc.lock.sha256") == fingerprint(self._root)
         return shown and run.info.status == "FINISHED"
 
+    def begin(self, stage: Stage) -> None:
+        """Show the stage's curves as they grow, within the context."""
+        with self._lock:
+            self._running[stage] = time.time()
+
+    def end(self, stage: Stage, outcome: Outcome) -> None:
+        """Show soon what the stage made, if it is done; return at once."""
+        with self._lock:
+            self._running.pop(stage, None)
+            if outcome.outcome not in ("failed", "not run"):
+                self._ended.append((stage, outcome))
+        self._wake.set()
+
+    def _follow(self) -> None:
+        told = closing = False
+        while not closing:
+            self._wake.wait(SECONDS_BETWEEN_LOOKS)
+            self._wake.clear()
+            closing = self._closing  # then once more, for what ended meanwhile
+            try:
+                self._catch_up()
+            except (MlflowException, DagError, OSError) as error:
+                if not told:  # `publish` shows the rest, or says why not
+                    print(f"MLflow at {self.uri} cannot be written now: {error}", flush=True)
+                told = True
+
+    def _catch_up(self) -> None:
+        with self._lock:
+            ended, running = list(self._ended), dict(self._running)
+        if ended:
+            self._show([stage for stage, _ in ended], [outcome for _, outcome in ended])
+            with self._lock:
+                self._ended = self._ended[len(ended) :]
+        fresh = [stage for stage, began in running.items() if self._has_new_curve(stage, began)]
+        self._log_curves(fresh)
+
+    def _has_new_curve(self, stage: Stage, began: float) -> bool:
+        """Say whether the stage has written a curve: before it does, an older one may be there."""
+        files = [self._root / path for path in stage.plots if path.endswith(".csv")]
+        return any(file.is_file() and file.stat().st_mtime > began for file in files)
+
+    def _stop_following(self) -> None:
+        self._closing = True
+        self._wake.set()
+        if self._follower.is_alive():
+            self._follower.join()
+        self._monitor.finish()
+
     def publish(
         self,
         stages: Iterable[Stage],
         outcomes: Iterable[Outcome],
     ) -> None:
-        """Log params, metrics, curves, pictures and tags of a finished execution, and close it.
+        """Show all of a finished execution that is not shown yet, and close the run.
 
         `stages` are those whose files are there; the run is failed if any of `outcomes` is.
         """
-        self._monitor.finish()
+        self._stop_following()
         stages, outcomes = list(stages), list(outcomes)
         failed = any(outcome.outcome == "failed" for outcome in outcomes)
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, 0) for key, value in read_metrics(self._root, stages)]
-        metrics += [
-            Metric(f"seconds/{_legal(outcome.stage)}", outcome.seconds, now, 0)
-            for outcome in outcomes
-            if outcome.seconds
-        ]
-        metrics += [
-            Metric(key, value, now, step) for key, step, value in read_curves(self._root, stages)
-        ]
-        for batch in _batches(metrics, BATCH_METRICS):
-            self._client.log_batch(self.run_id, metrics=batch)
-        params = [Param(key, value) for key, value in read_params(self._root)]
-        for batch in _batches(params, BATCH_PARAMS):
-            self._client.log_batch(self.run_id, params=batch)
-        self._log_files(stages)
+        self._show([stage for stage in stages if stage.name not in self._shown], outcomes)
+        if (self._root / "dvc.lock").is_file():
+            self._client.log_artifact(self.run_id, str(self._root / "dvc.lock"))
+        if self._params_file is not None:
+            self._client.log_text(self.run_id, self._params_file, PARAMS)
         description = describe_execution(self._root, outcomes)
         if self._link:
             description += f"\n\n[Flow run in Prefect]({self._link})"
-        tags = {**execution_tags(self._root), "mlflow.note.content": description}
+        tags = {"dvc.lock.sha256": fingerprint(self._root), "mlflow.note.content": description}
         if self._registers:
             tags |= self._publish_models(stages, description)
-        for outcome in outcomes:
-            tags[f"dvc.outcome.{_legal(outcome.stage)}"] = outcome.outcome
-        for batch in _batches([RunTag(*tag) for tag in tags.items()], BATCH_PARAMS):
-            self._client.log_batch(self.run_id, tags=batch)
+        self._log_tags(tags)
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
         if not failed:
             remember(self._root, tracked_to=self.uri, fingerprint=fingerprint(self._root))
+
+    def _show(self, stages: list[Stage], outcomes: list[Outcome]) -> None:
+        """Log params, metrics, curves and pictures of stages, and how `outcomes` came about."""
+        entries = read_entries(self._root, [stage.name for stage in stages])
+        self._log_params(entries)
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, value, now, 0) for key, value in read_metrics(self._root, stages)]
+        metrics += [
+            Metric(f"seconds/{legal(outcome.stage)}", outcome.seconds, now, 0)
+            for outcome in outcomes
+            if outcome.seconds and outcome.stage not in self._shown
+        ]
+        self._log_metrics(metrics)
+        self._log_curves(stages)
+        self._log_files(stages)
+        if SOURCE in entries:
+            self._client.log_inputs(self.run_id, [read_dataset(entries[SOURCE])])
+        tags = {f"dvc.outcome.{legal(outcome.stage)}": outcome.outcome for outcome in outcomes}
+        for outcome in outcomes:
+            if outcome.made:
+                tags[f"made.{legal(outcome.stage)}"] = json.dumps(outcome.made, sort_keys=True)
+        self._log_tags(tags)
+        self._shown.update(stage.name for stage in stages)
+
+    def _log_params(self, entries: dict[str, dict]) -> None:
+        """Log the params of these entries of dvc.lock.
+
+        One that another stage had with another value, for it was edited between them, is shown
+        under the stage's name, too.
+        """
+        new = {}
+        for name, entry in entries.items():
+            for key, value in read_params(entry):
+                if self._params.setdefault(key, value) != value:
+                    key = f"{legal(name)}/{key}"
+                    self._params[key] = value
+                new[key] = value
+        for batch in _batches([Param(*param) for param in new.items()], BATCH_PARAMS):
+            self._client.log_batch(self.run_id, params=batch)
+
+    def _log_curves(self, stages: Iterable[Stage]) -> None:
+        """Log what the curves of stages have behind the last step that is shown."""
+        points = [
+            (key, step, value)
+            for key, step, value in read_curves(self._root, stages)
+            if step > self._steps.get(key, -1)
+        ]
+        now = int(time.time() * 1000)
+        self._log_metrics([Metric(key, value, now, step) for key, step, value in points])
+        self._steps.update((key, step) for key, step, _ in points)
+
+    def _log_metrics(self, metrics: list[Metric]) -> None:
+        for batch in _batches(metrics, BATCH_METRICS):
+            self._client.log_batch(self.run_id, metrics=batch)
+
+    def _log_tags(self, tags: dict[str, str]) -> None:
+        for batch in _batches([RunTag(*tag) for tag in tags.items()], BATCH_PARAMS):
+            self._client.log_batch(self.run_id, tags=batch)
 
     def _publish_models(self, stages: list[Stage], description: str) -> dict[str, str]:
         """Register the detectors among what these stages made; return tags with their URIs."""
@@ -184,9 +299,6 @@ class Tracking:
         }
 
     def _log_files(self, stages: list[Stage]) -> None:
-        for name in ("dvc.lock", "params.yaml"):
-            if (self._root / name).is_file():
-                self._client.log_artifact(self.run_id, str(self._root / name))
         for stage in stages:
             seen = [
                 path
@@ -215,56 +327,18 @@ def _one_process_at_a_time(root: Path, uri: str) -> Iterator[None]:
         yield
 
 
-def execution_tags(root: Path) -> dict[str, str]:
-    """Return what identifies the code and data of an execution: git commit and dvc.lock's hash."""
-    tags = {"dvc.lock.sha256": fingerprint(root), "mlflow.source.name": "flows"}
+def _start_tags(root: Path) -> dict[str, str]:
+    """Return who starts an execution, and of which code."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # of a container, without a name
+        user = str(os.getuid())
+    tags = {"mlflow.user": user, "mlflow.source.name": "flows", "mlflow.source.type": "LOCAL"}
     commit = _git(root, "rev-parse", "HEAD")
     if commit:
         tags["mlflow.source.git.commit"] = commit
         tags["git.uncommitted"] = str(bool(_git(root, "status", "--porcelain"))).lower()
     return tags
-
-
-def read_params(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield every leaf of params.yaml as dotted key and JSON text."""
-    path = root / "params.yaml"
-    content = YAML(typ="safe").load(path) if path.is_file() else {}
-    for key, value in flatten(content or {}, "."):
-        text = value if isinstance(value, str) else json.dumps(value)
-        yield _legal(key), text[:LONGEST_PARAM]
-
-
-def read_metrics(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, float]]:
-    """Yield every number of every JSON metrics file as `<stage>/<nested/key>`."""
-    for stage in stages:
-        for path in stage.metrics:
-            if (root / path).is_file():
-                content = json.loads((root / path).read_text(encoding="utf-8"))
-                for key, value in flatten(content, "/"):
-                    if isinstance(value, int | float):
-                        yield f"{_legal(stage.name)}/{_legal(key)}", float(value)
-
-
-def read_curves(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, int, float]]:
-    """Yield (key, step, value) of every CSV plot with a `step` column; empty cells are left out."""
-    for stage in stages:
-        for path in stage.plots:
-            if Path(path).suffix != ".csv" or not (root / path).is_file():
-                continue
-            with (root / path).open(newline="", encoding="utf-8") as file:
-                rows = csv.DictReader(file)
-                if "step" not in (rows.fieldnames or ()):
-                    continue
-                for row in rows:
-                    step = int(float(row.pop("step")))
-                    for name, value in row.items():
-                        if value:
-                            yield f"{_legal(stage.name)}/curve/{_legal(name)}", step, float(value)
-
-
-def _legal(name: str) -> str:
-    """Return the name with what MLflow refuses in keys replaced: `boxes@0` becomes `boxes.0`."""
-    return "".join(c if c.isalnum() or c in "_-. /" else "." for c in name)
 
 
 def _batches(items: list, size: int) -> Iterator[list]:

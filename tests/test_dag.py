@@ -10,10 +10,11 @@ import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
-from flows.closure import check_deps, import_closures, params_read, stage_modules
+from flows.closure import LOCK, check_deps, import_closures, params_read, stage_modules
 from flows.graph import Graph, inputs_through, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
 from flows.plan import load_graph
+from stages.guard import find_declared
 from stages.models.engines.dispatch import Engine
 
 ROOT = Path(__file__).parents[1]
@@ -91,14 +92,19 @@ def engine_sources() -> set[str]:
     return {file for file in files if not file.startswith(packages)}
 
 
-def test_deps_that_are_no_source_are_data(graph):
-    odd = {
-        path
-        for stage in graph.values()
-        for path in stage.inputs
-        if not path.startswith(("data/", "stages/"))
-    }
-    assert odd == set()
+def test_deps_are_data_sources_and_the_lock_of_the_packages(graph):
+    for stage in graph.values():
+        odd = [path for path in stage.inputs if not path.startswith(("data/", "stages/"))]
+        assert odd == [LOCK], stage.name
+
+
+def test_what_guards_a_stage_compares_all_that_dvc_hashes(graph, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("os.path.exists", lambda path: True)  # data need not be there
+    for name, stage in graph.items():
+        declared = find_declared(name)
+        assert sorted(declared.paths) == sorted(stage.inputs), name
+        assert sorted(declared.keys) == sorted(stage.params), name
 
 
 def test_params_are_the_sections_that_the_code_reads(content, closures):
@@ -140,9 +146,10 @@ def test_one_name_in_five_places(content):
     assert packages == stages
     assert sections == {name for name in stages if (ROOT / f"stages/{name}/params.py").is_file()}
     assert stages <= tests
+    assert all(stage["cmd"].startswith("python -m stages ") for stage in claims.values())
     for name, stage in content["stages"].items():
-        module = f"python -m stages.{name}"
-        assert stage["cmd"].split()[:3] == module.split(), name
+        module = f"python -m stages {name}"
+        assert stage["cmd"].split()[:4] == module.split(), name
         outputs = [
             path if isinstance(path, str) else next(iter(path))
             for kind in ("outs", "metrics", "plots")

@@ -1,18 +1,27 @@
 """Training curves: a CSV with one row per logged step, which DVC plots and MLflow shows."""
 
 import csv
+import time
 from pathlib import Path
 from typing import Any
 
 from stages.common.storage import replace_file
 
+SECONDS_BETWEEN = 10.0  # writes of a curve that grows
+
 
 class Curve:
     """Collects running means of named scalars and writes them as `step,<name>,…` rows."""
 
-    def __init__(self, every: int) -> None:
-        """Log one row per `every` steps, each the mean over those steps."""
+    def __init__(self, every: int, growing: Path | None = None) -> None:
+        """Log one row per `every` steps, each the mean over those steps.
+
+        Args:
+            every: steps of a row.
+            growing: file that is written anew every ten seconds, for MLflow to follow a training.
+        """
         self.every = every
+        self._growing, self._last_write = growing, time.monotonic()
         self._rows: list[dict[str, float]] = []
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -29,6 +38,9 @@ class Curve:
         row = self._means()
         self._rows.append({"step": step, **row})
         self._sums, self._counts = {}, {}
+        if self._growing and time.monotonic() - self._last_write >= SECONDS_BETWEEN:
+            self.write(self._growing)
+            self._last_write = time.monotonic()
         return row
 
     def _means(self) -> dict[str, float]:

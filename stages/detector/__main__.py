@@ -59,7 +59,8 @@ def main() -> None:
     inputs += started_from
     settings = [params.model_dump(), seed, read_exactness(), device.type, learned]
     checkpoint = Checkpoint(fingerprint(settings, inputs))
-    curve = Curve(every=20)
+    growing = options.output / "curve.csv" if process_index() == 0 else None
+    curve = Curve(every=20, growing=growing)
     vocabulary = None if len(learned) == len(categories) else learned
     train_detector(model, pictures, params.training, seed, curve, vocabulary, checkpoint)
     if process_index() > 0:

@@ -72,7 +72,8 @@ def main() -> None:
         pictures = label_novel_detections(
             model, pictures, vocabulary, others, params.detection_score
         )
-    checkpoint, curve = Checkpoint(name), Curve(every=20)
+    growing = options.output / "curve.csv" if process_index() == 0 else None
+    checkpoint, curve = Checkpoint(name), Curve(every=20, growing=growing)
     train_detector(
         model, pictures, params.training, seed, curve, vocabulary, checkpoint, what="finetune"
     )

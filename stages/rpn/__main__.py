@@ -64,7 +64,7 @@ def main() -> None:
     detector = MaskRcnn(params.network, torch.eye(len(base)))
     load_start(detector, params, Path("data/vlm/model.safetensors"), "rpn")
     detector.to(device)
-    curve = Curve(every=20)
+    curve = Curve(every=20, growing=OUTPUT / "curve.csv")
     train_detector(detector, labelled, params.training, seed, curve, what="rpn")
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"

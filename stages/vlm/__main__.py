@@ -31,7 +31,7 @@ def main() -> None:
     """Run the stage."""
     params, seed = read_section("vlm", VlmParams), read_seed()
     make_deterministic(seed, "vlm")
-    curve = Curve(every=50)
+    curve = Curve(every=50, growing=OUTPUT / "curve.csv")
     if params.source == "train":
         facts = _train(params, seed, curve)
     else:

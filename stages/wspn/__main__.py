@@ -119,7 +119,7 @@ def train_on_language(
             len(chosen),
         )
     )
-    curve = Curve(every=50)
+    curve = Curve(every=50, growing=output / "curve.csv")
     train_class_part(model, examples, params.classify, seed, curve)
     seeds = [find_seeds(model, example, params.seeds) for example in examples]
     lessons = make_lessons(examples, seeds, params.localise)
@@ -160,7 +160,7 @@ def train_on_imagenet(
     settings = [params.model_dump(), seed, inputs.category_ids, str(model.device)]
     files = [*inputs.label_files, *inputs.images, *inputs.proposals, *weights]
     checkpoint = Checkpoint(fingerprint(settings, files), SECONDS_BETWEEN)
-    curve = Curve(every=50)
+    curve = Curve(every=50, growing=output / "curve.csv")
     train_end_to_end(model, pictures, inputs.labels, params, seed, curve, checkpoint)
     save_wspn(output / "model.safetensors", model)
     curve.write(output / "curve.csv")

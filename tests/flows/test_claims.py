@@ -208,10 +208,10 @@ def project(tmp_path, monkeypatch):
         "params.yaml": "seed: 0\nquality: {sides: [1]}\nunread: 1\ndetector: {engine: one}\n"
         "download: {scenes: {class_split: 0}}\n",
         "requirements.lock": "numpy==2.0\n",
-        "dvc.yaml": "stages:\n  quality:\n    cmd: python -m stages.quality\n"
+        "dvc.yaml": "stages:\n  quality:\n    cmd: python -m stages quality\n"
         "    deps: [data/labels, stages/quality/__main__.py]\n"
         "    params: [quality, seed, download]\n",
-        PIPELINE: "stages:\n  oracle:\n    cmd: python -m stages.oracle\n"
+        PIPELINE: "stages:\n  oracle:\n    cmd: python -m stages oracle\n"
         "    deps: ['stages/engines/${detector.engine}']\n",
         "stages/quality/__main__.py": "one",
         "stages/engines/one/network.py": "one",

@@ -27,7 +27,7 @@ FILES = {
 stages:
   wspn:  # trains
     matrix: {shard: "${shards}"}
-    cmd: python -m stages.wspn ${item.shard}
+    cmd: python -m stages wspn ${item.shard}
     deps:
       - data/proposals/${item.shard}.parquet  # boxes
       - stages/common/boxes.py
@@ -94,7 +94,7 @@ def test_write_mends_only_that_and_keeps_data_order_and_comments(project):
 
 
 def test_a_stage_without_code_is_named(project):
-    text = FILES["dvc.yaml"].replace("stages.wspn", "stages.wsp")
+    text = FILES["dvc.yaml"].replace("stages wspn", "stages wsp")
     (project / "dvc.yaml").write_text(text)
     code, lines = deps(project, "--check")
     assert code == 2

@@ -34,7 +34,7 @@ def test_graph_has_the_edges_cores_params_and_files_of_dvc_yaml(toy):
     graph = load_graph(toy.root)
     assert list(graph) == NAMES
     assert graph["cut@1"].group == "cut"
-    assert graph["cut@1"].command == "python -m stages.cut 1"
+    assert graph["cut@1"].command == "python -m stages cut 1"
     assert graph["merge"].needs == ("cut@0", "cut@1")
     assert graph["merge"].inputs == ("data/cut", "stages/merge/__main__.py")
     assert graph["merge"].plots == ("data/merge/curve.csv",)

@@ -15,7 +15,8 @@ import pytest
 from flows import plan
 
 FLOWS = Path(plan.__file__).parent
-INSIDERS = {"dag.py", "fast_lock.py", "remote.py"}  # modules that may import anything of DVC
+# Modules that may import anything of DVC.
+INSIDERS = {"dag.py", "fast_lock.py", "records.py", "remote.py"}
 ENTRY_POINT = {"dvc.cli"}  # what the `dvc` command calls; any module may
 
 CALLED = {  # "module:function": parameters that we pass, by position or name
@@ -33,6 +34,7 @@ CALLED = {  # "module:function": parameters that we pass, by position or name
     "dvc.stage:Stage.outs_cached": ["self"],
     "dvc.stage.cache:StageCache._load": ["self", "stage"],
     "dvc.stage.cache:_can_hash": ["stage"],
+    "dvc.stage.cache:_get_cache_hash": ["cache"],
     "dvc.stage.cache:_get_stage_hash": ["stage"],
     "dvc.stage:Stage.save_deps": ["self"],
     "dvc.stage:Stage.changed": ["self"],
@@ -46,9 +48,12 @@ CALLED = {  # "module:function": parameters that we pass, by position or name
     "dvc.stage.serialize:to_lockfile": ["stage"],
     "dvc.dvcfile:Lockfile._load_yaml": ["self"],
     "dvc.dvcfile:Lockfile.dump_stages": ["self", "stages"],
+    "dvc.dvcfile:Lockfile.remove_stage": ["self", "stage"],
+    "dvc.ignore:DvcIgnoreFilter.find": ["self", "fs", "path"],
     "dvc.utils.serialize:dumps_yaml": ["d"],
     "dvc.utils.serialize:parse_yaml": ["text", "path"],
     "dvc_data.hashfile.tree:Tree.add": ["self", "key", "meta", "oid"],
+    "dvc_data.hashfile.db.local:LocalHashFileDB.oid_to_path": ["self", "oid"],
     "dvc_data.hashfile.tree:Tree.digest": ["self"],
     "dvc.cli:main": ["argv"],
 }

@@ -11,7 +11,7 @@ from flows import fast_lock
 from flows.lock_text import HEAD, LockText, sort_entries
 
 ENTRY = "  first:\n    cmd: a\n"
-LONG = "python -m stages.side --words " + "of-a-command-that-yaml-breaks-into-lines " * 5
+LONG = "python -m stages side --words " + "of-a-command-that-yaml-breaks-into-lines " * 5
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_another_form_is_written_by_dvc(done_toy):
     path.write_text(text.replace("\n  merge:\n", "\n  # by hand\n  merge:\n"))
     with Repo(str(done_toy.root)) as repo:
         lock = Lockfile(repo, str(path))
-        assert fast_lock._load(lock)[0]["stages"]["merge"]["cmd"] == "python -m stages.merge"
+        assert fast_lock._load(lock)[0]["stages"]["merge"]["cmd"] == "python -m stages merge"
         fast_lock._dump(lock, [stage for stage in repo.index.stages if stage.name == "side"])
     assert "# by hand" in path.read_text()
     assert YAML(typ="safe").load(path) == YAML(typ="safe").load(text)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from toy import REPOSITORY, Toy, make_toy, wait_until
 
@@ -75,10 +76,14 @@ def end(process, seconds: float = 600) -> str:
     return f"{output}\nexit code {process.returncode}"
 
 
+def stage_processes(machine: Service, name: str) -> list[psutil.Process]:
+    return [run for run in machine.running("stages") if run.cmdline()[3:4] == [name]]
+
+
 def until_it_runs(machine: Service, project: Toy, name: str) -> None:
     log = project.root / "runs.log"
     wait_until(lambda: log.exists() and name in log.read_text())
-    assert machine.running(f"stages.{name}")
+    assert stage_processes(machine, name)
 
 
 def test_the_server_is_on_postgresql(services):
@@ -161,7 +166,7 @@ def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it(fle
     leaving = agent(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
     until_it_runs(leaving, project, "download")
-    stage = leaving.running("stages.download")
+    stage = stage_processes(leaving, "download")
     assert leaving.stop()
     assert not any(one.is_running() for one in stage)
     (project.root / "slow.download").unlink()
@@ -222,7 +227,7 @@ def test_a_stopped_coordinator_stops_its_stages(fleet, project):
     until_it_runs(machine, project, "download")
     process.terminate()
     assert "run the same again to go on from here" in end(process, 60)
-    wait_until(lambda: not machine.running("stages.download"), 60)
+    wait_until(lambda: not stage_processes(machine, "download"), 60)
 
 
 def test_a_stage_that_a_person_cancels_is_not_made_again(fleet, project):

@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
 import psutil
 import pytest
@@ -77,6 +79,35 @@ def test_executed_unchanged_changed_and_restored(toy):
         assert len(run.tags["mlflow.source.git.commit"]) == 40
 
 
+def test_a_run_shows_what_stages_were_made_with_as_soon_as_they_end(toy):
+    """Somebody prepares the next experiment while the last stage of this one runs."""
+    start = toy.git("rev-parse", "HEAD").strip()
+    hold = toy.mark("hold.evaluation")
+    process = toy.start("-m", "flows", "run")
+    wait_until(lambda: "merge/curve/loss" in (runs[0].metrics if (runs := shown(toy)) else {}))
+    toy.replace("by: 1", "by: 2")
+    toy.git("commit", "-qam", "next experiment")
+    hold.unlink()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    (run,) = read_runs(toy.root)
+    assert run.params["cut.by"] == "1"
+    assert run.tags["mlflow.source.git.commit"] == start
+    assert run.tags["git.uncommitted"] == "false"
+    made = json.loads(run.tags["made.evaluation"])
+    assert made["device"] == "cpu" and made["worker"] and made["seconds"] > 0
+    with closing(sqlite3.connect(toy.root / "mlflow.db")) as database:
+        ((name, digest),) = database.execute("select name, digest from datasets").fetchall()
+    assert name == "data/download" and len(digest) == 32
+
+
+def shown(toy) -> list:
+    try:
+        return read_runs(toy.root) if (toy.root / "mlflow.db").is_file() else []
+    except sqlite3.OperationalError:  # its tables are not made yet
+        return []
+
+
 def test_after_plain_dvc_the_results_are_published_once(done_toy):
     for _ in range(2):
         code, output = done_toy.flows("run")
@@ -142,6 +173,21 @@ def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
     assert "run the same again to go on from here" in output
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert alive == []
+    assert [run.status for run in read_runs(toy.root)] == ["KILLED"]
+
+
+def test_a_closed_terminal_stops_stages_too(toy):
+    toy.mark("slow.download", "60")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may be under nohup
+    process = toy.start("-m", "flows", "run")
+    signal.signal(signal.SIGHUP, before)
+    wait_until(lambda: (toy.root / "runs.log").exists())
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.stdout.close()  # nobody hears what it says any more
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=PATIENCE) != 0
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     assert [run.status for run in read_runs(toy.root)] == ["KILLED"]

@@ -87,6 +87,12 @@ def test_execution_is_named_by_what_changed():
     assert name_execution([*STEPS, upstream]) == "cut.by: 1 → 2; second; 2 more"
     assert name_execution([step(Status.MUST_RUN, NEVER_RAN), unknown]) == "first run"
     assert name_execution([step(Status.UP_TO_DATE)]) == "no change"
+    # A new clone has dvc.lock and no results; a lost file is news, unless all are lost.
+    absent = step(Status.MUST_RUN, "data/a is not in cache", "data/b is missing")
+    assert name_execution([absent, unknown]) == "first run"
+    assert name_execution([absent, changed]) == "cut.by: 1 → 2; second"
+    lost = "data/a is not in cache; data/b is missing"
+    assert name_execution([absent, step(Status.UP_TO_DATE)]) == lost
     long = name_execution([step(Status.MUST_RUN, "x" * 200)])
     assert (len(long), long[-1]) == (80, "…")
 

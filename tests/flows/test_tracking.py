@@ -7,13 +7,16 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from ruamel.yaml import YAML
 from test_graph import make
 from toy import PATIENCE, wait_until
 from tracked import read_runs
 
 from flows.environment import default_settings
+from flows.results import read_curves, read_metrics, read_params
 from flows.stage import Outcome
-from flows.tracking import Tracking, read_curves, read_metrics, read_params
+from flows.tracking import Tracking
 
 
 def stage(name: str, metrics=(), plots=(), outputs=()):
@@ -40,9 +43,9 @@ def test_curves_are_csv_plots_with_steps(tmp_path):
     assert list(read_curves(tmp_path, stages)) == [("wspn/curve/loss", 10, 3.5)]
 
 
-def test_params_are_all_leaves_of_all_sections(tmp_path):
-    write(tmp_path, "params.yaml", "seed: 0\nshards: [0, 1]\na: {b: {c: x}, d: null, e: true}\n")
-    assert dict(read_params(tmp_path)) == {
+def test_params_are_all_leaves_of_those_recorded():
+    params = {"seed": 0, "shards": [0, 1], "a": {"b": {"c": "x"}, "d": None, "e": True}}
+    assert dict(read_params({"cmd": "q", "params": {"params.yaml": params}})) == {
         "seed": "0",
         "shards": "[0, 1]",
         "a.b.c": "x",
@@ -59,8 +62,21 @@ QUALITY = stage(
 )
 
 
+def record(root: Path, **stages: dict) -> None:
+    """Make a project whose dvc.lock has these stages, each with its params."""
+    write(root, ".dvc/config", "[core]\n    no_scm = true\n")
+    write(root, "dvc.yaml", "stages: {}\n")
+    entries = {name: {"cmd": "x", "params": {"params.yaml": own}} for name, own in stages.items()}
+    with (root / "dvc.lock").open("w") as file:
+        YAML().dump({"schema": "2.0", "stages": entries}, file)
+
+
 def publish(root: Path) -> None:
-    outcomes = [Outcome("q@0", "q", "executed", 3.0), Outcome("w", "w", "failed", 0.0, "why")]
+    made = {"device": "cuda", "torch": "2.15"}
+    outcomes = [
+        Outcome("q@0", "q", "executed", 3.0, made=made),
+        Outcome("w", "w", "failed", 0.0, "why"),
+    ]
     with Tracking(root, "a: 1 → 2", {"more": "yes"}) as tracking:
         wait_until(lambda: system_metrics(root))
         tracking.publish([QUALITY], outcomes)
@@ -95,15 +111,17 @@ def test_a_run_shows_everything_of_an_execution(tmp_path):
     write(tmp_path, "data/q/montage.png", "picture")
     write(tmp_path, "data/q/report.json", "{}")
     write(tmp_path, "data/q/weights.safetensors", "large")
-    write(tmp_path, "params.yaml", "\n".join(f"p{k}: {k}" for k in range(230)))
-    write(tmp_path, "dvc.lock", "lock")
+    write(tmp_path, "params.yaml", "p0: of the next execution\n")
+    record(tmp_path, **{"q@0": {f"p{k}": k for k in range(230)}})
     in_a_process("publish(root)", tmp_path, MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.1")
     (run,) = read_runs(tmp_path)
     assert run.status == "FAILED"
     assert run.metrics["q.0/iou"] == 0.5
     assert run.metrics["seconds/q.0"] == 3.0
     assert run.metrics["q.0/curve/loss"] == 2499
-    assert len(run.params) == 230
+    assert run.params == {f"p{k}": str(k) for k in range(230)}
+    assert json.loads(run.tags["made.q.0"]) == {"device": "cuda", "torch": "2.15"}
+    assert run.tags["mlflow.user"]
     assert run.outcomes() == {"q.0": "executed", "w": "failed"}
     assert run.tags["more"] == "yes"
     assert run.tags["mlflow.runName"] == "a: 1 → 2"
@@ -123,6 +141,46 @@ def test_a_run_shows_everything_of_an_execution(tmp_path):
         "data/q/montage.png",
         "data/q/report.json",
     }
+
+
+FOLLOW = """
+import time
+import flows.tracking
+flows.tracking.SECONDS_BETWEEN_LOOKS = 0.1
+CURVE = "data/q/curve.csv"
+write(root, CURVE, "loss,step\\n9,9\\n")  # of the last execution
+with Tracking(root) as tracking:
+    tracking.begin(QUALITY)
+    time.sleep(1)
+    assert points(root) == []
+    write(root, CURVE, "loss,step\\n3,1\\n2,2\\n")
+    wait_until(lambda: points(root) == [(1, 3.0), (2, 2.0)])
+    write(root, CURVE, "loss,step\\n3,1\\n2,2\\n1,3\\n")
+    tracking.end(QUALITY, Outcome("q@0", "q", "executed", 3.0))
+    tracking.end(stage("late"), Outcome("late", "late", "executed", 1.0))
+    wait_until(lambda: "seconds/late" in read_runs(root)[0].metrics)
+    wait_until(lambda: "dvc.outcome.late" in read_runs(root)[0].tags)
+    os._exit(9)
+"""
+
+
+def points(root: Path) -> list[tuple[int, float]]:
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        own = "select step, value from metrics where key = 'q.0/curve/loss' order by step"
+        return database.execute(own).fetchall()
+
+
+def test_what_a_killed_execution_has_made_is_shown(tmp_path):
+    record(tmp_path, **{"q@0": {"seed": 0, "rounds": 2}, "late": {"seed": 1}})
+    write(tmp_path, "data/q/m.json", '{"iou": 0.5}')
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 9"):
+        in_a_process(FOLLOW, tmp_path)
+    (run,) = read_runs(tmp_path)
+    assert points(tmp_path) == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert run.metrics["q.0/iou"] == 0.5
+    assert run.outcomes() == {"q.0": "executed", "late": "executed"}
+    # Somebody edited the seed between the two stages.
+    assert run.params == {"seed": "0", "rounds": "2", "late/seed": "1"}
 
 
 ABANDON = """

@@ -19,12 +19,14 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 400  # seconds; ten would do on an idle machine
 
+# What runs a stage in the repository: it fails if its inputs change meanwhile.
+RUNNER = ("__main__.py", "guard.py", "common/__init__.py", "common/params.py")
 DVC_YAML = """\
 vars:
   - shards: [0, 1]
 stages:
   download:
-    cmd: python -m stages.download
+    cmd: python -m stages download
     deps:
       - stages/download/__main__.py
     params: [download]
@@ -32,7 +34,7 @@ stages:
       - data/download/parts
   cut:
     matrix: {shard: "${shards}"}
-    cmd: python -m stages.cut ${item.shard}
+    cmd: python -m stages cut ${item.shard}
     deps:
       - data/download/parts/a.txt
       - stages/cut/__main__.py
@@ -41,7 +43,7 @@ stages:
       - data/cut/${item.shard}.txt
     meta: {cores: 1}
   merge:
-    cmd: python -m stages.merge
+    cmd: python -m stages merge
     deps:
       - data/cut
       - stages/merge/__main__.py
@@ -53,7 +55,7 @@ stages:
           x: step
     meta: {cores: 64}
   evaluation:
-    cmd: python -m stages.evaluation
+    cmd: python -m stages evaluation
     deps:
       - data/merge/all.txt
       - stages/evaluation/__main__.py
@@ -62,7 +64,7 @@ stages:
     metrics:
       - data/evaluation/metrics.json
   side:
-    cmd: python -m stages.side
+    cmd: python -m stages side
     deps:
       - data/download/parts/b.txt
       - stages/side/__main__.py
@@ -232,6 +234,9 @@ def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
         folder.mkdir()
         (folder / "__init__.py").touch()
         (folder / "__main__.py").write_text(HEADER + code)
+    (root / "stages" / "common").mkdir()
+    for name in RUNNER:
+        shutil.copy(REPOSITORY / "stages" / name, root / "stages" / name)
     for name in (".gitignore", ".dvcignore"):
         shutil.copy(REPOSITORY / name, root / name)
     with (root / ".gitignore").open("a") as file:

@@ -1,0 +1,134 @@
+"""What dvc.lock records, whether that is true, and how to take a false record back."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dvc.dvcfile import Lockfile
+from dvc.repo import lock_repo
+from dvc.stage.cache import _get_cache_hash, _get_stage_hash
+from dvc.stage.serialize import to_single_stage_lockfile
+from ruamel.yaml import YAML
+
+from flows.dag import files_of, load_stage, open_repo, read_graph
+
+PARAMS = "params.yaml"
+# One entry of dvc.lock: its name behind two blanks, then whatever is further in.
+ENTRY = re.compile(r"^  (?P<name>[^\s:]+):\n(?:(?:    .*)?\n)+", re.MULTILINE)
+
+
+def read_entries(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return what dvc.lock records of these stages, by name; those without a record are left out.
+
+    Only the entries asked for are parsed: the whole file takes seconds.
+    """
+    folders: dict[str, dict[str, str]] = {}
+    for name in names:
+        file, _, short = name.rpartition(":")
+        folders.setdefault(file or "dvc.yaml", {})[short] = name
+    with open_repo(root) as repo, lock_repo(repo):  # DVC writes it in place
+        texts = {file: _text(root / file) for file in folders}
+    return {
+        folders[file][found["name"]]: YAML(typ="safe").load(found.group())[found["name"]]
+        for file, text in texts.items()
+        for found in ENTRY.finditer(text)
+        if found["name"] in folders[file]
+    }
+
+
+def _text(pipeline: Path) -> str:
+    lock = pipeline.with_suffix(".lock")
+    return lock.read_text(encoding="utf-8") if lock.is_file() else ""
+
+
+def late_changes(root: Path, name: str, inputs: dict[str, Any]) -> list[str]:
+    """Return in words what DVC recorded otherwise than the stage read it.
+
+    Args:
+        root: of the project.
+        name: of the stage, which was executed.
+        inputs: what it read, `stages.guard.Inputs` as JSON.
+    """
+    moved = {path: fact[3] for path, fact in inputs["files"].items() if _moved(root / path, fact)}
+    entry = read_entries(root, [name]).get(name) if moved else None
+    if entry is None:
+        return []
+    recorded = json.loads(json.dumps(entry.get("params", {}).get(PARAMS, {}), default=str))
+    found = [
+        f"{PARAMS}: {key}" for key, value in inputs["params"].items() if recorded.get(key) != value
+    ]
+    hashes = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
+    # Of large files and those in folders only the time of their change is known.
+    return found + [
+        path
+        for path, md5 in moved.items()
+        if path != PARAMS and (not md5 or hashes.get(path) != md5)
+    ]
+
+
+def _moved(path: Path, fact: list) -> bool:
+    if not path.is_file():
+        return True
+    now = path.stat()
+    return [now.st_size, now.st_mtime_ns, now.st_ino] != fact[:3]
+
+
+def forget(root: Path, name: str) -> None:
+    """Take the record of a stage's last execution out of dvc.lock and the run cache."""
+    with open_repo(root) as repo, lock_repo(repo):
+        stage = load_stage(repo, root, name)
+        key, value = _get_stage_hash(stage), _get_cache_hash(to_single_stage_lockfile(stage))
+        (Path(repo.stage_cache.cache_dir) / key[:2] / key / value).unlink(missing_ok=True)
+        Lockfile(repo, str(Path(stage.path).with_suffix(".lock"))).remove_stage(stage)
+
+
+def find_damage(root: Path) -> tuple[int, list[str]]:
+    """Hash all outputs, and their copies in the cache, anew; nothing that DVC noted is believed.
+
+    Returns:
+        How many outputs dvc.lock records, and in words which files are not what it says.
+    """
+    with open_repo(root) as repo, lock_repo(repo):
+        _, stages = read_graph(repo, root)
+        outs = [out for stage in stages.values() for out in stage.outs if out.hash_info]
+        copies = {out.def_path: dict(_copies(out)) for out in outs}
+        files = {path: info.value for out in outs for path, info in files_of(out).items()}
+        there = {path for out in outs for path in repo.dvcignore.find(repo.fs, out.fs_path)}
+    hashes: dict[tuple[int, int], str] = {}  # by inode: a hard link is the cache's copy itself
+    found = [f"{_shown(path, root)} is not in dvc.lock" for path in sorted(there - files.keys())]
+    for path, md5 in files.items():
+        if not Path(path).is_file():
+            found.append(f"{_shown(path, root)} is missing; `dvc checkout` brings it back")
+        elif _md5(path, hashes) != md5:
+            found.append(f"{_shown(path, root)} is not what dvc.lock says")
+    for name, own in copies.items():
+        for path, md5 in own.items():
+            if Path(path).is_file() and _md5(path, hashes) != md5:
+                found.append(
+                    f"{_shown(path, root)}, the cache's copy of {name} or a file in it, is damaged;"
+                    " delete it, and `make repro` makes it again"
+                )
+    return len(outs), found
+
+
+def _copies(out: Any) -> Iterator[tuple[str, str]]:
+    """Yield (path, MD5) of what the cache has of an output; of a folder also its list of files."""
+    for info in (out.hash_info, *files_of(out).values()):
+        yield out.cache.oid_to_path(info.value), info.value.removesuffix(".dir")
+
+
+def _shown(path: str, root: Path) -> str:
+    return os.path.relpath(path, root)
+
+
+def _md5(path: str, known: dict[tuple[int, int], str]) -> str:
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        inode = (status.st_dev, status.st_ino)
+        if inode not in known:
+            known[inode] = hashlib.file_digest(file, "md5").hexdigest()
+    return known[inode]

@@ -1,0 +1,94 @@
+"""`python -m stages boxes 0`: run a stage as dvc.yaml does, so that no false result is recorded.
+
+It is `python -m stages.boxes 0`, and fails if what the stage depends on changed meanwhile: DVC
+records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was made
+from and with.
+"""
+
+import errno
+import json
+import os
+import platform
+import runpy
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from stages.guard import LOCK, changes, find_declared, other_packages
+
+STAGE = "DVC_STAGE"  # which DVC sets for its commands
+RECEIPT = "OVIS_RECEIPT"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def main() -> None:
+    """Run the stage named on the command line; guarded if DVC runs it.
+
+    Raises:
+        SystemExit: the stage failed, its inputs changed, or the packages are not the lock's.
+    """
+    if len(sys.argv) < 2:
+        raise SystemExit("usage: python -m stages <stage> [its arguments]")
+    name, stage = sys.argv.pop(1), os.environ.get(STAGE)
+    if stage is None:
+        _run(name)
+        return
+    declared, started = find_declared(stage), time.monotonic()
+    before = declared.read()
+    if LOCK in declared.paths and (found := other_packages(Path())):
+        raise SystemExit(
+            f"{stage}: {'; '.join(found)}; install {LOCK}, or write what is installed into it"
+        )
+    _run(name)
+    try:
+        changed = changes(before, declared.read())
+    except (FileNotFoundError, ValueError) as error:  # params.yaml is gone, or half an edit
+        changed = [str(error)]
+    if changed:
+        raise SystemExit(
+            f"{stage} is not recorded, for this changed while it ran: {'; '.join(changed)};"
+            " run the same again"
+        )
+    if RECEIPT in os.environ:
+        made = {**_made_with(), "seconds": round(time.monotonic() - started, 2)}
+        receipt = json.dumps({"inputs": asdict(before), "made": made}, default=str)
+        Path(os.environ[RECEIPT]).write_text(receipt, encoding="utf-8")
+
+
+def _run(name: str) -> None:
+    """Run the stage's `__main__`.
+
+    Raises:
+        SystemExit: it failed; a full disk is told in one line.
+    """
+    try:
+        runpy.run_module(f"stages.{name}", run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        if error.code:
+            raise
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise SystemExit(f"{name}: {error}; make room and run the same again") from None
+
+
+def _made_with() -> dict[str, str]:
+    """Return device, its model and the version of torch, as far as the stage used it."""
+    made = {"python": platform.python_version(), "device": "cpu", "model": _processor()}
+    if torch := sys.modules.get("torch"):
+        made["torch"] = torch.__version__
+        if torch.cuda.is_initialized():
+            made |= {"device": "cuda", "model": torch.cuda.get_device_name()}
+    return made
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

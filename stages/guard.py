@@ -1,0 +1,176 @@
+"""A result must not be recorded with params, code or data that changed while it was made.
+
+DVC hashes what a stage depends on when the stage has ended, so an edit in mid-run would be recorded
+as the input of a result that was made without it. Here a stage's params (their values) and files
+(size, time of change and inode) are read before it is imported, and compared when it has ended.
+"""
+
+import hashlib
+import importlib.metadata
+import itertools
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+from ruamel.yaml import YAML
+
+from stages.common.params import PARAMS_FILE, read_params
+
+DVC_FILE = "dvc.yaml"
+LOCK = "requirements-stages.lock"
+IGNORED = ("__pycache__", ".partial")  # ends of names that .dvcignore leaves out
+LARGEST_HASHED = 1 << 20  # bytes; sources are far smaller, data is not
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a stage depends on, at one moment.
+
+    Attributes:
+        params: value of each key of params.yaml that the stage reads, such as "boxes".
+        files: [size, time of change in ns, inode, MD5 or "" if it is large] of each file.
+    """
+
+    params: dict[str, Any]
+    files: dict[str, list]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What dvc.yaml says that a stage depends on: files and folders, and keys of params.yaml."""
+
+    paths: list[str]
+    keys: list[str]
+
+    def read(self) -> Inputs:
+        """Return all that as it is now; a key that is not there has no value."""
+        params = read_params()
+        paths = [PARAMS_FILE.as_posix(), *(file for path in self.paths for file in _files_in(path))]
+        return Inputs(
+            {key: _look_up(params, key) for key in self.keys},
+            {path: fact for path in paths if (fact := _fact(Path(path))) is not None},
+        )
+
+
+def find_declared(stage: str) -> Declared:
+    """Return what a stage depends on; run from the repository's root.
+
+    Args:
+        stage: as DVC names it, such as "boxes@0" or "claims/dvc.yaml:rpn".
+
+    Raises:
+        ValueError: no dvc.yaml has the stage, or a file that it names is not there.
+    """
+    file, _, name = stage.rpartition(":")
+    group = name.split("@")[0]
+    # From within a folder DVC names its stages without it.
+    files = [Path(file or DVC_FILE), Path(DVC_FILE), *sorted(Path().glob(f"*/{DVC_FILE}"))]
+    for path in dict.fromkeys(files):
+        content = YAML(typ="safe").load(path) if path.is_file() else {}
+        if group in content.get("stages", {}):
+            break
+    else:
+        raise ValueError(f"{DVC_FILE}: there is no stage '{stage}'")
+    entry = content["stages"][group]
+    known = read_params()
+    for variables in content.get("vars", []):
+        known |= variables if isinstance(variables, dict) else {}  # a file is params.yaml
+    known |= {"item": _item(entry, name, known)}
+    deps = [dep if isinstance(dep, str) else next(iter(dep)) for dep in entry.get("deps", [])]
+    keys = entry.get("params", [])
+    files = [file for key in keys if isinstance(key, dict) for file in key]  # each as a whole
+    paths = [
+        REFERENCE.sub(lambda found: str(_look_up(known, found[1])), path) for path in deps + files
+    ]
+    missing = [path for path in paths if not os.path.exists(path)]
+    if missing:
+        raise ValueError(f"{stage}: {missing[0]} is not there, which {DVC_FILE} names as its input")
+    return Declared(paths, [key for key in keys if isinstance(key, str)])
+
+
+def changes(before: Inputs, after: Inputs) -> list[str]:
+    """Return in words what differs; of params.yaml only the keys that the stage reads count."""
+    found = []
+    for key, value in before.params.items():
+        old, new = _leaves(value, key), _leaves(after.params[key], key)
+        found += [
+            f"{PARAMS_FILE}: {leaf}: {old.get(leaf, MISSING)} → {new.get(leaf, MISSING)}"
+            for leaf in {**old, **new}
+            if old.get(leaf, MISSING) != new.get(leaf, MISSING)
+        ]
+    paths = {**before.files, **after.files}.keys() - {PARAMS_FILE.as_posix()}
+    return found + sorted(p for p in paths if before.files.get(p) != after.files.get(p))
+
+
+def other_packages(root: Path) -> list[str]:
+    """Return in words which packages that stages import are of another version than the lock's.
+
+    Builds of one version (`2.9.0+cpu`, `2.9.0+cu128`) count as equal: a fleet has both.
+    """
+    locked: dict[str, list[str]] = {}
+    for line in (root / LOCK).read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            pin = Requirement(line)
+            if pin.marker is None or pin.marker.evaluate():
+                versions = locked.setdefault(canonicalize_name(pin.name), [])
+                versions += [Version(clause.version).public for clause in pin.specifier]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    found = []
+    for name in (canonicalize_name(Requirement(line).name) for line in project["dependencies"]):
+        here, pins = Version(importlib.metadata.version(name)).public, locked.get(name, ["none"])
+        if here not in pins:
+            found.append(f"{name} {here} is installed, {' or '.join(pins)} is locked")
+    return found
+
+
+def _item(entry: dict, name: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Return which member of a matrix this is: `boxes@0` has the first shard's number."""
+    axes = {
+        key: _look_up(known, found[1]) if (found := REFERENCE.fullmatch(str(values))) else values
+        for key, values in entry.get("matrix", {}).items()
+    }
+    for values in itertools.product(*axes.values()):
+        if axes and name.endswith("@" + "-".join(map(str, values))):
+            return dict(zip(axes, values, strict=True))
+    return {}
+
+
+def _look_up(known: Any, key: str) -> Any:
+    for part in key.split("."):
+        known = known.get(part) if isinstance(known, dict) else None
+    return known
+
+
+def _leaves(value: Any, key: str) -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for name in value for k, v in _leaves(value[name], f"{key}.{name}").items()}
+    return {key: value}
+
+
+def _files_in(path: str) -> Iterator[str]:
+    if not os.path.isdir(path):
+        yield path
+        return
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.endswith(IGNORED)]
+        yield from (os.path.join(folder, name) for name in files if not name.endswith(IGNORED))
+
+
+def _fact(path: Path) -> list | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    digest = ""
+    if found.st_size <= LARGEST_HASHED:
+        digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    return [found.st_size, found.st_mtime_ns, found.st_ino, digest]

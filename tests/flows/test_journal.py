@@ -1,0 +1,32 @@
+"""What a full disk or a lost machine does to the journal."""
+
+from flows import __main__ as command
+from flows.journal import JOURNAL, last_seconds, remember
+
+
+def test_a_line_that_was_cut_short_is_lost_and_no_other(tmp_path):
+    remember(tmp_path, stage="a", outcome="executed", seconds=1.0)
+    with (tmp_path / JOURNAL).open("ab") as file:
+        file.write('{"at": "2026-11-25T13:14:19", "outcome": "é'.encode()[:-1])
+    assert last_seconds(tmp_path) == {"a": 1.0}
+    remember(tmp_path, stage="b", outcome="executed", seconds=2.0)
+    remember(tmp_path, stage="c", outcome="executed", seconds=3.0)
+    assert last_seconds(tmp_path) == {"a": 1.0, "b": 2.0, "c": 3.0}
+
+
+def test_a_line_that_is_no_record_is_left_out(tmp_path):
+    remember(tmp_path, stage="a", outcome="executed", seconds=1.0)
+    with (tmp_path / JOURNAL).open("a") as file:
+        file.write('\n17\n{"stage"\n')
+    assert last_seconds(tmp_path) == {"a": 1.0}
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / JOURNAL).parent.mkdir()
+    (tmp_path / JOURNAL).symlink_to("/dev/full")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "apply_settings", lambda root: None)
+    monkeypatch.setattr("flows.readme.write_readme", lambda root: remember(root, stage="a"))
+    assert command.main(["readme"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line and "make room" in line
