@@ -306,7 +306,7 @@ def test_every_seed_is_the_experiment_and_some_changes_of_it(project):
         ("params.yaml", "sides: [1]", "sides: [2]"),
         ("params.yaml", "engine: one", "engine: two"),
         ("requirements.lock", "2.0", "2.1"),
-        ("dvc.yaml", "stages.quality\n", "stages.quality --fast\n"),
+        ("dvc.yaml", "stages quality\n", "stages quality --fast\n"),
         ("stages/quality/__main__.py", "one", "two"),
         ("stages/engines/one/network.py", "one", "two"),
     ],
