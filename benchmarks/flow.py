@@ -30,9 +30,10 @@ from benchmarks.project import (
 )
 from flows.agents.loopback import Loopback, share_folder
 from flows.cores import count_cores
+from flows.dvc.plan import make_plan
+from flows.dvc.project import load_graph
 from flows.environment import default_settings, stage_environment
 from flows.graph import Graph, Status
-from flows.plan import load_graph, make_plan
 
 FLOW = [sys.executable, "-m", "flows", "run"]
 

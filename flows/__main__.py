@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run(root: Path, options: argparse.Namespace) -> int:
     """Bring the targets up to date through Prefect; with nothing to do, only show the results."""
     # Imported where needed: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
+    from flows.dvc.plan import make_plan
     from flows.journal import was_tracked
-    from flows.plan import make_plan
 
     started = time.monotonic()
     if options.pools:
@@ -78,8 +78,8 @@ def run(root: Path, options: argparse.Namespace) -> int:
 def _require_fleet(root: Path) -> None:
     """Raise before anything starts if agents could not do what this working tree says."""
     from flows.agents.request import take_snapshot
-    from flows.plan import load_graph
-    from flows.remote import check_remote
+    from flows.dvc.project import load_graph
+    from flows.dvc.remote import check_remote
 
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
@@ -112,7 +112,7 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
 
 def plan(root: Path, options: argparse.Namespace) -> int:
     """Say what the next run will do with each stage and shard, and why; run nothing."""
-    from flows.plan import make_plan
+    from flows.dvc.plan import make_plan
     from flows.preflight import Preflight
 
     steps = make_plan(root, options.targets)

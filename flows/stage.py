@@ -1,8 +1,8 @@
 """Run one stage as `dvc --wait-for-lock repro -s <stage>`, show its output, and stop it cleanly.
 
-DVC runs in a fork of a process that has it loaded (`flows.warm_dvc`). The stage writes to a file
-that this process follows. A pipe would break under a stage that outlives a killed flow, and such an
-orphan should finish: its result is recorded, and the next execution takes it.
+DVC runs in a fork of a process that has it loaded (flows/dvc/command.py). The stage writes to a
+file that this process follows. A pipe would break under a stage that outlives a killed flow, and
+such an orphan should finish: its result is recorded, and the next execution takes it.
 """
 
 import os
@@ -17,9 +17,10 @@ from typing import TextIO
 
 import psutil
 
+from flows.dvc import command as dvc
+from flows.dvc.command import Command
 from flows.environment import STATE_FOLDER, stage_environment
 from flows.graph import Stage
-from flows.warm_dvc import Command, WarmDvc
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
@@ -56,16 +57,15 @@ class StageRunner:
         self._root = root
         self._echo = echo
         self._stopping = threading.Event()
-        self._dvc = WarmDvc(stage_environment(), root / STATE_FOLDER / "logs" / "warm-dvc.log")
+        self._server_log = root / STATE_FOLDER / "logs" / "dvc-server.log"
 
     def load(self) -> None:
         """Begin to load what running a stage takes; return at once."""
-        self._dvc.load()
+        dvc.load(self._server_log)
 
     def stop(self) -> None:
         """Make every running stage stop and every later one refuse; `run` returns soon after."""
         self._stopping.set()
-        self._dvc.close()
 
     def run(
         self,
@@ -135,7 +135,8 @@ class StageRunner:
         lines: list[str] = []
         with path.open(encoding="utf-8") as follow:
             arguments = ["--wait-for-lock", "repro", "-s", *names]
-            process = self._dvc.run(arguments, self._root, {**stage_environment(), **more}, path)
+            environment = {**stage_environment(), **more}
+            process = dvc.run(arguments, self._root, environment, path, self._server_log)
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):

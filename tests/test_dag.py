@@ -11,9 +11,9 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
 from flows.closure import check_deps, import_closures, params_read, stage_modules
+from flows.dvc.project import load_graph
 from flows.graph import Graph, inputs_through, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
-from flows.plan import load_graph
 from stages.models.engines.dispatch import Engine
 
 ROOT = Path(__file__).parents[1]

@@ -12,9 +12,8 @@ from pathlib import Path
 from flows.agents.request import Request, versions_here
 from flows.agents.workspace import WorkspaceError, checkout
 from flows.devices import DeviceSlots
-from flows.graph import DagError, Stage
-from flows.plan import load_graph
-from flows.remote import (
+from flows.dvc.project import load_graph
+from flows.dvc.remote import (
     RemoteError,
     check_remote,
     fetch_result,
@@ -23,6 +22,7 @@ from flows.remote import (
     result_key,
     with_patience,
 )
+from flows.graph import DagError, Stage
 from flows.stage import Outcome, StageFailedError, StageRunner
 
 MIN_FREE_BYTES = 64 * 2**20  # below it nothing is started

@@ -14,8 +14,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from flows.dvc.project import recorded
 from flows.graph import Graph, Stage, overlap
-from flows.lock_entries import lock_entry
 
 PARAMS = "params.yaml"
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
@@ -124,12 +124,10 @@ def _version(package: str) -> str:
 def _records(root: Path, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return the outputs of stages as dvc.lock has them, by the file and stage's short name."""
     records: dict[str, dict[str, Any]] = {}
-    for name in names:
-        if name.endswith(".dvc"):
-            continue  # of `dvc add`: its hash is in git
+    made = [name for name in names if not name.endswith(".dvc")]  # the hash of those is in git
+    for name, entry in recorded(root, made).items():
         folder, _, short = name.rpartition(":")
         path = (Path(folder).parent if folder else Path()) / RECORD
-        entry = lock_entry(root / path, short)
         own = {key: entry[key] for key in ("cmd", "outs")}
         records.setdefault(path.as_posix(), {})[short] = own
     return records

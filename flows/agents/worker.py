@@ -10,8 +10,8 @@ from flows.agents.pools import HEARTBEAT_SECONDS
 from flows.agents.stage_flow import CLONE, NAME
 from flows.cores import count_cores
 from flows.devices import list_devices
+from flows.dvc.command import STOP_ORPHANS
 from flows.environment import stage_environment
-from flows.warm_dvc import STOP_ORPHANS
 
 SECONDS_BETWEEN_QUERIES = 2
 

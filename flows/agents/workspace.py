@@ -16,7 +16,7 @@ from typing import IO
 from ruamel.yaml import YAML
 
 from flows.agents.request import PARAMS, Request
-from flows.dag import share_cache
+from flows.dvc.project import share_cache
 from flows.environment import STATE_FOLDER
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"

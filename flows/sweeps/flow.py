@@ -18,10 +18,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.cores import CoreBudget
+from flows.dvc.project import sort_lock
 from flows.flow import outcome_of, run_stage
 from flows.graph import Status
 from flows.machine import interruptible
-from flows.plan import sort_lock
 from flows.stage import Outcome, StageFailedError
 from flows.sweeps.in_flight import InFlight
 from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep

@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flows.dvc.plan import make_plan
+from flows.dvc.project import recorded
 from flows.graph import Stage, Status, Step, overlap
-from flows.lock_entries import lock_entry
 from flows.nested import look_up
 from flows.overlay import read_params
-from flows.plan import make_plan
 from flows.sweeps.points import Point
 from flows.sweeps.worktrees import Worktrees
 from flows.table import align
@@ -111,10 +111,11 @@ def content_key(folder: Path, stage: Stage) -> str:
     Different recipes can give the same bytes, such as when another threshold selects the same
     boxes. What is upstream must have been made in `folder`.
     """
+    needs = [need for need in stage.needs if not need.endswith(".dvc")]  # the same in all points
     made = {
         out["path"]: out["md5"]
-        for need in stage.needs
-        for out in _recorded_outputs(folder, need)
+        for entry in recorded(folder, needs).values()
+        for out in entry["outs"]
         if any(overlap(out["path"], path) for path in stage.inputs)
     }
     return _digest(stage, read_params(folder), sorted(made.items()))
@@ -124,11 +125,3 @@ def _digest(stage: Stage, params: dict[str, Any], inputs: list) -> str:
     values = {key: look_up(params, key) for key in stage.params}
     facts = [stage.command, values, stage.inputs, stage.outputs, inputs]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _recorded_outputs(folder: Path, name: str) -> list[dict[str, Any]]:
-    if name.endswith(".dvc"):  # added data: in git, so the same in all points
-        return []
-    file, _, short = name.rpartition(":")
-    lock = (folder / (file or "dvc.yaml")).with_suffix(".lock")
-    return lock_entry(lock, short)["outs"]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.dag import share_cache
+from flows.dvc.project import share_cache
 from flows.environment import STATE_FOLDER
 from flows.nested import nest
 from flows.overlay import PARAMS, apply_overlay

@@ -10,8 +10,9 @@ from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet, LostError
 from flows.agents.loopback import clone_beside, share_folder
 from flows.agents.request import Request
+from flows.dvc.plan import make_plan
+from flows.dvc.project import sort_lock
 from flows.graph import Status
-from flows.plan import make_plan, sort_lock
 from flows.stage import Outcome
 
 

@@ -13,8 +13,8 @@ from fleet import clone_of, make_fleet, run_on, store
 from flows.agents.coordinator import Fleet
 from flows.agents.request import make_request, take_snapshot
 from flows.agents.workspace import FOLDER, checkout, remove_leftovers
-from flows.dag import load_graph
-from flows.remote import RemoteError, push_result
+from flows.dvc.project import load_graph
+from flows.dvc.remote import RemoteError, push_result
 from flows.stage import StageFailedError
 
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]

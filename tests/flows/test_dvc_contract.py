@@ -1,4 +1,4 @@
-"""What the flows use of DVC's insides is there, and no other module uses any.
+"""What flows/dvc uses of DVC's insides is there; pyproject.toml forbids others to import DVC.
 
 That it also means what we think it means is tests/flows/test_dag.py's to show.
 """
@@ -12,18 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import plan
-
-FLOWS = Path(plan.__file__).parent
-INSIDERS = {"dag.py", "fast_lock.py", "remote.py"}  # modules that may import anything of DVC
-ENTRY_POINT = {"dvc.cli"}  # what the `dvc` command calls; any module may
+KNOWN = "3.67"  # that flows/dvc was written for
 
 CALLED = {  # "module:function": parameters that we pass, by position or name
     "dvc.repo:Repo": ["root_dir", "_wait_for_lock"],
     "dvc.repo:lock_repo": ["repo"],
-    "dvc.repo.graph:check_acyclic": ["graph"],
-    "dvc.dependency.param:read_param_file": ["fs", "path", "key_paths", "flatten"],
-    "dvc.dependency:Dependency._get_hash_meta": ["self"],
     "dvc.dependency:Dependency.get_hash": ["self"],
     "dvc.dependency:Dependency.status": ["self"],
     "dvc.dependency:ParamsDependency.read_params": ["self"],
@@ -43,11 +36,6 @@ CALLED = {  # "module:function": parameters that we pass, by position or name
     "dvc.data_cloud:DataCloud.push": ["self"],
     "dvc.stage.loader:StageLoader.fill_from_lock": ["stage", "lock_data"],
     "dvc.stage.serialize:to_single_stage_lockfile": ["stage"],
-    "dvc.stage.serialize:to_lockfile": ["stage"],
-    "dvc.dvcfile:Lockfile._load_yaml": ["self"],
-    "dvc.dvcfile:Lockfile.dump_stages": ["self", "stages"],
-    "dvc.utils.serialize:dumps_yaml": ["d"],
-    "dvc.utils.serialize:parse_yaml": ["text", "path"],
     "dvc_data.hashfile.tree:Tree.add": ["self", "key", "meta", "oid"],
     "dvc_data.hashfile.tree:Tree.digest": ["self"],
     "dvc.cli:main": ["argv"],
@@ -56,12 +44,9 @@ NAMED = {  # "module:name": attributes of it that we read
     "dvc.exceptions:DvcException": [],
     "dvc.exceptions:NotDvcRepoError": [],
     "dvc.scm:SCMError": [],
-    "dvc.dependency:param": ["read_param_file"],
-    "dvc.repo:graph": ["check_acyclic"],
     "dvc.repo:Repo": ["index"],
     "dvc.repo.index:Index": ["graph", "outs"],
     "dvc.config:NoRemoteError": [],
-    "dvc.dvcfile:logger": ["info"],
     "dvc.fs:LocalFileSystem": [],
     "dvc.fs:generic": ["copy"],
     "dvc.stage:Stage": ["path_in_repo"],
@@ -102,30 +87,19 @@ def test_names_and_attributes_are_there(place):
     assert [name for name in NAMED[place] if not hasattr(found, name)] == []
 
 
-def test_the_contract_names_every_import():
+def test_the_contract_names_every_import(repository):
     known = set(NAMED)
     for place in CALLED:
         module, names = place.split(":")
         known.add(f"{module}:{names.split('.')[0]}")
-    used = set().union(*(imports(FLOWS / name) for name in INSIDERS))
+    used = set().union(*map(imports, (repository / "flows/dvc").glob("*.py")))
     assert used - known == set()
-
-
-def test_no_other_module_knows_the_insides():
-    outsiders = {
-        (path.relative_to(FLOWS).as_posix(), place)
-        for path in FLOWS.rglob("*.py")
-        if path.name not in INSIDERS
-        for place in imports(path)
-        if place.split(":")[0] not in ENTRY_POINT
-    }
-    assert outsiders == set()
 
 
 def test_the_pin_is_the_known_version(repository):
     text = (repository / "pyproject.toml").read_text(encoding="utf-8")
     low, high = re.search(r'"dvc>=(\d+\.\d+),<(\d+\.\d+)"', text).groups()
-    assert f"{low}." == plan.KNOWN
+    assert low == KNOWN
     major, minor = map(int, low.split("."))
     assert high == f"{major}.{minor + 1}"
-    assert importlib.metadata.version("dvc").startswith(plan.KNOWN)
+    assert importlib.metadata.version("dvc").startswith(f"{KNOWN}.")

@@ -4,7 +4,7 @@ from dataclasses import asdict
 import pytest
 
 from flows.agents.request import UncommittedError, make_request, take_snapshot, versions_here
-from flows.dag import load_graph
+from flows.dvc.project import load_graph
 
 
 def snapshot(toy):
