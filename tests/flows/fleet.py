@@ -8,12 +8,12 @@ from toy import Toy
 
 from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet, LostError
-from flows.agents.loopback import clone_beside, share_folder
 from flows.agents.request import Request
 from flows.dvc.plan import make_plan
 from flows.dvc.project import sort_lock
 from flows.graph import Status
 from flows.stage import Outcome
+from tests.support.loopback import clone_beside, share_folder
 
 
 @dataclass
