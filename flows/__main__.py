@@ -162,14 +162,15 @@ def readme(root: Path, options: argparse.Namespace) -> int:
 
 def sweep(root: Path, options: argparse.Namespace) -> int:
     """Run a grid of params, what its points have in common once, and compare the points."""
+    from flows.sweeps.plan import plan_sweep, run_points
     from flows.sweeps.points import make_points, sweep_name
     from flows.sweeps.report import BEST, METRICS, Question, count_outcomes
-    from flows.sweeps.start import plan_points, run_points
-    from flows.sweeps.worktrees import results_folder
+    from flows.sweeps.worktrees import only_sweep, results_folder
 
     points = make_points(root, options.set, options.points, options.targets)
     if options.plan:
-        plan = plan_points(root, points)
+        with only_sweep(root):
+            plan = plan_sweep(root, points)
         print(f"{plan.table()}\n\n{plan.summary()}")
         return 0
     metrics = tuple(options.metric or METRICS)

@@ -88,15 +88,6 @@ class StageRunner:
         seconds = round(time.monotonic() - started, 2)
         return Outcome(stage.name, stage.group, _outcome(stage, lines), seconds)
 
-    def restore(self, stages: Sequence[Stage]) -> list[Outcome]:
-        """Bring stages whose results are in the cache up to date, upstream first, in one process.
-
-        Raises:
-            StageFailedError: one was not in the cache and failed, or all were stopped.
-        """
-        lines = self._run_to_end(stages, "restore", lambda line: None, {})
-        return [Outcome(stage.name, stage.group, _outcome(stage, lines)) for stage in stages]
-
     def _run_to_end(
         self,
         stages: Sequence[Stage],

@@ -28,7 +28,7 @@ from flows.abandoned import PROCESS_TAG, close_abandoned, process_tag
 from flows.environment import STATE_FOLDER
 from flows.graph import Stage
 from flows.journal import fingerprint, remember
-from flows.nested import flatten
+from flows.overlay import flatten
 from flows.predictor import MODELS, is_complete
 from flows.stage import Outcome
 from flows.table import describe_execution

@@ -16,8 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.claims.comparisons import ARMS, FACTS, FILES, PIPELINE
-from flows.nested import look_up
-from flows.overlay import read_params
+from flows.overlay import look_up, read_params
 
 FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)

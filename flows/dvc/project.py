@@ -20,7 +20,7 @@ from dvc_data.hashfile.meta import Meta
 from ruamel.yaml import YAML
 
 from flows.graph import DagError, Graph, Stage, select
-from flows.nested import flatten
+from flows.overlay import flatten
 
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 # An entry of dvc.lock as DVC writes it: a name behind two blanks, and what is further in.

@@ -15,9 +15,8 @@ from flows.claims.records import FOLDER, Record, experiment_digest, read_records
 from flows.claims.table import claims_table
 from flows.claims.verdicts import difference, holm, joint_verdict
 from flows.dvc.project import load_graph
-from flows.nested import look_up
-from flows.overlay import read_params
-from flows.sweeps.results import Result
+from flows.overlay import look_up, read_params
+from flows.sweeps.report import Result
 from flows.sweeps.worktrees import worktree
 
 ROOT = Path(__file__).parents[2]
