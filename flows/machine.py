@@ -28,6 +28,19 @@ class InFlight:
         """Begin with none."""
         self._results: dict[str, Future[None]] = {}
         self._guard = threading.Lock()
+        self._asking = threading.Lock()  # DVC is not made for several threads
+
+    def key(self, root: Path, stage: Stage) -> str:
+        """Return the key of the stage's result in the project at `root`.
+
+        Raises:
+            StageFailedError: DVC can give none.
+        """
+        try:
+            with self._asking:
+                return result_key(root, stage.name)
+        except DagError as error:
+            raise StageFailedError(f"{stage.name}: {error}") from error
 
     def share(self, key: str, make: Callable[[], Outcome], take: Callable[[], Outcome]) -> Outcome:
         """Return `make()`; where another call with the key has begun, its end first, then `take()`.
@@ -77,13 +90,11 @@ class Machine:
         """
         if self._in_flight is None or not stage.command:
             return self._run(stage, order, log)
-        try:
-            key = result_key(self.root, stage.name)
-        except DagError as error:
-            raise StageFailedError(f"{stage.name}: {error}") from error
         restored = replace(stage, cores=1, gpus=0)
         return self._in_flight.share(
-            key, partial(self._run, stage, order, log), partial(self._run, restored, order, log)
+            self._in_flight.key(self.root, stage),
+            partial(self._run, stage, order, log),
+            partial(self._run, restored, order, log),
         )
 
     def _run(self, stage: Stage, order: int, log: Callable[[str], None]) -> Outcome:
