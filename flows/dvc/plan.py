@@ -58,7 +58,7 @@ class Files:
         files: dict[str, HashInfo] = {}
         for out in dep.repo.index.outs:
             if overlap(Path(out.fs_path).as_posix(), Path(dep.fs_path).as_posix()):
-                files.update(_files_of(out))
+                files.update(files_of(out))
         tree = Tree()
         for path, hash_info in files.items():
             if path.startswith(inside):
@@ -122,7 +122,7 @@ def _plan_stage(
     return Step(stage, Status.RESTORABLE, tuple(before or after))
 
 
-def _files_of(out: Any) -> dict[str, HashInfo]:
+def files_of(out: Any) -> dict[str, HashInfo]:
     """Return the hash of the output, or of every file in it if it is a folder."""
     if not out.hash_info.isdir:
         return {out.fs_path: out.hash_info}
@@ -196,4 +196,4 @@ def _find_restored(
     StageLoader.fill_from_lock(original, entry)  # in memory only
     if not original.outs_cached():
         return None
-    return {path: info for out in original.outs for path, info in _files_of(out).items()}
+    return {path: info for out in original.outs for path, info in files_of(out).items()}
