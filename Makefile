@@ -45,7 +45,7 @@ test-agents: $(STAMP) ## break a fleet of real processes on loopback, for up to 
 	@$(BIN)/python -m pytest -m agents tests/flows
 
 agents-demo: $(STAMP) ## run the smoke profile on a fleet on loopback that loses a machine
-	@$(BIN)/python -m flows.agents.demo
+	@$(BIN)/python -m benchmarks.agents_demo
 
 lint: $(STAMP) ## check style and the layers of imports
 	@$(BIN)/ruff check .

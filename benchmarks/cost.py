@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import inputs
 from benchmarks.measure import seconds_of, table
 from benchmarks.project import REPOSITORY
+from flows.dvc.project import load_graph
 from flows.overlay import PARAMS, apply_profile
-from flows.plan import load_graph
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.boxes.select import choose_boxes

@@ -17,10 +17,10 @@ from ruamel.yaml import YAML
 
 from benchmarks.measure import run, table
 from benchmarks.project import REPOSITORY, copy_definition
+from flows.dvc.project import load_graph
 from flows.environment import stage_environment
 from flows.graph import Graph
 from flows.overlay import apply_profile
-from flows.plan import load_graph
 
 SHARD = 1000  # pictures
 FLAT = 1.1  # most by which memory may have grown at 20 times the pictures

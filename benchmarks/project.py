@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from flows.dvc.project import load_graph
 from flows.graph import Graph
-from flows.plan import load_graph
 
 REPOSITORY = Path(__file__).parents[1]
 TIMES = "times.log"  # lines "<stage> <start> <end>", seconds since 1970

@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run(root: Path, options: argparse.Namespace) -> int:
     """Bring the targets up to date through Prefect; with nothing to do, only show the results."""
     # Imported where needed: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
+    from flows.dvc.plan import make_plan
     from flows.journal import was_tracked
-    from flows.plan import make_plan
 
     started = time.monotonic()
     if options.pools:
@@ -84,8 +84,8 @@ def run(root: Path, options: argparse.Namespace) -> int:
 def _require_fleet(root: Path) -> None:
     """Raise before anything starts if agents could not do what this working tree says."""
     from flows.agents.request import take_snapshot
-    from flows.plan import load_graph
-    from flows.remote import check_remote
+    from flows.dvc.project import load_graph
+    from flows.dvc.remote import check_remote
 
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
@@ -118,7 +118,7 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
 
 def plan(root: Path, options: argparse.Namespace) -> int:
     """Say what the next run will do with each stage and shard, and why; run nothing."""
-    from flows.plan import make_plan
+    from flows.dvc.plan import make_plan
     from flows.preflight import Preflight
 
     steps = make_plan(root, options.targets)
@@ -159,7 +159,7 @@ def deps(root: Path, options: argparse.Namespace) -> int:
 
 def verify(root: Path, options: argparse.Namespace) -> int:
     """Hash all results, and their copies in the cache, anew and compare them with dvc.lock."""
-    from flows.records import find_damage
+    from flows.dvc.records import find_damage
 
     count, damage = find_damage(root)
     print("\n".join(damage) or f"dvc.lock: all {count} outputs are as it says")
@@ -177,14 +177,15 @@ def readme(root: Path, options: argparse.Namespace) -> int:
 
 def sweep(root: Path, options: argparse.Namespace) -> int:
     """Run a grid of params, what its points have in common once, and compare the points."""
+    from flows.sweeps.plan import plan_sweep, run_points
     from flows.sweeps.points import make_points, sweep_name
     from flows.sweeps.report import BEST, METRICS, Question, count_outcomes
-    from flows.sweeps.start import plan_points, run_points
-    from flows.sweeps.worktrees import results_folder
+    from flows.sweeps.worktrees import only_sweep, results_folder
 
     points = make_points(root, options.set, options.points, options.targets)
     if options.plan:
-        plan = plan_points(root, points)
+        with only_sweep(root):
+            plan = plan_sweep(root, points)
         print(f"{plan.table()}\n\n{plan.summary()}")
         return 0
     metrics = tuple(options.metric or METRICS)

@@ -16,10 +16,11 @@ from prefect.states import Completed, Failed, State
 from flows.agents.coordinator import Fleet
 from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.cores import CoreBudget
+from flows.dvc.plan import make_plan
+from flows.dvc.records import sort_lock
 from flows.graph import Status, Step
 from flows.journal import remember
 from flows.machine import Machine, interruptible
-from flows.plan import make_plan, sort_lock
 from flows.server import outlives_this_process
 from flows.stage import Outcome, StageFailedError
 from flows.table import summarize_plan

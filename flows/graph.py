@@ -124,24 +124,6 @@ def overlap(path: str, other: str) -> bool:
     return path == other or path.startswith(other + "/") or other.startswith(path + "/")
 
 
-def inputs_through(graph: Graph, name: str, source: str) -> set[str]:
-    """Return the inputs of a stage and of all stages upstream of it, without looking into `source`.
-
-    `source` is the group that makes the raw data: what it reads and the rest of what it writes is
-    not counted, only which of its outputs the others take.
-    """
-    inputs: set[str] = set()
-    pending, seen = [name], set()
-    while pending:
-        current = graph[pending.pop()]
-        if current.name in seen or current.group == source:
-            continue
-        seen.add(current.name)
-        inputs.update(current.inputs)
-        pending.extend(current.needs)
-    return inputs
-
-
 def mermaid(steps: Iterable[Step]) -> str:
     """Return the graph of groups as a mermaid block, shards folded into one box.
 

@@ -4,25 +4,78 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from flows.cores import CoreBudget, CoresClosedError
 from flows.devices import DeviceSlots
-from flows.graph import Stage
+from flows.dvc.remote import result_key
+from flows.graph import DagError, Stage
 from flows.stage import Outcome, StageFailedError, StageRunner
 
 WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.parallel.num_workers
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class InFlight:
+    """The results that this process makes, by their keys; who wants one too waits for it."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._results: dict[str, Future[None]] = {}
+        self._guard = threading.Lock()
+        self._asking = threading.Lock()  # DVC is not made for several threads
+
+    def key(self, root: Path, stage: Stage) -> str:
+        """Return the key of the stage's result in the project at `root`.
+
+        Raises:
+            StageFailedError: DVC can give none.
+        """
+        try:
+            with self._asking:
+                return result_key(root, stage.name)
+        except DagError as error:
+            raise StageFailedError(f"{stage.name}: {error}") from error
+
+    def share(self, key: str, make: Callable[[], Outcome], take: Callable[[], Outcome]) -> Outcome:
+        """Return `make()`; where another call with the key has begun, its end first, then `take()`.
+
+        Raises:
+            Exception: what the first call raised, in all of them.
+        """
+        mine: Future[None] = Future()
+        with self._guard:
+            first = self._results.setdefault(key, mine)
+        if first is not mine:
+            first.result()
+            return take()
+        try:
+            outcome = make()
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        mine.set_result(None)
+        return outcome
+
+
 class Machine:
     """Runs stages of one execution here, as many at once as cores and devices allow."""
 
-    def __init__(self, root: Path, budget: CoreBudget, label: str = "") -> None:
-        """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
+    def __init__(
+        self, root: Path, budget: CoreBudget, label: str = "", in_flight: InFlight | None = None
+    ) -> None:
+        """Run the project at `root` on the budget's cores; `label` goes before lines of output.
+
+        `in_flight` is shared with the machines of other worktrees that may want the same results.
+        """
+        self.root = root
         self.budget = budget
+        self._in_flight = in_flight
         self.devices = DeviceSlots()
         self.runner = StageRunner(root, echo=lambda line: _tell(f"{label}{line}"))
         self.runner.load()
@@ -30,9 +83,21 @@ class Machine:
     def run(self, stage: Stage, order: int, log: Callable[[str], None]) -> Outcome:
         """Bring one stage up to date when there is room for it; the lowest `order` goes first.
 
+        A result that another worktree is making is waited for, and then taken out of the run cache.
+
         Raises:
-            StageFailedError: the stage failed, or was stopped.
+            StageFailedError: the stage failed, here or in the other worktree, or was stopped.
         """
+        if self._in_flight is None or not stage.command:
+            return self._run(stage, order, log)
+        restored = replace(stage, cores=1, gpus=0)
+        return self._in_flight.share(
+            self._in_flight.key(self.root, stage),
+            partial(self._run, stage, order, log),
+            partial(self._run, restored, order, log),
+        )
+
+    def _run(self, stage: Stage, order: int, log: Callable[[str], None]) -> Outcome:
         # The device first: a stage that waits for one must not keep cores from others.
         with (
             self.devices.reserve(stage.gpus) as visible,

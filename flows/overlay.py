@@ -1,7 +1,7 @@
 """Change params.yaml by an overlay that has only the changed keys; comments and order stay.
 
 A profile is such an overlay in experiments/<name>.yaml; with `extends: <other>`, on top of another
-one. A sweep makes one per point.
+one. A sweep makes one per point. Params and metrics are nested mappings, told by dotted keys.
 """
 
 import difflib
@@ -130,3 +130,33 @@ def _read(editor: YAML, path: Path) -> Any:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping, found {type(content).__name__}")
     return content
+
+
+def flatten(values: dict[Any, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (key, value) of every value that is no mapping, keys joined by the separator."""
+    for key, value in values.items():
+        inner = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from flatten(value, separator, inner + separator)
+        else:
+            yield inner, value
+
+
+def nest(values: dict[str, Any]) -> dict[str, Any]:
+    """Return dotted keys as nested mappings: {"a.b": 1} becomes {"a": {"b": 1}}."""
+    nested: dict[str, Any] = {}
+    for dotted, value in values.items():
+        *sections, key = dotted.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[key] = value
+    return nested
+
+
+def look_up(values: dict[str, Any], dotted: str) -> Any:
+    """Return the value of a dotted key in nested mappings; None if there is no such key."""
+    inner: Any = values
+    for key in dotted.split("."):
+        inner = inner.get(key) if isinstance(inner, dict) else None
+    return inner

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.claims.measure import TABLE
+from flows.dvc.project import load_graph
 from flows.graph import reruns_table
-from flows.plan import load_graph
 from flows.table import read_results, results_table
 
 README = Path("README.md")

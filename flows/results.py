@@ -9,7 +9,7 @@ from pathlib import Path
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from flows.graph import Stage
-from flows.nested import flatten
+from flows.overlay import flatten
 
 LONGEST_PARAM = 6000
 PARAMS = "params.yaml"

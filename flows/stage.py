@@ -1,8 +1,8 @@
 """Run one stage as `dvc --wait-for-lock repro -s <stage>`, show its output, and stop it cleanly.
 
-DVC runs in a fork of a process that has it loaded (`flows.warm_dvc`). The stage writes to a file
-that this process follows. A pipe would break under a stage that outlives a killed flow, and such an
-orphan should finish: its result is recorded, and the next execution takes it.
+DVC runs in a fork of a process that has it loaded (flows/dvc/command.py). The stage writes to a
+file that this process follows. A pipe would break under a stage that outlives a killed flow, and
+such an orphan should finish: its result is recorded, and the next execution takes it.
 """
 
 import json
@@ -19,9 +19,10 @@ from typing import Any, TextIO
 
 import psutil
 
+from flows.dvc import command as dvc
+from flows.dvc.command import Command
 from flows.environment import STATE_FOLDER, stage_environment
 from flows.graph import Stage
-from flows.warm_dvc import Command, WarmDvc
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
@@ -63,16 +64,15 @@ class StageRunner:
         self._root = root
         self._echo = echo
         self._stopping = threading.Event()
-        self._dvc = WarmDvc(stage_environment(), root / STATE_FOLDER / "logs" / "warm-dvc.log")
+        self._server_log = root / STATE_FOLDER / "logs" / "dvc-server.log"
 
     def load(self) -> None:
         """Begin to load what running a stage takes; return at once."""
-        self._dvc.load()
+        dvc.load(self._server_log)
 
     def stop(self) -> None:
         """Make every running stage stop and every later one refuse; `run` returns soon after."""
         self._stopping.set()
-        self._dvc.close()
 
     def run(
         self,
@@ -105,7 +105,7 @@ class StageRunner:
 
     def _take_back_if_changed(self, name: str, inputs: dict[str, Any]) -> None:
         """Raise if DVC, which hashes inputs after the stage's end, recorded others than it read."""
-        from flows.records import forget, late_changes  # with DVC, which takes a second to import
+        from flows.dvc.records import forget, late_changes  # imports DVC, which takes a second
 
         changed = late_changes(self._root, name, inputs)
         if changed:
@@ -114,15 +114,6 @@ class StageRunner:
                 f"{name} is not recorded, for this changed as it ended: {'; '.join(changed)};"
                 " run the same again"
             )
-
-    def restore(self, stages: Sequence[Stage]) -> list[Outcome]:
-        """Bring stages whose results are in the cache up to date, upstream first, in one process.
-
-        Raises:
-            StageFailedError: one was not in the cache and failed, or all were stopped.
-        """
-        lines = self._run_to_end(stages, "restore", lambda line: None, {})
-        return [Outcome(stage.name, stage.group, _outcome(stage, lines)) for stage in stages]
 
     def _run_to_end(
         self,
@@ -163,7 +154,8 @@ class StageRunner:
         lines: list[str] = []
         with path.open(encoding="utf-8") as follow:
             arguments = ["--wait-for-lock", "repro", "-s", *names]
-            process = self._dvc.run(arguments, self._root, {**stage_environment(), **more}, path)
+            environment = {**stage_environment(), **more}
+            process = dvc.run(arguments, self._root, environment, path, self._server_log)
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):

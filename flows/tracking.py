@@ -27,11 +27,11 @@ from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowExceptio
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from flows.abandoned import PROCESS_TAG, close_abandoned, process_tag
+from flows.dvc.records import recorded
 from flows.environment import STATE_FOLDER
 from flows.graph import DagError, Stage
 from flows.journal import fingerprint, remember
 from flows.predictor import MODELS, is_complete
-from flows.records import read_entries
 from flows.results import (
     PARAMS,
     SOURCE,
@@ -230,7 +230,7 @@ class Tracking:
 
     def _show(self, stages: list[Stage], outcomes: list[Outcome]) -> None:
         """Log params, metrics, curves and pictures of stages, and how `outcomes` came about."""
-        entries = read_entries(self._root, [stage.name for stage in stages])
+        entries = recorded(self._root, [stage.name for stage in stages])
         self._log_params(entries)
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, 0) for key, value in read_metrics(self._root, stages)]

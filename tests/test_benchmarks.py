@@ -21,8 +21,8 @@ from benchmarks.cost import (
 from benchmarks.flow import Bench, ideal_seconds
 from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
+from flows.dvc.plan import make_plan
 from flows.graph import Stage, Status
-from flows.plan import make_plan
 from stages.models.imagenet import freeze_stages
 from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.wspn_input import ViewSettings

@@ -11,11 +11,12 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
 from flows.closure import LOCK, check_deps, import_closures, params_read, stage_modules
-from flows.graph import Graph, inputs_through, overlap, reruns, reruns_table
+from flows.dvc.project import load_graph
+from flows.graph import Graph, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
-from flows.plan import load_graph
 from stages.guard import find_declared
 from stages.models.engines.dispatch import Engine
+from tests.support.upstream import inputs_through
 
 ROOT = Path(__file__).parents[1]
 GROUND_TRUTH = "data/download/ground_truth"

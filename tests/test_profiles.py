@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from flows.dvc.project import load_graph
 from flows.overlay import apply_profile, read_params, read_profile
-from flows.plan import load_graph
 from stages.common.params import read_section
 from stages.preflight import section_model
 

@@ -18,9 +18,8 @@ from flows.agents.request import (
 )
 from flows.agents.workspace import WorkspaceError, checkout, fetch_commit, write_records
 from flows.devices import DeviceSlots
-from flows.graph import DagError, Stage
-from flows.plan import load_graph
-from flows.remote import (
+from flows.dvc.project import load_graph
+from flows.dvc.remote import (
     RemoteError,
     check_remote,
     fetch_result,
@@ -29,6 +28,7 @@ from flows.remote import (
     result_key,
     with_patience,
 )
+from flows.graph import DagError, Stage
 from flows.stage import Outcome, StageFailedError, StageRunner
 
 MIN_FREE_BYTES = 64 * 2**20  # below it nothing is started

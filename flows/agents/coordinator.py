@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Protocol
 
 from flows.agents.request import Request, make_request, take_snapshot
+from flows.dvc.project import load_graph
+from flows.dvc.remote import RemoteError, fetch_result, push_outputs, result_key, with_patience
 from flows.graph import DagError, Stage
-from flows.plan import load_graph
-from flows.remote import RemoteError, fetch_result, push_outputs, result_key, with_patience
 from flows.stage import Outcome, StageFailedError, StageRunner
 
 ATTEMPTS = 3  # of one stage, on agents that turn out unfit or lost

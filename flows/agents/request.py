@@ -15,8 +15,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from flows.graph import Graph, Stage, overlap
-from flows.lock_entries import lock_entry
+from flows.dvc.records import recorded
+from flows.graph import DagError, Graph, Stage, overlap
 
 PARAMS = "params.yaml"
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
@@ -83,11 +83,19 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
 
 
 def make_request(root: Path, graph: Graph, stage: Stage, key: str, snapshot: Snapshot) -> Request:
-    """Return the request for a stage whose upstream is up to date in the project at `root`."""
-    records = {
-        path: {short: _outputs(root / path, short) for short in names}
-        for path, names in _recorded(stage).items()
-    }
+    """Return the request for a stage whose upstream is up to date in the project at `root`.
+
+    Raises:
+        DagError: dvc.lock does not record a stage upstream.
+    """
+    entries = recorded(root, _made_upstream(stage))
+    records: dict[str, dict[str, Any]] = {}
+    for name in _made_upstream(stage):
+        path, short = _place(name)
+        if name not in entries:
+            raise DagError(f"{root / path}: no entry of {short}; run the same again")
+        outputs = {key: entries[name][key] for key in ("cmd", "outs")}
+        records.setdefault(path, {})[short] = outputs
     return Request(stage.name, key, snapshot.commit, snapshot.params, snapshot.versions, records)
 
 
@@ -104,8 +112,8 @@ def check_stage(request: Request, graph: Graph) -> Stage:
     stage = graph.get(request.stage)
     if stage is None:
         raise RefusedError(f"there is no stage {request.stage!r} at {request.commit[:12]}")
-    given = {path: sorted(stages) for path, stages in request.records.items()}
-    expected = {path: sorted(names) for path, names in _recorded(stage).items()}
+    given = sorted((path, short) for path, entries in request.records.items() for short in entries)
+    expected = sorted(map(_place, _made_upstream(stage)))
     if given != expected:
         raise RefusedError(f"it has records of {given}; {stage.name} needs {expected}")
     for stages in request.records.values():
@@ -152,21 +160,14 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _recorded(stage: Stage) -> dict[str, list[str]]:
-    """Return the short names of the stages upstream by the dvc.lock that records them."""
-    recorded: dict[str, list[str]] = {}
-    for name in stage.needs:
-        if name.endswith(".dvc"):
-            continue  # of `dvc add`: its hash is in git
-        folder, _, short = name.rpartition(":")
-        path = (Path(folder).parent if folder else Path()) / RECORD
-        recorded.setdefault(path.as_posix(), []).append(short)
-    return recorded
+def _place(name: str) -> tuple[str, str]:
+    """Return the dvc.lock that records a stage, relative to the root, and its name there."""
+    folder, _, short = name.rpartition(":")
+    return (Path(folder).parent / RECORD).as_posix(), short
 
 
-def _outputs(lock: Path, short: str) -> dict[str, Any]:
-    entry = lock_entry(lock, short)
-    return {key: entry[key] for key in ("cmd", "outs")}
+def _made_upstream(stage: Stage) -> list[str]:
+    return [name for name in stage.needs if not name.endswith(".dvc")]  # whose hash is in git
 
 
 def _git_status(root: Path) -> list[tuple[str, str]]:

@@ -16,8 +16,8 @@ from prefect.states import Completed, Failed, State
 from flows.agents.agent import UnfitError, reproduce
 from flows.agents.request import Request
 from flows.agents.worker import CLONE, NAME
+from flows.dvc.remote import RemoteError
 from flows.graph import DagError
-from flows.remote import RemoteError
 from flows.stage import StageFailedError
 
 FLOW = "ovis-dag-stage"  # on a server that other teams use too

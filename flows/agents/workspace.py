@@ -17,9 +17,9 @@ from typing import IO
 from ruamel.yaml import YAML
 
 from flows.agents.request import PARAMS, RECORD, RefusedError, Request
-from flows.dag import share_cache
+from flows.dvc.project import share_cache
+from flows.dvc.remote import RemoteError
 from flows.environment import STATE_FOLDER
-from flows.remote import RemoteError
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
 COMMIT = re.compile("[0-9a-f]{40}")

@@ -21,9 +21,10 @@ from flows.claims.records import (
     write_record,
 )
 from flows.claims.table import claims_table
+from flows.git import git
+from flows.sweeps.plan import run_points
 from flows.sweeps.points import Point, point_name
-from flows.sweeps.start import run_points
-from flows.sweeps.worktrees import git, worktree
+from flows.sweeps.worktrees import worktree
 
 TABLE = FOLDER / "table.md"
 

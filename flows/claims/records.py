@@ -20,8 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.claims.comparisons import ARMS, FACTS, FILES, PIPELINE, seed_params
-from flows.nested import flatten, look_up
-from flows.overlay import read_params
+from flows.overlay import flatten, look_up, read_params
 
 FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)

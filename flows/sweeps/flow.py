@@ -1,12 +1,14 @@
 """The Prefect flow of a sweep: points and their stages side by side on one budget of cores.
 
-Every recipe that has to run is one task, in the worktree of the point that owns it. What a point
-needs from others it takes out of the run cache, in one process for all that is there by then. A
-point whose stages are all done is recorded as a DVC experiment and as an MLflow run.
+Each point is an execution in a worktree of its own. What several want is made in one of them, and
+the others take it out of the run cache. A point whose stages are all done is recorded as a DVC
+experiment and as an MLflow run.
 """
 
+import itertools
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -18,18 +20,16 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.cores import CoreBudget
+from flows.dvc.records import sort_lock
 from flows.flow import outcome_of, run_stage
+from flows.git import git
 from flows.graph import Status
-from flows.machine import interruptible
-from flows.plan import sort_lock
-from flows.stage import Outcome, StageFailedError
-from flows.sweeps.in_flight import InFlight
+from flows.machine import InFlight, Machine, interruptible
+from flows.stage import Outcome
 from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep
-from flows.sweeps.point_machine import PointMachine
 from flows.sweeps.points import Point
-from flows.sweeps.report import Question, write_report, write_results
-from flows.sweeps.results import Result
-from flows.sweeps.worktrees import git, results_folder
+from flows.sweeps.report import Question, Result, write_report, write_results
+from flows.sweeps.worktrees import results_folder
 from flows.tracking import PARENT_TAG, Tracking, read_metrics
 
 
@@ -57,55 +57,49 @@ def sweep(
     client = MlflowClient(parent.uri)
     client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
     client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
-    budget, in_flight = CoreBudget(cores), InFlight()
-    machines = [PointMachine(planned, budget, in_flight) for planned in plan.points]
+    budget, in_flight, orders = CoreBudget(cores), InFlight(), itertools.count()
+    machines = [
+        Machine(planned.folder, budget, f"{planned.point.name} ", in_flight)
+        for planned in plan.points
+    ]
     with interruptible(lambda: [machine.stop() for machine in machines]):
-        futures = _submit(plan, machines)
-        results = [_finish(machine, plan, futures, parent.run_id) for machine in machines]
+        futures = [
+            _submit(planned, machine, orders)
+            for planned, machine in zip(plan.points, machines, strict=True)
+        ]
+        results = [
+            _finish(planned, own, parent.run_id)
+            for planned, own in zip(plan.points, futures, strict=True)
+        ]
     return _close(folder, name, parent, results, question)
 
 
-def _submit(plan: SweepPlan, machines: list[PointMachine]) -> dict[str, PrefectFuture]:
-    """Start a task per recipe that has to run; those of the first points go first."""
+def _submit(
+    planned: PlannedPoint, machine: Machine, orders: Iterator[int]
+) -> dict[str, PrefectFuture]:
+    """Start a task per stage that is not up to date; those of the first points go first."""
     futures: dict[str, PrefectFuture] = {}
-    order = 0
-    for machine in machines:
-        planned = machine.planned
-        labelled = run_stage.with_options(task_run_name=f"{planned.point.name}/{{step.stage.name}}")
-        for step in planned.steps:
-            recipe = planned.recipes[step.stage.name]
-            if plan.owners.get(recipe) == planned.point.name:
-                needed = [planned.recipes[need] for need in step.stage.needs]
-                upstream = [futures[need] for need in needed if need in futures]
-                futures[recipe] = labelled.submit(
-                    step, machine, order, planned.folder, wait_for=upstream
-                )
-            order += 1
+    labelled = run_stage.with_options(task_run_name=f"{planned.point.name}/{{step.stage.name}}")
+    for step in planned.steps:
+        if step.status is Status.UP_TO_DATE:
+            continue
+        upstream = [futures[need] for need in step.stage.needs if need in futures]
+        futures[step.stage.name] = labelled.submit(
+            step, machine, next(orders), planned.folder, wait_for=upstream
+        )
     return futures
 
 
-def _finish(
-    machine: PointMachine, plan: SweepPlan, futures: dict[str, PrefectFuture], parent: str
-) -> Result:
-    """Wait for all stages of the point, bring their results here, and record them."""
-    planned = machine.planned
-    outcomes: dict[str, Outcome] = {}
-    for step in planned.steps:
-        stage, recipe = step.stage, planned.recipes[step.stage.name]
-        if step.status is Status.UP_TO_DATE:
-            outcomes[stage.name] = Outcome(stage.name, stage.group, "unchanged")
-        elif recipe in futures:
-            outcome, owner = outcome_of(step, futures[recipe]), plan.owners[recipe]
-            if owner == planned.point.name:
-                outcomes[stage.name] = outcome
-            elif outcome.outcome in ("failed", "not run"):
-                why = f"{stage.name} is that of point {owner}, which did not make it"
-                outcomes[stage.name] = Outcome(stage.name, stage.group, "not run", message=why)
-    bad = [outcome for outcome in outcomes.values() if outcome.outcome in ("failed", "not run")]
-    if not bad:
-        bad = _restore_rest(machine)
-    outcomes = {**outcomes, **machine.restored, **{outcome.stage: outcome for outcome in bad}}
-    state = record_point(machine, outcomes, parent, return_state=True)
+def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], parent: str) -> Result:
+    """Wait for all stages of the point and record it."""
+    outcomes = {
+        stage.name: outcome_of(step, futures[stage.name])
+        if stage.name in futures
+        else Outcome(stage.name, stage.group, "unchanged")
+        for step in planned.steps
+        for stage in [step.stage]
+    }
+    state = record_point(planned, outcomes, parent, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, Result):
         return result
@@ -113,31 +107,16 @@ def _finish(
     return Result(planned.point, True, {}, _tally(outcomes))
 
 
-def _restore_rest(machine: PointMachine) -> list[Outcome]:
-    steps = machine.planned.steps
-    try:
-        machine.restore(step.stage.name for step in steps)
-    except StageFailedError as error:
-        last = steps[-1].stage
-        return [Outcome(last.name, last.group, "failed", message=str(error))]
-    return []
-
-
-@task(task_run_name="{machine.planned.point.name}: record", cache_policy=NO_CACHE)
-def record_point(machine: PointMachine, outcomes: dict[str, Outcome], parent: str) -> Result:
+@task(task_run_name="{planned.point.name}: record", cache_policy=NO_CACHE)
+def record_point(planned: PlannedPoint, outcomes: dict[str, Outcome], parent: str) -> Result:
     """Save the point as an experiment if all of it is made, and show it in MLflow either way."""
-    planned = machine.planned
     point, folder = planned.point, planned.folder
     failed = [outcome for outcome in outcomes.values() if outcome.outcome == "failed"]
     undone = {o.stage for o in outcomes.values() if o.outcome in ("failed", "not run")}
     sort_lock(folder)
     if not undone:
         _save_experiment(planned)
-    stages = [
-        step.stage
-        for step in planned.steps
-        if step.stage.name in outcomes and step.stage.name not in undone
-    ]
+    stages = [step.stage for step in planned.steps if step.stage.name not in undone]
     tracking = Tracking(folder, point.name, {PARENT_TAG: parent}, resume=True)
     if undone or not tracking.has_published():
         tracking.publish(stages, outcomes.values())

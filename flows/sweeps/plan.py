@@ -1,25 +1,24 @@
-"""What a sweep will run: equal stage runs of several points are one run, known before any starts.
+"""What a sweep will run, known before anything starts: equal stage runs of several points are one.
 
 A stage run has a recipe: its command, params, files and the recipes of what it needs. Points with
-the same recipe for a stage get the same bytes, so one of them, the owner, runs it and the others
-take its result out of DVC's run cache. Sources are no part of it: all points have the same.
+the same recipe for a stage get the same bytes. Sources are no part of it: all points have the same.
+When it runs, the key of its result says the same of what was really made (flows/machine.py).
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flows.graph import Stage, Status, Step, overlap
-from flows.lock_entries import lock_entry
-from flows.nested import look_up
-from flows.overlay import read_params
-from flows.plan import make_plan
+from flows.dvc.plan import make_plan
+from flows.graph import Stage, Status, Step
+from flows.overlay import look_up, read_params
+from flows.server import call_flow
 from flows.sweeps.points import Point
-from flows.sweeps.worktrees import Worktrees
+from flows.sweeps.report import Question, Result
+from flows.sweeps.worktrees import Worktrees, only_sweep
 from flows.table import align
 
 CACHED = (Status.UP_TO_DATE, Status.RESTORABLE)
@@ -42,26 +41,20 @@ class SweepPlan:
     points: list[PlannedPoint]
     workspace: str
 
-    @cached_property
-    def owners(self) -> dict[str, str]:
-        """The point that runs each recipe that has to run: the first without it in its reach."""
-        owners: dict[str, str] = {}
-        for planned in self.points:
-            for step in planned.steps:
-                if step.status not in CACHED:
-                    owners.setdefault(planned.recipes[step.stage.name], planned.point.name)
-        return owners
-
     def counts(self) -> dict[str, tuple[int, int, int, int]]:
         """Return per group of shards its runs in all points, distinct, cached and to be run."""
         runs: dict[str, list[str]] = {}
+        missing: set[str] = set()
         for planned in self.points:
             for step in planned.steps:
-                runs.setdefault(step.stage.group, []).append(planned.recipes[step.stage.name])
+                recipe = planned.recipes[step.stage.name]
+                runs.setdefault(step.stage.group, []).append(recipe)
+                if step.status not in CACHED:
+                    missing.add(recipe)
         counts = {}
         for group, recipes in runs.items():
             distinct = set(recipes)
-            to_run = len(distinct & self.owners.keys())
+            to_run = len(distinct & missing)
             counts[group] = (len(recipes), len(distinct), len(distinct) - to_run, to_run)
         return counts
 
@@ -78,6 +71,24 @@ class SweepPlan:
         rows = [("stage", "in all points", "distinct", "cached", "to run")]
         rows += [(group, *map(str, counts)) for group, counts in self.counts().items()]
         return align(rows, right=range(1, 5))
+
+
+def run_points(
+    root: Path,
+    name: str,
+    points: Sequence[Point],
+    cores: int | None = None,
+    question: Question | None = None,
+) -> list[Result]:
+    """Run the sweep and return what came out of each point, failed ones too.
+
+    Raises:
+        ValueError: there is no such target or metric.
+        RuntimeError: another sweep is running, or git, Prefect or MLflow cannot be used.
+    """
+    with only_sweep(root):
+        results, _ = call_flow(root, "flows.sweeps.flow:sweep", name, list(points), cores, question)
+    return results
 
 
 def plan_sweep(root: Path, points: Iterable[Point]) -> SweepPlan:
@@ -105,30 +116,7 @@ def recipes(steps: Iterable[Step], params: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def content_key(folder: Path, stage: Stage) -> str:
-    """Return a digest of the stage's command, params and the recorded bytes of its inputs.
-
-    Different recipes can give the same bytes, such as when another threshold selects the same
-    boxes. What is upstream must have been made in `folder`.
-    """
-    made = {
-        out["path"]: out["md5"]
-        for need in stage.needs
-        for out in _recorded_outputs(folder, need)
-        if any(overlap(out["path"], path) for path in stage.inputs)
-    }
-    return _digest(stage, read_params(folder), sorted(made.items()))
-
-
 def _digest(stage: Stage, params: dict[str, Any], inputs: list) -> str:
     values = {key: look_up(params, key) for key in stage.params}
     facts = [stage.command, values, stage.inputs, stage.outputs, inputs]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _recorded_outputs(folder: Path, name: str) -> list[dict[str, Any]]:
-    if name.endswith(".dvc"):  # added data: in git, so the same in all points
-        return []
-    file, _, short = name.rpartition(":")
-    lock = (folder / (file or "dvc.yaml")).with_suffix(".lock")
-    return lock_entry(lock, short)["outs"]

@@ -15,8 +15,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.nested import flatten, look_up, nest
-from flows.overlay import check_overlay, read_params
+from flows.overlay import check_overlay, flatten, look_up, nest, read_params
 
 LONGEST_NAME = 100  # of a folder, an experiment of DVC and a run of MLflow
 ILLEGAL = re.compile(r"[^\w=,.+-]|\.(?=\.)|\.$")  # in a git reference or a file name

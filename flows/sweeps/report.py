@@ -1,21 +1,17 @@
 """The last words of a sweep: table, plot, the best point, and how to go on from it."""
 
+import fnmatch
 import json
+import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from flows.nested import look_up
-from flows.overlay import read_params
-from flows.sweeps.plot import plot
-from flows.sweeps.results import (
-    Result,
-    Row,
-    choose_metrics,
-    find_best,
-    group_seeds,
-    short_names,
-)
+from matplotlib.figure import Figure
+
+from flows.overlay import look_up, read_params
+from flows.sweeps.points import Point
 from flows.table import MISSING, align, mean_and_spread
 
 METRICS = ("evaluation/*/generalized/novel/*/AP50",)
@@ -32,6 +28,28 @@ class Question:
     best: str = BEST
     direction: str = "max"  # or min
     over: str = "seed"  # the param over which mean and spread are taken
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of one point; a failed one has the metrics of what it finished."""
+
+    point: Point
+    failed: bool
+    metrics: dict[str, float]  # "<stage>/<key>/<key>…"
+    outcomes: dict[str, int] = field(default_factory=dict)  # number of stages by what happened
+
+
+@dataclass(frozen=True)
+class Row:
+    """All points that differ in nothing but the seed."""
+
+    values: dict[str, Any]
+    results: list[Result]
+
+    def numbers(self, metric: str) -> list[float]:
+        """Return the metric of every seed that has it."""
+        return [r.metrics[metric] for r in self.results if not r.failed and metric in r.metrics]
 
 
 def write_results(folder: Path, results: Iterable[Result]) -> None:
@@ -60,7 +78,7 @@ def write_report(
     header = list(cells[0])
     table = align([header, *(list(row.values()) for row in cells)], right=range(len(header)))
     drawn = rows if rows[0].values else group_seeds(results, over="")  # seeds alone: no mean
-    plot(drawn, metrics, best_metric, folder / PLOT)
+    plot(drawn, metrics, folder / PLOT)
     spread = f", mean ± standard deviation over {question.over}"
     repeated = any(len(row.results) > 1 for row in rows)
     text = "\n".join([f"{', '.join(question.metrics)}{spread if repeated else ''}", table])
@@ -92,6 +110,47 @@ def _choose(
     return lines
 
 
+def group_seeds(results: Sequence[Result], over: str) -> list[Row]:
+    """Return the results by the values of the params that differ, but `over`."""
+    points = [result.point.values for result in results]
+    kept = [k for k in points[0] if k != over and any(p[k] != points[0][k] for p in points)]
+    rows: list[Row] = []
+    for result in results:
+        values = {key: result.point.values[key] for key in kept}
+        row = next((row for row in rows if row.values == values), None)
+        if row is None:
+            rows.append(row := Row(values, []))
+        row.results.append(result)
+    return rows
+
+
+def choose_metrics(results: Iterable[Result], patterns: Sequence[str]) -> list[str]:
+    """Return the metrics that match the patterns, in the patterns' order.
+
+    Raises:
+        ValueError: nothing matches one of them.
+    """
+    there = list(dict.fromkeys(key for result in results for key in result.metrics))
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        found = fnmatch.filter(there, pattern)
+        if not found:
+            some = ", ".join(there[:5]) or "none, as no point got that far"
+            raise ValueError(f"no metric matches '{pattern}'; there are {len(there)}: {some} …")
+        chosen.update(dict.fromkeys(found))
+    return list(chosen)
+
+
+def find_best(rows: Iterable[Row], metric: str, direction: str) -> Row | None:
+    """Return the row of the best mean, `direction` being "max" or "min".
+
+    Rows with a failed point are left out: a mean over fewer seeds is no fair rival.
+    """
+    whole = [row for row in rows if len(row.numbers(metric)) == len(row.results)]
+    choose = max if direction == "max" else min
+    return choose(whole, key=lambda row: statistics.fmean(row.numbers(metric)), default=None)
+
+
 def report_rows(rows: Iterable[Row], metrics: Sequence[str]) -> list[dict[str, str]]:
     """Return one mapping of column to text per row: params, seeds, and each metric."""
     names = short_names(metrics)
@@ -103,6 +162,39 @@ def report_rows(rows: Iterable[Row], metrics: Sequence[str]) -> list[dict[str, s
         }
         for row in rows
     ]
+
+
+def short_names(metrics: Sequence[str]) -> dict[str, str]:
+    """Return a column's name per metric: the parts of its path in which the metrics differ."""
+    parts = [metric.split("/") for metric in metrics]
+    if len(metrics) < 2 or len({len(path) for path in parts}) > 1:
+        return {metric: metric for metric in metrics}
+    differ = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    return {
+        metric: " ".join(part for part, shown in zip(path, differ, strict=True) if shown)
+        for metric, path in zip(metrics, parts, strict=True)
+    }
+
+
+def plot(rows: Sequence[Row], metrics: Sequence[str], path: Path) -> None:
+    """Write each metric's mean and spread over seeds at each point, as PNG; MLflow draws the rest.
+
+    Points without one of the metrics are left out.
+    """
+    rows = [row for row in rows if all(row.numbers(metric) for metric in metrics)]
+    figure = Figure(figsize=(8.0, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for metric, name in short_names(metrics).items():
+        numbers = [row.numbers(metric) for row in rows]
+        means = [statistics.fmean(seeds) for seeds in numbers]
+        spread = [statistics.stdev(seeds) if len(seeds) > 1 else 0.0 for seeds in numbers]
+        axes.errorbar(range(len(rows)), means, yerr=spread, marker="o", capsize=3, label=name)
+    texts = ["\n".join(map(str, row.values.values())) for row in rows]
+    axes.set_xticks(range(len(rows)), texts)
+    axes.set_xlabel(", ".join(rows[0].values) if rows else "no point has these metrics")
+    axes.set_ylabel("metric")
+    axes.legend()
+    figure.savefig(path)
 
 
 def count_outcomes(results: Sequence[Result]) -> str:

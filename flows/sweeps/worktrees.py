@@ -7,9 +7,7 @@ finished there, and where its trainings resume, stays.
 
 import fcntl
 import json
-import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from flows.dag import share_cache
+from flows.dvc.project import share_cache
 from flows.environment import STATE_FOLDER
-from flows.nested import nest
-from flows.overlay import PARAMS, apply_overlay
+from flows.git import git
+from flows.overlay import PARAMS, apply_overlay, nest
 from flows.sweeps.points import Point
 
 FOLDER = Path(".sweeps")
@@ -97,24 +95,6 @@ def worktree(root: Path, point: Point) -> Path:
 def results_folder(root: Path, name: str) -> Path:
     """Return the folder of a sweep's table and plot."""
     return root / FOLDER / "results" / name
-
-
-def git(folder: Path, *arguments: str, **environment: str) -> str:
-    """Return what `git <arguments>` says in the folder.
-
-    Raises:
-        RuntimeError: it failed; the message has its own words.
-    """
-    done = subprocess.run(
-        ["git", *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise RuntimeError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
-    return done.stdout.strip()
 
 
 def _refuse_used(folder: Path) -> None:

@@ -8,12 +8,13 @@ from toy import Toy
 
 from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet, LostError
-from flows.agents.loopback import clone_beside, share_folder
 from flows.agents.request import Request
+from flows.dvc.plan import make_plan
+from flows.dvc.records import sort_lock
+from flows.dvc.remote import RemoteError
 from flows.graph import DagError, Status
-from flows.plan import make_plan, sort_lock
-from flows.remote import RemoteError
 from flows.stage import Outcome
+from tests.support.loopback import clone_beside, share_folder
 
 
 @dataclass

@@ -15,8 +15,8 @@ from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet
 from flows.agents.request import make_request, take_snapshot
 from flows.agents.workspace import FOLDER, checkout, remove_leftovers
-from flows.dag import load_graph
-from flows.remote import RemoteError, push_result
+from flows.dvc.project import load_graph
+from flows.dvc.remote import RemoteError, push_result
 from flows.stage import StageFailedError
 
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]

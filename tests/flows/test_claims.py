@@ -16,10 +16,9 @@ from flows.claims.measure import TABLE, measure_claims, seed_points, write_table
 from flows.claims.records import FOLDER, Record, experiment_digest, read_records, write_record
 from flows.claims.table import claims_table
 from flows.claims.verdicts import difference, holm, joint_verdict
-from flows.nested import look_up
-from flows.overlay import read_params
-from flows.plan import load_graph
-from flows.sweeps.results import Result
+from flows.dvc.project import load_graph
+from flows.overlay import look_up, read_params
+from flows.sweeps.report import Result
 from flows.sweeps.worktrees import worktree
 
 ROOT = Path(__file__).parents[2]

@@ -1,11 +1,14 @@
 """The plan is held to what `dvc repro` then does: this is the contract with DVC's insides."""
 
+import re
 import shutil
 
 import pytest
 
-from flows.dag import DagError, load_graph, make_plan
-from flows.graph import Status
+from flows.dvc.plan import make_plan
+from flows.dvc.project import load_graph
+from flows.dvc.records import ENTRY, sort_lock
+from flows.graph import DagError, Status
 
 UP, BACK, RUN, OPEN = Status.UP_TO_DATE, Status.RESTORABLE, Status.MUST_RUN, Status.UNKNOWN
 NAMES = ["download", "cut@0", "cut@1", "merge", "evaluation", "side"]
@@ -163,3 +166,28 @@ def test_unreadable_dvc_yaml_is_named(toy):
     (toy.root / "dvc.yaml").write_text("stages: [\n")
     with pytest.raises(DagError, match=r"dvc\.yaml"):
         load_graph(toy.root)
+
+
+def test_the_lock_gets_the_order_of_one_dvc_repro(done_toy):
+    path = done_toy.root / "dvc.lock"
+    expected = path.read_text()
+    head, *entries = re.split(r"(?m)^(?=  \w)", expected)
+    path.write_text("".join((head, *reversed(entries))))
+    sort_lock(done_toy.root)
+    assert path.read_text() == expected
+    by_hand = "".join((head, "<<<<<<< HEAD\n", *reversed(entries)))
+    path.write_text(by_hand.replace("<<<<<<< HEAD", "  # by hand"))
+    before = path.read_text()
+    sort_lock(done_toy.root)
+    assert path.read_text() == before
+
+
+def test_this_repositorys_lock_has_the_form_that_is_sorted(repository):
+    head, section, body = (repository / "dvc.lock").read_text().partition("stages:\n")
+    assert (head, section) == ("schema: '2.0'\n", "stages:\n")
+    assert "".join(entry.group() for entry in ENTRY.finditer(body)) == body
+
+
+def test_a_param_that_no_longer_exists_in_any_record_is_told_without_a_value(done_toy):
+    done_toy.replace("merge:\n  rate: 0.5", "merge: {}")
+    assert reasons(done_toy)["merge"] == "merge.rate: 0.5 → –"

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from toy import REPOSITORY, Toy, make_toy, wait_until
 
-from flows.agents.loopback import Loopback, share_folder
-from flows.agents.service import Service
+from tests.support.loopback import Loopback, share_folder
+from tests.support.service import Service
 
 pytestmark = [pytest.mark.agents, pytest.mark.xdist_group("fleet")]
 

@@ -4,13 +4,13 @@ from flows.graph import (
     Stage,
     Status,
     Step,
-    inputs_through,
     mermaid,
     overlap,
     reruns,
     reruns_table,
     select,
 )
+from tests.support.upstream import inputs_through
 
 
 def make(name: str, needs: str = "", params: str = "", inputs: str = "") -> Stage:

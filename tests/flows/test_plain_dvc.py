@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from toy import REPOSITORY, Toy
 
-from flows.dag import load_graph, share_cache
+from flows.dvc.project import load_graph, share_cache
 
 CLAIMS = """\
 vars:

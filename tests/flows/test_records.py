@@ -11,10 +11,11 @@ import pytest
 from fleet import clone_of, make_fleet
 from toy import Toy, wait_until
 
-from flows.dag import load_graph, make_plan
+from flows.dvc.plan import make_plan
+from flows.dvc.project import load_graph
+from flows.dvc.records import find_damage, recorded
+from flows.dvc.remote import fetch_result, push_result, result_key
 from flows.graph import Status
-from flows.records import find_damage, read_entries
-from flows.remote import fetch_result, push_result, result_key
 from flows.stage import StageFailedError, StageRunner
 
 MERGE = "stages/merge/__main__.py"
@@ -147,7 +148,7 @@ def test_an_edit_between_the_end_and_the_record_takes_the_record_back(edited_toy
     )
     assert records(edited_toy)[1] == runs
     assert "  cut@0:\n" in edited_toy.lock()
-    assert read_entries(edited_toy.root, ["merge"]) == {}
+    assert recorded(edited_toy.root, ["merge"]) == {}
     assert "merge" in edited_toy.dvc("status", "merge")
 
 
@@ -162,9 +163,10 @@ def test_a_full_disk_is_told_in_one_line(toy):
 
 
 def test_entries_are_those_of_dvc_lock(done_toy):
-    entries = read_entries(done_toy.root, ["merge", "cut@1", "nothing"])
+    entries = recorded(done_toy.root, ["merge", "cut@1", "nothing"])
     assert set(entries) == {"merge", "cut@1"}
     assert entries["merge"]["params"] == {"params.yaml": {"merge": {"rate": 0.5}}}
+    assert entries["cut@1"]["cmd"] == "python -m stages cut 1"
     assert [out["path"] for out in entries["cut@1"]["outs"]] == ["data/cut/1.txt"]
 
 

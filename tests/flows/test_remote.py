@@ -1,10 +1,9 @@
-"""The contract of flows/remote.py with DVC: what it says must be what `dvc repro` then does."""
+"""The contract of flows/dvc/remote.py with DVC: what it says must be what `dvc repro` then does."""
 
 import pytest
 from fleet import clone_of, make_fleet, store
 
-from flows.dag import DagError
-from flows.remote import (
+from flows.dvc.remote import (
     RemoteError,
     check_remote,
     fetch_result,
@@ -14,6 +13,7 @@ from flows.remote import (
     result_key,
     with_patience,
 )
+from flows.graph import DagError
 
 
 def test_one_result_is_pushed_fetched_and_then_restored_by_dvc(done_toy):

@@ -9,8 +9,8 @@ import pytest
 from fleet import clone_of
 from toy import Toy, wait_until
 
-from flows.agents.service import HOST, Service, free_port
-from flows.remote import RemoteError, check_remote, fetch_result, pull_inputs, push_result
+from flows.dvc.remote import RemoteError, check_remote, fetch_result, pull_inputs, push_result
+from tests.support.service import HOST, Service, free_port
 
 
 @pytest.fixture

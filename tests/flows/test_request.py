@@ -10,7 +10,8 @@ from flows.agents.request import (
     take_snapshot,
     versions_here,
 )
-from flows.dag import load_graph
+from flows.dvc.project import load_graph
+from flows.graph import DagError
 
 
 def snapshot(toy):
@@ -60,6 +61,14 @@ def test_a_request_has_the_records_of_its_upstream_only_and_is_json(done_toy):
     assert json.loads(json.dumps(asdict(merge))) == asdict(merge)
     first = make_request(done_toy.root, graph, graph["download"], "key", taken)
     assert first.records == {}
+
+
+def test_a_stage_whose_upstream_is_not_recorded_is_not_asked_for(done_toy):
+    graph = load_graph(done_toy.root)
+    taken = take_snapshot(done_toy.root, graph)
+    done_toy.replace("  cut@1:\n", "  cut@2:\n", "dvc.lock")
+    with pytest.raises(DagError, match=r"dvc\.lock: no entry of cut@1; run the same again"):
+        make_request(done_toy.root, graph, graph["merge"], "key", taken)
 
 
 def test_what_is_pulled_is_what_the_stage_reads_of_what_is_made_upstream(toy):

@@ -6,7 +6,7 @@ import psutil
 import pytest
 from toy import wait_until
 
-from flows.dag import load_graph
+from flows.dvc.project import load_graph
 from flows.stage import StageFailedError, StageRunner
 
 

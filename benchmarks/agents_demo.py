@@ -18,9 +18,9 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from flows.agents.loopback import Loopback, environment_without_servers, share_folder
-from flows.agents.service import Service
 from flows.environment import STATE_FOLDER
+from tests.support.loopback import Loopback, environment_without_servers, share_folder
+from tests.support.service import Service
 
 PROFILE = "smoke"
 SECONDS_AT_MOST = 45 * 60

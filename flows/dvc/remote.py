@@ -1,9 +1,8 @@
 """What machines exchange through the DVC remote: single results, with their run-cache entries.
 
-Only this, dag.py and fast_lock.py know DVC's insides. `dvc push --run-cache` and `dvc repro --pull`
-copy every entry that there is, each time, and `repro --pull` executes what it cannot find; these
-functions move one stage's and never run anything. tests/flows/test_remote.py holds them to what
-`dvc repro` then does.
+`dvc push --run-cache` and `dvc repro --pull` copy every entry that there is, each time, and
+`repro --pull` executes what it cannot find; these functions move one stage's and never run
+anything. tests/flows/test_remote.py holds them to what `dvc repro` then does.
 """
 
 import os
@@ -17,12 +16,13 @@ from typing import Any, TypeVar
 from dvc.config import NoRemoteError
 from dvc.fs import LocalFileSystem
 from dvc.fs import generic as transfer
-from dvc.repo import Repo, lock_repo
+from dvc.repo import Repo
 from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash, _get_stage_hash
 from dvc.stage.loader import StageLoader
 
-from flows.dag import DagError, load_stage, open_repo
+from flows.dvc.project import load_stage, locked_repo, open_repo
+from flows.graph import DagError
 
 Result = TypeVar("Result")
 
@@ -189,7 +189,7 @@ def _require_holder(remote: Any) -> None:
 
 @contextmanager
 def _stage(root: Path, name: str) -> Iterator[tuple[Repo, DvcStage]]:
-    with open_repo(root) as repo, lock_repo(repo):
+    with locked_repo(root) as repo:
         yield repo, load_stage(repo, root, name)
 
 

@@ -1,4 +1,4 @@
-"""What dvc.lock records, whether that is true, and how to take a false record back."""
+"""What dvc.lock records, in which order, whether that is true, and how to take a record back."""
 
 import hashlib
 import json
@@ -9,39 +9,56 @@ from pathlib import Path
 from typing import Any
 
 from dvc.dvcfile import Lockfile
-from dvc.repo import lock_repo
 from dvc.stage.cache import _get_cache_hash, _get_stage_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 from ruamel.yaml import YAML
 
-from flows.dag import files_of, load_stage, open_repo, read_graph
+from flows.dvc.plan import files_of
+from flows.dvc.project import load_stage, locked_repo, read_graph, split_name
 
 PARAMS = "params.yaml"
-# One entry of dvc.lock: its name behind two blanks, then whatever is further in.
-ENTRY = re.compile(r"^  (?P<name>[^\s:]+):\n(?:(?:    .*)?\n)+", re.MULTILINE)
+# An entry of dvc.lock as DVC writes it: a name behind two blanks, and what is further in.
+ENTRY = re.compile(r"^  (?P<name>[\w@./-]+):\n(?:(?:    .*)?\n)+", re.MULTILINE)
 
 
-def read_entries(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return what dvc.lock records of these stages, by name; those without a record are left out.
+def recorded(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return what dvc.lock records of stages, by name; those without a record are left out.
 
     Only the entries asked for are parsed: the whole file takes seconds.
     """
-    folders: dict[str, dict[str, str]] = {}
+    files: dict[str, dict[str | None, str]] = {}
     for name in names:
-        file, _, short = name.rpartition(":")
-        folders.setdefault(file or "dvc.yaml", {})[short] = name
-    with open_repo(root) as repo, lock_repo(repo):  # DVC writes it in place
-        texts = {file: _text(root / file) for file in folders}
+        file, short = split_name(name)
+        files.setdefault(file, {})[short] = name
+    with locked_repo(root):  # DVC rewrites the file in place
+        texts = {file: _read((root / file).with_suffix(".lock")) for file in files}
     return {
-        folders[file][found["name"]]: YAML(typ="safe").load(found.group())[found["name"]]
+        files[file][entry["name"]]: YAML(typ="safe").load(entry.group())[entry["name"]]
         for file, text in texts.items()
-        for found in ENTRY.finditer(text)
-        if found["name"] in folders[file]
+        for entry in ENTRY.finditer(text)
+        if entry["name"] in files[file]
     }
 
 
-def _text(pipeline: Path) -> str:
-    lock = pipeline.with_suffix(".lock")
+def sort_lock(root: Path) -> None:
+    """Put the stages of dvc.lock in the order of the graph, as one `dvc repro` writes them.
+
+    Stages that run side by side are recorded in the order in which they happen to end. A file of
+    another form than DVC's, such as one with marks of a merge, is left alone.
+    """
+    path = root / "dvc.lock"
+    with locked_repo(root) as repo:
+        graph, _ = read_graph(repo, root)
+        head, section, body = _read(path).partition("stages:\n")
+        entries = {entry["name"]: entry.group() for entry in ENTRY.finditer(body)}
+        names = [name for name in dict.fromkeys((*graph, *entries)) if name in entries]
+        if "".join(entries.values()) == body and names != list(entries):
+            new = path.with_name(f".{path.name}.partial")
+            new.write_text("".join((head, section, *map(entries.get, names))), encoding="utf-8")
+            new.replace(path)
+
+
+def _read(lock: Path) -> str:
     return lock.read_text(encoding="utf-8") if lock.is_file() else ""
 
 
@@ -54,12 +71,12 @@ def late_changes(root: Path, name: str, inputs: dict[str, Any]) -> list[str]:
         inputs: what it read, `stages.guard.Inputs` as JSON.
     """
     moved = {path: fact[3] for path, fact in inputs["files"].items() if _moved(root / path, fact)}
-    entry = read_entries(root, [name]).get(name) if moved else None
+    entry = recorded(root, [name]).get(name) if moved else None
     if entry is None:
         return []
-    recorded = json.loads(json.dumps(entry.get("params", {}).get(PARAMS, {}), default=str))
+    params = json.loads(json.dumps(entry.get("params", {}).get(PARAMS, {}), default=str))
     found = [
-        f"{PARAMS}: {key}" for key, value in inputs["params"].items() if recorded.get(key) != value
+        f"{PARAMS}: {key}" for key, value in inputs["params"].items() if params.get(key) != value
     ]
     hashes = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
     # Of large files and those in folders only the time of their change is known.
@@ -79,7 +96,7 @@ def _moved(path: Path, fact: list) -> bool:
 
 def forget(root: Path, name: str) -> None:
     """Take the record of a stage's last execution out of dvc.lock and the run cache."""
-    with open_repo(root) as repo, lock_repo(repo):
+    with locked_repo(root) as repo:
         stage = load_stage(repo, root, name)
         key, value = _get_stage_hash(stage), _get_cache_hash(to_single_stage_lockfile(stage))
         (Path(repo.stage_cache.cache_dir) / key[:2] / key / value).unlink(missing_ok=True)
@@ -92,7 +109,7 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
     Returns:
         How many outputs dvc.lock records, and in words which files are not what it says.
     """
-    with open_repo(root) as repo, lock_repo(repo):
+    with locked_repo(root) as repo:
         _, stages = read_graph(repo, root)
         outs = [out for stage in stages.values() for out in stage.outs if out.hash_info]
         copies = {out.def_path: dict(_copies(out)) for out in outs}

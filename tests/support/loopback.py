@@ -16,8 +16,8 @@ import urllib.request
 from pathlib import Path
 from typing import Self
 
-from flows.agents.service import HOST, Service, free_port
 from flows.environment import default_settings
+from tests.support.service import HOST, Service, free_port
 
 SECONDS_TO_START = 180
 CODE = Path(__file__).parents[2]

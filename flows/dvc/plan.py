@@ -1,0 +1,199 @@
+"""The exact plan: what the next execution will do with each stage, and why.
+
+`dvc status` looks one stage deep; this plan is transitive: it carries the future hashes of stages
+that will be restored to those downstream. tests/flows/test_dag.py holds it to what `dvc repro` then
+does.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dvc.repo import Repo
+from dvc.stage import Stage as DvcStage
+from dvc.stage.cache import _can_hash
+from dvc.stage.loader import StageLoader
+from dvc.stage.serialize import to_single_stage_lockfile
+from dvc_data.hashfile.hash_info import HashInfo
+from dvc_data.hashfile.meta import Meta
+from dvc_data.hashfile.tree import Tree
+
+from flows.dvc.project import is_params, locked_repo, read_graph
+from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, STATES, Stage, Status, Step, overlap, select
+from flows.overlay import flatten
+
+SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
+
+
+class Files:
+    """The hashes of dependencies: those that they have, or will have once others are restored.
+
+    Each file is hashed once, and each params file read once, for nothing changes under DVC's lock.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing that will be restored."""
+        self._coming: dict[str, HashInfo] = {}
+        self._folders: set[str] = set()
+        self._params: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._now: dict[tuple[str, ...], HashInfo | None] = {}
+
+    def restore(self, hashes: dict[str, HashInfo]) -> None:
+        """Count on files that will be restored, by absolute path."""
+        self._coming.update(hashes)
+        self._folders.update(str(folder) for path in hashes for folder in Path(path).parents)
+
+    def coming(self, dep: Any) -> HashInfo | None:
+        """Return the hash that a dependency will have if part of it is restored; else None.
+
+        A folder's hash is that of the list of its files, each an output of some stage.
+        """
+        if dep.fs_path in self._coming:
+            return self._coming[dep.fs_path]
+        if dep.fs_path not in self._folders:
+            return None
+        inside = dep.fs_path + os.sep
+        files: dict[str, HashInfo] = {}
+        for out in dep.repo.index.outs:
+            if overlap(Path(out.fs_path).as_posix(), Path(dep.fs_path).as_posix()):
+                files.update(files_of(out))
+        tree = Tree()
+        for path, hash_info in files.items():
+            if path.startswith(inside):
+                coming = self._coming.get(path, hash_info)
+                tree.add(tuple(path[len(inside) :].split(os.sep)), None, coming)
+        tree.digest()
+        return tree.hash_info
+
+    def now(self, dep: Any) -> HashInfo | None:
+        """Return the hash of a file, folder or params as they are; None if they are missing."""
+        question = (dep.fs_path, *(dep.params if is_params(dep) else ()))
+        if question not in self._now:
+            self._now[question] = dep.get_hash() if is_params(dep) or dep.exists else None
+        return self._now[question]
+
+    def params(self, dep: Any) -> dict[str, Any]:
+        """Return those keys of a params file that the dependency is on and that are there."""
+        question = (dep.fs_path, *dep.params)
+        if question not in self._params:
+            self._params[question] = dep.read_params()
+        return self._params[question]
+
+
+def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
+    """Return what the next execution will do, stage by stage, without running anything.
+
+    Raises:
+        DagError: as for `load_graph`.
+        ValueError: there is no such target.
+    """
+    with locked_repo(root) as repo:
+        graph, originals = read_graph(repo, root)
+        planned: dict[str, Step] = {}
+        files = Files()
+        for name, stage in select(graph, targets).items():
+            planned[name] = _plan_stage(repo, originals[name], stage, planned, files)
+        return list(planned.values())
+
+
+def _plan_stage(
+    repo: Repo, original: DvcStage, stage: Stage, planned: dict[str, Step], files: Files
+) -> Step:
+    open_ends = [
+        need for need in stage.needs if planned[need].status in (Status.MUST_RUN, Status.UNKNOWN)
+    ]
+    if open_ends:
+        groups = dict.fromkeys(planned[need].stage.group for need in open_ends)
+        return Step(stage, Status.UNKNOWN, (f"depends on what {', '.join(groups)} will make",))
+    if not original.cmd:
+        changed = tuple(_changes_of_outputs(original))
+        return Step(stage, Status.MUST_RUN if changed else Status.UP_TO_DATE, changed)
+
+    before = _changes_upstream(original, files)
+    after = list(_changes_of_outputs(original))
+    if not before and not after:
+        return Step(stage, Status.UP_TO_DATE)
+    restored = _find_restored(repo, original, files, unchanged=not before)
+    if restored is None:
+        return Step(stage, Status.MUST_RUN, tuple(before or after))
+    files.restore(restored)
+    return Step(stage, Status.RESTORABLE, tuple(before or after))
+
+
+def files_of(out: Any) -> dict[str, HashInfo]:
+    """Return the hash of the output, or of every file in it if it is a folder."""
+    if not out.hash_info.isdir:
+        return {out.fs_path: out.hash_info}
+    return {os.path.join(out.fs_path, *key): hash_info for key, _, hash_info in out.get_obj() or ()}
+
+
+def _changes_upstream(original: DvcStage, files: Files) -> list[str]:
+    """Return in words how command, params and inputs differ from those in dvc.lock."""
+    if not any(dep.hash_info for dep in original.deps):
+        return [NEVER_RAN]
+    changes = ["the command changed"] if original.changed_stage() else []
+    for dep in original.deps:
+        if is_params(dep):
+            changes += _changes_of_params(dep, files)
+        elif (coming := files.coming(dep)) is not None:
+            if coming != dep.hash_info:
+                changes.append(f"{dep.def_path} {CHANGES_UPSTREAM}")
+        elif (now := files.now(dep)) != dep.hash_info:
+            changes.append(f"{dep.def_path} {_plain('deleted' if now is None else 'modified')}")
+    return changes
+
+
+def _changes_of_params(dep: Any, files: Files) -> list[str]:
+    if not dep.exists or dep.hash_info.value is None:
+        return [f"{dep.def_path} {_plain(state)}" for state in dep.status().values()]
+    before, now = dep.hash_info.value, files.params(dep)
+    listed = dep.params or {**before, **now}
+    changed = [k for k in listed if k not in now or k not in before or now[k] != before[k]]
+    if not changed:
+        return []
+    recorded, actual = dict(flatten(before, ".")), dict(flatten(now, "."))
+    keys = [key for key in {**recorded, **actual} if recorded.get(key) != actual.get(key)]
+    words = [f"{key}: {recorded.get(key, '–')} → {actual.get(key, '–')}" for key in keys]
+    words = words or [f"{key} {'changed' if key in now else 'is missing'}" for key in changed]
+    if len(words) > SHOWN_CHANGES:
+        words[SHOWN_CHANGES:] = [f"{len(words) - SHOWN_CHANGES} more params"]
+    return words
+
+
+def _changes_of_outputs(original: DvcStage) -> Iterator[str]:
+    for out in original.outs:
+        for state in out.status().values():
+            yield f"{out.def_path} {_plain(state)}"
+
+
+def _plain(state: str) -> str:
+    return STATES.get(state, f"is {state}")
+
+
+def _find_restored(
+    repo: Repo, original: DvcStage, files: Files, unchanged: bool
+) -> dict[str, HashInfo] | None:
+    """Return the hash of each file that DVC would restore instead of running; None if it would run.
+
+    As `StageCache.restore`: an unchanged stage comes back by dvc.lock, another by the run cache.
+    """
+    for dep in original.deps:
+        found = files.coming(dep) or files.now(dep)
+        if found is None:
+            return None
+        # In memory only. Sizes are no part of the cache's key, and it need not be on the disk yet.
+        dep.hash_info, dep.meta, dep.get_hash = found, Meta(), partial(getattr, dep, "hash_info")
+    if not _can_hash(original):
+        return None
+    if unchanged and all(out.hash_info for out in original.outs):
+        entry = to_single_stage_lockfile(original)
+    else:
+        entry = repo.stage_cache._load(original)
+    if entry is None:
+        return None
+    StageLoader.fill_from_lock(original, entry)  # in memory only
+    if not original.outs_cached():
+        return None
+    return {path: info for out in original.outs for path, info in files_of(out).items()}

@@ -1,0 +1,175 @@
+"""A project as DVC sees it: its graph, its stages, its cache.
+
+Only flows/dvc imports DVC. Nothing under `dvc.repo` is a public API, so pyproject.toml pins the
+version, and tests/flows/test_dvc_contract.py names what is used of it.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.repo import Repo, lock_repo
+from dvc.scm import SCMError
+from dvc.stage import Stage as DvcStage
+from dvc_data.hashfile.meta import Meta
+
+from flows.graph import DagError, Graph, Stage, select
+from flows.overlay import flatten
+
+LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
+
+
+def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
+    """Return the stages of dvc.yaml, or the targets with their upstream, in order of execution.
+
+    Raises:
+        DagError: `root` is no DVC project, or dvc.yaml or params.yaml cannot be read.
+        ValueError: there is no such target.
+    """
+    with locked_repo(root) as repo:
+        graph, _ = read_graph(repo, root)
+        return select(graph, targets)
+
+
+def share_cache(root: Path, folder: Path) -> None:
+    """Give the project at `folder`, a worktree of that at `root`, its cache and local settings.
+
+    Raises:
+        DagError: one of them is no DVC project.
+    """
+    with (
+        open_repo(root) as source,
+        open_repo(folder) as repo,
+        repo.config.edit("local") as settings,
+    ):
+        settings.update(source.config.load_one("local"))
+        settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
+    for hidden in folder.glob("*/.dvcignore"):  # claims/.dvcignore says why
+        hidden.unlink()
+
+
+@contextmanager
+def open_repo(root: Path) -> Iterator[Repo]:
+    """Give DVC's own view of the project at `root`; waits for DVC's locks.
+
+    Raises:
+        DagError: `root` is no DVC project, or DVC fails within the block.
+    """
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo:
+            if Path(repo.root_dir).resolve() != root.resolve():
+                raise DagError(f"{root}: run from the repository's root, {repo.root_dir}")
+            yield repo
+    except NotDvcRepoError as error:
+        raise DagError(f"{root}: not a DVC project; `dvc init` makes one") from error
+    except SCMError as error:
+        hint = "`git init` makes one, or `dvc config --local core.no_scm true` does without"
+        raise DagError(f"{root}: not a git repository; {hint}") from error
+    except DvcException as error:
+        raise DagError(_message(error)) from error
+
+
+@contextmanager
+def locked_repo(root: Path) -> Iterator[Repo]:
+    """As `open_repo`; within the block no command of DVC writes dvc.lock.
+
+    Raises:
+        DagError: as for `open_repo`.
+    """
+    with open_repo(root) as repo, lock_repo(repo):
+        yield repo
+
+
+def _message(error: BaseException) -> str:
+    causes = [str(error)]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        causes.append(str(error))
+    return ": ".join(dict.fromkeys(cause for cause in causes if cause))
+
+
+def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
+    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages."""
+    edges = repo.index.graph  # an edge goes from a stage to its dependency
+    _refuse_lost_params(repo)
+    originals = {_name(original): original for original in nx.dfs_postorder_nodes(edges)}
+    graph = {
+        name: _convert(original, root, sorted(map(_name, edges.successors(original))))
+        for name, original in originals.items()
+    }
+    return graph, originals
+
+
+def load_stage(repo: Repo, root: Path, name: str) -> DvcStage:
+    """Return DVC's own stage of a name in the graph; the others are not looked at.
+
+    Raises:
+        DagError: there is none.
+    """
+    file, short = split_name(name)
+    try:
+        return repo.stage.load_one(str(root / file), short)
+    except DvcException as error:
+        raise DagError(f"{root}: there is no stage '{name}': {error}") from error
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """Return the file of a stage relative to the root, and its name there."""
+    file, _, short = name.rpartition(":")
+    return (name, None) if name.endswith(".dvc") else (file or "dvc.yaml", short)
+
+
+def is_params(dep: Any) -> bool:
+    """Say whether a dependency is keys of a params file."""
+    return hasattr(dep, "params")
+
+
+def _refuse_lost_params(repo: Repo) -> None:
+    """Raise if a param has a name that DVC 3.67 leaves out of the run cache's key, at any depth.
+
+    `_get_cache_hash` drops the size and number of files of data, and with them every param of that
+    name: a changed `download.size` would bring the old result back.
+    """
+    deps = [dep for stage in repo.index.stages for dep in stage.deps if is_params(dep)]
+    for dep in {(dep.fs_path, *dep.params): dep for dep in deps}.values():
+        for key, _ in flatten(dep.read_params(), "."):
+            if LOST_PARAMS.intersection(key.split(".")):
+                raise DagError(
+                    f"{dep.def_path}: {key}: DVC's run cache does not see params called "
+                    f"{' or '.join(sorted(LOST_PARAMS))}; give it another name"
+                )
+
+
+def _name(original: DvcStage) -> str:
+    short = getattr(original, "name", None)  # absent in `dvc add` files
+    if short is None:
+        return original.path_in_repo
+    in_root = original.path_in_repo == "dvc.yaml"
+    return short if in_root else f"{original.path_in_repo}:{short}"
+
+
+def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
+    def relative(item: Any) -> str:
+        return Path(os.path.relpath(item.fs_path, root)).as_posix()
+
+    meta = original.meta or {}
+    name = _name(original)
+    return Stage(
+        name=name,
+        group=name.split("@")[0],
+        command=str(original.cmd or ""),
+        description=original.desc or "",
+        needs=tuple(needs),
+        inputs=tuple(relative(dep) for dep in original.deps if not is_params(dep)),
+        params=tuple(key for dep in original.deps if is_params(dep) for key in dep.params),
+        outputs=tuple(relative(out) for out in original.outs),
+        metrics=tuple(relative(out) for out in original.outs if out.metric),
+        plots=tuple(relative(out) for out in original.outs if out.plot),
+        cores=int(meta.get("cores", 1)),
+        pool=str(meta.get("pool", "cpu")),
+        gpus=int(meta.get("gpus", 0)),
+    )
