@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from flows.dvc import command
 from flows.dvc.project import share_cache
 from flows.environment import STATE_FOLDER
 from flows.git import git
@@ -23,6 +24,7 @@ from flows.sweeps.points import Point
 
 FOLDER = Path(".sweeps")
 MARKER = Path(STATE_FOLDER) / "point.json"
+PROGRAMS = {"dvc", command.__name__}  # as `python -m` starts them
 
 
 @contextmanager
@@ -101,7 +103,8 @@ def _refuse_used(folder: Path) -> None:
     """Raise if a killed sweep's DVC still runs there: it would record a result of mixed files."""
     for process in psutil.process_iter():
         try:
-            used = "dvc" in process.cmdline() and Path(process.cwd()).is_relative_to(folder)
+            runs_dvc = not PROGRAMS.isdisjoint(process.cmdline())
+            used = runs_dvc and Path(process.cwd()).is_relative_to(folder)
         except psutil.Error:  # ended meanwhile, or of another user
             continue
         if used:

@@ -33,7 +33,7 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def test_commands_have_output_exit_code_folder_and_environment(toy, log):
-    toy.replace("-m stages.side", "-c 'import os; print(os.environ[\"NOTE\"])'; true", "dvc.yaml")
+    toy.replace("-m stages side", "-c 'import os; print(os.environ[\"NOTE\"])'; true", "dvc.yaml")
     code, output = finish(toy, log, "stage", "list", "--name-only")
     names = ["download", "cut@0", "cut@1", "merge", "evaluation", "side"]
     assert (code, output.split()) == (0, names)

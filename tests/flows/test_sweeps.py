@@ -3,8 +3,6 @@
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +11,8 @@ import pytest
 from toy import Toy, wait_until
 from tracked import read_runs
 
+from flows.dvc import command
+from flows.environment import stage_environment
 from flows.sweeps.plan import plan_sweep
 from flows.sweeps.points import Point, make_points
 from flows.sweeps.worktrees import Worktrees, only_sweep, worktree
@@ -87,19 +87,21 @@ def test_what_the_workspace_made_is_cached_in_the_plan(done_toy):
     }
 
 
-def test_worktree_in_use_is_not_changed(toy):
+def test_worktree_in_use_is_not_changed(toy, tmp_path):
     point = Point("cut.by=7", {"cut.by": 7})
     folder = Worktrees(toy.root).place(point)
-    code = "print('here', flush=True); import time; time.sleep(60)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, "dvc"], cwd=folder, stdout=subprocess.PIPE
-    ) as orphan:
-        orphan.stdout.readline()
+    hold, output = (Toy(folder).mark(name) for name in ("hold.download", "slow.output"))
+    log = tmp_path / "server.log"
+    orphan = command.run(["repro", "-s", "download"], folder, stage_environment(), output, log)
+    try:
+        wait_until((folder / "runs.log").exists)
         assert Worktrees(toy.root).place(point) == folder  # same state: it may go on
         toy.replace("factor: 2", "factor: 5")
         with pytest.raises(RuntimeError, match=f"process {orphan.pid} still makes a stage there"):
             Worktrees(toy.root).place(point)
-        orphan.kill()
+    finally:
+        hold.unlink()
+        wait_until(lambda: orphan.poll() is not None)
 
 
 def test_one_sweep_at_a_time(tmp_path):
