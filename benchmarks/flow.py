@@ -28,11 +28,11 @@ from benchmarks.project import (
     sole_section,
     time_commands,
 )
-from flows.cores import count_cores
 from flows.dvc.plan import make_plan
 from flows.dvc.project import load_graph
 from flows.environment import default_settings, stage_environment
 from flows.graph import Graph, Status
+from flows.resources import count_cores
 from tests.support.loopback import Loopback, share_folder
 
 FLOW = [sys.executable, "-m", "flows", "run"]

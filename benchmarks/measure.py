@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flows.cores import count_cores
+from flows.resources import count_cores
 
 
 def seconds_of(function: Callable[[], object]) -> float:

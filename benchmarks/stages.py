@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.measure import medians, table
-from flows.cores import count_cores
+from flows.resources import count_cores
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.boxes.select import choose_boxes

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 from flows.environment import apply_settings
-from flows.graph import Status, Step
-from flows.stage import Outcome
+from flows.graph import Outcome, Status, Step
 from flows.table import (
     name_execution,
     plan_table,
@@ -60,7 +59,7 @@ def run(root: Path, options: argparse.Namespace) -> int:
         _require_fleet(root)
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
-        from flows.preflight import Preflight
+        from flows.stage import Preflight
 
         preflight = Preflight(root, steps) if not options.pools else None  # agents have the weights
         from flows.server import call_flow
@@ -119,7 +118,7 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
 def plan(root: Path, options: argparse.Namespace) -> int:
     """Say what the next run will do with each stage and shard, and why; run nothing."""
     from flows.dvc.plan import make_plan
-    from flows.preflight import Preflight
+    from flows.stage import Preflight
 
     steps = make_plan(root, options.targets)
     preflight = Preflight(root, steps)

@@ -17,8 +17,7 @@ from prefect.artifacts import (
 )
 from prefect.exceptions import PrefectException
 
-from flows.graph import Step, mermaid
-from flows.stage import Outcome
+from flows.graph import Outcome, Step, mermaid
 from flows.table import read_results, result_rows, summarize_plan
 
 # As stages/common/progress.py prints it: "wspn, classify: 120/400 in 10 s (12.0/s, 23 s left)".

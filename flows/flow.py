@@ -15,14 +15,14 @@ from prefect.states import Completed, Failed, State
 
 from flows.agents.coordinator import Fleet
 from flows.artifacts import StageProgress, show_outcomes, show_plan
-from flows.cores import CoreBudget
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
-from flows.graph import Status, Step
+from flows.graph import Outcome, Status, Step
 from flows.journal import remember
 from flows.machine import Machine, interruptible
+from flows.resources import CoreBudget
 from flows.server import outlives_this_process
-from flows.stage import Outcome, StageFailedError
+from flows.stage import StageFailedError
 from flows.table import summarize_plan
 from flows.tracking import PREFECT_LINK_TAG, Tracking
 
@@ -71,11 +71,17 @@ def experiment(
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
     show_plan(steps)
-    place = Fleet(folder) if pools else Machine(folder, CoreBudget(cores))
+    place = _fleet(folder) if pools else Machine(folder, CoreBudget(cores))
     with Tracking(folder, flow_run.name, _prefect_tags()) as tracking:
         with interruptible(place.stop):
             outcomes = _run_all(steps, place, folder, tracking)
         return _publish(folder, tracking, steps, outcomes)
+
+
+def _fleet(root: Path) -> Fleet:
+    from flows.agents.dispatch import PrefectDispatcher  # most executions are spared its imports
+
+    return Fleet(root, PrefectDispatcher())
 
 
 def _prefect_tags() -> dict[str, str]:

@@ -5,11 +5,15 @@ import subprocess
 from pathlib import Path
 
 
+class GitError(RuntimeError):
+    """A command of git failed; the message has its own words."""
+
+
 def git(folder: Path, *arguments: str, **environment: str) -> str:
-    """Return what `git <arguments>` says in the folder.
+    """Return what `git <arguments>` says in the folder, without the end of its last line.
 
     Raises:
-        RuntimeError: it failed; the message has its own words.
+        GitError: it failed.
     """
     done = subprocess.run(
         ["git", *arguments],
@@ -19,5 +23,5 @@ def git(folder: Path, *arguments: str, **environment: str) -> str:
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
-    return done.stdout.strip()
+        raise GitError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
+    return done.stdout.rstrip("\n")

@@ -4,8 +4,8 @@ A graph is a mapping from stage name to `Stage`, upstream first. A sharded stage
 (`boxes@0`, `boxes@1` …) of one group (`boxes`).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -61,6 +61,21 @@ class Step:
     stage: Stage
     status: Status
     reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: executed, restored, unchanged, failed, or not run.
+
+    `made` says with what it was executed: device, its model, torch, worker, seconds.
+    """
+
+    stage: str
+    group: str
+    outcome: str
+    seconds: float = 0.0
+    message: str = ""
+    made: Mapping[str, str | float] = field(default_factory=dict, compare=False)
 
 
 def select(graph: Graph, targets: Iterable[str] | None) -> Graph:

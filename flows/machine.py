@@ -11,11 +11,10 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from flows.cores import CoreBudget, CoresClosedError
-from flows.devices import DeviceSlots
 from flows.dvc.remote import result_key
-from flows.graph import DagError, Stage
-from flows.stage import Outcome, StageFailedError, StageRunner
+from flows.graph import DagError, Outcome, Stage
+from flows.resources import CoreBudget, CoresClosedError, DeviceSlots
+from flows.stage import StageFailedError, StageRunner
 
 WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.parallel.num_workers
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

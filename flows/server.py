@@ -168,6 +168,9 @@ def call_flow(
     server = LocalServer(root).start()
     module, _, name = path.partition(":")
     flow = getattr(importlib.import_module(module), name)  # imports Prefect meanwhile
+    from flows.store import open_store  # MLflow's, which takes long to make for the first time
+
+    open_store(root, os.environ["MLFLOW_TRACKING_URI"])
     server.wait_until_ready()
     if run_name:
         flow = flow.with_options(flow_run_name=lambda: run_name)  # a text would be a template

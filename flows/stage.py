@@ -10,10 +10,11 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,8 +22,9 @@ import psutil
 
 from flows.dvc import command as dvc
 from flows.dvc.command import Command
+from flows.dvc.records import forget, late_changes
 from flows.environment import STATE_FOLDER, stage_environment
-from flows.graph import Stage
+from flows.graph import Outcome, Stage, Status, Step
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
@@ -41,19 +43,35 @@ class StageFailedError(RuntimeError):
     """A stage ended with an error or was stopped; the message ends with its last lines."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a stage ended: executed, restored, unchanged, failed, or not run.
+class Preflight:
+    """A check of the params of all stages that are to run, in a process of its own.
 
-    `made` says with what it was executed: device, its model, torch, worker, seconds.
+    So no execution ends hours later for a param or file that is wrong now. It takes two seconds, in
+    which Prefect is loaded.
     """
 
-    stage: str
-    group: str
-    outcome: str
-    seconds: float = 0.0
-    message: str = ""
-    made: Mapping[str, str | float] = field(default_factory=dict, compare=False)
+    def __init__(self, root: Path, steps: list[Step]) -> None:
+        """Begin to check."""
+        due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
+        keys = {key.split(".")[0] for stage in due for key in stage.params}
+        sections = sorted(k for k in keys if (root / "stages" / k / "params.py").is_file())
+        command = [sys.executable, "-m", "stages.preflight", *sections]
+        self._process = (
+            subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+            if sections
+            else None
+        )
+
+    def finish(self) -> None:
+        """Wait for the end.
+
+        Raises:
+            ValueError: something is wrong; the message names key, file and fix of each.
+        """
+        if self._process:
+            _, told = self._process.communicate()
+            if self._process.returncode:
+                raise ValueError(told.strip())
 
 
 class StageRunner:
@@ -105,8 +123,6 @@ class StageRunner:
 
     def _take_back_if_changed(self, name: str, inputs: dict[str, Any]) -> None:
         """Raise if DVC, which hashes inputs after the stage's end, recorded others than it read."""
-        from flows.dvc.records import forget, late_changes  # imports DVC, which takes a second
-
         changed = late_changes(self._root, name, inputs)
         if changed:
             forget(self._root, name)

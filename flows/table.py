@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.graph import ABSENT, CHANGES_UPSTREAM, NEVER_RAN, Status, Step
-from flows.stage import Outcome
+from flows.graph import ABSENT, CHANGES_UPSTREAM, NEVER_RAN, Outcome, Status, Step
 
 RESULTS = Path("data/evaluation/metrics.json")
 GROUPS = ("base", "novel", "all")

@@ -7,29 +7,24 @@ ends, its curves while it trains. sqlite in the project by default, any store by
 MLFLOW_TRACKING_URI.
 """
 
-import fcntl
 import getpass
 import json
-import logging
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
-from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
+from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-from flows.abandoned import PROCESS_TAG, close_abandoned, process_tag
 from flows.dvc.records import recorded
-from flows.environment import STATE_FOLDER
-from flows.graph import DagError, Stage
+from flows.git import GitError, git
+from flows.graph import DagError, Outcome, Stage
 from flows.journal import fingerprint, remember
 from flows.predictor import MODELS, is_complete
 from flows.results import (
@@ -41,17 +36,11 @@ from flows.results import (
     read_metrics,
     read_params,
 )
-from flows.stage import Outcome
+from flows.store import PROCESS_TAG, close_abandoned, open_store, process_tag
 from flows.table import describe_execution
 
-EXPERIMENT = "ovis-dag"
-EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # its pages are of agents otherwise
-    "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
-}
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # what one request of MLflow may carry
 PARENT_TAG = "mlflow.parentRunId"
-SQLITE = "sqlite:///"
 PREFECT_LINK_TAG = "prefect.flow_run_url"
 PICTURES = {".png", ".svg", ".jpg"}
 REPORT = "report.json"  # what a stage left out, and why
@@ -84,13 +73,7 @@ class Tracking:
         """
         self._root = root
         self.uri = os.environ["MLFLOW_TRACKING_URI"]
-        logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration otherwise
-        with _one_process_at_a_time(root, self.uri):
-            try:
-                self._client = MlflowClient(self.uri)
-                experiment = self._find_experiment()
-            except MlflowException as error:
-                raise RuntimeError(f"MLFLOW_TRACKING_URI={self.uri}: {error}") from error
+        self._client, experiment = open_store(root, self.uri)
         close_abandoned(self._client, experiment)
         # Points of a sweep register no model: which one is the candidate is for people to say.
         self._registers = PARENT_TAG not in (tags or {})
@@ -127,19 +110,6 @@ class Tracking:
         if kind is not None:
             status = "FAILED" if issubclass(kind, Exception) else "KILLED"
             self._client.set_terminated(self.run_id, status)
-
-    def _find_experiment(self) -> str:
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        if found:
-            return found.experiment_id
-        local = self.uri.startswith(SQLITE)
-        artifacts = (self._root / "mlruns").as_uri() if local else None
-        try:
-            return self._client.create_experiment(EXPERIMENT, artifacts, EXPERIMENT_TAGS)
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
-                raise
-            return self._client.get_experiment_by_name(EXPERIMENT).experiment_id
 
     def _find_run(self, experiment: str, name: str, tags: dict[str, str]) -> Run | None:
         tags = {"mlflow.runName": name, **tags}
@@ -311,22 +281,6 @@ class Tracking:
                     self._client.log_artifact(self.run_id, str(self._root / path), folder)
 
 
-@contextmanager
-def _one_process_at_a_time(root: Path, uri: str) -> Iterator[None]:
-    """Hold a lock that all processes of this machine share for the store.
-
-    Five of six that create one sqlite store at once crash in its migrations. The lock lies beside
-    the database, for worktrees of a sweep share one.
-    """
-    lock = root / STATE_FOLDER / "mlflow.lock"
-    if uri.startswith(SQLITE):
-        lock = Path(uri.removeprefix(SQLITE) + ".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _start_tags(root: Path) -> dict[str, str]:
     """Return who starts an execution, and of which code."""
     try:
@@ -334,18 +288,12 @@ def _start_tags(root: Path) -> dict[str, str]:
     except (KeyError, OSError):  # of a container, without a name
         user = str(os.getuid())
     tags = {"mlflow.user": user, "mlflow.source.name": "flows", "mlflow.source.type": "LOCAL"}
-    commit = _git(root, "rev-parse", "HEAD")
-    if commit:
-        tags["mlflow.source.git.commit"] = commit
-        tags["git.uncommitted"] = str(bool(_git(root, "status", "--porcelain"))).lower()
+    with suppress(GitError):  # a project without git, or without a commit
+        tags["mlflow.source.git.commit"] = git(root, "rev-parse", "HEAD")
+        tags["git.uncommitted"] = str(bool(git(root, "status", "--porcelain"))).lower()
     return tags
 
 
 def _batches(items: list, size: int) -> Iterator[list]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else ""

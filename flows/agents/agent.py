@@ -16,8 +16,7 @@ from flows.agents.request import (
     inputs_made_upstream,
     versions_here,
 )
-from flows.agents.workspace import WorkspaceError, checkout, fetch_commit, write_records
-from flows.devices import DeviceSlots
+from flows.agents.workspace import checkout, fetch_commit, write_records
 from flows.dvc.project import load_graph
 from flows.dvc.remote import (
     RemoteError,
@@ -28,8 +27,10 @@ from flows.dvc.remote import (
     result_key,
     with_patience,
 )
-from flows.graph import DagError, Stage
-from flows.stage import Outcome, StageFailedError, StageRunner
+from flows.git import GitError
+from flows.graph import DagError, Outcome, Stage
+from flows.resources import DeviceSlots
+from flows.stage import StageFailedError, StageRunner
 
 MIN_FREE_BYTES = 64 * 2**20  # below it nothing is started
 FULL_DISK = "No space left on device"
@@ -69,7 +70,7 @@ def reproduce(clone: Path, request: Request, name: str, log: Log) -> Outcome:
             return _reproduce(folder, request, log)
     except RefusedError as error:
         raise StageFailedError(f"{request.stage}: refused: {error}") from error
-    except (WorkspaceError, OSError) as error:
+    except (GitError, OSError) as error:
         raise UnfitError(f"{request.stage}: {error}") from error
 
 

@@ -12,8 +12,8 @@ from typing import Protocol
 from flows.agents.request import Request, make_request, take_snapshot
 from flows.dvc.project import load_graph
 from flows.dvc.remote import RemoteError, fetch_result, push_outputs, result_key, with_patience
-from flows.graph import DagError, Stage
-from flows.stage import Outcome, StageFailedError, StageRunner
+from flows.graph import DagError, Outcome, Stage
+from flows.stage import StageFailedError, StageRunner
 
 ATTEMPTS = 3  # of one stage, on agents that turn out unfit or lost
 
@@ -42,16 +42,12 @@ class Dispatcher(Protocol):
 class Fleet:
     """Makes stages on agents and restores their results here."""
 
-    def __init__(self, root: Path, dispatcher: Dispatcher | None = None) -> None:
-        """Take the project at `root` as it is now; agents are reached through Prefect by default.
+    def __init__(self, root: Path, dispatcher: Dispatcher) -> None:
+        """Take the project at `root` as it is now.
 
         Raises:
             UncommittedError: agents would not see all of it.
         """
-        if dispatcher is None:
-            from flows.agents.dispatch import PrefectDispatcher  # needs a server's address
-
-            dispatcher = PrefectDispatcher()
         self._root = root
         self._dispatcher = dispatcher
         self._graph = load_graph(root)

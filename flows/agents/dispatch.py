@@ -21,7 +21,8 @@ from prefect.states import Cancelling
 from flows.agents.coordinator import LostError
 from flows.agents.request import Request
 from flows.agents.stage_flow import FLOW, STAGE_FAILED, UNFIT
-from flows.stage import Outcome, StageFailedError
+from flows.graph import Outcome
+from flows.stage import StageFailedError
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_WITHOUT_SERVER = 300.0

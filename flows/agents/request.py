@@ -5,7 +5,6 @@ A request is small, text, and whole: with it and the DVC remote any clone makes 
 
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from flows.dvc.records import recorded
+from flows.git import git
 from flows.graph import DagError, Graph, Stage, overlap
 
 PARAMS = "params.yaml"
@@ -60,7 +60,7 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
     Raises:
         UncommittedError: a tracked file other than params.yaml and dvc.lock differs from the
             commit, or an untracked file is an input of a stage.
-        ValueError: git cannot say.
+        GitError: git cannot say.
     """
     inputs = [path for stage in graph.values() for path in stage.inputs]
     made = [path for stage in graph.values() for path in stage.outputs]
@@ -78,7 +78,7 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
             f"uncommitted changes, which agents would not see: {', '.join(unseen[:5])}{more}; "
             f"commit or stash them (only {PARAMS} and {RECORD} travel with the stages)"
         )
-    commit = _git(root, "rev-parse", "HEAD").strip()
+    commit = git(root, "rev-parse", "HEAD")
     return Snapshot(commit, (root / PARAMS).read_text(encoding="utf-8"), versions_here(root))
 
 
@@ -171,12 +171,5 @@ def _made_upstream(stage: Stage) -> list[str]:
 
 
 def _git_status(root: Path) -> list[tuple[str, str]]:
-    text = _git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+    text = git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
     return [(entry[:2], entry[3:]) for entry in text.split("\0") if entry]
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"git {arguments[0]} in {root}: {done.stderr.strip()}")
-    return done.stdout

@@ -5,10 +5,9 @@ import signal
 import socket
 from pathlib import Path
 
-from flows.cores import count_cores
-from flows.devices import list_devices
 from flows.dvc.command import STOP_ORPHANS
 from flows.environment import stage_environment
+from flows.resources import count_cores, list_devices
 
 POOL = "ovis-dag-{}"  # on a server that other teams use too
 CLONE = "OVIS_AGENT_CLONE"  # where the worker was started

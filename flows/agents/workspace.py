@@ -8,7 +8,6 @@ fetched once per machine and a finished result survives until it is pushed.
 import fcntl
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -20,14 +19,11 @@ from flows.agents.request import PARAMS, RECORD, RefusedError, Request
 from flows.dvc.project import share_cache
 from flows.dvc.remote import RemoteError
 from flows.environment import STATE_FOLDER
+from flows.git import GitError, git
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
 COMMIT = re.compile("[0-9a-f]{40}")
 RESUME = ".resume"  # where stages keep resume points, by fingerprint
-
-
-class WorkspaceError(RuntimeError):
-    """Git cannot make the checkout; the message says why."""
 
 
 def fetch_commit(clone: Path, commit: str) -> None:
@@ -44,9 +40,10 @@ def fetch_commit(clone: Path, commit: str) -> None:
     with _hold_clone(clone):
         if _is_on_a_branch(clone, commit):
             return
-        done = _run(clone, "fetch", "--quiet", "origin", "+refs/heads/*:refs/remotes/origin/*")
-        if done.returncode:
-            raise RemoteError(f"git fetch origin in {clone}: {done.stderr.strip()}")
+        try:
+            git(clone, "fetch", "--quiet", "origin", "+refs/heads/*:refs/remotes/origin/*")
+        except GitError as error:
+            raise RemoteError(str(error)) from error
         if not _is_on_a_branch(clone, commit):
             raise RefusedError(f"commit {commit[:12]} is on no branch of {clone}'s origin; push it")
 
@@ -61,7 +58,7 @@ def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
         name: of the folder; unique among all that run.
 
     Raises:
-        WorkspaceError: git failed.
+        GitError: git cannot make it.
     """
     folder = clone / FOLDER / name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +66,7 @@ def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
         with _hold_clone(clone):
             remove_leftovers(clone)
             add = ("worktree", "add", "--detach", "--force", "--end-of-options")
-            _git(clone, *add, str(folder), request.commit)
+            git(clone, *add, str(folder), request.commit)
         try:
             _fill(clone, folder, request)
             yield folder
@@ -97,8 +94,10 @@ def _fill(clone: Path, folder: Path, request: Request) -> None:
 
 
 def _is_on_a_branch(clone: Path, commit: str) -> bool:
-    done = _run(clone, "for-each-ref", f"--contains={commit}", "refs/remotes/origin")
-    return done.returncode == 0 and bool(done.stdout)  # git fails on a commit that is not here
+    try:
+        return bool(git(clone, "for-each-ref", f"--contains={commit}", "refs/remotes/origin"))
+    except GitError:
+        return False  # the commit is not here
 
 
 def write_records(folder: Path, request: Request) -> None:
@@ -110,7 +109,7 @@ def write_records(folder: Path, request: Request) -> None:
 def _remove(clone: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.with_suffix(".lock").unlink(missing_ok=True)
-    _git(clone, "worktree", "prune")
+    git(clone, "worktree", "prune")
 
 
 def _hold_clone(clone: Path) -> AbstractContextManager:
@@ -128,13 +127,3 @@ def _hold(path: Path, wait: bool = False) -> Iterator[IO[str]]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield file
-
-
-def _run(clone: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["git", *arguments], cwd=clone, capture_output=True, text=True)
-
-
-def _git(clone: Path, *arguments: str) -> None:
-    done = _run(clone, *arguments)
-    if done.returncode:
-        raise WorkspaceError(f"git {' '.join(arguments)} in {clone}: {done.stderr.strip()}")

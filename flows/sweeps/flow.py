@@ -19,13 +19,12 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.cores import CoreBudget
 from flows.dvc.records import sort_lock
 from flows.flow import outcome_of, run_stage
 from flows.git import git
-from flows.graph import Status
+from flows.graph import Outcome, Status
 from flows.machine import InFlight, Machine, interruptible
-from flows.stage import Outcome
+from flows.resources import CoreBudget
 from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result, write_report, write_results

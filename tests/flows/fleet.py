@@ -12,8 +12,7 @@ from flows.agents.request import Request
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
 from flows.dvc.remote import RemoteError
-from flows.graph import DagError, Status
-from flows.stage import Outcome
+from flows.graph import DagError, Outcome, Status
 from tests.support.loopback import clone_beside, share_folder
 
 

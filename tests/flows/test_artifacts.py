@@ -12,8 +12,7 @@ from test_graph import make
 
 from flows import artifacts
 from flows.artifacts import StageProgress, show_outcomes, show_plan
-from flows.graph import Status, Step
-from flows.stage import Outcome
+from flows.graph import Outcome, Status, Step
 
 
 @pytest.fixture

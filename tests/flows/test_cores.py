@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from flows.cores import CoreBudget, CoresClosedError, count_cores
+from flows.resources import CoreBudget, CoresClosedError, count_cores
 
 
 def test_default_is_all_cores_and_a_wide_stage_gets_what_there_is():

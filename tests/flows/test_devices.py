@@ -6,7 +6,7 @@ import time
 import pytest
 from toy import wait_until
 
-from flows.devices import DeviceSlots, list_devices
+from flows.resources import DeviceSlots, list_devices
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_cpu_stages_see_no_device_and_wide_ones_get_all_there_are(tmp_path):
 
 def test_a_device_is_held_by_one_at_a_time_also_across_processes(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from flows.devices import DeviceSlots\n"
+        "import sys, time; from pathlib import Path; from flows.resources import DeviceSlots\n"
         "with DeviceSlots(['7'], Path(sys.argv[1])).reserve(1): print('held', flush=True);"
         " time.sleep(60)"
     )

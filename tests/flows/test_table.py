@@ -2,8 +2,7 @@ import json
 
 from test_graph import make
 
-from flows.graph import NEVER_RAN, Status, Step
-from flows.stage import Outcome
+from flows.graph import NEVER_RAN, Outcome, Status, Step
 from flows.table import (
     align,
     describe_execution,

@@ -14,8 +14,8 @@ from toy import PATIENCE, wait_until
 from tracked import read_runs
 
 from flows.environment import default_settings
+from flows.graph import Outcome
 from flows.results import read_curves, read_metrics, read_params
-from flows.stage import Outcome
 from flows.tracking import Tracking
 
 

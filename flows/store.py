@@ -1,0 +1,102 @@
+"""MLflow's store: opened by one process at a time, and rid of runs whose process was killed.
+
+Those would stay RUNNING for ever. A run carries the process that writes it; the next execution on
+the same machine closes those whose process is gone. Runs of other machines are left alone, for
+nobody here can tell.
+"""
+
+import fcntl
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
+
+from flows.environment import STATE_FOLDER
+
+EXPERIMENT = "ovis-dag"
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # its pages are of agents otherwise
+    "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
+}
+SQLITE = "sqlite:///"
+PROCESS_TAG = "process"
+SECONDS_OF_ROUNDING = 2.0  # of a process's start, which psutil derives from the clock
+
+
+def open_store(root: Path, uri: str) -> tuple[MlflowClient, str]:
+    """Return the store at `uri` and the id of the project's experiment, both made if need be.
+
+    Raises:
+        RuntimeError: the store cannot be reached; the message names it.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration otherwise
+    with _one_process_at_a_time(root, uri):
+        try:
+            client = MlflowClient(uri)
+            return client, _find_experiment(client, root, uri)
+        except MlflowException as error:
+            raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {error}") from error
+
+
+def _find_experiment(client: MlflowClient, root: Path, uri: str) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found:
+        return found.experiment_id
+    artifacts = (root / "mlruns").as_uri() if uri.startswith(SQLITE) else None
+    try:
+        return client.create_experiment(EXPERIMENT, artifacts, EXPERIMENT_TAGS)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+        return client.get_experiment_by_name(EXPERIMENT).experiment_id
+
+
+@contextmanager
+def _one_process_at_a_time(root: Path, uri: str) -> Iterator[None]:
+    """Hold a lock that all processes of this machine share for the store.
+
+    Five of six that create one sqlite store at once crash in its migrations. The lock lies beside
+    the database, for worktrees of a sweep share one.
+    """
+    lock = root / STATE_FOLDER / "mlflow.lock"
+    if uri.startswith(SQLITE):
+        lock = Path(uri.removeprefix(SQLITE) + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def process_tag() -> str:
+    """Return this process as "<host>/<pid>/<seconds since 1970 of its start>"."""
+    process = psutil.Process()
+    return f"{socket.gethostname()}/{process.pid}/{process.create_time():.0f}"
+
+
+def close_abandoned(client: MlflowClient, experiment_id: str) -> list[str]:
+    """Mark as KILLED the running runs of dead processes of this machine; return their ids."""
+    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'")
+    abandoned = [
+        run.info.run_id for run in running if _is_abandoned(run.data.tags.get(PROCESS_TAG, ""))
+    ]
+    for run_id in abandoned:
+        client.set_terminated(run_id, "KILLED")
+    return abandoned
+
+
+def _is_abandoned(tag: str) -> bool:
+    host, *rest = tag.rsplit("/", 2)
+    if host != socket.gethostname():
+        return False
+    pid, started = int(rest[0]), float(rest[1])
+    try:
+        process = psutil.Process(pid)
+        dead = process.status() == psutil.STATUS_ZOMBIE
+        return dead or abs(process.create_time() - started) > SECONDS_OF_ROUNDING
+    except psutil.NoSuchProcess:
+        return True
