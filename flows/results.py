@@ -9,10 +9,9 @@ from pathlib import Path
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from flows.graph import Stage
-from flows.overlay import flatten
+from flows.overlay import PARAMS, flatten
 
 LONGEST_PARAM = 6000
-PARAMS = "params.yaml"
 SOURCE = "download"  # the stage that makes the data
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -112,7 +112,7 @@ class StageRunner:
         receipt = self._state_file("receipts", stage.name, "json")
         receipt.unlink(missing_ok=True)
         more = {**(environment or {}), RECEIPT: str(receipt.absolute())}
-        lines = self._run_to_end([stage], stage.name, log, more)
+        lines = self._run_to_end(stage.name, log, more)
         seconds = round(time.monotonic() - started, 2)
         outcome, made = _outcome(stage, lines), {}
         if outcome == "executed" and receipt.is_file():
@@ -132,50 +132,41 @@ class StageRunner:
             )
 
     def _run_to_end(
-        self,
-        stages: Sequence[Stage],
-        label: str,
-        log: Callable[[str], None],
-        more: Mapping[str, str],
+        self, name: str, log: Callable[[str], None], more: Mapping[str, str]
     ) -> list[str]:
-        names = [stage.name for stage in stages]
-        code, lines = self._run_once(names, label, log, more)
+        code, lines = self._run_once(name, log, more)
         while code and any(map(_is_alive, blockers := _blockers(lines))):
-            self._wait_for(label, blockers)
-            code, lines = self._run_once(names, label, log, more)
+            self._wait_for(name, blockers)
+            code, lines = self._run_once(name, log, more)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
-            where = self._state_file("logs", label, "log").relative_to(self._root)
-            raise StageFailedError(f"{label} {how}; its last lines, all in {where}:\n{end}")
+            where = self._state_file("logs", name, "log").relative_to(self._root)
+            raise StageFailedError(f"{name} {how}; its last lines, all in {where}:\n{end}")
         return lines
 
-    def _state_file(self, folder: str, label: str, suffix: str) -> Path:
-        path = self._root / STATE_FOLDER / folder / f"{label.replace('/', '.')}.{suffix}"
+    def _state_file(self, folder: str, name: str, suffix: str) -> Path:
+        path = self._root / STATE_FOLDER / folder / f"{name.replace('/', '.')}.{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def _run_once(
-        self,
-        names: list[str],
-        label: str,
-        log: Callable[[str], None],
-        more: Mapping[str, str],
+        self, name: str, log: Callable[[str], None], more: Mapping[str, str]
     ) -> tuple[int, list[str]]:
-        path = self._state_file("logs", label, "log")
+        path = self._state_file("logs", name, "log")
         path.unlink(missing_ok=True)  # an orphan may still write to the old file
         if self._stopping.is_set():
             return 1, ["stopped before it started"]
         path.touch()
         lines: list[str] = []
         with path.open(encoding="utf-8") as follow:
-            arguments = ["--wait-for-lock", "repro", "-s", *names]
+            arguments = ["--wait-for-lock", "repro", "-s", name]
             environment = {**stage_environment(), **more}
             process = dvc.run(arguments, self._root, environment, path, self._server_log)
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):
-                    self._echo(f"[{label}] {line}")
+                    self._echo(f"[{name}] {line}")
                     log(line)
         return process.returncode, lines
 
@@ -195,9 +186,9 @@ class StageRunner:
                 patience = time.monotonic() + SECONDS_PER_SIGNAL
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def _wait_for(self, label: str, pids: list[int]) -> None:
-        names = ", ".join(map(str, pids))
-        self._echo(f"[{label}] another execution is making this (PID {names}); waiting for it")
+    def _wait_for(self, name: str, pids: list[int]) -> None:
+        told = ", ".join(map(str, pids))
+        self._echo(f"[{name}] another execution is making this (PID {told}); waiting for it")
         while any(map(_is_alive, pids)) and not self._stopping.is_set():
             time.sleep(SECONDS_BETWEEN_LOOKS)
 

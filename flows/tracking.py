@@ -26,16 +26,9 @@ from flows.dvc.records import recorded
 from flows.git import GitError, git
 from flows.graph import DagError, Outcome, Stage
 from flows.journal import fingerprint, remember
+from flows.overlay import PARAMS
 from flows.predictor import MODELS, is_complete
-from flows.results import (
-    PARAMS,
-    SOURCE,
-    legal,
-    read_curves,
-    read_dataset,
-    read_metrics,
-    read_params,
-)
+from flows.results import SOURCE, legal, read_curves, read_dataset, read_metrics, read_params
 from flows.store import PROCESS_TAG, close_abandoned, open_store, process_tag
 from flows.table import describe_execution
 

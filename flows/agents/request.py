@@ -17,8 +17,8 @@ from packaging.requirements import Requirement
 from flows.dvc.records import recorded
 from flows.git import git
 from flows.graph import DagError, Graph, Stage, overlap
+from flows.overlay import PARAMS
 
-PARAMS = "params.yaml"
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
 THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/seeding.py)
 RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs

@@ -15,11 +15,12 @@ from typing import IO
 
 from ruamel.yaml import YAML
 
-from flows.agents.request import PARAMS, RECORD, RefusedError, Request
+from flows.agents.request import RECORD, RefusedError, Request
 from flows.dvc.project import share_cache
 from flows.dvc.remote import RemoteError
 from flows.environment import STATE_FOLDER
 from flows.git import GitError, git
+from flows.overlay import PARAMS
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
 COMMIT = re.compile("[0-9a-f]{40}")

@@ -25,11 +25,12 @@ from flows.git import git
 from flows.graph import Outcome, Status
 from flows.machine import InFlight, Machine, interruptible
 from flows.resources import CoreBudget
+from flows.results import read_metrics
 from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result, write_report, write_results
 from flows.sweeps.worktrees import results_folder
-from flows.tracking import PARENT_TAG, Tracking, read_metrics
+from flows.tracking import PARENT_TAG, Tracking
 
 
 @flow(name="sweep", validate_parameters=False, persist_result=False)
