@@ -241,7 +241,7 @@ def test_a_stage_that_a_person_cancels_is_not_made_again(fleet, project):
     assert "exit code 1" in output, output
     assert "download was cancelled on Prefect's server" in output
     assert project.ran() == ["download"]
-    wait_until(lambda: not machine.running("stages.download"), 60)
+    wait_until(lambda: not stage_processes(machine, "download"), 60)
 
 
 def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):

@@ -52,12 +52,11 @@ class Service:
             return []
 
     def running(self, module: str) -> list[psutil.Process]:
-        """Return those of the family that run `python -m <module>`, or a module inside it."""
+        """Return those of the family that run `python -m <module>`."""
         found = []
         for process in self.family():
             with suppress(psutil.NoSuchProcess):  # it ended meanwhile
-                flag, name = [*process.cmdline(), "", ""][1:3]
-                if flag == "-m" and f"{name}.".startswith(f"{module}."):
+                if process.cmdline()[1:3] == ["-m", module]:
                     found.append(process)
         return found
 
