@@ -112,7 +112,7 @@ def test_all_results_lost_but_the_cache_are_restored(done_toy):
 
 def test_changed_code_and_command_are_reasons(done_toy):
     done_toy.replace("shard = sys", "shard =  sys", "stages/cut/__main__.py")
-    done_toy.replace("-m stages.side", "-m  stages.side", "dvc.yaml")
+    done_toy.replace("-m stages side", "-m  stages side", "dvc.yaml")
     told = reasons(done_toy)
     assert told["cut@0"] == "stages/cut/__main__.py changed"
     assert told["side"] == "the command changed"
