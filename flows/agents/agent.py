@@ -32,6 +32,8 @@ from flows.graph import DagError, Outcome, Stage
 from flows.resources import DeviceSlots
 from flows.stage import StageFailedError, StageRunner
 
+CLONE = "OVIS_AGENT_CLONE"  # where the worker was started
+NAME = "OVIS_AGENT_NAME"
 MIN_FREE_BYTES = 64 * 2**20  # below it nothing is started
 FULL_DISK = "No space left on device"
 

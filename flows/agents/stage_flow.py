@@ -13,9 +13,8 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.agents.agent import UnfitError, reproduce
+from flows.agents.agent import CLONE, NAME, UnfitError, reproduce
 from flows.agents.request import Request
-from flows.agents.worker import CLONE, NAME
 from flows.dvc.remote import RemoteError
 from flows.graph import DagError
 from flows.stage import StageFailedError

@@ -5,13 +5,12 @@ import signal
 import socket
 from pathlib import Path
 
+from flows.agents.agent import CLONE, NAME, require_space
 from flows.dvc.command import STOP_ORPHANS
 from flows.environment import stage_environment
 from flows.resources import count_cores, list_devices
 
 POOL = "ovis-dag-{}"  # on a server that other teams use too
-CLONE = "OVIS_AGENT_CLONE"  # where the worker was started
-NAME = "OVIS_AGENT_NAME"
 HEARTBEAT_SECONDS = 30  # the least that Prefect 3.8 takes
 SECONDS_BETWEEN_QUERIES = 2
 
@@ -53,7 +52,6 @@ def become_worker(root: Path, pool: str, name: str | None, stages: int | None) -
     limit = stages or default_stages(pool)
     os.environ.update(worker_environment(root, name))
     # Prefect reads the environment once.
-    from flows.agents.agent import require_space
     from flows.agents.pools import has_pool
     from flows.agents.stage_worker import work
     from flows.server import require_server

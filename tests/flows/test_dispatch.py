@@ -12,11 +12,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import disable_run_logger
 
 from flows.agents import dispatch, stage_flow
+from flows.agents.agent import NAME
 from flows.agents.coordinator import LostError
 from flows.agents.dispatch import PrefectDispatcher
 from flows.agents.pools import SECONDS_UNTIL_LOST, lost_rule
 from flows.agents.request import Request
-from flows.agents.worker import HEARTBEAT_SECONDS, NAME
+from flows.agents.worker import HEARTBEAT_SECONDS
 from flows.stage import StageFailedError
 
 REQUEST = Request("cut@1", "abc", "0" * 40, "", {}, {})
