@@ -61,7 +61,7 @@ OURS_AS_FOR_THE_SCENES = {
     "quality.activation_fractions": "what is measured",
     "quality.square_sides": "what is measured",
     "quality.montage_rows": "what is shown",
-    "detector.engine": "the engine that is always installed",
+    "detector.architecture": "whose library is always installed",
     "detector.training.precision": "speed: rounding, a known-good choice for detectors",
     "finetune.training.precision": "speed: rounding, a known-good choice for detectors",
     "evaluation.expand_detections": "the challenge's usual submission",

@@ -13,7 +13,6 @@ from pathlib import Path
 from stages.common.categories import read_categories
 from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
-from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.devices import choose_device, prepare_device
 from stages.common.params import read_exactness, read_section, read_seed, read_shards
 from stages.common.processes import process_index, run_in_processes
@@ -21,10 +20,10 @@ from stages.common.seeding import make_deterministic
 from stages.common.storage import read_tensors, write_json
 from stages.common.stored_pictures import StoredPictures
 from stages.detector.params import DetectorParams
-from stages.models.detector_training import train_detector, training_metrics
-from stages.models.engines.dispatch import network_class
-from stages.models.initial_weights import load_start
-from stages.models.mask_rcnn import save_detector
+from stages.models.detection.detector import build, save
+from stages.models.detection.initial_weights import load_start
+from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.training import train_detector, training_metrics
 
 DOWNLOAD = Path("data/download")
 EMBEDDINGS = Path("data/vocabulary/embeddings.safetensors")
@@ -51,7 +50,7 @@ def main() -> None:
             f"{EMBEDDINGS}: {len(embeddings)} embeddings for {len(categories)} base and novel"
             " categories; run `dvc repro vocabulary`"
         )
-    model = network_class(params.engine)(params.network, embeddings)
+    model = build(params.architecture, params.network, embeddings)
     started_from = load_start(model, params, VLM, options.section)
 
     model.to(device)
@@ -64,7 +63,7 @@ def main() -> None:
     train_detector(model, pictures, params.training, seed, curve, vocabulary, checkpoint)
     if process_index() > 0:
         return  # the first process writes
-    save_detector(options.output / "model.safetensors", model)
+    save(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
     metrics = training_metrics(model, pictures, annotations, curve)
     write_json(options.output / "metrics.json", metrics)
@@ -85,9 +84,9 @@ def _read_options() -> argparse.Namespace:
 
 def start() -> None:
     """Run the stage in as many processes as its batch and the devices allow."""
-    batch_size = read_section(_read_options().section, DetectorParams).training.batch_size
-    device = choose_device(read_exactness())
-    run_in_processes("stages.detector.__main__", device, batch_size)
+    params = read_section(_read_options().section, DetectorParams)
+    batch_size = params.training.batch_size if "shares" in params.network.supports else 1
+    run_in_processes("stages.detector.__main__", choose_device(read_exactness()), batch_size)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from pathlib import Path
 from stages.common.categories import read_categories
 from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
-from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.devices import choose_device, prepare_device
 from stages.common.ground_truth import SKIPPED, is_annotated
 from stages.common.params import read_exactness, read_section, read_seed, read_shards
@@ -27,8 +26,9 @@ from stages.common.storage import replace_file, write_json
 from stages.common.stored_pictures import StoredPictures
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
-from stages.models.detector_training import train_detector, training_metrics
-from stages.models.mask_rcnn import load_detector, save_detector
+from stages.models.detection.detector import load, save
+from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.training import train_detector, training_metrics
 
 DETECTOR = Path("data/detector/model.safetensors")
 ANNOTATIONS = Path("data/download/ground_truth/train.json")
@@ -64,7 +64,7 @@ def main() -> None:
     labels = {categories[k].id: vocabulary.index(k) + 1 for k in labelled}
     annotations = read_annotations(options.annotations, labels, [c.id for c in every])
     pictures = label_pictures(StoredPictures(*shards), annotations, labels, options.annotations)
-    model = load_detector(DETECTOR).to(device)
+    model = load(DETECTOR).to(device)
 
     settings = [params.model_dump(), seed, read_exactness(), device.type, labelled]
     name = fingerprint(settings, [DETECTOR, options.annotations, CATEGORIES, *shards])
@@ -78,7 +78,7 @@ def main() -> None:
     )
     if process_index() > 0:
         return  # the first process writes
-    save_detector(options.output / "model.safetensors", model)
+    save(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
     write_json(
         options.output / "metrics.json", training_metrics(model, pictures, annotations, curve)

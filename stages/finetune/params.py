@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stages.common.params import Section
-from stages.models.detector_settings import TrainingParams
+from stages.models.detection.params import TrainingParams
 
 
 class FinetuneParams(Section):

@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from stages.common.boxes import pairwise_iou
-from stages.common.detection_data import IGNORED, LabelledPicture
 from stages.common.masks import encode_mask
 from stages.common.progress import track
-from stages.models.mask_rcnn import MaskRcnn, Prediction, predict
+from stages.models.detection.detector import IGNORED, Detector, Prediction, predict
+from stages.models.detection.samples import LabelledPicture
 
 LABELLED_IOU = 0.5  # a detection that overlaps a labelled object this much is that object
 SMALLEST_SIDE = 1.0  # pixels
@@ -24,7 +24,7 @@ PICTURES_AT_ONCE = 16
 
 
 def label_novel_detections(
-    model: MaskRcnn,
+    model: Detector,
     pictures: Sequence[LabelledPicture],
     vocabulary: Sequence[int],
     novel: Sequence[int],

@@ -6,7 +6,7 @@ from bisect import bisect_right
 import torch
 from torch import nn
 
-from stages.models.detector_settings import StepDecayParams, TrainingParams
+from stages.models.detection.params import StepDecayParams, TrainingParams
 
 LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 

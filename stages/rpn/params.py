@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from stages.common.params import Section
-from stages.models.detector_settings import StartParams, TrainingParams
-from stages.models.wspn_ranking import AgreementSettings, RankingSettings
+from stages.models.detection.params import StartParams
+from stages.models.proposals.ranking import AgreementSettings, RankingSettings
 
 
 class HeadParams(Section):
@@ -30,7 +30,6 @@ class HeadParams(Section):
 class RpnParams(StartParams):
     """The detector whose region proposals are compared, its training, and where to measure."""
 
-    training: TrainingParams
     by_classes: HeadParams
     by_agreement: HeadParams
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]

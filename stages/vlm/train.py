@@ -14,8 +14,8 @@ from torch.nn import functional
 from stages.common.curves import Curve
 from stages.common.devices import send
 from stages.common.progress import track
-from stages.models.albef import Albef
-from stages.models.tokenizer import CaptionTokenizer
+from stages.models.vision_language.small_albef import SmallAlbef
+from stages.models.vision_language.tokenizer import CaptionTokenizer
 from stages.vlm import losses
 from stages.vlm.pairs import PairSampler
 from stages.vlm.params import PhaseParams, VlmParams
@@ -23,7 +23,7 @@ from stages.vlm.words import VisibilityMeter, WordSwapper, substitution_weights
 
 
 def train_vlm(
-    model: Albef,
+    model: SmallAlbef,
     tokenizer: CaptionTokenizer,
     sampler: PairSampler,
     all_tokens: torch.Tensor,
@@ -95,7 +95,7 @@ def _visible_words(
 
 
 def _fuse_losses(
-    model: Albef,
+    model: SmallAlbef,
     images: torch.Tensor,
     tokens: torch.Tensor,
     window: tuple[int, int],
@@ -152,7 +152,7 @@ def _fuse_losses(
 
 
 def _word_scores(
-    model: Albef,
+    model: SmallAlbef,
     patches: torch.Tensor,
     tokens: torch.Tensor,
     words: torch.Tensor,
@@ -166,7 +166,7 @@ def _word_scores(
     return scores, named.scatter_(1, tokens, True)[:, words]
 
 
-def _similarity(model: Albef, encoded: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def _similarity(model: SmallAlbef, encoded: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """Return image-text similarities (B, B) of the class tokens, divided by the temperature."""
     images = functional.normalize(model.image_projection(encoded[:, 0]).float(), dim=-1)
     texts = functional.normalize(model.text_projection(text[:, 0]).float(), dim=-1)
@@ -183,7 +183,7 @@ def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator
 
 
 def _random_window(
-    model: Albef, images: torch.Tensor, generator: torch.Generator
+    model: SmallAlbef, images: torch.Tensor, generator: torch.Generator
 ) -> tuple[int, int]:
     """Return where in the position table this batch's pictures lie."""
     free = model.config.max_patches_side - images.shape[-1] // 8 + 1
@@ -191,7 +191,7 @@ def _random_window(
     return top, left
 
 
-def _optimizer(model: Albef, params: VlmParams) -> torch.optim.AdamW:
+def _optimizer(model: SmallAlbef, params: VlmParams) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -216,5 +216,5 @@ def _update(
     optimizer.step()
 
 
-def _precision(model: Albef, params: VlmParams) -> torch.autocast:
+def _precision(model: SmallAlbef, params: VlmParams) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=params.bfloat16)

@@ -25,11 +25,11 @@ from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.storage import read_table, write_json
 from stages.common.tables import boxes_by_image
-from stages.models.albef import load_albef
-from stages.models.imagenet import load_imagenet_weights
-from stages.models.wspn_file import save_wspn
-from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
-from stages.models.wspn_language import LanguageWspn, LanguageWspnConfig
+from stages.models.backbones.imagenet import load_imagenet_weights
+from stages.models.proposals.file import save_wspn
+from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
+from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
+from stages.models.vision_language.small_albef import load_albef
 from stages.wspn.classify import train_class_part
 from stages.wspn.end_to_end import SECONDS_BETWEEN, train_end_to_end
 from stages.wspn.examples import (

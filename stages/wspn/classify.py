@@ -13,8 +13,8 @@ from stages.common.curves import Curve
 from stages.common.devices import send
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
-from stages.models.wspn import class_scores
-from stages.models.wspn_language import LanguageWspn
+from stages.models.proposals.base import class_scores
+from stages.models.proposals.language import LanguageWspn
 from stages.wspn.examples import Example
 from stages.wspn.optimise import Descent
 from stages.wspn.params import ClassifyParams

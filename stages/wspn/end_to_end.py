@@ -24,9 +24,9 @@ from stages.common.images import Picture
 from stages.common.prefetch import prefetch
 from stages.common.progress import track
 from stages.common.seeding import derive_seed, numpy_generator
-from stages.models.imagenet import freeze_stages
-from stages.models.wspn_imagenet import ImagenetWspn
-from stages.models.wspn_input import mirror_boxes, view_input
+from stages.models.backbones.imagenet import freeze_stages
+from stages.models.proposals.imagenet import ImagenetWspn
+from stages.models.proposals.views import mirror_boxes, view_input
 from stages.wspn.examples import thin_out
 from stages.wspn.params import EndToEndParams, WspnParams
 from stages.wspn.refine import picture_losses

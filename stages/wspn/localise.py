@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stages.common.box_regression import encode_boxes
+from stages.common.box_coder import encode_boxes
 from stages.common.boxes import pairwise_iou
 from stages.common.curves import Curve
 from stages.common.devices import send
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
-from stages.models.wspn import class_scores, consensus
-from stages.models.wspn_language import LanguageWspn
+from stages.models.proposals.base import class_scores, consensus
+from stages.models.proposals.language import LanguageWspn
 from stages.wspn.examples import Example
 from stages.wspn.optimise import Descent
 from stages.wspn.params import LocaliseParams, SeedParams

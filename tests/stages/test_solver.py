@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from stages.common.checkpoints import Checkpoint
-from stages.models.detector_settings import TrainingParams
+from stages.models.detection.params import TrainingParams
 from stages.models.solver import learning_rate, make_optimizer
 from tests.stages.tiny_detector import TRAINING
 

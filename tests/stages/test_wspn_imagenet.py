@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from torchvision.models import resnet50
 
 from stages.common import checkpoints, images
-from stages.common.box_regression import decode_boxes
+from stages.common.box_coder import decode_boxes
 from stages.common.checkpoints import Checkpoint
 from stages.common.curves import Curve
 from stages.common.images import write_pictures
@@ -25,11 +25,11 @@ from stages.common.storage import (
     write_tensors,
 )
 from stages.common.tables import boxes_table
-from stages.models.imagenet import freeze_stages
-from stages.models.wspn_file import load_wspn
-from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig, Outputs, View
-from stages.models.wspn_input import ViewSettings, view_input
-from stages.models.wspn_ranking import RankingSettings, rank_proposals
+from stages.models.backbones.imagenet import freeze_stages
+from stages.models.proposals.file import load_wspn
+from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig, Outputs, View
+from stages.models.proposals.ranking import RankingSettings, rank_proposals
+from stages.models.proposals.views import ViewSettings, view_input
 from stages.ranking import __main__ as ranking_stage
 from stages.wspn import __main__ as wspn_stage
 from stages.wspn import end_to_end

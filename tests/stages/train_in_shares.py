@@ -9,11 +9,11 @@ import cv2
 import torch
 
 from stages.common.curves import Curve
-from stages.common.detection_data import Annotations, LabelledPicture, label_pictures
 from stages.common.masks import decode_mask, encode_mask
 from stages.common.processes import process_index
-from stages.models.detector_settings import TrainingParams
-from stages.models.detector_training import train_detector
+from stages.models.detection.params import TrainingParams
+from stages.models.detection.samples import Annotations, LabelledPicture, label_pictures
+from stages.models.detection.training import train_detector
 from tests.stages.tiny_detector import TRAINING, annotate, picture, tiny_detector
 
 IMAGE_IDS = [1, 2, 3, 4, 5]
