@@ -1,10 +1,11 @@
-"""Stage `detector`: train Mask R-CNN on the pseudo-annotations of base and novel classes.
+"""Stage `detector`: train the detector on the pseudo-annotations of base and novel classes.
 
 Run: python -m stages.detector. Reads no ground truth. With `--annotations` another file in the
 same form takes the place of the pseudo-annotations (the oracle of the claims: ground truth of all
-classes), with `--output` another folder that of data/detector, with `--section` another section of
-params.yaml that of `detector`. With `--label-splits base` only objects of base classes are learned,
-by a softmax over these classes, as if nobody had labelled the others.
+classes), with `--source name=file` detector.supervision may name a further one. With `--output`
+another folder takes the place of data/detector, with `--section` another section of params.yaml
+that of `detector`. With `--label-splits base` only objects of base classes are learned, by a
+softmax over these classes, as if nobody had labelled the others.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from stages.common.stored_pictures import StoredPictures
 from stages.detector.params import DetectorParams
 from stages.models.detection.detector import build, save
 from stages.models.detection.initial_weights import load_start
-from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.supervision import Supervision, read_sources, source_file
 from stages.models.detection.training import train_detector, training_metrics
 
 DOWNLOAD = Path("data/download")
@@ -42,8 +43,12 @@ def main() -> None:
     every = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
     learned = [k for k, c in enumerate(categories) if c.split in options.label_splits]
     labels = {categories[k].id: place + 1 for place, k in enumerate(learned)}
-    annotations = read_annotations(options.annotations, labels, [c.id for c in every])
-    pictures = label_pictures(StoredPictures(*shards), annotations, labels, options.annotations)
+    files = {"pseudo_labels": options.annotations, **dict(options.source)}
+    files = {name: (path, labels) for name, path in files.items()}
+    sources = read_sources(
+        params.supervision, files, [c.id for c in every], StoredPictures(*shards), options.section
+    )
+    supervision = Supervision(sources, params.supervision.draw)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
     if len(embeddings) != len(categories):
         raise ValueError(
@@ -54,18 +59,19 @@ def main() -> None:
     started_from = load_start(model, params, VLM, options.section)
 
     model.to(device)
-    inputs = [options.annotations, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
+    read = [files[source.name][0] for source in sources]
+    inputs = [*read, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
     inputs += started_from
     settings = [params.model_dump(), seed, read_exactness(), device.type, learned]
     checkpoint = Checkpoint(fingerprint(settings, inputs))
     curve = Curve(every=20)
     vocabulary = None if len(learned) == len(categories) else learned
-    train_detector(model, pictures, params.training, seed, curve, vocabulary, checkpoint)
+    train_detector(model, supervision, params.training, seed, curve, vocabulary, checkpoint)
     if process_index() > 0:
         return  # the first process writes
     save(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
-    metrics = training_metrics(model, pictures, annotations, curve)
+    metrics = training_metrics(model, supervision, curve)
     write_json(options.output / "metrics.json", metrics)
     checkpoint.remove()
 
@@ -75,6 +81,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument(
         "--annotations", type=Path, default=Path("data/labels/pseudo_annotations.json")
     )
+    parser.add_argument("--source", action="append", type=source_file, default=[])
     parser.add_argument("--output", type=Path, default=Path("data/detector"))
     parser.add_argument("--section", default="detector")
     splits = ["base", "novel"]

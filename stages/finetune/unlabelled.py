@@ -68,9 +68,13 @@ def add_detections(
     kept &= ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_SIDE).all(1)
     position = {index: place + 1 for place, index in enumerate(vocabulary)}
     labels = np.array([position[k] for k in prediction.labels[kept].tolist()], entry.labels.dtype)
+    weights = entry.weights
+    if weights is not None:
+        weights = np.concatenate([np.ones((int(kept.sum()), 3), np.float32), weights])
     return replace(
         entry,
         boxes_xyxy=np.concatenate([boxes[kept], entry.boxes_xyxy]),
         labels=np.concatenate([labels, entry.labels]),
         segmentations=[*map(encode_mask, prediction.masks[kept]), *entry.segmentations],
+        weights=weights,
     )

@@ -28,6 +28,7 @@ from stages.common.stored_pictures import StoredPictures
 from stages.models.detection.detector import build
 from stages.models.detection.initial_weights import load_start
 from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
 from stages.models.proposals.file import load_wspn
 from stages.models.proposals.ranking import RankingSettings
@@ -65,7 +66,7 @@ def main() -> None:
     load_start(detector, params, Path("data/vlm/model.safetensors"), "rpn")
     detector.to(device)
     curve = Curve(every=20)
-    train_detector(detector, labelled, params.training, seed, curve, what="rpn")
+    train_detector(detector, Supervision.of(labelled), params.training, seed, curve, what="rpn")
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"
     heads = {  # as the experiment ranks, by the paper's head, and by that with a step of ours

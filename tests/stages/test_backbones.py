@@ -25,6 +25,7 @@ from stages.models.detection.detector import (
 from stages.models.detection.initial_weights import load_start, load_trunk
 from stages.models.detection.params import StartParams, TrainingParams, network_params
 from stages.models.detection.predictor import load_predictor
+from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
 from tests.stages.tiny_detector import (
     EMBEDDINGS,
@@ -121,7 +122,7 @@ def test_training_lays_out_all_stages_of_c4_channels_last():
         before = model.regions.box_roi_pool({"0": features}, boxes, [(64, 64)])
     layouts.clear()
     one = TrainingParams.model_validate(TRAINING | {"steps": 1, "learning_rate": 1e-9})
-    train_detector(model, labelled_pictures(), one, 0, Curve(every=1))
+    train_detector(model, Supervision.of(labelled_pictures()), one, 0, Curve(every=1))
     assert layouts == [True, True]
     with torch.no_grad():
         after = model.regions.box_roi_pool({"0": features}, boxes, [(64, 64)])

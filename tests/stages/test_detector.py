@@ -106,7 +106,7 @@ def test_a_killed_training_ends_with_the_same_bytes(repository, monkeypatch):
     started = []
     monkeypatch.setattr(stage, "Curve", lambda every: Curve(2))
     monkeypatch.setattr(
-        "stages.models.detection.training.batch_rows",
+        "stages.models.detection.supervision.batch_rows",
         lambda step, *rest: started.append(step) or batch_rows(step, *rest),
     )
     stage.main()

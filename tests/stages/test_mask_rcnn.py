@@ -14,6 +14,7 @@ from stages.models.detection.initial_weights import load_trunk
 from stages.models.detection.params import TrainingParams
 from stages.models.detection.paste_masks import paste_masks
 from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.supervision import Supervision
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 from stages.models.detection.training import train_detector
 from stages.models.solver import learning_rate
@@ -151,7 +152,7 @@ def trained(tmp_path, steps: int, **changes):
     )
     model, curve = tiny_detector(), Curve(every=10)
     params = TrainingParams.model_validate(TRAINING | {"steps": steps, "batch_size": 4} | changes)
-    train_detector(model, pictures, params, 0, curve)
+    train_detector(model, Supervision.of(pictures), params, 0, curve)
     return model, curve
 
 

@@ -18,6 +18,7 @@ from stages.models.detection.detector import LossSettings, load, predict, save
 from stages.models.detection.params import TrainingParams
 from stages.models.detection.predictor import DETECTOR, load_predictor
 from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
 from tests.stages.tiny_detector import (
     EMBEDDINGS,
@@ -187,7 +188,7 @@ def test_four_pictures_are_learned(tmp_path):
     model, curve = tiny_network(), Curve(every=10)
     changes = {"steps": 60, "batch_size": 4, "learning_rate": 0.01, "colour_jitter": 0.0}
     params = TrainingParams.model_validate(TRAINING | changes)
-    train_detector(model, labelled(tmp_path), params, 0, curve)
+    train_detector(model, Supervision.of(labelled(tmp_path)), params, 0, curve)
     rows = curve.state()["rows"]
     for name in ("objectness", "classification", "mask"):
         assert rows[-1][f"loss_{name}"] < 0.7 * rows[0][f"loss_{name}"], name
@@ -205,7 +206,7 @@ def test_frozen_parts_stay_and_the_others_do_not(tmp_path, precision):
     frozen = ["trunk", "proposals", "classifier", "mask_head"]
     params = TrainingParams.model_validate(TRAINING | {"frozen": frozen, "precision": precision})
     model, before = tiny_network(), tiny_network().parts()
-    train_detector(model, labelled(tmp_path), params, 0, Curve(every=2))
+    train_detector(model, Supervision.of(labelled(tmp_path)), params, 0, Curve(every=2))
     for name, part in model.parts().items():
         pairs = zip(part.state_dict().values(), before[name].state_dict().values(), strict=True)
         assert all(torch.equal(*pair) for pair in pairs) == (name in frozen), name

@@ -83,7 +83,17 @@ TRAINING = {
         "mask": 1.0,
     },
 }
+EVERYTHING = {"class": 1.0, "box": 1.0, "mask": 1.0}
+
+
+def supervision(name: str, **changes) -> dict:
+    """Return the params of a supervision by one source."""
+    source = {"name": name, "fraction": 1.0, "teaches": EVERYTHING, "weigh_by_score": False}
+    return {"draw": "together", "sources": [source | changes]}
+
+
 FINETUNE = {
+    "supervision": supervision("ground_truth"),
     "vocabulary": "base",
     "unlabelled": "background",
     "detection_score": 0.5,
@@ -157,6 +167,7 @@ def make_repository(
     training = TRAINING | (training or {})
     from_vlm = {"init": "vlm", "imagenet": {"weights": None, "sha256": None}, "network": NETWORK}
     detector = {"architecture": "mask_rcnn", **from_vlm, **(start or {}), "training": training}
+    detector["supervision"] = supervision("pseudo_labels")
     finetune = FINETUNE | {"training": training | {"frozen": [frozen_later]}}
     params = {"seed": 1, "shards": [0, 1], "deterministic": "device"}
     params |= {"detector": detector, "finetune": finetune}

@@ -13,6 +13,7 @@ from stages.common.masks import decode_mask, encode_mask
 from stages.common.processes import process_index
 from stages.models.detection.params import TrainingParams
 from stages.models.detection.samples import Annotations, LabelledPicture, label_pictures
+from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
 from tests.stages.tiny_detector import TRAINING, annotate, picture, tiny_detector
 
@@ -46,7 +47,7 @@ def train(frozen: list[str]) -> tuple[list[dict], dict[str, torch.Tensor]]:
     changes = {"steps": 6, "batch_size": 5, "frozen": frozen}
     model, curve = tiny_detector(), Curve(every=1)
     params = TrainingParams.model_validate(TRAINING | changes)
-    train_detector(model, labelled_pictures(), params, 7, curve)
+    train_detector(model, Supervision.of(labelled_pictures()), params, 7, curve)
     return curve.state()["rows"], model.state_dict()
 
 

@@ -12,6 +12,8 @@ base and novel classes.
 Targets of an image: "boxes" float (n, 4) xyxy, "labels" int64 (n,), "masks" uint8 (m, H, W).
 Labels are 1-based positions in the vocabulary that is trained. Label -1 marks a box to ignore:
 regions that overlap it are neither positive nor negative. Ignored boxes come last and have no mask.
+Where objects do not all teach the same, there are "weights" float32 (n, 3) of their class, box and
+mask. They weigh the terms of a loss, which is divided by as much as without them.
 """
 
 from abc import ABC, abstractmethod
@@ -66,6 +68,7 @@ class Detector(nn.Module, ABC):
 
     What it can be asked for beyond this is in `params.supports`. "shares": `losses` takes `draws`,
     and there are `padded_hw` and `count_samples`. "proposals": there is `propose`.
+    "object_weights": targets may have "weights".
     """
 
     classifier_name: ClassVar[str]  # the submodule that is its `TextClassifier`

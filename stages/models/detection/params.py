@@ -14,8 +14,10 @@ from pydantic import Field, create_model, model_validator
 from stages.common.params import Section
 
 PACKAGE = __package__
-# shares: micro-batches and several processes. proposals: `Detector.propose`.
-Feature = Literal["shares", "proposals"]
+# shares: micro-batches and several processes. proposals: `Detector.propose`. object_weights:
+# objects that teach only some aspects of themselves, or with another weight than 1.
+Feature = Literal["shares", "proposals", "object_weights"]
+Aspect = Literal["class", "box", "mask"]  # what an object can teach
 
 
 class TrunkParams(Section):
@@ -288,6 +290,32 @@ class StartParams(Section):
                 "network.backbone.frozen_stages: would keep random weights as they are; set it to"
                 " 0, or init to imagenet"
             )
+        return self
+
+
+class SourceParams(Section):
+    """A source of labelled images, and what its objects teach."""
+
+    name: str
+    fraction: float = Field(gt=0, le=1)
+    teaches: dict[Aspect, Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    weigh_by_score: bool
+
+
+class SupervisionParams(Section):
+    """The sources that a training draws its batches from."""
+
+    draw: Literal["together", "in_turn"]
+    sources: list[SourceParams] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fractions_of_one_whole(self) -> "SupervisionParams":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources: expected each name once, found {', '.join(names)}")
+        total = sum(source.fraction for source in self.sources)
+        if self.draw == "together" and abs(total - 1) > 1e-6:
+            raise ValueError(f"sources: expected fractions that add up to 1, found {total:g}")
         return self
 
 

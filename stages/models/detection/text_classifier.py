@@ -79,12 +79,19 @@ class TextClassifier(nn.Module):
 
 
 def classification_loss(
-    logits: torch.Tensor, labels: torch.Tensor, background_weight: float
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    background_weight: float,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return cross-entropy of logits (R, 1 + V) with labels (R,), 0 for background.
 
-    A weighted mean: background counts `background_weight` (official code 0.2), a class 1.
+    A weighted mean: background counts `background_weight` (official code 0.2), a class 1. With
+    `weights` (R,) each term is times its own, and the sum is divided by as much as without.
     """
     weight = logits.new_ones(logits.shape[1])
     weight[0] = background_weight
-    return functional.cross_entropy(logits, labels, weight)
+    if weights is None:
+        return functional.cross_entropy(logits, labels, weight)
+    terms = functional.cross_entropy(logits, labels, weight, reduction="none")
+    return (terms * weights).sum() / weight[labels].sum()

@@ -36,12 +36,8 @@ from stages.models.detection.global_batch import (
     trained_batch_norms,
 )
 from stages.models.detection.params import TrainingParams, check_training
-from stages.models.detection.samples import (
-    Annotations,
-    LabelledPicture,
-    batch_rows,
-    training_sample,
-)
+from stages.models.detection.samples import training_sample
+from stages.models.detection.supervision import Supervision
 from stages.models.solver import learning_rate, make_optimizer
 
 MICRO_BATCH = "OVIS_MICRO_BATCH"  # pictures at once in a process; gradients are accumulated
@@ -51,7 +47,7 @@ Samples = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 def train_detector(
     model: Detector,
-    pictures: Sequence[LabelledPicture],
+    supervision: Supervision,
     params: TrainingParams,
     seed: int,
     curve: Curve,
@@ -63,7 +59,7 @@ def train_detector(
 
     Args:
         model: starting weights.
-        pictures: at least one; their labels are 1-based positions in `vocabulary`.
+        supervision: what to learn from; labels are 1-based positions in `vocabulary`.
         params: the run.
         seed: of order, augmentation and sampling.
         curve: takes the losses of every step.
@@ -79,6 +75,11 @@ def train_detector(
         if part is not None:
             part.to(memory_format=torch.channels_last)
     check_training(params, model.params)
+    if supervision.weighted and not model.supports("object_weights"):
+        raise ValueError(
+            f"{model.architecture} cannot weigh objects; set each weight in supervision.sources to"
+            " 1 and weigh_by_score to false"
+        )
     freeze(model, params)
     settings = LossSettings(vocabulary, params.background_weight)
     size = _micro_batch(model, params)
@@ -90,7 +91,7 @@ def train_detector(
     weights = params.loss_weights
     first = process_index() == 0
     steps = range(done, params.steps)
-    batches = _batches(model, pictures, params, steps, seed)
+    batches = _batches(model, supervision, params, steps, seed)
     for step in track(steps, what) if first else steps:
         samples = next(batches)
         optimizer.zero_grad(set_to_none=True)
@@ -127,14 +128,10 @@ def train_detector(
     model.eval()
 
 
-def training_metrics(
-    model: Detector, pictures: Sequence[LabelledPicture], annotations: Annotations, curve: Curve
-) -> dict[str, Any]:
+def training_metrics(model: Detector, supervision: Supervision, curve: Curve) -> dict[str, Any]:
     """Return what metrics.json tells of a training: data, what was left out, last losses."""
     return {
-        "pictures": len(pictures),
-        "objects": sum(len(entry.segmentations) for entry in pictures),
-        "skipped": {reason: len(ids) for reason, ids in annotations.skipped.items()},
+        **supervision.facts(),
         "parameters": sum(p.numel() for p in model.parameters()),
         **curve.last(),
     }
@@ -177,7 +174,7 @@ def _micro_batch(model: Detector, params: TrainingParams) -> int:
 
 def _batches(
     model: Detector,
-    pictures: Sequence[LabelledPicture],
+    supervision: Supervision,
     params: TrainingParams,
     steps: range,
     seed: int,
@@ -186,11 +183,11 @@ def _batches(
     device = next(model.parameters()).device
     places = own_places(params.batch_size)
 
-    def prepare(batch: tuple[int, list[int]]) -> Samples:
-        step, rows = batch
+    def prepare(step: int) -> Samples:
+        batch = supervision.batch(step, params.batch_size, seed)
         samples = [
             training_sample(
-                pictures[rows[place]],
+                batch[place],
                 numpy_generator(seed, "augmentation", step, place),
                 params.flip,
                 params.colour_jitter,
@@ -202,8 +199,7 @@ def _batches(
             for image, target in samples
         ]
 
-    rows = ((step, batch_rows(step, params.batch_size, len(pictures), seed)) for step in steps)
-    yield from prefetch(prepare, rows, BATCHES_AHEAD)
+    yield from prefetch(prepare, steps, BATCHES_AHEAD)
 
 
 def _shares(

@@ -76,13 +76,16 @@ class RegionHeads(RoIHeads):
         classifier: TextClassifier = self.box_predictor["classifier"]
         all_labels = torch.cat(labels)
         positive = all_labels > 0
+        weights = _region_weights(targets, matched, positive)
         # As torchvision's fastrcnn_loss, without picking the deltas of the right class.
         box = functional.smooth_l1_loss(
             deltas[positive],
             torch.cat(goals)[positive],
             beta=self.smooth_l1_beta,
-            reduction="sum",
+            reduction="sum" if weights is None else "none",
         )
+        if weights is not None:
+            box = (box.sum(1) * weights[positive, 1]).sum()
         inside = [boxes[own > 0] for boxes, own in zip(proposals, labels, strict=True)]
         objects = [index[own > 0] for index, own in zip(matched, labels, strict=True)]
         if self.mask_roi_pool is None:
@@ -90,10 +93,14 @@ class RegionHeads(RoIHeads):
         else:
             logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
         masks = [target["masks"] for target in targets]
-        mask_loss = mask_head_loss(logits[:, 0].float(), inside, masks, objects)
+        mask_weights = None if weights is None else weights[positive, 2]
+        mask_loss = mask_head_loss(logits[:, 0].float(), inside, masks, objects, mask_weights)
         return {
             "classification": classification_loss(
-                classifier(regions, settings.vocabulary), all_labels, settings.background_weight
+                classifier(regions, settings.vocabulary),
+                all_labels,
+                settings.background_weight,
+                None if weights is None else weights[:, 0],
             ),
             "box": box / len(all_labels),
             "mask": mask_loss,
@@ -149,6 +156,7 @@ def mask_head_loss(
     boxes_xyxy: list[torch.Tensor],
     masks: list[torch.Tensor],
     objects: list[torch.Tensor],
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the mean cross-entropy of mask logits (R, M, M) in the frame of the boxes; 0 of none.
 
@@ -160,6 +168,7 @@ def mask_head_loss(
         boxes_xyxy: those regions, (R_n, 4) per image.
         masks: uint8 (m, H, W) per image.
         objects: which of its masks each region is to show, int64 (R_n,) per image.
+        weights: (R,) that the regions' terms are times.
     """
     side = logits.shape[-1]
     with own_kernels():  # no gradient goes through it
@@ -176,7 +185,20 @@ def mask_head_loss(
         )
     if not len(goals):
         return logits.sum() * 0
-    return functional.binary_cross_entropy_with_logits(logits, goals)
+    if weights is not None:
+        weights = weights[:, None, None]
+    return functional.binary_cross_entropy_with_logits(logits, goals, weights)
+
+
+def _region_weights(
+    targets: Targets, matched: list[torch.Tensor], positive: torch.Tensor
+) -> torch.Tensor | None:
+    """Return what class, box and mask of each region weigh (R, 3): as its object does, or 1."""
+    if "weights" not in targets[0]:
+        return None
+    pairs = zip(targets, matched, strict=True)
+    weights = torch.cat([target["weights"][index] for target, index in pairs])
+    return torch.where(positive[:, None], weights, 1.0)
 
 
 class StagePooling(nn.Module):
