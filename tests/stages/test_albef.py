@@ -13,7 +13,7 @@ from stages.common.storage import read_json
 from stages.models.backbones.weights import read_checkpoint
 from stages.models.vision_language.albef import Albef
 from stages.models.vision_language.base import load_vlm
-from stages.models.vision_language.small_albef import load_albef
+from stages.models.vision_language.small_albef import load_small_albef
 from stages.models.vision_language.tokenizer import SPECIAL
 from stages.vlm.official import albef_from_official
 from tests.golden import official_albef
@@ -122,7 +122,7 @@ def test_stage_takes_the_official_checkpoint_into_data(experiment, weights):
     with pytest.raises(ValueError, match="patches of 16×16"):
         model.encode_image(torch.ones(1, 3, 60, 60))
     with pytest.raises(ValueError, match=r"holds albef, .*set vlm\.source to train"):
-        load_albef(path)
+        load_small_albef(path)
 
 
 def test_backward_stops_at_the_chosen_map_and_captions_share_the_picture(weights, monkeypatch):

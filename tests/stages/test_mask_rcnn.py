@@ -16,8 +16,7 @@ from stages.models.detection.paste_masks import paste_masks
 from stages.models.detection.samples import label_pictures, read_annotations
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
-from stages.models.detection.training import train_detector
-from stages.models.solver import learning_rate
+from stages.models.detection.training import make_schedule, train_detector
 from tests.stages.tiny_detector import (
     EMBEDDINGS,
     NETWORK,
@@ -233,7 +232,7 @@ def test_a_trunk_of_another_size_is_refused(tmp_path):
 
 def test_learning_rate_warms_up_and_falls_to_a_fiftieth():
     params = TrainingParams.model_validate(TRAINING | {"steps": 100, "warmup_steps": 10})
-    rates = [learning_rate(params, step) for step in range(100)]
+    rates = [*map(make_schedule(params), range(100))]
     assert rates[0] == pytest.approx(0.0003)
     assert max(rates) < 0.003 and rates[9] == max(rates)
     assert rates[-1] == pytest.approx(0.02 * 0.003, rel=0.02)

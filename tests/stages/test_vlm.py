@@ -11,7 +11,7 @@ from stages.common.seeding import torch_generator
 from stages.models.vision_language.small_albef import (
     SmallAlbef,
     SmallAlbefConfig,
-    load_albef,
+    load_small_albef,
     save_small_albef,
 )
 from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary
@@ -227,7 +227,7 @@ def test_too_few_pairs_is_an_error():
 def test_saved_model_loads_to_the_same_outputs(tmp_path):
     model, tokenizer = small_albef()
     save_small_albef(tmp_path / "model.safetensors", model, tokenizer)
-    loaded, words = load_albef(tmp_path / "model.safetensors")
+    loaded, words = load_small_albef(tmp_path / "model.safetensors")
     assert words.words == tokenizer.words
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded.encode_image(images), model.encode_image(images))

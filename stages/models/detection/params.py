@@ -215,7 +215,7 @@ class StepDecayParams(Section):
 
 
 class TrainingParams(Section):
-    """One run of training; `kind` picks the builder in stages/models/solver.py."""
+    """One run of training; `kind` picks the builder of stages/models/solver.py."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)

@@ -38,10 +38,11 @@ from stages.models.detection.global_batch import (
 from stages.models.detection.params import TrainingParams, check_training
 from stages.models.detection.samples import training_sample
 from stages.models.detection.supervision import Supervision
-from stages.models.solver import learning_rate, make_optimizer
+from stages.models.solver import Schedule, cosine, make_optimizer, set_rate, step_decay
 
 MICRO_BATCH = "OVIS_MICRO_BATCH"  # pictures at once in a process; gradients are accumulated
 BATCHES_AHEAD = 3
+LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 Samples = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
@@ -84,7 +85,13 @@ def train_detector(
     settings = LossSettings(vocabulary, params.background_weight)
     size = _micro_batch(model, params)
     share_batch_norms(model)
-    optimizer = make_optimizer(model, params)
+    optimizer = make_optimizer(
+        model,
+        params.weight_decay,
+        momentum=getattr(params.optimizer, "momentum", None),
+        vector_factor=params.bias_rate_factor,
+    )
+    rate = make_schedule(params)
     checkpoint = checkpoint or Checkpoint(None)
     done, curve_state = checkpoint.restore(model, optimizer) or (0, curve.state())
     curve.restore(curve_state)
@@ -108,8 +115,7 @@ def train_detector(
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + loss.detach()
         add_gradients(model.parameters())
-        for group in optimizer.param_groups:
-            group["lr"] = group["factor"] * learning_rate(params, step)
+        set_rate(optimizer, rate(step))
         nn.utils.clip_grad_norm_(model.parameters(), params.gradient_clip)
         optimizer.step()
         # Waits for the device, once a step.
@@ -126,6 +132,20 @@ def train_detector(
             checkpoint.save(step + 1, model, optimizer, curve.state())
     batches.close()
     model.eval()
+
+
+def make_schedule(params: TrainingParams) -> Schedule:
+    """Return the learning rate of each step."""
+    schedule = params.schedule
+    if schedule.kind == "cosine":
+        return cosine(params.learning_rate, params.steps, params.warmup_steps, LAST_RATE)
+    return step_decay(
+        params.learning_rate,
+        schedule.at,
+        schedule.factor,
+        params.warmup_steps,
+        schedule.warmup_from,
+    )
 
 
 def training_metrics(model: Detector, supervision: Supervision, curve: Curve) -> dict[str, Any]:

@@ -284,7 +284,7 @@ def build_small_albef(
     return model.eval(), CaptionTokenizer(facts["words"], config.max_tokens)
 
 
-def load_albef(path: Path) -> tuple[SmallAlbef, CaptionTokenizer]:
+def load_small_albef(path: Path) -> tuple[SmallAlbef, CaptionTokenizer]:
     """Return (the small model in evaluation mode, its tokenizer).
 
     Raises:
