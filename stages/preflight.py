@@ -52,10 +52,23 @@ def _check(name: str, path: Path) -> None:
         find_hub_file(params.clip.folder, "config.json", "vocabulary.clip.folder")
     if name == "wspn" and params.model.backbone.weights is not None:
         _check_imagenet(params.model.backbone, "wspn.model.backbone")
+    if name in ("detector", "finetune", "rpn"):
+        _check_hooks(params)
     if name == "finetune":
         _check_training(params.training, path)
     if name in ("detector", "rpn") and params.init == "imagenet":
         _check_imagenet(params.imagenet, f"{name}.imagenet")
+
+
+def _check_hooks(params: Section) -> None:
+    hooks = [(own.module, "region_loss") for own in params.training.region_losses]
+    if head := getattr(params, "region_head", None):
+        hooks.append((head, "region_head"))
+    if hooks:
+        from stages.models.detection.region_hooks import find_hook
+
+        for module, function in hooks:
+            find_hook(module, function)
 
 
 def _check_training(training: Section, path: Path) -> None:

@@ -23,6 +23,7 @@ from stages.common.stored_pictures import StoredPictures
 from stages.detector.params import DetectorParams
 from stages.models.detection.detector import build, save
 from stages.models.detection.initial_weights import load_start
+from stages.models.detection.region_hooks import hook_files
 from stages.models.detection.supervision import Supervision, read_sources, source_file
 from stages.models.detection.training import train_detector, training_metrics
 
@@ -55,13 +56,15 @@ def main() -> None:
             f"{EMBEDDINGS}: {len(embeddings)} embeddings for {len(categories)} base and novel"
             " categories; run `dvc repro vocabulary`"
         )
-    model = build(params.architecture, params.network, embeddings)
+    model = build(params.architecture, params.network, embeddings, params.region_head)
     started_from = load_start(model, params, VLM, options.section)
 
     model.to(device)
     read = [files[source.name][0] for source in sources]
     inputs = [*read, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
-    inputs += started_from
+    hooks = [own.module for own in params.training.region_losses]
+    hooks += [] if params.region_head is None else [params.region_head]
+    inputs += [*started_from, *hook_files(hooks)]
     settings = [params.model_dump(), seed, read_exactness(), device.type, learned]
     checkpoint = Checkpoint(fingerprint(settings, inputs))
     curve = Curve(every=20)

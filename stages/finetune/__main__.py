@@ -32,6 +32,7 @@ from stages.common.stored_pictures import StoredPictures
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
 from stages.models.detection.detector import load, save
+from stages.models.detection.region_hooks import hook_files
 from stages.models.detection.supervision import Supervision, read_sources, source_file
 from stages.models.detection.training import train_detector, training_metrics
 
@@ -79,7 +80,8 @@ def main() -> None:
 
     settings = [params.model_dump(), seed, read_exactness(), device.type, labelled]
     read = [files[source.name][0] for source in sources]
-    name = fingerprint(settings, [DETECTOR, *read, CATEGORIES, *shards])
+    hooks = hook_files(own.module for own in params.training.region_losses)
+    name = fingerprint(settings, [DETECTOR, *read, CATEGORIES, *shards, *hooks])
     if params.unlabelled == "detections" and others:
         detect = partial(
             label_novel_detections,

@@ -82,6 +82,7 @@ TRAINING = {
         "box": 2.0,
         "mask": 1.0,
     },
+    "region_losses": [],
 }
 EVERYTHING = {"class": 1.0, "box": 1.0, "mask": 1.0}
 
@@ -167,7 +168,7 @@ def make_repository(
     training = TRAINING | (training or {})
     from_vlm = {"init": "vlm", "imagenet": {"weights": None, "sha256": None}, "network": NETWORK}
     detector = {"architecture": "mask_rcnn", **from_vlm, **(start or {}), "training": training}
-    detector["supervision"] = supervision("pseudo_labels")
+    detector |= {"supervision": supervision("pseudo_labels"), "region_head": None}
     finetune = FINETUNE | {"training": training | {"frozen": [frozen_later]}}
     params = {"seed": 1, "shards": [0, 1], "deterministic": "device"}
     params |= {"detector": detector, "finetune": finetune}

@@ -17,8 +17,8 @@ mask. They weigh the terms of a loss, which is divided by as much as without the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
@@ -31,6 +31,7 @@ from stages.common.devices import own_kernels
 from stages.common.storage import read_tensors, write_tensors
 from stages.models.detection.global_batch import Draws, MicroDraws
 from stages.models.detection.params import PACKAGE, Feature, NetworkParams, network_params
+from stages.models.detection.region_hooks import MakeRegionHead, RegionLoss, find_hook
 from stages.models.detection.text_classifier import TextClassifier
 
 DEFAULT_ARCHITECTURE = "mask_rcnn"  # of weights whose header names none
@@ -57,10 +58,12 @@ class LossSettings:
     Attributes:
         vocabulary: class indices that the softmax runs over; all if None.
         background_weight: of background regions in the classification loss.
+        region_losses: of the sampled regions, beside the architecture's own losses, by name.
     """
 
     vocabulary: Sequence[int] | None
     background_weight: float
+    region_losses: Mapping[str, RegionLoss] = field(default_factory=dict)
 
 
 class Detector(nn.Module, ABC):
@@ -68,11 +71,13 @@ class Detector(nn.Module, ABC):
 
     What it can be asked for beyond this is in `params.supports`. "shares": `losses` takes `draws`,
     and there are `padded_hw` and `count_samples`. "proposals": there is `propose`.
-    "object_weights": targets may have "weights".
+    "object_weights": targets may have "weights". "region_hooks": `losses` also returns the
+    settings' `region_losses`, and there is `use_region_head`.
     """
 
     classifier_name: ClassVar[str]  # the submodule that is its `TextClassifier`
     architecture: str  # its package; `build` sets it
+    region_head: str | None = None  # the module of its region head, unless that is its own
     backbone: nn.Module  # maps normalised images to feature maps
 
     def __init__(self, params: NetworkParams) -> None:
@@ -126,6 +131,10 @@ class Detector(nn.Module, ABC):
     ) -> list[list[Prediction]]:
         """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
 
+    def use_region_head(self, make: MakeRegionHead) -> None:
+        """Put another head in the place of what describes a region."""
+        raise NotImplementedError
+
     def padded_hw(self, images: list[torch.Tensor], draws: Draws) -> tuple[int, int]:
         """Return the size that these images alone are resized and padded to."""
         raise NotImplementedError
@@ -141,14 +150,28 @@ class Detector(nn.Module, ABC):
         raise NotImplementedError
 
 
-def build(architecture: str, params: NetworkParams, embeddings: torch.Tensor) -> Detector:
+def build(
+    architecture: str,
+    params: NetworkParams,
+    embeddings: torch.Tensor,
+    region_head: str | None = None,
+) -> Detector:
     """Return a detector with fresh weights for classes with text embeddings float32 (C, D).
+
+    Args:
+        architecture: its package.
+        params: its network.
+        embeddings: the texts.
+        region_head: the module of another region head.
 
     Raises:
         ModuleNotFoundError: a library of the architecture is not installed.
+        ValueError: there is no region head in the module.
     """
     model = _network_class(architecture)(params, embeddings)
-    model.architecture = architecture
+    model.architecture, model.region_head = architecture, region_head
+    if region_head is not None:
+        model.use_region_head(find_hook(region_head, "region_head"))
     return model
 
 
@@ -161,6 +184,8 @@ def save(path: Path, model: Detector) -> None:
     facts = {"network": model.params.model_dump()}
     if model.architecture != DEFAULT_ARCHITECTURE:
         facts["architecture"] = model.architecture
+    if model.region_head is not None:
+        facts["region_head"] = model.region_head
     write_tensors(path, model.state_dict(), facts)
 
 
@@ -178,7 +203,7 @@ def load(path: Path) -> Detector:
     try:
         params = network_params(architecture).model_validate(facts["network"])
         embeddings = tensors[f"{_network_class(architecture).classifier_name}.embeddings"]
-        model = build(architecture, params, embeddings)
+        model = build(architecture, params, embeddings, facts.get("region_head"))
         model.load_state_dict(tensors)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: weights do not fit the network of its header: {error}") from None

@@ -15,8 +15,9 @@ from stages.common.params import Section
 
 PACKAGE = __package__
 # shares: micro-batches and several processes. proposals: `Detector.propose`. object_weights:
-# objects that teach only some aspects of themselves, or with another weight than 1.
-Feature = Literal["shares", "proposals", "object_weights"]
+# objects that teach only some aspects of themselves, or with another weight than 1. region_hooks:
+# further losses of its regions, and another head of them.
+Feature = Literal["shares", "proposals", "object_weights", "region_hooks"]
 Aspect = Literal["class", "box", "mask"]  # what an object can teach
 
 
@@ -214,6 +215,14 @@ class StepDecayParams(Section):
         return self
 
 
+class RegionLossParams(Section):
+    """A further loss of the sampled regions: the function `region_loss` of a module."""
+
+    name: str
+    module: str
+    weight: float = Field(ge=0)
+
+
 class TrainingParams(Section):
     """One run of training; `kind` picks the builder of stages/models/solver.py."""
 
@@ -232,6 +241,7 @@ class TrainingParams(Section):
     colour_jitter: float = Field(ge=0)
     precision: Literal["fp32", "bf16"]
     loss_weights: dict[str, Annotated[float, Field(ge=0)]]
+    region_losses: list[RegionLossParams]
 
 
 class ImagenetParams(Section):
@@ -329,6 +339,14 @@ def check_training(training: TrainingParams, network: NetworkParams | type[Netwo
         raise ValueError(
             f"training.loss_weights: expected {', '.join(network.losses)},"
             f" found {', '.join(training.loss_weights)}"
+        )
+    names = [own.name for own in training.region_losses]
+    if names and "region_hooks" not in network.supports:
+        raise ValueError("training.region_losses: this architecture takes none; set it to []")
+    if len({*names, *network.losses}) < len(names) + len(network.losses):
+        raise ValueError(
+            f"training.region_losses: expected names beside {', '.join(network.losses)}, each once,"
+            f" found {', '.join(names)}"
         )
     if unknown := sorted(set(training.frozen) - set(network.parts)):
         raise ValueError(

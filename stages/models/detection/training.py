@@ -36,6 +36,7 @@ from stages.models.detection.global_batch import (
     trained_batch_norms,
 )
 from stages.models.detection.params import TrainingParams, check_training
+from stages.models.detection.region_hooks import region_losses
 from stages.models.detection.samples import training_sample
 from stages.models.detection.supervision import Supervision
 from stages.models.solver import Schedule, cosine, make_optimizer, set_rate, step_decay
@@ -82,7 +83,8 @@ def train_detector(
             " 1 and weigh_by_score to false"
         )
     freeze(model, params)
-    settings = LossSettings(vocabulary, params.background_weight)
+    losses_of = region_losses(params.region_losses)
+    settings = LossSettings(vocabulary, params.background_weight, losses_of)
     size = _micro_batch(model, params)
     share_batch_norms(model)
     optimizer = make_optimizer(
@@ -95,7 +97,7 @@ def train_detector(
     checkpoint = checkpoint or Checkpoint(None)
     done, curve_state = checkpoint.restore(model, optimizer) or (0, curve.state())
     curve.restore(curve_state)
-    weights = params.loss_weights
+    weights = params.loss_weights | {own.name: own.weight for own in params.region_losses}
     first = process_index() == 0
     steps = range(done, params.steps)
     batches = _batches(model, supervision, params, steps, seed)

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from stages.common.devices import own_kernels
 from stages.models.detection.detector import LossSettings, Targets
+from stages.models.detection.region_hooks import SampledRegions
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 
 
@@ -65,11 +67,12 @@ class RegionHeads(RoIHeads):
         self,
         features: dict[str, torch.Tensor],
         proposals: list[torch.Tensor],
-        image_sizes: list[tuple[int, int]],
+        batch: ImageList,
         targets: Targets,
         settings: LossSettings,
     ) -> dict[str, torch.Tensor]:
-        """Return {"classification", "box", "mask"} of proposals sampled from those given."""
+        """Return {"classification", "box", "mask"} and further losses of proposals sampled."""
+        image_sizes = batch.image_sizes
         proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
         maps = self.box_roi_pool(features, proposals, image_sizes)
         regions, deltas = self._describe(maps)
@@ -95,9 +98,14 @@ class RegionHeads(RoIHeads):
         masks = [target["masks"] for target in targets]
         mask_weights = None if weights is None else weights[positive, 2]
         mask_loss = mask_head_loss(logits[:, 0].float(), inside, masks, objects, mask_weights)
+        class_logits = classifier(regions, settings.vocabulary)
+        sampled = SampledRegions(
+            batch.tensors, proposals, all_labels, regions, class_logits, classifier
+        )
         return {
+            **{name: loss(sampled) for name, loss in settings.region_losses.items()},
             "classification": classification_loss(
-                classifier(regions, settings.vocabulary),
+                class_logits,
                 all_labels,
                 settings.background_weight,
                 None if weights is None else weights[:, 0],

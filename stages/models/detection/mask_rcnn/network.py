@@ -30,6 +30,7 @@ from stages.models.detection.mask_rcnn.heads import (
 from stages.models.detection.mask_rcnn.params import NetworkParams
 from stages.models.detection.mask_rcnn.proposals import ProposalHead, ProposalNetwork
 from stages.models.detection.paste_masks import in_image
+from stages.models.detection.region_hooks import MakeRegionHead
 from stages.models.detection.text_classifier import TextClassifier
 
 
@@ -87,7 +88,7 @@ class Network(Detector):
         losses = {
             "objectness": losses["loss_objectness"],
             "proposal_box": losses["loss_rpn_box_reg"],
-            **self.regions.losses(features, boxes, batch.image_sizes, targets, settings),
+            **self.regions.losses(features, boxes, batch, targets, settings),
         }
         anchors, regions = self.proposals.fg_bg_sampler, self.regions.fg_bg_sampler
         parts = {
@@ -97,7 +98,16 @@ class Network(Detector):
             "box": regions.part(),
             "mask": regions.part(1.0, 0.0),
         }
+        parts |= dict.fromkeys(settings.region_losses, regions.part())
         return {name: loss * parts[name] for name, loss in losses.items()}
+
+    def use_region_head(self, make: MakeRegionHead) -> None:
+        """Put another head in the place of what describes a region."""
+        head, channels = self.params.box_head, self.backbone.out_channels
+        sizes = channels, head.pooled_side, head.hidden
+        if self.region_stage is not None:  # it halves the maps
+            sizes = REGION_STAGE_CHANNELS, -(-head.pooled_side // 2), REGION_STAGE_CHANNELS
+        self.regions.box_head = make(*sizes)
 
     @torch.no_grad()
     def count_samples(
