@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common.params import Section
 from stages.models.detection.params import StartParams
@@ -33,3 +33,9 @@ class RpnParams(StartParams):
     by_classes: HeadParams
     by_agreement: HeadParams
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _the_architecture_proposes(self) -> "RpnParams":
+        if "proposals" not in self.network.supports:
+            raise ValueError(f"architecture: {self.architecture} has no region proposals")
+        return self

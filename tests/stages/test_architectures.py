@@ -21,6 +21,7 @@ from stages.models import detection
 from stages.models.detection.detector import load, predict, save
 from stages.models.detection.predictor import DETECTOR, load_predictor
 from stages.preflight import problems
+from stages.rpn.params import RpnParams
 from tests.run_module import run_module
 from tests.stages.tiny_detector import (
     CATEGORIES,
@@ -32,7 +33,7 @@ from tests.stages.tiny_detector import (
     tiny_detector,
 )
 from tests.stages.tiny_predictor import write_predictor
-from tests.stages.toy_detector import LOSSES, join, make_toy_repository, toy_detector
+from tests.stages.toy_detector import LOSSES, TOY, join, make_toy_repository, toy_detector
 
 ROOT = Path(__file__).parents[2]
 OUTPUTS = ("model.safetensors", "metrics.json", "curve.csv")
@@ -152,6 +153,14 @@ def test_another_architecture_predicts_with_any_names(toy, tmp_path):
     (found,) = load_predictor(folder).predict([draw(1)[0]], ["dog", "cup", "wall"])
     assert found.masks.shape == (3, 64, 64)
     assert set(found.labels.tolist()) <= {0, 1, 2}
+
+
+def test_an_architecture_without_region_proposals_is_no_rpn(toy):
+    rpn = YAML(typ="safe").load(ROOT / "params.yaml")["rpn"]
+    changes = TOY | {"training": rpn["training"] | {"loss_weights": LOSSES}}
+    write_json(Path("params.yaml"), {"rpn": rpn | changes})
+    with pytest.raises(ValueError, match=r"params\.yaml: rpn: .*toy has no region proposals"):
+        read_section("rpn", RpnParams)
 
 
 def test_the_default_architecture_is_that_of_weights_that_name_none(tmp_path):
