@@ -46,15 +46,15 @@ from stages.labels.merge import make_dataset, split_masks
 from stages.labels.params import LabelsParams
 from stages.masks.params import MasksParams
 from stages.masks.segment import join_crops, make_crops, segment_crops
-from stages.models.detector_settings import NetworkParams, TrainingParams
-from stages.models.imagenet import freeze_stages
-from stages.models.mask_pasting import paste_masks
-from stages.models.mask_rcnn import MaskRcnn, Prediction
-from stages.models.results import to_results
-from stages.models.wspn import Sight, Wspn
-from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
-from stages.models.wspn_input import ViewSettings, view_input
-from stages.models.wspn_ranking import rank_proposals
+from stages.models.backbones.imagenet import freeze_stages
+from stages.models.detection.coco_results import to_results
+from stages.models.detection.detector import Detector, LossSettings, Prediction, build
+from stages.models.detection.params import TrainingParams, network_params
+from stages.models.detection.paste_masks import paste_masks
+from stages.models.proposals.base import Sight, Wspn
+from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
+from stages.models.proposals.ranking import rank_proposals
+from stages.models.proposals.views import ViewSettings, view_input
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import search_pictures
 from stages.quality.params import MapParams, QualityParams
@@ -256,15 +256,18 @@ class Profile:
         return Cost("quality", self.dataset.train, seconds, sharded=False)
 
     def _detector(self) -> Iterator[Cost]:
-        network = NetworkParams.model_validate(self.params["detector"]["network"])
+        section = self.params["detector"]
+        network = network_params(section["architecture"]).model_validate(section["network"])
         names = list(range(sum(self.dataset.classes)))
-        model = MaskRcnn(network, torch.randn(len(names), 512))
+        model = build(section["architecture"], network, torch.randn(len(names), 512))
         image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
         mask = torch.from_numpy((inputs.maps(1) > 0.3).astype(np.uint8))
         target = {"boxes": torch.tensor([[200.0, 120, 400, 360]]), "labels": torch.ones(1).long()}
 
+        settings = LossSettings(vocabulary=None, background_weight=1.0)
+
         def learn() -> None:
-            losses = model.train().losses([image], [{**target, "masks": mask}], None, 1.0)
+            losses = model.train().losses([image], [{**target, "masks": mask}], settings)
             sum(losses.values()).backward()
 
         operations = operations_of(learn)
@@ -275,7 +278,7 @@ class Profile:
             yield Cost(stage, items, decoding, operations, sharded=False)
         yield self._evaluation(model.eval())
 
-    def _evaluation(self, model: MaskRcnn) -> Cost:
+    def _evaluation(self, model: Detector) -> Cost:
         """Return the cost of as many detections as count, of each picture and trial."""
         params = EvaluationParams.model_validate(self.params["evaluation"])
         trials = make_trials(_truth(self.dataset, 1), _categories(self.dataset), params.metric)
@@ -309,7 +312,7 @@ class Profile:
         return seconds_of(lambda: score(trials, found, params, truth))
 
 
-def detect_operations(model: MaskRcnn, detections: int, vocabularies: int) -> float:
+def detect_operations(model: Detector, detections: int, vocabularies: int) -> float:
     """Return the operations of a picture in which as much is found as can be.
 
     Part by part, for what a network of random weights finds is left to chance.

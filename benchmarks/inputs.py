@@ -13,9 +13,9 @@ from stages.common.masks import encode_mask
 from stages.common.params import read_params
 from stages.common.seeding import numpy_generator
 from stages.download.scenes import draw_scene, scene_recipe
-from stages.models.albef_base import AlbefBase, AlbefBaseConfig
-from stages.models.tokenizer import CaptionTokenizer, build_vocabulary
-from stages.models.wspn_language import LanguageWspn, LanguageWspnConfig
+from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
+from stages.models.vision_language.albef import Albef, AlbefConfig
+from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 HEIGHT, WIDTH = 480, 640
@@ -55,10 +55,10 @@ def maps(count: int, cells_hw: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
     return np.stack([np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 9000) for x, y in middles])
 
 
-def base_albef() -> tuple[AlbefBase, CaptionTokenizer]:
+def base_albef() -> tuple[Albef, CaptionTokenizer]:
     """Return ALBEF at its official size with random weights; it looks at pictures of 256 pixels."""
     torch.manual_seed(0)
-    config = AlbefBaseConfig(
+    config = AlbefConfig(
         vocabulary_size=30522,
         text_positions=512,
         patch_side=16,
@@ -71,7 +71,7 @@ def base_albef() -> tuple[AlbefBase, CaptionTokenizer]:
         fusion_layers=6,
         projection=256,
     )
-    return AlbefBase(config).eval(), CaptionTokenizer(build_vocabulary([CAPTION], 1), 30)
+    return Albef(config).eval(), CaptionTokenizer(build_vocabulary([CAPTION], 1), 30)
 
 
 def captioned(tokenizer: CaptionTokenizer, images: int, captions: int, objects: int) -> Targets:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from stages.models.tokenizer import SPECIAL
+from stages.models.vision_language.tokenizer import SPECIAL
 from tests.golden import official_albef
 
 CAPTIONS = Path("../shared/coco-mini/annotations/captions_train2017.json")

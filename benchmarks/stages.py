@@ -29,9 +29,9 @@ from stages.labels.merge import make_dataset, split_masks
 from stages.labels.params import LabelsParams
 from stages.masks.params import MasksParams
 from stages.masks.segment import join_crops, make_crops, paste_mask, segment_crops
-from stages.models.detector_settings import NetworkParams
-from stages.models.mask_rcnn import MaskRcnn, predict
-from stages.models.wspn_ranking import RankingSettings, rank_proposals
+from stages.models.detection.detector import build, predict
+from stages.models.detection.params import network_params
+from stages.models.proposals.ranking import RankingSettings, rank_proposals
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import search_pictures
 from stages.wspn.examples import make_examples
@@ -188,9 +188,10 @@ def writing(options: argparse.Namespace) -> Iterator[Case]:
 
 def detector(options: argparse.Namespace) -> Iterator[Case]:
     """The default detector on pictures at 480 pixels."""
-    settings = inputs.section("detector")["network"]
-    settings = settings | {"resize": {"shorter_side": 480, "longer_side": 640}}
-    model = MaskRcnn(NetworkParams.model_validate(settings), torch.randn(65, 128))
+    section = inputs.section("detector")
+    settings = section["network"] | {"resize": {"shorter_side": 480, "longer_side": 640}}
+    network = network_params(section["architecture"]).model_validate(settings)
+    model = build(section["architecture"], network, torch.randn(65, 128))
     images = [picture.decode() for picture in inputs.pictures(options.items)]
     yield Case(
         "evaluation",

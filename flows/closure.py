@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 PACKAGE = "stages"
 DVC_FILE = "dvc.yaml"
 LOCK = "requirements-stages.lock"
+TEMPLATE = re.compile(r"\$\{[\w.]+\}")
 STAGE_COMMAND = re.compile(rf"python -m {PACKAGE} (\w+)")  # by stages/__main__.py
 # What the functions of stages/common/params.py read; the first takes the section's name.
 SECTION_READER = "read_section"
@@ -122,15 +123,36 @@ def _read(path: Path) -> tuple[YAML, Any]:
 def _differences(root: Path, content: Any) -> Iterator[tuple[str, Any, list[str], list[str]]]:
     """Yield (stage, its deps, source files they lack, source files they should not have)."""
     modules = stage_modules(content)
-    closures = import_closures(root, list(dict.fromkeys(modules.values())))
+    chosen = {dep for name in modules for dep in _chosen(content["stages"][name].get("deps", []))}
+    packages = {dep: _package_modules(root, dep) for dep in chosen}
+    every = [*modules.values(), *(module for own in packages.values() for module in own)]
+    closures = import_closures(root, list(dict.fromkeys(every)))
     for name, module in modules.items():
         deps = content["stages"][name].setdefault("deps", [])
         code = [dep for dep in deps if isinstance(dep, str) and _is_source(dep)]
-        wanted = [LOCK, *closures[module]] if (root / LOCK).is_file() else closures[module]
+        wanted = set(closures[module])
+        for dep in _chosen(deps):
+            own = {path for inner in packages[dep] for path in closures[inner]}
+            within = re.compile(re.escape(TEMPLATE.sub("*", dep)).replace(r"\*", r"\w+") + "/")
+            wanted |= {path for path in own if not within.match(path)}
+        wanted = [*([LOCK] if (root / LOCK).is_file() else []), *sorted(wanted)]
         lacks = [path for path in wanted if path not in code]
         stale = [path for path in code if path not in wanted]
         if lacks or stale:
             yield name, deps, lacks, stale
+
+
+def _chosen(deps: Any) -> list[str]:
+    """Return the deps on a package that params.yaml names: stages/…/${section.key}."""
+    deps = [dep for dep in deps if isinstance(dep, str)]
+    return [dep for dep in deps if dep.startswith(f"{PACKAGE}/") and TEMPLATE.search(dep)]
+
+
+def _package_modules(root: Path, dep: str) -> list[str]:
+    """Return all modules of the packages that such a dep can be; nobody imports them by name."""
+    files = root.glob(f"{TEMPLATE.sub('*', dep)}/*.py")
+    relative = (path.relative_to(root).with_suffix("") for path in files)
+    return sorted(".".join(path.parts) for path in relative if path.name != "__init__")
 
 
 def stage_modules(content: Any) -> dict[str, str]:

@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from stages.common.hub import find_hub_file
-from stages.common.params import PARAMS_FILE, Section, read_exactness, read_section, read_seed
+from stages.common.params import (
+    PARAMS_FILE,
+    Section,
+    read_exactness,
+    read_params,
+    read_section,
+    read_seed,
+)
 
 
 def section_model(name: str) -> type[Section]:
@@ -45,12 +52,38 @@ def _check(name: str, path: Path) -> None:
         find_hub_file(params.clip.folder, "config.json", "vocabulary.clip.folder")
     if name == "wspn" and params.model.backbone.weights is not None:
         _check_imagenet(params.model.backbone, "wspn.model.backbone")
+    if name in ("detector", "finetune", "rpn"):
+        _check_hooks(params)
+    if name == "finetune":
+        _check_training(params.training, path)
     if name in ("detector", "rpn") and params.init == "imagenet":
         _check_imagenet(params.imagenet, f"{name}.imagenet")
 
 
+def _check_hooks(params: Section) -> None:
+    hooks = [(own.module, "region_loss") for own in params.training.region_losses]
+    if head := getattr(params, "region_head", None):
+        hooks.append((head, "region_head"))
+    if hooks:
+        from stages.models.detection.region_hooks import find_hook
+
+        for module, function in hooks:
+            find_hook(module, function)
+
+
+def _check_training(training: Section, path: Path) -> None:
+    from stages.models.detection.params import check_training, network_params
+
+    detector = read_params(path).get("detector")
+    architecture = detector.get("architecture") if isinstance(detector, dict) else None
+    try:
+        check_training(training, network_params(architecture))
+    except ValueError as error:
+        raise ValueError(f"{path}: finetune: {error}") from None
+
+
 def _check_imagenet(weights: Section, key: str) -> None:
-    from stages.models.imagenet import find_imagenet_weights
+    from stages.models.backbones.imagenet import find_imagenet_weights
 
     find_imagenet_weights(Path(weights.weights), weights.sha256, key)
 

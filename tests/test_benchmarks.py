@@ -23,9 +23,9 @@ from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
 from flows.dvc.plan import make_plan
 from flows.graph import Stage, Status
-from stages.models.imagenet import freeze_stages
-from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
-from stages.models.wspn_input import ViewSettings
+from stages.models.backbones.imagenet import freeze_stages
+from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
+from stages.models.proposals.views import ViewSettings
 from stages.ranking.params import RankingParams
 from tests.stages.tiny_detector import RESNETS, tiny_detector
 

@@ -4,7 +4,6 @@ import ast
 import re
 import shutil
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
@@ -15,7 +14,6 @@ from flows.dvc.project import load_graph
 from flows.graph import Graph, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
 from stages.guard import find_declared
-from stages.models.engines.dispatch import Engine
 from tests.support.upstream import inputs_through
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +22,7 @@ ANNOTATED_CLASSES = "data/download/annotations"  # of base classes, without wher
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
 RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
-ENGINE_DEP = "stages/models/engines/${detector.engine}"
-ENGINE_CALL = re.compile(r"\b(load_detector|network_class)\(")
+ARCHITECTURE_DEP = re.compile(r"stages/models/detection/\$\{(detector|rpn)\.architecture\}")
 NO_SECTION = {"seed", "shards", "deterministic", "gpus_per_training"}
 NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
 PACKAGES_OF_CLAIMS = {"rpn", "true_masks", "wsddn"}  # others run a stage differently
@@ -53,20 +50,18 @@ def test_deps_are_data_and_the_import_closure():
     assert check_deps(ROOT) == []
 
 
-def test_who_makes_or_loads_a_detector_depends_on_the_chosen_engine_alone():
+def test_who_makes_or_loads_a_detector_depends_on_the_chosen_architecture():
     """Its package is imported by name, which no import graph sees."""
     declared, users = set(), set()
     for file in ("dvc.yaml", "claims/dvc.yaml"):
         content = YAML(typ="safe").load(ROOT / file)
-        for name, module in stage_modules(content).items():
+        modules = stage_modules(content)
+        files = import_closures(ROOT, [*set(modules.values())])
+        for name, module in modules.items():
             deps = content["stages"][name]["deps"]
-            sources = [ROOT / dep for dep in deps if dep.startswith(module.replace(".", "/")[:-9])]
-            if any(ENGINE_CALL.search(path.read_text(encoding="utf-8")) for path in sources):
-                users.add(name)
-            if ENGINE_DEP in deps:
-                declared.add(name)
-                assert engine_sources() <= set(deps), name
-    assert declared == users >= {"detector", "finetune", "evaluation", "oracle"}
+            users |= {name} if "stages/models/detection/detector.py" in files[module] else set()
+            declared |= {name} if any(map(ARCHITECTURE_DEP.fullmatch, deps)) else set()
+    assert declared == users >= {"detector", "finetune", "evaluation", "oracle", "rpn"}
 
 
 def test_whoever_computes_on_a_device_asks_for_one():
@@ -83,14 +78,6 @@ def test_trainings_ask_for_as_many_devices_as_params_say(graph, content):
     for name in ("detector", "finetune"):
         assert content["stages"][name]["meta"]["gpus"] == "${gpus_per_training}"
         assert graph[name].gpus == 1
-
-
-def engine_sources() -> set[str]:
-    """Return the files that the engines' packages import, without the packages themselves."""
-    modules = [f"stages.models.engines.{engine}.network" for engine in get_args(Engine)]
-    files = {file for own in import_closures(ROOT, modules).values() for file in own}
-    packages = tuple(f"stages/models/engines/{engine}/" for engine in get_args(Engine))
-    return {file for file in files if not file.startswith(packages)}
 
 
 def test_deps_are_data_sources_and_the_lock_of_the_packages(graph):

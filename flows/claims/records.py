@@ -26,7 +26,7 @@ FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)
 LOCK = "requirements.lock"
 CODE = "stages/"
-TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in stages/models/engines/${detector.engine}
+TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in stages/models/detection/${detector.architecture}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from stages.common.prefetch import prefetch
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.storage import write_tensors
-from stages.models.vision_language import VisionLanguageModel, load_vlm
+from stages.models.vision_language.base import VisionLanguageModel, load_vlm
 
 DOWNLOAD = Path("data/download")
 MODEL = Path("data/vlm/model.safetensors")

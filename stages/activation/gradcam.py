@@ -6,7 +6,7 @@ Shape legend: B images, M captions per image, L tokens, P = h·w patches, A head
 
 import torch
 
-from stages.models.vision_language import VisionLanguageModel
+from stages.models.vision_language.base import VisionLanguageModel
 
 
 def token_activation(

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from stages.activation.gradcam import normalise_maps, token_activation
 from stages.activation.params import ActivationParams
-from stages.models.vision_language import VisionLanguageModel
+from stages.models.vision_language.base import VisionLanguageModel
 
 
 @dataclass(frozen=True)

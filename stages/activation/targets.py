@@ -13,7 +13,7 @@ from stages.activation.rounds import Targets
 from stages.common.captions import MentionFinder, normalise
 from stages.common.categories import Category
 from stages.common.seeding import numpy_generator
-from stages.models.tokenizer import CaptionTokenizer
+from stages.models.vision_language.tokenizer import CaptionTokenizer
 
 
 def choose_captions(

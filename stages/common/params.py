@@ -1,7 +1,7 @@
 """Read one section of params.yaml into its frozen pydantic model, once, at the stage's boundary."""
 
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -17,6 +17,15 @@ class Section(BaseModel):
     """Base of every params section: frozen, strict, no unknown keys, no defaults of its own."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    @classmethod
+    def fitting(cls, content: Any) -> type[Self]:
+        """Return the model of a section with this content: a subclass, where a key of it decides.
+
+        Raises:
+            ValueError: there is none; the message begins with the key.
+        """
+        return cls
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -50,6 +59,10 @@ def read_section(name: str, model: type[SectionType], path: Path = PARAMS_FILE) 
     content = read_params(path)
     if name not in content:
         raise ValueError(f"{path}: section '{name}' is missing; it has {sorted(content)}")
+    try:
+        model = model.fitting(content[name])
+    except ValueError as error:
+        raise ValueError(f"{path}: {name}.{error}") from None
     try:
         return model.model_validate(content[name])
     except ValidationError as error:

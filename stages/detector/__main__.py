@@ -1,10 +1,11 @@
-"""Stage `detector`: train Mask R-CNN on the pseudo-annotations of base and novel classes.
+"""Stage `detector`: train the detector on the pseudo-annotations of base and novel classes.
 
 Run: python -m stages.detector. Reads no ground truth. With `--annotations` another file in the
 same form takes the place of the pseudo-annotations (the oracle of the claims: ground truth of all
-classes), with `--output` another folder that of data/detector, with `--section` another section of
-params.yaml that of `detector`. With `--label-splits base` only objects of base classes are learned,
-by a softmax over these classes, as if nobody had labelled the others.
+classes), with `--source name=file` detector.supervision may name a further one. With `--output`
+another folder takes the place of data/detector, with `--section` another section of params.yaml
+that of `detector`. With `--label-splits base` only objects of base classes are learned, by a
+softmax over these classes, as if nobody had labelled the others.
 """
 
 import argparse
@@ -13,7 +14,6 @@ from pathlib import Path
 from stages.common.categories import read_categories
 from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
-from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.devices import choose_device, prepare_device
 from stages.common.params import read_exactness, read_section, read_seed, read_shards
 from stages.common.processes import process_index, run_in_processes
@@ -21,10 +21,11 @@ from stages.common.seeding import make_deterministic
 from stages.common.storage import read_tensors, write_json
 from stages.common.stored_pictures import StoredPictures
 from stages.detector.params import DetectorParams
-from stages.models.detector_training import train_detector, training_metrics
-from stages.models.engines.dispatch import network_class
-from stages.models.initial_weights import load_start
-from stages.models.mask_rcnn import save_detector
+from stages.models.detection.detector import build, save
+from stages.models.detection.initial_weights import load_start
+from stages.models.detection.region_hooks import hook_files
+from stages.models.detection.supervision import Supervision, read_sources, source_file
+from stages.models.detection.training import train_detector, training_metrics
 
 DOWNLOAD = Path("data/download")
 EMBEDDINGS = Path("data/vocabulary/embeddings.safetensors")
@@ -43,31 +44,38 @@ def main() -> None:
     every = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
     learned = [k for k, c in enumerate(categories) if c.split in options.label_splits]
     labels = {categories[k].id: place + 1 for place, k in enumerate(learned)}
-    annotations = read_annotations(options.annotations, labels, [c.id for c in every])
-    pictures = label_pictures(StoredPictures(*shards), annotations, labels, options.annotations)
+    files = {"pseudo_labels": options.annotations, **dict(options.source)}
+    files = {name: (path, labels) for name, path in files.items()}
+    sources = read_sources(
+        params.supervision, files, [c.id for c in every], StoredPictures(*shards), options.section
+    )
+    supervision = Supervision(sources, params.supervision.draw)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
     if len(embeddings) != len(categories):
         raise ValueError(
             f"{EMBEDDINGS}: {len(embeddings)} embeddings for {len(categories)} base and novel"
             " categories; run `dvc repro vocabulary`"
         )
-    model = network_class(params.engine)(params.network, embeddings)
+    model = build(params.architecture, params.network, embeddings, params.region_head)
     started_from = load_start(model, params, VLM, options.section)
 
     model.to(device)
-    inputs = [options.annotations, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
-    inputs += started_from
+    read = [files[source.name][0] for source in sources]
+    inputs = [*read, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
+    hooks = [own.module for own in params.training.region_losses]
+    hooks += [] if params.region_head is None else [params.region_head]
+    inputs += [*started_from, *hook_files(hooks)]
     settings = [params.model_dump(), seed, read_exactness(), device.type, learned]
     checkpoint = Checkpoint(fingerprint(settings, inputs))
     growing = options.output / "curve.csv" if process_index() == 0 else None
     curve = Curve(every=20, growing=growing)
     vocabulary = None if len(learned) == len(categories) else learned
-    train_detector(model, pictures, params.training, seed, curve, vocabulary, checkpoint)
+    train_detector(model, supervision, params.training, seed, curve, vocabulary, checkpoint)
     if process_index() > 0:
         return  # the first process writes
-    save_detector(options.output / "model.safetensors", model)
+    save(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
-    metrics = training_metrics(model, pictures, annotations, curve)
+    metrics = training_metrics(model, supervision, curve)
     write_json(options.output / "metrics.json", metrics)
     checkpoint.remove()
 
@@ -77,6 +85,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument(
         "--annotations", type=Path, default=Path("data/labels/pseudo_annotations.json")
     )
+    parser.add_argument("--source", action="append", type=source_file, default=[])
     parser.add_argument("--output", type=Path, default=Path("data/detector"))
     parser.add_argument("--section", default="detector")
     splits = ["base", "novel"]
@@ -86,9 +95,9 @@ def _read_options() -> argparse.Namespace:
 
 def start() -> None:
     """Run the stage in as many processes as its batch and the devices allow."""
-    batch_size = read_section(_read_options().section, DetectorParams).training.batch_size
-    device = choose_device(read_exactness())
-    run_in_processes("stages.detector.__main__", device, batch_size)
+    params = read_section(_read_options().section, DetectorParams)
+    batch_size = params.training.batch_size if "shares" in params.network.supports else 1
+    run_in_processes("stages.detector.__main__", choose_device(read_exactness()), batch_size)
 
 
 if __name__ == "__main__":

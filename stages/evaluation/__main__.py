@@ -36,7 +36,7 @@ from stages.evaluation.protocols import (
     make_trials,
     unannotated_trial,
 )
-from stages.models.mask_rcnn import load_detector, predict
+from stages.models.detection.detector import load, predict
 
 DATA = Path("data")
 DOWNLOAD = DATA / "download"
@@ -65,7 +65,7 @@ def main() -> None:
             given = read_results(weights, params.split, listed, trials[0].image_ids)
             found = share_out(given, trials)
         else:
-            predictor = partial(predict, load_detector(weights).to(device))
+            predictor = partial(predict, load(weights).to(device))
             found = detect(
                 predictor, read_pictures(shard), trials, params, what=f"evaluation, {name}"
             )

@@ -10,8 +10,8 @@ from stages.common.progress import track
 from stages.common.stored_pictures import AnyPicture
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial
-from stages.models.mask_rcnn import Prediction
-from stages.models.results import to_results
+from stages.models.detection.coco_results import to_results
+from stages.models.detection.detector import Prediction
 
 # Pictures per call. Of mixed sizes they are padded to the largest of the batch, which changes
 # results in the last digits, so this is fixed rather than tuned to a machine.
@@ -31,7 +31,7 @@ def detect(
 
     Args:
         predict: pictures uint8 (H, W, 3) and vocabularies of class indices to predictions per
-            vocabulary and picture, e.g. `partial(stages.models.mask_rcnn.predict, model)`.
+            vocabulary and picture, e.g. `partial(detector.predict, model)`.
         pictures: all pictures of the split; those of no trial are not looked at.
         trials: vocabularies; the first one's pictures include all others'.
         params: which detections count.

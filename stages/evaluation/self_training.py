@@ -15,7 +15,7 @@ from stages.common.stored_pictures import AnyPicture
 from stages.evaluation.detections import Predict, decoded_batches
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import in_group
-from stages.models.results import to_results
+from stages.models.detection.coco_results import to_results
 
 NOTHING = -1.0
 

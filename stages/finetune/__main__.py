@@ -5,6 +5,9 @@ pictures without a base object are left out. Where nobody has annotated anything
 as it is. With `--output` another folder takes the place of data/finetune, with `--section` another
 section of params.yaml that of `finetune`.
 
+finetune.supervision may also draw on the pseudo-labels, of all classes of the softmax, or on a
+further source that `--source name=file` gives.
+
 A comparator of the claims is trained on in the same way, but without ground truth: `--annotations`
 names another file in the same form, and with `--label-splits base novel` the objects of novel
 classes are learned, too.
@@ -12,12 +15,13 @@ classes are learned, too.
 
 import argparse
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stages.common.categories import read_categories
 from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
-from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.devices import choose_device, prepare_device
 from stages.common.ground_truth import SKIPPED, is_annotated
 from stages.common.params import read_exactness, read_section, read_seed, read_shards
@@ -27,11 +31,15 @@ from stages.common.storage import replace_file, write_json
 from stages.common.stored_pictures import StoredPictures
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
-from stages.models.detector_training import train_detector, training_metrics
-from stages.models.mask_rcnn import load_detector, save_detector
+from stages.models.detection.detector import load, save
+from stages.models.detection.region_hooks import hook_files
+from stages.models.detection.supervision import Supervision, read_sources, source_file
+from stages.models.detection.training import train_detector, training_metrics
 
 DETECTOR = Path("data/detector/model.safetensors")
+TRUTH = "ground_truth"  # whose unlabelled objects `finetune.unlabelled` is about
 ANNOTATIONS = Path("data/download/ground_truth/train.json")
+PSEUDO_LABELS = Path("data/labels/pseudo_annotations.json")
 CATEGORIES = Path("data/download/categories.json")
 
 
@@ -61,35 +69,49 @@ def main() -> None:
     labelled = [k for k, c in enumerate(categories) if c.split in options.label_splits]
     others = [k for k in range(len(categories)) if k not in labelled]
     vocabulary = labelled if params.vocabulary == "base" else list(range(len(categories)))
-    labels = {categories[k].id: vocabulary.index(k) + 1 for k in labelled}
-    annotations = read_annotations(options.annotations, labels, [c.id for c in every])
-    pictures = label_pictures(StoredPictures(*shards), annotations, labels, options.annotations)
-    model = load_detector(DETECTOR).to(device)
+    labels = {categories[k].id: place + 1 for place, k in enumerate(vocabulary)}
+    own_labels = {categories[k].id: labels[categories[k].id] for k in labelled}
+    files = {TRUTH: (options.annotations, own_labels), "pseudo_labels": (PSEUDO_LABELS, labels)}
+    files |= {name: (path, labels) for name, path in options.source}
+    sources = read_sources(
+        params.supervision, files, [c.id for c in every], StoredPictures(*shards), options.section
+    )
+    model = load(DETECTOR).to(device)
 
     settings = [params.model_dump(), seed, read_exactness(), device.type, labelled]
-    name = fingerprint(settings, [DETECTOR, options.annotations, CATEGORIES, *shards])
+    read = [files[source.name][0] for source in sources]
+    hooks = hook_files(own.module for own in params.training.region_losses)
+    name = fingerprint(settings, [DETECTOR, *read, CATEGORIES, *shards, *hooks])
     if params.unlabelled == "detections" and others:
-        pictures = label_novel_detections(
-            model, pictures, vocabulary, others, params.detection_score
+        detect = partial(
+            label_novel_detections,
+            model,
+            vocabulary=vocabulary,
+            novel=others,
+            min_score=params.detection_score,
         )
+        sources = [
+            replace(own, pictures=detect(own.pictures)) if own.name == TRUTH else own
+            for own in sources
+        ]
+    supervision = Supervision(sources, params.supervision.draw)
     growing = options.output / "curve.csv" if process_index() == 0 else None
     checkpoint, curve = Checkpoint(name), Curve(every=20, growing=growing)
     train_detector(
-        model, pictures, params.training, seed, curve, vocabulary, checkpoint, what="finetune"
+        model, supervision, params.training, seed, curve, vocabulary, checkpoint, what="finetune"
     )
     if process_index() > 0:
         return  # the first process writes
-    save_detector(options.output / "model.safetensors", model)
+    save(options.output / "model.safetensors", model)
     curve.write(options.output / "curve.csv")
-    write_json(
-        options.output / "metrics.json", training_metrics(model, pictures, annotations, curve)
-    )
+    write_json(options.output / "metrics.json", training_metrics(model, supervision, curve))
     checkpoint.remove()
 
 
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("data/finetune"))
+    parser.add_argument("--source", action="append", type=source_file, default=[])
     parser.add_argument("--section", default="finetune")
     parser.add_argument("--annotations", type=Path, default=ANNOTATIONS)
     splits = ["base", "novel"]

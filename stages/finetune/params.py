@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stages.common.params import Section
-from stages.models.detector_settings import TrainingParams
+from stages.models.detection.params import SupervisionParams, TrainingParams
 
 
 class FinetuneParams(Section):
@@ -14,6 +14,7 @@ class FinetuneParams(Section):
     vocabulary: Literal["base", "all"]
     unlabelled: Literal["background", "detections"]
     detection_score: float = Field(gt=0, lt=1)
+    supervision: SupervisionParams
     training: TrainingParams
 
     @model_validator(mode="after")

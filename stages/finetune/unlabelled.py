@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 
 from stages.common.boxes import pairwise_iou
-from stages.common.detection_data import IGNORED, LabelledPicture
 from stages.common.masks import encode_mask
 from stages.common.progress import track
-from stages.models.mask_rcnn import MaskRcnn, Prediction, predict
+from stages.models.detection.detector import IGNORED, Detector, Prediction, predict
+from stages.models.detection.samples import LabelledPicture
 
 LABELLED_IOU = 0.5  # a detection that overlaps a labelled object this much is that object
 SMALLEST_SIDE = 1.0  # pixels
@@ -24,7 +24,7 @@ PICTURES_AT_ONCE = 16
 
 
 def label_novel_detections(
-    model: MaskRcnn,
+    model: Detector,
     pictures: Sequence[LabelledPicture],
     vocabulary: Sequence[int],
     novel: Sequence[int],
@@ -68,9 +68,13 @@ def add_detections(
     kept &= ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_SIDE).all(1)
     position = {index: place + 1 for place, index in enumerate(vocabulary)}
     labels = np.array([position[k] for k in prediction.labels[kept].tolist()], entry.labels.dtype)
+    weights = entry.weights
+    if weights is not None:
+        weights = np.concatenate([np.ones((int(kept.sum()), 3), np.float32), weights])
     return replace(
         entry,
         boxes_xyxy=np.concatenate([boxes[kept], entry.boxes_xyxy]),
         labels=np.concatenate([labels, entry.labels]),
         segmentations=[*map(encode_mask, prediction.masks[kept]), *entry.segmentations],
+        weights=weights,
     )

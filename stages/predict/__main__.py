@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 from stages.common.devices import compute_device
 from stages.common.progress import track
 from stages.common.storage import write_json
-from stages.models.predictor import Predictor, load_predictor
-from stages.models.results import to_results
+from stages.models.detection.coco_results import to_results
+from stages.models.detection.predictor import Predictor, load_predictor
 from stages.predict.overlay import draw_overlay, write_overlay
 from stages.predict.pictures import Found, decode_pictures, list_pictures
 

@@ -1,6 +1,6 @@
 """Section `proposals` of params.yaml: selective search and its filters."""
 
-from stages.common.selective_search import SearchSettings
+from stages.models.proposals.selective_search import SearchSettings
 
 
 class ProposalsParams(SearchSettings):

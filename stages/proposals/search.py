@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from stages.common.images import Picture
 from stages.common.parallel import map_in_order
-from stages.common.selective_search import SearchSettings, selective_search
 from stages.common.tables import boxes_table
+from stages.models.proposals.selective_search import SearchSettings, selective_search
 
 
 class Found(NamedTuple):

@@ -17,8 +17,8 @@ from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.storage import read_table, write_table
 from stages.common.tables import boxes_by_image, boxes_table
-from stages.models.wspn_file import load_wspn
-from stages.models.wspn_ranking import rank_proposals
+from stages.models.proposals.file import load_wspn
+from stages.models.proposals.ranking import rank_proposals
 from stages.ranking.params import RankingParams
 
 

@@ -1,6 +1,6 @@
 """Section `ranking` of params.yaml: from proposals to a picture's top-K boxes."""
 
-from stages.models.wspn_ranking import RankingSettings
+from stages.models.proposals.ranking import RankingSettings
 
 
 class RankingParams(RankingSettings):

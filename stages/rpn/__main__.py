@@ -12,7 +12,6 @@ import torch
 
 from stages.common.categories import read_categories
 from stages.common.curves import Curve
-from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.devices import prepare_device
 from stages.common.images import count_pictures, read_pictures
 from stages.common.params import (
@@ -24,14 +23,16 @@ from stages.common.params import (
 )
 from stages.common.progress import track
 from stages.common.seeding import make_deterministic
-from stages.common.selective_search import SearchSettings
 from stages.common.storage import read_json, write_json
 from stages.common.stored_pictures import StoredPictures
-from stages.models.detector_training import train_detector
-from stages.models.initial_weights import load_start
-from stages.models.mask_rcnn import MaskRcnn
-from stages.models.wspn_file import load_wspn
-from stages.models.wspn_ranking import RankingSettings
+from stages.models.detection.detector import build
+from stages.models.detection.initial_weights import load_start
+from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.supervision import Supervision
+from stages.models.detection.training import train_detector
+from stages.models.proposals.file import load_wspn
+from stages.models.proposals.ranking import RankingSettings
+from stages.models.proposals.selective_search import SearchSettings
 from stages.rpn.compare import (
     classes_won,
     find_objects,
@@ -61,11 +62,11 @@ def main() -> None:
     labelled = label_pictures(StoredPictures(*shards), annotations, labels, truth)
 
     # A plain classifier of the base classes: only the region proposals matter here.
-    detector = MaskRcnn(params.network, torch.eye(len(base)))
+    detector = build(params.architecture, params.network, torch.eye(len(base)))
     load_start(detector, params, Path("data/vlm/model.safetensors"), "rpn")
     detector.to(device)
     curve = Curve(every=20, growing=OUTPUT / "curve.csv")
-    train_detector(detector, labelled, params.training, seed, curve, what="rpn")
+    train_detector(detector, Supervision.of(labelled), params.training, seed, curve, what="rpn")
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"
     heads = {  # as the experiment ranks, by the paper's head, and by that with a step of ours

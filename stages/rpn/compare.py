@@ -12,27 +12,15 @@ import torch
 from stages.common.images import Picture
 from stages.common.recall import first_hits
 from stages.common.seeding import numpy_generator
-from stages.common.selective_search import SearchSettings, selective_search
-from stages.models.mask_rcnn import MaskRcnn, to_unit_range
-from stages.models.wspn import Wspn
-from stages.models.wspn_ranking import RankingSettings, order_in_layers, rank_proposals
-
-
-@torch.no_grad()
-def region_proposals(detector: MaskRcnn, image: np.ndarray) -> np.ndarray:
-    """Return the detector's region proposals float32 (R, 4) of a picture, best first."""
-    pixels = to_unit_range(image).to(next(detector.parameters()).device)
-    batch, _ = detector.transform([pixels])
-    boxes, _ = detector.proposals(batch, detector.backbone(batch.tensors))
-    seen_hw, (height, width) = batch.image_sizes[0], image.shape[:2]
-    return boxes[0].cpu().numpy() * np.array(
-        [width / seen_hw[1], height / seen_hw[0]] * 2, np.float32
-    )
+from stages.models.detection.detector import Detector, to_unit_range
+from stages.models.proposals.base import Wspn
+from stages.models.proposals.ranking import RankingSettings, order_in_layers, rank_proposals
+from stages.models.proposals.selective_search import SearchSettings, selective_search
 
 
 def ordered_boxes(
     picture: Picture,
-    detector: MaskRcnn,
+    detector: Detector,
     wspn: Wspn,
     search: SearchSettings,
     heads: Mapping[str, RankingSettings],
@@ -49,7 +37,7 @@ def ordered_boxes(
     searched = selective_search(image, search, seed, picture.image_id)
     searched = searched if len(searched) else whole
     random = numpy_generator(seed, "proposals in random order", picture.image_id)
-    proposed = torch.from_numpy(region_proposals(detector, image))
+    proposed = detector.propose(to_unit_range(image).to(detector.device)).cpu()
     falling = torch.linspace(1, 0, len(proposed))
     boxes = {
         "selective_search": searched,

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common.params import Section
-from stages.models.detector_settings import StartParams, TrainingParams
-from stages.models.wspn_ranking import AgreementSettings, RankingSettings
+from stages.models.detection.params import StartParams
+from stages.models.proposals.ranking import AgreementSettings, RankingSettings
 
 
 class HeadParams(Section):
@@ -30,7 +30,12 @@ class HeadParams(Section):
 class RpnParams(StartParams):
     """The detector whose region proposals are compared, its training, and where to measure."""
 
-    training: TrainingParams
     by_classes: HeadParams
     by_agreement: HeadParams
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _the_architecture_proposes(self) -> "RpnParams":
+        if "proposals" not in self.network.supports:
+            raise ValueError(f"architecture: {self.architecture} has no region proposals")
+        return self

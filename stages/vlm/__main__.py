@@ -14,8 +14,8 @@ from stages.common.images import read_pictures
 from stages.common.params import read_exactness, read_section, read_seed
 from stages.common.seeding import derive_seed, make_deterministic, torch_generator
 from stages.common.storage import write_json
-from stages.models.albef import Albef, AlbefConfig, save_albef
-from stages.models.tokenizer import CaptionTokenizer, build_vocabulary
+from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConfig, save_small_albef
+from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary
 from stages.vlm.pairs import PairSampler, load_pictures
 from stages.vlm.params import VlmParams
 from stages.vlm.pretrained import convert_albef, convert_blip
@@ -53,7 +53,7 @@ def _train(params: VlmParams, seed: int, curve: Curve) -> dict[str, float]:
     words = build_vocabulary((c for group in texts for c in group), params.min_word_count)
     tokenizer = CaptionTokenizer(words, params.model.max_tokens)
     all_tokens = tokenizer.encode([caption for group in texts for caption in group])
-    model = Albef(AlbefConfig(vocabulary_size=len(words), **params.model.model_dump()))
+    model = SmallAlbef(SmallAlbefConfig(vocabulary_size=len(words), **params.model.model_dump()))
     model.to(prepare_device(read_exactness()))
     model.trunk.to(memory_format=torch.channels_last)
     sampler = PairSampler(
@@ -65,7 +65,7 @@ def _train(params: VlmParams, seed: int, curve: Curve) -> dict[str, float]:
     facts = train_vlm(
         model, tokenizer, sampler, all_tokens, params, torch_generator(seed, "vlm", "text"), curve
     )
-    save_albef(MODEL, model, tokenizer)
+    save_small_albef(MODEL, model, tokenizer)
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "pairs": len(ids),

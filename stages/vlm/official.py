@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import torch
 
-from stages.models.albef_base import AlbefBase, AlbefBaseConfig
-from stages.models.weights import load_exactly
+from stages.models.backbones.weights import load_exactly
+from stages.models.vision_language.albef import Albef, AlbefConfig
 
 HEAD_WIDTH = 64  # of each attention head, in every ViT and BERT of this family
 IMAGE_LAYERS, TEXT_LAYERS, FUSION_LAYERS = 12, 6, 6
@@ -59,7 +59,7 @@ RENAMED = {
 
 def albef_from_official(
     state: Mapping[str, torch.Tensor], origin: object
-) -> tuple[AlbefBase, dict[str, int]]:
+) -> tuple[Albef, dict[str, int]]:
     """Return (model in evaluation mode, how many keys each rule left out).
 
     Args:
@@ -77,7 +77,7 @@ def albef_from_official(
         else:
             left_out[rule] += 1
     with torch.device("meta"):
-        model = AlbefBase(_config(weights, origin))
+        model = Albef(_config(weights, origin))
     load_exactly(model, weights, origin)
     return model.eval().requires_grad_(False), left_out
 
@@ -98,7 +98,7 @@ def _side_of_fusion(layer: re.Match) -> str:
     return f"fusion_layers.{index - TEXT_LAYERS}"
 
 
-def _config(weights: Mapping[str, torch.Tensor], origin: object) -> AlbefBaseConfig:
+def _config(weights: Mapping[str, torch.Tensor], origin: object) -> AlbefConfig:
     """Return the sizes; what they are read off must be there."""
     telling = (
         "word_embedding.weight",
@@ -111,7 +111,7 @@ def _config(weights: Mapping[str, torch.Tensor], origin: object) -> AlbefBaseCon
     if missing := [name for name in telling if name not in weights]:
         raise ValueError(f"{origin}: missing weights: {', '.join(missing)}; is it an ALBEF?")
     words, positions, table, patches, hidden, projection = (weights[n].shape for n in telling)
-    return AlbefBaseConfig(
+    return AlbefConfig(
         vocabulary_size=words[0],
         text_positions=positions[0],
         patch_side=patches[-1],

@@ -7,10 +7,10 @@ params.yaml is what ties the results to it.
 from pathlib import Path
 
 from stages.common.hub import find_hub_file
-from stages.models.albef_base import save_albef_base
-from stages.models.blip import Blip, load_network, save_blip
-from stages.models.checkpoint_files import check_digest, read_checkpoint
-from stages.models.tokenizer import CaptionTokenizer
+from stages.models.backbones.weights import check_digest, read_checkpoint
+from stages.models.vision_language.albef import save_albef
+from stages.models.vision_language.blip import Blip, load_network, save_blip
+from stages.models.vision_language.tokenizer import CaptionTokenizer
 from stages.vlm.official import albef_from_official
 from stages.vlm.params import PretrainedParams
 
@@ -65,7 +65,7 @@ def convert_albef(params: PretrainedParams, output: Path) -> Facts:
             f"params.yaml: {KEY}.vocabulary: {len(words)} words, but {checkpoint} has embeddings"
             f" of {model.config.vocabulary_size}"
         )
-    save_albef_base(output, model, CaptionTokenizer(words, params.max_tokens, ALBEF_IGNORED))
+    save_albef(output, model, CaptionTokenizer(words, params.max_tokens, ALBEF_IGNORED))
     return {
         "words": len(words),
         "parameters": sum(p.numel() for p in model.parameters()),

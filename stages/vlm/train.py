@@ -5,25 +5,27 @@ its first half. Then the words that the pictures show are read off their scores;
 noise and leave the loss. Phase `fuse` trains all parts with all losses.
 """
 
-import math
-
 import torch
-from torch import nn
 from torch.nn import functional
 
 from stages.common.curves import Curve
 from stages.common.devices import send
 from stages.common.progress import track
-from stages.models.albef import Albef
-from stages.models.tokenizer import CaptionTokenizer
+from stages.models.solver import cosine, make_optimizer, update
+from stages.models.vision_language.small_albef import SmallAlbef
+from stages.models.vision_language.tokenizer import CaptionTokenizer
 from stages.vlm import losses
 from stages.vlm.pairs import PairSampler
-from stages.vlm.params import PhaseParams, VlmParams
+from stages.vlm.params import VlmParams
 from stages.vlm.words import VisibilityMeter, WordSwapper, substitution_weights
+
+BETAS = (0.9, 0.98)  # of AdamW
+LAST_RATE = 0.05  # of the learning rate, at the end of each phase
+LARGEST_GRADIENT = 1.0  # norm
 
 
 def train_vlm(
-    model: Albef,
+    model: SmallAlbef,
     tokenizer: CaptionTokenizer,
     sampler: PairSampler,
     all_tokens: torch.Tensor,
@@ -46,7 +48,11 @@ def train_vlm(
         ValueError: no word could be told apart in the pictures, so there is nothing to fuse.
     """
     content = words = tokenizer.content_words().to(model.device)
-    optimizer = _optimizer(model, params)
+    optimizer = make_optimizer(model, params.weight_decay, betas=BETAS)
+    align, fuse = (
+        cosine(phase.learning_rate, phase.steps, params.warmup_steps, LAST_RATE)
+        for phase in (params.align, params.fuse)
+    )
     model.train()
     meter = VisibilityMeter(len(content))
     for step in track(range(params.align.steps), "vlm align"):
@@ -60,7 +66,7 @@ def train_vlm(
             loss = losses.word_alignment(scores, present)
         if params.align.steps // 4 <= step < params.align.steps // 2:
             meter.add(scores, present)
-        _update(model, optimizer, loss, _learning_rate(params.align, step, params))
+        update(model, optimizer, loss, align(step), LARGEST_GRADIENT)
         curve.add(step + 1, loss_word_alignment=loss.detach())
     swapper = WordSwapper(
         words.cpu(), substitution_weights(all_tokens, words.cpu(), len(tokenizer)), len(tokenizer)
@@ -71,7 +77,7 @@ def train_vlm(
         with _precision(model, params):
             terms = _fuse_losses(model, images, tokens, window, words, swapper, params, generator)
         total = sum(getattr(params.weights, name) * term for name, term in terms.items())
-        _update(model, optimizer, total, _learning_rate(params.fuse, step, params))
+        update(model, optimizer, total, fuse(step), LARGEST_GRADIENT)
         curve.add(
             params.align.steps + step + 1,
             **{f"loss_{name}": term.detach() for name, term in terms.items()},
@@ -95,7 +101,7 @@ def _visible_words(
 
 
 def _fuse_losses(
-    model: Albef,
+    model: SmallAlbef,
     images: torch.Tensor,
     tokens: torch.Tensor,
     window: tuple[int, int],
@@ -152,7 +158,7 @@ def _fuse_losses(
 
 
 def _word_scores(
-    model: Albef,
+    model: SmallAlbef,
     patches: torch.Tensor,
     tokens: torch.Tensor,
     words: torch.Tensor,
@@ -166,7 +172,7 @@ def _word_scores(
     return scores, named.scatter_(1, tokens, True)[:, words]
 
 
-def _similarity(model: Albef, encoded: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+def _similarity(model: SmallAlbef, encoded: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
     """Return image-text similarities (B, B) of the class tokens, divided by the temperature."""
     images = functional.normalize(model.image_projection(encoded[:, 0]).float(), dim=-1)
     texts = functional.normalize(model.text_projection(text[:, 0]).float(), dim=-1)
@@ -183,7 +189,7 @@ def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator
 
 
 def _random_window(
-    model: Albef, images: torch.Tensor, generator: torch.Generator
+    model: SmallAlbef, images: torch.Tensor, generator: torch.Generator
 ) -> tuple[int, int]:
     """Return where in the position table this batch's pictures lie."""
     free = model.config.max_patches_side - images.shape[-1] // 8 + 1
@@ -191,30 +197,5 @@ def _random_window(
     return top, left
 
 
-def _optimizer(model: Albef, params: VlmParams) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, weight_decay=params.weight_decay, betas=(0.9, 0.98))
-
-
-def _learning_rate(phase: PhaseParams, step: int, params: VlmParams) -> float:
-    """Return the rate of a 0-based step: linear warm-up, then a cosine down to a twentieth."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / phase.steps))
-    warmup = min(1.0, (step + 1) / params.warmup_steps)
-    return phase.learning_rate * warmup * (0.05 + 0.95 * cosine)
-
-
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float
-) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-
-
-def _precision(model: Albef, params: VlmParams) -> torch.autocast:
+def _precision(model: SmallAlbef, params: VlmParams) -> torch.autocast:
     return torch.autocast(model.device.type, torch.bfloat16, enabled=params.bfloat16)

@@ -6,7 +6,7 @@ alignment has learned. Shape legend: B captions, L tokens, V words, C content wo
 
 import torch
 
-from stages.models.tokenizer import MASK
+from stages.models.vision_language.tokenizer import MASK
 
 
 class VisibilityMeter:

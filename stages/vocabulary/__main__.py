@@ -8,7 +8,7 @@ from stages.common.devices import prepare_device
 from stages.common.params import read_exactness, read_section
 from stages.common.seeding import make_deterministic
 from stages.common.storage import write_tensors
-from stages.models.name_embedding import load_name_embedder
+from stages.models.vision_language.name_embedding import load_name_embedder
 from stages.vocabulary.embed import embed_categories
 from stages.vocabulary.params import VocabularyParams
 

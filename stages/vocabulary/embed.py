@@ -6,7 +6,7 @@ Shape legend: C classes, D width.
 import torch
 
 from stages.common.categories import Category
-from stages.models.name_embedding import NameEmbedder
+from stages.models.vision_language.name_embedding import NameEmbedder
 from stages.vocabulary.params import VocabularyParams
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from stages.models.name_embedding import NameEmbeddingParams
+from stages.models.vision_language.name_embedding import NameEmbeddingParams
 
 
 class VocabularyParams(NameEmbeddingParams):

@@ -17,9 +17,9 @@ from stages.common.params import read_exactness, read_section, read_seed, read_s
 from stages.common.progress import track
 from stages.common.result_files import write_results
 from stages.common.seeding import make_deterministic
-from stages.common.selective_search import SearchSettings, selective_search
-from stages.models.wspn_file import load_wspn
-from stages.models.wspn_ranking import RankingSettings
+from stages.models.proposals.file import load_wspn
+from stages.models.proposals.ranking import RankingSettings
+from stages.models.proposals.selective_search import SearchSettings, selective_search
 from stages.wsddn.detect import detect_classes
 from stages.wsddn.params import WsddnParams
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
-from stages.models.wspn import Wspn
-from stages.models.wspn_input import ViewSettings
+from stages.models.proposals.base import Wspn
+from stages.models.proposals.views import ViewSettings
 
 
 @torch.no_grad()

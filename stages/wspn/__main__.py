@@ -9,6 +9,7 @@ data/wspn/. With `--label-splits base novel` the labels are those of all classes
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +26,13 @@ from stages.common.progress import track
 from stages.common.seeding import make_deterministic
 from stages.common.storage import read_table, write_json
 from stages.common.tables import boxes_by_image
-from stages.models.albef import load_albef
-from stages.models.imagenet import load_imagenet_weights
-from stages.models.wspn_file import save_wspn
-from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig
-from stages.models.wspn_language import LanguageWspn, LanguageWspnConfig
+from stages.models.backbones.imagenet import freeze_stages, load_imagenet_weights
+from stages.models.proposals.file import save_wspn
+from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
+from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
+from stages.models.vision_language.small_albef import load_small_albef
 from stages.wspn.classify import train_class_part
-from stages.wspn.end_to_end import SECONDS_BETWEEN, train_end_to_end
+from stages.wspn.end_to_end import SECONDS_BETWEEN, ViewStream, train_end_to_end
 from stages.wspn.examples import (
     annotated_labels,
     choose_images,
@@ -40,6 +41,7 @@ from stages.wspn.examples import (
 )
 from stages.wspn.localise import find_seeds, make_lessons, train_object_part
 from stages.wspn.params import WspnParams
+from stages.wspn.refine import picture_losses
 from stages.wspn.stream import PictureStream, read_image_ids
 
 DOWNLOAD = Path("data/download")
@@ -96,7 +98,7 @@ def train_on_language(
     for path in inputs.proposals:
         boxes = boxes_by_image(read_table(path))
         proposals |= {key: boxes[key].copy() for key in chosen & boxes.keys()}  # frees the table
-    vlm, tokenizer = load_albef(Path("data/vlm/model.safetensors"))
+    vlm, tokenizer = load_small_albef(Path("data/vlm/model.safetensors"))
     config = LanguageWspnConfig(
         category_ids=inputs.category_ids,
         stem_width=vlm.config.stem_width,
@@ -161,7 +163,18 @@ def train_on_imagenet(
     files = [*inputs.label_files, *inputs.images, *inputs.proposals, *weights]
     checkpoint = Checkpoint(fingerprint(settings, files), SECONDS_BETWEEN)
     curve = Curve(every=50, growing=output / "curve.csv")
-    train_end_to_end(model, pictures, inputs.labels, params, seed, curve, checkpoint)
+    run = params.end_to_end
+    views = ViewStream(
+        pictures,
+        inputs.labels,
+        len(inputs.category_ids),
+        run.views,
+        params.proposals_per_image,
+        seed,
+    )
+    losses = partial(picture_losses, training=run, seeds=params.seeds, localise=params.localise)
+    freeze_stages(model.trunk, backbone.frozen_stages)
+    train_end_to_end(model, views, losses, run, seed, curve, checkpoint)
     save_wspn(output / "model.safetensors", model)
     curve.write(output / "curve.csv")
     checkpoint.remove()

@@ -13,12 +13,13 @@ from stages.common.curves import Curve
 from stages.common.devices import send
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
-from stages.models.wspn import class_scores
-from stages.models.wspn_language import LanguageWspn
+from stages.models.proposals.base import class_scores
+from stages.models.proposals.language import LanguageWspn
+from stages.models.solver import cosine, make_optimizer, update
 from stages.wspn.examples import Example
-from stages.wspn.optimise import Descent
 from stages.wspn.params import ClassifyParams
 
+LARGEST_GRADIENT = 5.0  # norm
 LEAST, MOST = 1e-6, 1 - 1e-6  # p_c is a sum of rounded numbers; log needs it inside (0, 1)
 
 
@@ -58,7 +59,8 @@ def train_class_part(
     part = model.class_part
     part.fit(torch.cat([example.appearance for example in examples[:200]]).float())
     per_epoch = -(-len(examples) // params.batch_size)
-    descent = Descent(part, params.learning_rate, params.weight_decay, params.epochs * per_epoch)
+    optimizer = make_optimizer(part, params.weight_decay, decay_vectors=True)
+    rate = cosine(params.learning_rate, params.epochs * per_epoch)
     part.train()
     for step in track(range(params.epochs * per_epoch), "wspn classify"):
         epoch, turn = divmod(step, per_epoch)
@@ -74,7 +76,7 @@ def train_class_part(
             )
         ]
         loss = torch.stack(losses).mean()
-        descent.step(loss)
+        update(part, optimizer, loss, rate(step), LARGEST_GRADIENT)
         curve.add(step + 1, loss_image_labels=loss.detach())
     part.eval()
 

@@ -8,14 +8,12 @@ Shape legend: R proposals of one picture, C base classes, h w pixels of a view.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from stages.common.checkpoints import Checkpoint
 from stages.common.curves import Curve
@@ -24,16 +22,20 @@ from stages.common.images import Picture
 from stages.common.prefetch import prefetch
 from stages.common.progress import track
 from stages.common.seeding import derive_seed, numpy_generator
-from stages.models.imagenet import freeze_stages
-from stages.models.wspn_imagenet import ImagenetWspn
-from stages.models.wspn_input import mirror_boxes, view_input
+from stages.models.proposals.imagenet import ImagenetWspn, Outputs
+from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
+from stages.models.solver import make_optimizer, set_rate, step_decay
 from stages.wspn.examples import thin_out
-from stages.wspn.params import EndToEndParams, WspnParams
-from stages.wspn.refine import picture_losses
+from stages.wspn.params import EndToEndParams
 from stages.wspn.stream import PictureStream
 
 FIRST_RATE = 1 / 3  # of the learning rate, at the start of the warm-up (wetectron)
+BIAS_FACTOR = 2.0  # of the learning rate (wetectron)
 SECONDS_BETWEEN = 600.0  # a resume point of VGG16 has 1.1 GB
+
+
+# Of a picture's outputs, its boxes (R, 4) and labels (C,): weighted losses, to be added.
+Losses = Callable[[Outputs, torch.Tensor, np.ndarray], Mapping[str, torch.Tensor]]
 
 
 class Task(NamedTuple):
@@ -56,11 +58,69 @@ class Example(NamedTuple):
     labels: np.ndarray  # (C,)
 
 
+class ViewStream:
+    """Training pictures in random views, with their proposals and labels."""
+
+    def __init__(
+        self,
+        pictures: PictureStream,
+        labels: Mapping[int, np.ndarray],
+        num_classes: int,
+        views: ViewSettings,
+        proposals_per_image: int,
+        seed: int,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            pictures: to train with.
+            labels: (C,) per picture; one without captions has none of the classes.
+            num_classes: C.
+            views: what a view is drawn from.
+            proposals_per_image: more are left out.
+            seed: of order and views.
+
+        Raises:
+            ValueError: no picture has a label.
+        """
+        if not any(row.any() for row in labels.values()):
+            raise ValueError(
+                "no picture is labelled with a base class, so the proposal network has nothing to"
+                " learn from; if captions name them, check `forms` in data/download/categories.json"
+            )
+        self._pictures, self._labels, self._views = pictures, labels, views
+        self._nothing = np.zeros(num_classes, np.float32)
+        self._limit, self._seed = proposals_per_image, seed
+
+    def examples(self, steps: range, batch_size: int) -> Iterator[Example]:
+        """Yield the pictures of these steps, those of the next ones being prepared meanwhile."""
+        yield from prefetch(self._prepare, self._tasks(steps, batch_size))
+
+    def _tasks(self, steps: range, batch_size: int) -> Iterator[Task]:
+        for step in steps:
+            batch = self._pictures.batch(step, batch_size, self._seed)
+            for place, (picture, boxes_xyxy) in enumerate(batch):
+                yield Task(step, place, picture, boxes_xyxy)
+
+    def _prepare(self, task: Task) -> Example:
+        picture, views = task.picture, self._views
+        boxes = thin_out(task.boxes_xyxy, self._limit, self._seed, picture.image_id)
+        random = numpy_generator(self._seed, "wspn view", task.step, task.place)
+        side = views.shorter_sides[random.integers(len(views.shorter_sides))]
+        flip = views.flip and random.random() < 0.5
+        pixels, scale = view_input(picture.decode(), side, views.longer_side, flip)
+        seen, own = torch.from_numpy(boxes * scale), torch.from_numpy(boxes)
+        if flip:
+            seen, own = mirror_boxes(seen, pixels.shape[3]), mirror_boxes(own, picture.width)
+        wanted = self._labels.get(picture.image_id, self._nothing)
+        return Example(task.step, task.place, pixels, own, seen, wanted)
+
+
 def train_end_to_end(
     model: ImagenetWspn,
-    pictures: PictureStream,
-    labels: Mapping[int, np.ndarray],
-    params: WspnParams,
+    views: ViewStream,
+    losses: Losses,
+    run: EndToEndParams,
     seed: int,
     curve: Curve,
     checkpoint: Checkpoint | None = None,
@@ -69,38 +129,31 @@ def train_end_to_end(
 
     Args:
         model: starting weights, on the device to compute on.
-        pictures: to train with.
-        labels: (C,) per picture; one without captions has none of the classes.
-        params: section `wspn`.
-        seed: of order, views and dropout.
+        views: to train with.
+        losses: of one picture.
+        run: steps, batches, optimizer and precision.
+        seed: of dropout.
         curve: takes the losses of every step.
         checkpoint: where to resume from and save to.
 
     Raises:
-        ValueError: no picture has a label, or the loss is no number any more.
+        ValueError: the loss is no number any more.
     """
-    if not any(row.any() for row in labels.values()):
-        raise ValueError(
-            "no picture is labelled with a base class, so the proposal network has nothing to learn"
-            " from; if captions name them, check `forms` in data/download/categories.json"
-        )
-    run = params.end_to_end
-    freeze_stages(model.trunk, params.model.backbone.frozen_stages)
-    optimizer = _optimizer(model, run)
+    optimizer = make_optimizer(model, run.weight_decay, run.momentum, vector_factor=BIAS_FACTOR)
+    rate = step_decay(run.learning_rate, run.milestones, 0.1, run.warmup_steps, FIRST_RATE)
     checkpoint = checkpoint or Checkpoint(None)
     done, state = checkpoint.restore(model, optimizer) or (0, curve.state())
     curve.restore(state)
     model.train()
-    nothing = np.zeros(len(model.config.category_ids), np.float32)
-    prepare = partial(_prepare, labels=labels, nothing=nothing, params=params, seed=seed)
-    examples = prefetch(prepare, _tasks(pictures, range(done, run.steps), run.batch_size, seed))
-    for step in track(range(done, run.steps), "wspn"):
-        for group in optimizer.param_groups:
-            group["lr"] = group["factor"] * learning_rate(run, step)
+    steps = range(done, run.steps)
+    examples = views.examples(steps, run.batch_size)
+    for step in track(steps, "wspn"):
+        set_rate(optimizer, rate(step))
         optimizer.zero_grad(set_to_none=True)
         totals: dict[str, torch.Tensor] = {}
         for example in islice(examples, run.batch_size):
-            for name, loss in _learn(model, example, params, seed).items():
+            found = _learn(model, example, losses, run.batch_size, run.precision == "bf16", seed)
+            for name, loss in found.items():
                 totals[name] = totals.get(name, 0.0) + loss / run.batch_size
         # One transfer: asking for each loss would wait for the device each time.
         sums = dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
@@ -115,67 +168,26 @@ def train_end_to_end(
     model.eval()
 
 
-def learning_rate(run: EndToEndParams, step: int) -> float:
-    """Return the rate of a 0-based step: linear warm-up, and a tenth from each milestone on."""
-    warmup = min(1.0, FIRST_RATE + (1 - FIRST_RATE) * step / max(run.warmup_steps, 1))
-    return run.learning_rate * warmup * 0.1 ** sum(step >= at for at in run.milestones)
-
-
-def _tasks(pictures: PictureStream, steps: range, batch_size: int, seed: int) -> Iterator[Task]:
-    for step in steps:
-        for place, (picture, boxes_xyxy) in enumerate(pictures.batch(step, batch_size, seed)):
-            yield Task(step, place, picture, boxes_xyxy)
-
-
-def _prepare(
-    task: Task,
-    labels: Mapping[int, np.ndarray],
-    nothing: np.ndarray,
-    params: WspnParams,
-    seed: int,
-) -> Example:
-    """Draw the view of a picture and make it; a picture without captions has labels `nothing`."""
-    picture, views = task.picture, params.end_to_end.views
-    boxes = thin_out(task.boxes_xyxy, params.proposals_per_image, seed, picture.image_id)
-    random = numpy_generator(seed, "wspn view", task.step, task.place)
-    side = views.shorter_sides[random.integers(len(views.shorter_sides))]
-    flip = views.flip and random.random() < 0.5
-    pixels, scale = view_input(picture.decode(), side, views.longer_side, flip)
-    seen, own = torch.from_numpy(boxes * scale), torch.from_numpy(boxes)
-    if flip:
-        seen, own = mirror_boxes(seen, pixels.shape[3]), mirror_boxes(own, picture.width)
-    wanted = labels.get(picture.image_id, nothing)
-    return Example(task.step, task.place, pixels, own, seen, wanted)
-
-
 def _learn(
-    model: ImagenetWspn, example: Example, params: WspnParams, seed: int
+    model: ImagenetWspn,
+    example: Example,
+    losses_of: Losses,
+    batch_size: int,
+    bfloat16: bool,
+    seed: int,
 ) -> dict[str, torch.Tensor]:
     """Add the gradient of one picture; return its losses, on the device."""
-    run, device = params.end_to_end, model.device
+    device = model.device
     pixels, seen = send(example.pixels, device), send(example.view_boxes_xyxy, device)
     boxes = send(example.boxes_xyxy, device)
     # Dropout draws from the global generators, so each picture seeds them; fork_rng gives back the
     # caller's state.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "wspn dropout", example.step, example.place))
-        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             features = model.region_features(model.feature_map(pixels), seen)
         # The heads cost next to nothing, and scores that are near are equal in bfloat16, but seeds
         # go by their order.
-        outputs = model.heads(features.float())
-        losses = picture_losses(outputs, boxes, example.labels, run, params.seeds, params.localise)
-        (sum(losses.values()) / run.batch_size).backward()
+        losses = losses_of(model.heads(features.float()), boxes, example.labels)
+        (sum(losses.values()) / batch_size).backward()
     return {name: loss.detach() for name, loss in losses.items()}
-
-
-def _optimizer(model: nn.Module, run: EndToEndParams) -> torch.optim.SGD:
-    """Biases learn at twice the rate and without decay. Source: wetectron."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "factor": 1.0},
-        {"params": [p for p in trained if p.ndim <= 1], "factor": 2.0, "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(
-        groups, run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay
-    )

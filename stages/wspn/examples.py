@@ -18,8 +18,8 @@ from stages.common.categories import Category
 from stages.common.images import Picture
 from stages.common.seeding import derive_seed, numpy_generator
 from stages.common.storage import read_json
-from stages.models.wspn_input import network_input
-from stages.models.wspn_language import LanguageWspn
+from stages.models.proposals.language import LanguageWspn
+from stages.models.proposals.views import network_input
 
 
 class Example(NamedTuple):

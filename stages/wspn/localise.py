@@ -15,16 +15,17 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stages.common.box_regression import encode_boxes
+from stages.common.box_coder import encode_boxes
 from stages.common.boxes import pairwise_iou
 from stages.common.curves import Curve
 from stages.common.devices import send
 from stages.common.progress import track
 from stages.common.seeding import numpy_generator
-from stages.models.wspn import class_scores, consensus
-from stages.models.wspn_language import LanguageWspn
+from stages.models.proposals.base import class_scores, consensus
+from stages.models.proposals.language import LanguageWspn
+from stages.models.solver import cosine, make_optimizer, update
+from stages.wspn.classify import LARGEST_GRADIENT
 from stages.wspn.examples import Example
-from stages.wspn.optimise import Descent
 from stages.wspn.params import LocaliseParams, SeedParams
 from stages.wspn.seeds import match_seeds, select_seeds
 
@@ -130,7 +131,8 @@ def train_object_part(
     sample = numpy_generator(seed, "wspn evidence").permutation(count)[:20_000]
     part.fit(lessons.evidence[torch.from_numpy(sample)].float())
     per_epoch = -(-count // params.batch_size)
-    descent = Descent(part, params.learning_rate, params.weight_decay, params.epochs * per_epoch)
+    optimizer = make_optimizer(part, params.weight_decay, decay_vectors=True)
+    rate = cosine(params.learning_rate, params.epochs * per_epoch)
     part.train()
     for step in track(range(params.epochs * per_epoch), "wspn localise"):
         if step % per_epoch == 0:
@@ -140,7 +142,8 @@ def train_object_part(
         batch = Lessons(*(send(column[rows], model.device) for column in lessons))
         quality, offsets = model.objects(batch.evidence.float())
         losses = localisation_loss(quality[:, 0], offsets, batch, params.regression_weight)
-        descent.step(losses["quality"] + losses["regression"])
+        loss = losses["quality"] + losses["regression"]
+        update(part, optimizer, loss, rate(step), LARGEST_GRADIENT)
         curve.add(
             done + step + 1, **{f"loss_{name}": loss.detach() for name, loss in losses.items()}
         )

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stages.common.params import Section
-from stages.models.imagenet import NUM_STAGES
-from stages.models.wspn_input import ViewSettings
+from stages.models.backbones.imagenet import NUM_STAGES
+from stages.models.proposals.views import ViewSettings
 
 
 class BackboneParams(Section):

@@ -16,10 +16,10 @@ import torch
 from torch.nn import functional
 from torchvision.ops import box_iou
 
-from stages.common.box_regression import encode_boxes
+from stages.common.box_coder import encode_boxes
 from stages.common.devices import send
-from stages.models.wspn import class_scores, consensus
-from stages.models.wspn_imagenet import Outputs
+from stages.models.proposals.base import class_scores, consensus
+from stages.models.proposals.imagenet import Outputs
 from stages.wspn.classify import image_label_loss
 from stages.wspn.localise import quality_targets
 from stages.wspn.params import EndToEndParams, LocaliseParams, SeedParams

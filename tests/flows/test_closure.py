@@ -129,3 +129,22 @@ def test_sections_that_code_reads_are_found(tmp_path):
 def test_a_read_that_cannot_be_told_is_an_error(tmp_path, code):
     with pytest.raises(ValueError, match=r"code\.py:2: cannot tell which section .* a literal"):
         params_of(tmp_path, "\n" + code)
+
+
+def test_a_package_that_params_name_brings_what_it_imports(project):
+    """Nobody imports it by name, so the import graph alone would miss it."""
+    for kind, text in (("one", "from stages.kinds.one import heads\n"), ("two", "")):
+        folder = project / "stages/kinds" / kind
+        folder.mkdir(parents=True)
+        for name in ("__init__", "heads"):
+            (folder / f"{name}.py").write_text("")
+        (folder / "network.py").write_text(f"{text}from stages.common import unused\n")
+    (project / "stages/kinds/__init__.py").write_text("")
+    path = project / "dvc.yaml"
+    text = path.read_text().replace("  # boxes\n", "\n      - stages/kinds/${wspn.kind}\n")
+    path.write_text(text)
+    assert deps(project, "--write")[0] == 0
+    assert deps(project, "--check")[0] == 0
+    written = path.read_text()
+    assert "- stages/kinds/${wspn.kind}\n" in written and "stages/kinds/one" not in written
+    assert "- stages/common/unused.py\n" in written

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import Targets
-from stages.models.vision_language import VisionLanguageModel
+from stages.models.vision_language.base import VisionLanguageModel
 
 
 def caption_activation(

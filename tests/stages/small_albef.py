@@ -2,8 +2,8 @@
 
 import torch
 
-from stages.models.albef import Albef, AlbefConfig
-from stages.models.tokenizer import CaptionTokenizer, build_vocabulary
+from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConfig
+from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary
 
 CAPTIONS = (
     "a red cup and a hot dog near the wall",
@@ -13,13 +13,13 @@ CAPTIONS = (
 )
 
 
-def small_albef(fusion_layers: int = 3) -> tuple[Albef, CaptionTokenizer]:
+def small_albef(fusion_layers: int = 3) -> tuple[SmallAlbef, CaptionTokenizer]:
     """Return an untrained model in evaluation mode whose outputs are not degenerate."""
     words = build_vocabulary(CAPTIONS, 1)
     tokenizer = CaptionTokenizer(words, 16)
     torch.manual_seed(0)
-    model = Albef(
-        AlbefConfig(
+    model = SmallAlbef(
+        SmallAlbefConfig(
             vocabulary_size=len(words),
             max_tokens=16,
             max_patches_side=8,

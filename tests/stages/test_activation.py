@@ -15,7 +15,7 @@ from stages.common.captions import MentionFinder
 from stages.common.categories import Category
 from stages.common.images import write_pictures
 from stages.common.storage import read_tensors, write_json
-from stages.models.albef import save_albef
+from stages.models.vision_language.small_albef import save_small_albef
 from tests.stages.small_albef import small_albef
 from tests.stages.tiny_detector import picture
 
@@ -108,7 +108,7 @@ def run_stage(tmp_path, monkeypatch):
         write_json(download / "captions/train/0.json", entries)
         write_json(download / "categories.json", [asdict(category) for category in CATEGORIES])
         if not (tmp_path / "data/vlm").exists():
-            save_albef(tmp_path / "data/vlm/model.safetensors", *small_albef())
+            save_small_albef(tmp_path / "data/vlm/model.safetensors", *small_albef())
         stage.main("0")
         return read_tensors(tmp_path / "data/activation/0.safetensors")
 
@@ -143,7 +143,7 @@ def test_a_shard_without_images_or_targets_gives_no_rows_of_the_same_types(capti
 def test_a_model_without_gradient_gives_constant_maps_and_no_target(run_stage, tmp_path):
     model, tokenizer = small_albef()
     torch.nn.init.zeros_(model.matching_head.weight)
-    save_albef(tmp_path / "data/vlm/model.safetensors", model, tokenizer)
+    save_small_albef(tmp_path / "data/vlm/model.safetensors", model, tokenizer)
     tensors, facts = run_stage({1: ["a cup"], 2: ["a dog and a cup"], 3: ["a park"]})
     assert len(tensors["maps"]) == len(tensors["image_id"]) == 0
     assert facts == {

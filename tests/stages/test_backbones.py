@@ -13,13 +13,20 @@ from stages.common.curves import Curve
 from stages.common.params import read_section
 from stages.common.storage import read_json, write_tensors
 from stages.detector.params import DetectorParams
-from stages.models.backbones import whole_trunk
-from stages.models.detector_settings import NetworkParams, StartParams, TrainingParams
-from stages.models.detector_training import train_detector
-from stages.models.initial_weights import load_start, load_trunk
-from stages.models.mask_rcnn import MaskRcnn, load_detector, predict, save_detector, to_unit_range
-from stages.models.predictor import load_predictor
-from stages.rpn.compare import region_proposals
+from stages.models.detection.backbones import whole_trunk
+from stages.models.detection.detector import (
+    Detector,
+    LossSettings,
+    load,
+    predict,
+    save,
+    to_unit_range,
+)
+from stages.models.detection.initial_weights import load_start, load_trunk
+from stages.models.detection.params import StartParams, TrainingParams, network_params
+from stages.models.detection.predictor import load_predictor
+from stages.models.detection.supervision import Supervision
+from stages.models.detection.training import train_detector
 from tests.stages.tiny_detector import (
     EMBEDDINGS,
     NETWORK,
@@ -38,7 +45,7 @@ NO_FILE = {"weights": None, "sha256": None}
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, MaskRcnn]:
+def models() -> dict[str, Detector]:
     return {kind: tiny_detector(**changes) for kind, changes in RESNETS.items()}
 
 
@@ -52,14 +59,18 @@ def imagenet(tmp_path_factory):
 
 
 def start(kind: str, init: str, **imagenet) -> StartParams:
-    network = NETWORK | RESNETS.get(kind, {})
-    return StartParams.model_validate(
-        {"init": init, "imagenet": NO_FILE | imagenet, "network": network}
-    )
+    content = {
+        "architecture": "mask_rcnn",
+        "init": init,
+        "imagenet": NO_FILE | imagenet,
+        "network": NETWORK | RESNETS.get(kind, {}),
+        "training": TRAINING,
+    }
+    return StartParams.fitting(content).model_validate(content)
 
 
 def one_picture() -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    """Give a picture and its two objects as `MaskRcnn.losses` takes them."""
+    """Give a picture and its two objects as `Detector.losses` takes them."""
     image, masks = draw(1)
     boxes = [a["bbox"] for a in annotate([1])["annotations"]]
     target = {
@@ -111,7 +122,7 @@ def test_training_lays_out_all_stages_of_c4_channels_last():
         before = model.regions.box_roi_pool({"0": features}, boxes, [(64, 64)])
     layouts.clear()
     one = TrainingParams.model_validate(TRAINING | {"steps": 1, "learning_rate": 1e-9})
-    train_detector(model, labelled_pictures(), one, 0, Curve(every=1))
+    train_detector(model, Supervision.of(labelled_pictures()), one, 0, Curve(every=1))
     assert layouts == [True, True]
     with torch.no_grad():
         after = model.regions.box_roi_pool({"0": features}, boxes, [(64, 64)])
@@ -130,7 +141,7 @@ def test_anchors_lie_on_their_levels(models):
     with pytest.raises(
         ValueError, match=r"anchor_sides: has 3 sides, .* resnet50_fpn has 5 levels"
     ):
-        NetworkParams.model_validate(wrong)
+        network_params("mask_rcnn").model_validate(wrong)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,7 +152,7 @@ def test_frozen_stages_get_no_gradient_and_statistics_stay(models, kind):
     seen = []
     count = model.regions.box_head.register_forward_pre_hook(lambda *inputs: seen.append(inputs))
     torch.manual_seed(0)
-    losses = model.losses(*one_picture(), None, 0.2)
+    losses = model.losses(*one_picture(), LossSettings(None, 0.2))
     count.remove()
     assert len(seen) == 1  # the masks of C4 are made from the maps of the boxes
     sum(losses.values()).backward()
@@ -220,8 +231,8 @@ def test_a_pretrained_vision_language_model_has_no_trunk(tmp_path):
 def test_a_saved_detector_proposes_and_predicts_the_same(models, tmp_path, kind):
     model, path = models[kind].eval(), tmp_path / "model.safetensors"
     model.regions.score_thresh = 0.0
-    save_detector(path, model)
-    again = load_detector(path)
+    save(path, model)
+    again = load(path)
     again.regions.score_thresh = 0.0
     images = [draw(1)[0], np.zeros((50, 90, 3), np.uint8)]
     before, after = predict(model, images, [[0, 1], [1]]), predict(again, images, [[0, 1], [1]])
@@ -230,7 +241,7 @@ def test_a_saved_detector_proposes_and_predicts_the_same(models, tmp_path, kind)
         for name in ("boxes_xyxy", "labels", "scores", "masks"):
             assert np.array_equal(getattr(own, name), getattr(other, name)), name
     assert before[0][1].masks.shape[1:] == (50, 90)
-    proposed = region_proposals(again, images[1])
+    proposed = again.propose(to_unit_range(images[1]))
     assert 0 < len(proposed) <= 10 and proposed[:, 2].max() <= 90
 
 
@@ -249,7 +260,7 @@ def test_the_stage_trains_one_from_imagenet_weights(imagenet, tmp_path, monkeypa
     monkeypatch.setattr("sys.argv", ["detector"])
     stage.main()
     assert np.isfinite(read_json(tmp_path / "data/detector/metrics.json")["loss_mask"])
-    trained = load_detector(tmp_path / "data/detector/model.safetensors").state_dict()
+    trained = load(tmp_path / "data/detector/model.safetensors").state_dict()
     weights = torch.load(imagenet, weights_only=True)
     for name, same in (("layer1.0.conv1.weight", True), ("layer2.0.conv1.weight", False)):
         assert torch.equal(trained[f"backbone.trunk.{name}"], weights[name]) == same

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 
 from stages.activation.gradcam import token_activation
-from stages.models.name_embedding import NameEmbedder, VlmTextEncoder
-from stages.models.tokenizer import SPECIAL, CaptionTokenizer
-from stages.models.vision_language import load_vlm
+from stages.models.vision_language.base import load_vlm
+from stages.models.vision_language.name_embedding import NameEmbedder, VlmTextEncoder
+from stages.models.vision_language.tokenizer import SPECIAL, CaptionTokenizer
 from stages.vlm.params import PretrainedParams
 from stages.vlm.pretrained import convert_blip
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from stages.models.name_embedding import NameEmbeddingParams, load_name_embedder
+from stages.models.vision_language.name_embedding import NameEmbeddingParams, load_name_embedder
 
 TEMPLATES = ["a {}", "a photo of the {}"]
 

@@ -9,14 +9,14 @@ import stages.detector.__main__ as stage
 from stages.common import checkpoints
 from stages.common.checkpoints import Checkpoint, fingerprint
 from stages.common.curves import Curve
-from stages.common.detection_data import (
+from stages.common.storage import read_json, read_tensors, write_json, write_tensors
+from stages.models.detection.detector import load
+from stages.models.detection.samples import (
     batch_rows,
     label_pictures,
     read_annotations,
     training_sample,
 )
-from stages.common.storage import read_json, read_tensors, write_json, write_tensors
-from stages.models.mask_rcnn import load_detector
 from tests.stages.tiny_detector import annotate, make_repository, picture, tiny_detector
 
 OUTPUTS = ("model.safetensors", "metrics.json", "curve.csv")
@@ -49,7 +49,7 @@ def test_the_stage_trains_on_pseudo_annotations_and_reads_no_ground_truth(reposi
         "loss_mask",
     }
     assert not list(Path(".resume").glob("*"))
-    trunk = load_detector(Path("data/detector/model.safetensors")).backbone.trunk
+    trunk = load(Path("data/detector/model.safetensors")).backbone.trunk
     assert not torch.equal(
         trunk.stem[0][0].weight, tiny_detector().backbone.trunk.stem[0][0].weight
     )
@@ -79,7 +79,7 @@ def test_with_base_labels_alone_it_is_as_if_nobody_had_labelled_the_others(repos
     monkeypatch.setattr("sys.argv", "x --annotations base.json --output data/base_only".split())
     stage.main()
     assert outputs("data/base_only") != written[0]
-    classifier = load_detector(Path("data/base_only/model.safetensors")).parts()["classifier"]
+    classifier = load(Path("data/base_only/model.safetensors")).parts()["classifier"]
     assert len(classifier.embeddings) == 2
 
 
@@ -106,7 +106,7 @@ def test_a_killed_training_ends_with_the_same_bytes(repository, monkeypatch):
     started = []
     monkeypatch.setattr(stage, "Curve", lambda every: Curve(2))
     monkeypatch.setattr(
-        "stages.models.detector_training.batch_rows",
+        "stages.models.detection.supervision.batch_rows",
         lambda step, *rest: started.append(step) or batch_rows(step, *rest),
     )
     stage.main()

@@ -13,7 +13,7 @@ import torch
 from flows.overlay import apply_overlay
 from stages.common.images import write_pictures
 from stages.common.storage import read_json, read_table, read_tensors, write_json, write_tensors
-from stages.models.albef import save_albef
+from stages.models.vision_language.small_albef import save_small_albef
 from stages.wspn.stream import PictureStream
 from tests.run_module import run_module
 from tests.stages.small_albef import small_albef
@@ -51,7 +51,7 @@ def project(tmp_path, monkeypatch, repository) -> Path:
         write_json(download / f"captions/train/{shard}.json", captions)
     truth = annotate([1, 2, 3, 4, 5])
     write_json(download / "ground_truth/train.json", truth | {"annotated": True})
-    save_albef(tmp_path / "data/vlm/model.safetensors", *small_albef())
+    save_small_albef(tmp_path / "data/vlm/model.safetensors", *small_albef())
     write_tensors(tmp_path / "data/vocabulary/embeddings.safetensors", {"embeddings": EMBEDDINGS})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OVIS_WORKERS", "1")

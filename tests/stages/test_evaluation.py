@@ -28,8 +28,8 @@ from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import describe_trials, make_trials
 from stages.evaluation.self_training import choose_images, measure_training_objects
 from stages.evaluation.summary import make_metrics, per_class_rows, precision_recall_rows, score
-from stages.models import mask_rcnn
-from stages.models.mask_rcnn import Prediction
+from stages.models.detection import detector
+from stages.models.detection.detector import Prediction
 from tests.run_module import run_module
 
 CUP, HAT, FISH, CAR, ROCK = 1, 2, 4, 5, 9
@@ -430,9 +430,9 @@ def write_inputs(folder, monkeypatch):
         1: [(CUP, (0, 0, 10, 9), 0.9), (FISH, (20, 20, 30, 29), 0.8), (CAR, (0, 0, 5, 5), 0.1)],
         2: [(FISH, (5, 6, 15, 15), 0.7)],
     }
-    monkeypatch.setattr(mask_rcnn, "load_detector", lambda path: torch.nn.Identity())
+    monkeypatch.setattr(detector, "load", lambda path: torch.nn.Identity())
     monkeypatch.setattr(
-        mask_rcnn, "predict", lambda model, images, lists: predictor(known)(images, lists)
+        detector, "predict", lambda model, images, lists: predictor(known)(images, lists)
     )
     monkeypatch.chdir(folder)
 

@@ -8,11 +8,11 @@ import torch
 from ruamel.yaml import YAML
 
 import stages.finetune.__main__ as stage
-from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.masks import encode_mask
 from stages.common.storage import read_json, write_json
 from stages.finetune.unlabelled import add_detections
-from stages.models.mask_rcnn import Prediction, load_detector, save_detector
+from stages.models.detection.detector import Prediction, load, save
+from stages.models.detection.samples import label_pictures, read_annotations
 from tests.stages.tiny_detector import annotate, make_repository, picture, tiny_detector
 
 WEIGHTS = Path("data/finetune/model.safetensors")
@@ -23,7 +23,7 @@ def repository(tmp_path, monkeypatch):
     make_repository(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["finetune"])
-    save_detector(Path("data/detector/model.safetensors"), tiny_detector())
+    save(Path("data/detector/model.safetensors"), tiny_detector())
 
 
 def change(**changes) -> None:
@@ -44,7 +44,7 @@ def test_only_base_objects_are_learned_and_the_classifier_stays(repository):
     stage.main()
     metrics = json.loads(Path("data/finetune/metrics.json").read_text())
     assert (metrics["pictures"], metrics["objects"]) == (5, 5)
-    before, after = tiny_detector().parts(), load_detector(WEIGHTS).parts()
+    before, after = tiny_detector().parts(), load(WEIGHTS).parts()
     for name, value in before["classifier"].state_dict().items():
         assert torch.equal(value, after["classifier"].state_dict()[name]), name
     assert not torch.equal(before["box_deltas"].weight, after["box_deltas"].weight)

@@ -4,20 +4,18 @@ import pytest
 import torch
 from torch import nn
 
-from stages.models.backbones import build_backbone
-from stages.models.detector_settings import (
-    NetworkParams,
+from stages.models.backbones.fpn import double
+from stages.models.backbones.imagenet import vgg16_trunk
+from stages.models.backbones.roi_align import first_centre, pool_regions
+from stages.models.backbones.trunk import Trunk
+from stages.models.detection.backbones import build_backbone
+from stages.models.detection.mask_rcnn.heads import mask_head_loss
+from stages.models.detection.params import (
     Resnet50C4Params,
     Resnet50FpnParams,
     TrunkParams,
 )
-from stages.models.imagenet import vgg16_trunk
-from stages.models.mask_rcnn import MaskRcnn
-from stages.models.pyramid import double
-from stages.models.region_heads import mask_head_loss
-from stages.models.region_pooling import first_centre, pool_regions
-from stages.models.trunk import Trunk
-from tests.stages.tiny_detector import NETWORK, RESNETS
+from tests.stages.tiny_detector import RESNETS, tiny_detector
 
 TRUNK = {"kind": "trunk", "stem_width": 8, "width": 16, "residual_blocks": 2, "pyramid_width": 8}
 BACKBONES = {
@@ -118,8 +116,7 @@ def test_pooled_cells_show_what_lies_there(stride, centre, side):
 
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_anchors_lie_around_what_their_cells_look_at(kind):
-    settings = NETWORK | RESNETS.get(kind, {})
-    model = MaskRcnn(NetworkParams.model_validate(settings), torch.eye(2))
+    model = tiny_detector(**RESNETS.get(kind, {}))
     for number, anchors in enumerate(model.proposals.anchor_generator.cell_anchors):
         middle = (anchors[:, :2] + anchors[:, 2:]) / 2
         stride = model.backbone.strides[0] << number

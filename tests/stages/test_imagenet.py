@@ -6,7 +6,7 @@ from torch import nn
 from torchvision.models import resnet50, vgg16
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from stages.models.imagenet import (
+from stages.models.backbones.imagenet import (
     freeze_stages,
     load_imagenet_weights,
     resnet50_trunk,

@@ -7,16 +7,16 @@ from torch.nn import functional
 from torchvision.ops import roi_align
 
 from stages.common.curves import Curve
-from stages.common.detection_data import label_pictures, read_annotations
 from stages.common.storage import write_json, write_tensors
-from stages.models.detector_settings import TrainingParams
-from stages.models.detector_training import train_detector
-from stages.models.initial_weights import load_trunk
-from stages.models.mask_pasting import paste_masks
-from stages.models.mask_rcnn import load_detector, predict, save_detector
-from stages.models.region_pooling import PyramidPooling, pool_regions
-from stages.models.solver import learning_rate
-from stages.models.text_classifier import TextClassifier, classification_loss
+from stages.models.backbones.roi_align import PyramidPooling, pool_regions
+from stages.models.detection.detector import load, predict, save
+from stages.models.detection.initial_weights import load_trunk
+from stages.models.detection.params import TrainingParams
+from stages.models.detection.paste_masks import paste_masks
+from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.supervision import Supervision
+from stages.models.detection.text_classifier import TextClassifier, classification_loss
+from stages.models.detection.training import make_schedule, train_detector
 from tests.stages.tiny_detector import (
     EMBEDDINGS,
     NETWORK,
@@ -151,7 +151,7 @@ def trained(tmp_path, steps: int, **changes):
     )
     model, curve = tiny_detector(), Curve(every=10)
     params = TrainingParams.model_validate(TRAINING | {"steps": steps, "batch_size": 4} | changes)
-    train_detector(model, pictures, params, 0, curve)
+    train_detector(model, Supervision.of(pictures), params, 0, curve)
     return model, curve
 
 
@@ -203,9 +203,9 @@ def test_a_picture_without_detections_gives_empty_arrays():
 
 def test_a_saved_detector_predicts_the_same(tmp_path):
     model, path = tiny_detector(), tmp_path / "model.safetensors"
-    save_detector(path, model)
+    save(path, model)
     images = [draw(1)[0], draw(2)[0]]
-    before, after = predict(model, images, [[0, 1]]), predict(load_detector(path), images, [[0, 1]])
+    before, after = predict(model, images, [[0, 1]]), predict(load(path), images, [[0, 1]])
     for own, other in zip(before[0], after[0], strict=True):
         for name in ("boxes_xyxy", "labels", "scores", "masks"):
             assert np.array_equal(getattr(own, name), getattr(other, name)), name
@@ -214,12 +214,12 @@ def test_a_saved_detector_predicts_the_same(tmp_path):
 def test_other_files_are_no_detector(tmp_path):
     write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"x\.safetensors: not a detector"):
-        load_detector(tmp_path / "x.safetensors")
+        load(tmp_path / "x.safetensors")
     model = tiny_detector()
     facts = {"network": NETWORK | {"mask_head": NETWORK["mask_head"] | {"channels": 4}}}
     write_tensors(tmp_path / "y.safetensors", model.state_dict(), facts)
     with pytest.raises(ValueError, match=r"y\.safetensors: weights do not fit"):
-        load_detector(tmp_path / "y.safetensors")
+        load(tmp_path / "y.safetensors")
 
 
 def test_a_trunk_of_another_size_is_refused(tmp_path):
@@ -232,7 +232,7 @@ def test_a_trunk_of_another_size_is_refused(tmp_path):
 
 def test_learning_rate_warms_up_and_falls_to_a_fiftieth():
     params = TrainingParams.model_validate(TRAINING | {"steps": 100, "warmup_steps": 10})
-    rates = [learning_rate(params, step) for step in range(100)]
+    rates = [*map(make_schedule(params), range(100))]
     assert rates[0] == pytest.approx(0.0003)
     assert max(rates) < 0.003 and rates[9] == max(rates)
     assert rates[-1] == pytest.approx(0.02 * 0.003, rel=0.02)

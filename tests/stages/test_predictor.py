@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from stages.common.storage import read_tensors, write_tensors
-from stages.models.mask_rcnn import load_detector, predict
-from stages.models.predictor import UnknownWordsError, load_predictor
+from stages.models.detection.detector import load, predict
+from stages.models.detection.predictor import UnknownWordsError, load_predictor
 from tests.stages.tiny_detector import draw
 from tests.stages.tiny_predictor import CATEGORIES, PROMPTS, write_predictor
 
@@ -33,7 +33,7 @@ def same(one, other):
 
 def test_names_of_the_training_give_what_evaluation_sees(folder, predictor):
     assert predictor.names == ["cup", "canine"]
-    (expected,) = predict(load_detector(folder / "detector.safetensors"), SAME, [[0, 1]])
+    (expected,) = predict(load(folder / "detector.safetensors"), SAME, [[0, 1]])
     for one, other in zip(predictor.predict(SAME, predictor.names), expected, strict=True):
         assert len(one.labels) > 0
         np.testing.assert_array_equal(one.labels, other.labels)
@@ -104,7 +104,7 @@ def test_embeddings_as_long_as_the_encoder_gives_them(tmp_path):
     folder = write_predictor(tmp_path, {"classifier": dot}, {"normalise": False})
     predictor = load_predictor(folder)
     assert (predictor.embed(predictor.names).norm(dim=1) > 2).all()
-    (expected,) = predict(load_detector(folder / "detector.safetensors"), SAME[:1], [[0, 1]])
+    (expected,) = predict(load(folder / "detector.safetensors"), SAME[:1], [[0, 1]])
     same(predictor.predict(SAME[:1], predictor.names)[0], expected[0])
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from stages.common.images import Picture
 from stages.common.params import read_section
-from stages.common.selective_search import SearchSettings, keep_usable, selective_search
+from stages.models.proposals.selective_search import SearchSettings, keep_usable, selective_search
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import proposal_table, search_pictures
 

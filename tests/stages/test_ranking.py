@@ -8,16 +8,16 @@ from stages.common.images import write_pictures
 from stages.common.params import read_section
 from stages.common.storage import read_table, write_table
 from stages.common.tables import boxes_table
-from stages.models.wspn import Sight, Wspn
-from stages.models.wspn_file import save_wspn
-from stages.models.wspn_input import ViewSettings
-from stages.models.wspn_ranking import (
+from stages.models.proposals.base import Sight, Wspn
+from stages.models.proposals.file import save_wspn
+from stages.models.proposals.ranking import (
     AgreementSettings,
     RankingSettings,
     order_by_class,
     order_in_layers,
     rank_proposals,
 )
+from stages.models.proposals.views import ViewSettings
 from stages.ranking import __main__ as stage
 from stages.ranking.params import RankingParams
 from tests.stages.test_wspn import picture, random_boxes, small_model

@@ -10,7 +10,7 @@ from stages.activation.gradcam import token_activation
 from stages.activation.rounds import iterate_masking
 from stages.boxes.select import choose_boxes
 from stages.common.activation_maps import enlarge_maps
-from stages.common.box_regression import encode_boxes
+from stages.common.box_coder import encode_boxes
 from stages.common.boxes import pairwise_iou
 from stages.common.images import normalise_pixels
 from stages.common.masks import mask_iou

@@ -6,18 +6,18 @@ import torch
 
 from flows.overlay import apply_overlay
 from stages.common.images import write_pictures
-from stages.common.selective_search import SearchSettings
 from stages.common.storage import read_json, write_json
-from stages.models.wspn_file import save_wspn
-from stages.models.wspn_input import ViewSettings
-from stages.models.wspn_ranking import RankingSettings
+from stages.models.detection.detector import to_unit_range
+from stages.models.proposals.file import save_wspn
+from stages.models.proposals.ranking import RankingSettings
+from stages.models.proposals.selective_search import SearchSettings
+from stages.models.proposals.views import ViewSettings
 from stages.rpn.compare import (
     classes_won,
     find_objects,
     ordered_boxes,
     picture_objects,
     recall_table,
-    region_proposals,
 )
 from stages.rpn.params import HeadParams
 from tests.run_module import run_module
@@ -82,7 +82,7 @@ def test_crowds_do_not_count_as_objects():
 def test_every_method_gives_boxes_inside_the_picture():
     torch.manual_seed(0)
     detector = tiny_detector().eval()
-    assert len(region_proposals(detector, picture(3).decode()))
+    assert len(detector.propose(to_unit_range(picture(3).decode())))
     own = {"keep_proposals": False, "nms_iou": [0.3], "agreement": ALONE}
     head = HeadParams(score="classes", refinements=1, **own)
     heads = {"wspn": RANKING, "paper": head.apply_to(RANKING)}

@@ -8,8 +8,13 @@ from hypothesis import strategies as st
 
 from stages.common.curves import Curve
 from stages.common.seeding import torch_generator
-from stages.models.albef import Albef, AlbefConfig, load_albef, save_albef
-from stages.models.tokenizer import CaptionTokenizer, build_vocabulary
+from stages.models.vision_language.small_albef import (
+    SmallAlbef,
+    SmallAlbefConfig,
+    load_small_albef,
+    save_small_albef,
+)
+from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary
 from stages.vlm import losses
 from stages.vlm.pairs import PairSampler
 from stages.vlm.params import VlmParams
@@ -76,7 +81,9 @@ def train_small(seed=0):
     tokenizer = CaptionTokenizer(build_vocabulary(captions, 1), params.model.max_tokens)
     tokens = tokenizer.encode(captions)
     torch.manual_seed(seed)
-    model = Albef(AlbefConfig(vocabulary_size=len(tokenizer), **params.model.model_dump()))
+    model = SmallAlbef(
+        SmallAlbefConfig(vocabulary_size=len(tokenizer), **params.model.model_dump())
+    )
     sampler = PairSampler(images, list(tokens[:, None]), params.batch_size, seed)
     curve = Curve(every=6)
     facts = train_vlm(
@@ -219,8 +226,8 @@ def test_too_few_pairs_is_an_error():
 
 def test_saved_model_loads_to_the_same_outputs(tmp_path):
     model, tokenizer = small_albef()
-    save_albef(tmp_path / "model.safetensors", model, tokenizer)
-    loaded, words = load_albef(tmp_path / "model.safetensors")
+    save_small_albef(tmp_path / "model.safetensors", model, tokenizer)
+    loaded, words = load_small_albef(tmp_path / "model.safetensors")
     assert words.words == tokenizer.words
     images = torch.randn(1, 3, 32, 32)
     assert torch.equal(loaded.encode_image(images), model.encode_image(images))

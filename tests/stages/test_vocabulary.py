@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from stages.common.categories import Category
-from stages.models.name_embedding import NameEmbedder, VlmTextEncoder
+from stages.models.vision_language.name_embedding import NameEmbedder, VlmTextEncoder
 from stages.vocabulary.embed import embed_categories
 from stages.vocabulary.params import VocabularyParams
 from tests.stages.small_albef import small_albef

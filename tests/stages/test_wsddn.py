@@ -11,10 +11,10 @@ import torch
 from flows.overlay import apply_overlay
 from stages.common.images import Picture, write_pictures
 from stages.common.result_files import read_results
-from stages.models.wspn import class_scores
-from stages.models.wspn_file import save_wspn
-from stages.models.wspn_input import ViewSettings
-from stages.models.wspn_language import LanguageWspn, LanguageWspnConfig
+from stages.models.proposals.base import class_scores
+from stages.models.proposals.file import save_wspn
+from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
+from stages.models.proposals.views import ViewSettings
 from stages.wsddn.detect import detect_classes
 from tests.run_module import run_module
 

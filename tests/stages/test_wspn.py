@@ -7,18 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.common.box_regression import decode_boxes, encode_boxes
+from stages.common.box_coder import decode_boxes, encode_boxes
 from stages.common.boxes import pairwise_iou
 from stages.common.categories import Category
 from stages.common.curves import Curve
 from stages.common.images import Picture
 from stages.common.storage import read_tensors, write_json, write_tensors
-from stages.models.albef import Albef, AlbefConfig
-from stages.models.tokenizer import SPECIAL, CaptionTokenizer
-from stages.models.wspn import class_scores, consensus
-from stages.models.wspn_file import load_wspn, save_wspn
-from stages.models.wspn_input import network_input
-from stages.models.wspn_language import EVIDENCE_FEATURES, LanguageWspn, LanguageWspnConfig
+from stages.models.proposals.base import class_scores, consensus
+from stages.models.proposals.file import load_wspn, save_wspn
+from stages.models.proposals.language import EVIDENCE_FEATURES, LanguageWspn, LanguageWspnConfig
+from stages.models.proposals.views import network_input
+from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConfig
+from stages.models.vision_language.tokenizer import SPECIAL, CaptionTokenizer
 from stages.wspn.classify import image_label_loss, image_scores, train_class_part
 from stages.wspn.examples import (
     Example,
@@ -75,7 +75,9 @@ def small_model() -> LanguageWspn:
     torch.manual_seed(0)
     sizes = dict(vocabulary_size=8, max_tokens=8, max_patches_side=8, heads=2, projection=8)
     layers = dict(image_layers=0, text_layers=0, fusion_layers=1)
-    vlm = Albef(AlbefConfig(width=8, stem_width=4, residual_blocks=0, **sizes, **layers)).eval()
+    vlm = SmallAlbef(
+        SmallAlbefConfig(width=8, stem_width=4, residual_blocks=0, **sizes, **layers)
+    ).eval()
     model = LanguageWspn(CONFIG).eval()
     model.take_language(vlm, CaptionTokenizer([*SPECIAL, "a", "bird", "lamp"], 8))
     return model

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from ruamel.yaml import YAML
 from torchvision.models import resnet50
 
 from stages.common import checkpoints, images
-from stages.common.box_regression import decode_boxes
+from stages.common.box_coder import decode_boxes
 from stages.common.checkpoints import Checkpoint
 from stages.common.curves import Curve
 from stages.common.images import write_pictures
@@ -25,15 +26,15 @@ from stages.common.storage import (
     write_tensors,
 )
 from stages.common.tables import boxes_table
-from stages.models.imagenet import freeze_stages
-from stages.models.wspn_file import load_wspn
-from stages.models.wspn_imagenet import ImagenetWspn, ImagenetWspnConfig, Outputs, View
-from stages.models.wspn_input import ViewSettings, view_input
-from stages.models.wspn_ranking import RankingSettings, rank_proposals
+from stages.models.backbones.imagenet import freeze_stages
+from stages.models.proposals.file import load_wspn
+from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig, Outputs, View
+from stages.models.proposals.ranking import RankingSettings, rank_proposals
+from stages.models.proposals.views import ViewSettings, view_input
 from stages.ranking import __main__ as ranking_stage
 from stages.wspn import __main__ as wspn_stage
 from stages.wspn import end_to_end
-from stages.wspn.end_to_end import learning_rate, train_end_to_end
+from stages.wspn.end_to_end import ViewStream, train_end_to_end
 from stages.wspn.params import WspnParams
 from stages.wspn.refine import make_lessons, picture_losses, refinement_loss
 from stages.wspn.stream import KEPT_BLOCKS, PictureStream
@@ -181,6 +182,16 @@ def test_losses_of_a_picture_by_hand():
     assert found["regression_0"] > 0
 
 
+def train(model, pictures, labels, params, seed, curve, checkpoint=None):
+    """Train as the stage does."""
+    run, limit = params.end_to_end, params.proposals_per_image
+    num_classes = len(model.config.category_ids)
+    views = ViewStream(pictures, labels, num_classes, run.views, limit, seed)
+    losses = partial(picture_losses, training=run, seeds=params.seeds, localise=params.localise)
+    freeze_stages(model.trunk, params.model.backbone.frozen_stages)
+    train_end_to_end(model, views, losses, run, seed, curve, checkpoint)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_reach_all_that_is_not_frozen(precision):
     model = small_network()
@@ -189,7 +200,7 @@ def test_gradients_reach_all_that_is_not_frozen(precision):
     run = PARAMS.end_to_end.model_copy(update={"steps": 1, "precision": precision})
     params = PARAMS.model_copy(update={"end_to_end": run})
     labels = {1: np.array([1, 0], np.float32)}  # picture 2 has no caption
-    train_end_to_end(model, FixedStream(stream), labels, params, 0, Curve(every=1))
+    train(model, FixedStream(stream), labels, params, 0, Curve(every=1))
     for name, parameter in model.named_parameters():
         frozen = name.startswith("trunk.") and not name.startswith("trunk.layer4")
         assert (parameter.grad is None) == frozen, name
@@ -303,11 +314,6 @@ def test_one_pass_over_the_regions_scores_proposals_and_regresses_them(network, 
     assert passes == [5] * 2 * len(sight.maps)
 
 
-def test_rates_by_hand():
-    rates = [learning_rate(PARAMS.end_to_end, step) / 1e-5 for step in range(4)]
-    assert rates == pytest.approx([1 / 3, 2 / 3, 0.1, 0.01])
-
-
 def write_shards(folder, monkeypatch, counts=(10, 5), boxes_each=9):
     monkeypatch.setattr(images, "ROW_GROUP", 2)
     pictures, tables, ids = [], [], iter(range(1, 99))
@@ -368,7 +374,7 @@ def test_views_are_made_ahead_and_as_if_one_by_one(monkeypatch):
             end_to_end, "prefetch", lambda make, items, n=ahead: prefetch(make, items, n)
         )
         model, curve = small_network(), Curve(every=1)
-        train_end_to_end(model, FixedStream(stream), labels, params, 0, curve)
+        train(model, FixedStream(stream), labels, params, 0, curve)
         results.append((curve.state()["rows"], model.state_dict()))
     assert set(made) == {"prefetch"} and len(set(made["prefetch"])) > 1
     (curve, weights), (other_curve, others) = results
@@ -395,17 +401,17 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     run = PARAMS.end_to_end.model_copy(update={"steps": 3, "batch_size": 1})
     params = PARAMS.model_copy(update={"end_to_end": run})
 
-    def train(checkpoint, curve):
+    def train_again(checkpoint, curve):
         model = small_network()
-        train_end_to_end(model, FixedStream(batch), labels, params, 0, curve, checkpoint)
+        train(model, FixedStream(batch), labels, params, 0, curve, checkpoint)
         return model.state_dict(), curve.state()
 
-    weights, curve = train(None, Curve(every=1))
+    weights, curve = train_again(None, Curve(every=1))
     with pytest.raises(KilledError):
-        train(Checkpoint("run", 0.0), KilledCurve(every=1))
+        train_again(Checkpoint("run", 0.0), KilledCurve(every=1))
     _, header = read_tensors(tmp_path / "run/state.safetensors")
     assert header["step"] == 2
-    resumed, resumed_curve = train(Checkpoint("run", 0.0), Curve(every=1))
+    resumed, resumed_curve = train_again(Checkpoint("run", 0.0), Curve(every=1))
     assert all(torch.equal(value, resumed[name]) for name, value in weights.items())
     assert curve == resumed_curve and [row["step"] for row in curve["rows"]] == [1, 2, 3]
 
@@ -414,11 +420,11 @@ def test_no_label_and_a_loss_that_is_no_number_are_errors(tmp_path):
     stream = FixedStream([(picture(1), random_boxes(1, 9))] * 2)
     model = small_network()
     with pytest.raises(ValueError, match="no picture is labelled with a base class"):
-        train_end_to_end(model, stream, {1: np.zeros(2)}, PARAMS, 0, Curve(every=1))
+        train(model, stream, {1: np.zeros(2)}, PARAMS, 0, Curve(every=1))
     with torch.no_grad():
         model.quality_part.bias.fill_(math.nan)
     with pytest.raises(ValueError, match=r"losses of step 1 .*lower wspn\.end_to_end\.learning"):
-        train_end_to_end(model, stream, {1: np.ones(2, np.float32)}, PARAMS, 0, Curve(every=1))
+        train(model, stream, {1: np.ones(2, np.float32)}, PARAMS, 0, Curve(every=1))
 
 
 @pytest.mark.parametrize(

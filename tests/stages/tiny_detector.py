@@ -10,8 +10,8 @@ from ruamel.yaml import YAML
 from stages.common.images import Picture, write_pictures
 from stages.common.masks import encode_mask, mask_box
 from stages.common.storage import write_json, write_tensors
-from stages.models.detector_settings import NetworkParams
-from stages.models.mask_rcnn import MaskRcnn
+from stages.models.detection.detector import Detector, build
+from stages.models.detection.params import network_params
 
 NETWORK = {
     "backbone": {
@@ -82,8 +82,19 @@ TRAINING = {
         "box": 2.0,
         "mask": 1.0,
     },
+    "region_losses": [],
 }
+EVERYTHING = {"class": 1.0, "box": 1.0, "mask": 1.0}
+
+
+def supervision(name: str, **changes) -> dict:
+    """Return the params of a supervision by one source."""
+    source = {"name": name, "fraction": 1.0, "teaches": EVERYTHING, "weigh_by_score": False}
+    return {"draw": "together", "sources": [source | changes]}
+
+
 FINETUNE = {
+    "supervision": supervision("ground_truth"),
     "vocabulary": "base",
     "unlabelled": "background",
     "detection_score": 0.5,
@@ -97,9 +108,15 @@ CATEGORIES = [
 EMBEDDINGS = torch.eye(2, 8)
 
 
-def tiny_detector(**changes: dict) -> MaskRcnn:
-    torch.manual_seed(0)
-    return MaskRcnn(NetworkParams.model_validate(NETWORK | changes), EMBEDDINGS)
+def tiny_detector(
+    architecture: str = "mask_rcnn",
+    embeddings: torch.Tensor = EMBEDDINGS,
+    seed: int = 0,
+    **changes: dict,
+) -> Detector:
+    torch.manual_seed(seed)
+    params = network_params(architecture).model_validate(NETWORK | changes)
+    return build(architecture, params, embeddings)
 
 
 def draw(image_id: int, side: int = 64) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -141,12 +158,18 @@ def picture(image_id: int) -> Picture:
     return Picture(image_id, f"{image_id}.png", 64, 64, encoded)
 
 
-def make_repository(root: Path, training: dict | None = None, start: dict | None = None) -> None:
+def make_repository(
+    root: Path,
+    training: dict | None = None,
+    start: dict | None = None,
+    frozen_later: str = "classifier",
+) -> None:
     """Write params.yaml and everything that the stages detector and finetune read."""
     training = TRAINING | (training or {})
     from_vlm = {"init": "vlm", "imagenet": {"weights": None, "sha256": None}, "network": NETWORK}
-    detector = {"engine": "torchvision", **from_vlm, **(start or {}), "training": training}
-    finetune = FINETUNE | {"training": training | {"frozen": ["classifier"]}}
+    detector = {"architecture": "mask_rcnn", **from_vlm, **(start or {}), "training": training}
+    detector |= {"supervision": supervision("pseudo_labels"), "region_head": None}
+    finetune = FINETUNE | {"training": training | {"frozen": [frozen_later]}}
     params = {"seed": 1, "shards": [0, 1], "deterministic": "device"}
     params |= {"detector": detector, "finetune": finetune}
     YAML(typ="safe").dump(params, root / "params.yaml")

@@ -7,12 +7,11 @@ import torch
 
 from stages.common.categories import read_categories
 from stages.common.storage import write_json
-from stages.models.albef import save_albef
-from stages.models.detector_settings import NetworkParams
-from stages.models.mask_rcnn import MaskRcnn, save_detector
-from stages.models.name_embedding import NameEmbeddingParams, load_name_embedder
+from stages.models.detection.detector import save
+from stages.models.vision_language.name_embedding import NameEmbeddingParams, load_name_embedder
+from stages.models.vision_language.small_albef import save_small_albef
 from tests.stages.small_albef import small_albef
-from tests.stages.tiny_detector import NETWORK
+from tests.stages.tiny_detector import tiny_detector
 
 PROMPTS = {
     "encoder": "vlm",
@@ -35,16 +34,14 @@ def write_predictor(folder: Path, changes: dict | None = None, prompts: dict | N
     model, tokenizer = small_albef()
     write_json(folder / "categories.json", CATEGORIES)
     (folder / "prompts.json").write_text(json.dumps(prompts))
-    save_albef(folder / "text_encoder.safetensors", model, tokenizer)
+    save_small_albef(folder / "text_encoder.safetensors", model, tokenizer)
     settings = NameEmbeddingParams.model_validate(prompts)
     embedder = load_name_embedder(settings, folder / "text_encoder.safetensors")
     embeddings = [
         embedder.embed_forms(embedder.known_forms(category, all_forms=False))
         for category in read_categories(folder / "categories.json")
     ]
-    torch.manual_seed(3)  # finds something in noise
-    detector = MaskRcnn(
-        NetworkParams.model_validate(NETWORK | (changes or {})), torch.stack(embeddings)
-    )
-    save_detector(folder / "detector.safetensors", detector)
+    # The seed finds something in noise.
+    detector = tiny_detector(embeddings=torch.stack(embeddings), seed=3, **(changes or {}))
+    save(folder / "detector.safetensors", detector)
     return folder

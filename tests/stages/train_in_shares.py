@@ -9,11 +9,12 @@ import cv2
 import torch
 
 from stages.common.curves import Curve
-from stages.common.detection_data import Annotations, LabelledPicture, label_pictures
 from stages.common.masks import decode_mask, encode_mask
 from stages.common.processes import process_index
-from stages.models.detector_settings import TrainingParams
-from stages.models.detector_training import train_detector
+from stages.models.detection.params import TrainingParams
+from stages.models.detection.samples import Annotations, LabelledPicture, label_pictures
+from stages.models.detection.supervision import Supervision
+from stages.models.detection.training import train_detector
 from tests.stages.tiny_detector import TRAINING, annotate, picture, tiny_detector
 
 IMAGE_IDS = [1, 2, 3, 4, 5]
@@ -46,7 +47,7 @@ def train(frozen: list[str]) -> tuple[list[dict], dict[str, torch.Tensor]]:
     changes = {"steps": 6, "batch_size": 5, "frozen": frozen}
     model, curve = tiny_detector(), Curve(every=1)
     params = TrainingParams.model_validate(TRAINING | changes)
-    train_detector(model, labelled_pictures(), params, 7, curve)
+    train_detector(model, Supervision.of(labelled_pictures()), params, 7, curve)
     return curve.state()["rows"], model.state_dict()
 
 

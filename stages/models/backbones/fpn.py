@@ -1,0 +1,53 @@
+"""Feature pyramid network whose cells look where they are drawn.
+
+Shape legend: N images, D channels, h w cells of a level.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torchvision.ops import FeaturePyramidNetwork
+
+
+class AlignedPyramid(FeaturePyramidNetwork):
+    """torchvision's feature pyramid with coarse levels interpolated at the fine cells' centres.
+
+    Source: Feature Pyramid Networks, section 3, which copies the nearest coarse cell: a fine cell
+    then sees up to half a coarse stride beside itself.
+    """
+
+    def __init__(self, *arguments, central: bool, **settings) -> None:
+        """Take whether the grid is central, and all that the parent takes."""
+        super().__init__(*arguments, **settings)
+        self.central = central
+
+    def forward(self, x: dict[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
+        """Map levels (N, D_k, h, w), each half the size of the one before, to out_channels each."""
+        levels, names = list(x.values()), list(x)
+        merged = self.get_result_from_inner_blocks(levels[-1], -1)
+        results = [self.get_result_from_layer_blocks(merged, -1)]
+        for index in reversed(range(len(levels) - 1)):
+            lateral = self.get_result_from_inner_blocks(levels[index], index)
+            for dim, size in ((2, lateral.shape[2]), (3, lateral.shape[3])):
+                merged = double(merged, dim, self.central).narrow(dim, 0, size)
+            merged = lateral + merged
+            results.insert(0, self.get_result_from_layer_blocks(merged, index))
+        if self.extra_blocks is not None:
+            results, names = self.extra_blocks(results, levels, names)
+        return OrderedDict(zip(names, results, strict=True))
+
+
+def double(x: torch.Tensor, dim: int, central: bool) -> torch.Tensor:
+    """Return a map with twice the cells along one dimension, interpolated between its own.
+
+    In a central grid the new cells lie a quarter of a cell before and behind each old one, else on
+    it and half-way to the next. The outermost cells extend to the border.
+    """
+    count = x.shape[dim]
+    behind = torch.cat([x.narrow(dim, 1, count - 1), x.narrow(dim, count - 1, 1)], dim)
+    if not central:
+        pair = [x, (x + behind) / 2]
+    else:
+        before = torch.cat([x.narrow(dim, 0, 1), x.narrow(dim, 0, count - 1)], dim)
+        pair = [0.75 * x + 0.25 * before, 0.75 * x + 0.25 * behind]
+    return torch.stack(pair, dim + 1).flatten(dim, dim + 1)

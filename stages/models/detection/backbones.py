@@ -1,0 +1,134 @@
+"""The detector's backbones: the small VLM's trunk, and ResNet-50 with a pyramid or up to C4.
+
+A backbone has `trunk` (the pretrained part), `pyramid` (the rest), `out_channels`, the `strides` of
+the levels that regions are pooled from, `central` (see `first_centre` of roi_align), and the
+`pixel_mean` and `pixel_std` (of values in 0..1) that its images are normalised by. It maps them to
+an ordered dict of levels "0", "1", … from fine to coarse.
+
+Batch norms of ResNet-50 are frozen: their statistics and scales are constants.
+Shape legend: N images, H W pixels, R regions.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from stages.common.images import PIXEL_MEAN, PIXEL_STD
+from stages.models.backbones.fpn import AlignedPyramid
+from stages.models.backbones.imagenet import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    freeze_stages,
+    resnet50_trunk,
+)
+from stages.models.backbones.trunk import Residual, Trunk, conv_norm_relu
+from stages.models.detection.params import (
+    BackboneParams,
+    Resnet50C4Params,
+    Resnet50FpnParams,
+    TrunkParams,
+)
+
+STAGE_CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
+REGION_STAGE_CHANNELS = STAGE_CHANNELS["layer4"]
+
+
+class TrunkPyramid(nn.Module):
+    """The small VLM's trunk (strides 4 and 8), one more level of stride 16, and FPN."""
+
+    strides, central = (4, 8, 16), True
+    pixel_mean, pixel_std = PIXEL_MEAN, PIXEL_STD
+
+    def __init__(self, params: TrunkParams) -> None:
+        super().__init__()
+        self.trunk = Trunk(params.stem_width, params.width, params.residual_blocks)
+        fine, coarse = self.trunk.stride4_channels, self.trunk.stride8_channels
+        self.pyramid = nn.ModuleDict(
+            {
+                "stride16": nn.Sequential(conv_norm_relu(coarse, coarse, 2), Residual(coarse)),
+                "merge": AlignedPyramid(
+                    [fine, coarse, coarse], params.pyramid_width, central=self.central
+                ),
+            }
+        )
+        self.out_channels = params.pyramid_width
+
+    def forward(self, images: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        """Map normalised pixels (N, 3, H, W) to levels (N, out_channels, H/stride, W/stride)."""
+        stride4, stride8 = self.trunk(images)
+        levels = [stride4, stride8, self.pyramid["stride16"](stride8)]
+        return self.pyramid["merge"](OrderedDict((str(k), x) for k, x in enumerate(levels)))
+
+
+class Resnet50Fpn(nn.Module):
+    """ResNet-50 and a feature pyramid of strides 4 to 64.
+
+    The coarsest level is a subsampled copy of the one before, for proposals only.
+    Source: Feature Pyramid Networks, section 4; torchvision's parts, aligned.
+    """
+
+    strides, central = (4, 8, 16, 32), False
+    pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(self, params: Resnet50FpnParams) -> None:
+        super().__init__()
+        self.trunk = resnet50_trunk()
+        freeze_stages(self.trunk, params.frozen_stages)
+        self.pyramid = AlignedPyramid(
+            list(STAGE_CHANNELS.values()),
+            params.pyramid_width,
+            LastLevelMaxPool(),
+            central=self.central,
+        )
+        self.out_channels = params.pyramid_width
+
+    def forward(self, images: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        """Map normalised pixels (N, 3, H, W) to five levels (N, out_channels, H/stride, …)."""
+        levels, x = [], images
+        for name, stage in self.trunk.named_children():
+            x = stage(x)
+            levels += [x] if name in STAGE_CHANNELS else []
+        merged = self.pyramid(OrderedDict((str(k), level) for k, level in enumerate(levels)))
+        return OrderedDict((str(k), level) for k, level in enumerate(merged.values()))
+
+
+class Resnet50C4(nn.Module):
+    """ResNet-50 without its last stage: one level of stride 16, and nothing on top."""
+
+    strides, central = (16,), False
+    pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
+    out_channels = STAGE_CHANNELS["layer3"]
+
+    def __init__(self, params: Resnet50C4Params, trunk: nn.Sequential) -> None:
+        """Take the stages up to layer3 for `trunk`."""
+        super().__init__()
+        self.trunk = trunk
+        freeze_stages(self.trunk, params.frozen_stages)
+        self.pyramid = nn.Identity()
+
+    def forward(self, images: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        """Map normalised pixels (N, 3, H, W) to one level (N, 1024, H/16, W/16)."""
+        return OrderedDict([("0", self.pyramid(self.trunk(images)))])
+
+
+def build_backbone(params: BackboneParams) -> tuple[nn.Module, nn.Module | None]:
+    """Return the network that `kind` names, with fresh weights, and what it leaves to the regions.
+
+    The latter is the last stage of C4, (R, 1024, S, S) to (R, 2048, S/2, S/2); pyramids have none.
+    """
+    if isinstance(params, TrunkParams):
+        return TrunkPyramid(params), None
+    if isinstance(params, Resnet50FpnParams):
+        return Resnet50Fpn(params), None
+    whole = resnet50_trunk()
+    return Resnet50C4(params, whole[:-1]), whole.layer4
+
+
+def whole_trunk(trunk: nn.Sequential, region_stage: nn.Module | None) -> nn.Sequential:
+    """Return a ResNet-50 of the given parts, by torchvision's names; the weights are shared."""
+    whole = nn.Sequential(OrderedDict(trunk.named_children()))
+    if region_stage is not None:
+        whole.add_module("layer4", region_stage)
+    return whole

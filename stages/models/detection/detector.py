@@ -1,0 +1,241 @@
+"""The detector behind one interface, whatever its architecture.
+
+An architecture is a package beside this file, with a `Network(Detector)` in its module `network`
+and a `NetworkParams` in its module `params`. It is imported by name, and only the one that is asked
+for: detectron2 need not be installed, and in dvc.yaml stages depend on the chosen architecture's
+package. Nobody outside that package names its classes.
+
+Images are uint8 RGB (H, W, 3) of any size; as tensors float (3, H, W) in [0, 1]. Boxes are corners
+in pixels of the image given. Class index k is row k of the text embeddings: `read_categories` of
+base and novel classes.
+
+Targets of an image: "boxes" float (n, 4) xyxy, "labels" int64 (n,), "masks" uint8 (m, H, W).
+Labels are 1-based positions in the vocabulary that is trained. Label -1 marks a box to ignore:
+regions that overlap it are neither positive nor negative. Ignored boxes come last and have no mask.
+Where objects do not all teach the same, there are "weights" float32 (n, 3) of their class, box and
+mask. They weigh the terms of a loss, which is divided by as much as without them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from stages.common.devices import own_kernels
+from stages.common.storage import read_tensors, write_tensors
+from stages.models.detection.global_batch import Draws, MicroDraws
+from stages.models.detection.params import PACKAGE, Feature, NetworkParams, network_params
+from stages.models.detection.region_hooks import MakeRegionHead, RegionLoss, find_hook
+from stages.models.detection.text_classifier import TextClassifier
+
+DEFAULT_ARCHITECTURE = "mask_rcnn"  # of weights whose header names none
+PREDICTED_AT_ONCE = 16  # images; changes no result where all have one size
+IGNORED = -1  # label of a box whose overlap is neither object nor background
+
+Targets = list[dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Detections of one image, best score first."""
+
+    boxes_xyxy: np.ndarray  # float32 (n, 4)
+    labels: np.ndarray  # int64 (n,), class indices
+    scores: np.ndarray  # float32 (n,) in [0, 1]
+    masks: np.ndarray  # bool (n, H, W)
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What the losses of a training are computed by.
+
+    Attributes:
+        vocabulary: class indices that the softmax runs over; all if None.
+        background_weight: of background regions in the classification loss.
+        region_losses: of the sampled regions, beside the architecture's own losses, by name.
+    """
+
+    vocabulary: Sequence[int] | None
+    background_weight: float
+    region_losses: Mapping[str, RegionLoss] = field(default_factory=dict)
+
+
+class Detector(nn.Module, ABC):
+    """A network that finds and outlines the classes of a vocabulary; `build` makes one.
+
+    What it can be asked for beyond this is in `params.supports`. "shares": `losses` takes `draws`,
+    and there are `padded_hw` and `count_samples`. "proposals": there is `propose`.
+    "object_weights": targets may have "weights". "region_hooks": `losses` also returns the
+    settings' `region_losses`, and there is `use_region_head`.
+    """
+
+    classifier_name: ClassVar[str]  # the submodule that is its `TextClassifier`
+    architecture: str  # its package; `build` sets it
+    region_head: str | None = None  # the module of its region head, unless that is its own
+    backbone: nn.Module  # maps normalised images to feature maps
+
+    def __init__(self, params: NetworkParams) -> None:
+        """Take the settings; a subclass also takes text embeddings float32 (C, D)."""
+        super().__init__()
+        self.params = params
+
+    @property
+    def classifier(self) -> TextClassifier:
+        """Return what tells regions apart by the texts of their classes."""
+        return self.get_submodule(self.classifier_name)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where its weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def region_stage(self) -> nn.Module | None:
+        """Return the stage of the backbone's trunk that sees each region by itself, if any does."""
+        return None
+
+    def supports(self, feature: Feature) -> bool:
+        """Say whether it offers something beyond training and detecting."""
+        return feature in self.params.supports
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """Return what training may freeze, by the names of `params.parts`."""
+
+    @abstractmethod
+    def losses(
+        self,
+        images: list[torch.Tensor],
+        targets: Targets,
+        settings: LossSettings,
+        draws: Draws | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the losses by the names of `params.losses`; of a share its part of the batch's.
+
+        Args:
+            images: float (3, H, W) in [0, 1] each.
+            targets: as this module describes them.
+            settings: of the training.
+            draws: what the images need to know of the others, if they are a share of a batch.
+        """
+
+    @abstractmethod
+    def detect(
+        self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
+    ) -> list[list[Prediction]]:
+        """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
+
+    def use_region_head(self, make: MakeRegionHead) -> None:
+        """Put another head in the place of what describes a region."""
+        raise NotImplementedError
+
+    def padded_hw(self, images: list[torch.Tensor], draws: Draws) -> tuple[int, int]:
+        """Return the size that these images alone are resized and padded to."""
+        raise NotImplementedError
+
+    def count_samples(
+        self, images: list[torch.Tensor], targets: Targets, draws: MicroDraws
+    ) -> None:
+        """Let `draws` take down what the losses could be computed from."""
+        raise NotImplementedError
+
+    def propose(self, image: torch.Tensor) -> torch.Tensor:
+        """Return region proposals (R, 4) of an image, best first."""
+        raise NotImplementedError
+
+
+def build(
+    architecture: str,
+    params: NetworkParams,
+    embeddings: torch.Tensor,
+    region_head: str | None = None,
+) -> Detector:
+    """Return a detector with fresh weights for classes with text embeddings float32 (C, D).
+
+    Args:
+        architecture: its package.
+        params: its network.
+        embeddings: the texts.
+        region_head: the module of another region head.
+
+    Raises:
+        ModuleNotFoundError: a library of the architecture is not installed.
+        ValueError: there is no region head in the module.
+    """
+    model = _network_class(architecture)(params, embeddings)
+    model.architecture, model.region_head = architecture, region_head
+    if region_head is not None:
+        model.use_region_head(find_hook(region_head, "region_head"))
+    return model
+
+
+def _network_class(architecture: str) -> type[Detector]:
+    return import_module(f"{PACKAGE}.{architecture}.network").Network
+
+
+def save(path: Path, model: Detector) -> None:
+    """Write weights and text embeddings, with architecture and settings in the header."""
+    facts = {"network": model.params.model_dump()}
+    if model.architecture != DEFAULT_ARCHITECTURE:
+        facts["architecture"] = model.architecture
+    if model.region_head is not None:
+        facts["region_head"] = model.region_head
+    write_tensors(path, model.state_dict(), facts)
+
+
+def load(path: Path) -> Detector:
+    """Return the detector that `save` wrote, in inference mode.
+
+    Raises:
+        ModuleNotFoundError: a library of its architecture is not installed.
+        ValueError: the file is no detector, or one of another version of this code.
+    """
+    tensors, facts = read_tensors(path)
+    if not isinstance(facts, dict) or "network" not in facts:
+        raise ValueError(f"{path}: not a detector; run `dvc repro detector` to make one")
+    architecture = facts.get("architecture", DEFAULT_ARCHITECTURE)
+    try:
+        params = network_params(architecture).model_validate(facts["network"])
+        embeddings = tensors[f"{_network_class(architecture).classifier_name}.embeddings"]
+        model = build(architecture, params, embeddings, facts.get("region_head"))
+        model.load_state_dict(tensors)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: weights do not fit the network of its header: {error}") from None
+    return model.eval()
+
+
+def to_unit_range(image: np.ndarray) -> torch.Tensor:
+    """Return float32 (3, H, W) in [0, 1] of an image uint8 (H, W, 3)."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+
+
+@torch.no_grad()
+def predict(
+    model: Detector, images: Sequence[np.ndarray], vocabularies: Sequence[Sequence[int]]
+) -> list[list[Prediction]]:
+    """Return predictions per vocabulary and image.
+
+    What does not depend on the vocabulary is computed once for all of them.
+
+    Args:
+        model: a detector; is put into inference mode.
+        images: uint8 (H, W, 3) each, of any size.
+        vocabularies: class indices to choose from, e.g. all for the generalized protocol and the
+            novel ones for the constrained.
+    """
+    model.eval()
+    found: list[list[Prediction]] = [[] for _ in vocabularies]
+    for start in range(0, len(images), PREDICTED_AT_ONCE):
+        some = images[start : start + PREDICTED_AT_ONCE]
+        pixels = [to_unit_range(image).to(model.device) for image in some]
+        with own_kernels():
+            batches = model.detect(pixels, vocabularies)
+        for all_found, batch in zip(found, batches, strict=True):
+            all_found.extend(batch)
+    return found

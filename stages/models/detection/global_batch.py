@@ -1,0 +1,256 @@
+"""A batch that is trained in shares: by several processes, or some pictures at a time by one.
+
+The sum of the shares' losses and gradients is that of the whole batch, up to rounding, for
+- the samples of anchors and regions are those that one process would draw for the whole batch,
+- each loss is a mean over the samples of all shares,
+- all pictures are padded to one size,
+- batch statistics are those of all processes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+
+from stages.common.processes import add_over_processes, num_processes, own_places
+
+Counts = list[tuple[int, int]]  # positives and negatives that can be drawn, per picture
+Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of either, per picture
+
+
+class Draws:
+    """Random orders for the samplers of a step, where one process has the whole batch."""
+
+    def resizing(self, count: int) -> AbstractContextManager[None]:
+        """Within the block torchvision draws the sizes of `count` pictures, one number each."""
+        return nullcontext()
+
+    def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return the size that all pictures are padded to, given that of these."""
+        return image_hw
+
+    def orders(self, counts: Counts) -> tuple[Orders, Counts]:
+        """Return the orders for these pictures, and the counts of the whole batch."""
+        return _random_orders(counts), counts
+
+
+class ShareDraws(Draws):
+    """Draws for a process's part of a batch, which make up those of one process for all of it.
+
+    Every process makes the draws of all pictures, and uses those of its own.
+    """
+
+    def __init__(self, seed: int, batch_size: int, first: int | None = None) -> None:
+        """Take the step's seed, and the place of the first picture if it is not the process's."""
+        self._seed, self._batch_size = seed, batch_size
+        self._first = own_places(batch_size).start if first is None else first
+
+    @contextmanager
+    def resizing(self, count: int) -> Iterator[None]:
+        """Begin the step's draws, leave out those before, and after the block those behind."""
+        torch.manual_seed(self._seed)
+        _skip(self._first)
+        yield
+        _skip(self._batch_size - self._first - count)
+
+    def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return the largest height and width of all processes."""
+        largest = torch.tensor(image_hw, device="cpu")
+        if num_processes() > 1:
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return tuple(largest.tolist())
+
+    def orders(self, counts: Counts) -> tuple[Orders, Counts]:
+        """Return as the parent does, after asking the other processes for their counts."""
+        own = slice(self._first, self._first + len(counts))
+        table = torch.zeros(self._batch_size, 2, dtype=torch.int64, device="cpu")
+        table[own] = torch.tensor(counts, device="cpu")
+        add_over_processes(table)
+        every = [(positives, negatives) for positives, negatives in table.tolist()]
+        return _random_orders(every)[own], every
+
+
+class MicroDraws(ShareDraws):
+    """Draws for a micro-batch: first it counts what could be drawn, then it gives what was drawn.
+
+    Attributes:
+        counts: of the anchors and of the regions, or whatever a network asks for, in its order.
+        prepared: their orders and the batch's counts, as `prepare_draws` leaves them.
+    """
+
+    def __init__(self, seed: int, batch_size: int, first: int) -> None:
+        super().__init__(seed, batch_size, first)
+        self.counts: list[Counts] = []
+        self.prepared: list[tuple[Orders, Counts]] = []
+        self.padded_hw: tuple[int, int] | None = None
+
+    def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return `padded_hw`, which has to be set."""
+        return self.padded_hw
+
+    def orders(self, counts: Counts) -> tuple[Orders, Counts]:
+        """Return the next orders prepared; before that, take down the counts and choose nothing."""
+        if self.prepared:
+            return self.prepared.pop(0)
+        self.counts.append(counts)
+        return _random_orders([(0, 0)] * len(counts)), counts
+
+
+def prepare_draws(parts: Sequence[MicroDraws], seed: int, batch_size: int) -> None:
+    """Draw for this process's micro-batches, in order, which have all counted."""
+    draws = ShareDraws(seed, batch_size)
+    own = own_places(batch_size)
+    with draws.resizing(len(own)):
+        _skip(len(own))
+    for kinds in zip(*(part.counts for part in parts), strict=True):  # anchors, then regions
+        orders, every = draws.orders([count for counts in kinds for count in counts])
+        for part, counts in zip(parts, kinds, strict=True):
+            part.prepared.append((orders[: len(counts)], every))
+            orders = orders[len(counts) :]
+
+
+def _skip(numbers: int) -> None:
+    for _ in range(numbers):
+        torch.empty(1, device="cpu").uniform_()
+
+
+def _random_orders(counts: Counts) -> Orders:
+    # On the processor, so that a GPU samples the same.
+    return [
+        (torch.randperm(positives, device="cpu"), torch.randperm(negatives, device="cpu"))
+        for positives, negatives in counts
+    ]
+
+
+class SharedSampler(BalancedPositiveNegativeSampler):
+    """torchvision's sampler of anchors or regions, for a share of a batch.
+
+    Attributes:
+        draws: of the step.
+        own: how many positives and negatives the last call has chosen here.
+        all: and in the whole batch.
+    """
+
+    def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
+        super().__init__(batch_size_per_image, positive_fraction)
+        self.draws = Draws()
+        self.own = self.all = (0, 0)
+
+    @classmethod
+    def like(cls, sampler: BalancedPositiveNegativeSampler) -> "SharedSampler":
+        """Return one that chooses as many."""
+        return cls(sampler.batch_size_per_image, sampler.positive_fraction)
+
+    def __call__(
+        self, matched_idxs: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return masks uint8, per picture, of the chosen positives (>= 1) and negatives (0)."""
+        found = [
+            (torch.where(labels >= 1)[0], torch.where(labels == 0)[0]) for labels in matched_idxs
+        ]
+        orders, every = self.draws.orders([(len(p), len(n)) for p, n in found])
+        self.all = self._total(every)
+        chosen = [
+            tuple(
+                _mask(labels, where[order[:limit].to(where.device)])
+                for where, order, limit in zip(
+                    places, order_pair, self._limits(*map(len, order_pair)), strict=True
+                )
+            )
+            for labels, places, order_pair in zip(matched_idxs, found, orders, strict=True)
+        ]
+        self.own = self._total([(len(p), len(n)) for p, n in orders])
+        return [p for p, _ in chosen], [n for _, n in chosen]
+
+    def part(self, positive_weight: float = 1.0, negative_weight: float = 1.0) -> float:
+        """Return this share's part of the weight of all samples, 1 where nobody has any."""
+        own, whole = (
+            positive_weight * positives + negative_weight * negatives
+            for positives, negatives in (self.own, self.all)
+        )
+        return own / whole if whole else 1.0
+
+    def _limits(self, positives: int, negatives: int) -> tuple[int, int]:
+        """Return how many are chosen of so many positives and negatives of a picture."""
+        wanted = min(positives, int(self.batch_size_per_image * self.positive_fraction))
+        return wanted, min(negatives, self.batch_size_per_image - wanted)
+
+    def _total(self, counts: Counts) -> tuple[int, int]:
+        limits = [self._limits(*count) for count in counts]
+        return sum(p for p, _ in limits), sum(n for _, n in limits)
+
+
+def _mask(like: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    mask = torch.zeros_like(like, dtype=torch.uint8)
+    mask[chosen] = 1
+    return mask
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes, whose gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: object, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm with the statistics of all processes; torch's own needs a GPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, C, H, W) to the same shape and type."""
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        sums = values.sum((0, 2, 3))
+        total = _Sum.apply(torch.cat([sums, sums.new_tensor([x.numel() / x.shape[1]])]))
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        centred = values - mean[:, None, None]
+        variance = _Sum.apply(centred.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def trained_batch_norms(model: nn.Module) -> list[str]:
+    """Return the names of the modules that normalise by the batch's statistics."""
+    norms = nn.modules.batchnorm._BatchNorm
+    return [name for name, m in model.named_modules() if isinstance(m, norms) and m.training]
+
+
+def share_batch_norms(model: nn.Module) -> None:
+    """Let those modules take the statistics of all processes."""
+    if num_processes() == 1:
+        return
+    for name in trained_batch_norms(model):
+        # The class alone, so that weights, names and what the optimiser holds stay as they are.
+        model.get_submodule(name).__class__ = SharedBatchNorm2d
+
+
+def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Put the sum over all processes into the gradients, by one message."""
+    if num_processes() == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.flatten() for p in trained])
+    dist.all_reduce(flat)
+    for parameter, total in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+        parameter.grad.copy_(total.view_as(parameter))

@@ -1,0 +1,355 @@
+"""Settings of the detector: its network (stored beside the weights) and one run of its training.
+
+The stages `detector`, `finetune` and `rpn` put these models into their sections of params.yaml.
+What an architecture can be asked for is in `NetworkParams` of its folder's module `params`, which
+is read without its network: a wrong key is told before anything is imported or runs.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, create_model, model_validator
+
+from stages.common.params import Section
+
+PACKAGE = __package__
+# shares: micro-batches and several processes. proposals: `Detector.propose`. object_weights:
+# objects that teach only some aspects of themselves, or with another weight than 1. region_hooks:
+# further losses of its regions, and another head of them.
+Feature = Literal["shares", "proposals", "object_weights", "region_hooks"]
+Aspect = Literal["class", "box", "mask"]  # what an object can teach
+
+
+class TrunkParams(Section):
+    """The small VLM's trunk under a feature pyramid of three levels."""
+
+    kind: Literal["trunk"]
+    stem_width: int = Field(ge=4)
+    width: int = Field(ge=8)
+    residual_blocks: int = Field(ge=0)
+    pyramid_width: int = Field(ge=8)
+
+
+class Resnet50FpnParams(Section):
+    """ResNet-50 under a feature pyramid of five levels."""
+
+    kind: Literal["resnet50_fpn"]
+    pyramid_width: int = Field(ge=8)
+    frozen_stages: int = Field(ge=0, le=5)
+
+
+class Resnet50C4Params(Section):
+    """ResNet-50 up to its fourth stage; the fifth sees each region by itself."""
+
+    kind: Literal["resnet50_c4"]
+    frozen_stages: int = Field(ge=0, le=4)
+
+
+# `kind` picks the builder in stages/models/detection/backbones.py.
+BackboneParams = Annotated[
+    TrunkParams | Resnet50FpnParams | Resnet50C4Params, Field(discriminator="kind")
+]
+PYRAMID_LEVELS = {"trunk": 3, "resnet50_fpn": 5}
+
+
+class ResizeParams(Section):
+    """Sides of the pictures the network sees, in pixels."""
+
+    shorter_side: int = Field(ge=32)
+    longer_side: int = Field(ge=32)
+
+
+class ProposalParams(Section):
+    """Region proposal network."""
+
+    anchor_sides: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    aspect_ratios: list[float] = Field(min_length=1)
+    positive_iou: float = Field(gt=0, le=1)
+    negative_iou: float = Field(gt=0, le=1)
+    anchors_per_image: int = Field(ge=2)
+    positive_fraction: float = Field(gt=0, le=1)
+    nms_iou: float = Field(gt=0, le=1)
+    before_nms: int = Field(ge=1)
+    before_nms_in_inference: int = Field(ge=1)
+    kept_in_training: int = Field(ge=1)
+    kept_in_inference: int = Field(ge=1)
+
+
+class BoxHeadParams(Section):
+    """Class-agnostic box head."""
+
+    pooled_side: int = Field(ge=1)
+    canonical_side: float = Field(gt=0)
+    hidden: int = Field(ge=8)
+    positive_iou: float = Field(gt=0, le=1)
+    regions_per_image: int = Field(ge=2)
+    positive_fraction: float = Field(gt=0, le=1)
+    smooth_l1_beta: float = Field(gt=0)
+
+
+class ClassifierParams(Section):
+    """Text-embedding classifier."""
+
+    similarity: Literal["dot", "cosine"]
+    temperature: float = Field(gt=0)
+    background: Literal["zero", "learned"]
+
+
+class MaskHeadParams(Section):
+    """Class-agnostic mask head."""
+
+    pooled_side: int = Field(ge=1)
+    channels: int = Field(ge=4)
+    layers: int = Field(ge=0)
+
+
+class InferenceParams(Section):
+    """From scored regions to detections."""
+
+    score_threshold: float = Field(ge=0, lt=1)
+    nms_iou: float = Field(gt=0, le=1)
+    detections_per_image: int = Field(ge=1)
+
+
+class NetworkParams(Section):
+    """All that is needed to build a network again, apart from its weights.
+
+    This is what every architecture has. Its own `NetworkParams`, a subclass, also declares
+
+    - `losses`: the names of what `Detector.losses` returns;
+    - `parts`: the names of what `Detector.parts` returns, which training may freeze;
+    - `supports`: what it offers beyond training and detecting.
+    """
+
+    losses: ClassVar[tuple[str, ...]]
+    parts: ClassVar[tuple[str, ...]]
+    supports: ClassVar[frozenset[Feature]] = frozenset()
+
+    backbone: BackboneParams
+    classifier: ClassifierParams
+
+
+class TwoStageParams(NetworkParams):
+    """Mask R-CNN's network, of whatever library's parts."""
+
+    losses = ("objectness", "proposal_box", "classification", "box", "mask")
+    parts = (
+        "trunk",
+        "pyramid",
+        "proposals",
+        "box_head",
+        "classifier",
+        "box_deltas",
+        "mask_head",
+    )
+
+    resize: ResizeParams
+    proposals: ProposalParams
+    box_head: BoxHeadParams
+    mask_head: MaskHeadParams
+    inference: InferenceParams
+
+    @model_validator(mode="after")
+    def _one_anchor_side_per_level(self) -> "TwoStageParams":
+        sides = len(self.proposals.anchor_sides)
+        levels = PYRAMID_LEVELS.get(self.backbone.kind, sides)
+        if sides != levels:
+            raise ValueError(
+                f"proposals.anchor_sides: has {sides} sides, but backbone.kind"
+                f" {self.backbone.kind} has {levels} levels; give one side per level"
+            )
+        return self
+
+
+def architectures() -> list[str]:
+    """Return the names of all architectures: the folders with a module `network`."""
+    folders = map(Path, import_module(PACKAGE).__path__)
+    return sorted(file.parent.name for folder in folders for file in folder.glob("*/network.py"))
+
+
+def network_params(architecture: object) -> type[NetworkParams]:
+    """Return what the settings of an architecture's network have to be.
+
+    Raises:
+        ValueError: there is no such architecture.
+    """
+    if architecture not in architectures():
+        raise ValueError(
+            f"architecture: expected one of {', '.join(architectures())}, found {architecture!r}"
+        )
+    return import_module(f"{PACKAGE}.{architecture}.params").NetworkParams
+
+
+class AdamWParams(Section):
+    """Adam with decoupled weight decay."""
+
+    kind: Literal["adamw"]
+
+
+class SgdParams(Section):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"]
+    momentum: float = Field(ge=0, lt=1)
+
+
+class CosineParams(Section):
+    """Half a cosine over all steps."""
+
+    kind: Literal["cosine"]
+
+
+class StepDecayParams(Section):
+    """The rate times `factor` from each of the steps `at` on; warm-up begins at `warmup_from`."""
+
+    kind: Literal["steps"]
+    at: list[Annotated[int, Field(ge=1)]]
+    factor: float = Field(gt=0, lt=1)
+    warmup_from: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _rising(self) -> "StepDecayParams":
+        if self.at != sorted(set(self.at)):
+            raise ValueError(f"at: expected rising steps, found {self.at}")
+        return self
+
+
+class RegionLossParams(Section):
+    """A further loss of the sampled regions: the function `region_loss` of a module."""
+
+    name: str
+    module: str
+    weight: float = Field(ge=0)
+
+
+class TrainingParams(Section):
+    """One run of training; `kind` picks the builder of stages/models/solver.py."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    optimizer: Annotated[AdamWParams | SgdParams, Field(discriminator="kind")]
+    schedule: Annotated[CosineParams | StepDecayParams, Field(discriminator="kind")]
+    learning_rate: float = Field(gt=0)
+    bias_rate_factor: float = Field(gt=0)
+    warmup_steps: int = Field(ge=0)
+    weight_decay: float = Field(ge=0)
+    gradient_clip: float = Field(gt=0)
+    background_weight: float = Field(gt=0)
+    frozen: list[str]
+    flip: bool
+    colour_jitter: float = Field(ge=0)
+    precision: Literal["fp32", "bf16"]
+    loss_weights: dict[str, Annotated[float, Field(ge=0)]]
+    region_losses: list[RegionLossParams]
+
+
+class ImagenetParams(Section):
+    """A file with torchvision's ImageNet weights of ResNet-50."""
+
+    weights: str | None
+    sha256: str | None
+
+
+class StartParams(Section):
+    """The network, where its backbone starts from, and its training."""
+
+    architecture: str
+    init: Literal["vlm", "random", "imagenet"]
+    imagenet: ImagenetParams
+    network: NetworkParams
+    training: TrainingParams
+
+    @classmethod
+    def fitting(cls, content: Any) -> type["StartParams"]:
+        """Return this section with the network of the architecture that `content` names."""
+        content = content if isinstance(content, dict) else {}
+        if "engine" in content:
+            raise ValueError(
+                f"engine: {content['engine']}: the key is architecture now, with mask_rcnn for"
+                " torchvision and mask_rcnn_detectron2 for detectron2"
+            )
+        network = network_params(content.get("architecture"))
+        return create_model(cls.__name__, __base__=cls, network=(network, ...))
+
+    @model_validator(mode="after")
+    def _training_fits_the_network(self) -> "StartParams":
+        check_training(self.training, self.network)
+        return self
+
+    @model_validator(mode="after")
+    def _init_fits_the_backbone(self) -> "StartParams":
+        backbone = self.network.backbone
+        if self.init == "vlm" and backbone.kind != "trunk":
+            raise ValueError(
+                f"init: vlm has no weights for network.backbone.kind {backbone.kind}; set init to"
+                " imagenet or random, or the kind to trunk"
+            )
+        if self.init == "imagenet" and backbone.kind == "trunk":
+            raise ValueError(
+                "init: there are no ImageNet weights for network.backbone.kind trunk; set init to"
+                " vlm or random, or the kind to resnet50_fpn or resnet50_c4"
+            )
+        if self.init == "imagenet" and self.imagenet.weights is None:
+            raise ValueError(
+                "imagenet.weights: is null, but init asks for it; set the path of torchvision's"
+                " resnet50-*.pth, or init to random"
+            )
+        if self.init == "random" and getattr(backbone, "frozen_stages", 0):
+            raise ValueError(
+                "network.backbone.frozen_stages: would keep random weights as they are; set it to"
+                " 0, or init to imagenet"
+            )
+        return self
+
+
+class SourceParams(Section):
+    """A source of labelled images, and what its objects teach."""
+
+    name: str
+    fraction: float = Field(gt=0, le=1)
+    teaches: dict[Aspect, Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    weigh_by_score: bool
+
+
+class SupervisionParams(Section):
+    """The sources that a training draws its batches from."""
+
+    draw: Literal["together", "in_turn"]
+    sources: list[SourceParams] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fractions_of_one_whole(self) -> "SupervisionParams":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"sources: expected each name once, found {', '.join(names)}")
+        total = sum(source.fraction for source in self.sources)
+        if self.draw == "together" and abs(total - 1) > 1e-6:
+            raise ValueError(f"sources: expected fractions that add up to 1, found {total:g}")
+        return self
+
+
+def check_training(training: TrainingParams, network: NetworkParams | type[NetworkParams]) -> None:
+    """Compare the names in a training's settings with those that the architecture declares.
+
+    Raises:
+        ValueError: a loss has no weight, or a loss or a part is not there.
+    """
+    if set(training.loss_weights) != set(network.losses):
+        raise ValueError(
+            f"training.loss_weights: expected {', '.join(network.losses)},"
+            f" found {', '.join(training.loss_weights)}"
+        )
+    names = [own.name for own in training.region_losses]
+    if names and "region_hooks" not in network.supports:
+        raise ValueError("training.region_losses: this architecture takes none; set it to []")
+    if len({*names, *network.losses}) < len(names) + len(network.losses):
+        raise ValueError(
+            f"training.region_losses: expected names beside {', '.join(network.losses)}, each once,"
+            f" found {', '.join(names)}"
+        )
+    if unknown := sorted(set(training.frozen) - set(network.parts)):
+        raise ValueError(
+            f"training.frozen: expected some of {', '.join(network.parts)},"
+            f" found {', '.join(unknown)}"
+        )

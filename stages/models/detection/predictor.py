@@ -1,0 +1,188 @@
+"""Finds objects of any names in any pictures: the trained detector with a text encoder beside it.
+
+The detector tells regions apart by their similarity to text embeddings, so a list of names is all
+that another vocabulary needs. A predictor is a folder of four files:
+
+    detector.safetensors       as `stages.models.detection.detector.save` writes it
+    text_encoder.safetensors   the vision-language model; its text encoder made the embeddings,
+                               unless prompts.json says CLIP
+    categories.json            the classes it was trained on, with their synonyms
+    prompts.json               a `NameEmbeddingParams`: encoder, pooling and templates
+
+Frame: pixels of the picture given, whatever size the network sees.
+"""
+
+import difflib
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from stages.common.categories import Category, read_categories
+from stages.common.storage import read_json
+from stages.models.detection.detector import Detector, Prediction, load, predict
+from stages.models.vision_language.name_embedding import (
+    NameEmbedder,
+    NameEmbeddingParams,
+    load_name_embedder,
+)
+
+DETECTOR, TEXT_ENCODER = "detector.safetensors", "text_encoder.safetensors"
+CATEGORIES, PROMPTS = "categories.json", "prompts.json"
+# Part of an embedding's length. Embeddings made anew differ from those of training in the last
+# bits, those of other templates or another encoder by tenths.
+SAME_EMBEDDING = 1e-3
+
+
+class UnknownWordsError(ValueError):
+    """Names have words that the text encoder never learned; the message names them."""
+
+
+class Predictor:
+    """A detector that takes its vocabulary at each call; safe to share between threads."""
+
+    def __init__(
+        self,
+        detector: Detector,
+        embedder: NameEmbedder,
+        all_forms: bool,
+        categories: Sequence[Category],
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            detector: the trained network.
+            embedder: what made the detector's embeddings.
+            all_forms: whether they are means over all forms of a class.
+            categories: base and novel classes of the training, in the order of its embeddings.
+
+        Raises:
+            ValueError: the embedder does not give the embeddings that the detector was
+                trained with.
+        """
+        self._detector, self._embedder, self._all_forms = detector, embedder, all_forms
+        self._categories = {category.name.lower(): category for category in categories}
+        self._vectors: dict[str, torch.Tensor] = {}
+        self._lock = threading.Lock()
+        self._refuse_strangers()
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the classes it was trained on."""
+        return [category.name for category in self._categories.values()]
+
+    def predict(
+        self, images: Sequence[np.ndarray], names: Sequence[str], allow_unknown: bool = False
+    ) -> list[Prediction]:
+        """Return the instances of each picture; label k is `names[k]`.
+
+        A score is the probability among these names and the background, so it depends on the
+        whole list. It does not depend on what other pictures are given.
+
+        Args:
+            images: RGB uint8 (H, W, 3) each, of any size.
+            names: what to look for; synonyms of one thing compete with each other.
+            allow_unknown: read a word that the text encoder does not know as [UNK] instead of
+                refusing it. All such names look alike.
+
+        Raises:
+            UnknownWordsError: a name has a word that the text encoder does not know.
+            ValueError: no names, a blank one, or one given twice.
+        """
+        found: dict[int, Prediction] = {}
+        vocabulary = [range(len(names))]
+        with self._lock:
+            classifier = self._detector.classifier
+            embeddings = self.embed(names, allow_unknown)
+            classifier.embeddings = embeddings.to(classifier.embeddings.device)
+            # Pictures of one size only: padding to a common size would change the last digits.
+            for indices in _same_size(images):
+                (predictions,) = predict(self._detector, [images[k] for k in indices], vocabulary)
+                found.update(zip(indices, predictions, strict=True))
+        return [found[k] for k in range(len(images))]
+
+    def embed(self, names: Sequence[str], allow_unknown: bool = False) -> torch.Tensor:
+        """Return the vectors float32 (C, D) of names; raises as `predict` does."""
+        keys = [" ".join(name.lower().split()) for name in names]
+        if not keys or not all(keys) or len(set(keys)) < len(keys):
+            raise ValueError(f"names: expected different words or phrases, found {list(names)}")
+        if not allow_unknown:
+            self.refuse_unknown_words(names)
+        for key in keys:
+            if key not in self._vectors:
+                category = self._categories.get(key, Category(0, key, "novel", (key,)))
+                forms = self._embedder.known_forms(category, self._all_forms)
+                self._vectors[key] = self._embedder.embed_forms(forms or [key])
+        return torch.stack([self._vectors[key] for key in keys])
+
+    def unknown_words(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Return the words that the text encoder does not know, by the name that has them.
+
+        A class of the training is known if any of its synonyms is.
+        """
+        unknown = {}
+        for name in names:
+            category = self._categories.get(" ".join(name.lower().split()))
+            if category and self._embedder.known_forms(category, all_forms=False):
+                continue
+            if words := self._embedder.unknown_words(name):
+                unknown[name] = words
+        return unknown
+
+    def refuse_unknown_words(self, names: Sequence[str]) -> None:
+        """Raise an `UnknownWordsError` if there are any, with the nearest words that are known."""
+        unknown = dict.fromkeys(w for words in self.unknown_words(names).values() for w in words)
+        if unknown:
+            told = [f"'{word}'{self._hint(word)}" for word in unknown]
+            raise UnknownWordsError(
+                f"the text encoder has never read {', '.join(told)}; it knows the"
+                f" {len(self._embedder.words)} tokens of the captions that it was trained on"
+            )
+
+    def _hint(self, word: str) -> str:
+        near = difflib.get_close_matches(word, self._embedder.words, n=1)
+        return f" (did you mean '{near[0]}'?)" if near else ""
+
+    def _refuse_strangers(self) -> None:
+        trained = self._detector.classifier.embeddings
+        own = self.embed(self.names, allow_unknown=True)
+        if own.shape != trained.shape or not _same_vectors(own, trained):
+            raise ValueError(
+                "the text encoder and prompts are not those that the detector was trained with:"
+                f" they give other embeddings of its classes ({', '.join(self.names[:3])} …);"
+                " take all files of one run, or bring the run up to date by `make repro`"
+            )
+
+
+def load_predictor(folder: Path, device: torch.device | None = None) -> Predictor:
+    """Return the predictor of a folder, on `device` or else the processor.
+
+    Raises:
+        FileNotFoundError: a file of it is missing.
+        ValueError: a file cannot be read, or is of another training than the others.
+    """
+    try:
+        prompts = NameEmbeddingParams.model_validate(read_json(folder / PROMPTS))
+    except ValidationError as error:
+        raise ValueError(f"{folder / PROMPTS}: {error}") from None
+    embedder = load_name_embedder(prompts, folder / TEXT_ENCODER, device)
+    categories = read_categories(folder / CATEGORIES)
+    detector = load(folder / DETECTOR).to(device)
+    return Predictor(detector, embedder, prompts.all_forms, categories)
+
+
+def _same_vectors(own: torch.Tensor, trained: torch.Tensor) -> bool:
+    """Say whether vectors (C, D) agree, each by the length that it had in training."""
+    apart = (own - trained).abs().amax(dim=1)
+    return bool((apart <= SAME_EMBEDDING * trained.norm(dim=1)).all())
+
+
+def _same_size(images: Sequence[np.ndarray]) -> list[list[int]]:
+    """Return the indices of the pictures, those of one size together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(index)
+    return list(groups.values())

@@ -1,0 +1,64 @@
+"""What a method adds to the regions of a detector: further losses, and another head.
+
+Each is one function in a module that params.yaml names, so that a comparator is a file and no copy
+of a detector. The stage that is run with it has to have the file among its deps.
+
+- `training.region_losses` names modules with `region_loss(regions: SampledRegions)`, which returns
+  a mean over the regions.
+- `detector.region_head` names a module with `region_head(channels, side, features)`, which returns
+  a network of maps (R, channels, side, side) to features (R, features).
+
+Shape legend: N images, R regions, F features of a region, V classes of the vocabulary.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stages.models.detection.params import RegionLossParams
+from stages.models.detection.text_classifier import TextClassifier
+
+
+@dataclass(frozen=True)
+class SampledRegions:
+    """The regions that a step's losses are computed from, those of an image after another."""
+
+    images: torch.Tensor  # float (N, 3, H, W), normalised and padded, as the network sees them
+    boxes_xyxy: list[torch.Tensor]  # (R_n, 4) of each image, in pixels of `images`
+    labels: torch.Tensor  # int64 (R,), 0 is background, else 1-based positions in the vocabulary
+    features: torch.Tensor  # (R, F), of the region head
+    logits: torch.Tensor  # float32 (R, 1 + V), background first
+    classifier: TextClassifier  # its `projection` takes features to the space of the texts
+
+
+RegionLoss = Callable[[SampledRegions], torch.Tensor]
+MakeRegionHead = Callable[[int, int, int], nn.Module]
+
+
+def region_losses(params: Iterable[RegionLossParams]) -> dict[str, RegionLoss]:
+    """Return the further losses by their names; raises as `find_hook` does."""
+    return {own.name: find_hook(own.module, "region_loss") for own in params}
+
+
+def find_hook(module: str, function: str) -> Callable:
+    """Return a function of a module that params.yaml names.
+
+    Raises:
+        ValueError: there is no such module, or it has no such function.
+    """
+    try:
+        found = getattr(import_module(module), function, None)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"params.yaml: module {module}: {error}") from None
+    if not callable(found):
+        raise ValueError(f"params.yaml: module {module}: expected a function {function} in it")
+    return found
+
+
+def hook_files(modules: Iterable[str]) -> list[Path]:
+    """Return the files of modules that params.yaml names, for a training's fingerprint."""
+    return [Path(import_module(module).__file__) for module in modules]

@@ -1,0 +1,213 @@
+"""COCO annotations and image shards as training samples of a detector.
+
+Ground truth and pseudo-annotations have the same form, so the same code reads both.
+
+Shape legend: n objects of a picture, m of them no crowds, H W pixels.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from stages.common.boxes import clip_boxes, xywh_to_xyxy
+from stages.common.masks import decode_mask
+from stages.common.outlines import ignore_unoutlined
+from stages.common.seeding import numpy_generator
+from stages.common.storage import read_json
+from stages.common.stored_pictures import AnyPicture
+from stages.models.detection.detector import IGNORED
+from stages.models.detection.params import Aspect, SourceParams
+
+LARGEST_SKIPPED_SHARE = 0.05
+SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
+
+
+@dataclass(frozen=True)
+class LabelledPicture:
+    """A picture yet to decode and its objects; crowds come last, with label -1 and no mask."""
+
+    picture: AnyPicture
+    boxes_xyxy: np.ndarray  # float32 (n, 4)
+    labels: np.ndarray  # int64 (n,), 1-based positions in the vocabulary, or -1
+    segmentations: list[Any]  # m COCO segmentations, None of an object without
+    # float32 (n, 3), what each object's class, box and mask weigh in the losses; all 1 if None
+    weights: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The usable objects of an annotation file by picture, and what was left out."""
+
+    objects: dict[int, list[dict]]
+    skipped: dict[str, list[int]]  # reason → annotation ids
+
+
+def read_annotations(
+    path: Path,
+    labels: Mapping[int, int],
+    known_categories: Iterable[int],
+    need_masks: bool = True,
+) -> Annotations:
+    """Read the objects of the categories to learn.
+
+    Args:
+        path: COCO instances form.
+        labels: category id → label, of the categories to learn; objects of other known categories
+            are left out, as if nobody had labelled them.
+        known_categories: every id that categories.json knows.
+        need_masks: leave out objects without a segmentation.
+
+    Raises:
+        ValueError: an unknown category, no object left to learn from, or too many broken ones.
+    """
+    content = read_json(path)
+    entries = ignore_unoutlined(content["annotations"])
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    unknown = sorted({a["category_id"] for a in entries} - set(known_categories))
+    if unknown:
+        raise ValueError(
+            f"{path}: category_id {unknown[:5]} not in data/download/categories.json;"
+            " run `dvc repro` to bring both files to the same state"
+        )
+    wanted = [a for a in entries if a["category_id"] in labels]
+    objects: dict[int, list[dict]] = {}
+    skipped: dict[str, list[int]] = {"box_under_a_pixel": [], "no_segmentation": []}
+    for annotation in wanted:
+        box = xywh_to_xyxy(np.array([annotation["bbox"]], np.float32))
+        x0, y0, x1, y1 = clip_boxes(box, sizes[annotation["image_id"]])[0]
+        if min(x1 - x0, y1 - y0) < SMALLEST_SIDE:
+            skipped["box_under_a_pixel"].append(annotation["id"])
+        elif need_masks and not annotation.get("segmentation"):
+            skipped["no_segmentation"].append(annotation["id"])
+        else:
+            objects.setdefault(annotation["image_id"], []).append(annotation)
+    broken = sum(map(len, skipped.values()))
+    if broken:
+        print(f"{path}: annotations left out: {skipped}", file=sys.stderr)
+    if broken > LARGEST_SKIPPED_SHARE * len(wanted):
+        reasons = {reason: ids[:5] for reason, ids in skipped.items() if ids}
+        raise ValueError(
+            f"{path}: {broken} of {len(wanted)} annotations are unusable (first ids: {reasons});"
+            f" at most {LARGEST_SKIPPED_SHARE:.0%} may be; correct the file"
+        )
+    objects = {k: group for k, group in objects.items() if not all(map(_is_crowd, group))}
+    if not objects:
+        raise ValueError(
+            f"{path}: none of its {len(entries)} annotations has one of the {len(labels)}"
+            " categories to learn; check the labels stage's report or the split in categories.json"
+        )
+    return Annotations(objects, skipped)
+
+
+def label_pictures(
+    pictures: Iterable[AnyPicture],
+    annotations: Annotations,
+    labels: Mapping[int, int],
+    path: Path,
+    source: SourceParams | None = None,
+) -> list[LabelledPicture]:
+    """Join pictures and objects, in the pictures' order; pictures without an object are left out.
+
+    With `StoredPictures`, memory holds the objects and some bytes of pictures, however many there
+    are; of `read_pictures` it would hold all bytes, 16 GB of 100 thousand photographs. Without a
+    `source` every object teaches all of itself.
+
+    Raises:
+        ValueError: an annotation of `path` without its picture.
+    """
+    objects = annotations.objects
+    labelled = [
+        _label(picture, objects[picture.image_id], labels, source)
+        for picture in pictures
+        if picture.image_id in objects
+    ]
+    missing = sorted(objects.keys() - {entry.picture.image_id for entry in labelled})
+    if missing:
+        raise ValueError(
+            f"{path}: {len(missing)} annotated image_ids such as {missing[:5]} are in no shard of"
+            " data/download/images/train; run `dvc repro` to bring both to the same state"
+        )
+    return labelled
+
+
+def _is_crowd(annotation: dict) -> bool:
+    return bool(annotation.get("iscrowd", 0))
+
+
+def _label(
+    picture: AnyPicture,
+    group: list[dict],
+    labels: Mapping[int, int],
+    source: SourceParams | None,
+) -> LabelledPicture:
+    group = sorted(group, key=_is_crowd)
+    boxes = xywh_to_xyxy(np.array([a["bbox"] for a in group], np.float32))
+    return LabelledPicture(
+        picture,
+        clip_boxes(boxes, (picture.height, picture.width)),
+        np.array([IGNORED if _is_crowd(a) else labels[a["category_id"]] for a in group]),
+        [a.get("segmentation") or None for a in group if not _is_crowd(a)],
+        None if source is None else object_weights(group, source),
+    )
+
+
+def object_weights(group: Sequence[dict], source: SourceParams) -> np.ndarray | None:
+    """Return what each object's class, box and mask weigh, float32 (n, 3); None if all weigh 1.
+
+    An object without a mask teaches none. With `weigh_by_score` all weights of an object are times
+    its score; one without a score counts as certain.
+    """
+    weights = np.array(
+        [[source.teaches.get(aspect, 0.0) for aspect in get_args(Aspect)]] * len(group)
+    )
+    if source.weigh_by_score:
+        weights *= [[annotation.get("score", 1.0)] for annotation in group]
+    weights[[not annotation.get("segmentation") for annotation in group], -1] = 0
+    return None if (weights == 1).all() else weights.astype(np.float32)
+
+
+def batch_rows(step: int, batch_size: int, count: int, seed: int) -> list[int]:
+    """Return which of `count` items make up the batch of 0-based `step`.
+
+    Items come in a new random order each epoch. A pure function, so resuming needs no state.
+    """
+    epoch, place = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), count)
+    orders = {k: numpy_generator(seed, "epoch", k).permutation(count) for k in set(epoch.tolist())}
+    return [int(orders[int(k)][at]) for k, at in zip(epoch, place, strict=True)]
+
+
+def training_sample(
+    labelled: LabelledPicture, random: np.random.Generator, flip: bool, colour_jitter: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return (image float32 (3, H, W) in [0, 1] before jitter, target), randomly changed.
+
+    The target has "boxes" float32 (n, 4), "labels" int64 (n,), "masks" uint8 (m, H, W) and, where
+    not all are 1, "weights" float32 (n, 3).
+    `colour_jitter` is the deviation of each channel's factor and, in units of 0.27 (the deviation
+    of natural pictures), of its offset.
+    """
+    pixels = labelled.picture.decode()
+    image_hw = pixels.shape[:2]
+    boxes = labelled.boxes_xyxy.copy()
+    masks = np.zeros((len(labelled.segmentations), *image_hw), np.uint8)
+    for k, segmentation in enumerate(labelled.segmentations):
+        if segmentation is not None:
+            masks[k] = decode_mask(segmentation, image_hw)
+    if flip and random.random() < 0.5:
+        pixels, masks = pixels[:, ::-1], masks[:, :, ::-1]
+        boxes[:, [0, 2]] = image_hw[1] - boxes[:, [2, 0]]
+    gain, offset = random.normal(0, colour_jitter, (2, 3, 1, 1)).astype(np.float32)
+    image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
+    target = {
+        "boxes": torch.from_numpy(boxes),
+        "labels": torch.from_numpy(labelled.labels),
+        "masks": torch.from_numpy(np.ascontiguousarray(masks)),
+    }
+    if labelled.weights is not None:
+        target["weights"] = torch.from_numpy(labelled.weights)
+    return image * (1 + torch.from_numpy(gain)) + 0.27 * torch.from_numpy(offset), target

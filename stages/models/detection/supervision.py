@@ -1,0 +1,163 @@
+"""What a detector learns from: one or several sources of labelled images.
+
+Each object of a source says what of it is taught, its class, its box or its mask, and how much that
+weighs (`LabelledPicture.weights`). A batch is drawn from all sources, in their fractions, or from
+one after the other. Which images a step draws depends on (seed, step) alone.
+"""
+
+from argparse import ArgumentTypeError
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from stages.common.seeding import derive_seed
+from stages.common.stored_pictures import AnyPicture
+from stages.models.detection.params import SupervisionParams
+from stages.models.detection.samples import (
+    LabelledPicture,
+    batch_rows,
+    label_pictures,
+    read_annotations,
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images of one kind."""
+
+    name: str
+    pictures: Sequence[LabelledPicture]
+    fraction: float = 1.0  # of the images of a batch, in (0, 1]
+    skipped: Mapping[str, Sequence[int]] | None = None  # reason → ids of annotations left out
+
+    def facts(self) -> dict[str, Any]:
+        """Return what metrics.json tells of it."""
+        return {
+            "pictures": len(self.pictures),
+            "objects": sum(len(entry.segmentations) for entry in self.pictures),
+            "skipped": {reason: len(ids) for reason, ids in (self.skipped or {}).items()},
+        }
+
+
+class Supervision:
+    """Draws the batches of a training from its sources."""
+
+    def __init__(
+        self, sources: Sequence[Source], draw: Literal["together", "in_turn"] = "together"
+    ) -> None:
+        """Take at least one source, each with at least one image."""
+        self.weighted = any(e.weights is not None for own in sources for e in own.pictures)
+        self.sources = [_with_weights(own) for own in sources] if self.weighted else list(sources)
+        self._in_turn = draw == "in_turn"
+
+    @classmethod
+    def of(cls, pictures: Sequence[LabelledPicture]) -> "Supervision":
+        """Return that of a single source."""
+        return cls([Source("labels", pictures)])
+
+    def batch(self, step: int, batch_size: int, seed: int) -> list[LabelledPicture]:
+        """Return the images of 0-based `step`; those of a source come one after the other.
+
+        Raises:
+            ValueError: a batch is too small to have an image of each source.
+        """
+        if self._in_turn:
+            step, turn = divmod(step, len(self.sources))
+            counts = [batch_size if k == turn else 0 for k in range(len(self.sources))]
+        else:
+            counts = self.counts(batch_size)
+        several = len(self.sources) > 1
+        return [
+            source.pictures[row]
+            for source, count in zip(self.sources, counts, strict=True)
+            for row in batch_rows(
+                step,
+                count,
+                len(source.pictures),
+                derive_seed(seed, "source", source.name) if several else seed,
+            )
+        ]
+
+    def counts(self, batch_size: int) -> list[int]:
+        """Return how many images of a batch are of each source: whole numbers, largest rest first.
+
+        Raises:
+            ValueError: there would be none of a source.
+        """
+        exact = np.array([source.fraction for source in self.sources]) * batch_size
+        counts = np.floor(exact + 1e-6).astype(int)
+        missing = batch_size - counts.sum()
+        counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+        if not counts.all():
+            name = self.sources[int(np.argmin(counts))].name
+            raise ValueError(
+                f"supervision.sources: a batch of {batch_size} images has none of {name}; raise its"
+                " fraction or training.batch_size, or set supervision.draw to in_turn"
+            )
+        return counts.tolist()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what metrics.json tells of all sources and, where there are several, of each."""
+        each = {source.name: source.facts() for source in self.sources}
+        if len(each) == 1:
+            return next(iter(each.values()))
+        total = {key: sum(own[key] for own in each.values()) for key in ("pictures", "objects")}
+        return {**total, "sources": each}
+
+
+def _with_weights(source: Source) -> Source:
+    """Return a source whose objects all say what they weigh."""
+    pictures = [
+        entry
+        if entry.weights is not None
+        else replace(entry, weights=np.ones((len(entry.labels), 3), np.float32))
+        for entry in source.pictures
+    ]
+    return replace(source, pictures=pictures)
+
+
+def source_file(text: str) -> tuple[str, Path]:
+    """Return name and annotations of a further source, given as name=file on a command line."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise ArgumentTypeError(f"{text}: expected name=file")
+    return name, Path(path)
+
+
+def read_sources(
+    params: SupervisionParams,
+    files: Mapping[str, tuple[Path, Mapping[int, int]]],
+    known_categories: Iterable[int],
+    pictures: Iterable[AnyPicture],
+    section: str,
+) -> list[Source]:
+    """Return the sources that a section of params.yaml asks for.
+
+    Args:
+        params: what to draw from.
+        files: COCO annotations of each source that the stage has, with the label of each category
+            that is learned from it.
+        known_categories: every id that categories.json knows.
+        pictures: of train; read once per source.
+        section: of params.yaml, for error messages.
+
+    Raises:
+        ValueError: the stage has no such source, or a file cannot be used.
+    """
+    strange = [source.name for source in params.sources if source.name not in files]
+    if strange:
+        raise ValueError(
+            f"params.yaml: {section}.supervision.sources: this stage has {', '.join(files)}, found"
+            f" {', '.join(strange)}; where its command and its deps name another file, give it by"
+            " --source name=file"
+        )
+    known, found = list(known_categories), []
+    for source in params.sources:
+        path, labels = files[source.name]
+        annotations = read_annotations(path, labels, known, need_masks="mask" in source.teaches)
+        own = label_pictures(pictures, annotations, labels, path, source)
+        found.append(Source(source.name, own, source.fraction, annotations.skipped))
+    return found

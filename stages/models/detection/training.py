@@ -1,0 +1,257 @@
+"""Training of the detector, the same for pseudo-labels and for fine-tuning on base annotations.
+
+Step k draws its pictures, their augmentation and torchvision's samples from (seed, k) alone, so a
+resumed run repeats an uninterrupted one exactly, and several processes or micro-batches repeat one
+process up to rounding (`stages.models.detection.global_batch`).
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.common.checkpoints import Checkpoint
+from stages.common.curves import Curve
+from stages.common.devices import send
+from stages.common.prefetch import prefetch
+from stages.common.processes import (
+    SHARE,
+    add_over_processes,
+    environment_number,
+    num_processes,
+    own_places,
+    process_index,
+)
+from stages.common.progress import track
+from stages.common.seeding import derive_seed, numpy_generator
+from stages.models.detection.detector import Detector, LossSettings, Targets
+from stages.models.detection.global_batch import (
+    Draws,
+    MicroDraws,
+    ShareDraws,
+    add_gradients,
+    prepare_draws,
+    share_batch_norms,
+    trained_batch_norms,
+)
+from stages.models.detection.params import TrainingParams, check_training
+from stages.models.detection.region_hooks import region_losses
+from stages.models.detection.samples import training_sample
+from stages.models.detection.supervision import Supervision
+from stages.models.solver import Schedule, cosine, make_optimizer, set_rate, step_decay
+
+MICRO_BATCH = "OVIS_MICRO_BATCH"  # pictures at once in a process; gradients are accumulated
+BATCHES_AHEAD = 3
+LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
+Samples = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
+
+
+def train_detector(
+    model: Detector,
+    supervision: Supervision,
+    params: TrainingParams,
+    seed: int,
+    curve: Curve,
+    vocabulary: Sequence[int] | None = None,
+    checkpoint: Checkpoint | None = None,
+    what: str = "detector",
+) -> None:
+    """Train in place, and leave the model in inference mode.
+
+    Args:
+        model: starting weights.
+        supervision: what to learn from; labels are 1-based positions in `vocabulary`.
+        params: the run.
+        seed: of order, augmentation and sampling.
+        curve: takes the losses of every step.
+        vocabulary: class indices that the softmax runs over; all if None.
+        checkpoint: where to resume from and save to.
+        what: the name in progress lines.
+
+    Raises:
+        ValueError: OVIS_MICRO_BATCH or the number of processes does not fit the run, or a loss is
+            not finite.
+    """
+    for part in (model.backbone, model.region_stage):  # a tenth faster on CPUs
+        if part is not None:
+            part.to(memory_format=torch.channels_last)
+    check_training(params, model.params)
+    if supervision.weighted and not model.supports("object_weights"):
+        raise ValueError(
+            f"{model.architecture} cannot weigh objects; set each weight in supervision.sources to"
+            " 1 and weigh_by_score to false"
+        )
+    freeze(model, params)
+    losses_of = region_losses(params.region_losses)
+    settings = LossSettings(vocabulary, params.background_weight, losses_of)
+    size = _micro_batch(model, params)
+    share_batch_norms(model)
+    optimizer = make_optimizer(
+        model,
+        params.weight_decay,
+        momentum=getattr(params.optimizer, "momentum", None),
+        vector_factor=params.bias_rate_factor,
+    )
+    rate = make_schedule(params)
+    checkpoint = checkpoint or Checkpoint(None)
+    done, curve_state = checkpoint.restore(model, optimizer) or (0, curve.state())
+    curve.restore(curve_state)
+    weights = params.loss_weights | {own.name: own.weight for own in params.region_losses}
+    first = process_index() == 0
+    steps = range(done, params.steps)
+    batches = _batches(model, supervision, params, steps, seed)
+    for step in track(steps, what) if first else steps:
+        samples = next(batches)
+        optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, torch.Tensor] = {}
+        # torchvision's samplers take the global generator and no other, so each step seeds it;
+        # fork_rng gives the caller's state back.
+        own_seed = derive_seed(seed, "step", step)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(own_seed)
+            for images, targets, draws in _shares(model, samples, size, params, own_seed):
+                with _precision(images[0].device, params):
+                    losses = model.losses(images, targets, settings, draws)
+                sum(weights[name] * loss for name, loss in losses.items()).backward()
+                for name, loss in losses.items():
+                    sums[name] = sums.get(name, 0) + loss.detach()
+        add_gradients(model.parameters())
+        set_rate(optimizer, rate(step))
+        nn.utils.clip_grad_norm_(model.parameters(), params.gradient_clip)
+        optimizer.step()
+        # Waits for the device, once a step.
+        row = torch.stack([loss.float() for loss in sums.values()]).cpu()
+        add_over_processes(row)
+        found = dict(zip(sums, row.tolist(), strict=True))
+        if not row.isfinite().all():
+            raise ValueError(
+                f"{what}: the losses of step {step + 1} are {found}; lower training.learning_rate,"
+                " set training.gradient_clip, or check the weights that it started from"
+            )
+        curve.add(step + 1, **{f"loss_{name}": loss for name, loss in found.items()})
+        if first:
+            checkpoint.save(step + 1, model, optimizer, curve.state())
+    batches.close()
+    model.eval()
+
+
+def make_schedule(params: TrainingParams) -> Schedule:
+    """Return the learning rate of each step."""
+    schedule = params.schedule
+    if schedule.kind == "cosine":
+        return cosine(params.learning_rate, params.steps, params.warmup_steps, LAST_RATE)
+    return step_decay(
+        params.learning_rate,
+        schedule.at,
+        schedule.factor,
+        params.warmup_steps,
+        schedule.warmup_from,
+    )
+
+
+def training_metrics(model: Detector, supervision: Supervision, curve: Curve) -> dict[str, Any]:
+    """Return what metrics.json tells of a training: data, what was left out, last losses."""
+    return {
+        **supervision.facts(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **curve.last(),
+    }
+
+
+def freeze(model: Detector, params: TrainingParams) -> None:
+    """Put the model in training mode, but keep weights and batch statistics of `params.frozen`.
+
+    Only the batch norms are put in inference mode: torchvision's proposal network gives no losses
+    in that mode.
+    """
+    model.train()
+    parts = model.parts()
+    for name in params.frozen:
+        parts[name].requires_grad_(False)
+        for module in parts[name].modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+
+def _micro_batch(model: Detector, params: TrainingParams) -> int:
+    """Return how many of this process's pictures go through the network at once."""
+    own, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
+    split = num_processes() > 1 or (wanted is not None and wanted < own)
+    in_shares, norms = model.supports("shares"), trained_batch_norms(model)
+    if split and not in_shares:
+        raise ValueError(f"{model.architecture} trains in one process, without {MICRO_BATCH}")
+    if wanted is None:
+        return min(own, SHARE) if in_shares and not norms else own
+    if wanted >= own:
+        return own
+    if norms:
+        raise ValueError(
+            f"{MICRO_BATCH}={wanted}: {norms[0]} and {len(norms) - 1} more normalise by the"
+            f" statistics of all {own} pictures; unset it, freeze the parts that have them"
+            f" (trunk, pyramid), or use more processes, which share their statistics"
+        )
+    return wanted
+
+
+def _batches(
+    model: Detector,
+    supervision: Supervision,
+    params: TrainingParams,
+    steps: range,
+    seed: int,
+) -> Iterator[Samples]:
+    """Yield this process's part of each step's batch, prepared in the background."""
+    device = next(model.parameters()).device
+    places = own_places(params.batch_size)
+
+    def prepare(step: int) -> Samples:
+        batch = supervision.batch(step, params.batch_size, seed)
+        samples = [
+            training_sample(
+                batch[place],
+                numpy_generator(seed, "augmentation", step, place),
+                params.flip,
+                params.colour_jitter,
+            )
+            for place in places
+        ]
+        return [
+            (send(image, device), {name: send(value, device) for name, value in target.items()})
+            for image, target in samples
+        ]
+
+    yield from prefetch(prepare, steps, BATCHES_AHEAD)
+
+
+def _shares(
+    model: Detector, samples: Samples, size: int, params: TrainingParams, seed: int
+) -> Iterator[tuple[list[torch.Tensor], Targets, Draws | None]]:
+    """Yield pictures, targets and draws of each micro-batch of at most `size` pictures.
+
+    Where there are several, what they can be sampled from has to be counted first, by a forward
+    pass up to the proposals: the samples are those of the whole batch.
+    """
+    count = params.batch_size
+    starts = range(0, len(samples), size)
+    pairs = [tuple(zip(*samples[start : start + size], strict=True)) for start in starts]
+    pairs = [(list(images), list(targets)) for images, targets in pairs]
+    if len(pairs) == 1:
+        yield *pairs[0], ShareDraws(seed, count) if num_processes() > 1 else None
+        return
+    own = own_places(count)
+    parts = [MicroDraws(seed, count, own.start + start) for start in starts]
+    jobs = list(zip(pairs, parts, strict=True))
+    sizes_hw = [model.padded_hw(images, part) for (images, _), part in jobs]
+    padded_hw = ShareDraws(seed, count).common_hw(tuple(map(max, *sizes_hw)))
+    for (images, targets), part in jobs:
+        part.padded_hw = padded_hw
+        with _precision(images[0].device, params):
+            model.count_samples(images, targets, part)
+    prepare_draws(parts, seed, count)
+    for (images, targets), part in jobs:
+        yield images, targets, part
+
+
+def _precision(device: torch.device, params: TrainingParams) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bf16")

@@ -1,0 +1,170 @@
+"""The proposal network on ResNet-50 or VGG16, with refinement heads, trained from end to end.
+
+The pooled features of a proposal go to W^cls and W^det (eq. 5), to heads that refine the class
+scores and regress the box, and to a class-agnostic quality. Source: wetectron's account of MIST
+(Instance-aware, Context-focused, and Memory-efficient WSOD), whose test averages heads and views.
+Ours: regression is class-agnostic, for the boxes serve any class; RoIAlign takes the place of
+RoIPool, whose gradient is not reproducible on a GPU; the quality.
+
+Shape legend: R proposals of one picture, C base classes, K >= 1 refinements, D channels,
+F features, h w cells. Boxes: x0, y0, x1, y1 in pixels of what each docstring says.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from stages.common.devices import own_kernels, send
+from stages.models.backbones.imagenet import resnet50_trunk, vgg16_trunk
+from stages.models.backbones.roi_align import first_centre, pool_regions
+from stages.models.proposals.base import Sight, Wspn
+from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
+
+
+@dataclass(frozen=True)
+class ImagenetWspnConfig:
+    """Sizes; `category_ids` are the labelled classes in the order of the class scores.
+
+    `regions_at_once` bounds memory: so many proposals are pooled, and their features kept for the
+    backward pass, at a time. `dropout` is that of VGG16's two layers; ResNet-50 has none.
+    """
+
+    backbone: Literal["resnet50", "vgg16"]
+    category_ids: list[int]
+    refinements: int
+    dropout: float
+    regions_at_once: int
+
+
+class Outputs(NamedTuple):
+    """What the heads say of the proposals of one picture; K of the lists."""
+
+    class_logits: torch.Tensor  # W^cls (R, C)
+    detection_logits: torch.Tensor  # W^det (R, C)
+    refined_logits: list[torch.Tensor]  # (R, 1 + C), background first
+    offsets: list[torch.Tensor]  # (R, 4)
+    quality_logits: torch.Tensor  # (R,)
+
+
+class View(NamedTuple):
+    """One view of a picture; `scale` and `width` lead its boxes there."""
+
+    features: torch.Tensor  # (1, D, h, w)
+    scale: torch.Tensor  # (4,)
+    width: int  # pixels
+    flipped: bool
+
+    def boxes(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Return boxes (R, 4) of the picture in the frame of the view."""
+        scaled = boxes_xyxy.to(self.scale) * self.scale
+        return mirror_boxes(scaled, self.width) if self.flipped else scaled
+
+
+class ImagenetWspn(Wspn):
+    """The network; it computes on the device that its weights are on."""
+
+    def __init__(self, config: ImagenetWspnConfig) -> None:
+        super().__init__()
+        self.config = config
+        classes = len(config.category_ids)
+        if config.backbone == "vgg16":
+            self.trunk, width = vgg16_trunk(config.dropout), 4096
+        else:
+            self.trunk, width = resnet50_trunk(), 2048
+        self.class_part = nn.Linear(width, 2 * classes)
+        self.refinement_parts = nn.ModuleList(
+            nn.Linear(width, 1 + classes + 4) for _ in range(config.refinements)
+        )
+        self.quality_part = nn.Linear(width, 1)
+        for head in (self.class_part, *self.refinement_parts, self.quality_part):
+            nn.init.normal_(head.weight, std=0.001)
+            nn.init.zeros_(head.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.class_part.weight.device
+
+    def feature_map(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return the map (1, D, h, w) of normalised pixels (1, 3, H, W)."""
+        if self.config.backbone == "vgg16":
+            return self.trunk["features"](pixels)  # stride 8
+        return self.trunk[:-1](pixels)  # up to layer3, stride 16
+
+    def region_features(self, feature_map: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Return what the heads see (R, F) of boxes in the view's pixels.
+
+        With gradients, of several parts of `regions_at_once` boxes only the results are kept, and
+        the rest is computed again in the backward pass: thousands of proposals take the memory of
+        one part. Where all boxes are one part, nothing is computed again.
+        """
+        parts = boxes_xyxy.split(self.config.regions_at_once)
+        if torch.is_grad_enabled() and len(parts) == 1:
+            return self._pool(feature_map, boxes_xyxy)
+        if torch.is_grad_enabled():
+            again = [checkpoint(self._pool, feature_map, p, use_reentrant=False) for p in parts]
+            return torch.cat(again)
+        with own_kernels():
+            return torch.cat([self._pool(feature_map, part) for part in parts])
+
+    def _pool(self, feature_map: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        first = torch.zeros(len(boxes_xyxy), dtype=torch.int64, device=boxes_xyxy.device)
+        if self.config.backbone == "vgg16":
+            pooled = pool_regions(feature_map, boxes_xyxy, first, 7, 8, first_centre(8, True))
+            return self.trunk["classifier"](pooled.flatten(1))
+        pooled = pool_regions(feature_map, boxes_xyxy, first, 14, 16, first_centre(16, False))
+        return self.trunk[-1](pooled).mean((2, 3))
+
+    def heads(self, features: torch.Tensor) -> Outputs:
+        """Return what the heads make of features (R, F)."""
+        classes, detection = self.class_part(features).chunk(2, dim=1)
+        count = 1 + len(self.config.category_ids)
+        refined = [part(features).tensor_split([count], dim=1) for part in self.refinement_parts]
+        return Outputs(
+            classes,
+            detection,
+            [logits for logits, _ in refined],
+            [offsets for _, offsets in refined],
+            self.quality_part(features)[:, 0],
+        )
+
+    @torch.no_grad()
+    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
+        """Return the maps of all views; the frame of boxes is the picture itself."""
+        maps = []
+        for side in views.shorter_sides:
+            for flipped in (False, True) if views.flip else (False,):
+                pixels, scale = view_input(image, side, views.longer_side, flipped)
+                features = self.feature_map(send(pixels, self.device))
+                scale = torch.from_numpy(scale).to(self.device)
+                maps.append(View(features, scale, pixels.shape[3], flipped))
+        return Sight(maps, np.ones(4, np.float32), image.shape[:2])
+
+    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Return the mean over views and refinements of the class scores (R, C)."""
+        return self.assess(sight, boxes_xyxy)[0]
+
+    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the means over views: quality (R,), and of all refinements offsets (R, 4)."""
+        return self.assess(sight, boxes_xyxy)[1:]
+
+    @torch.no_grad()
+    def assess(
+        self, sight: Sight, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return what `score_classes` and `judge` do; next to the regions, heads cost nothing."""
+        scores, qualities, offsets = [], [], []
+        for view in sight.maps:
+            outputs = self.heads(self.region_features(view.features, view.boxes(boxes_xyxy)))
+            logits = torch.stack(outputs.refined_logits)
+            scores.append(logits.softmax(2)[:, :, 1:].mean(0))
+            qualities.append(outputs.quality_logits.sigmoid())
+            mean = torch.stack(outputs.offsets).mean(0)
+            if view.flipped:  # a shift to the right is one to the left in the mirror
+                mean = mean * mean.new_tensor([-1, 1, 1, 1])
+            offsets.append(mean)
+        return tuple(torch.stack(views).mean(0) for views in (scores, qualities, offsets))

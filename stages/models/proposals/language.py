@@ -1,0 +1,218 @@
+"""The proposal network on the trunk and the words of the small vision-language model.
+
+Two parts look at a proposal; the trunk is not trained.
+
+- The class part (W^cls, W^det of eq. 5) sees the trunk's features in the box and around it, and is
+  trained with image labels of base classes. Its scores know base classes only.
+- The object part predicts how well a box is localised and where its object's borders are. It sees
+  only what all classes share: how strongly the frozen vision-language trunk is reminded of a word,
+  whichever word, in the box and around it. So what it learns from boxes of base classes holds for
+  classes that no label ever named (ours: the paper does not say how its scores get class-agnostic).
+
+Shape legend: R proposals of one picture, C base classes, W words, E evidence maps, F features,
+h w cells of stride 8. Boxes: x0, y0, x1, y1 in pixels of the picture given to the network.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.ops import roi_align
+
+from stages.common.devices import own_kernels
+from stages.models.backbones.trunk import Trunk
+from stages.models.proposals.base import Sight, Wspn, class_scores
+from stages.models.proposals.views import ViewSettings, network_input
+from stages.models.vision_language.small_albef import SmallAlbef
+from stages.models.vision_language.tokenizer import CaptionTokenizer
+
+STRIDE = 8
+SURROUNDINGS = 1.6  # side of the enlarged box, in sides of the box
+EVIDENCE_MAPS = 6
+GEOMETRY_FEATURES = 8
+EVIDENCE_FEATURES = EVIDENCE_MAPS * (3 * 3 + 4 * 4 + 2) + GEOMETRY_FEATURES
+
+
+@dataclass(frozen=True)
+class LanguageWspnConfig:
+    """Sizes; `category_ids` are the base classes in the order of the class scores."""
+
+    category_ids: list[int]
+    image_side: int
+    stem_width: int
+    width: int
+    residual_blocks: int
+    num_words: int
+    class_hidden: int
+    object_hidden: int
+    dropout: float
+
+
+class FeatureMaps(NamedTuple):
+    """What the frozen part makes of one picture."""
+
+    trunk: torch.Tensor  # (1, D, h, w)
+    evidence: torch.Tensor  # (1, E, h, w)
+    image_hw: tuple[int, int]
+
+
+class StandardisedMlp(nn.Module):
+    """Standardises its input, then two hidden layers and linear outputs."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("deviation", torch.ones(inputs))
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, outputs),
+        )
+
+    def fit(self, sample: torch.Tensor) -> None:
+        """Set mean and deviation from features (R, F)."""
+        self.mean.copy_(sample.mean(0))
+        self.deviation.copy_(deviation(sample, 0) + 0.05)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map (R, F) to (R, outputs)."""
+        return self.layers((features - self.mean) / self.deviation)
+
+
+class LanguageWspn(Wspn):
+    """The network; every method below is one step of it."""
+
+    def __init__(self, config: LanguageWspnConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, classes = config.width, len(config.category_ids)
+        self.trunk = Trunk(config.stem_width, width, config.residual_blocks)
+        self.image_norm = nn.LayerNorm(width)
+        self.patch_projection = nn.Linear(width, width)
+        self.register_buffer("words", torch.zeros(config.num_words, width))
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        appearance = width * (2 * 2 + 1) + GEOMETRY_FEATURES
+        self.class_part = StandardisedMlp(
+            appearance, config.class_hidden, 2 * classes, config.dropout
+        )
+        self.object_part = StandardisedMlp(
+            EVIDENCE_FEATURES, config.object_hidden, 5, config.dropout
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.words.device
+
+    def take_language(self, vlm: SmallAlbef, tokenizer: CaptionTokenizer) -> None:
+        """Copy trunk, projection and words of the vision-language model.
+
+        All words that a picture can show count alike, so no class is favoured by its name.
+        """
+        self.trunk.load_state_dict(vlm.trunk.state_dict())
+        self.image_norm.load_state_dict(vlm.image_norm.state_dict())
+        self.patch_projection.load_state_dict(vlm.patch_projection.state_dict())
+        words = vlm.word_embedding.weight[tokenizer.content_words()]
+        self.words.copy_(functional.normalize(words.detach().float(), dim=-1))
+
+    @torch.no_grad()
+    def feature_maps(self, image: torch.Tensor) -> FeatureMaps:
+        """Return the maps, on the model's device, of one picture's normalised pixels (1, 3, H, W).
+
+        The evidence of a cell are the soft and the hard maximum over all words of its similarity,
+        its spread, its sharpness, and the lengths of the cell's two feature vectors: numbers that
+        tell how much there is to name, and not what.
+        """
+        self.trunk.eval()
+        trunk = self.trunk(image.to(self.device))[1]
+        projected = self.patch_projection(self.image_norm(trunk.flatten(2).transpose(1, 2)))
+        logits = projected @ self.words.T
+        evidence = torch.stack(
+            [
+                logits.logsumexp(-1),
+                logits.amax(-1),
+                deviation(logits, -1),
+                logits.softmax(-1).amax(-1),
+                projected.norm(dim=-1) / 8,
+                trunk.flatten(2).norm(dim=1) / 8,
+            ],
+            dim=1,
+        )
+        return FeatureMaps(trunk, evidence.unflatten(2, trunk.shape[2:]), tuple(image.shape[2:]))
+
+    def appearance(self, maps: FeatureMaps, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Return what the class part sees (R, F): features in and around the box, and its shape."""
+        around = enlarge(boxes_xyxy, SURROUNDINGS)
+        inside = _pool(maps.trunk, boxes_xyxy, 2, samples=2)
+        outside = _pool(maps.trunk, around, 1, samples=4)
+        return torch.cat([inside, outside, geometry(boxes_xyxy, maps.image_hw)], dim=1)
+
+    def evidence(self, maps: FeatureMaps, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Return what the object part sees (R, F): evidence in, around and far from the box."""
+        inside = _pool(maps.evidence, boxes_xyxy, 3, samples=2)
+        around = _pool(maps.evidence, enlarge(boxes_xyxy, SURROUNDINGS), 4, samples=2)
+        anywhere = torch.cat([maps.evidence.amax((2, 3)), maps.evidence.mean((2, 3))], dim=1)
+        everywhere = anywhere.expand(len(boxes_xyxy), -1)
+        shape = geometry(boxes_xyxy, maps.image_hw)
+        return torch.cat([inside, around, everywhere, shape], dim=1)
+
+    def class_logits(self, appearance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return W^cls and W^det, logits (R, C) each."""
+        return tuple(self.class_part(appearance).chunk(2, dim=1))
+
+    def objects(self, evidence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return quality logits (R, 1), whose sigmoid is the expected IoU, and offsets (R, 4)."""
+        return tuple(self.object_part(evidence).tensor_split([1], dim=1))
+
+    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
+        """Return the maps of the picture at the size of `config.image_side`; `views` do not count.
+
+        The frame of boxes is the picture at that size.
+        """
+        pixels, scale = network_input(image, self.config.image_side)
+        maps = self.feature_maps(pixels)
+        return Sight(maps, scale, maps.image_hw)
+
+    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Return W (R, C) of eq. 5."""
+        return class_scores(*self.class_logits(self.appearance(sight.maps, boxes_xyxy)))
+
+    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the object part says: expected IoU (R,) and offsets (R, 4)."""
+        logits, offsets = self.objects(self.evidence(sight.maps, boxes_xyxy))
+        return logits[:, 0].sigmoid(), offsets
+
+
+def deviation(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return the unbiased standard deviation along `dim`; of a single value 0, and not 0/0."""
+    return values.std(dim, correction=min(1, values.shape[dim] - 1))
+
+
+def geometry(boxes_xyxy: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
+    """Return (R, 8): logarithms of area, aspect and sides, and which borders the box touches."""
+    height, width = image_hw
+    x0, y0, x1, y1 = boxes_xyxy.unbind(1)
+    across, down = (x1 - x0) / width, (y1 - y0) / height
+    sizes = [(across * down).log(), ((x1 - x0) / (y1 - y0)).log(), across.log(), down.log()]
+    touches = [x0 < 2, y0 < 2, x1 > width - 2, y1 > height - 2]
+    return torch.stack([*sizes, *(side.float() for side in touches)], dim=1)
+
+
+def enlarge(boxes_xyxy: torch.Tensor, factor: float) -> torch.Tensor:
+    """Return boxes of the same centres with sides times `factor`; they may leave the picture."""
+    top_left, bottom_right = boxes_xyxy.split(2, dim=1)
+    centres, half = (top_left + bottom_right) / 2, (bottom_right - top_left) / 2 * factor
+    return torch.cat([centres - half, centres + half], dim=1)
+
+
+def _pool(maps: torch.Tensor, boxes_xyxy: torch.Tensor, side: int, samples: int) -> torch.Tensor:
+    with own_kernels():
+        pooled = roi_align(maps, [boxes_xyxy], side, 1 / STRIDE, samples, aligned=True)
+    return pooled.flatten(1)

@@ -1,0 +1,206 @@
+"""Top-K boxes of a picture by the proposal network.
+
+Mask-free OVIS, pseudo bounding box generation, step 3: B = {b_1, …, b_K}.
+Shape legend: R candidates of one picture, C base classes, K ranked boxes. Boxes x0, y0, x1, y1 in
+pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from torchvision.ops import box_iou, nms
+
+from stages.common.box_coder import decode_boxes
+from stages.common.params import Section
+from stages.models.proposals.base import Sight, Wspn, consensus
+from stages.models.proposals.views import ViewSettings
+
+NOT_KEPT = -1.0  # below every score
+
+
+class AgreementSettings(Section):
+    """Which neighbours agree on a class score, and how much each has to say: see `consensus`."""
+
+    neighbour_iou: float = Field(gt=0, le=1)
+    power: float = Field(gt=0, le=1)
+
+
+class RankingSettings(Section):
+    """How boxes are refined, scored and kept apart: section `ranking` of params.yaml.
+
+    - `top_k`: most boxes of a picture.
+    - `score`: quality: predicted IoU with the object, of whichever class; classes: the class
+      scores, by which boxes suppress each other within each class only, see `order_by_class`.
+    - `agreement`: of class scores, with neighbours that overlap less than wholly.
+    - `scored`: box: each candidate is scored itself; proposal: as the box was that it was regressed
+      from, so that one pass over the regions gives scores and regression.
+    - `refinements`: how often the boxes are regressed; each result is a candidate as well.
+    - `keep_proposals`: whether proposals are candidates too beside their refinements.
+    - `nms_iou`: rising thresholds, see `order_in_layers`.
+    - `views`: what an ImageNet backbone looks at; its answers are averaged.
+    """
+
+    top_k: int = Field(ge=1)
+    score: Literal["quality", "classes"]
+    agreement: AgreementSettings
+    scored: Literal["box", "proposal"]
+    refinements: int = Field(ge=0)
+    keep_proposals: bool
+    nms_iou: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
+    views: ViewSettings
+
+    @field_validator("nms_iou")
+    @classmethod
+    def _ascending(cls, values: list[float]) -> list[float]:
+        if values != sorted(set(values)):
+            raise ValueError("must rise from value to value")
+        return values
+
+
+@torch.no_grad()
+def rank_proposals(
+    model: Wspn, image: np.ndarray, proposals_xyxy: np.ndarray, settings: RankingSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best boxes of a picture.
+
+    Args:
+        model: in evaluation mode.
+        image: RGB uint8 (H, W, 3).
+        proposals_xyxy: float32 (R, 4) in its pixels, R >= 1.
+        settings: how to rank.
+
+    Returns:
+        (boxes float32 (K, 4), scores float32 (K,) in [0, 1], not rising)
+    """
+    sight = model.look(image, settings.views)
+    boxes = torch.from_numpy(proposals_xyxy * sight.scale).to(model.device)
+    as_they_came = settings.scored == "proposal" and settings.refinements > 0
+    find = _scored_before_regression if as_they_came else _scored_themselves
+    pool, scores = find(model, sight, boxes, settings)
+    if settings.score == "classes":
+        scores = _agree(scores, pool, settings.agreement)
+        rows, ranked = order_by_class(pool, scores, settings.nms_iou, settings.top_k)
+    else:
+        rows, ranked = order_in_layers(pool, scores, settings.nms_iou)
+    height, width = image.shape[:2]
+    found = pool[rows[: settings.top_k]].cpu().numpy() / sight.scale
+    limits = np.array([width, height, width, height], np.float32)
+    return np.clip(found, 0, limits), ranked[: settings.top_k].cpu().numpy()
+
+
+def _agree(
+    scores: torch.Tensor, boxes_xyxy: torch.Tensor, settings: AgreementSettings
+) -> torch.Tensor:
+    """Return class scores (R, C) that neighbours agree on, the highest of a picture 1."""
+    if settings.neighbour_iou == 1:
+        return scores
+    overlaps = box_iou(boxes_xyxy, boxes_xyxy)
+    agreed = consensus(scores, overlaps, settings.neighbour_iou, settings.power)
+    return agreed / agreed.amax().clamp(min=torch.finfo(agreed.dtype).tiny)
+
+
+def _scored_themselves(
+    model: Wspn, sight: Sight, boxes: torch.Tensor, settings: RankingSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return candidates (P, 4), and their own class scores (P, C) or qualities (P,)."""
+    candidates, qualities = [], []
+    for turn in range(settings.refinements + 1):
+        kept = turn > 0 or settings.keep_proposals or settings.refinements == 0
+        if kept:
+            candidates.append(boxes)
+        if turn == settings.refinements and settings.score == "classes":
+            break  # neither its quality nor its regression is asked for
+        quality, offsets = model.judge(sight, boxes)
+        if kept:
+            qualities.append(quality)
+        boxes = decode_boxes(boxes, offsets, sight.image_hw)
+    pool = torch.cat(candidates)
+    if settings.score == "classes":
+        return pool, model.score_classes(sight, pool)
+    return pool, torch.cat(qualities)
+
+
+def _scored_before_regression(
+    model: Wspn, sight: Sight, boxes: torch.Tensor, settings: RankingSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the same, but a regressed box has the scores of the box that it was before."""
+    candidates, scores = [], []
+    for turn in range(settings.refinements):
+        classes, quality, offsets = model.assess(sight, boxes)
+        own = classes if settings.score == "classes" else quality
+        if turn == 0 and settings.keep_proposals:
+            candidates.append(boxes)
+            scores.append(own)
+        boxes = decode_boxes(boxes, offsets, sight.image_hw)
+        candidates.append(boxes)
+        scores.append(own)
+    return torch.cat(candidates), torch.cat(scores)
+
+
+def order_in_layers(
+    boxes_xyxy: torch.Tensor, scores: torch.Tensor, nms_iou: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order boxes so that the first K are good and different, whatever K is.
+
+    The first layer is what non-maximum suppression with the lowest threshold keeps, best first;
+    the next one what the second threshold adds to it; and so on. What the last threshold
+    suppresses is dropped. One threshold alone would serve one K: a low one finds more objects with
+    ten boxes and a high one more with a hundred.
+
+    Args:
+        boxes_xyxy: (R, 4).
+        scores: (R,) in [0, 1].
+        nms_iou: rising thresholds of IoU.
+
+    Returns:
+        (rows (K,), scores (K,) in [0, 1], not rising: of L layers, the l-th from the end has
+        scores in [(l - 1) / L, l / L])
+    """
+    layers = len(nms_iou)
+    taken = torch.zeros(0, dtype=torch.int64, device=scores.device)
+    ranked = scores.new_zeros(0)
+    for layer, threshold in enumerate(nms_iou):
+        priority = scores.clone()
+        turn = torch.arange(len(taken), dtype=scores.dtype, device=scores.device)
+        priority[taken] += 2 + (len(taken) - turn)
+        kept = nms(boxes_xyxy, priority, threshold)
+        new = kept[~torch.isin(kept, taken)]
+        taken = torch.cat([taken, new])
+        ranked = torch.cat([ranked, (scores[new] + layers - 1 - layer) / layers])
+    return taken, ranked
+
+
+def order_by_class(
+    boxes_xyxy: torch.Tensor, scores: torch.Tensor, nms_iou: Sequence[float], top_k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order boxes of several classes, none of which suppresses one of another class.
+
+    Each class is put in order by itself, by `order_in_layers`, and the lists are merged; a box that
+    several classes keep comes once, at its best. Source: wetectron, which suppresses within each
+    class, joins the lists and keeps the best 100 (ours: it counts a box once for each class).
+
+    Nothing is lost by keeping `top_k` of each class: whatever stands before a box in the list of
+    its best class stands before it in the merged list too. So memory grows with R + C · top_k, not
+    with R · C boxes, and no score has to be so low that it does not count (wetectron's limit is 0).
+
+    Args:
+        boxes_xyxy: (R, 4).
+        scores: (R, C) in [0, 1].
+        nms_iou: rising thresholds of IoU.
+        top_k: most boxes to return.
+
+    Returns:
+        (rows (K,), scores (K,) in [0, 1], not rising), K <= top_k; scores as `order_in_layers` has
+        them, which are those of the classes where there is one threshold
+    """
+    best = scores.new_full((len(boxes_xyxy),), NOT_KEPT)
+    for own_scores in scores.unbind(1):
+        rows, ranked = order_in_layers(boxes_xyxy, own_scores, nms_iou)
+        rows, ranked = rows[:top_k], ranked[:top_k]
+        best[rows] = torch.maximum(best[rows], ranked)
+    ranked, rows = best.sort(descending=True, stable=True)
+    kept = (ranked > NOT_KEPT)[:top_k]
+    return rows[:top_k][kept], ranked[:top_k][kept]

@@ -1,0 +1,73 @@
+"""What the proposal network is given: a picture at some size and the scale of its boxes."""
+
+from typing import Annotated
+
+import cv2
+import numpy as np
+import torch
+from pydantic import Field
+from torchvision.transforms.functional import normalize
+
+from stages.common.images import normalise_pixels
+from stages.common.params import Section
+from stages.models.backbones.imagenet import IMAGENET_MEAN, IMAGENET_STD
+
+
+class ViewSettings(Section):
+    """How an ImageNet backbone sees a picture; training draws one view, ranking averages all.
+
+    - `shorter_sides`: pixels of the shorter side, one view each.
+    - `longer_side`: most pixels of the longer side, whatever the shorter one then is.
+    - `flip`: mirrored views too.
+    """
+
+    shorter_sides: list[Annotated[int, Field(ge=32)]] = Field(min_length=1)
+    longer_side: int = Field(ge=32)
+    flip: bool
+
+
+def network_input(image: np.ndarray, longer_side: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Scale a picture so that its longer side has `longer_side` pixels.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        longer_side: of the result.
+
+    Returns:
+        (normalised pixels float32 (1, 3, h, w); float32 (4,), by which boxes x0, y0, x1, y1 of
+        the picture have to be multiplied to lie in them)
+    """
+    image, scale = _resize(image, longer_side / max(image.shape[:2]))
+    return normalise_pixels(image[None]), scale
+
+
+def view_input(
+    image: np.ndarray, shorter_side: int, longer_side: int, flip: bool
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Scale a picture as the views of an ImageNet backbone are, and mirror it if `flip`.
+
+    Returns:
+        as `network_input`, normalised as ImageNet's pictures; the scale is that of the picture
+        before it is mirrored.
+    """
+    height, width = image.shape[:2]
+    factor = min(shorter_side / min(height, width), longer_side / max(height, width))
+    image, scale = _resize(image, factor)
+    image = image[:, ::-1] if flip else image
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float() / 255
+    return normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), scale
+
+
+def mirror_boxes(boxes_xyxy: torch.Tensor, width: int) -> torch.Tensor:
+    """Return boxes (R, 4) where a mirror turns them, in a picture of `width` pixels."""
+    x0, y0, x1, y1 = boxes_xyxy.unbind(1)
+    return torch.stack([width - x1, y0, width - x0, y1], dim=1)
+
+
+def _resize(image: np.ndarray, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    height, width = image.shape[:2]
+    small_hw = max(1, round(height * factor)), max(1, round(width * factor))
+    if small_hw != (height, width):
+        how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, small_hw[::-1], interpolation=how)
+    return image, np.array([small_hw[1] / width, small_hw[0] / height] * 2, np.float32)

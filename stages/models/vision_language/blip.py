@@ -1,0 +1,152 @@
+"""BLIP's image-text matching model, as transformers implements it, behind our interface.
+
+All its text layers look at the picture, so all are fusion layers and text enters them as mere
+embeddings; without a picture the same layers encode text alone. transformers is imported when a
+BLIP is made and not before: it takes seconds.
+
+Shape legend: B images, M captions per image, L tokens, P patches, A heads, D width.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from stages.common.storage import write_tensors
+from stages.models.vision_language.albef import require_whole_patches
+from stages.models.vision_language.tokenizer import PAD, CaptionTokenizer
+
+if TYPE_CHECKING:
+    from transformers import BlipForImageTextRetrieval
+
+KIND = "blip"
+HIDDEN_LOGIT = -1e4  # finite: a caption that is all padding must not give 0/0
+
+
+class Blip(nn.Module):
+    """Gives the steps of the network one by one."""
+
+    leading_context = 1
+
+    def __init__(self, network: "BlipForImageTextRetrieval") -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def fusion_depth(self) -> int:
+        """The number of fusion layers."""
+        return len(self.network.text_encoder.encoder.layer)
+
+    @property
+    def text_projection(self) -> nn.Module:
+        """The layer that takes text states (…, D) to the space shared with images."""
+        return self.network.text_proj
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        """Return image tokens (B, 1 + P, D); positions are interpolated to the picture's size.
+
+        Raises:
+            ValueError: a side of the pictures is no multiple of the patches'.
+        """
+        require_whole_patches(images, self.network.config.vision_config.patch_size)
+        return self.network.vision_model(images, interpolate_pos_encoding=True).last_hidden_state
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return text states (B, L, D) of token ids (B, L), without any picture."""
+        keep = (tokens != PAD).long()
+        return self.network.text_encoder(tokens, attention_mask=keep).last_hidden_state
+
+    def fusion_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what enters the fusion layers: embeddings (B, L, D)."""
+        return self.network.text_encoder.embeddings(tokens)
+
+    def fusion_context(self, image_tokens: torch.Tensor) -> torch.Tensor:
+        """Return what the fusion layers attend to: class token and patches (B, 1 + P, D)."""
+        return image_tokens
+
+    def fuse(
+        self, text: torch.Tensor, tokens: torch.Tensor, context: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return, per layer, states (B*M, L, D) and cross-attention (B, A, M*L, 1 + P).
+
+        Each layer's parts are called one by one, so that the M captions of a picture share its
+        keys and values.
+        """
+        states, attentions = [], []
+        hidden = ((tokens == PAD) * HIDDEN_LOGIT).to(text.dtype)[:, None, None]
+        for layer in self.network.text_encoder.encoder.layer:
+            text, _ = layer.attention(text, attention_mask=hidden)
+            queries = text.reshape(len(context), -1, text.shape[-1])
+            seen, attention = layer.crossattention(queries, encoder_hidden_states=context)
+            text = layer.feed_forward_chunk(seen.reshape(text.shape))
+            states.append(text)
+            attentions.append(attention)
+        return states, attentions
+
+    def matching_score(self, fused: torch.Tensor) -> torch.Tensor:
+        """Return the raw logit (B*M,) that caption and picture belong together, S in eq. 3."""
+        return self.network.itm_head(fused[:, 0])[:, 1]
+
+
+def save_blip(path: Path, model: Blip, tokenizer: CaptionTokenizer) -> None:
+    """Write weights, transformers' config and the vocabulary into one safetensors file."""
+    config = json.loads(model.network.config.to_json_string(use_diff=False))
+    for name in ("transformers_version", "_name_or_path"):  # equal weights give equal bytes
+        config.pop(name, None)
+    facts = {
+        "kind": KIND,
+        "config": config,
+        "words": tokenizer.words,
+        "max_tokens": tokenizer.max_tokens,
+        "ignored": tokenizer.ignored,
+    }
+    write_tensors(path, model.network.state_dict(), facts)
+
+
+def load_network(
+    source: Path | None, origin: Path, **options: object
+) -> tuple["BlipForImageTextRetrieval", int]:
+    """Return (network of transformers, how many buffers of older files were left out).
+
+    Args:
+        source: a folder in hub format; None if `options` have config and weights.
+        origin: begins the errors.
+        options: of transformers' from_pretrained.
+
+    Raises:
+        ValueError: weights that are missing, unexpected (both listed) or of another shape.
+    """
+    from transformers import BlipForImageTextRetrieval
+
+    try:
+        network, report = BlipForImageTextRetrieval.from_pretrained(
+            source,
+            attn_implementation="eager",  # the other implementations never have the attention
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except RuntimeError as error:  # another shape
+        raise ValueError(f"{origin}: cannot be loaded as a BLIP: {error}") from error
+    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+    left_out = {key for key in unexpected if key.endswith(".position_ids")}
+    if missing or unexpected - left_out:
+        raise ValueError(
+            f"{origin}: missing weights: {', '.join(sorted(missing)) or 'none'}; unexpected"
+            f" weights: {', '.join(sorted(unexpected - left_out)) or 'none'}"
+        )
+    return network, len(left_out)
+
+
+def build_blip(
+    weights: dict[str, torch.Tensor], facts: dict, origin: Path
+) -> tuple[Blip, CaptionTokenizer]:
+    """Return (model, tokenizer) of what `save_blip` wrote; errors name `origin`."""
+    from transformers import BlipConfig
+
+    config = BlipConfig.from_dict(facts["config"])
+    network, _ = load_network(None, origin, config=config, state_dict=weights)
+    tokenizer = CaptionTokenizer(facts["words"], facts["max_tokens"], facts["ignored"])
+    return Blip(network).eval().requires_grad_(False), tokenizer

@@ -1,0 +1,161 @@
+"""Text embeddings of object names through prompt templates: of known classes, or of any names.
+
+Shape legend: N names, P prompts, D width.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from pydantic import Field, field_validator
+from torch.nn import functional
+
+from stages.common.categories import Category
+from stages.common.params import Section
+from stages.models.vision_language.base import VisionLanguageModel, load_vlm
+from stages.models.vision_language.clip_text import ClipTextEncoder
+from stages.models.vision_language.tokenizer import CaptionTokenizer
+
+
+class ClipParams(Section):
+    """Where CLIP is."""
+
+    folder: str
+
+
+class NameEmbeddingParams(Section):
+    """How a name becomes a vector."""
+
+    encoder: Literal["vlm", "clip"]
+    clip: ClipParams
+    pooling: Literal["name_tokens", "class_token"]
+    all_forms: bool
+    normalise: bool
+    templates: list[str] = Field(min_length=1)
+
+    @field_validator("templates")
+    @classmethod
+    def _one_place(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"template '{template}' needs exactly one {{}} for the name")
+        return templates
+
+
+class TextEncoder(Protocol):
+    """What turns prompts into vectors."""
+
+    words: Sequence[str]  # all that it knows; empty if it knows every word
+
+    def knows(self, name: str) -> bool:
+        """Return whether every word of the name has a meaning for the encoder."""
+
+    def encode(self, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Return (P, D); `places` are the characters [start, end) of the name in each prompt."""
+
+
+class VlmTextEncoder:
+    """The text encoder of the vision-language model."""
+
+    def __init__(
+        self, model: VisionLanguageModel, tokenizer: CaptionTokenizer, pooling: str
+    ) -> None:
+        self._model, self._tokenizer, self._pooling = model, tokenizer, pooling
+        self.words = tokenizer.words
+
+    def knows(self, name: str) -> bool:
+        """Return whether no word of the name is read as [UNK]."""
+        return self._tokenizer.unknown not in self._tokenizer.encode([name])
+
+    def encode(self, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Return (P, D): the mean of the name's states, or the projected [CLS] state.
+
+        Raises:
+            ValueError: a prompt is cut before its name.
+        """
+        where = [
+            self._tokenizer.tokens_at(prompt, *place)
+            for prompt, place in zip(prompts, places, strict=True)
+        ]
+        if [] in where:
+            raise ValueError(
+                f"'{prompts[where.index([])]}' is cut to {self._tokenizer.max_tokens} tokens before"
+                " the name in it; shorten the name or the template"
+            )
+        device = next(self._model.parameters()).device
+        states = self._model.encode_text(self._tokenizer.encode(prompts).to(device))
+        if self._pooling == "class_token":
+            return self._model.text_projection(states[:, 0])
+        return torch.stack(
+            [row[positions].mean(0) for row, positions in zip(states, where, strict=True)]
+        )
+
+
+class NameEmbedder:
+    """Embeds names, each by the mean over all templates."""
+
+    def __init__(self, encoder: TextEncoder, templates: Sequence[str], normalise: bool) -> None:
+        """Embed into unit vectors, or (`normalise` false) into vectors as long as the encoder's."""
+        self._encoder, self._templates, self._normalise = encoder, templates, normalise
+        self.words = encoder.words
+
+    def knows(self, name: str) -> bool:
+        """Return whether the encoder knows every word of the name."""
+        return self._encoder.knows(name.lower())
+
+    def unknown_words(self, name: str) -> list[str]:
+        """Return the words of a name that the encoder does not know."""
+        return [word for word in name.lower().split() if not self.knows(word)]
+
+    def known_forms(self, category: Category, all_forms: bool) -> list[str]:
+        """Return the name, or else the first form, or all forms, without an unknown word."""
+        names = [category.name.lower(), *sorted(set(category.forms) - {category.name.lower()})]
+        known = [name for name in names if self.knows(name)]
+        return known if all_forms else known[:1]
+
+    def embed_names(self, names: Sequence[str]) -> torch.Tensor:
+        """Return float32 (N, D): rows for a classifier of these names.
+
+        A vector does not depend on the other names. An unknown word is read as [UNK], so names
+        that `knows` denies have about the same vector.
+        """
+        return torch.stack([self.embed_forms([name.lower()]) for name in names])
+
+    @torch.no_grad()
+    def embed_forms(self, forms: Sequence[str]) -> torch.Tensor:
+        """Return one vector (D,), the mean over forms and templates.
+
+        With `normalise` that of unit vectors, brought to unit length; without, the plain mean.
+        """
+        prompts, places = [], []
+        for form in forms:
+            for template in self._templates:
+                start = template.index("{}")
+                prompts.append(template.format(form))
+                places.append((start, start + len(form)))
+        vectors = self._encoder.encode(prompts, places)
+        if not self._normalise:
+            return vectors.mean(0)
+        return functional.normalize(functional.normalize(vectors, dim=-1).mean(0), dim=0)
+
+
+def load_name_embedder(
+    params: NameEmbeddingParams, vlm: Path, device: torch.device | None = None
+) -> NameEmbedder:
+    """Return the embedder that the params ask for.
+
+    Args:
+        params: section `vocabulary`, or a predictor's prompts.
+        vlm: the vision-language model's file, read if its text encoder is asked for.
+        device: where it computes, and where its vectors are; by default the processor.
+
+    Raises:
+        FileNotFoundError: CLIP is neither in a folder nor in the hub's cache.
+    """
+    if params.encoder == "clip":
+        encoder: TextEncoder = ClipTextEncoder(params.clip.folder, device)
+    else:
+        model, tokenizer = load_vlm(vlm)
+        encoder = VlmTextEncoder(model.to(device), tokenizer, params.pooling)
+    return NameEmbedder(encoder, params.templates, params.normalise)
