@@ -94,7 +94,7 @@ def make_request(root: Path, graph: Graph, stage: Stage, key: str, snapshot: Sna
         path, short = _place(name)
         if name not in entries:
             raise DagError(f"{root / path}: no entry of {short}; run the same again")
-        outputs = {key: entries[name][key] for key in ("cmd", "outs")}
+        outputs = {part: entries[name][part] for part in ("cmd", "outs")}
         records.setdefault(path, {})[short] = outputs
     return Request(stage.name, key, snapshot.commit, snapshot.params, snapshot.versions, records)
 
