@@ -14,8 +14,8 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test test-agents agents-demo lint deps verify readme sweep
-.PHONY: claims pools agent bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
+.PHONY: help repro plan predict profile fetch test test-agents agents-demo lint docs deps verify readme
+.PHONY: sweep claims pools agent bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,13 +52,17 @@ lint: $(STAMP) ## check style and the layers of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-cache
 
+docs: $(STAMP) ## build the pages of docs/ as a site in site/; broken links are errors
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 deps: $(STAMP) ## write each stage's source files into its deps in dvc.yaml
 	@$(BIN)/python -m flows deps --write
 
 verify: $(STAMP) ## hash all results, and their copies in the cache, anew; compare with dvc.lock
 	@$(BIN)/python -m flows verify
 
-readme: $(STAMP) ## write README's tables of results, claims and reruns anew
+readme: $(STAMP) ## write the generated tables of README.md and docs/ anew: results, labels, claims, reruns
 	@$(BIN)/python -m flows readme
 
 sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel
@@ -103,7 +107,7 @@ lock: $(UV) ## pin the newest packages that pyproject.toml allows, and those of 
 		--constraint requirements.lock -o requirements-stages.lock
 
 clean: ## remove the environment, results, caches and what flows keep
-	rm -rf $(VENV) .prefect .flows .resume .sweeps mlflow.db* mlruns .dvc/cache .dvc/tmp
+	rm -rf $(VENV) site .prefect .flows .resume .sweeps mlflow.db* mlruns .dvc/cache .dvc/tmp
 	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	git worktree prune
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +

@@ -166,11 +166,11 @@ def verify(root: Path, options: argparse.Namespace) -> int:
 
 
 def readme(root: Path, options: argparse.Namespace) -> int:
-    """Write README's tables of results, claims and reruns anew."""
+    """Write the generated tables of README.md and docs/ anew."""
     from flows.readme import write_readme
 
     changed = write_readme(root)
-    print(f"README.md: {', '.join(changed) or 'nothing'} changed")
+    print(f"Tables: {', '.join(changed) or 'nothing'} changed")
     return 0
 
 

@@ -118,7 +118,7 @@ def reruns(graph: Graph, param: str) -> list[str]:
 
 
 def reruns_table(graph: Graph) -> str:
-    """Return the markdown table of README: each params key that a stage reads, and what reruns."""
+    """Return the table of docs/params.md: each params key that a stage reads, and what reruns."""
     keys = dict.fromkeys(key for stage in graph.values() for key in stage.params)
     everything = list(dict.fromkeys(stage.group for stage in graph.values()))
     rows = ["| param | stages that rerun |", "| --- | --- |"]

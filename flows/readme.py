@@ -1,7 +1,7 @@
-"""README's tables that results and the graph decide, between comments such as `<!-- results -->`.
+"""The tables of README.md and docs/ that results and the graph decide.
 
-`python -m flows readme --write` puts them there after `make repro` or `make claims`, so that no
-number is copied by hand.
+Each stands between comments such as `<!-- results -->` and `<!-- /results -->`. `make readme`
+writes them anew after `make repro` or `make claims`, so that no number is copied by hand.
 """
 
 import json
@@ -15,7 +15,6 @@ from flows.dvc.project import load_graph
 from flows.graph import reruns_table
 from flows.table import read_results, results_table
 
-README = Path("README.md")
 QUALITY = Path("data/quality/metrics.json")
 GROUPS = ("base", "novel")
 RECALLS = {
@@ -37,30 +36,43 @@ MASKS = {
 }
 
 
+def pages(root: Path) -> list[Path]:
+    """Return the pages that a table may stand in."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def place(name: str) -> re.Pattern[str]:
+    """Return the pattern of a table between its comments: group 2 is the table."""
+    return re.compile(rf"(<!-- {name} -->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
+
+
 def write_readme(root: Path) -> list[str]:
-    """Rewrite every table and return the names of those that changed.
+    """Rewrite every table wherever its place is, and return the names of those that changed.
 
     Raises:
-        ValueError: README.md lacks the place of a table, or results are missing.
+        ValueError: no page has the place of a table, or results are missing.
     """
-    path = root / README
-    before = text = path.read_text(encoding="utf-8")
+    texts = {path: path.read_text(encoding="utf-8") for path in pages(root)}
     changed = []
     for name, make in TABLES.items():
-        text, table = _replace(text, name, make(root))
-        if table:
-            changed.append(name)
-    if text != before:
-        path.write_text(text, encoding="utf-8")
+        if not any(place(name).search(text) for text in texts.values()):
+            raise ValueError(
+                f"no place for a table: add <!-- {name} --> and <!-- /{name} --> to README.md or to"
+                " a page in docs/"
+            )
+        table = make(root)
+        for path, text in texts.items():
+            texts[path] = _replace(text, name, table)
+            if texts[path] != text and name not in changed:
+                changed.append(name)
+    for path, text in texts.items():
+        if text != path.read_text(encoding="utf-8"):
+            path.write_text(text, encoding="utf-8")
     return changed
 
 
-def _replace(text: str, name: str, table: str) -> tuple[str, bool]:
-    place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    if not place.search(text):
-        raise ValueError(f"{README} has no <!-- {name} --> … <!-- /{name} -->")
-    new = place.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
-    return new, new != text
+def _replace(text: str, name: str, table: str) -> str:
+    return place(name).sub(lambda found: f"{found[1]}{table}\n{found[3]}", text)
 
 
 def _results(root: Path) -> str:

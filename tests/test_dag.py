@@ -13,6 +13,7 @@ from flows.closure import LOCK, check_deps, import_closures, params_read, stage_
 from flows.dvc.project import load_graph
 from flows.graph import Graph, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
+from flows.readme import pages, place
 from stages.guard import find_declared
 from tests.support.upstream import inputs_through
 
@@ -21,7 +22,6 @@ GROUND_TRUTH = "data/download/ground_truth"
 ANNOTATED_CLASSES = "data/download/annotations"  # of base classes, without where they are
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
-RERUNS_TABLE = re.compile(r"<!-- reruns -->\n(.*?)<!-- /reruns -->", re.DOTALL)
 ARCHITECTURE_DEP = re.compile(r"stages/models/detection/\$\{(detector|rpn)\.architecture\}")
 NO_SECTION = {"seed", "shards", "deterministic", "gpus_per_training"}
 NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
@@ -250,12 +250,12 @@ def test_ground_truth_is_read_where_it_may_be(graph):
     assert {"quality", "finetune", "evaluation"} <= readers
 
 
-def test_readme_says_which_stages_a_param_reruns(graph):
-    table = RERUNS_TABLE.search((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert table, "README.md has no table between <!-- reruns --> and <!-- /reruns -->"
+def test_the_docs_say_which_stages_a_param_reruns(graph):
+    texts = [path.read_text(encoding="utf-8") for path in pages(ROOT)]
+    (table,) = [found[2] for text in texts for found in place("reruns").finditer(text)]
     everything = list(dict.fromkeys(stage.group for stage in graph.values()))
     told = {}
-    for line in table[1].strip().splitlines()[2:]:
+    for line in table.strip().splitlines()[2:]:
         param, stages = (cell.strip() for cell in line.strip("|").split("|")[:2])
         names = everything if stages == "all" else re.findall(r"\w+", stages)
         told[param.strip("`")] = sorted(names)

@@ -43,6 +43,11 @@ def faults_of_script(text: str) -> list[str]:
     return found
 
 
+def blocks(page: str) -> list[str]:
+    """Return the code blocks of a page, whatever their language and indentation."""
+    return re.findall(r"```[^\n]*\n(.*?)```", page, re.DOTALL)
+
+
 def faults_of_service(service: dict) -> list[str]:
     command = service.get("command", "")
     words = command if isinstance(command, str) else " ".join(command)
@@ -66,6 +71,12 @@ def test_an_open_server_is_noticed(text):
     assert faults_of_script(text)
 
 
+@pytest.mark.parametrize("opening", ["```", "```sh", '```sh title="from zero"', "   ```{.sh}"])
+def test_an_open_server_is_noticed_in_any_block(opening):
+    (block,) = blocks(f"Text\n\n{opening}\nprefect server start\n```\n")
+    assert faults_of_script(block)
+
+
 def test_an_open_service_is_noticed():
     prefect = ["python", "-m", "prefect", "server", "start", "--host", "0.0.0.0"]
     assert faults_of_service({"command": prefect})
@@ -74,12 +85,15 @@ def test_an_open_service_is_noticed():
 
 def test_nothing_that_we_print_opens_a_server_to_strangers():
     printed = {"Makefile": (ROOT / "Makefile").read_text(encoding="utf-8")}
-    for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md")]:
-        blocks = re.findall(r"```\w*\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
-        printed |= {f"{path.name} {number}": block for number, block in enumerate(blocks)}
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("experiments/**/*.md")]
+    for path in pages:
+        for number, block in enumerate(blocks(path.read_text(encoding="utf-8"))):
+            printed[f"{path.relative_to(ROOT)} {number}"] = block
     for path in ROOT.glob("deploy/*.sh"):
         printed[path.name] = path.read_text(encoding="utf-8")
-    assert any("prefect server start" in text for text in printed.values())
+    assert any(
+        "prefect server start" in text for place, text in printed.items() if "docs/" in place
+    )
     assert {
         place: found for place, text in printed.items() if (found := faults_of_script(text))
     } == {}

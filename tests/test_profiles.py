@@ -241,7 +241,7 @@ def test_object_and_background_have_seeds_alike_and_few(tmp_path):
 
 
 def test_the_code_s_profile_has_every_switch_the_code_s_way():
-    """README's table of where the paper and its official code differ."""
+    """docs/params.md's table of where the paper and its official code differ."""
     paper, code = (read_profile(ROOT, name) for name in ("paper-coco", "paper-coco-code"))
     told = YAML(typ="safe").load(SOURCES)
     both = set(leaves(told["paper"])) & set(leaves(told["code"]))

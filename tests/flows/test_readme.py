@@ -1,28 +1,46 @@
-"""README's tables are written where their places are, and nowhere else."""
+"""Generated tables are written where their places are, and nowhere else."""
 
 import pytest
 
 from flows import readme
 
 
-def test_tables_go_between_their_marks(tmp_path, monkeypatch):
-    monkeypatch.setattr(readme, "TABLES", {"one": lambda root: "| a |", "two": lambda root: "b"})
-    path = tmp_path / "README.md"
-    path.write_text("<!-- one -->\nold\n<!-- /one -->\nkept\n<!-- two -->\nb\n<!-- /two -->\n")
-    assert readme.write_readme(tmp_path) == ["one"]
-    expected = "<!-- one -->\n| a |\n<!-- /one -->\nkept\n<!-- two -->\nb\n<!-- /two -->\n"
-    assert path.read_text() == expected
-    assert readme.write_readme(tmp_path) == []
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "docs/claims").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("<!-- one -->\nold\n<!-- /one -->\nkept\n")
+    (tmp_path / "docs/page.md").write_text(
+        "before\n<!-- two -->\nb\n<!-- /two -->\n\n<!-- one -->\n<!-- /one -->\n"
+    )
+    return tmp_path
 
 
-def test_a_place_that_is_not_there_is_an_error(tmp_path, monkeypatch):
+def test_tables_go_between_their_marks_on_every_page(root, monkeypatch):
+    monkeypatch.setattr(readme, "TABLES", {"one": lambda root: "| \\a |", "two": lambda root: "b"})
+    assert readme.write_readme(root) == ["one"]
+    one = "<!-- one -->\n| \\a |\n<!-- /one -->\n"
+    assert (root / "README.md").read_text() == f"{one}kept\n"
+    two = "<!-- two -->\nb\n<!-- /two -->\n"
+    assert (root / "docs/page.md").read_text() == f"before\n{two}\n{one}"
+    assert readme.write_readme(root) == []
+
+
+def test_records_of_the_claims_are_no_page(root, monkeypatch):
     monkeypatch.setattr(readme, "TABLES", {"one": lambda root: "a"})
-    (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(ValueError, match=r"README\.md has no <!-- one -->"):
-        readme.write_readme(tmp_path)
+    record = root / "docs/claims/table.md"
+    record.write_text("<!-- one -->\n<!-- /one -->\n")
+    readme.write_readme(root)
+    assert record.read_text() == "<!-- one -->\n<!-- /one -->\n"
 
 
-@pytest.mark.parametrize("make", [readme._results, readme._claims])
-def test_without_results_it_says_which_command_makes_them(tmp_path, make):
+def test_a_place_that_is_nowhere_is_an_error_and_nothing_is_written(root, monkeypatch):
+    monkeypatch.setattr(readme, "TABLES", {"one": lambda root: "a", "three": lambda root: "c"})
+    with pytest.raises(ValueError, match="<!-- three -->"):
+        readme.write_readme(root)
+    assert "old" in (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["results", "claims"])
+def test_without_results_it_says_which_command_makes_them(tmp_path, name):
     with pytest.raises(ValueError, match="`make "):
-        make(tmp_path)
+        readme.TABLES[name](tmp_path)
