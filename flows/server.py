@@ -21,7 +21,8 @@ from typing import IO, Any, Self
 from flows.environment import STATE_FOLDER, default_settings
 
 HOST = "127.0.0.1"
-SECONDS_TO_START = 120
+SECONDS_TO_START = 600  # of a server here, whose end is seen at once; 100 on a starved machine
+SECONDS_TO_ANSWER = 120  # of one elsewhere
 _temporary: set[str] = set()  # API URLs of servers that end with this process
 
 
@@ -72,16 +73,17 @@ class LocalServer:
         """Return as soon as the server answers.
 
         Raises:
-            RuntimeError: it ended, refuses, or did not answer in two minutes.
+            RuntimeError: it ended, refuses, or did not answer in time.
         """
-        deadline = time.monotonic() + SECONDS_TO_START
+        seconds = SECONDS_TO_START if self._process else SECONDS_TO_ANSWER
+        deadline = time.monotonic() + seconds
         while not _answers(self.url):
             if self._process and self._process.poll() is not None:
                 code = self._process.returncode
                 raise RuntimeError(f"Prefect's server ended with code {code}; see {self._log}")
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"Prefect's server at {self.url} did not answer in {SECONDS_TO_START} s"
+                    f"Prefect's server at {self.url} did not answer in {seconds} s"
                     + (f"; see {self._log}" if self._process else "; is PREFECT_API_URL right?")
                 )
             time.sleep(0.1)
