@@ -47,7 +47,7 @@ def toy(tmp_path, monkeypatch):
     make_toy_repository(tmp_path, steps=6)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["detector"])
-    monkeypatch.setattr(detector, "Curve", lambda every: Curve(1))
+    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
 
 
 def change(section: str, **changes) -> None:
@@ -107,7 +107,7 @@ def test_another_architecture_resumes_to_the_same_bytes(toy, monkeypatch):
         detector.main()
     (state,) = Path(".resume").glob("*/state.safetensors")
     assert read_tensors(state)[1]["step"] == 3
-    monkeypatch.setattr(detector, "Curve", lambda every: Curve(1))
+    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
     detector.main()
     assert outputs("data/again") == expected
 
