@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.tag import Tag
 
 PARAMS = "params.yaml"
 PROFILES = Path("experiments")
 EXTENDS = "extends"
 KIND = "kind"  # of a mapping whose other keys depend on it
+REPLACE = "!replace"  # tag of a mapping whose keys depend on something else, such as architecture
 
 
 def apply_profile(root: Path, name: str) -> list[str]:
@@ -44,18 +47,19 @@ def read_profile(root: Path, name: str) -> dict[str, Any]:
 
 def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Return both overlays as one; where both change a value, the upper one counts."""
-    joined = lower | upper
-    for key in lower.keys() & upper.keys():
-        if isinstance(lower[key], dict) and not _replaces(lower[key], upper[key]):
-            joined[key] = _join(dict(lower[key]), upper[key])
+    joined = lower.copy()  # with its tag
+    for key, value in upper.items():
+        old = lower.get(key)
+        merged = isinstance(old, dict) and not _replaces(old, value)
+        joined[key] = _join(old, value) if merged else value
     return joined
 
 
 def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> list[str]:
     """Write the changed values into the file, whole or not at all; return them in words.
 
-    A mapping is merged key by key, but one of another `kind` takes the place of the old one, as any
-    other value does, a list too.
+    A mapping is merged key by key, but one of another `kind`, or with the tag `!replace`, takes the
+    place of the old one, as any other value does, a list too.
 
     Raises:
         ValueError: a key of `changes` that the file does not have, or a section where it has a
@@ -99,13 +103,26 @@ def _merge(content: Any, changes: Any, source: str, target: str, prefix: str) ->
         if isinstance(value, dict) and not _replaces(old, value):
             yield from _merge(old, value, source, target, f"{dotted}.")
         elif old != value:
-            content[key] = value
+            content[key] = _untagged(value)
             yield f"{dotted}: {_plain(old)} → {_plain(value)}"
 
 
 def _replaces(old: Any, new: Any) -> bool:
     """Say whether `new` takes the place of `old`: mappings of one kind have keys in common."""
-    return not isinstance(new, dict) or new.get(KIND, old.get(KIND)) != old.get(KIND)
+    if not isinstance(new, dict) or _tag(new) == REPLACE:
+        return True
+    return new.get(KIND, old.get(KIND)) != old.get(KIND)
+
+
+def _tag(value: Any) -> str | None:
+    return value.tag.value if isinstance(value, CommentedMap) else None
+
+
+def _untagged(value: Any) -> Any:
+    if _tag(value) == REPLACE:
+        value = value.copy()
+        value.yaml_set_ctag(Tag())
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
 import pytest
 
-from flows.overlay import apply_overlay, apply_profile
+from flows.overlay import apply_overlay, apply_profile, read_params
 
 PARAMS = """\
 # The whole experiment.
@@ -75,6 +75,22 @@ def test_a_mapping_of_another_kind_takes_the_place_of_the_old_one(project):
     assert "after: 1  # kept" in (project / "params.yaml").read_text()
     with pytest.raises(ValueError, match=r"model\.net\.width: params\.yaml has no such key"):
         overlay(project, "model: {net: {kind: large, width: 3}}\n")
+
+
+def test_a_mapping_with_the_tag_replace_takes_the_place_of_the_old_one(project):
+    whole = "wspn: {rates: !replace {only: 0.5}}\n"
+    (project / "experiments/one.yaml").write_text(whole)
+    assert overlay(project, "extends: one\nwspn: {rates: {only: 0.25}}\n") == [
+        "wspn.rates: {'first': 0.1, 'last': 0.001} → {'only': 0.25}"
+    ]
+    assert read_params(project)["wspn"] == {
+        "steps": 3000,
+        "rates": {"only": 0.25},
+        "name": "resnet",
+    }
+    assert overlay(project, "extends: one\n") == ["wspn.rates: {'only': 0.25} → {'only': 0.5}"]
+    assert overlay(project, whole) == []
+    assert "!replace" not in (project / "params.yaml").read_text()
 
 
 def test_unknown_profile_names_those_there_are(project):

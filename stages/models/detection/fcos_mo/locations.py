@@ -1,0 +1,93 @@
+"""Locations of a feature pyramid, and the object that each of them learns.
+
+Shape legend: L locations of all levels, n objects of an image. Pixels of the image as the network
+sees it. A distance is from a location to an edge of a box: left, top, right, bottom.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torchvision.ops import box_area
+
+from stages.models.backbones.roi_align import first_centre
+from stages.models.detection.detector import IGNORED
+
+BACKGROUND, LEFT_OUT = -1, -2  # of a location that no object is of
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The levels that have locations, from fine to coarse."""
+
+    strides: Sequence[int]
+    central: bool  # where their cells look, see `first_centre`
+    limits: Sequence[float]  # largest distance of each level but the last
+
+    def locations(self, image_hw: tuple[int, int], device: torch.device) -> "Locations":
+        """Return those of an image whose sides are multiples of the strides."""
+        ranges = zip((0.0, *self.limits), (*self.limits, inf), strict=True)
+        centres, facts = [], []
+        for stride, (low, high) in zip(self.strides, ranges, strict=True):
+            first = first_centre(stride, self.central)
+            y, x = (
+                torch.arange(side // stride, device=device) * stride + first for side in image_hw
+            )
+            centres.append(torch.cartesian_prod(y, x).flip(1))
+            facts += [torch.tensor([stride, low, high], device=device).expand(len(centres[-1]), 3)]
+        stride, low, high = torch.cat(facts).unbind(1)
+        return Locations(torch.cat(centres), stride, low, high, [len(own) for own in centres])
+
+    def level(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Return the level int64 (n,) that the centre of each box (n, 4) learns it on."""
+        reach = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).amax(1) / 2
+        return torch.bucketize(reach, torch.tensor(self.limits, device=reach.device))
+
+
+@dataclass(frozen=True)
+class Locations:
+    """All locations of an image, level by level, then row by row."""
+
+    centres: torch.Tensor  # float (L, 2), x and y
+    strides: torch.Tensor  # (L,)
+    low: torch.Tensor  # (L,): distances learned here are larger than this
+    high: torch.Tensor  # (L,): and at most this
+    per_level: list[int]
+
+    def boxes(self, distances: torch.Tensor) -> torch.Tensor:
+        """Return boxes xyxy (…, L, 4) of distances (…, L, 4)."""
+        centres, (before, behind) = self.centres, distances.split(2, -1)
+        return torch.cat([centres - before, centres + behind], -1)
+
+    def assign(self, boxes_xyxy: torch.Tensor, labels: torch.Tensor, radius: float) -> torch.Tensor:
+        """Return which object each location learns, int64 (L,): its index, BACKGROUND or LEFT_OUT.
+
+        An object is learned where its largest distance fits the level, and at most `radius` strides
+        from the centre of its box (centre sampling); where several are, the smallest. What lies in
+        a box with label -1, and is of no object, is left out.
+        Source: FCOS (journal version), sections 3.1 and 3.2.
+        """
+        if not len(boxes_xyxy):
+            return torch.full((len(self.centres),), BACKGROUND, device=self.centres.device)
+        distances = edge_distances(self.centres[:, None], boxes_xyxy)
+        inside, reach = distances.amin(2) > 0, distances.amax(2)
+        middle = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
+        near = (self.centres[:, None] - middle).abs().amax(2) <= radius * self.strides[:, None]
+        fits = (reach > self.low[:, None]) & (reach <= self.high[:, None])
+        ignored = labels == IGNORED
+        areas = torch.where(inside & near & fits & ~ignored, box_area(boxes_xyxy), inf)
+        smallest, index = areas.min(1)
+        nothing = torch.where((inside & ignored).any(1), LEFT_OUT, BACKGROUND)
+        return torch.where(smallest < inf, index, nothing)
+
+
+def edge_distances(centres: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+    """Return distances (…, 4) of points (…, 2) to the edges of boxes (…, 4); Source: FCOS eq. 1."""
+    return torch.cat([centres - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - centres], dim=-1)
+
+
+def centerness(distances: torch.Tensor) -> torch.Tensor:
+    """Return how central locations are, (…,) in [0, 1], of distances (…, 4); Source: FCOS eq. 3."""
+    pairs = distances.unflatten(-1, (2, 2))
+    return (pairs.amin(-2) / pairs.amax(-2)).prod(-1).sqrt()
