@@ -28,7 +28,7 @@ def repository(tmp_path, monkeypatch):
     make_repository(tmp_path, {"steps": 6})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["detector"])
-    monkeypatch.setattr(stage, "Curve", lambda every: Curve(2))
+    monkeypatch.setattr(stage, "Curve", lambda every, growing=None: Curve(2))
     return tmp_path
 
 
@@ -104,7 +104,7 @@ def test_a_killed_training_ends_with_the_same_bytes(repository, monkeypatch):
     (state,) = Path(".resume").glob("*/state.safetensors")
     assert read_tensors(state)[1]["step"] == 3
     started = []
-    monkeypatch.setattr(stage, "Curve", lambda every: Curve(2))
+    monkeypatch.setattr(stage, "Curve", lambda every, growing=None: Curve(2))
     monkeypatch.setattr(
         "stages.models.detection.supervision.batch_rows",
         lambda step, *rest: started.append(step) or batch_rows(step, *rest),
