@@ -101,7 +101,7 @@ def test_another_architecture_resumes_to_the_same_bytes(toy, monkeypatch):
                 raise KeyboardInterrupt
             return super().add(step, **scalars)
 
-    monkeypatch.setattr(detector, "Curve", lambda every: DyingCurve(1))
+    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: DyingCurve(1))
     monkeypatch.setattr("sys.argv", ["detector", "--output", "data/again"])
     with pytest.raises(KeyboardInterrupt):
         detector.main()

@@ -97,7 +97,7 @@ def test_a_killed_training_ends_with_the_same_bytes(repository, monkeypatch):
                 raise KilledError
             return super().add(step, **scalars)
 
-    monkeypatch.setattr(stage, "Curve", lambda every: DyingCurve(2))
+    monkeypatch.setattr(stage, "Curve", lambda every, growing=None: DyingCurve(2))
     monkeypatch.setattr("sys.argv", ["detector", "--output", "data/again"])
     with pytest.raises(KilledError):
         stage.main()
