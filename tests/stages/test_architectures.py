@@ -91,6 +91,11 @@ def params_of_toy(**changes) -> dict:
 
 
 def test_another_architecture_resumes_to_the_same_bytes(toy, monkeypatch):
+    check_that_it_resumes(monkeypatch)
+
+
+def check_that_it_resumes(monkeypatch) -> None:
+    """Train the architecture of this folder's params.yaml, whole and killed; compare the bytes."""
     detector.main()
     expected = outputs("data/detector")
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)

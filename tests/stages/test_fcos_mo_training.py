@@ -10,7 +10,6 @@ from ruamel.yaml import YAML
 import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
 from flows.overlay import apply_profile
-from stages.common import checkpoints
 from stages.common.categories import Category
 from stages.common.curves import Curve
 from stages.common.devices import choose_device
@@ -31,7 +30,7 @@ from stages.models.detection.samples import (
 )
 from stages.models.detection.supervision import Source, Supervision
 from stages.models.detection.training import train_detector
-from tests.stages.test_architectures import OUTPUTS, outputs
+from tests.stages.test_architectures import OUTPUTS, check_that_it_resumes
 from tests.stages.tiny_detector import TRAINING, annotate, draw, make_repository, picture
 from tests.stages.tiny_fcos_mo import LOSSES, NETWORK, RESNET, tiny_fcos_mo
 
@@ -140,23 +139,7 @@ def test_it_is_trained_kept_and_trained_on(repository, monkeypatch):
 
 
 def test_it_resumes_to_the_same_bytes(repository, monkeypatch):
-    detector.main()
-    expected = outputs("data/detector")
-    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
-
-    class DyingCurve(Curve):
-        def add(self, step, **scalars):
-            if step == 4:
-                raise KeyboardInterrupt
-            return super().add(step, **scalars)
-
-    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: DyingCurve(1))
-    monkeypatch.setattr("sys.argv", ["detector", "--output", "data/again"])
-    with pytest.raises(KeyboardInterrupt):
-        detector.main()
-    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
-    detector.main()
-    assert outputs("data/again") == expected
+    check_that_it_resumes(monkeypatch)
 
 
 @pytest.mark.parametrize("parts", [("OVIS_PROCESSES", "2"), ("OVIS_MICRO_BATCH", "1")])
