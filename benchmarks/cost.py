@@ -33,7 +33,6 @@ from flows.dvc.project import load_graph
 from flows.overlay import PARAMS, apply_profile
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
-from stages.boxes.select import choose_boxes
 from stages.common.formats.categories import Category
 from stages.common.geometry.masks import encode_mask
 from stages.common.runtime.params import read_params
@@ -42,10 +41,8 @@ from stages.common.runtime.storage import read_tensors
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial, make_trials
 from stages.evaluation.summary import score
-from stages.labels.merge import make_dataset, split_masks
-from stages.labels.params import LabelsParams
-from stages.masks.params import MasksParams
-from stages.masks.segment import join_crops, make_crops, segment_crops
+from stages.label_quality.params import LabelQualityParams, MapParams
+from stages.label_quality.shard import MapsInUse, ShardInputs, measure_picture
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.detection.coco_results import to_results
 from stages.models.detection.detector import Detector, LossSettings, Prediction, build
@@ -57,8 +54,11 @@ from stages.models.proposals.ranking import rank_proposals
 from stages.models.proposals.views import ViewSettings, view_input
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import search_pictures
-from stages.quality.params import MapParams, QualityParams
-from stages.quality.shard import MapsInUse, ShardInputs, measure_picture
+from stages.pseudo_boxes.select import choose_boxes
+from stages.pseudo_labels.merge import make_dataset, split_masks
+from stages.pseudo_labels.params import PseudoLabelsParams
+from stages.pseudo_masks.params import PseudoMasksParams
+from stages.pseudo_masks.segment import join_crops, make_crops, segment_crops
 from stages.ranking.params import RankingParams
 
 AGENTS = (1, 8, 64)
@@ -198,14 +198,14 @@ class Profile:
     def _boxes(self) -> Cost:
         side = self.params["activation"]["image_size"] // 16
         maps, image_hw = inputs.maps(2, (side, side)), (inputs.HEIGHT, inputs.WIDTH)
-        candidates = inputs.boxes(self.params["boxes"]["top_k"])
-        power = self.params["boxes"]["area_power"]
+        candidates = inputs.boxes(self.params["pseudo_boxes"]["top_k"])
+        power = self.params["pseudo_boxes"]["area_power"]
         seconds = seconds_of(lambda: choose_boxes(maps, candidates, image_hw, power))
         seconds /= len(maps)
-        return Cost("boxes", self.objects, seconds, written=self.sizes.chosen_box)
+        return Cost("pseudo_boxes", self.objects, seconds, written=self.sizes.chosen_box)
 
     def _masks(self) -> Iterator[Cost]:
-        params = MasksParams.model_validate(self.params["masks"])
+        params = PseudoMasksParams.model_validate(self.params["pseudo_masks"])
         few = params.model_copy(update={"steps": 4})
         image, objects = inputs.pictures(1)[0].decode(), 4
         boxes = np.tile(np.array([[200, 120, 400, 360]], np.float32), (objects, 1))
@@ -217,17 +217,22 @@ class Profile:
         seconds = seconds_of(lambda: [encode_mask(mask) for mask in large]) / len(large)
         size = self.sizes.mask * inputs.WIDTH / self.sizes.picture_side
         operations = counted / objects * params.steps / few.steps
-        yield Cost("masks", self.objects, seconds, operations, size)
+        yield Cost("pseudo_masks", self.objects, seconds, operations, size)
         entries = inputs.mask_entries(large)
-        labels = LabelsParams.model_validate(self.params["labels"])
+        labels = PseudoLabelsParams.model_validate(self.params["pseudo_labels"])
         seconds = seconds_of(lambda: make_dataset(split_masks(entries, labels)[0], [], []))
-        yield Cost("labels", self.objects, seconds / len(entries), written=size, sharded=False)
+        yield Cost(
+            "pseudo_labels", self.objects, seconds / len(entries), written=size, sharded=False
+        )
 
     def _quality(self) -> Cost:
         """Return the cost of measuring two labels a picture against all that is annotated."""
-        params = QualityParams.model_validate(self.params["quality"])
+        params = LabelQualityParams.model_validate(self.params["label_quality"])
         in_use = MapsInUse(
-            **{name: MapParams.model_validate(self.params[name]) for name in ("boxes", "masks")}
+            **{
+                name: MapParams.model_validate(self.params[name])
+                for name in ("pseudo_boxes", "pseudo_masks")
+            }
         )
         count, labels, names = 4, 2, list(range(ANNOTATED))
         hw = {"height": inputs.HEIGHT, "width": inputs.WIDTH}
@@ -253,7 +258,7 @@ class Profile:
             lambda: [measure_picture(p, names, params, in_use, 0) for p in pictures]
         )
         seconds /= count
-        return Cost("quality", self.dataset.train, seconds, sharded=False)
+        return Cost("label_quality", self.dataset.train, seconds, sharded=False)
 
     def _detector(self) -> Iterator[Cost]:
         section = self.params["detector"]
@@ -472,10 +477,10 @@ class Sizes:
             )
 
         (proposals, found), (ranking, ranked) = rows("proposals"), rows("ranking")
-        boxes, chosen = rows("boxes")
+        boxes, chosen = rows("pseudo_boxes")
         maps = sorted((data / "activation").glob("*.safetensors"))
         cells = sum(read_tensors(path)[0]["maps"].numel() for path in maps)
-        masks = sum(path.stat().st_size for path in (data / "masks").glob("*.json"))
+        masks = sum(path.stat().st_size for path in (data / "pseudo_masks").glob("*.json"))
         return cls(
             proposals / found,
             ranking / ranked,

@@ -99,7 +99,7 @@ def wspn(image_side: int) -> LanguageWspn:
 
 
 def mask_entries(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Return masks bool (N, H, W) as stage `masks` writes them, each with another score."""
+    """Return masks bool (N, H, W) as stage `pseudo_masks` writes them, each with another score."""
     return [
         {
             "image_id": number,

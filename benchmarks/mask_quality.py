@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from benchmarks.measure import table
-from stages.boxes.select import binarise_otsu
 from stages.common.formats.coco import group_by_image
 from stages.common.formats.images import normalise_pixels, read_pictures
 from stages.common.formats.tables import table_boxes
@@ -22,6 +21,7 @@ from stages.common.geometry.activation_maps import enlarge_maps, smooth_maps
 from stages.common.geometry.masks import decode_mask, mask_iou
 from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.common.runtime.storage import read_json, read_table, read_tensors
+from stages.pseudo_boxes.select import binarise_otsu
 from tests.reference.masks import seed_labels, segment_crop
 
 DATA = Path("data")
@@ -35,11 +35,11 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--steps", type=int, default=400, help="at most, of the official network")
     options = parser.parse_args()
-    table_of_boxes = read_table(DATA / f"boxes/{options.shard}.parquet")
+    table_of_boxes = read_table(DATA / f"pseudo_boxes/{options.shard}.parquet")
     image_ids, boxes = table_of_boxes["image_id"].to_numpy(), table_boxes(table_of_boxes)
     classes = table_of_boxes["category_id"].to_pylist()
     cells = read_tensors(DATA / f"activation/{options.shard}.safetensors")[0]["maps"][:, -1].float()
-    made = read_json(DATA / f"masks/{options.shard}.json")
+    made = read_json(DATA / f"pseudo_masks/{options.shard}.json")
     masks = {(mask["image_id"], mask["category_id"]): mask["segmentation"] for mask in made}
     truth = group_by_image(read_json(DATA / "download/ground_truth/train.json")["annotations"])
     chosen = set(
@@ -65,7 +65,7 @@ def main() -> None:
             ours.append(max(mask_iou(fast, one) for one in objects))
             plain.append(max(mask_iou(mask, one) for one in objects))
     rows_of_table = [
-        {"masks of": "stage `masks`", "mean IoU": f"{np.mean(ours):.3f}"},
+        {"masks of": "stage `pseudo_masks`", "mean IoU": f"{np.mean(ours):.3f}"},
         {"masks of": "the official network", "mean IoU": f"{np.mean(plain):.3f}"},
     ]
     print(table(f"{len(ours)} objects of the default experiment", rows_of_table))

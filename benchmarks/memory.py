@@ -38,8 +38,8 @@ def make_folder(root: Path, pictures: int) -> Graph:
     params["download"]["scenes"]["num_images"]["train"] = pictures
     params["proposals"] |= {"mode": "single", "longer_side": 64}
     params["activation"]["rounds"] = 0
-    params["labels"]["min_labelled_fraction"] = 0.0
-    params["quality"]["activation_thresholds"] = [0.2]
+    params["pseudo_labels"]["min_labelled_fraction"] = 0.0
+    params["label_quality"]["activation_thresholds"] = [0.2]
     params["evaluation"]["training_images"] = 6
     yaml.dump(params, root / "params.yaml")
     return load_graph(root)

@@ -1,4 +1,4 @@
-"""What the stages `boxes` and `masks` read of drawn photographs of any size.
+"""What the stages `pseudo_boxes` and `pseudo_masks` read of drawn photographs of any size.
 
 Run: python -m benchmarks.photograph_inputs <folder> <count> <factor>. A process of its own, since a
 child's peak memory counts from that of its parent.

@@ -20,20 +20,20 @@ from benchmarks.measure import medians, table
 from flows.resources import count_cores
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
-from stages.boxes.select import choose_boxes
 from stages.common.geometry.masks import encode_mask
 from stages.common.runtime.seeding import numpy_generator, torch_generator
 from stages.common.runtime.storage import write_json
 from stages.download.sources.scenes.draw import draw_scene, scene_recipe
-from stages.labels.merge import make_dataset, split_masks
-from stages.labels.params import LabelsParams
-from stages.masks.params import MasksParams
-from stages.masks.segment import join_crops, make_crops, paste_mask, segment_crops
 from stages.models.detection.detector import build, predict
 from stages.models.detection.params import network_params
 from stages.models.proposals.ranking import RankingSettings, rank_proposals
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import search_pictures
+from stages.pseudo_boxes.select import choose_boxes
+from stages.pseudo_labels.merge import make_dataset, split_masks
+from stages.pseudo_labels.params import PseudoLabelsParams
+from stages.pseudo_masks.params import PseudoMasksParams
+from stages.pseudo_masks.segment import join_crops, make_crops, paste_mask, segment_crops
 from stages.wspn.examples import make_examples
 from tests.reference import activation as plain_activation
 from tests.reference import boxes as plain_boxes
@@ -128,7 +128,7 @@ def boxes(options: argparse.Namespace) -> Iterator[Case]:
     """The best of 2,000 proposals for each of three objects of a picture."""
     maps, cells, candidates = inputs.maps(3), inputs.maps(3, CELLS), inputs.boxes(2000)
     yield Case(
-        "boxes",
+        "pseudo_boxes",
         "objects, 2,000 proposals",
         len(maps),
         lambda: choose_boxes(cells, candidates, maps.shape[1:], 0.5),
@@ -140,7 +140,7 @@ def boxes(options: argparse.Namespace) -> Iterator[Case]:
 
 def masks(options: argparse.Namespace) -> Iterator[Case]:
     """Objects of 200 × 240 pixels; the plain network runs some of its 400 steps."""
-    params = MasksParams.model_validate(inputs.section("masks"))
+    params = PseudoMasksParams.model_validate(inputs.section("pseudo_masks"))
     image, count = inputs.pictures(1)[0].decode(), max(params.batch_size, options.items)
     objects = np.tile(np.array([[200, 120, 400, 360]], np.float32), (count, 1))
     activation = np.tile(inputs.maps(1, CELLS), (count, 1, 1))
@@ -156,7 +156,7 @@ def masks(options: argparse.Namespace) -> Iterator[Case]:
     crop = torch.randn(3, *active.shape)
     steps = options.plain_steps
     yield Case(
-        "masks",
+        "pseudo_masks",
         "objects of 200 × 240 px",
         count,
         ours,
@@ -175,11 +175,11 @@ def writing(options: argparse.Namespace) -> Iterator[Case]:
         with tempfile.TemporaryDirectory() as folder:
             write_json(Path(folder, "masks.json"), [encode_mask(mask) for mask in large], None)
 
-    yield Case("masks", "masks written as RLE in JSON", len(large), write)
+    yield Case("pseudo_masks", "masks written as RLE in JSON", len(large), write)
     entries = inputs.mask_entries(large)
-    params = LabelsParams.model_validate(inputs.section("labels"))
+    params = PseudoLabelsParams.model_validate(inputs.section("pseudo_labels"))
     yield Case(
-        "labels",
+        "pseudo_labels",
         "masks measured and merged",
         len(entries),
         lambda: make_dataset(split_masks(entries, params)[0], [], []),

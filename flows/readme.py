@@ -15,7 +15,7 @@ from flows.dvc.project import load_graph
 from flows.graph import reruns_table
 from flows.table import read_results, results_table
 
-QUALITY = Path("data/quality/metrics.json")
+QUALITY = Path("data/label_quality/metrics.json")
 GROUPS = ("base", "novel")
 RECALLS = {
     "WSPN": "ranking",

@@ -1,6 +1,6 @@
-"""`python -m stages boxes 0`: run a stage as dvc.yaml does, so that no false result is recorded.
+"""`python -m stages pseudo_boxes 0`: run a stage as dvc.yaml does, so that no false result is recorded.
 
-It is `python -m stages.boxes 0`, and fails if what the stage depends on changed meanwhile: DVC
+It is `python -m stages.pseudo_boxes 0`, and fails if what the stage depends on changed meanwhile: DVC
 records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was made
 from and with.
 """
@@ -57,7 +57,7 @@ def main(package: str = "stages") -> None:
 
 
 def _run(name: str) -> None:
-    """Run the `__main__` of a stage's package, such as stages.boxes.
+    """Run the `__main__` of a stage's package, such as stages.pseudo_boxes.
 
     Raises:
         SystemExit: it failed; a full disk is told in one line.

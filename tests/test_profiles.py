@@ -54,13 +54,13 @@ OURS_AS_FOR_THE_SCENES = {
     "activation.forms": "whoever writes of cats names the class cat",
     "activation.union": "the code adds its maps, too; any above 0 is on, for they are binary",
     "activation.batch_size": "memory, changes no result",
-    "masks.batch_size": "memory, changes no result",
-    "labels.min_labelled_fraction": "a guard, changes no result",
-    "quality.recall_at": "what is measured",
-    "quality.activation_thresholds": "what is measured",
-    "quality.activation_fractions": "what is measured",
-    "quality.square_sides": "what is measured",
-    "quality.montage_rows": "what is shown",
+    "pseudo_masks.batch_size": "memory, changes no result",
+    "pseudo_labels.min_labelled_fraction": "a guard, changes no result",
+    "label_quality.recall_at": "what is measured",
+    "label_quality.activation_thresholds": "what is measured",
+    "label_quality.activation_fractions": "what is measured",
+    "label_quality.square_sides": "what is measured",
+    "label_quality.montage_rows": "what is shown",
     "detector.architecture": "whose library is always installed",
     "detector.region_head": "the method has no other",
     "detector.supervision.draw": "of a single source it makes no difference",
@@ -111,8 +111,8 @@ def not_counting(params: dict) -> Iterator[str]:
         yield "wspn.classify"
         for key in ("epochs", "batch_size", "learning_rate", "weight_decay"):
             yield f"wspn.localise.{key}"
-    if params["masks"]["method"] != "threshold":
-        yield "masks.threshold"
+    if params["pseudo_masks"]["method"] != "threshold":
+        yield "pseudo_masks.threshold"
     if params["finetune"]["unlabelled"] == "background":
         yield "finetune.detection_score"
     if params["evaluation"]["metric"] == "coco":
@@ -178,7 +178,12 @@ def test_the_paper_profiles_inherit_no_value_that_counts(profile, tmp_path):
 def test_what_a_profile_inherits_is_found(tmp_path):
     found = inherited("smoke", tmp_path)
     assert {"seed", "proposals.min_side", "detector.network.classifier.similarity"} <= set(found)
-    assert not {"shards", "masks.steps", "masks.threshold", "download.coco.folder"} & set(found)
+    assert not {
+        "shards",
+        "pseudo_masks.steps",
+        "pseudo_masks.threshold",
+        "download.coco.folder",
+    } & set(found)
 
 
 def not_as_their_sources(profile: str, params: dict) -> dict[str, Any]:
@@ -223,9 +228,9 @@ def test_no_value_for_the_scenes_leaks_into_the_paper_profiles(profile):
 
 def test_a_wrong_source_and_a_leak_are_found():
     params = read_profile(ROOT, "paper-coco")
-    params["masks"] |= {"channels": 8, "learning_rate": 0.03}
-    assert not_as_their_sources("paper-coco", params) == {"masks.channels": 8}
-    assert leaked("paper-coco", params) == ["masks.learning_rate"]
+    params["pseudo_masks"] |= {"channels": 8, "learning_rate": 0.03}
+    assert not_as_their_sources("paper-coco", params) == {"pseudo_masks.channels": 8}
+    assert leaked("paper-coco", params) == ["pseudo_masks.learning_rate"]
 
 
 def test_sources_tell_nothing_that_no_profile_takes():
@@ -236,7 +241,7 @@ def test_sources_tell_nothing_that_no_profile_takes():
 
 def test_object_and_background_have_seeds_alike_and_few(tmp_path):
     """The paper has one Z for both; where it is large, seeds of the object lie beside it."""
-    seeds = read_params(applied("paper-coco", tmp_path).parent)["masks"]["seeds"]
+    seeds = read_params(applied("paper-coco", tmp_path).parent)["pseudo_masks"]["seeds"]
     assert seeds["foreground_share"] == seeds["background_share"] <= 0.2
 
 
@@ -247,11 +252,11 @@ def test_the_code_s_profile_has_every_switch_the_code_s_way():
     both = set(leaves(told["paper"])) & set(leaves(told["code"]))
     assert both >= {
         "activation.mask_scope",
-        "boxes.activation_round",
-        "boxes.binarise",
-        "masks.seeds.foreground",
-        "masks.seeds.background",
-        "masks.self_training",
+        "pseudo_boxes.activation_round",
+        "pseudo_boxes.binarise",
+        "pseudo_masks.seeds.foreground",
+        "pseudo_masks.seeds.background",
+        "pseudo_masks.self_training",
     }
     for key in both:
         assert value_at(paper, key) == value_at(told["paper"], key)

@@ -83,7 +83,7 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--annotations", type=Path, default=Path("data/labels/pseudo_annotations.json")
+        "--annotations", type=Path, default=Path("data/pseudo_labels/pseudo_annotations.json")
     )
     parser.add_argument("--source", action="append", type=source_file, default=[])
     parser.add_argument("--output", type=Path, default=Path("data/detector"))

@@ -109,7 +109,7 @@ def _in_words(metrics: dict) -> str:
 
 
 def _measure_training(predictor: Predict, params: EvaluationParams, seed: int) -> dict:
-    labels = read_json(DATA / "labels/pseudo_annotations.json")["annotations"]
+    labels = read_json(DATA / "pseudo_labels/pseudo_annotations.json")["annotations"]
     truth = ignore_unoutlined(read_json(TRAINING_TRUTH)["annotations"])
     annotations = group_by_image(labels)
     random = numpy_generator(seed, "evaluation on training objects")

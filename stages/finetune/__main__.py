@@ -39,7 +39,7 @@ from stages.models.detection.training import train_detector, training_metrics
 DETECTOR = Path("data/detector/model.safetensors")
 TRUTH = "ground_truth"  # whose unlabelled objects `finetune.unlabelled` is about
 ANNOTATIONS = Path("data/download/ground_truth/train.json")
-PSEUDO_LABELS = Path("data/labels/pseudo_annotations.json")
+PSEUDO_LABELS = Path("data/pseudo_labels/pseudo_annotations.json")
 CATEGORIES = Path("data/download/categories.json")
 
 

@@ -42,15 +42,22 @@ def test_plan_is_a_table_and_a_graph(shown):
 
 
 def test_pictures_are_shown_small_without_a_file_server(shown, tmp_path):
-    paths = ("data/quality/montage.png", "data/quality/odd.png", "data/quality/m.json")
-    (tmp_path / "data/quality").mkdir(parents=True)
+    paths = (
+        "data/label_quality/montage.png",
+        "data/label_quality/odd.png",
+        "data/label_quality/m.json",
+    )
+    (tmp_path / "data/label_quality").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / paths[0]), np.full((300, 1800, 3), 200, np.uint8))
     (tmp_path / paths[1]).write_text("no picture")
     steps = [
-        Step(replace(make("quality"), outputs=paths), Status.MUST_RUN),
+        Step(replace(make("label_quality"), outputs=paths), Status.MUST_RUN),
         Step(replace(make("lost"), outputs=paths), Status.MUST_RUN),
     ]
-    outcomes = [Outcome("quality", "quality", "executed"), Outcome("lost", "lost", "failed")]
+    outcomes = [
+        Outcome("label_quality", "label_quality", "executed"),
+        Outcome("lost", "lost", "failed"),
+    ]
     show_outcomes(tmp_path, steps, outcomes)
     ((_, _, image),) = (call for call in shown if call[0] == "image")
     assert image["key"] == "quality-montage"
@@ -69,7 +76,7 @@ LINES = [
 
 
 def test_progress_lines_become_one_artifact(shown):
-    progress = StageProgress("boxes@0", seconds_between=0)
+    progress = StageProgress("pseudo_boxes@0", seconds_between=0)
     for line in LINES:
         progress.see(line)
     assert [kind for kind, *_ in shown] == ["progress", "update", "update"]

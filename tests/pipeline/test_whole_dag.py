@@ -88,7 +88,7 @@ def test_real_photographs_from_end_to_end(repository, tmp_path):
     assert {name.split("@")[0] for name in hashes} == set(STAGES)
 
     report = json.loads((folder / "data/download/report.json").read_text())
-    labels = json.loads((folder / "data/labels/pseudo_annotations.json").read_text())
+    labels = json.loads((folder / "data/pseudo_labels/pseudo_annotations.json").read_text())
     predictions = json.loads((folder / "data/evaluation/predictions_detector.json").read_text())
     assert report
     assert len(labels["annotations"]) > 20
@@ -111,8 +111,8 @@ def test_own_pictures_without_annotations_from_end_to_end(repository, tmp_path):
     def read(path: str):
         return json.loads((folder / "data" / path).read_text())
 
-    assert len(read("labels/pseudo_annotations.json")["annotations"]) > 10
-    assert read("quality/metrics.json")["skipped"] == "no annotations: skipped"
+    assert len(read("pseudo_labels/pseudo_annotations.json")["annotations"]) > 10
+    assert read("label_quality/metrics.json")["skipped"] == "no annotations: skipped"
     assert read("finetune/metrics.json")["skipped"] == "no annotations: skipped"
     detector, finetuned = (
         (folder / f"data/{stage}/model.safetensors").read_bytes()

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from stages.activation.gradcam import token_activation
 from stages.activation.rounds import iterate_masking
-from stages.boxes.select import choose_boxes
 from stages.common.formats.images import normalise_pixels
 from stages.common.geometry.activation_maps import enlarge_maps
 from stages.common.geometry.box_coder import encode_boxes
 from stages.common.geometry.boxes import pairwise_iou
 from stages.common.geometry.masks import mask_iou
+from stages.pseudo_boxes.select import choose_boxes
 from stages.wspn.refine import make_lessons
 from stages.wspn.seeds import select_seeds
 from tests.reference.activation import activation_maps, caption_activation
@@ -21,7 +21,7 @@ from tests.reference.boxes import choose_box
 from tests.reference.masks import BACKGROUND, OBJECT, UNSEEDED, seed_labels, segment_crop
 from tests.reference.seeds import choose_seeds, teach
 from tests.stages.activation.test_activation import params, random_images, targets_of
-from tests.stages.masks.test_masks import disc_scene
+from tests.stages.pseudo_masks.test_pseudo_masks import disc_scene
 from tests.stages.wspn.test_wspn import SEEDS, random_boxes
 from tests.support.small_albef import small_albef
 

@@ -37,9 +37,9 @@ PARAMS = {
     "proposals": {"min_side": 4.0},
     "wspn": {"model": {"image_side": 64, "class_hidden": 8, "object_hidden": 8}},
     "activation": {"image_size": 32},
-    "masks": {"steps": 2},
-    "labels": {"min_area": 1},
-    "quality": {"montage_rows": 1},
+    "pseudo_masks": {"steps": 2},
+    "pseudo_labels": {"min_area": 1},
+    "label_quality": {"montage_rows": 1},
     "detector": {"init": "random", "network": NETWORK, "training": TRAINING | {"steps": 1}},
     "finetune": {"training": TRAINING | {"steps": 1}},
 }
@@ -85,29 +85,33 @@ def sharded(run, stage: str) -> None:
 def test_empty_shards_go_through_every_stage_and_change_nothing(project, run):
     sharded(run, "proposals")
     run("wspn")
-    for stage in ("ranking", "activation", "boxes", "masks"):
+    for stage in ("ranking", "activation", "pseudo_boxes", "pseudo_masks"):
         sharded(run, stage)
-    for name in ("proposals", "ranking", "boxes"):
+    for name in ("proposals", "ranking", "pseudo_boxes"):
         full, empty = (read_table(project / f"data/{name}/{k}.parquet") for k in (FULL, EMPTY))
         assert len(full) and not len(empty) and full.schema.types == empty.schema.types
-    assert not len(read_table(project / f"data/boxes/{UNNAMED}.parquet"))
+    assert not len(read_table(project / f"data/pseudo_boxes/{UNNAMED}.parquet"))
     assert len(read_table(project / f"data/ranking/{UNNAMED}.parquet"))
     for shard in (EMPTY, UNNAMED):
         assert not len(read_tensors(project / f"data/activation/{shard}.safetensors")[0]["maps"])
-        assert read_json(project / f"data/masks/{shard}.json") == []
+        assert read_json(project / f"data/pseudo_masks/{shard}.json") == []
 
     written = {}
     for shards in ([FULL, EMPTY, UNNAMED], [EMPTY, UNNAMED, FULL], [FULL, UNNAMED]):
         apply_overlay(project / "params.yaml", {"shards": shards}, "test")
-        for stage in ("labels", "quality"):
+        for stage in ("pseudo_labels", "label_quality"):
             run(stage)
-        for path in ("labels/report.json", "quality/metrics.json", "labels/metrics.json"):
+        for path in (
+            "pseudo_labels/report.json",
+            "label_quality/metrics.json",
+            "pseudo_labels/metrics.json",
+        ):
             content = (project / "data" / path).read_bytes()
             assert written.setdefault(path, content) == content
     for stage in ("detector", "finetune"):
         run(stage)
         assert (project / f"data/{stage}/model.safetensors").is_file()
-    report = read_json(project / "data/labels/report.json")
+    report = read_json(project / "data/pseudo_labels/report.json")
     assert report["activation"]["pictures_without_target"] == 1
     assert report["labels_per_category"] == {"cup": 4, "dog": 4}
 

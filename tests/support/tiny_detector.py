@@ -179,7 +179,7 @@ def make_repository(
         pictures = map(picture, image_ids)
         write_pictures(download / f"images/train/{shard}.parquet", pictures)
     write_json(download / "ground_truth/train.json", annotate([1, 2, 3, 4, 5]))
-    write_json(root / "data/labels/pseudo_annotations.json", annotate([1, 2, 4, 5]))
+    write_json(root / "data/pseudo_labels/pseudo_annotations.json", annotate([1, 2, 4, 5]))
     write_tensors(root / "data/vocabulary/embeddings.safetensors", {"embeddings": EMBEDDINGS})
     trunk = tiny_detector().backbone.trunk.state_dict()
     weights = {f"trunk.{name}": value for name, value in trunk.items()}

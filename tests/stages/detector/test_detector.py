@@ -210,4 +210,4 @@ def test_embeddings_of_other_classes_are_refused(repository):
     write_tensors(path, {"embeddings": torch.eye(3, 8)})
     with pytest.raises(ValueError, match=r"embeddings\.safetensors: 3 embeddings for 2"):
         stage.main()
-    assert read_json(Path("data/labels/pseudo_annotations.json"))["annotations"]
+    assert read_json(Path("data/pseudo_labels/pseudo_annotations.json"))["annotations"]

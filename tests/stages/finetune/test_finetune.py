@@ -104,7 +104,7 @@ def test_detections_need_the_novel_classes_in_the_softmax(repository):
 
 
 def test_it_goes_on_with_pseudo_annotations_of_all_classes(repository, monkeypatch):
-    options = "--annotations data/labels/pseudo_annotations.json --label-splits base novel"
+    options = "--annotations data/pseudo_labels/pseudo_annotations.json --label-splits base novel"
     monkeypatch.setattr("sys.argv", ["finetune", *options.split(), "--output", "data/longer"])
     Path("data/download/ground_truth/train.json").unlink()
     stage.main()

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from stages.common.formats.categories import Category
-from stages.quality.agreement import Columns
-from stages.quality.params import QualityParams
-from stages.quality.shard import Tables
+from stages.label_quality.agreement import Columns
+from stages.label_quality.params import LabelQualityParams
+from stages.label_quality.shard import Tables
 
 PROPOSALS = ("selective_search", "random_order", "ranking")
 GROUPS = ("base", "novel", "all")
@@ -41,7 +41,7 @@ def by_group(
     return groups
 
 
-def make_metrics(tables: Tables, categories: list[Category], params: QualityParams) -> dict:
+def make_metrics(tables: Tables, categories: list[Category], params: LabelQualityParams) -> dict:
     """Return the nested metrics: labels, boxes and masks beside simpler ones, pointing, recall."""
     compared = {name: values[~tables.labels["crowd"]] for name, values in tables.labels.items()}
     in_good_box = compared["box_iou"] >= 0.5
@@ -78,7 +78,7 @@ def make_metrics(tables: Tables, categories: list[Category], params: QualityPara
     }
 
 
-def _mask_metrics(rows: Columns, categories: list[Category], params: QualityParams) -> dict:
+def _mask_metrics(rows: Columns, categories: list[Category], params: LabelQualityParams) -> dict:
     """Return the IoU of pseudo-masks and of the simple masks in the same boxes."""
 
     def above(group: Columns) -> dict[str, float]:
@@ -140,7 +140,7 @@ def per_class_rows(tables: Tables, categories: list[Category]) -> list[dict]:
     return result
 
 
-def recall_rows(metrics: dict, params: QualityParams) -> list[dict]:
+def recall_rows(metrics: dict, params: LabelQualityParams) -> list[dict]:
     """Return one row per number of boxes, a column per kind of proposals and group."""
     return [
         {

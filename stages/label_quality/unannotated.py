@@ -7,8 +7,8 @@ from collections import Counter
 
 from stages.common.formats.categories import Category
 from stages.common.formats.ground_truth import SKIPPED
-from stages.quality.params import QualityParams
-from stages.quality.summary import GROUPS, MEASURED_PER_CLASS, PROPOSALS
+from stages.label_quality.params import LabelQualityParams
+from stages.label_quality.summary import GROUPS, MEASURED_PER_CLASS, PROPOSALS
 
 
 def make_metrics(labels: list[dict], categories: list[Category]) -> dict:
@@ -32,7 +32,7 @@ def per_class_rows(labels: list[dict], categories: list[Category]) -> list[dict]
     ]
 
 
-def recall_rows(params: QualityParams) -> list[dict]:
+def recall_rows(params: LabelQualityParams) -> list[dict]:
     """Return one empty row per number of boxes."""
     empty = {f"{name}_{group}": "" for group in GROUPS for name in PROPOSALS}
     return [{"boxes": number, **empty} for number in params.recall_at]

@@ -1,4 +1,4 @@
-"""quality: worked numbers of IoU, pointing and recall, and the whole stage on a handful."""
+"""label_quality: worked numbers of IoU, pointing and recall, and the whole stage on a handful."""
 
 import dataclasses
 
@@ -17,18 +17,18 @@ from stages.common.formats.tables import boxes_by_image
 from stages.common.geometry.masks import decode_mask, encode_mask, mask_iou
 from stages.common.geometry.recall import NEVER, first_hits
 from stages.common.runtime.storage import read_json, write_json, write_table, write_tensors
-from stages.quality.agreement import measure_labels, measure_pointing
-from stages.quality.comparators import LabelMaps, measure_masks, measure_squares, peak
-from stages.quality.figure import choose_labels
-from stages.quality.params import MapParams, QualityParams
-from stages.quality.shard import (
+from stages.label_quality.agreement import measure_labels, measure_pointing
+from stages.label_quality.comparators import LabelMaps, measure_masks, measure_squares, peak
+from stages.label_quality.figure import choose_labels
+from stages.label_quality.params import LabelQualityParams, MapParams
+from stages.label_quality.shard import (
     MapsInUse,
     ShardInputs,
     join_columns,
     join_tables,
     measure_picture,
 )
-from stages.quality.summary import make_metrics, per_class_rows, recall_rows
+from stages.label_quality.summary import make_metrics, per_class_rows, recall_rows
 from tests.support.run_module import run_module
 
 CUP, FISH, CAR = 1, 2, 3
@@ -37,7 +37,7 @@ CATEGORIES = [
     Category(FISH, "fish", "novel", ("fish",)),
     Category(CAR, "car", "novel", ("car",)),
 ]
-PARAMS = QualityParams(
+PARAMS = LabelQualityParams(
     recall_at=[1, 2, 5],
     activation_thresholds=[0.2, 0.6],
     activation_fractions=[0.25, 0.5, 1.0],
@@ -71,7 +71,7 @@ def measure(labels, truth, maps=None, **changes):
     things = objects.select(~objects.crowd)
     maps = np.zeros((len(labels), *HW)) if maps is None else maps
     maps = maps.astype(np.float32)
-    params = QualityParams(**PARAMS.model_dump() | changes)
+    params = LabelQualityParams(**PARAMS.model_dump() | changes)
     return {
         **measure_labels(labels, objects),
         **measure_masks(labels, things, LabelMaps(maps, maps, maps), HW, params),
@@ -324,7 +324,7 @@ def test_montage_takes_base_and_novel_and_their_classes_in_turn():
 
 def test_params_must_rise():
     with pytest.raises(ValueError, match="must rise"):
-        QualityParams(**PARAMS.model_dump() | {"recall_at": [10, 5]})
+        LabelQualityParams(**PARAMS.model_dump() | {"recall_at": [10, 5]})
 
 
 def test_boxes_and_masks_may_look_at_other_maps_than_the_last_one():
@@ -360,7 +360,7 @@ def write_inputs(folder):
     )
     for name, source in (
         ("download/ground_truth/train", inputs.truth),
-        ("labels/pseudo_annotations", inputs.annotations),
+        ("pseudo_labels/pseudo_annotations", inputs.annotations),
     ):
         rows = [{**row, "image_id": i} for i, group in source.items() for row in group]
         numbered = [{**row, "id": number} for number, row in enumerate(rows, 1)]
@@ -384,11 +384,11 @@ def write_inputs(folder):
             arrays = [pa.array(c, t) for c, t in zip(columns, types, strict=True)]
             write_table(data / f"{name}/{shard}.parquet", pa.table(arrays, names=names))
     (folder / "params.yaml").write_text(
-        "seed: 5\nshards: [0, 1]\nquality:\n"
+        "seed: 5\nshards: [0, 1]\nlabel_quality:\n"
         "  {recall_at: [1, 2, 5], activation_thresholds: [0.2, 0.6], montage_rows: 3,\n"
         "   activation_fractions: [0.5], square_sides: [0.5]}\n"
-        "boxes: {activation_round: last, smoothing: 0.1, top_k: 50}\n"
-        "masks: {activation_round: last, smoothing: 0.0625, steps: 40}\n"
+        "pseudo_boxes: {activation_round: last, smoothing: 0.1, top_k: 50}\n"
+        "pseudo_masks: {activation_round: last, smoothing: 0.0625, steps: 40}\n"
     )
 
 
@@ -400,12 +400,12 @@ def test_stage_writes_the_same_bytes_whatever_the_number_of_processes(tmp_path, 
     written = []
     for workers in ("1", "2"):
         monkeypatch.setenv("OVIS_WORKERS", workers)
-        run_module("stages.quality")
-        files = sorted((tmp_path / "data/quality").iterdir())
+        run_module("stages.label_quality")
+        files = sorted((tmp_path / "data/label_quality").iterdir())
         written.append({file.name: file.read_bytes() for file in files})
     assert written[0] == written[1]
     assert list(written[0]) == ["metrics.json", "montage.png", "per_class.csv", "recall.csv"]
-    metrics = read_json(tmp_path / "data/quality/metrics.json")
+    metrics = read_json(tmp_path / "data/label_quality/metrics.json")
     assert metrics["labels"]["all"]["precision"] == 0.5
     montage = cv2.imdecode(np.frombuffer(written[0]["montage.png"], np.uint8), cv2.IMREAD_COLOR)
     assert min(montage.shape[:2]) > 400
@@ -416,10 +416,12 @@ def test_stage_without_annotations_counts_and_says_so(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "data/download/ground_truth/train.json"
     write_json(path, {"annotated": False, "annotations": []}, indent=None)
-    run_module("stages.quality")
-    output = tmp_path / "data/quality"
+    run_module("stages.label_quality")
+    output = tmp_path / "data/label_quality"
     metrics = read_json(output / "metrics.json")
-    num_labels = len(read_json(tmp_path / "data/labels/pseudo_annotations.json")["annotations"])
+    num_labels = len(
+        read_json(tmp_path / "data/pseudo_labels/pseudo_annotations.json")["annotations"]
+    )
     assert metrics["skipped"] == "no annotations: skipped"
     assert set(metrics) == {"skipped", "labels"}
     assert metrics["labels"]["all"] == {"count": num_labels}
@@ -429,4 +431,4 @@ def test_stage_without_annotations_counts_and_says_so(tmp_path, monkeypatch, cap
     assert first.endswith(",,,,,")
     assert len((output / "recall.csv").read_text().splitlines()) == 4
     assert (output / "montage.png").is_file()
-    assert "quality: no annotations: skipped" in capsys.readouterr().out
+    assert "label_quality: no annotations: skipped" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The `boxes` section of params.yaml."""
+"""The `pseudo_boxes` section of params.yaml."""
 
 from typing import Literal
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from stages.common.runtime.params import Section
 
 
-class BoxesParams(Section):
+class PseudoBoxesParams(Section):
     """How the proposal that best holds the activation is chosen."""
 
     activation_round: Literal["last", "first"]

@@ -1,4 +1,4 @@
-"""Measure pseudo-labels and proposals against ground truth: `python -m stages.quality`.
+"""Measure pseudo-labels and proposals against ground truth: `python -m stages.label_quality`.
 
 Pictures are measured by as many processes as there are cores (OVIS_WORKERS sets another number).
 
@@ -28,31 +28,37 @@ from stages.common.runtime.storage import (
     write_json,
     write_rows,
 )
-from stages.quality import unannotated
-from stages.quality.figure import Example, choose_labels, draw_montage
-from stages.quality.params import MapParams, QualityParams
-from stages.quality.shard import (
+from stages.label_quality import unannotated
+from stages.label_quality.figure import Example, choose_labels, draw_montage
+from stages.label_quality.params import LabelQualityParams, MapParams
+from stages.label_quality.shard import (
     MapsInUse,
     ShardInputs,
     Tables,
     join_tables,
     measure_picture,
 )
-from stages.quality.summary import make_metrics, per_class_rows, recall_rows
+from stages.label_quality.summary import make_metrics, per_class_rows, recall_rows
 
 DATA = Path("data")
 DOWNLOAD = DATA / "download"
 GROUND_TRUTH = DOWNLOAD / "ground_truth/train.json"
-OUTPUT = DATA / "quality"
+OUTPUT = DATA / "label_quality"
 
 
 def main() -> None:
     """Write metrics.json, per_class.csv, recall.csv and montage.png."""
-    params, seed, shards = read_section("quality", QualityParams), read_seed(), read_shards()
-    in_use = MapsInUse(read_section("boxes", MapParams), read_section("masks", MapParams))
+    params, seed, shards = (
+        read_section("label_quality", LabelQualityParams),
+        read_seed(),
+        read_shards(),
+    )
+    in_use = MapsInUse(
+        read_section("pseudo_boxes", MapParams), read_section("pseudo_masks", MapParams)
+    )
     categories = read_categories(DOWNLOAD / "categories.json")
     category_ids = [category.id for category in categories]
-    labels = read_json(DATA / "labels/pseudo_annotations.json")["annotations"]
+    labels = read_json(DATA / "pseudo_labels/pseudo_annotations.json")["annotations"]
     annotations = group_by_image(labels)
     truth = group_by_image(ignore_unoutlined(read_json(GROUND_TRUTH)["annotations"]))
     annotated = is_annotated(GROUND_TRUTH)
@@ -64,7 +70,7 @@ def main() -> None:
     )
     measured: list[Tables] = []
     examples: dict[int, Example] = {}
-    for shard in track(shards, "quality, shards"):
+    for shard in track(shards, "label_quality, shards"):
         inputs = _read_shard(shard, annotations, truth)
         if annotated:
             measured.append(join_tables(map_in_order(measure, inputs.pictures(), num_workers())))
@@ -75,7 +81,7 @@ def main() -> None:
         write_json(OUTPUT / "metrics.json", unannotated.make_metrics(labels, categories))
         write_rows(OUTPUT / "per_class.csv", unannotated.per_class_rows(labels, categories))
         write_rows(OUTPUT / "recall.csv", unannotated.recall_rows(params))
-        print(f"quality: {SKIPPED}")
+        print(f"label_quality: {SKIPPED}")
         return
     tables = join_tables(measured)
     metrics = make_metrics(tables, categories, params)
@@ -84,7 +90,9 @@ def main() -> None:
     write_rows(OUTPUT / "recall.csv", recall_rows(metrics, params))
     for group in ("base", "novel"):
         box, mask = metrics["boxes"][group], metrics["masks"]["pseudo"][group]
-        print(f"quality, {group}: IoU of boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}")
+        print(
+            f"label_quality, {group}: IoU of boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}"
+        )
 
 
 def _read_shard(

@@ -1,12 +1,10 @@
-"""Stage `boxes`: one pseudo-box per named object of a shard, the best of its WSPN proposals."""
+"""Stage `pseudo_boxes`: one pseudo-box per named object of a shard, the best of its WSPN proposals."""
 
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from stages.boxes.params import BoxesParams
-from stages.boxes.select import binarise_otsu, choose_boxes
 from stages.common.formats.coco import read_image_list
 from stages.common.formats.tables import boxes_by_image, boxes_table
 from stages.common.geometry.activation_maps import smooth_maps
@@ -14,16 +12,18 @@ from stages.common.geometry.boxes import clip_boxes
 from stages.common.runtime.params import read_section
 from stages.common.runtime.progress import track
 from stages.common.runtime.storage import read_table, read_tensors, write_table
+from stages.pseudo_boxes.params import PseudoBoxesParams
+from stages.pseudo_boxes.select import binarise_otsu, choose_boxes
 
 PICTURES = Path("data/download/images/train")
 RANKING = Path("data/ranking")
 ACTIVATION = Path("data/activation")
-OUTPUT = Path("data/boxes")
+OUTPUT = Path("data/pseudo_boxes")
 
 
 def main(shard: str) -> None:
     """Run the stage for one shard."""
-    params = read_section("boxes", BoxesParams)
+    params = read_section("pseudo_boxes", PseudoBoxesParams)
     found, _ = read_tensors(ACTIVATION / f"{shard}.safetensors")
     entries = read_image_list(PICTURES / f"{shard}.parquet")
     sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in entries}
@@ -33,7 +33,7 @@ def main(shard: str) -> None:
 
     boxes = np.zeros((len(image_ids), 4), np.float32)
     scores = np.zeros(len(image_ids), np.float32)
-    for image_id in track(np.unique(image_ids).tolist(), "boxes"):
+    for image_id in track(np.unique(image_ids).tolist(), "pseudo_boxes"):
         if image_id not in proposals:
             raise ValueError(
                 f"{RANKING / shard}.parquet has no proposal for picture {image_id}; rerun `ranking`"

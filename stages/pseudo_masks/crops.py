@@ -10,7 +10,7 @@ import torch
 from torchvision.ops import roi_align
 
 from stages.common.formats.images import normalise_pixels
-from stages.masks.params import MasksParams, SeedParams
+from stages.pseudo_masks.params import PseudoMasksParams, SeedParams
 
 LARGEST_WINDOW = 4  # sides of a crop; two samples a pixel and axis miss little of so large a window
 
@@ -79,7 +79,7 @@ def label_pixels(
     Args:
         activation: Φ in the crops, float32 (K, S, S).
         inside: bool (S, S) from `inside_box`.
-        params: section masks.seeds.
+        params: section pseudo_masks.seeds.
         generator: for the random draw.
 
     Source: Mask-free OVIS §3.3, F_z and B_z.
@@ -118,7 +118,7 @@ def _erode(inside: torch.Tensor) -> torch.Tensor:
     return inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
 
-def network_input(crops: torch.Tensor, params: MasksParams) -> torch.Tensor:
+def network_input(crops: torch.Tensor, params: PseudoMasksParams) -> torch.Tensor:
     """Return the crops (K, C, S, S), with two channels of pixel coordinates if params say so."""
     if not params.coordinates:
         return crops

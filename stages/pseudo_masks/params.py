@@ -1,4 +1,4 @@
-"""The `masks` section of params.yaml."""
+"""The `pseudo_masks` section of params.yaml."""
 
 from typing import Literal
 
@@ -16,7 +16,7 @@ class SeedParams(Section):
     background_share: float = Field(gt=0, lt=1)
 
 
-class MasksParams(Section):
+class PseudoMasksParams(Section):
     """The weakly supervised segmentation network, one per object, many trained at once."""
 
     method: Literal["network", "box", "threshold"]

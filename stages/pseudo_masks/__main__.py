@@ -1,4 +1,4 @@
-"""Stage `masks`: the pseudo-mask of every pseudo-box of a shard."""
+"""Stage `pseudo_masks`: the pseudo-mask of every pseudo-box of a shard."""
 
 import sys
 from pathlib import Path
@@ -15,18 +15,18 @@ from stages.common.runtime.params import read_exactness, read_section, read_seed
 from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import make_deterministic, torch_generator
 from stages.common.runtime.storage import read_table, read_tensors, write_json
-from stages.masks.params import MasksParams
-from stages.masks.segment import Crops, join_crops, make_crops, paste_mask, segment_crops
+from stages.pseudo_masks.params import PseudoMasksParams
+from stages.pseudo_masks.segment import Crops, join_crops, make_crops, paste_mask, segment_crops
 
 PICTURES = Path("data/download/images/train")
 ACTIVATION = Path("data/activation")
-BOXES = Path("data/boxes")
-OUTPUT = Path("data/masks")
+BOXES = Path("data/pseudo_boxes")
+OUTPUT = Path("data/pseudo_masks")
 
 
 def main(shard: str) -> None:
     """Run the stage for one shard."""
-    params, seed = read_section("masks", MasksParams), read_seed()
+    params, seed = read_section("pseudo_masks", PseudoMasksParams), read_seed()
     make_deterministic(seed, "masks", threads=1)
     device = prepare_device(read_exactness())
     table = read_table(BOXES / f"{shard}.parquet")
@@ -35,7 +35,9 @@ def main(shard: str) -> None:
     image_ids, boxes = table["image_id"].to_numpy(), table_boxes(table)
     category_ids, scores = table["category_id"].to_pylist(), table["score"].to_pylist()
     if not np.array_equal(image_ids, found["image_id"].numpy()):
-        raise ValueError(f"{BOXES} and {ACTIVATION} of shard {shard} differ; rerun stage `boxes`")
+        raise ValueError(
+            f"{BOXES} and {ACTIVATION} of shard {shard} differ; rerun stage `pseudo_boxes`"
+        )
 
     results: list[dict] = []
     waiting: list[tuple[np.ndarray, tuple[int, int], Crops]] = []
@@ -68,7 +70,7 @@ def main(shard: str) -> None:
         for picture in read_pictures(PICTURES / f"{shard}.parquet")
         if picture.image_id in wanted
     )
-    for picture in track(pictures, "masks", len(wanted)):
+    for picture in track(pictures, "pseudo_masks", len(wanted)):
         rows = np.flatnonzero(image_ids == picture.image_id)
         image = picture.decode()
         maps = smooth_maps(cells[rows], image.shape[:2], params.smoothing)

@@ -1,4 +1,4 @@
-"""Section `labels` of params.yaml."""
+"""Section `pseudo_labels` of params.yaml."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from stages.common.runtime.params import Section
 
 
-class LabelsParams(Section):
+class PseudoLabelsParams(Section):
     """Which pseudo-masks become pseudo-annotations."""
 
     min_area: Annotated[int, Field(ge=1)]

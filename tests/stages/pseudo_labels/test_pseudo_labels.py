@@ -1,4 +1,4 @@
-"""labels: what is kept, what is reported, and when the stage refuses."""
+"""pseudo_labels: what is kept, what is reported, and when the stage refuses."""
 
 import json
 
@@ -11,9 +11,16 @@ from stages.common.formats.categories import Category
 from stages.common.formats.images import Picture, write_pictures
 from stages.common.geometry.masks import encode_mask
 from stages.common.runtime.storage import read_json, write_json, write_tensors
-from stages.labels.merge import CONSTANT, SMALL, UNSURE, check_masks, make_dataset, split_masks
-from stages.labels.params import LabelsParams
-from stages.labels.summary import (
+from stages.pseudo_labels.merge import (
+    CONSTANT,
+    SMALL,
+    UNSURE,
+    check_masks,
+    make_dataset,
+    split_masks,
+)
+from stages.pseudo_labels.params import PseudoLabelsParams
+from stages.pseudo_labels.summary import (
     add_facts,
     check_targets,
     check_yield,
@@ -34,7 +41,7 @@ FACTS = {"pictures": 4, "pictures_without_target": 1}
 
 
 def params(min_area=10, keep_fraction=1.0, min_labelled_fraction=0.5):
-    return LabelsParams(
+    return PseudoLabelsParams(
         min_area=min_area,
         keep_fraction=keep_fraction,
         max_untargeted_fraction=0.5,
@@ -178,20 +185,20 @@ def write_inputs(folder, shards, without_target=0):
     for shard, image_ids in shards.items():
         pictures = [Picture(i, f"{i}.jpg", 20, 30, b"never decoded") for i in image_ids]
         write_pictures(folder / f"data/download/images/train/{shard}.parquet", pictures)
-        write_json(folder / f"data/masks/{shard}.json", [make_mask(i, 1) for i in image_ids])
+        write_json(folder / f"data/pseudo_masks/{shard}.json", [make_mask(i, 1) for i in image_ids])
         facts = {"pictures": len(image_ids), "pictures_without_target": without_target}
         write_tensors(folder / f"data/activation/{shard}.safetensors", {}, facts)
     (folder / "params.yaml").write_text(
         f"seed: 0\nshards: {sorted(shards)}\n"
-        "labels: {min_area: 25, keep_fraction: 1.0, max_untargeted_fraction: 0.5,"
+        "pseudo_labels: {min_area: 25, keep_fraction: 1.0, max_untargeted_fraction: 0.5,"
         " min_labelled_fraction: 0.3}\n"
     )
 
 
 def run_stage(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    run_module("stages.labels")
-    return (folder / "data/labels/pseudo_annotations.json").read_bytes()
+    run_module("stages.pseudo_labels")
+    return (folder / "data/pseudo_labels/pseudo_annotations.json").read_bytes()
 
 
 def test_stage_merges_shards_to_the_same_bytes_however_they_are_cut(tmp_path, monkeypatch, capsys):
@@ -205,8 +212,10 @@ def test_stage_merges_shards_to_the_same_bytes_however_they_are_cut(tmp_path, mo
 
 def test_stage_says_which_shard_is_missing(tmp_path, monkeypatch):
     write_inputs(tmp_path, {0: [1, 3], 1: [2, 4]})
-    (tmp_path / "data/masks/1.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"data/masks/1.json: no such file; `dvc repro`"):
+    (tmp_path / "data/pseudo_masks/1.json").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"data/pseudo_masks/1.json: no such file; `dvc repro`"
+    ):
         run_stage(tmp_path, monkeypatch)
 
 
@@ -214,5 +223,5 @@ def test_the_report_is_there_when_too_many_images_have_no_target(tmp_path, monke
     write_inputs(tmp_path, {0: [1, 3], 1: [2, 4]}, without_target=2)
     with pytest.raises(ValueError, match=r"4 of 4 training pictures have no target \(100\.0%\)"):
         run_stage(tmp_path, monkeypatch)
-    report = read_json(tmp_path / "data/labels/report.json")
+    report = read_json(tmp_path / "data/pseudo_labels/report.json")
     assert report["activation"]["pictures_without_target"] == 4

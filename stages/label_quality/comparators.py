@@ -2,7 +2,7 @@
 
 In the box of each label: the box filled, the ellipse inscribed in it, and the activation, above a
 threshold or as the most activated part of its pixels. Instead of the box: a square at the peak of
-the map that chose it. What is best of a list is picked by `stages.quality.summary` with the ground
+the map that chose it. What is best of a list is picked by `stages.label_quality.summary` with the ground
 truth in hand, which no method could: that favours what we compare with.
 
 Pixels are counted in the box alone, where all of these masks are, so that a map is never enlarged
@@ -20,8 +20,8 @@ import numpy as np
 from stages.common.formats.coco import Instances
 from stages.common.geometry.boxes import clip_boxes, pairwise_iou
 from stages.common.geometry.masks import decode_mask
-from stages.quality.agreement import Columns
-from stages.quality.params import QualityParams
+from stages.label_quality.agreement import Columns
+from stages.label_quality.params import LabelQualityParams
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class LabelMaps:
 
     Attributes:
         raw: after the last round.
-        seeding: as stage `masks` takes it, blurred.
-        choosing: as stage `boxes` takes it, blurred.
+        seeding: as stage `pseudo_masks` takes it, blurred.
+        choosing: as stage `pseudo_boxes` takes it, blurred.
     """
 
     raw: np.ndarray
@@ -44,7 +44,7 @@ def measure_masks(
     objects: Instances,
     maps: LabelMaps,
     image_hw: tuple[int, int],
-    params: QualityParams,
+    params: LabelQualityParams,
 ) -> Columns:
     """Return the IoU of the simple masks in the labels' boxes with the best object of the class.
 

@@ -1,4 +1,4 @@
-"""Section `quality` of params.yaml, and what the stage has to know of `boxes` and `masks`."""
+"""Section `label_quality` of params.yaml, and what the stage has to know of `pseudo_boxes` and `pseudo_masks`."""
 
 from typing import Annotated, Literal
 
@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, field_validator
 from stages.common.runtime.params import Section
 
 
-class QualityParams(Section):
+class LabelQualityParams(Section):
     """What the pseudo-labels and proposals are measured at."""
 
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
@@ -25,7 +25,7 @@ class QualityParams(Section):
 
 
 class MapParams(Section):
-    """Which map a stage looks at, and how blurred: the keys that `boxes` and `masks` both have."""
+    """Which map a stage looks at, and how blurred: the keys that `pseudo_boxes` and `pseudo_masks` both have."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 

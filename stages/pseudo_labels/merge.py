@@ -11,9 +11,9 @@ from collections import Counter
 from pycocotools import mask as coco_mask
 
 from stages.common.formats.categories import Category
-from stages.labels.params import LabelsParams
+from stages.pseudo_labels.params import PseudoLabelsParams
 
-SMALL, UNSURE = "area below labels.min_area", "score outside labels.keep_fraction"
+SMALL, UNSURE = "area below pseudo_labels.min_area", "score outside pseudo_labels.keep_fraction"
 CONSTANT = "activation map is the same everywhere"  # says `activation`, which makes no mask of it
 
 
@@ -28,7 +28,7 @@ def check_masks(masks: list[dict], images: list[dict], categories: list[Category
     seen = set()
     for mask in masks:
         image_id, category_id = key = (mask["image_id"], mask["category_id"])
-        where = f"data/masks: image_id {image_id}, category_id {category_id}"
+        where = f"data/pseudo_masks: image_id {image_id}, category_id {category_id}"
         if image_id not in sizes:
             raise ValueError(f"{where}: no such picture in data/download/images/train")
         if category_id not in known:
@@ -41,7 +41,7 @@ def check_masks(masks: list[dict], images: list[dict], categories: list[Category
         seen.add(key)
 
 
-def split_masks(masks: list[dict], params: LabelsParams) -> tuple[list[dict], list[dict]]:
+def split_masks(masks: list[dict], params: PseudoLabelsParams) -> tuple[list[dict], list[dict]]:
     """Return (kept, dropped) masks; `area` becomes the mask's, a dropped one has a `reason`.
 
     Of each class the highest-scoring `keep_fraction` of the masks that are large enough is kept,

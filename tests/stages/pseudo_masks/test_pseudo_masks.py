@@ -9,10 +9,16 @@ from hypothesis import strategies as st
 
 from stages.common.geometry.masks import decode_mask, encode_mask, encode_window, mask_iou
 from stages.common.runtime.seeding import torch_generator
-from stages.masks.crops import inside_box, label_pixels, widen_boxes
-from stages.masks.network import forward, init_weights, seed_loss, train_networks
-from stages.masks.params import MasksParams, SeedParams
-from stages.masks.segment import join_crops, keep_largest, make_crops, paste_mask, segment_crops
+from stages.pseudo_masks.crops import inside_box, label_pixels, widen_boxes
+from stages.pseudo_masks.network import forward, init_weights, seed_loss, train_networks
+from stages.pseudo_masks.params import PseudoMasksParams, SeedParams
+from stages.pseudo_masks.segment import (
+    join_crops,
+    keep_largest,
+    make_crops,
+    paste_mask,
+    segment_crops,
+)
 
 SEEDS = {
     "foreground": "most_activated",
@@ -38,8 +44,8 @@ PARAMS = {
 }
 
 
-def params(**changes) -> MasksParams:
-    return MasksParams.model_validate(PARAMS | changes)
+def params(**changes) -> PseudoMasksParams:
+    return PseudoMasksParams.model_validate(PARAMS | changes)
 
 
 def disc_scene(centre=(30, 34), radius=10, size=64):
@@ -246,8 +252,8 @@ def test_wrong_param_is_named(tmp_path):
     from stages.common.runtime.params import read_section
 
     file = tmp_path / "params.yaml"
-    file.write_text("masks: {method: networks, extra: 1}\n")
+    file.write_text("pseudo_masks: {method: networks, extra: 1}\n")
     with pytest.raises(ValueError, match=r"masks\.method.*found 'networks'") as error:
-        read_section("masks", MasksParams, file)
-    assert "masks.extra" in str(error.value)
+        read_section("pseudo_masks", PseudoMasksParams, file)
+    assert "pseudo_masks.extra" in str(error.value)
     assert "allowed keys" in str(error.value)

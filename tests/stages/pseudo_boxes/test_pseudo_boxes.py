@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.boxes.select import binarise_otsu, box_scores, choose_boxes
 from stages.common.geometry.activation_maps import enlarge_maps, smooth_maps
+from stages.pseudo_boxes.select import binarise_otsu, box_scores, choose_boxes
 
 
 def test_score_is_sum_over_square_root_of_area():

@@ -1,4 +1,4 @@
-"""Merge the pseudo-masks of all shards into one COCO file: `python -m stages.labels`.
+"""Merge the pseudo-masks of all shards into one COCO file: `python -m stages.pseudo_labels`.
 
 Of data/activation only the facts are read: which targets never got a mask, and why.
 """
@@ -9,9 +9,9 @@ from stages.common.formats.categories import read_categories
 from stages.common.formats.coco import read_image_list
 from stages.common.runtime.params import read_section, read_shards
 from stages.common.runtime.storage import read_facts, read_json, write_json
-from stages.labels.merge import check_masks, make_dataset, split_masks
-from stages.labels.params import LabelsParams
-from stages.labels.summary import (
+from stages.pseudo_labels.merge import check_masks, make_dataset, split_masks
+from stages.pseudo_labels.params import PseudoLabelsParams
+from stages.pseudo_labels.summary import (
     add_facts,
     check_targets,
     check_yield,
@@ -21,13 +21,13 @@ from stages.labels.summary import (
 
 DOWNLOAD = Path("data/download")
 ACTIVATION = Path("data/activation")
-MASKS = Path("data/masks")
-OUTPUT = Path("data/labels")
+MASKS = Path("data/pseudo_masks")
+OUTPUT = Path("data/pseudo_labels")
 
 
 def main() -> None:
     """Write pseudo_annotations.json, metrics.json and report.json."""
-    params = read_section("labels", LabelsParams)
+    params = read_section("pseudo_labels", PseudoLabelsParams)
     shards = read_shards()
     categories = read_categories(DOWNLOAD / "categories.json")
     images = read_image_list(*(DOWNLOAD / f"images/train/{shard}.parquet" for shard in shards))
@@ -47,14 +47,14 @@ def main() -> None:
     write_json(OUTPUT / "pseudo_annotations.json", dataset, indent=None)
     write_json(OUTPUT / "metrics.json", metrics)
     print(
-        f"labels: {metrics['labels']} of {metrics['targets']} masks on"
+        f"pseudo_labels: {metrics['labels']} of {metrics['targets']} masks on"
         f" {metrics['labelled_images']} of {metrics['images']} pictures"
     )
     if constant := metrics["dropped"]["constant_map"]:
-        print(f"labels: {constant} targets were left out for a constant activation map")
+        print(f"pseudo_labels: {constant} targets were left out for a constant activation map")
     for split, names in report["categories_without_labels"].items():
         if names:
-            print(f"labels: no pseudo-label of {split} {', '.join(names)}")
+            print(f"pseudo_labels: no pseudo-label of {split} {', '.join(names)}")
 
 
 if __name__ == "__main__":

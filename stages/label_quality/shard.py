@@ -15,9 +15,9 @@ from stages.common.formats.outlines import fill_unoutlined
 from stages.common.geometry.activation_maps import smooth_maps
 from stages.common.geometry.recall import first_hits
 from stages.common.runtime.seeding import numpy_generator
-from stages.quality.agreement import Columns, measure_labels, measure_pointing
-from stages.quality.comparators import LabelMaps, measure_masks, measure_squares
-from stages.quality.params import MapParams, QualityParams
+from stages.label_quality.agreement import Columns, measure_labels, measure_pointing
+from stages.label_quality.comparators import LabelMaps, measure_masks, measure_squares
+from stages.label_quality.params import LabelQualityParams, MapParams
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class MapsInUse:
 def measure_picture(
     inputs: PictureInputs,
     category_ids: list[int],
-    params: QualityParams,
+    params: LabelQualityParams,
     in_use: MapsInUse,
     seed: int,
 ) -> Tables:
@@ -162,8 +162,8 @@ def _rows_of(annotated: Instances, inputs: PictureInputs) -> list[int]:
     missing = sorted(set(annotated.category_ids.tolist()) - rows.keys())
     if missing:
         raise ValueError(
-            f"data/labels/pseudo_annotations.json: image_id {inputs.image_id} has labels of"
-            f" categories {missing} that data/activation has no map of; run `dvc repro labels`"
+            f"data/pseudo_labels/pseudo_annotations.json: image_id {inputs.image_id} has labels of"
+            f" categories {missing} that data/activation has no map of; run `dvc repro pseudo_labels`"
         )
     return [rows[category_id] for category_id in annotated.category_ids.tolist()]
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from stages.masks.crops import (
+from stages.pseudo_masks.crops import (
     cut_maps,
     cut_pixels,
     inside_box,
@@ -18,8 +18,8 @@ from stages.masks.crops import (
     network_input,
     widen_boxes,
 )
-from stages.masks.network import train_networks
-from stages.masks.params import MasksParams
+from stages.pseudo_masks.network import train_networks
+from stages.pseudo_masks.params import PseudoMasksParams
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Crops:
 
 
 def make_crops(
-    image: np.ndarray, maps: np.ndarray, boxes_xyxy: np.ndarray, params: MasksParams
+    image: np.ndarray, maps: np.ndarray, boxes_xyxy: np.ndarray, params: PseudoMasksParams
 ) -> Crops:
     """Return the crops of one image's objects.
 
@@ -63,11 +63,13 @@ def join_crops(parts: list[Crops]) -> Crops:
     )
 
 
-def segment_crops(crops: Crops, params: MasksParams, generator: torch.Generator) -> np.ndarray:
+def segment_crops(
+    crops: Crops, params: PseudoMasksParams, generator: torch.Generator
+) -> np.ndarray:
     """Return object logits float32 (K, S, S): above 0 is object.
 
     `method: box` calls every pixel object, and `threshold` those whose activation exceeds
-    `masks.threshold`: the two simple masks that the network must beat.
+    `pseudo_masks.threshold`: the two simple masks that the network must beat.
     """
     if params.method == "box":
         return np.ones(crops.activation.shape, np.float32)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from stages.common.formats.categories import Category
-from stages.labels.merge import CONSTANT, SMALL, UNSURE
+from stages.pseudo_labels.merge import CONSTANT, SMALL, UNSURE
 
 
 def add_facts(facts: Iterable[dict]) -> dict:
@@ -108,7 +108,7 @@ def check_targets(report: dict, max_untargeted_fraction: float) -> None:
     if without > max_untargeted_fraction * total:
         raise ValueError(
             f"{without} of {total} training pictures have no target ({without / total:.1%}), above"
-            f" params.yaml: labels.max_untargeted_fraction = {max_untargeted_fraction:.1%}: no"
+            f" params.yaml: pseudo_labels.max_untargeted_fraction = {max_untargeted_fraction:.1%}: no"
             " caption of theirs names a class among the tokens that the model reads"
             f" ({told['mentions_cut_off']} mentions lie behind them), or the activation map is"
             f" constant ({told['constant_maps']} targets); check captions and forms in"
@@ -126,7 +126,7 @@ def check_yield(metrics: dict, min_labelled_fraction: float) -> None:
     if found < min_labelled_fraction or not metrics["labels"]:
         raise ValueError(
             f"only {metrics['labelled_images']} of {metrics['images']} pictures have a pseudo-label"
-            f" ({found:.1%}), fewer than params.yaml: labels.min_labelled_fraction ="
-            f" {min_labelled_fraction:.1%}; data/labels/report.json names what was dropped and why:"
-            " relax labels.min_area or keep_fraction, look at the stages before, or lower the limit"
+            f" ({found:.1%}), fewer than params.yaml: pseudo_labels.min_labelled_fraction ="
+            f" {min_labelled_fraction:.1%}; data/pseudo_labels/report.json names what was dropped and why:"
+            " relax pseudo_labels.min_area or keep_fraction, look at the stages before, or lower the limit"
         )
