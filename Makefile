@@ -26,8 +26,8 @@ repro: $(STAMP) ## run the experiment, as far as it is not done; POOL=1: on agen
 plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
 	@$(BIN)/python -m flows plan
 
-predict: $(STAMP) ## PICTURES=folder NAMES="cup,red car": find and outline objects in new pictures
-	@$(BIN)/python -m flows predict "$(or $(PICTURES),$(error PICTURES is missing: make predict PICTURES=folder NAMES="a,b"))" \
+predict: $(STAMP) ## IMAGES=folder NAMES="cup,red car": find and outline objects in new images
+	@$(BIN)/python -m flows predict "$(or $(IMAGES),$(error IMAGES is missing: make predict IMAGES=folder NAMES="a,b"))" \
 		$(if $(NAMES),--names "$(NAMES)") $(if $(MODEL),--model "$(MODEL)")
 
 profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
@@ -77,7 +77,7 @@ bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes
 bench-flow: $(STAMP) ## measure what the flow costs over plain `dvc repro`
 	@$(BIN)/python -m benchmarks.flow
 
-bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 pictures (hours)
+bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 images (hours)
 	@$(BIN)/python -m benchmarks.memory
 
 bench-photographs: $(STAMP) ## measure what photographs of 24 megapixels cost

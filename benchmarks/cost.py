@@ -42,7 +42,7 @@ from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial, make_trials
 from stages.evaluation.summary import score
 from stages.label_quality.params import LabelQualityParams, MapParams
-from stages.label_quality.shard import MapsInUse, ShardInputs, measure_picture
+from stages.label_quality.shard import MapsInUse, ShardInputs, measure_image
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.detection.coco_results import to_results
 from stages.models.detection.detector import Detector, LossSettings, Prediction, build
@@ -53,7 +53,7 @@ from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.ranking import rank_proposals
 from stages.models.proposals.views import ViewSettings, view_input
 from stages.proposals.params import ProposalsParams
-from stages.proposals.search import search_pictures
+from stages.proposals.search import search_images
 from stages.pseudo_boxes.select import choose_boxes
 from stages.pseudo_labels.merge import make_dataset, split_masks
 from stages.pseudo_labels.params import PseudoLabelsParams
@@ -73,24 +73,24 @@ class Dataset:
 
     name: str
     profile: str
-    train: int  # pictures
+    train: int  # images
     test: int
     classes: tuple[int, int]  # base, novel
-    captions: int  # a picture
-    objects: float  # a picture, that its captions name
-    bytes: float  # a picture
+    captions: int  # an image
+    objects: float  # an image, that its captions name
+    bytes: float  # an image
 
 
-# Objects as in 80 pictures of COCO. Open Images, of 1024 pixels a side: what our source reads. It
-# trains on pictures with a narrative, of which google.github.io/localized-narratives has 507,444; a
-# caption is a sentence, of which a narrative of 40 words has about three. It tests on all pictures
+# Objects as in 80 images of COCO. Open Images, of 1024 pixels a side: what our source reads. It
+# trains on images with a narrative, of which google.github.io/localized-narratives has 507,444; a
+# caption is a sentence, of which a narrative of 40 words has about three. It tests on all images
 # of validation that have a verified label of the 300 classes: nearly all of the 41,620 that
 # storage.googleapis.com/openimages/web/factsfigures_v7.html counts.
 DATASETS = (
     Dataset("COCO 2017", "paper-coco", 118_287, 5_000, (48, 17), 5, 1.7, 163e3),
     Dataset("Open Images", "paper-open-images", 507_444, 41_620, (200, 100), 3, 1.7, 330e3),
 )
-ANNOTATED = 7  # objects of a picture of COCO, rounded down
+ANNOTATED = 7  # objects of an image of COCO, rounded down
 
 
 @dataclass(frozen=True)
@@ -148,19 +148,19 @@ class Profile:
         yield from self._detector()
 
     def _copying(self) -> float:
-        """Return the core seconds to read a picture and check that it decodes."""
-        pictures = inputs.pictures(8)
-        return seconds_of(lambda: [picture.decode() for picture in pictures]) / len(pictures)
+        """Return the core seconds to read an image and check that it decodes."""
+        images = inputs.images(8)
+        return seconds_of(lambda: [image.decode() for image in images]) / len(images)
 
     def _proposals(self) -> Cost:
         settings = ProposalsParams.model_validate(self.params["proposals"])
-        pictures = inputs.pictures(4)
-        seconds = seconds_of(lambda: list(search_pictures(pictures, settings, 0, 1)))
+        images = inputs.images(4)
+        seconds = seconds_of(lambda: list(search_images(images, settings, 0, 1)))
         size = self.sizes.proposal * PROPOSALS
-        return Cost("proposals", self.dataset.train, seconds / len(pictures), written=size)
+        return Cost("proposals", self.dataset.train, seconds / len(images), written=size)
 
     def _proposal_network(self) -> Iterator[Cost]:
-        """One picture of a view's size on the meta device, where shapes are enough."""
+        """One image of a view's size on the meta device, where shapes are enough."""
         wspn = self.params["wspn"]
         backbone, training = wspn["model"]["backbone"], wspn["end_to_end"]
         config = ImagenetWspnConfig(
@@ -173,11 +173,11 @@ class Profile:
         with torch.device("meta"):
             model = ImagenetWspn(config)
         freeze_stages(model.trunk, backbone["frozen_stages"])
-        pictures = training["steps"] * training["batch_size"]
+        images = training["steps"] * training["batch_size"]
         seen = min(PROPOSALS, wspn["proposals_per_image"])
         views = training["views"]
         learnt = np.mean([learn_regions(model, view, seen) for view in shapes_of(views)])
-        yield Cost("wspn", pictures, operations=float(learnt), sharded=False)
+        yield Cost("wspn", images, operations=float(learnt), sharded=False)
         ranking = RankingParams.model_validate(self.params["ranking"])
         passes, views = passes_of(ranking), self.params["ranking"]["views"]
         looks = [see_regions(model, view, round(passes * PROPOSALS)) for view in shapes_of(views)]
@@ -207,7 +207,7 @@ class Profile:
     def _masks(self) -> Iterator[Cost]:
         params = PseudoMasksParams.model_validate(self.params["pseudo_masks"])
         few = params.model_copy(update={"steps": 4})
-        image, objects = inputs.pictures(1)[0].decode(), 4
+        image, objects = inputs.images(1)[0].decode(), 4
         boxes = np.tile(np.array([[200, 120, 400, 360]], np.float32), (objects, 1))
         crops = join_crops(
             [make_crops(image, np.tile(inputs.maps(1, (16, 16)), (objects, 1, 1)), boxes, few)]
@@ -215,7 +215,7 @@ class Profile:
         counted = operations_of(lambda: segment_crops(crops, few, torch_generator(0, "masks")))
         large = inputs.maps(16) > 0.3
         seconds = seconds_of(lambda: [encode_mask(mask) for mask in large]) / len(large)
-        size = self.sizes.mask * inputs.WIDTH / self.sizes.picture_side
+        size = self.sizes.mask * inputs.WIDTH / self.sizes.image_side
         operations = counted / objects * params.steps / few.steps
         yield Cost("pseudo_masks", self.objects, seconds, operations, size)
         entries = inputs.mask_entries(large)
@@ -226,7 +226,7 @@ class Profile:
         )
 
     def _quality(self) -> Cost:
-        """Return the cost of measuring two labels a picture against all that is annotated."""
+        """Return the cost of measuring two labels an image against all that is annotated."""
         params = LabelQualityParams.model_validate(self.params["label_quality"])
         in_use = MapsInUse(
             **{
@@ -253,10 +253,8 @@ class Profile:
             proposals=dict.fromkeys(range(count), proposals),
             ranking=dict.fromkeys(range(count), proposals[: self.params["ranking"]["top_k"]]),
         )
-        pictures = [*shard.pictures()]
-        seconds = seconds_of(
-            lambda: [measure_picture(p, names, params, in_use, 0) for p in pictures]
-        )
+        images = [*shard.image_inputs()]
+        seconds = seconds_of(lambda: [measure_image(p, names, params, in_use, 0) for p in images])
         seconds /= count
         return Cost("label_quality", self.dataset.train, seconds, sharded=False)
 
@@ -284,7 +282,7 @@ class Profile:
         yield self._evaluation(model.eval())
 
     def _evaluation(self, model: Detector) -> Cost:
-        """Return the cost of as many detections as count, of each picture and trial."""
+        """Return the cost of as many detections as count, of each image and trial."""
         params = EvaluationParams.model_validate(self.params["evaluation"])
         trials = make_trials(_truth(self.dataset, 1), _categories(self.dataset), params.metric)
         detected = detect_operations(model, params.max_detections, len(trials))
@@ -295,7 +293,7 @@ class Profile:
         return Cost("evaluation", 2 * self.dataset.test, seconds, detected, sharded=False)
 
     def _writing_results(self, params: EvaluationParams, trials: int) -> float:
-        """Return the core seconds of one picture's run lengths."""
+        """Return the core seconds of one image's run lengths."""
         count = 20
         prediction = Prediction(
             inputs.boxes(count),
@@ -306,9 +304,9 @@ class Profile:
         seconds = seconds_of(lambda: to_results(1, prediction, [1], params.min_score))
         return seconds / count * params.max_detections * trials
 
-    def _scoring(self, params: EvaluationParams, pictures: int) -> float:
-        """Return the core seconds of comparing results on so many pictures with the truth."""
-        truth, categories = _truth(self.dataset, pictures), _categories(self.dataset)
+    def _scoring(self, params: EvaluationParams, images: int) -> float:
+        """Return the core seconds of comparing results on so many images with the truth."""
+        truth, categories = _truth(self.dataset, images), _categories(self.dataset)
         trials = make_trials(truth, categories, params.metric)
         found = [
             [result for image_id in sorted(trial.image_ids) for result in _results(trial, image_id)]
@@ -318,7 +316,7 @@ class Profile:
 
 
 def detect_operations(model: Detector, detections: int, vocabularies: int) -> float:
-    """Return the operations of a picture in which as much is found as can be.
+    """Return the operations of an image in which as much is found as can be.
 
     Part by part, for what a network of random weights finds is left to chance.
     """
@@ -341,10 +339,10 @@ def detect_operations(model: Detector, detections: int, vocabularies: int) -> fl
 
 
 def shapes_of(views: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """Yield the pixels of each view of a picture, without values."""
-    picture = np.zeros((inputs.HEIGHT, inputs.WIDTH, 3), np.uint8)
+    """Yield the pixels of each view of an image, without values."""
+    image = np.zeros((inputs.HEIGHT, inputs.WIDTH, 3), np.uint8)
     for side in views["shorter_sides"]:
-        yield view_input(picture, side, views["longer_side"], False)[0].to("meta")
+        yield view_input(image, side, views["longer_side"], False)[0].to("meta")
 
 
 def see_regions(model: ImagenetWspn, pixels: torch.Tensor, count: int) -> float:
@@ -409,7 +407,7 @@ def _categories(dataset: Dataset) -> list[Category]:
     ]
 
 
-def _truth(dataset: Dataset, pictures: int) -> dict[str, Any]:
+def _truth(dataset: Dataset, images: int) -> dict[str, Any]:
     """Return ground truth with objects of the first base and the last novel classes."""
     ids = [category.id for category in _categories(dataset)]
     masks = inputs.mask_entries(inputs.maps(ANNOTATED) > 0.3)
@@ -419,10 +417,10 @@ def _truth(dataset: Dataset, pictures: int) -> dict[str, Any]:
     ]
     hw = {"height": inputs.HEIGHT, "width": inputs.WIDTH, "verified_category_ids": ids}
     return {
-        "images": [{"id": number, **hw} for number in range(1, pictures + 1)],
+        "images": [{"id": number, **hw} for number in range(1, images + 1)],
         "annotations": [
             {**entry, "id": ANNOTATED * number + place, "image_id": number}
-            for number in range(1, pictures + 1)
+            for number in range(1, images + 1)
             for place, entry in enumerate(objects)
         ],
         "categories": [{"id": category_id} for category_id in ids],
@@ -457,8 +455,8 @@ class Sizes:
     ranked_box: float
     cell: float  # of one object's activation map
     chosen_box: float
-    mask: float  # in a picture of `picture_side` pixels; an outline grows as the side does
-    picture_side: int
+    mask: float  # in an image of `image_side` pixels; an outline grows as the side does
+    image_side: int
 
     @classmethod
     def of(cls, data: Path) -> "Sizes":
@@ -494,7 +492,7 @@ class Sizes:
 def fetched(costs: list[Cost], dataset: Dataset) -> dict[str, float]:
     """Return the bytes that the agents of each stage take from the remote, every shard its part."""
     written = {cost.stage: cost.items * cost.written for cost in costs}
-    pictures = {"train": dataset.train * dataset.bytes, "test": dataset.test * dataset.bytes}
+    images = {"train": dataset.train * dataset.bytes, "test": dataset.test * dataset.bytes}
     graph = load_graph(REPOSITORY)
     shards = len(inputs.section("shards"))
     found = dict.fromkeys(written, 0.0)
@@ -507,7 +505,7 @@ def fetched(costs: list[Cost], dataset: Dataset) -> dict[str, float]:
             if group != "download":
                 found[stage.group] += part * written.get(group, 0.0)
             elif rest[0] == "images":
-                found[stage.group] += part * pictures[Path(rest[1]).stem]
+                found[stage.group] += part * images[Path(rest[1]).stem]
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.measure import table
 from stages.common.formats.coco import group_by_image
-from stages.common.formats.images import normalise_pixels, read_pictures
+from stages.common.formats.images import normalise_pixels, read_images
 from stages.common.formats.tables import table_boxes
 from stages.common.geometry.activation_maps import enlarge_maps, smooth_maps
 from stages.common.geometry.masks import decode_mask, mask_iou
@@ -47,21 +47,21 @@ def main() -> None:
     )
 
     ours, plain, seconds = [], [], 0.0
-    for picture in read_pictures(DATA / f"download/images/train/{options.shard}.parquet"):
-        rows = [r for r in np.flatnonzero(image_ids == picture.image_id).tolist() if r in chosen]
-        image = picture.decode() if rows else None
+    for image in read_images(DATA / f"download/images/train/{options.shard}.parquet"):
+        rows = [r for r in np.flatnonzero(image_ids == image.image_id).tolist() if r in chosen]
+        pixels = image.decode() if rows else None
         for row in rows:
             objects = [
-                decode_mask(annotation["segmentation"], image.shape[:2])
-                for annotation in truth.get(picture.image_id, [])
+                decode_mask(annotation["segmentation"], pixels.shape[:2])
+                for annotation in truth.get(image.image_id, [])
                 if annotation["category_id"] == classes[row]
             ]
             if not objects:
-                continue  # the caption names what is not in the picture: nothing to compare with
+                continue  # the caption names what is not in the image: nothing to compare with
             started = time.perf_counter()
-            mask = official_mask(image, cells[row].numpy(), boxes[row], row, options.steps)
+            mask = official_mask(pixels, cells[row].numpy(), boxes[row], row, options.steps)
             seconds += time.perf_counter() - started
-            fast = decode_mask(masks[picture.image_id, classes[row]], image.shape[:2])
+            fast = decode_mask(masks[image.image_id, classes[row]], pixels.shape[:2])
             ours.append(max(mask_iou(fast, one) for one in objects))
             plain.append(max(mask_iou(mask, one) for one in objects))
     rows_of_table = [

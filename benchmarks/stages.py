@@ -1,7 +1,7 @@
 """How fast the core of each stage is on inputs of real size: `python -m benchmarks.stages`.
 
 Where the official code's algorithm is the same or serves the same end, a plain implementation of it
-(tests/reference) runs on the same input, and the ratio is held against an aim. Pictures have
+(tests/reference) runs on the same input, and the ratio is held against an aim. Images have
 640 × 480 pixels, the vision-language model the size of ALBEF-base with random weights.
 """
 
@@ -28,7 +28,7 @@ from stages.models.detection.detector import build, predict
 from stages.models.detection.params import network_params
 from stages.models.proposals.ranking import RankingSettings, rank_proposals
 from stages.proposals.params import ProposalsParams
-from stages.proposals.search import search_pictures
+from stages.proposals.search import search_images
 from stages.pseudo_boxes.select import choose_boxes
 from stages.pseudo_labels.merge import make_dataset, split_masks
 from stages.pseudo_labels.params import PseudoLabelsParams
@@ -71,11 +71,11 @@ def proposals(options: argparse.Namespace) -> Iterator[Case]:
     """Selective search at full size, on one core and on all."""
     settings = ProposalsParams.model_validate(inputs.section("proposals") | {"longer_side": 640})
     count = max(2 * options.items, 2 * count_cores())
-    pictures = inputs.pictures(count)
-    search = partial(search_pictures, pictures, settings, 0)
+    images = inputs.images(count)
+    search = partial(search_images, images, settings, 0)
     yield Case(
         "proposals",
-        f"pictures, {count_cores()} processes (plain: one)",
+        f"images, {count_cores()} processes (plain: one)",
         count,
         lambda: list(search(count_cores())),
         lambda: list(search(1)),
@@ -85,27 +85,27 @@ def proposals(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def proposal_network(options: argparse.Namespace) -> Iterator[Case]:
-    """Features for training, and ranking, of 2,000 proposals a picture."""
-    model, pictures = inputs.wspn(WIDEST), inputs.pictures(options.items)
-    proposals = {picture.image_id: inputs.boxes(2000) for picture in pictures}
+    """Features for training, and ranking, of 2,000 proposals an image."""
+    model, images = inputs.wspn(WIDEST), inputs.images(options.items)
+    proposals = {image.image_id: inputs.boxes(2000) for image in images}
     yield Case(
         "wspn",
-        "pictures, features of 2,000 proposals",
-        len(pictures),
-        lambda: list(make_examples(model, pictures, proposals, {}, 2000, 0)),
+        "images, features of 2,000 proposals",
+        len(images),
+        lambda: list(make_examples(model, images, proposals, {}, 2000, 0)),
     )
     settings = RankingSettings.model_validate(inputs.section("ranking"))
-    images = [picture.decode() for picture in pictures]
+    decoded = [image.decode() for image in images]
     yield Case(
         "ranking",
-        "pictures, 2,000 proposals",
-        len(images),
-        lambda: [rank_proposals(model, image, proposals[0], settings) for image in images],
+        "images, 2,000 proposals",
+        len(decoded),
+        lambda: [rank_proposals(model, image, proposals[0], settings) for image in decoded],
     )
 
 
 def activation(options: argparse.Namespace) -> Iterator[Case]:
-    """Two pictures with five captions and two objects each, three rounds."""
+    """Two images with five captions and two objects each, three rounds."""
     model, tokenizer = inputs.base_albef()
     images = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     targets = inputs.captioned(tokenizer, len(images), 5, 2)
@@ -115,7 +115,7 @@ def activation(options: argparse.Namespace) -> Iterator[Case]:
         arguments = (model, images, targets, params)
         yield Case(
             "activation",
-            f"pictures, 5 captions, 3 rounds, hidden per {scope}",
+            f"images, 5 captions, 3 rounds, hidden per {scope}",
             len(images),
             partial(iterate_masking, *arguments),
             partial(plain_activation.activation_maps, *arguments),
@@ -125,7 +125,7 @@ def activation(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def boxes(options: argparse.Namespace) -> Iterator[Case]:
-    """The best of 2,000 proposals for each of three objects of a picture."""
+    """The best of 2,000 proposals for each of three objects of an image."""
     maps, cells, candidates = inputs.maps(3), inputs.maps(3, CELLS), inputs.boxes(2000)
     yield Case(
         "pseudo_boxes",
@@ -141,7 +141,7 @@ def boxes(options: argparse.Namespace) -> Iterator[Case]:
 def masks(options: argparse.Namespace) -> Iterator[Case]:
     """Objects of 200 × 240 pixels; the plain network runs some of its 400 steps."""
     params = PseudoMasksParams.model_validate(inputs.section("pseudo_masks"))
-    image, count = inputs.pictures(1)[0].decode(), max(params.batch_size, options.items)
+    image, count = inputs.images(1)[0].decode(), max(params.batch_size, options.items)
     objects = np.tile(np.array([[200, 120, 400, 360]], np.float32), (count, 1))
     activation = np.tile(inputs.maps(1, CELLS), (count, 1, 1))
     crops = join_crops([make_crops(image, activation, objects, params)])
@@ -187,15 +187,15 @@ def writing(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def detector(options: argparse.Namespace) -> Iterator[Case]:
-    """The default detector on pictures at 480 pixels."""
+    """The default detector on images at 480 pixels."""
     section = inputs.section("detector")
     settings = section["network"] | {"resize": {"shorter_side": 480, "longer_side": 640}}
     network = network_params(section["architecture"]).model_validate(settings)
     model = build(section["architecture"], network, torch.randn(65, 128))
-    images = [picture.decode() for picture in inputs.pictures(options.items)]
+    images = [image.decode() for image in inputs.images(options.items)]
     yield Case(
         "evaluation",
-        "pictures detected by the default network, 65 classes",
+        "images detected by the default network, 65 classes",
         len(images),
         lambda: predict(model, images, [list(range(65))]),
     )
@@ -211,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(names)}")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is shown")
-    parser.add_argument("--items", type=int, default=8, help="pictures of a run, about")
+    parser.add_argument("--items", type=int, default=8, help="images of a run, about")
     parser.add_argument("--plain-steps", type=int, default=20, help="of the official mask network")
     options = parser.parse_args()
     unknown = sorted(set(options.cases) - set(names))

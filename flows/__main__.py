@@ -103,8 +103,8 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     if not failed:
         print("\n" + results_table(read_results(root)))
-    pictures = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
-    print(f"\nPictures  {'  '.join(path for path in pictures if (root / path).is_file()) or '–'}")
+    images = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
+    print(f"\nImages  {'  '.join(path for path in images if (root / path).is_file()) or '–'}")
     print(f"Metrics   {MLFLOW_PAGE}")
     if all(outcome.outcome == "unchanged" for outcome in outcomes):
         print(f"Nothing to do: all {len(outcomes)} stages and shards are up to date", end=" ")
@@ -129,7 +129,7 @@ def plan(root: Path, options: argparse.Namespace) -> int:
 
 
 def predict(root: Path, options: argparse.Namespace) -> int:
-    """Find objects of any names in new pictures, with a trained detector."""
+    """Find objects of any names in new images, with a trained detector."""
     from flows.predictor import find
 
     folder = find(root, options.model)

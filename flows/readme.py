@@ -83,7 +83,7 @@ def _results(root: Path) -> str:
 
 
 def _labels(root: Path) -> str:
-    """Return the quality of pseudo-labels and proposals on the training pictures."""
+    """Return the quality of pseudo-labels and proposals on the training images."""
     quality = json.loads((root / QUALITY).read_text(encoding="utf-8"))
     masks, recall = quality["masks"], quality["recall"]
     rows = [

@@ -112,7 +112,7 @@ def test_cost_spreads_shards_over_agents_and_takes_the_longer_of_cores_and_gpu()
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.profile)
-def test_cost_of_measuring_is_that_of_every_training_picture(dataset):
+def test_cost_of_measuring_is_that_of_every_training_image(dataset):
     cost = Profile(dataset, Sizes(1.0, 1.0, 1.0, 1.0, 1.0, 128))._quality()
     assert (cost.stage, cost.items, cost.operations) == ("label_quality", dataset.train, 0)
     assert 0.001 < cost.core_seconds < 5

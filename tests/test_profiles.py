@@ -40,14 +40,14 @@ OURS_AS_FOR_THE_SCENES = {
     "download.max_missing_class_fraction": "a guard, changes no result",
     "download.coco.folder": "a path",
     "download.open_images.folder": "a path",
-    "download.open_images.test_part": "which pictures to test on",
+    "download.open_images.test_part": "which images to test on",
     "download.open_images.max_images.train": "all",
     "download.open_images.max_images.val": "all",
     "download.open_images.max_images.test": "all",
     "download.folder.path": "a path",
     "vlm.pretrained.sha256": "not checked",
     "vocabulary.max_unknown_fraction": "a guard, changes no result",
-    "wspn.image_labels": "pictures without annotations have nothing else",
+    "wspn.image_labels": "images without annotations have nothing else",
     "wspn.model.backbone.sha256": "not checked",
     "wspn.model.backbone.regions_at_once": "memory, changes no result",
     "activation.captions": "as the papers' eq. 1-3 say nothing of one caption, none is left out",
@@ -72,7 +72,7 @@ OURS_AS_FOR_THE_SCENES = {
     "detector.training.precision": "speed: rounding, a known-good choice for detectors",
     "finetune.training.precision": "speed: rounding, a known-good choice for detectors",
     "evaluation.expand_detections": "the challenge's usual submission",
-    "evaluation.montage_pictures": "what is shown",
+    "evaluation.montage_images": "what is shown",
     "evaluation.montage_min_score": "what is shown",
     "shards": "how the work is divided",
     "gpus_per_training": "how the work is divided",
@@ -165,7 +165,7 @@ def test_profiles_fit(profile, tmp_path):
             read_section(name, section_model(name), path)
 
 
-def test_your_own_pictures_are_seen_at_one_size(tmp_path):
+def test_your_own_images_are_seen_at_one_size(tmp_path):
     params = read_params(applied("folder", tmp_path).parent)
     assert params["vlm"]["image_size"] == params["activation"]["image_size"]
 

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from stages.common.formats.categories import read_categories
-from stages.common.formats.stored_pictures import StoredPictures
+from stages.common.formats.stored_images import StoredImages
 from stages.common.runtime.checkpoints import Checkpoint, fingerprint
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device, prepare_device
@@ -47,7 +47,7 @@ def main() -> None:
     files = {"pseudo_labels": options.annotations, **dict(options.source)}
     files = {name: (path, labels) for name, path in files.items()}
     sources = read_sources(
-        params.supervision, files, [c.id for c in every], StoredPictures(*shards), options.section
+        params.supervision, files, [c.id for c in every], StoredImages(*shards), options.section
     )
     supervision = Supervision(sources, params.supervision.draw)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]

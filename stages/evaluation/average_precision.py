@@ -26,9 +26,9 @@ def precision_table(
 
     Args:
         trial: vocabulary and ground truth; its crowds are ignored, as COCO does.
-        detections: COCO results with bbox, segmentation and score, of the trial's pictures.
+        detections: COCO results with bbox, segmentation and score, of the trial's images.
         kind: compare boxes or masks.
-        max_detections: how many of a picture and class count, best first.
+        max_detections: how many of an image and class count, best first.
     """
     with redirect_stdout(StringIO()):
         judge = COCOeval(_coco(trial, trial.annotations), _coco(trial, detections), kind)

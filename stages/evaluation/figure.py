@@ -18,7 +18,7 @@ NOVEL_MARK = "★"
 
 @dataclass(frozen=True)
 class Example:
-    """A picture RGB uint8 (H, W, 3), its objects, and each detector's results by its name."""
+    """An image RGB uint8 (H, W, 3), its objects, and each detector's results by its name."""
 
     image: np.ndarray
     file_name: str
@@ -27,7 +27,7 @@ class Example:
 
 
 def choose_images(trial: Trial, number: int, random: np.random.Generator) -> list[int]:
-    """Return the ids of `number` pictures, drawn blindly from those with a novel object, if any."""
+    """Return the ids of `number` images, drawn blindly from those with a novel object, if any."""
     novel = {category.id for category in trial.categories if category.split == "novel"}
     with_novel = {a["image_id"] for a in trial.annotations if a["category_id"] in novel}
     candidates = sorted(with_novel or trial.image_ids)
@@ -40,7 +40,7 @@ def make_examples(
     detections: dict[str, list[dict]],
     min_score: float,
 ) -> list[Example]:
-    """Put together pictures (image id → file name and pixels), objects and predictions to show."""
+    """Put together images (image id → file name and pixels), objects and predictions to show."""
     truth = group_by_image(trial.annotations)
     by_model = {
         model: group_by_image(result for result in results if result["score"] >= min_score)
@@ -60,15 +60,15 @@ def make_examples(
 def draw_montage(
     examples: list[Example], categories: list[Category], min_score: float, annotated: bool = True
 ) -> np.ndarray:
-    """Return the sheet RGB uint8, one row per picture.
+    """Return the sheet RGB uint8, one row per image.
 
-    Where nobody has annotated the pictures there is no column of ground truth.
+    Where nobody has annotated the images there is no column of ground truth.
     """
-    drawn = "Drawn blindly from the pictures with a novel object. Generalized protocol, scores of"
+    drawn = "Drawn blindly from the images with a novel object. Generalized protocol, scores of"
     if not annotated:
         drawn = "Drawn blindly; there is no ground truth to compare them with. Scores of"
     return draw_sheet(
-        "Predictions on held-out pictures",
+        "Predictions on held-out images",
         f"{drawn} {min_score:.2f} and more. {NOVEL_MARK} novel class.",
         [*(["ground truth"] if annotated else []), *examples[0].results],
         [_row(example, categories, annotated) for example in examples],

@@ -12,8 +12,8 @@ from stages.evaluation.summary import GROUPS, RECALL_POINTS
 
 
 def make_metrics(detections: list[dict], num_images: int) -> dict:
-    """Return how many detections and pictures there are, and why there is no more."""
-    return {"skipped": SKIPPED, "pictures": num_images, "detections": len(detections)}
+    """Return how many detections and images there are, and why there is no more."""
+    return {"skipped": SKIPPED, "images": num_images, "detections": len(detections)}
 
 
 def per_class_rows(detections: dict[str, list[dict]], categories: list[Category]) -> list[dict]:

@@ -1,6 +1,6 @@
 """Measure pseudo-labels and proposals against ground truth: `python -m stages.label_quality`.
 
-Pictures are measured by as many processes as there are cores (OVIS_WORKERS sets another number).
+Images are measured by as many processes as there are cores (OVIS_WORKERS sets another number).
 
 Measures only: nothing it writes is read by a stage that trains. Without ground truth it says so,
 and counts and shows the labels.
@@ -15,7 +15,7 @@ from stages.common.formats.categories import read_categories
 from stages.common.formats.coco import group_by_image, make_instances, read_image_list
 from stages.common.formats.ground_truth import SKIPPED, is_annotated
 from stages.common.formats.outlines import ignore_unoutlined
-from stages.common.formats.stored_pictures import find_pictures
+from stages.common.formats.stored_images import find_images
 from stages.common.formats.tables import boxes_by_image
 from stages.common.runtime.parallel import map_in_order, num_workers
 from stages.common.runtime.params import read_section, read_seed, read_shards
@@ -36,7 +36,7 @@ from stages.label_quality.shard import (
     ShardInputs,
     Tables,
     join_tables,
-    measure_picture,
+    measure_image,
 )
 from stages.label_quality.summary import make_metrics, per_class_rows, recall_rows
 
@@ -66,14 +66,16 @@ def main() -> None:
     chosen = choose_labels(labels, categories, params.montage_rows, random)
 
     measure = partial(
-        measure_picture, category_ids=category_ids, params=params, in_use=in_use, seed=seed
+        measure_image, category_ids=category_ids, params=params, in_use=in_use, seed=seed
     )
     measured: list[Tables] = []
     examples: dict[int, Example] = {}
     for shard in track(shards, "label_quality, shards"):
         inputs = _read_shard(shard, annotations, truth)
         if annotated:
-            measured.append(join_tables(map_in_order(measure, inputs.pictures(), num_workers())))
+            measured.append(
+                join_tables(map_in_order(measure, inputs.image_inputs(), num_workers()))
+            )
         examples |= _make_examples(shard, inputs, chosen, categories)
     in_order = [examples[annotation["id"]] for annotation in chosen]
     write_png(OUTPUT / "montage.png", draw_montage(in_order, categories, annotated))
@@ -115,21 +117,23 @@ def _make_examples(
     shard: int, inputs: ShardInputs, chosen: list[dict], categories: list
 ) -> dict[int, Example]:
     """Return the montage's examples that lie in this shard, by annotation id."""
-    images = {image["id"] for image in inputs.images}
-    here = group_by_image(annotation for annotation in chosen if annotation["image_id"] in images)
+    image_ids = {image["id"] for image in inputs.images}
+    here = group_by_image(
+        annotation for annotation in chosen if annotation["image_id"] in image_ids
+    )
     captions = read_captions(DOWNLOAD / f"captions/train/{shard}.json") if here else {}
     by_id = {category.id: category for category in categories}
     rows, examples = inputs.target_rows(), {}
-    pictures = find_pictures(here, DOWNLOAD / f"images/train/{shard}.parquet") if here else []
-    for picture in pictures:
-        for annotation in here[picture.image_id]:
+    images = find_images(here, DOWNLOAD / f"images/train/{shard}.parquet") if here else []
+    for image in images:
+        for annotation in here[image.image_id]:
             category_id = annotation["category_id"]
-            objects = make_instances(inputs.truth.get(picture.image_id, []))
+            objects = make_instances(inputs.truth.get(image.image_id, []))
             examples[annotation["id"]] = Example(
-                picture.decode(),
+                image.decode(),
                 by_id[category_id],
-                captions.get(picture.image_id, []),
-                inputs.maps[rows[picture.image_id][category_id]],
+                captions.get(image.image_id, []),
+                inputs.maps[rows[image.image_id][category_id]],
                 make_instances([annotation]),
                 objects.select(~objects.crowd & (objects.category_ids == category_id)),
             )

@@ -1,10 +1,10 @@
-"""How well pseudo-labels and activation maps agree with the ground truth of one picture.
+"""How well pseudo-labels and activation maps agree with the ground truth of one image.
 
 Every label is compared with the object of its class that it fits best; a label whose class is not
-in the picture gets 0. Crowds are no objects: a label whose class is there as a crowd only is left
+in the image gets 0. Crowds are no objects: a label whose class is there as a crowd only is left
 out of the comparisons, as COCO ignores it, and counts as right in the precision.
 
-Shape legend: R labels or targets of a picture, G + 1 rounds, h w cells of an activation map.
+Shape legend: R labels or targets of an image, G + 1 rounds, h w cells of an activation map.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ def measure_labels(labels: Instances, truth: Instances) -> Columns:
     """Return one value per label and measurement.
 
     Args:
-        labels: R pseudo-labels of one picture.
+        labels: R pseudo-labels of one image.
         truth: its ground truth, crowds included.
 
     Returns:
@@ -43,10 +43,10 @@ def measure_pointing(
     """Say for each target and round whether the map's highest cell lies on an object of its class.
 
     Args:
-        maps: float (R, G + 1, h, w) of the R targets of one picture.
+        maps: float (R, G + 1, h, w) of the R targets of one image.
         category_ids: int64 (R,), the targets' classes.
-        truth: the picture's ground truth; a crowd of the class counts as the object here.
-        image_hw: the picture's size.
+        truth: the image's ground truth; a crowd of the class counts as the object here.
+        image_hw: the image's size.
 
     Returns:
         category_id int64 (R,) and hit bool (R, G + 1) of those targets whose class is there.

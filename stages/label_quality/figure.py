@@ -1,4 +1,4 @@
-"""The montage: picture, activation after each round, pseudo-label and ground truth, row by row."""
+"""The montage: image, activation after each round, pseudo-label and ground truth, row by row."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ class Example:
     Attributes:
         image: RGB uint8 (H, W, 3).
         category: the class.
-        captions: those of the picture.
+        captions: those of the image.
         maps: (G + 1, h, w) in [0, 1].
         label: the pseudo-label, one instance.
         truth: the objects of its class, without crowds.
@@ -74,15 +74,15 @@ def draw_montage(
 ) -> np.ndarray:
     """Return the sheet RGB uint8, one row per example, as many rounds as the maps have.
 
-    Where nobody has annotated the pictures there is no column of ground truth.
+    Where nobody has annotated the images there is no column of ground truth.
     """
     rounds = [f"activation, G = {k}" for k in range(len(examples[0].maps))]
     comparison = "The ground truth is shown for comparison and was never used."
     return draw_sheet(
         "Pseudo-labels from captions",
-        "Drawn blindly from the training pictures, base and novel classes in turn. "
+        "Drawn blindly from the training images, base and novel classes in turn. "
         + (comparison if annotated else "There is no ground truth to compare them with."),
-        ["picture", *rounds, "pseudo-label", *(["ground truth"] if annotated else [])],
+        ["image", *rounds, "pseudo-label", *(["ground truth"] if annotated else [])],
         [_row(example, MentionFinder(categories), annotated) for example in examples],
         WORDS_WIDTH,
     )
@@ -104,7 +104,7 @@ def _row(example: Example, finder: MentionFinder, annotated: bool) -> Row:
 
 def _agreement(example: Example) -> str:
     if not len(example.truth):
-        return "no object of this class in the picture"
+        return "no object of this class in the image"
     box_iou = best_box_iou(example.label, example.truth)[0]
     mask_iou = best_mask_iou(example.label, example.truth)[0]
     return f"IoU: box {box_iou:.2f}, mask {mask_iou:.2f}"

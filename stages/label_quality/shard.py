@@ -1,6 +1,6 @@
-"""All measurements of one shard's pictures, as tables with one row per label, target or object.
+"""All measurements of one shard's images, as tables with one row per label, target or object.
 
-Pictures are measured one by one, so that several processes can share them out.
+Images are measured one by one, so that several processes can share them out.
 
 Shape legend: R labels, N targets, S objects of the shard; G + 1 rounds, h w cells of a map.
 """
@@ -21,8 +21,8 @@ from stages.label_quality.params import LabelQualityParams, MapParams
 
 
 @dataclass(frozen=True)
-class PictureInputs:
-    """What `ShardInputs` has of one picture; n of the targets are its own."""
+class ImageInputs:
+    """What `ShardInputs` has of one image; n of the targets are its own."""
 
     image_id: int
     image_hw: tuple[int, int]
@@ -36,15 +36,15 @@ class PictureInputs:
 
 @dataclass(frozen=True)
 class ShardInputs:
-    """What the stages before made of the pictures of one shard.
+    """What the stages before made of the images of one shard.
 
     Attributes:
         images: COCO's `images` entries.
-        annotations: pseudo-annotations per picture.
-        truth: ground-truth annotations per picture.
+        annotations: pseudo-annotations per image.
+        truth: ground-truth annotations per image.
         target_image_ids, target_category_ids: int64 (N,).
         maps: float16 (N, G + 1, h, w), activation after each round.
-        proposals, ranking: boxes_xyxy float32 per picture, in order.
+        proposals, ranking: boxes_xyxy float32 per image, in order.
     """
 
     images: list[dict]
@@ -57,7 +57,7 @@ class ShardInputs:
     ranking: dict[int, np.ndarray]
 
     def target_rows(self) -> dict[int, dict[int, int]]:
-        """Return the row of each target, by picture and class."""
+        """Return the row of each target, by image and class."""
         rows: dict[int, dict[int, int]] = {}
         targets = zip(
             self.target_image_ids.tolist(), self.target_category_ids.tolist(), strict=True
@@ -66,13 +66,13 @@ class ShardInputs:
             rows.setdefault(image_id, {})[category_id] = row
         return rows
 
-    def pictures(self) -> Iterator[PictureInputs]:
-        """Yield the inputs of each picture."""
+    def image_inputs(self) -> Iterator[ImageInputs]:
+        """Yield the inputs of each image."""
         target_rows, nothing = self.target_rows(), np.zeros((0, 4), np.float32)
         for image in self.images:
             image_id = image["id"]
             rows = target_rows.get(image_id, {})
-            yield PictureInputs(
+            yield ImageInputs(
                 image_id,
                 (image["height"], image["width"]),
                 self.annotations.get(image_id, []),
@@ -101,14 +101,14 @@ class MapsInUse:
     masks: MapParams
 
 
-def measure_picture(
-    inputs: PictureInputs,
+def measure_image(
+    inputs: ImageInputs,
     category_ids: list[int],
     params: LabelQualityParams,
     in_use: MapsInUse,
     seed: int,
 ) -> Tables:
-    """Measure one picture; `category_ids` are those of base and novel classes.
+    """Measure one image; `category_ids` are those of base and novel classes.
 
     Raises:
         ValueError: a label has no activation map.
@@ -157,7 +157,7 @@ def join_columns(parts: list[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in filled]) for name in (filled or [{}])[0]}
 
 
-def _rows_of(annotated: Instances, inputs: PictureInputs) -> list[int]:
+def _rows_of(annotated: Instances, inputs: ImageInputs) -> list[int]:
     rows = {category: row for row, category in enumerate(inputs.target_category_ids.tolist())}
     missing = sorted(set(annotated.category_ids.tolist()) - rows.keys())
     if missing:
@@ -168,7 +168,7 @@ def _rows_of(annotated: Instances, inputs: PictureInputs) -> list[int]:
     return [rows[category_id] for category_id in annotated.category_ids.tolist()]
 
 
-def _measure_proposals(inputs: PictureInputs, objects: Instances, seed: int) -> Columns:
+def _measure_proposals(inputs: ImageInputs, objects: Instances, seed: int) -> Columns:
     random = numpy_generator(seed, "proposals in random order", inputs.image_id)
     ordered = {
         "selective_search": inputs.proposals,

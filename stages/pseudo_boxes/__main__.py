@@ -15,7 +15,7 @@ from stages.common.runtime.storage import read_table, read_tensors, write_table
 from stages.pseudo_boxes.params import PseudoBoxesParams
 from stages.pseudo_boxes.select import binarise_otsu, choose_boxes
 
-PICTURES = Path("data/download/images/train")
+IMAGES = Path("data/download/images/train")
 RANKING = Path("data/ranking")
 ACTIVATION = Path("data/activation")
 OUTPUT = Path("data/pseudo_boxes")
@@ -25,7 +25,7 @@ def main(shard: str) -> None:
     """Run the stage for one shard."""
     params = read_section("pseudo_boxes", PseudoBoxesParams)
     found, _ = read_tensors(ACTIVATION / f"{shard}.safetensors")
-    entries = read_image_list(PICTURES / f"{shard}.parquet")
+    entries = read_image_list(IMAGES / f"{shard}.parquet")
     sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in entries}
     proposals = boxes_by_image(read_table(RANKING / f"{shard}.parquet"))
     image_ids = found["image_id"].numpy()
@@ -36,7 +36,7 @@ def main(shard: str) -> None:
     for image_id in track(np.unique(image_ids).tolist(), "pseudo_boxes"):
         if image_id not in proposals:
             raise ValueError(
-                f"{RANKING / shard}.parquet has no proposal for picture {image_id}; rerun `ranking`"
+                f"{RANKING / shard}.parquet has no proposal for image {image_id}; rerun `ranking`"
             )
         rows = np.flatnonzero(image_ids == image_id)
         candidates = clip_boxes(proposals[image_id][: params.top_k], sizes[image_id])

@@ -48,7 +48,7 @@ def main() -> None:
     write_json(OUTPUT / "metrics.json", metrics)
     print(
         f"pseudo_labels: {metrics['labels']} of {metrics['targets']} masks on"
-        f" {metrics['labelled_images']} of {metrics['images']} pictures"
+        f" {metrics['labelled_images']} of {metrics['images']} images"
     )
     if constant := metrics["dropped"]["constant_map"]:
         print(f"pseudo_labels: {constant} targets were left out for a constant activation map")

@@ -2,7 +2,7 @@
 
 The paper keeps every mask; here a mask that is too small to be an object is dropped, and the least
 sure ones of each class may be. Nothing here knows the ground truth. Frame: pixels of the stored
-picture, boxes as (x, y, width, height).
+image, boxes as (x, y, width, height).
 """
 
 import math
@@ -18,10 +18,10 @@ CONSTANT = "activation map is the same everywhere"  # says `activation`, which m
 
 
 def check_masks(masks: list[dict], images: list[dict], categories: list[Category]) -> None:
-    """Check that every mask belongs to a listed picture and class, at most one of each.
+    """Check that every mask belongs to a listed image and class, at most one of each.
 
     Raises:
-        ValueError: it does not; the message names picture and class.
+        ValueError: it does not; the message names image and class.
     """
     sizes = {image["id"]: [image["height"], image["width"]] for image in images}
     known = {category.id for category in categories}
@@ -30,14 +30,14 @@ def check_masks(masks: list[dict], images: list[dict], categories: list[Category
         image_id, category_id = key = (mask["image_id"], mask["category_id"])
         where = f"data/pseudo_masks: image_id {image_id}, category_id {category_id}"
         if image_id not in sizes:
-            raise ValueError(f"{where}: no such picture in data/download/images/train")
+            raise ValueError(f"{where}: no such image in data/download/images/train")
         if category_id not in known:
             raise ValueError(f"{where}: no base or novel category in data/download/categories.json")
         if list(mask["segmentation"]["size"]) != sizes[image_id]:
             found = mask["segmentation"]["size"]
-            raise ValueError(f"{where}: mask of size {found}, picture of size {sizes[image_id]}")
+            raise ValueError(f"{where}: mask of size {found}, image of size {sizes[image_id]}")
         if key in seen:
-            raise ValueError(f"{where}: two masks; a picture has one per class")
+            raise ValueError(f"{where}: two masks; an image has one per class")
         seen.add(key)
 
 
@@ -64,10 +64,10 @@ def split_masks(masks: list[dict], params: PseudoLabelsParams) -> tuple[list[dic
         else:
             dropped.append({**mask, "reason": UNSURE})
 
-    def by_picture(mask: dict) -> tuple[int, int]:
+    def by_image(mask: dict) -> tuple[int, int]:
         return mask["image_id"], mask["category_id"]
 
-    return sorted(kept, key=by_picture), sorted(dropped, key=by_picture)
+    return sorted(kept, key=by_image), sorted(dropped, key=by_image)
 
 
 def make_dataset(kept: list[dict], images: list[dict], categories: list[Category]) -> dict:

@@ -12,8 +12,8 @@ def add_facts(facts: Iterable[dict]) -> dict:
     every = list(facts)
     constant = [target for one in every for target in one.get("constant_maps", [])]
     return {
-        "pictures": sum(one["pictures"] for one in every),
-        "pictures_without_target": sum(one["pictures_without_target"] for one in every),
+        "images": sum(one["images"] for one in every),
+        "images_without_target": sum(one["images_without_target"] for one in every),
         "mentions_cut_off": sum(one.get("mentions_cut_off", 0) for one in every),
         "constant_maps": sorted(constant, key=lambda t: (t["image_id"], t["category_id"])),
     }
@@ -22,7 +22,7 @@ def add_facts(facts: Iterable[dict]) -> dict:
 def make_report(
     dataset: dict, dropped: list[dict], categories: list[Category], facts: dict
 ) -> dict:
-    """Return the labels of each class, and which targets, pictures and classes have none, and why.
+    """Return the labels of each class, and which targets, images and classes have none, and why.
 
     Args:
         dataset: the labels, in COCO's instances format.
@@ -67,7 +67,7 @@ def make_report(
 
 
 def make_metrics(dataset: dict, report: dict) -> dict:
-    """Return the yield: counts of pictures, targets and labels kept.
+    """Return the yield: counts of images, targets and labels kept.
 
     A target is a named object with or without a mask: those of a constant map count.
     """
@@ -78,7 +78,7 @@ def make_metrics(dataset: dict, report: dict) -> dict:
         "images": num_images,
         "labelled_images": num_labelled,
         "labelled_fraction": num_labelled / max(num_images, 1),
-        "untargeted_images": report["activation"]["pictures_without_target"],
+        "untargeted_images": report["activation"]["images_without_target"],
         "targets": num_labels + len(report["dropped"]),
         "labels": num_labels,
         "labels_per_image": num_labels / max(num_images, 1),
@@ -98,16 +98,16 @@ def make_metrics(dataset: dict, report: dict) -> dict:
 
 
 def check_targets(report: dict, max_untargeted_fraction: float) -> None:
-    """Check that captions and maps gave enough pictures an object to label, over all shards.
+    """Check that captions and maps gave enough images an object to label, over all shards.
 
     Raises:
         ValueError: they did not.
     """
     told = report["activation"]
-    total, without = told["pictures"], told["pictures_without_target"]
+    total, without = told["images"], told["images_without_target"]
     if without > max_untargeted_fraction * total:
         raise ValueError(
-            f"{without} of {total} training pictures have no target ({without / total:.1%}), above"
+            f"{without} of {total} training images have no target ({without / total:.1%}), above"
             f" params.yaml: pseudo_labels.max_untargeted_fraction = {max_untargeted_fraction:.1%}: no"
             " caption of theirs names a class among the tokens that the model reads"
             f" ({told['mentions_cut_off']} mentions lie behind them), or the activation map is"
@@ -117,7 +117,7 @@ def check_targets(report: dict, max_untargeted_fraction: float) -> None:
 
 
 def check_yield(metrics: dict, min_labelled_fraction: float) -> None:
-    """Check that enough pictures have a label to train on.
+    """Check that enough images have a label to train on.
 
     Raises:
         ValueError: they have not.
@@ -125,7 +125,7 @@ def check_yield(metrics: dict, min_labelled_fraction: float) -> None:
     found = metrics["labelled_fraction"]
     if found < min_labelled_fraction or not metrics["labels"]:
         raise ValueError(
-            f"only {metrics['labelled_images']} of {metrics['images']} pictures have a pseudo-label"
+            f"only {metrics['labelled_images']} of {metrics['images']} images have a pseudo-label"
             f" ({found:.1%}), fewer than params.yaml: pseudo_labels.min_labelled_fraction ="
             f" {min_labelled_fraction:.1%}; data/pseudo_labels/report.json names what was dropped and why:"
             " relax pseudo_labels.min_area or keep_fraction, look at the stages before, or lower the limit"

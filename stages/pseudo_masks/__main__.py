@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.formats.images import read_pictures
+from stages.common.formats.images import read_images
 from stages.common.formats.tables import table_boxes
 from stages.common.geometry.activation_maps import smooth_maps
 from stages.common.geometry.boxes import xyxy_to_xywh
@@ -18,7 +18,7 @@ from stages.common.runtime.storage import read_table, read_tensors, write_json
 from stages.pseudo_masks.params import PseudoMasksParams
 from stages.pseudo_masks.segment import Crops, join_crops, make_crops, paste_mask, segment_crops
 
-PICTURES = Path("data/download/images/train")
+IMAGES = Path("data/download/images/train")
 ACTIVATION = Path("data/activation")
 BOXES = Path("data/pseudo_boxes")
 OUTPUT = Path("data/pseudo_masks")
@@ -65,16 +65,14 @@ def main(shard: str) -> None:
         waiting.clear()
 
     wanted = set(image_ids.tolist())  # of the others no caption names a class, as activation counts
-    pictures = (
-        picture
-        for picture in read_pictures(PICTURES / f"{shard}.parquet")
-        if picture.image_id in wanted
+    images = (
+        image for image in read_images(IMAGES / f"{shard}.parquet") if image.image_id in wanted
     )
-    for picture in track(pictures, "pseudo_masks", len(wanted)):
-        rows = np.flatnonzero(image_ids == picture.image_id)
-        image = picture.decode()
-        maps = smooth_maps(cells[rows], image.shape[:2], params.smoothing)
-        waiting.append((rows, image.shape[:2], make_crops(image, maps, boxes[rows], params)))
+    for image in track(images, "pseudo_masks", len(wanted)):
+        rows = np.flatnonzero(image_ids == image.image_id)
+        pixels = image.decode()
+        maps = smooth_maps(cells[rows], pixels.shape[:2], params.smoothing)
+        waiting.append((rows, pixels.shape[:2], make_crops(pixels, maps, boxes[rows], params)))
         if sum(len(rows) for rows, _, _ in waiting) >= params.batch_size:
             finish()
     if waiting:

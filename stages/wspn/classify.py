@@ -1,6 +1,6 @@
 """Training of the class part with image labels of base classes.
 
-Shape legend: R proposals of one picture, C base classes.
+Shape legend: R proposals of one image, C base classes.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ LEAST, MOST = 1e-6, 1 - 1e-6  # p_c is a sum of rounded numbers; log needs it in
 
 
 def image_scores(scores: torch.Tensor) -> torch.Tensor:
-    """Return p (C,) in (0, 1), the picture's score per class, from W (R, C).
+    """Return p (C,) in (0, 1), the image's score per class, from W (R, C).
 
     Source: Mask-free OVIS, p_c = Σ_i w_ic.
     """
@@ -49,11 +49,11 @@ def train_class_part(
     """Train in place.
 
     Raises:
-        ValueError: no picture has a label.
+        ValueError: no image has a label.
     """
     if not any(example.labels.any() for example in examples):
         raise ValueError(
-            "no picture is labelled with a base class, so the proposal network has nothing to learn"
+            "no image is labelled with a base class, so the proposal network has nothing to learn"
             " from; if captions name them, check `forms` in data/download/categories.json"
         )
     part = model.class_part

@@ -5,7 +5,7 @@ it. A proposal that overlaps none may show an object that no base label names, s
 rather than called background: that is what a detector trained on base boxes does to novel classes
 (ours; object localisation networks (OLN) found the same for supervised proposals).
 
-Shape legend: R proposals of one picture, N proposals of all, F features. Boxes in pixels.
+Shape legend: R proposals of one image, N proposals of all, F features. Boxes in pixels.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ OBJECT_IOU = 0.5  # for quality: objectness
 
 
 class Lessons(NamedTuple):
-    """Proposals with something to learn; proposals of all pictures in one table."""
+    """Proposals with something to learn; proposals of all images in one table."""
 
     evidence: torch.Tensor  # float16 (N, F)
     quality: torch.Tensor  # float32 (N,), targets in [0, 1]
@@ -44,7 +44,7 @@ class Lessons(NamedTuple):
 
 @torch.no_grad()
 def find_seeds(model: LanguageWspn, example: Example, params: SeedParams) -> np.ndarray:
-    """Return the rows of a picture's seeds of all classes that its captions name, ascending."""
+    """Return the rows of an image's seeds of all classes that its captions name, ascending."""
     seen = send(example.appearance, model.device).float()
     scores = class_scores(*model.class_logits(seen)).cpu().numpy()
     overlaps = pairwise_iou(example.boxes_xyxy, example.boxes_xyxy)
@@ -58,13 +58,13 @@ def find_seeds(model: LanguageWspn, example: Example, params: SeedParams) -> np.
 def make_lessons(
     examples: Sequence[Example], seeds: Sequence[np.ndarray], params: LocaliseParams
 ) -> Lessons:
-    """Return what the proposals learn from the seeds of their pictures.
+    """Return what the proposals learn from the seeds of their images.
 
     Raises:
         ValueError: nothing overlaps a seed enough.
     """
     pieces = [
-        _picture_lessons(example, rows, params)
+        _image_lessons(example, rows, params)
         for example, rows in zip(examples, seeds, strict=True)
         if len(rows)
     ]
@@ -78,7 +78,7 @@ def make_lessons(
     return lessons
 
 
-def _picture_lessons(example: Example, rows: np.ndarray, params: LocaliseParams) -> Lessons:
+def _image_lessons(example: Example, rows: np.ndarray, params: LocaliseParams) -> Lessons:
     nearest_overlap, nearest = match_seeds(example.boxes_xyxy, example.boxes_xyxy[rows])
     overlap = torch.from_numpy(nearest_overlap)
     quality, judged = quality_targets(overlap, params)

@@ -10,7 +10,7 @@ from stages.models.proposals.views import ViewSettings
 
 
 class BackboneParams(Section):
-    """What looks at the pictures: the small vision-language model's trunk, or one of ImageNet."""
+    """What looks at the images: the small vision-language model's trunk, or one of ImageNet."""
 
     kind: Literal["vlm", "resnet50", "vgg16"]
     weights: str | None

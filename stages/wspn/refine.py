@@ -4,8 +4,8 @@ Every refinement learns from seeds of the scores before it: the first from W of 
 from the refinement before. A proposal takes class, regression target and weight of the seed that it
 overlaps most, and is background if it overlaps none enough. Source: wetectron (MIST).
 
-Shape legend: R proposals of one picture, C base classes, K refinements. Boxes in pixels of the
-picture; regression offsets do not depend on its scale.
+Shape legend: R proposals of one image, C base classes, K refinements. Boxes in pixels of the
+image; regression offsets do not depend on its scale.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ ROWS_AT_ONCE = 128  # of IoUs: what a processor's cache holds is 2.6 times as fa
 
 
 class Lesson(NamedTuple):
-    """What the seeds of one scoring teach the proposals of a picture."""
+    """What the seeds of one scoring teach the proposals of an image."""
 
     classes: torch.Tensor  # int64 (R,), 0 is background, 1 + class index else
     weights: torch.Tensor  # float32 (R,), the score of the proposal's seed
@@ -45,7 +45,7 @@ def make_lessons(
     seeds: SeedParams,
     min_iou: float,
 ) -> list[Lesson]:
-    """Return what the seeds of each scoring teach; nothing of a picture without labels.
+    """Return what the seeds of each scoring teach; nothing of an image without labels.
 
     A scoring does not depend on what the one before it teaches, so the seeds of all are found at
     once.
@@ -53,7 +53,7 @@ def make_lessons(
     Args:
         scorings: K of scores (R, C) in [0, 1].
         boxes_xyxy: (R, 4), float32, on the device of the scores.
-        labels: (C,), 1 if the picture shows the class.
+        labels: (C,), 1 if the image shows the class.
         seeds: how seeds are chosen.
         min_iou: a proposal that overlaps its seed less is background.
     """
@@ -99,7 +99,7 @@ def refinement_loss(
     return classification.mean(), regression_weight * regression.mean()
 
 
-def picture_losses(
+def image_losses(
     outputs: Outputs,
     boxes_xyxy: torch.Tensor,
     labels: np.ndarray,
@@ -107,12 +107,12 @@ def picture_losses(
     seeds: SeedParams,
     localise: LocaliseParams,
 ) -> dict[str, torch.Tensor]:
-    """Return the weighted losses of one picture, to be added.
+    """Return the weighted losses of one image, to be added.
 
-    A picture that is labelled with no class has no seeds, and so the first loss only.
+    An image that is labelled with no class has no seeds, and so the first loss only.
 
     Args:
-        outputs: of the picture's proposals.
+        outputs: of the image's proposals.
         boxes_xyxy: those, float32 (R, 4), on the same device.
         labels: (C,).
         training: the weights.

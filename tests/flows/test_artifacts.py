@@ -41,7 +41,7 @@ def test_plan_is_a_table_and_a_graph(shown):
     assert "```mermaid" in shown[1][2]["markdown"]
 
 
-def test_pictures_are_shown_small_without_a_file_server(shown, tmp_path):
+def test_images_are_shown_small_without_a_file_server(shown, tmp_path):
     paths = (
         "data/label_quality/montage.png",
         "data/label_quality/odd.png",
@@ -49,7 +49,7 @@ def test_pictures_are_shown_small_without_a_file_server(shown, tmp_path):
     )
     (tmp_path / "data/label_quality").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / paths[0]), np.full((300, 1800, 3), 200, np.uint8))
-    (tmp_path / paths[1]).write_text("no picture")
+    (tmp_path / paths[1]).write_text("no image")
     steps = [
         Step(replace(make("label_quality"), outputs=paths), Status.MUST_RUN),
         Step(replace(make("lost"), outputs=paths), Status.MUST_RUN),

@@ -91,7 +91,7 @@ def test_all_seeds_at_once_are_those_of_a_loop(seed, count, **choice):
 
 @given(seed=st.integers(0, 2**31), count=st.integers(2, 80), chosen=st.floats(0, 1))
 def test_seeds_that_overlap_by_just_the_limit_are_those_of_a_loop(seed, count, chosen):
-    """Of boxes between the pixels, as proposals in a resized picture are."""
+    """Of boxes between the pixels, as proposals in a resized image are."""
     boxes = random_boxes(seed, count)
     overlaps = pairwise_iou(boxes, boxes)
     there = np.unique(overlaps[overlaps > 0])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flows.overlay import apply_overlay
-from stages.common.formats.images import write_pictures
+from stages.common.formats.images import write_images
 from stages.common.runtime.storage import (
     read_json,
     read_table,
@@ -20,10 +20,10 @@ from stages.common.runtime.storage import (
     write_tensors,
 )
 from stages.models.vision_language.small_albef import save_small_albef
-from stages.wspn.stream import PictureStream
+from stages.wspn.stream import ImageStream
 from tests.support.run_module import run_module
 from tests.support.small_albef import small_albef
-from tests.support.tiny_detector import EMBEDDINGS, NETWORK, TRAINING, annotate, picture
+from tests.support.tiny_detector import EMBEDDINGS, NETWORK, TRAINING, annotate, make_image
 
 FULL, EMPTY, UNNAMED = 0, 1, 2
 IMAGES = {FULL: [1, 2, 3, 4], EMPTY: [], UNNAMED: [5]}
@@ -52,7 +52,7 @@ def project(tmp_path, monkeypatch, repository) -> Path:
     download = tmp_path / "data/download"
     write_json(download / "categories.json", CATEGORIES)
     for shard, image_ids in IMAGES.items():
-        write_pictures(download / f"images/train/{shard}.parquet", map(picture, image_ids))
+        write_images(download / f"images/train/{shard}.parquet", map(make_image, image_ids))
         captions = [{"image_id": k, "captions": CAPTIONS[shard]} for k in image_ids]
         write_json(download / f"captions/train/{shard}.json", captions)
     truth = annotate([1, 2, 3, 4, 5])
@@ -112,7 +112,7 @@ def test_empty_shards_go_through_every_stage_and_change_nothing(project, run):
         run(stage)
         assert (project / f"data/{stage}/model.safetensors").is_file()
     report = read_json(project / "data/pseudo_labels/report.json")
-    assert report["activation"]["pictures_without_target"] == 1
+    assert report["activation"]["images_without_target"] == 1
     assert report["labels_per_category"] == {"cup": 4, "dog": 4}
 
 
@@ -120,6 +120,6 @@ def test_an_empty_shard_adds_nothing_to_a_stream_of_images(project, run):
     sharded(run, "proposals")
     images = [project / f"data/download/images/train/{shard}.parquet" for shard in IMAGES]
     proposals = [project / f"data/proposals/{shard}.parquet" for shard in IMAGES]
-    stream = PictureStream(images, proposals, {1, 2, 3, 4, 5})
+    stream = ImageStream(images, proposals, {1, 2, 3, 4, 5})
     seen = [image.image_id for step in range(5) for image, _ in stream.batch(step, 1, 0)]
     assert sorted(seen) == [1, 2, 3, 4, 5]

@@ -12,32 +12,32 @@ from stages.common.geometry.masks import decode_mask, encode_mask
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.processes import process_index
 from stages.models.detection.params import TrainingParams
-from stages.models.detection.samples import Annotations, LabelledPicture, label_pictures
+from stages.models.detection.samples import Annotations, LabelledImage, label_images
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
-from tests.support.tiny_detector import TRAINING, annotate, picture, tiny_detector
+from tests.support.tiny_detector import TRAINING, annotate, make_image, tiny_detector
 
 IMAGE_IDS = [1, 2, 3, 4, 5]
-NARROW = 48  # columns of the odd pictures: their padding depends on what they are batched with
+NARROW = 48  # columns of the odd images: their padding depends on what they are batched with
 
 
-def labelled_pictures() -> list[LabelledPicture]:
-    """Return five pictures, each with its disc, which lies in the left half."""
+def labelled_images() -> list[LabelledImage]:
+    """Return five images, each with its disc, which lies in the left half."""
     discs = [a for a in annotate(IMAGE_IDS)["annotations"] if a["category_id"] == 3]
     objects = {a["image_id"]: [a] for a in discs}
-    pictures = label_pictures(
-        map(picture, IMAGE_IDS), Annotations(objects, {}), {3: 1}, Path("labels.json")
+    images = label_images(
+        map(make_image, IMAGE_IDS), Annotations(objects, {}), {3: 1}, Path("labels.json")
     )
-    return [narrow(entry) if entry.picture.image_id % 2 else entry for entry in pictures]
+    return [narrow(entry) if entry.image.image_id % 2 else entry for entry in images]
 
 
-def narrow(entry: LabelledPicture) -> LabelledPicture:
-    pixels = entry.picture.decode()[:, :NARROW]
+def narrow(entry: LabelledImage) -> LabelledImage:
+    pixels = entry.image.decode()[:, :NARROW]
     encoded = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
     (mask,) = entry.segmentations
     cut = encode_mask(decode_mask(mask, (64, 64))[:, :NARROW])
-    small = replace(entry.picture, width=NARROW, encoded=encoded)
-    return replace(entry, picture=small, segmentations=[cut])
+    small = replace(entry.image, width=NARROW, encoded=encoded)
+    return replace(entry, image=small, segmentations=[cut])
 
 
 def train(frozen: list[str]) -> tuple[list[dict], dict[str, torch.Tensor]]:
@@ -47,7 +47,7 @@ def train(frozen: list[str]) -> tuple[list[dict], dict[str, torch.Tensor]]:
     changes = {"steps": 6, "batch_size": 5, "frozen": frozen}
     model, curve = tiny_detector(), Curve(every=1)
     params = TrainingParams.model_validate(TRAINING | changes)
-    train_detector(model, Supervision.of(labelled_pictures()), params, 7, curve)
+    train_detector(model, Supervision.of(labelled_images()), params, 7, curve)
     return curve.state()["rows"], model.state_dict()
 
 

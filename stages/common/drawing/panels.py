@@ -1,4 +1,4 @@
-"""The pictures of a montage: one scaled-up view of an image with heat, masks, outlines and boxes.
+"""The images of a montage: one scaled-up view of an image with heat, masks, outlines and boxes.
 
 A panel is square, RGB uint8 (P, P, 3); the image of H×W pixels lies centred in it, aspect kept.
 Small images are enlarged, so that a person can see them; masks are smoothed by the enlargement.

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 VARIABLE = "OVIS_PROCESSES"
-SHARE = 8  # pictures
+SHARE = 8  # images
 SECONDS_OF_GRACE = 5.0
 
 
@@ -41,8 +41,8 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
     Args:
         module: the stage's `__main__`, as it is imported.
         device: where it computes; with CUDA each process has a device of its own.
-        batch_size: pictures of a batch. Without OVIS_PROCESSES there are as many processes as
-            devices, but none for less than `SHARE` pictures: the fewer, the more a step waits.
+        batch_size: images of a batch. Without OVIS_PROCESSES there are as many processes as
+            devices, but none for less than `SHARE` images: the fewer, the more a step waits.
 
     Raises:
         SystemExit: a process failed; the message ends with its error.
@@ -108,7 +108,7 @@ def own_places(count: int) -> range:
     index, processes = process_index(), num_processes()
     if count < processes:
         raise ValueError(
-            f"a batch of {count} pictures for {processes} processes: each needs at least one;"
+            f"a batch of {count} images for {processes} processes: each needs at least one;"
             f" set {VARIABLE} to {count} or less"
         )
     return range(count * index // processes, count * (index + 1) // processes)

@@ -1,9 +1,9 @@
-"""A batch that is trained in shares: by several processes, or some pictures at a time by one.
+"""A batch that is trained in shares: by several processes, or some images at a time by one.
 
 The sum of the shares' losses and gradients is that of the whole batch, up to rounding, for
 - the samples of anchors and regions are those that one process would draw for the whole batch,
 - each loss is a mean over the samples of all shares,
-- all pictures are padded to one size,
+- all images are padded to one size,
 - batch statistics are those of all processes.
 """
 
@@ -17,34 +17,34 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from stages.common.runtime.processes import add_over_processes, num_processes, own_places
 
-Counts = list[tuple[int, int]]  # positives and negatives that can be drawn, per picture
-Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of either, per picture
+Counts = list[tuple[int, int]]  # positives and negatives that can be drawn, per image
+Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of either, per image
 
 
 class Draws:
     """Random orders for the samplers of a step, where one process has the whole batch."""
 
     def resizing(self, count: int) -> AbstractContextManager[None]:
-        """Within the block torchvision draws the sizes of `count` pictures, one number each."""
+        """Within the block torchvision draws the sizes of `count` images, one number each."""
         return nullcontext()
 
     def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return the size that all pictures are padded to, given that of these."""
+        """Return the size that all images are padded to, given that of these."""
         return image_hw
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:
-        """Return the orders for these pictures, and the counts of the whole batch."""
+        """Return the orders for these images, and the counts of the whole batch."""
         return _random_orders(counts), counts
 
 
 class ShareDraws(Draws):
     """Draws for a process's part of a batch, which make up those of one process for all of it.
 
-    Every process makes the draws of all pictures, and uses those of its own.
+    Every process makes the draws of all images, and uses those of its own.
     """
 
     def __init__(self, seed: int, batch_size: int, first: int | None = None) -> None:
-        """Take the step's seed, and the place of the first picture if it is not the process's."""
+        """Take the step's seed, and the place of the first image if it is not the process's."""
         self._seed, self._batch_size = seed, batch_size
         self._first = own_places(batch_size).start if first is None else first
 
@@ -147,7 +147,7 @@ class SharedSampler(BalancedPositiveNegativeSampler):
     def __call__(
         self, matched_idxs: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return masks uint8, per picture, of the chosen positives (>= 1) and negatives (0)."""
+        """Return masks uint8, per image, of the chosen positives (>= 1) and negatives (0)."""
         found = [
             (torch.where(labels >= 1)[0], torch.where(labels == 0)[0]) for labels in matched_idxs
         ]
@@ -174,7 +174,7 @@ class SharedSampler(BalancedPositiveNegativeSampler):
         return own / whole if whole else 1.0
 
     def _limits(self, positives: int, negatives: int) -> tuple[int, int]:
-        """Return how many are chosen of so many positives and negatives of a picture."""
+        """Return how many are chosen of so many positives and negatives of an image."""
         wanted = min(positives, int(self.batch_size_per_image * self.positive_fraction))
         return wanted, min(negatives, self.batch_size_per_image - wanted)
 

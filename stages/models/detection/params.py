@@ -54,7 +54,7 @@ PYRAMID_LEVELS = {"trunk": 3, "resnet50_fpn": 5}
 
 
 class ResizeParams(Section):
-    """Sides of the pictures the network sees, in pixels."""
+    """Sides of the images the network sees, in pixels."""
 
     shorter_side: int = Field(ge=32)
     longer_side: int = Field(ge=32)

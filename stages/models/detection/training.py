@@ -1,6 +1,6 @@
 """Training of the detector, the same for pseudo-labels and for fine-tuning on base annotations.
 
-Step k draws its pictures, their augmentation and torchvision's samples from (seed, k) alone, so a
+Step k draws its images, their augmentation and torchvision's samples from (seed, k) alone, so a
 resumed run repeats an uninterrupted one exactly, and several processes or micro-batches repeat one
 process up to rounding (`stages.models.detection.global_batch`).
 """
@@ -41,7 +41,7 @@ from stages.models.detection.samples import training_sample
 from stages.models.detection.supervision import Supervision
 from stages.models.solver import Schedule, cosine, make_optimizer, set_rate, step_decay
 
-MICRO_BATCH = "OVIS_MICRO_BATCH"  # pictures at once in a process; gradients are accumulated
+MICRO_BATCH = "OVIS_MICRO_BATCH"  # images at once in a process; gradients are accumulated
 BATCHES_AHEAD = 3
 LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 Samples = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -175,7 +175,7 @@ def freeze(model: Detector, params: TrainingParams) -> None:
 
 
 def _micro_batch(model: Detector, params: TrainingParams) -> int:
-    """Return how many of this process's pictures go through the network at once."""
+    """Return how many of this process's images go through the network at once."""
     own, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
     split = num_processes() > 1 or (wanted is not None and wanted < own)
     in_shares, norms = model.supports("shares"), trained_batch_norms(model)
@@ -188,7 +188,7 @@ def _micro_batch(model: Detector, params: TrainingParams) -> int:
     if norms:
         raise ValueError(
             f"{MICRO_BATCH}={wanted}: {norms[0]} and {len(norms) - 1} more normalise by the"
-            f" statistics of all {own} pictures; unset it, freeze the parts that have them"
+            f" statistics of all {own} images; unset it, freeze the parts that have them"
             f" (trunk, pyramid), or use more processes, which share their statistics"
         )
     return wanted
@@ -227,7 +227,7 @@ def _batches(
 def _shares(
     model: Detector, samples: Samples, size: int, params: TrainingParams, seed: int
 ) -> Iterator[tuple[list[torch.Tensor], Targets, Draws | None]]:
-    """Yield pictures, targets and draws of each micro-batch of at most `size` pictures.
+    """Yield images, targets and draws of each micro-batch of at most `size` images.
 
     Where there are several, what they can be sampled from has to be counted first, by a forward
     pass up to the proposals: the samples are those of the whole batch.

@@ -4,7 +4,7 @@ Mask-free OVIS, pseudo bounding box generation, step 2. Two kinds of network do 
 top of the small vision-language model (`wspn_language`), and one on an ImageNet backbone that is
 trained from end to end (`wspn_imagenet`). This is what the stages that use one of them rely on.
 
-Shape legend: R proposals of one picture, C base classes. Boxes: x0, y0, x1, y1 in pixels.
+Shape legend: R proposals of one image, C base classes. Boxes: x0, y0, x1, y1 in pixels.
 """
 
 from abc import ABC, abstractmethod
@@ -20,10 +20,10 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 class Sight(NamedTuple):
-    """One picture as a network has seen it, and the frame of the boxes that it is asked about."""
+    """One image as a network has seen it, and the frame of the boxes that it is asked about."""
 
     maps: Any  # features, in a form of the network's own
-    scale: np.ndarray  # float32 (4,): boxes of the picture times this lie in the frame
+    scale: np.ndarray  # float32 (4,): boxes of the image times this lie in the frame
     image_hw: tuple[int, int]  # pixels of the frame
 
 
@@ -45,7 +45,7 @@ class Wspn(nn.Module, ABC):
 
     @abstractmethod
     def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
-        """Return the features of a picture, RGB uint8 (H, W, 3)."""
+        """Return the features of an image, RGB uint8 (H, W, 3)."""
 
     @abstractmethod
     def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class Wspn(nn.Module, ABC):
 
 
 def class_scores(class_logits: torch.Tensor, detection_logits: torch.Tensor) -> torch.Tensor:
-    """Return W (R, C): softmax over classes times softmax over the picture's proposals.
+    """Return W (R, C): softmax over classes times softmax over the image's proposals.
 
     Source: Mask-free OVIS, W_C = σ(W^cls) ⊙ σ(W^det); the two directions as in WSDDN.
     """
@@ -74,7 +74,7 @@ def consensus(scores: Array, overlaps: Array, neighbour_iou: float, power: float
     """Return agreed scores (R, C): Σ_j IoU_ij · s_j^power over proposals j near proposal i.
 
     Args:
-        scores: of one picture, (R, C) >= 0.
+        scores: of one image, (R, C) >= 0.
         overlaps: IoU of its proposals, (R, R).
         neighbour_iou: proposals that overlap less do not count; 1 keeps the order of `scores`.
         power: below 1 it flattens the scores before they are added.

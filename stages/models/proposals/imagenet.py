@@ -6,7 +6,7 @@ scores and regress the box, and to a class-agnostic quality. Source: wetectron's
 Ours: regression is class-agnostic, for the boxes serve any class; RoIAlign takes the place of
 RoIPool, whose gradient is not reproducible on a GPU; the quality.
 
-Shape legend: R proposals of one picture, C base classes, K >= 1 refinements, D channels,
+Shape legend: R proposals of one image, C base classes, K >= 1 refinements, D channels,
 F features, h w cells. Boxes: x0, y0, x1, y1 in pixels of what each docstring says.
 """
 
@@ -41,7 +41,7 @@ class ImagenetWspnConfig:
 
 
 class Outputs(NamedTuple):
-    """What the heads say of the proposals of one picture; K of the lists."""
+    """What the heads say of the proposals of one image; K of the lists."""
 
     class_logits: torch.Tensor  # W^cls (R, C)
     detection_logits: torch.Tensor  # W^det (R, C)
@@ -51,7 +51,7 @@ class Outputs(NamedTuple):
 
 
 class View(NamedTuple):
-    """One view of a picture; `scale` and `width` lead its boxes there."""
+    """One view of an image; `scale` and `width` lead its boxes there."""
 
     features: torch.Tensor  # (1, D, h, w)
     scale: torch.Tensor  # (4,)
@@ -59,7 +59,7 @@ class View(NamedTuple):
     flipped: bool
 
     def boxes(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return boxes (R, 4) of the picture in the frame of the view."""
+        """Return boxes (R, 4) of the image in the frame of the view."""
         scaled = boxes_xyxy.to(self.scale) * self.scale
         return mirror_boxes(scaled, self.width) if self.flipped else scaled
 
@@ -134,7 +134,7 @@ class ImagenetWspn(Wspn):
 
     @torch.no_grad()
     def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
-        """Return the maps of all views; the frame of boxes is the picture itself."""
+        """Return the maps of all views; the frame of boxes is the image itself."""
         maps = []
         for side in views.shorter_sides:
             for flipped in (False, True) if views.flip else (False,):

@@ -1,7 +1,7 @@
-"""Top-K boxes of a picture by the proposal network.
+"""Top-K boxes of an image by the proposal network.
 
 Mask-free OVIS, pseudo bounding box generation, step 3: B = {b_1, …, b_K}.
-Shape legend: R candidates of one picture, C base classes, K ranked boxes. Boxes x0, y0, x1, y1 in
+Shape legend: R candidates of one image, C base classes, K ranked boxes. Boxes x0, y0, x1, y1 in
 pixels.
 """
 
@@ -31,7 +31,7 @@ class AgreementSettings(Section):
 class RankingSettings(Section):
     """How boxes are refined, scored and kept apart: section `ranking` of params.yaml.
 
-    - `top_k`: most boxes of a picture.
+    - `top_k`: most boxes of an image.
     - `score`: quality: predicted IoU with the object, of whichever class; classes: the class
       scores, by which boxes suppress each other within each class only, see `order_by_class`.
     - `agreement`: of class scores, with neighbours that overlap less than wholly.
@@ -64,7 +64,7 @@ class RankingSettings(Section):
 def rank_proposals(
     model: Wspn, image: np.ndarray, proposals_xyxy: np.ndarray, settings: RankingSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best boxes of a picture.
+    """Return the best boxes of an image.
 
     Args:
         model: in evaluation mode.
@@ -94,7 +94,7 @@ def rank_proposals(
 def _agree(
     scores: torch.Tensor, boxes_xyxy: torch.Tensor, settings: AgreementSettings
 ) -> torch.Tensor:
-    """Return class scores (R, C) that neighbours agree on, the highest of a picture 1."""
+    """Return class scores (R, C) that neighbours agree on, the highest of an image 1."""
     if settings.neighbour_iou == 1:
         return scores
     overlaps = box_iou(boxes_xyxy, boxes_xyxy)

@@ -32,7 +32,7 @@ class VisionLanguageModel(Protocol):
         """Return image tokens of normalised pixels (B, 3, H, W)."""
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return text states (B, L, D) of token ids (B, L), without any picture."""
+        """Return text states (B, L, D) of token ids (B, L), without any image."""
 
     def fusion_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the text states (B, L, D) that enter the fusion layers."""

@@ -263,7 +263,7 @@ def test_report_has_table_best_plot_and_a_warning(project):
     assert (folder / "results.json").read_text().count(SEGM) == 5
 
 
-def test_chosen_on_validation_pictures_there_is_no_warning(project):
+def test_chosen_on_validation_images_there_is_no_warning(project):
     results = [result(k, 0, 40.0 + k, **{"evaluation.split": "val"}) for k in (0, 1)]
     text, cells = write_report(project, project, results, Question(direction="min"))
     assert "flatter" not in text

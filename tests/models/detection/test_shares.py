@@ -98,5 +98,5 @@ def test_places_are_shared_out_without_gap_or_overlap(monkeypatch, count, parts)
 
 def test_a_batch_smaller_than_the_processes_is_refused(monkeypatch):
     monkeypatch.setattr(processes, "num_processes", lambda: 4)
-    with pytest.raises(ValueError, match="a batch of 3 pictures for 4 processes"):
+    with pytest.raises(ValueError, match="a batch of 3 images for 4 processes"):
         own_places(3)

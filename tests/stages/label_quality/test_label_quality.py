@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.common.formats.categories import Category
 from stages.common.formats.coco import make_instances
-from stages.common.formats.images import Picture, write_pictures
+from stages.common.formats.images import EncodedImage, write_images
 from stages.common.formats.tables import boxes_by_image
 from stages.common.geometry.masks import decode_mask, encode_mask, mask_iou
 from stages.common.geometry.recall import NEVER, first_hits
@@ -26,7 +26,7 @@ from stages.label_quality.shard import (
     ShardInputs,
     join_columns,
     join_tables,
-    measure_picture,
+    measure_image,
 )
 from stages.label_quality.summary import make_metrics, per_class_rows, recall_rows
 from tests.support.run_module import run_module
@@ -223,7 +223,7 @@ def test_first_hits_of_ordered_boxes():
     assert first_hits(boxes[:0], objects).tolist() == [NEVER] * 3
 
 
-def test_boxes_keep_their_order_within_a_picture():
+def test_boxes_keep_their_order_within_an_image():
     rows = [(7, 1.0), (3, 2.0), (7, 0.0), (3, 1.0)]
     columns = {"image_id": pa.array([r[0] for r in rows], pa.int64())}
     columns |= {n: pa.array([r[1] for r in rows], pa.float32()) for n in ("x0", "y0", "x1", "y1")}
@@ -235,7 +235,7 @@ def test_boxes_keep_their_order_within_a_picture():
 
 
 def shard_inputs():
-    """Three pictures: a right label, a wrong one (no fish there), and one without any."""
+    """Three images: a right label, a wrong one (no fish there), and one without any."""
     truth = {
         1: [annotation(CUP, (0, 0, 10, 10))],
         2: [annotation(CUP, (10, 10, 20, 20)), annotation(CAR, (0, 0, 6, 6))],
@@ -261,8 +261,8 @@ def shard_inputs():
 
 
 def measure_shard(inputs, category_ids):
-    pictures = inputs.pictures()
-    return join_tables(measure_picture(p, category_ids, PARAMS, IN_USE, 0) for p in pictures)
+    images = inputs.image_inputs()
+    return join_tables(measure_image(p, category_ids, PARAMS, IN_USE, 0) for p in images)
 
 
 def test_metrics_of_a_small_shard():
@@ -278,7 +278,7 @@ def test_metrics_of_a_small_shard():
     assert metrics["masks_in_good_boxes"]["pseudo"]["all"]["mean_iou"] == 0.5
     assert metrics["pointing"]["base"] == {"count": 1, "round_0": 1.0, "round_1": 1.0}
     assert metrics["pointing"]["novel"] == {"count": 0, "round_0": -1.0, "round_1": -1.0}
-    # cups in pictures 1 and 2: only the first is found, by box 2 of the search, 1 of the ranking
+    # cups in images 1 and 2: only the first is found, by box 2 of the search, 1 of the ranking
     assert metrics["recall"]["selective_search"]["base"] == {"at_1": 0.0, "at_2": 0.5, "at_5": 0.5}
     assert metrics["recall"]["ranking"]["base"] == {"at_1": 0.5, "at_2": 0.5, "at_5": 0.5}
     assert metrics["recall"]["ranking"]["novel"]["at_5"] == 0.0  # the car; crowds do not count
@@ -288,7 +288,7 @@ def test_metrics_of_a_small_shard():
     assert recall_rows(metrics, PARAMS)[1]["selective_search_base"] == 0.5
 
 
-def test_random_order_depends_on_the_picture_alone():
+def test_random_order_depends_on_the_image_alone():
     whole = shard_inputs()
     boxes = np.random.default_rng(0).random((30, 4)).astype(np.float32) * 10
     boxes[:, 2:] += boxes[:, :2]
@@ -332,8 +332,8 @@ def test_boxes_and_masks_may_look_at_other_maps_than_the_last_one():
     inputs = shard_inputs()
     inputs.maps[0, 0] = np.flip(inputs.maps[0, 1])
     first = MapsInUse(boxes=LAST.model_copy(update={"activation_round": "first"}), masks=LAST)
-    (picture, *_) = inputs.pictures()
-    by_last, by_first = (measure_picture(picture, [CUP], PARAMS, use, 0) for use in (IN_USE, first))
+    (image, *_) = inputs.image_inputs()
+    by_last, by_first = (measure_image(image, [CUP], PARAMS, use, 0) for use in (IN_USE, first))
     assert by_last.labels["square_iou"].any() and not by_first.labels["square_iou"].any()
     assert np.array_equal(by_last.labels["fraction_iou"], by_first.labels["fraction_iou"])
 
@@ -367,8 +367,8 @@ def write_inputs(folder):
         write_json(data / f"{name}.json", {"annotations": numbered})
     for shard, image_ids in {0: [1, 3], 1: [2]}.items():
         here = np.isin(inputs.target_image_ids, image_ids)
-        pictures = [Picture(i, f"{i}.png", 20, 20, encoded) for i in image_ids]
-        write_pictures(data / f"download/images/train/{shard}.parquet", pictures)
+        images = [EncodedImage(i, f"{i}.png", 20, 20, encoded) for i in image_ids]
+        write_images(data / f"download/images/train/{shard}.parquet", images)
         captions = [{"image_id": i, "captions": ["a $1 cup and a fish"]} for i in image_ids]
         write_json(data / f"download/captions/train/{shard}.json", captions)
         tensors = {

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.common.formats.categories import Category
-from stages.common.formats.images import Picture, write_pictures
+from stages.common.formats.images import EncodedImage, write_images
 from stages.common.geometry.masks import encode_mask
 from stages.common.runtime.storage import read_json, write_json, write_tensors
 from stages.pseudo_labels.merge import (
@@ -37,7 +37,7 @@ CATEGORIES = [
 IMAGES = [{"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 30} for i in (1, 2, 3, 4)]
 
 
-FACTS = {"pictures": 4, "pictures_without_target": 1}
+FACTS = {"images": 4, "images_without_target": 1}
 
 
 def params(min_area=10, keep_fraction=1.0, min_labelled_fraction=0.5):
@@ -126,9 +126,9 @@ def test_order_of_masks_changes_nothing(order, fraction):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_id": 9}, "image_id 9, category_id 1: no such picture"),
+        ({"image_id": 9}, "image_id 9, category_id 1: no such image"),
         ({"category_id": 7}, "category_id 7: no base or novel category"),
-        ({"segmentation": encode_mask(np.ones((4, 5), bool))}, r"size \[4, 5\], picture of size"),
+        ({"segmentation": encode_mask(np.ones((4, 5), bool))}, r"size \[4, 5\], image of size"),
         ({"image_id": 2}, "image_id 2, category_id 1: two masks"),
     ],
 )
@@ -139,7 +139,7 @@ def test_masks_that_fit_nothing_are_refused(change, message):
 
 def test_too_few_labels_name_the_limit():
     *_, metrics = run([make_mask(1, 1)], params())
-    with pytest.raises(ValueError, match=r"only 1 of 4 pictures .*min_labelled_fraction = 50.0%"):
+    with pytest.raises(ValueError, match=r"only 1 of 4 images .*min_labelled_fraction = 50.0%"):
         check_yield(metrics, 0.5)
     *_, nothing = run([], params())
     with pytest.raises(ValueError, match="only 0 of 4"):
@@ -147,14 +147,14 @@ def test_too_few_labels_name_the_limit():
 
 
 def test_constant_maps_are_counted_and_named():
-    one = {"pictures": 1, "pictures_without_target": 1, "mentions_cut_off": 2}
-    two = {"pictures": 3, "pictures_without_target": 0}
+    one = {"images": 1, "images_without_target": 1, "mentions_cut_off": 2}
+    two = {"images": 3, "images_without_target": 0}
     one["constant_maps"] = [{"image_id": 4, "category_id": 2}]
     two["constant_maps"] = [{"image_id": k, "category_id": 1} for k in (3, 2)]
     _, report, metrics = run([make_mask(1, 1), make_mask(1, 2, side=3)], params(), one, two)
     assert report["activation"] == {
-        "pictures": 4,
-        "pictures_without_target": 1,
+        "images": 4,
+        "images_without_target": 1,
         "mentions_cut_off": 2,
         "constant_maps": 3,
     }
@@ -168,11 +168,11 @@ def test_constant_maps_are_counted_and_named():
 
 
 def test_images_without_a_target_are_judged_over_all_shards():
-    large = {"pictures": 95, "pictures_without_target": 5}
-    small = {"pictures": 5, "pictures_without_target": 5}  # all of it
-    *_, report, _ = run([], params(), large, small, {"pictures": 0, "pictures_without_target": 0})
+    large = {"images": 95, "images_without_target": 5}
+    small = {"images": 5, "images_without_target": 5}  # all of it
+    *_, report, _ = run([], params(), large, small, {"images": 0, "images_without_target": 0})
     check_targets(report, 0.1)
-    message = r"10 of 100 training pictures have no target \(10\.0%\).*max_untargeted_fraction = 9"
+    message = r"10 of 100 training images have no target \(10\.0%\).*max_untargeted_fraction = 9"
     with pytest.raises(ValueError, match=message):
         check_targets(report, 0.09)
 
@@ -183,10 +183,10 @@ def write_inputs(folder, shards, without_target=0):
         [{"id": c.id, "name": c.name, "split": c.split, "forms": [*c.forms]} for c in CATEGORIES],
     )
     for shard, image_ids in shards.items():
-        pictures = [Picture(i, f"{i}.jpg", 20, 30, b"never decoded") for i in image_ids]
-        write_pictures(folder / f"data/download/images/train/{shard}.parquet", pictures)
+        images = [EncodedImage(i, f"{i}.jpg", 20, 30, b"never decoded") for i in image_ids]
+        write_images(folder / f"data/download/images/train/{shard}.parquet", images)
         write_json(folder / f"data/pseudo_masks/{shard}.json", [make_mask(i, 1) for i in image_ids])
-        facts = {"pictures": len(image_ids), "pictures_without_target": without_target}
+        facts = {"images": len(image_ids), "images_without_target": without_target}
         write_tensors(folder / f"data/activation/{shard}.safetensors", {}, facts)
     (folder / "params.yaml").write_text(
         f"seed: 0\nshards: {sorted(shards)}\n"
@@ -221,7 +221,7 @@ def test_stage_says_which_shard_is_missing(tmp_path, monkeypatch):
 
 def test_the_report_is_there_when_too_many_images_have_no_target(tmp_path, monkeypatch):
     write_inputs(tmp_path, {0: [1, 3], 1: [2, 4]}, without_target=2)
-    with pytest.raises(ValueError, match=r"4 of 4 training pictures have no target \(100\.0%\)"):
+    with pytest.raises(ValueError, match=r"4 of 4 training images have no target \(100\.0%\)"):
         run_stage(tmp_path, monkeypatch)
     report = read_json(tmp_path / "data/pseudo_labels/report.json")
-    assert report["activation"]["pictures_without_target"] == 4
+    assert report["activation"]["images_without_target"] == 4

@@ -181,7 +181,7 @@ def test_mask_does_not_depend_on_its_batch():
     np.testing.assert_array_equal(together[1], segment([second], settings)[0])
 
 
-def test_mask_stays_in_its_box_and_picture():
+def test_mask_stays_in_its_box_and_image():
     logits = np.ones((16, 16), np.float32)
     mask = whole_mask(logits, np.array([-5, 50, 20, 80], np.float32), (64, 64), 0.25, False)
     assert mask[50:, :20].all()

@@ -57,7 +57,7 @@ def verified_classes(
     named: Collection[int],
     ancestors: Mapping[int, Collection[int]],
 ) -> set[int]:
-    """Return the classes of which it is known whether the picture has an object.
+    """Return the classes of which it is known whether the image has an object.
 
     What is there is all that includes it, too; what is not there has no kind of it there.
     Source: Open Images Challenge 2019, evaluation, "hierarchy handling".

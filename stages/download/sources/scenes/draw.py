@@ -30,7 +30,7 @@ DISTRACTOR_RADIUS = (5, 30)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between full scenes and the small pictures of image-caption pairs.
+    """What differs between full scenes and the small images of image-caption pairs.
 
     Attributes:
         side: of the canvas, pixels.
@@ -52,7 +52,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and its ground truth.
+    """One image and its ground truth.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -74,7 +74,7 @@ def scene_recipe(side: int) -> Recipe:
 
 
 def pair_recipe(side: int, scene_side: int) -> Recipe:
-    """Return the recipe of pair pictures: one or two objects, at the scale of full scenes."""
+    """Return the recipe of pair images: one or two objects, at the scale of full scenes."""
     return Recipe(side, scene_side / TUNED_SIDE, (0.7, 0.3), (10, 31), (10, 24), (0, 3))
 
 
@@ -176,7 +176,7 @@ def _distractor(recipe: Recipe, generator: np.random.Generator) -> np.ndarray:
 
 
 def _develop(canvas: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return the picture uint8 (H, W, 3): uneven light and a camera's noise over the canvas."""
+    """Return the image uint8 (H, W, 3): uneven light and a camera's noise over the canvas."""
     side = len(canvas)
     light = 1 + np.float32(0.09) * cut_window(texture_bank(side)[1], side, side, generator)
     noise = generator.standard_normal(canvas.shape, np.float32)

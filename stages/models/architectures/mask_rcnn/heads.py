@@ -121,7 +121,7 @@ class RegionHeads(RoIHeads):
         image_sizes: list[tuple[int, int]],
         vocabularies: Sequence[Sequence[int]],
     ) -> list[Targets]:
-        """Return detections per vocabulary and picture, best score first.
+        """Return detections per vocabulary and image, best score first.
 
         Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
         "masks" (n, M, M), probabilities in the frame of the box. Regions are pooled once for all
@@ -150,7 +150,7 @@ class RegionHeads(RoIHeads):
     def _suppress(
         self, boxes_xyxy: torch.Tensor, scores: torch.Tensor, vocabulary: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Turn boxes (R, 4) and scores (R, V) of one picture into its detections."""
+        """Turn boxes (R, 4) and scores (R, V) of one image into its detections."""
         usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
         region, position = torch.where((scores > self.score_thresh) & usable[:, None])
         scores, boxes = scores[region, position], boxes_xyxy[region]
@@ -233,7 +233,7 @@ class StageRegionHeads(RegionHeads):
     def describe(
         self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the parent, a picture at a time: the maps of 1000 regions take 1.6 GB on the way."""
+        """As the parent, an image at a time: the maps of 1000 regions take 1.6 GB on the way."""
         each = [
             super(StageRegionHeads, self).describe(
                 {name: level[n : n + 1] for name, level in features.items()}, [boxes], [size]

@@ -45,14 +45,14 @@ def make_config(
         }
     )
     # Unlike attributes, which detectron2 takes under any name, merged keys must exist.
-    config.merge_from_other_cfg(CfgNode(_picture_keys(params, backbone)))
+    config.merge_from_other_cfg(CfgNode(_image_keys(params, backbone)))
     config.merge_from_other_cfg(CfgNode({"MODEL": _proposal_keys(params, backbone)}))
     config.merge_from_other_cfg(CfgNode({"MODEL": _region_keys(params, backbone, num_classes)}))
     config.freeze()
     return config
 
 
-def _picture_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, Any]:
+def _image_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, Any]:
     shorter, longer = params.resize.shorter_side, params.resize.longer_side
     return {
         "TEST": {"DETECTIONS_PER_IMAGE": params.inference.detections_per_image},

@@ -1,4 +1,4 @@
-"""A user's own folder: pictures, captions and names, and nothing else."""
+"""A user's own folder: images, captions and names, and nothing else."""
 
 import csv
 from pathlib import Path
@@ -10,8 +10,8 @@ from stages.download.params import ScenesParams
 from stages.download.sources.scenes.source import scene_source
 
 
-def write_pictures_folder(folder: Path, num_train: int, num_test: int, side: int = 128) -> Path:
-    """Write drawn scenes with their captions; pictures of train are in subfolders."""
+def write_images_folder(folder: Path, num_train: int, num_test: int, side: int = 128) -> Path:
+    """Write drawn scenes with their captions; images of train are in subfolders."""
     params = ScenesParams.model_validate(
         {
             "num_images": {"pairs": 0, "train": num_train, "val": 0, "test": num_test},
@@ -29,10 +29,10 @@ def write_pictures_folder(folder: Path, num_train: int, num_test: int, side: int
     for split in ("train", "test"):
         for task in source.tasks[split]:
             example = source.make(task)
-            name = f"{task.image_id % 2}/{example.picture.file_name}"
+            name = f"{task.image_id % 2}/{example.image.file_name}"
             path = folder / split / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(example.picture.encoded)
+            path.write_bytes(example.image.encoded)
             rows += [(name, caption) for caption in example.captions if split == "train"]
     with (folder / "captions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "caption"), *rows])
