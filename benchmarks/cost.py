@@ -322,7 +322,7 @@ def detect_operations(model: Detector, detections: int, vocabularies: int) -> fl
     """
     regions = model.regions
     pool = regions.box_roi_pool if regions.mask_roi_pool is None else regions.mask_roi_pool
-    proposals = torch.from_numpy(inputs.boxes(model.params.proposals.kept_in_inference))
+    proposals = torch.from_numpy(inputs.boxes(model.params.proposals.post_nms_top_n_in_inference))
     hw = inputs.HEIGHT, inputs.WIDTH
     batch, _ = model.transform([torch.rand(3, *hw)])
 

@@ -25,7 +25,7 @@ from stages.pseudo_boxes.select import binarise_otsu
 from tests.reference.masks import seed_labels, segment_crop
 
 DATA = Path("data")
-SEEDS_SHARE = 0.1  # Z of the official code's random object seeds, as a share of the box's pixels
+SEEDS_FRACTION = 0.1  # Z of the official code's random object seeds, as a share of the box's pixels
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def official_mask(
     level = cv2.GaussianBlur(maps[0], (5, 5), 0)
     active = binarise_otsu(level[None], image.shape[:2])[0][window] > 0
     generator = numpy_generator(0, "official mask", item)
-    labels = seed_labels(active, max(1, round(SEEDS_SHARE * active.size)), generator)
+    labels = seed_labels(active, max(1, round(SEEDS_FRACTION * active.size)), generator)
     torch.manual_seed(derive_seed(0, "official mask", item))
     mask[window], _ = segment_crop(normalise_pixels(image[window][None])[0], labels, steps)
     return mask

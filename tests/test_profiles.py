@@ -242,7 +242,7 @@ def test_sources_tell_nothing_that_no_profile_takes():
 def test_object_and_background_have_seeds_alike_and_few(tmp_path):
     """The paper has one Z for both; where it is large, seeds of the object lie beside it."""
     seeds = read_params(applied("paper-coco", tmp_path).parent)["pseudo_masks"]["seeds"]
-    assert seeds["foreground_share"] == seeds["background_share"] <= 0.2
+    assert seeds["foreground_fraction"] == seeds["background_fraction"] <= 0.2
 
 
 def test_the_code_s_profile_has_every_switch_the_code_s_way():

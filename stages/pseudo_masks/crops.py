@@ -86,7 +86,7 @@ def label_pixels(
     """
     within = activation[:, inside]
     count = within.shape[1]
-    wanted = max(1, round(params.foreground_share * count))
+    wanted = max(1, round(params.foreground_fraction * count))
     if params.foreground == "most_activated":
         chosen = _highest(within, wanted)
     else:
@@ -97,7 +97,7 @@ def label_pixels(
     foreground = torch.zeros_like(activation, dtype=torch.bool)
     foreground[:, inside] = chosen
     if params.background == "least_activated":
-        lowest = _highest(-within, max(1, round(params.background_share * count)))
+        lowest = _highest(-within, max(1, round(params.background_fraction * count)))
         background = torch.zeros_like(foreground)
         background[:, inside] = lowest & ~chosen
     else:

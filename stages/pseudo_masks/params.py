@@ -12,8 +12,8 @@ class SeedParams(Section):
 
     foreground: Literal["most_activated", "random_activated"]
     background: Literal["least_activated", "border"]
-    foreground_share: float = Field(gt=0, lt=1)
-    background_share: float = Field(gt=0, lt=1)
+    foreground_fraction: float = Field(gt=0, lt=1)
+    background_fraction: float = Field(gt=0, lt=1)
 
 
 class PseudoMasksParams(Section):

@@ -18,7 +18,7 @@ IMAGENET = {
     "imagenet": {"weights": "nowhere.pth"},
     "network": {
         "backbone": {"kind": "resnet50_fpn", "pyramid_width": 64, "frozen_stages": 2},
-        "proposals": {"anchor_sides": [16.0, 32.0, 64.0, 128.0, 256.0]},
+        "proposals": {"anchor_sizes": [16.0, 32.0, 64.0, 128.0, 256.0]},
     },
 }
 

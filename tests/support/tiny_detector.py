@@ -23,20 +23,20 @@ NETWORK = {
     },
     "resize": {"shorter_side": 64, "longer_side": 64},
     "proposals": {
-        "anchor_sides": [12.0, 24.0, 40.0],
+        "anchor_sizes": [12.0, 24.0, 40.0],
         "aspect_ratios": [1.0],
         "positive_iou": 0.6,
         "negative_iou": 0.3,
         "anchors_per_image": 32,
         "positive_fraction": 0.5,
         "nms_iou": 0.7,
-        "before_nms": 50,
-        "before_nms_in_inference": 50,
-        "kept_in_training": 20,
-        "kept_in_inference": 10,
+        "pre_nms_top_n": 50,
+        "pre_nms_top_n_in_inference": 50,
+        "post_nms_top_n": 20,
+        "post_nms_top_n_in_inference": 10,
     },
     "box_head": {
-        "pooled_side": 4,
+        "pooler_resolution": 4,
         "canonical_side": 40.0,
         "hidden": 32,
         "positive_iou": 0.5,
@@ -45,19 +45,19 @@ NETWORK = {
         "smooth_l1_beta": 1 / 9,
     },
     "classifier": {"similarity": "cosine", "temperature": 0.1, "background": "learned"},
-    "mask_head": {"pooled_side": 7, "channels": 8, "layers": 1},
+    "mask_head": {"pooler_resolution": 7, "channels": 8, "layers": 1},
     "inference": {"score_threshold": 0.05, "nms_iou": 0.5, "detections_per_image": 5},
 }
 # What changes in NETWORK with another backbone.
 RESNETS = {
     "resnet50_fpn": {
         "backbone": {"kind": "resnet50_fpn", "pyramid_width": 16, "frozen_stages": 2},
-        "proposals": NETWORK["proposals"] | {"anchor_sides": [8.0, 16.0, 24.0, 32.0, 48.0]},
+        "proposals": NETWORK["proposals"] | {"anchor_sizes": [8.0, 16.0, 24.0, 32.0, 48.0]},
     },
     "resnet50_c4": {
         "backbone": {"kind": "resnet50_c4", "frozen_stages": 2},
-        "proposals": NETWORK["proposals"] | {"anchor_sides": [16.0, 32.0, 48.0]},
-        "mask_head": {"pooled_side": 4, "channels": 8, "layers": 0},
+        "proposals": NETWORK["proposals"] | {"anchor_sizes": [16.0, 32.0, 48.0]},
+        "mask_head": {"pooler_resolution": 4, "channels": 8, "layers": 0},
     },
 }
 TRAINING = {

@@ -63,23 +63,23 @@ class ResizeParams(Section):
 class ProposalParams(Section):
     """Region proposal network."""
 
-    anchor_sides: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    anchor_sizes: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
     aspect_ratios: list[float] = Field(min_length=1)
     positive_iou: float = Field(gt=0, le=1)
     negative_iou: float = Field(gt=0, le=1)
     anchors_per_image: int = Field(ge=2)
     positive_fraction: float = Field(gt=0, le=1)
     nms_iou: float = Field(gt=0, le=1)
-    before_nms: int = Field(ge=1)
-    before_nms_in_inference: int = Field(ge=1)
-    kept_in_training: int = Field(ge=1)
-    kept_in_inference: int = Field(ge=1)
+    pre_nms_top_n: int = Field(ge=1)
+    pre_nms_top_n_in_inference: int = Field(ge=1)
+    post_nms_top_n: int = Field(ge=1)
+    post_nms_top_n_in_inference: int = Field(ge=1)
 
 
 class BoxHeadParams(Section):
     """Class-agnostic box head."""
 
-    pooled_side: int = Field(ge=1)
+    pooler_resolution: int = Field(ge=1)
     canonical_side: float = Field(gt=0)
     hidden: int = Field(ge=8)
     positive_iou: float = Field(gt=0, le=1)
@@ -99,7 +99,7 @@ class ClassifierParams(Section):
 class MaskHeadParams(Section):
     """Class-agnostic mask head."""
 
-    pooled_side: int = Field(ge=1)
+    pooler_resolution: int = Field(ge=1)
     channels: int = Field(ge=4)
     layers: int = Field(ge=0)
 
@@ -151,12 +151,12 @@ class TwoStageParams(NetworkParams):
     inference: InferenceParams
 
     @model_validator(mode="after")
-    def _one_anchor_side_per_level(self) -> "TwoStageParams":
-        sides = len(self.proposals.anchor_sides)
+    def _one_anchor_size_per_level(self) -> "TwoStageParams":
+        sides = len(self.proposals.anchor_sizes)
         levels = PYRAMID_LEVELS.get(self.backbone.kind, sides)
         if sides != levels:
             raise ValueError(
-                f"proposals.anchor_sides: has {sides} sides, but backbone.kind"
+                f"proposals.anchor_sizes: has {sides} sides, but backbone.kind"
                 f" {self.backbone.kind} has {levels} levels; give one side per level"
             )
         return self

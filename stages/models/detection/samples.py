@@ -23,7 +23,7 @@ from stages.common.runtime.storage import read_json
 from stages.models.detection.detector import IGNORED
 from stages.models.detection.params import Aspect, SourceParams
 
-LARGEST_SKIPPED_SHARE = 0.05
+LARGEST_SKIPPED_FRACTION = 0.05
 SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
 
 
@@ -89,11 +89,11 @@ def read_annotations(
     broken = sum(map(len, skipped.values()))
     if broken:
         print(f"{path}: annotations left out: {skipped}", file=sys.stderr)
-    if broken > LARGEST_SKIPPED_SHARE * len(wanted):
+    if broken > LARGEST_SKIPPED_FRACTION * len(wanted):
         reasons = {reason: ids[:5] for reason, ids in skipped.items() if ids}
         raise ValueError(
             f"{path}: {broken} of {len(wanted)} annotations are unusable (first ids: {reasons});"
-            f" at most {LARGEST_SKIPPED_SHARE:.0%} may be; correct the file"
+            f" at most {LARGEST_SKIPPED_FRACTION:.0%} may be; correct the file"
         )
     objects = {k: group for k, group in objects.items() if not all(map(_is_crowd, group))}
     if not objects:

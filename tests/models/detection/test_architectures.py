@@ -189,7 +189,7 @@ def repository(tmp_path, monkeypatch):
         ({"engine": "torchvision"}, r"detector\.engine: torchvision: the key is architecture now"),
         (
             {"network": NETWORK | {"mask_head": {"depth": 3}}},
-            r"mask_head\.depth: .*allowed keys: \['channels', 'layers', 'pooled_side'\]",
+            r"mask_head\.depth: .*allowed keys: \['channels', 'layers', 'pooler_resolution'\]",
         ),
     ],
 )

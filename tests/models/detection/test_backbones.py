@@ -139,7 +139,7 @@ def test_anchors_lie_on_their_levels(models):
     assert models["resnet50_c4"].proposals.head.cls_logits.out_channels == 3
     wrong = NETWORK | {"backbone": RESNETS["resnet50_fpn"]["backbone"]}
     with pytest.raises(
-        ValueError, match=r"anchor_sides: has 3 sides, .* resnet50_fpn has 5 levels"
+        ValueError, match=r"anchor_sizes: has 3 sides, .* resnet50_fpn has 5 levels"
     ):
         network_params("mask_rcnn").model_validate(wrong)
 

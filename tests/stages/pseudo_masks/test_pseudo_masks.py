@@ -23,8 +23,8 @@ from stages.pseudo_masks.segment import (
 SEEDS = {
     "foreground": "most_activated",
     "background": "least_activated",
-    "foreground_share": 0.25,
-    "background_share": 0.25,
+    "foreground_fraction": 0.25,
+    "background_fraction": 0.25,
 }
 PARAMS = {
     "method": "network",

@@ -247,7 +247,7 @@ class Network(Detector):
         scores = torch.where(usable[:, None], scores, 0.0)
         chosen, first = [], 0
         for level in scores.split(per_level):
-            best = level.flatten().topk(min(inference.before_nms, level.numel()))
+            best = level.flatten().topk(min(inference.pre_nms_top_n, level.numel()))
             chosen.append(best.indices[best.values > inference.score_threshold] + first)
             first += level.numel()
         best = torch.cat(chosen)

@@ -56,7 +56,7 @@ class MaskHeadParams(Section):
 class DenseInferenceParams(InferenceParams):
     """From scored locations to detections."""
 
-    before_nms: int = Field(ge=1)
+    pre_nms_top_n: int = Field(ge=1)
 
 
 class NetworkParams(DetectorNetworkParams):

@@ -104,9 +104,9 @@ class Network(Detector):
     def use_region_head(self, make: MakeRegionHead) -> None:
         """Put another head in the place of what describes a region."""
         head, channels = self.params.box_head, self.backbone.out_channels
-        sizes = channels, head.pooled_side, head.hidden
+        sizes = channels, head.pooler_resolution, head.hidden
         if self.region_stage is not None:  # it halves the maps
-            sizes = REGION_STAGE_CHANNELS, -(-head.pooled_side // 2), REGION_STAGE_CHANNELS
+            sizes = REGION_STAGE_CHANNELS, -(-head.pooler_resolution // 2), REGION_STAGE_CHANNELS
         self.regions.box_head = make(*sizes)
 
     @torch.no_grad()
@@ -166,9 +166,9 @@ class Network(Detector):
 
 def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNetwork:
     proposals = params.proposals
-    per_level = [(side,) for side in proposals.anchor_sides]
+    per_level = [(side,) for side in proposals.anchor_sizes]
     if params.backbone.kind == "resnet50_c4":
-        per_level = [tuple(proposals.anchor_sides)]
+        per_level = [tuple(proposals.anchor_sizes)]
     ratios = (tuple(proposals.aspect_ratios),) * len(per_level)
     anchors = AnchorGenerator(tuple(per_level), ratios)
     # torchvision's first anchors have their centres at 0.
@@ -183,8 +183,8 @@ def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNet
         proposals.negative_iou,
         proposals.anchors_per_image,
         proposals.positive_fraction,
-        {"training": proposals.before_nms, "testing": proposals.before_nms_in_inference},
-        {"training": proposals.kept_in_training, "testing": proposals.kept_in_inference},
+        {"training": proposals.pre_nms_top_n, "testing": proposals.pre_nms_top_n_in_inference},
+        {"training": proposals.post_nms_top_n, "testing": proposals.post_nms_top_n_in_inference},
         proposals.nms_iou,
     )
 
@@ -199,13 +199,16 @@ def _region_heads(
     head, mask, inference = params.box_head, params.mask_head, params.inference
     strides, width = backbone.strides, backbone.out_channels
     grids = strides, backbone.central
-    pool: nn.Module = PyramidPooling(*grids, head.pooled_side, head.canonical_side)
+    pool: nn.Module = PyramidPooling(*grids, head.pooler_resolution, head.canonical_side)
     if region_stage is None:
         heads, mask_pool = (
             RegionHeads,
-            PyramidPooling(*grids, mask.pooled_side, head.canonical_side),
+            PyramidPooling(*grids, mask.pooler_resolution, head.canonical_side),
         )
-        described, box_head = head.hidden, TwoMLPHead(width * head.pooled_side**2, head.hidden)
+        described, box_head = (
+            head.hidden,
+            TwoMLPHead(width * head.pooler_resolution**2, head.hidden),
+        )
     else:
         heads, mask_pool, described = StageRegionHeads, None, REGION_STAGE_CHANNELS
         pool, width = StagePooling(pool, region_stage), described

@@ -44,7 +44,7 @@ class Network(Detector):
         """Build with fresh weights for classes with text embeddings float32 (C, D)."""
         super().__init__(params)
         network, region_stage = build_backbone(params.backbone)
-        num_levels = len(params.proposals.anchor_sides) if region_stage is None else 1
+        num_levels = len(params.proposals.anchor_sizes) if region_stage is None else 1
         self.backbone = LevelBackbone(network, num_levels)
         levels = self.backbone.output_shape()
         config = make_config(params, self.backbone, *embeddings.shape)
