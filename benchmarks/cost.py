@@ -48,7 +48,7 @@ from stages.models.detection.coco_results import to_results
 from stages.models.detection.detector import Detector, LossSettings, Prediction, build
 from stages.models.detection.params import TrainingParams, network_params
 from stages.models.detection.paste_masks import paste_masks
-from stages.models.proposals.base import Sight, Wspn
+from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.ranking import rank_proposals
 from stages.models.proposals.views import ViewSettings, view_input
@@ -382,21 +382,23 @@ class _CountingWspn(Wspn):
         super().__init__()
         self.seen = 0
 
-    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
-        return Sight(None, np.ones(4, np.float32), image.shape[:2])
+    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
+        return ImageFeatures(None, np.ones(4, np.float32), image.shape[:2])
 
     def assess(
-        self, sight: Sight, boxes_xyxy: torch.Tensor
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self.seen += len(boxes_xyxy)
         count = len(boxes_xyxy)
         return torch.rand(count, 2), torch.rand(count), torch.zeros(count, 4)
 
-    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        return self.assess(sight, boxes_xyxy)[0]
+    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        return self.assess(features, boxes_xyxy)[0]
 
-    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.assess(sight, boxes_xyxy)[1:]
+    def score_objects(
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.assess(features, boxes_xyxy)[1:]
 
 
 def _categories(dataset: Dataset) -> list[Category]:

@@ -25,7 +25,7 @@ from stages.pseudo_boxes.select import binarise_otsu
 from tests.reference.masks import seed_labels, segment_crop
 
 DATA = Path("data")
-SEEDS_FRACTION = 0.1  # Z of the official code's random object seeds, as a share of the box's pixels
+SEEDS_FRACTION = 0.1  # of the box's pixels: Z of the official code's random object seeds
 
 
 def main() -> None:

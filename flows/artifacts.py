@@ -123,5 +123,5 @@ class StageProgress:
 
 
 def _legal(key: str) -> str:
-    """Return the key with what Prefect refuses replaced: `pseudo_boxes@0` becomes `pseudo_boxes-0`."""
+    """Return a key that Prefect accepts: `pseudo_boxes@0` becomes `pseudo-boxes-0`."""
     return re.sub(r"[^a-z0-9-]+", "-", key.lower())

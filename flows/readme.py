@@ -24,7 +24,7 @@ RECALLS = {
 }
 RECALL_AT = (10, 50, 100)
 BOXES = {
-    "pseudo-boxes, mean IoU (share ≥ 0.5)": "boxes",
+    "pseudo-boxes, mean IoU (fraction ≥ 0.5)": "boxes",
     "the best fixed square at the peak of the map": "fixed_square",
 }
 MASKS = {

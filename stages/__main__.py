@@ -1,7 +1,7 @@
-"""`python -m stages pseudo_boxes 0`: run a stage as dvc.yaml does, so that no false result is recorded.
+"""`python -m stages pseudo_boxes 0`: run a stage as dvc.yaml does, and record no false result.
 
-It is `python -m stages.pseudo_boxes 0`, and fails if what the stage depends on changed meanwhile: DVC
-records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was made
+It is `python -m stages.pseudo_boxes 0`, and fails if what the stage depends on changed meanwhile:
+DVC records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was made
 from and with.
 """
 

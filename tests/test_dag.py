@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[1]
 GROUND_TRUTH = "data/download/ground_truth"
 ANNOTATED_CLASSES = "data/download/annotations"  # of base classes, without where they are
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
-BLIND = "vlm vocabulary proposals wspn ranking activation pseudo_boxes pseudo_masks pseudo_labels detector".split()
+BLIND = (
+    "vlm vocabulary proposals wspn ranking activation"
+    " pseudo_boxes pseudo_masks pseudo_labels detector"
+).split()
 ARCHITECTURE_DEP = re.compile(r"stages/models/architectures/\$\{(detector|rpn)\.architecture\}")
 NO_SECTION = {"seed", "shards", "deterministic", "gpus_per_training"}
 NO_STAGE = {"common", "models"}

@@ -83,7 +83,7 @@ def find_objects(
 def recall_table(
     hits: Hits, groups: Mapping[str, set[int]], recall_at: Sequence[int]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return method → group → {"recall@K": share of the group's objects found at IoU 0.5}.
+    """Return method → group → {"recall@K": fraction of the group's objects found at IoU 0.5}.
 
     Args:
         hits: of all objects.

@@ -33,9 +33,9 @@ def detect_classes(
         nms_iou: of the suppression within each class.
         max_detections: per image.
     """
-    sight = model.look(image, views)
-    boxes = torch.from_numpy(boxes_xyxy * sight.scale).to(model.device)
-    scores = model.score_classes(sight, boxes).cpu()
+    features = model.extract_features(image, views)
+    boxes = torch.from_numpy(boxes_xyxy * features.scale).to(model.device)
+    scores = model.score_classes(features, boxes).cpu()
     count, classes = scores.shape
     boxes = torch.from_numpy(boxes_xyxy).repeat_interleave(classes, dim=0)
     labels = torch.arange(classes).repeat(count)

@@ -89,7 +89,9 @@ class Claim:
 
 BLURS = "`pseudo_boxes.smoothing`, `pseudo_masks.smoothing`"
 VISIBLE = "`activation.weigh_visible`"
-CROPS = "`pseudo_masks.smoothing`, `pseudo_masks.context`, unequal shares of `pseudo_masks.seeds`"
+CROPS = (
+    "`pseudo_masks.smoothing`, `pseudo_masks.context`, unequal fractions of `pseudo_masks.seeds`"
+)
 HEAD = "`wspn.model.backbone`, `wspn.seeds`"
 LABELS = f"of the labels: `activation.reach`, `ranking`, `wspn.model.backbone`, {BLURS}"
 

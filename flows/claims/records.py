@@ -144,7 +144,7 @@ def read_facts(folders: dict[str, Path]) -> dict[str, float]:
 
 
 def write_record(root: Path, record: Record) -> Path:
-    """Write the record in the place of an older one of its seed, whole or not at all."""
+    """Write the record in place of an older one of its seed, whole or not at all."""
     path = root / FOLDER / f"seed-{record.seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

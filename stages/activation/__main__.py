@@ -1,8 +1,8 @@
 """Stage `activation`: activation maps of the objects that a shard's captions name.
 
 A target whose map is the same everywhere says nothing of where the object is and is left out. The
-file's facts name such targets and count the images that are left without any; stage `pseudo_labels` judges
-their share over all shards.
+file's facts name such targets and count the images that are left without any; stage
+`pseudo_labels` checks their fraction over all shards.
 """
 
 import math

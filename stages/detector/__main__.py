@@ -96,7 +96,7 @@ def _read_options() -> argparse.Namespace:
 def start() -> None:
     """Run the stage in as many processes as its batch and the devices allow."""
     params = read_section(_read_options().section, DetectorParams)
-    batch_size = params.training.batch_size if "shares" in params.network.supports else 1
+    batch_size = params.training.batch_size if "micro_batches" in params.network.supports else 1
     run_in_processes("stages.detector.__main__", choose_device(read_exactness()), batch_size)
 
 

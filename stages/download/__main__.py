@@ -104,7 +104,9 @@ def look_up_all(source: Source) -> dict[str, SplitReport]:
     return reports
 
 
-def judge(reports: dict[str, SplitReport], source: Source, params: DownloadParams) -> list[str]:
+def check_reports(
+    reports: dict[str, SplitReport], source: Source, params: DownloadParams
+) -> list[str]:
     """Write report.json and return notices; stop if something in it is not acceptable."""
     report = summarise(reports, source)
     write_json(FOLDER / "report.json", report)
@@ -129,13 +131,13 @@ def main() -> None:
                 shutil.rmtree(FOLDER / name)
         write_json(FOLDER / "categories.json", [asdict(category) for category in source.categories])
         if source.look_up:  # for an error to come before hundreds of gigabytes are copied
-            judge(look_up_all(source), source, params)
+            check_reports(look_up_all(source), source, params)
         reports, leaks = empty_reports(source), LeakCheck()
         for split in SPLITS:
             spools = Path(scratch, split)
             spools.mkdir()
             write_split(source, split, files[split], reports[split], leaks, spools)
-    for notice in judge(reports, source, params):
+    for notice in check_reports(reports, source, params):
         print(f"{FOLDER / 'report.json'}: {notice}", file=sys.stderr)
 
 

@@ -28,7 +28,7 @@ from stages.common.runtime.seeding import make_deterministic, numpy_generator
 from stages.common.runtime.storage import read_json, write_json, write_rows
 from stages.evaluation import figure, self_training, summary, unannotated
 from stages.evaluation.average_precision import KINDS
-from stages.evaluation.detections import Predict, detect, share_out
+from stages.evaluation.detections import Predict, detect, split_by_trial
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import (
     check_truth,
@@ -63,7 +63,7 @@ def main() -> None:
         if weights.suffix == ".json":
             listed = [image["id"] for image in truth["images"]]
             given = read_results(weights, params.split, listed, trials[0].image_ids)
-            found = share_out(given, trials)
+            found = split_by_trial(given, trials)
         else:
             predictor = partial(predict, load(weights).to(device))
             found = detect(

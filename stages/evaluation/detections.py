@@ -66,7 +66,7 @@ def detect(
     return found
 
 
-def share_out(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dict]]:
+def split_by_trial(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dict]]:
     """Return those of given COCO results that belong to each trial, by image and falling score.
 
     A detector that was not asked for a vocabulary cannot classify anew within it, so what it calls

@@ -17,7 +17,7 @@ NOVEL_MARK = "★"
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownImage:
     """An image RGB uint8 (H, W, 3), its objects, and each detector's results by its name."""
 
     image: np.ndarray
@@ -39,7 +39,7 @@ def make_examples(
     trial: Trial,
     detections: dict[str, list[dict]],
     min_score: float,
-) -> list[Example]:
+) -> list[ShownImage]:
     """Put together images (image id → file name and pixels), objects and predictions to show."""
     truth = group_by_image(trial.annotations)
     by_model = {
@@ -47,7 +47,7 @@ def make_examples(
         for model, results in detections.items()
     }
     return [
-        Example(
+        ShownImage(
             image,
             file_name,
             [a for a in truth.get(image_id, []) if not a.get("iscrowd", 0)],
@@ -58,7 +58,7 @@ def make_examples(
 
 
 def draw_montage(
-    examples: list[Example], categories: list[Category], min_score: float, annotated: bool = True
+    examples: list[ShownImage], categories: list[Category], min_score: float, annotated: bool = True
 ) -> np.ndarray:
     """Return the sheet RGB uint8, one row per image.
 
@@ -76,7 +76,7 @@ def draw_montage(
     )
 
 
-def _row(example: Example, categories: list[Category], annotated: bool) -> Row:
+def _row(example: ShownImage, categories: list[Category], annotated: bool) -> Row:
     novel = {category.id for category in categories if category.split == "novel"}
     names = {c.id: f"{NOVEL_MARK} {c.name}" if c.id in novel else c.name for c in categories}
     shown = list(example.results.values())

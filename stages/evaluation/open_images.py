@@ -80,10 +80,10 @@ def measure(trial: Trial, detections: list[dict], kind: Kind, max_detections: in
             entries = sorted(entries, key=lambda entry: -entry["score"])[:max_detections]
             if not here and not entries:
                 continue
-            judged = judge_image(entries, here, kind)
-            scores.append(judged[0])
-            right.append(judged[1])
-            num_objects += judged[2]
+            scored = score_image(entries, here, kind)
+            scores.append(scored[0])
+            right.append(scored[1])
+            num_objects += scored[2]
         ap, curve = average_precision(np.concatenate(scores), np.concatenate(right), num_objects)
         ap50.append(ap)
         curves.append(curve)
@@ -97,7 +97,7 @@ def _group(entries: Iterable[dict]) -> dict[tuple[int, int], list[dict]]:
     return groups
 
 
-def judge_image(
+def score_image(
     detections: list[dict], objects: list[dict], kind: Kind
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Say which detections of one image and class are right.

@@ -11,7 +11,7 @@ from stages.evaluation.average_precision import KINDS
 from stages.evaluation.summary import GROUPS, RECALL_POINTS
 
 
-def make_metrics(detections: list[dict], num_images: int) -> dict:
+def evaluation_metrics(detections: list[dict], num_images: int) -> dict:
     """Return how many detections and images there are, and why there is no more."""
     return {"skipped": SKIPPED, "images": num_images, "detections": len(detections)}
 

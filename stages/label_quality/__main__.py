@@ -29,7 +29,7 @@ from stages.common.runtime.storage import (
     write_rows,
 )
 from stages.label_quality import unannotated
-from stages.label_quality.figure import Example, choose_labels, draw_montage
+from stages.label_quality.figure import ShownLabel, choose_labels, draw_montage
 from stages.label_quality.params import LabelQualityParams, MapParams
 from stages.label_quality.shard import (
     MapsInUse,
@@ -38,7 +38,7 @@ from stages.label_quality.shard import (
     join_tables,
     measure_image,
 )
-from stages.label_quality.summary import make_metrics, per_class_rows, recall_rows
+from stages.label_quality.summary import per_class_rows, quality_metrics, recall_rows
 
 DATA = Path("data")
 DOWNLOAD = DATA / "download"
@@ -69,7 +69,7 @@ def main() -> None:
         measure_image, category_ids=category_ids, params=params, in_use=in_use, seed=seed
     )
     measured: list[Tables] = []
-    examples: dict[int, Example] = {}
+    examples: dict[int, ShownLabel] = {}
     for shard in track(shards, "label_quality, shards"):
         inputs = _read_shard(shard, annotations, truth)
         if annotated:
@@ -80,21 +80,20 @@ def main() -> None:
     in_order = [examples[annotation["id"]] for annotation in chosen]
     write_png(OUTPUT / "montage.png", draw_montage(in_order, categories, annotated))
     if not annotated:
-        write_json(OUTPUT / "metrics.json", unannotated.make_metrics(labels, categories))
+        write_json(OUTPUT / "metrics.json", unannotated.quality_metrics(labels, categories))
         write_rows(OUTPUT / "per_class.csv", unannotated.per_class_rows(labels, categories))
         write_rows(OUTPUT / "recall.csv", unannotated.recall_rows(params))
         print(f"label_quality: {SKIPPED}")
         return
     tables = join_tables(measured)
-    metrics = make_metrics(tables, categories, params)
+    metrics = quality_metrics(tables, categories, params)
     write_json(OUTPUT / "metrics.json", metrics)
     write_rows(OUTPUT / "per_class.csv", per_class_rows(tables, categories))
     write_rows(OUTPUT / "recall.csv", recall_rows(metrics, params))
     for group in ("base", "novel"):
         box, mask = metrics["boxes"][group], metrics["masks"]["pseudo"][group]
-        print(
-            f"label_quality, {group}: IoU of boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}"
-        )
+        ious = f"boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}"
+        print(f"label_quality, {group}: IoU of {ious}")
 
 
 def _read_shard(
@@ -115,7 +114,7 @@ def _read_shard(
 
 def _make_examples(
     shard: int, inputs: ShardInputs, chosen: list[dict], categories: list
-) -> dict[int, Example]:
+) -> dict[int, ShownLabel]:
     """Return the montage's examples that lie in this shard, by annotation id."""
     image_ids = {image["id"] for image in inputs.images}
     here = group_by_image(
@@ -129,7 +128,7 @@ def _make_examples(
         for annotation in here[image.image_id]:
             category_id = annotation["category_id"]
             objects = make_instances(inputs.truth.get(image.image_id, []))
-            examples[annotation["id"]] = Example(
+            examples[annotation["id"]] = ShownLabel(
                 image.decode(),
                 by_id[category_id],
                 captions.get(image.image_id, []),

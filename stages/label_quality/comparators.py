@@ -2,8 +2,8 @@
 
 In the box of each label: the box filled, the ellipse inscribed in it, and the activation, above a
 threshold or as the most activated part of its pixels. Instead of the box: a square at the peak of
-the map that chose it. What is best of a list is picked by `stages.label_quality.summary` with the ground
-truth in hand, which no method could: that favours what we compare with.
+the map that chose it. `stages.label_quality.summary` picks the best of a list
+with the ground truth in hand, which no method could: that favours what we compare with.
 
 Pixels are counted in the box alone, where all of these masks are, so that a map is never enlarged
 to the whole image.

@@ -26,7 +26,7 @@ LABEL_COLOUR, TRUTH_COLOUR = (255, 196, 0), (0, 200, 150)
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownLabel:
     """One pseudo-label with all that led to it.
 
     Attributes:
@@ -70,7 +70,7 @@ def choose_labels(
 
 
 def draw_montage(
-    examples: list[Example], categories: list[Category], annotated: bool = True
+    examples: list[ShownLabel], categories: list[Category], annotated: bool = True
 ) -> np.ndarray:
     """Return the sheet RGB uint8, one row per example, as many rounds as the maps have.
 
@@ -88,7 +88,7 @@ def draw_montage(
     )
 
 
-def _row(example: Example, finder: MentionFinder, annotated: bool) -> Row:
+def _row(example: ShownLabel, finder: MentionFinder, annotated: bool) -> Row:
     naming = [c for c in example.captions if example.category.id in finder.classes([c])]
     panels = [
         Panel(show_image(example.image, SIDE)),
@@ -102,7 +102,7 @@ def _row(example: Example, finder: MentionFinder, annotated: bool) -> Row:
     return Row(panels, example.category.name, example.category.split, lines)
 
 
-def _agreement(example: Example) -> str:
+def _agreement(example: ShownLabel) -> str:
     if not len(example.truth):
         return "no object of this class in the image"
     box_iou = best_box_iou(example.label, example.truth)[0]
@@ -110,7 +110,7 @@ def _agreement(example: Example) -> str:
     return f"IoU: box {box_iou:.2f}, mask {mask_iou:.2f}"
 
 
-def _instances(example: Example, instances: Instances, colour: Colour) -> Panel:
+def _instances(example: ShownLabel, instances: Instances, colour: Colour) -> Panel:
     """Paint masks and boxes of the class, with its name at each box."""
     image_hw = example.image.shape[:2]
     pixels, tags = show_image(example.image, SIDE), []

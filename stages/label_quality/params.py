@@ -1,4 +1,4 @@
-"""Section `label_quality` of params.yaml, and what the stage has to know of `pseudo_boxes` and `pseudo_masks`."""
+"""Section `label_quality` of params.yaml, and what the stage reads of two others."""
 
 from typing import Annotated, Literal
 
@@ -25,7 +25,7 @@ class LabelQualityParams(Section):
 
 
 class MapParams(Section):
-    """Which map a stage looks at, and how blurred: the keys that `pseudo_boxes` and `pseudo_masks` both have."""
+    """Which map a stage uses, and how blurred: keys of both `pseudo_boxes` and `pseudo_masks`."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 

@@ -163,7 +163,8 @@ def _rows_of(annotated: Instances, inputs: ImageInputs) -> list[int]:
     if missing:
         raise ValueError(
             f"data/pseudo_labels/pseudo_annotations.json: image_id {inputs.image_id} has labels of"
-            f" categories {missing} that data/activation has no map of; run `dvc repro pseudo_labels`"
+            f" categories {missing} that data/activation has no map of;"
+            " run `dvc repro pseudo_labels`"
         )
     return [rows[category_id] for category_id in annotated.category_ids.tolist()]
 

@@ -1,7 +1,7 @@
 """Means over base, novel and all classes: metrics.json, per_class.csv and recall.csv.
 
-A mean over nothing is -1, as pycocotools has it. "at_50" is the share of IoU >= 0.5. Five decimals
-are kept: the rest is noise even on all of COCO.
+A mean over nothing is -1, as pycocotools has it. "at_50" is the fraction of IoU >= 0.5. Five
+decimals are kept: the rest is noise even on all of COCO.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def mean(values: np.ndarray) -> float:
 
 
 def iou_summary(iou: np.ndarray) -> dict[str, float]:
-    """Return mean and share at or above 0.5 of IoUs (R,)."""
+    """Return mean and fraction at or above 0.5 of IoUs (R,)."""
     return {"mean_iou": mean(iou), "at_50": mean(iou >= 0.5)}
 
 
@@ -41,7 +41,7 @@ def by_group(
     return groups
 
 
-def make_metrics(tables: Tables, categories: list[Category], params: LabelQualityParams) -> dict:
+def quality_metrics(tables: Tables, categories: list[Category], params: LabelQualityParams) -> dict:
     """Return the nested metrics: labels, boxes and masks beside simpler ones, pointing, recall."""
     compared = {name: values[~tables.labels["crowd"]] for name, values in tables.labels.items()}
     in_good_box = compared["box_iou"] >= 0.5

@@ -11,7 +11,7 @@ from stages.label_quality.params import LabelQualityParams
 from stages.label_quality.summary import GROUPS, MEASURED_PER_CLASS, PROPOSALS
 
 
-def make_metrics(labels: list[dict], categories: list[Category]) -> dict:
+def quality_metrics(labels: list[dict], categories: list[Category]) -> dict:
     """Return the number of labels of base, novel and all classes, and why there is no more."""
     counts = Counter(label["category_id"] for label in labels)
     return {

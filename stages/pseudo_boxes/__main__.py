@@ -1,4 +1,4 @@
-"""Stage `pseudo_boxes`: one pseudo-box per named object of a shard, the best of its WSPN proposals."""
+"""Stage `pseudo_boxes`: choose the best WSPN proposal of each named object of a shard."""
 
 import sys
 from pathlib import Path

@@ -15,7 +15,7 @@ from stages.pseudo_labels.summary import (
     add_facts,
     check_targets,
     check_yield,
-    make_metrics,
+    label_metrics,
     make_report,
 )
 
@@ -39,7 +39,7 @@ def main() -> None:
     kept, dropped = split_masks(masks, params)
     dataset = make_dataset(kept, images, categories)
     report = make_report(dataset, dropped, categories, facts)
-    metrics = make_metrics(dataset, report)
+    metrics = label_metrics(dataset, report)
 
     write_json(OUTPUT / "report.json", report)  # first: it explains a yield that is too low
     check_targets(report, params.max_untargeted_fraction)

@@ -66,7 +66,7 @@ def make_report(
     }
 
 
-def make_metrics(dataset: dict, report: dict) -> dict:
+def label_metrics(dataset: dict, report: dict) -> dict:
     """Return the yield: counts of images, targets and labels kept.
 
     A target is a named object with or without a mask: those of a constant map count.
@@ -108,8 +108,8 @@ def check_targets(report: dict, max_untargeted_fraction: float) -> None:
     if without > max_untargeted_fraction * total:
         raise ValueError(
             f"{without} of {total} training images have no target ({without / total:.1%}), above"
-            f" params.yaml: pseudo_labels.max_untargeted_fraction = {max_untargeted_fraction:.1%}: no"
-            " caption of theirs names a class among the tokens that the model reads"
+            " params.yaml: pseudo_labels.max_untargeted_fraction ="
+            f" {max_untargeted_fraction:.1%}: no caption of theirs names a class among the tokens that the model reads"
             f" ({told['mentions_cut_off']} mentions lie behind them), or the activation map is"
             f" constant ({told['constant_maps']} targets); check captions and forms in"
             " data/download, or raise the limit"
@@ -127,6 +127,7 @@ def check_yield(metrics: dict, min_labelled_fraction: float) -> None:
         raise ValueError(
             f"only {metrics['labelled_images']} of {metrics['images']} images have a pseudo-label"
             f" ({found:.1%}), fewer than params.yaml: pseudo_labels.min_labelled_fraction ="
-            f" {min_labelled_fraction:.1%}; data/pseudo_labels/report.json names what was dropped and why:"
-            " relax pseudo_labels.min_area or keep_fraction, look at the stages before, or lower the limit"
+            f" {min_labelled_fraction:.1%}; data/pseudo_labels/report.json names what was"
+            " dropped and why: relax pseudo_labels.min_area or keep_fraction, look at the stages"
+            " before, or lower the limit"
         )

@@ -72,8 +72,8 @@ def label_pixels(
     """Return which pixels are labelled object and background, bool (K, S, S) each.
 
     The paper labels the Z most activated pixels in the box as object and the Z least activated as
-    background; Z is a share of the box here, so that it does not depend on the object's size. The
-    official code draws the object's pixels at random among the activated ones and takes the
+    background; Z is a fraction of the box here, so that it does not depend on the object's size.
+    The official code draws the object's pixels at random among the activated ones and takes the
     border of the box for background. What lies outside the box is background in both.
 
     Args:

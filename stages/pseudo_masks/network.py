@@ -91,8 +91,8 @@ def train_networks(
         background: labelled background pixels, bool (K, S, S).
         inside: pixels of the box itself, bool (S, S).
         channels: F.
-        steps: of the optimiser.
-        learning_rate: of the optimiser.
+        steps: of the optimizer.
+        learning_rate: of the optimizer.
         self_training: weight of the third loss term.
         generator: of the common start.
     """

@@ -180,7 +180,7 @@ def _similarity(model: SmallAlbef, encoded: torch.Tensor, text: torch.Tensor) ->
 
 
 def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
-    """Hide a random share of the patches, so that no single one suffices and maps grow wider."""
+    """Hide a random fraction of the patches, so that no single one suffices and maps grow wider."""
     kept = max(1, int(context.shape[1] * (1 - rate)))
     draw = torch.rand(context.shape[:2], generator=generator, device=generator.device)
     order = draw.argsort(1)[:, :kept, None]

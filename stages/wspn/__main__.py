@@ -39,7 +39,7 @@ from stages.wspn.examples import (
     image_labels,
     make_examples,
 )
-from stages.wspn.localise import find_seeds, make_lessons, train_object_part
+from stages.wspn.localise import find_seeds, make_targets, train_object_part
 from stages.wspn.params import WspnParams
 from stages.wspn.refine import image_losses
 from stages.wspn.stream import ImageStream, read_image_ids
@@ -124,9 +124,9 @@ def train_on_language(
     curve = Curve(every=50, growing=output / "curve.csv")
     train_class_part(model, examples, params.classify, seed, curve)
     seeds = [find_seeds(model, example, params.seeds) for example in examples]
-    lessons = make_lessons(examples, seeds, params.localise)
+    targets = make_targets(examples, seeds, params.localise)
     done = params.classify.epochs * -(-len(examples) // params.classify.batch_size)
-    train_object_part(model, lessons, params.localise, seed, curve, done)
+    train_object_part(model, targets, params.localise, seed, curve, done)
     save_wspn(output / "model.safetensors", model)
     curve.write(output / "curve.csv")
     return {
@@ -134,8 +134,8 @@ def train_on_language(
         "images_with_label": sum(bool(example.labels.any()) for example in examples),
         "seeds": sum(map(len, seeds)),
         "proposals": sum(len(example.boxes_xyxy) for example in examples),
-        "proposals_with_quality": int(lessons.judged.sum()),
-        "proposals_with_regression": int(lessons.regressed.sum()),
+        "proposals_with_quality": int(targets.has_quality.sum()),
+        "proposals_with_regression": int(targets.has_offsets.sum()),
         **curve.last(),
     }
 

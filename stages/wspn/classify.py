@@ -16,7 +16,7 @@ from stages.common.runtime.seeding import numpy_generator
 from stages.models.proposals.base import class_scores
 from stages.models.proposals.language import LanguageWspn
 from stages.models.solver import cosine, make_optimizer, update
-from stages.wspn.examples import Example
+from stages.wspn.examples import ImageExample
 from stages.wspn.params import ClassifyParams
 
 LARGEST_GRADIENT = 5.0  # norm
@@ -41,7 +41,7 @@ def image_label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 def train_class_part(
     model: LanguageWspn,
-    examples: Sequence[Example],
+    examples: Sequence[ImageExample],
     params: ClassifyParams,
     seed: int,
     curve: Curve,
@@ -81,7 +81,7 @@ def train_class_part(
     part.eval()
 
 
-def _thin_out(example: Example, limit: int, seed: int, epoch: int) -> torch.Tensor:
+def _thin_out(example: ImageExample, limit: int, seed: int, epoch: int) -> torch.Tensor:
     """Return the features of a random part of the proposals, another one each epoch.
 
     With all of them the score settles on one small telling part of an object; a part that is

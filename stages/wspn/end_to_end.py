@@ -47,7 +47,7 @@ class Task(NamedTuple):
     boxes_xyxy: np.ndarray  # float32 (R, 4), its proposals
 
 
-class Example(NamedTuple):
+class ImageView(NamedTuple):
     """One image in a random view, on the processor."""
 
     step: int
@@ -92,7 +92,7 @@ class ViewStream:
         self._nothing = np.zeros(num_classes, np.float32)
         self._limit, self._seed = proposals_per_image, seed
 
-    def examples(self, steps: range, batch_size: int) -> Iterator[Example]:
+    def examples(self, steps: range, batch_size: int) -> Iterator[ImageView]:
         """Yield the images of these steps, those of the next ones being prepared meanwhile."""
         yield from prefetch(self._prepare, self._tasks(steps, batch_size))
 
@@ -102,7 +102,7 @@ class ViewStream:
             for place, (image, boxes_xyxy) in enumerate(batch):
                 yield Task(step, place, image, boxes_xyxy)
 
-    def _prepare(self, task: Task) -> Example:
+    def _prepare(self, task: Task) -> ImageView:
         image, views = task.image, self._views
         boxes = thin_out(task.boxes_xyxy, self._limit, self._seed, image.image_id)
         random = numpy_generator(self._seed, "wspn view", task.step, task.place)
@@ -113,7 +113,7 @@ class ViewStream:
         if flip:
             seen, own = mirror_boxes(seen, pixels.shape[3]), mirror_boxes(own, image.width)
         wanted = self._labels.get(image.image_id, self._nothing)
-        return Example(task.step, task.place, pixels, own, seen, wanted)
+        return ImageView(task.step, task.place, pixels, own, seen, wanted)
 
 
 def train_end_to_end(
@@ -170,7 +170,7 @@ def train_end_to_end(
 
 def _learn(
     model: ImagenetWspn,
-    example: Example,
+    example: ImageView,
     losses_of: Losses,
     batch_size: int,
     bfloat16: bool,

@@ -22,7 +22,7 @@ from stages.models.proposals.language import LanguageWspn
 from stages.models.proposals.views import network_input
 
 
-class Example(NamedTuple):
+class ImageExample(NamedTuple):
     """One image; boxes are in the frame of the network's input."""
 
     image_id: int
@@ -91,7 +91,7 @@ def make_examples(
     labels: Mapping[int, np.ndarray],
     proposals_per_image: int,
     seed: int,
-) -> Iterator[Example]:
+) -> Iterator[ImageExample]:
     """Yield the example of each image.
 
     Args:
@@ -117,7 +117,7 @@ def make_examples(
         pixels, scale = network_input(image.decode(), model.config.image_side)
         maps = model.feature_maps(pixels)
         scaled = torch.from_numpy(boxes * scale).to(model.device)
-        yield Example(
+        yield ImageExample(
             image.image_id,
             torch.from_numpy(labels.get(image.image_id, nothing)),
             scaled.cpu().numpy(),

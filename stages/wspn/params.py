@@ -75,7 +75,7 @@ class LocaliseParams(Section):
 
 
 class EndToEndParams(Section):
-    """Training of an ImageNet backbone with all heads, in the place of both parts' trainings."""
+    """Training of an ImageNet backbone with all heads, in place of both parts' trainings."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)

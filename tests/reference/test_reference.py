@@ -14,7 +14,7 @@ from stages.common.geometry.box_coder import encode_boxes
 from stages.common.geometry.boxes import pairwise_iou
 from stages.common.geometry.masks import mask_iou
 from stages.pseudo_boxes.select import choose_boxes
-from stages.wspn.refine import make_lessons
+from stages.wspn.refine import make_targets
 from stages.wspn.seeds import select_seeds
 from tests.reference.activation import activation_maps, caption_activation
 from tests.reference.boxes import choose_box
@@ -109,21 +109,21 @@ def test_seeds_that_overlap_by_just_the_limit_are_those_of_a_loop(seed, count, c
     ids=["ours", "wetectron", "oicr"],
 )
 @pytest.mark.parametrize("named", [[1], [0, 2], [0, 1, 2, 3]])
-def test_lessons_of_all_scorings_are_those_of_a_loop(changes, named):
+def test_targets_of_all_scorings_are_those_of_a_loop(changes, named):
     # on whole pixels: overlaps are often equal, and the first seed counts
     boxes, labels = random_boxes(1, 150).round(), np.zeros(4, np.float32)
     labels[named] = 1
     scorings = np.random.default_rng(2).random((3, 150, 4)).astype(np.float32) ** 4
     settings = MIST.model_copy(update=changes)
     own = torch.from_numpy(boxes)
-    lessons = make_lessons([*torch.from_numpy(scorings)], own, labels, settings, 0.5)
-    for lesson, scores in zip(lessons, scorings, strict=True):
-        classes, weights, targets, overlap = teach(scores, boxes, labels, settings, 0.5)
+    targets = make_targets([*torch.from_numpy(scorings)], own, labels, settings, 0.5)
+    for target, scores in zip(targets, scorings, strict=True):
+        classes, weights, seed_boxes, overlap = teach(scores, boxes, labels, settings, 0.5)
         assert set(classes) <= {0, *(1 + place for place in named)} and len(set(classes)) > 1
-        assert lesson.classes.tolist() == classes.tolist()
-        assert lesson.weights.tolist() == weights.tolist()
-        assert lesson.overlap.tolist() == overlap.tolist()
-        assert torch.equal(lesson.offsets, encode_boxes(own, torch.from_numpy(targets)))
+        assert target.classes.tolist() == classes.tolist()
+        assert target.weights.tolist() == weights.tolist()
+        assert target.overlap.tolist() == overlap.tolist()
+        assert torch.equal(target.offsets, encode_boxes(own, torch.from_numpy(seed_boxes)))
 
 
 def test_official_seeds():

@@ -8,7 +8,12 @@ import pytest
 
 from stages.guard import changes, find_declared, other_packages
 
-PARAMS = "shards: [0, 1]\npseudo_boxes: {min_score: 0.3, size: {least: 2}}\nseed: 0\nengine: torchvision\n"
+PARAMS = """\
+shards: [0, 1]
+pseudo_boxes: {min_score: 0.3, size: {least: 2}}
+seed: 0
+engine: torchvision
+"""
 DVC_YAML = """\
 vars:
   - shapes: [round, square]

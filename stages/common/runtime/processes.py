@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 VARIABLE = "OVIS_PROCESSES"
-SHARE = 8  # images
+MIN_IMAGES = 8  # images
 SECONDS_OF_GRACE = 5.0
 
 
@@ -42,7 +42,7 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
         module: the stage's `__main__`, as it is imported.
         device: where it computes; with CUDA each process has a device of its own.
         batch_size: images of a batch. Without OVIS_PROCESSES there are as many processes as
-            devices, but none for less than `SHARE` images: the fewer, the more a step waits.
+            devices, but none for less than `MIN_IMAGES` images: the fewer, the more a step waits.
 
     Raises:
         SystemExit: a process failed; the message ends with its error.
@@ -54,7 +54,7 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
         dist.destroy_process_group()
         return
     devices = torch.cuda.device_count() if device.type == "cuda" else None
-    useful = min(devices or 1, max(1, batch_size // SHARE))
+    useful = min(devices or 1, max(1, batch_size // MIN_IMAGES))
     count = environment_number(VARIABLE) or useful
     if devices is not None and count > devices:
         raise ValueError(f"{VARIABLE}={count}: there are {devices} CUDA devices; at most that many")

@@ -14,10 +14,10 @@ from pydantic import Field, create_model, model_validator
 from stages.common.runtime.params import Section
 
 PACKAGE = "stages.models.architectures"
-# shares: micro-batches and several processes. proposals: `Detector.propose`. object_weights:
+# micro_batches: and several processes. proposals: `Detector.propose`. object_weights:
 # objects that teach only some aspects of themselves, or with another weight than 1. region_hooks:
 # further losses of its regions, and another head of them.
-Feature = Literal["shares", "proposals", "object_weights", "region_hooks"]
+Feature = Literal["micro_batches", "proposals", "object_weights", "region_hooks"]
 Aspect = Literal["class", "box", "mask"]  # what an object can teach
 
 

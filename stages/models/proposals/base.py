@@ -19,7 +19,7 @@ from stages.models.proposals.views import ViewSettings
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
-class Sight(NamedTuple):
+class ImageFeatures(NamedTuple):
     """One image as a network has seen it, and the frame of the boxes that it is asked about."""
 
     maps: Any  # features, in a form of the network's own
@@ -44,21 +44,23 @@ class Wspn(nn.Module, ABC):
         """Where the weights are; boxes that the methods are given have to be there too."""
 
     @abstractmethod
-    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
+    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
         """Return the features of an image, RGB uint8 (H, W, 3)."""
 
     @abstractmethod
-    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return class scores (R, C) in [0, 1] of boxes (R, 4) in the frame of `sight`."""
+    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Return class scores (R, C) in [0, 1] of boxes (R, 4) in the frame of `features`."""
 
     def assess(
-        self, sight: Sight, boxes_xyxy: torch.Tensor
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return class scores (R, C), qualities (R,), offsets (R, 4); in one pass if possible."""
-        return self.score_classes(sight, boxes_xyxy), *self.judge(sight, boxes_xyxy)
+        return self.score_classes(features, boxes_xyxy), *self.score_objects(features, boxes_xyxy)
 
     @abstractmethod
-    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_objects(
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (expected IoU with an object (R,) in [0, 1], regression offsets (R, 4))."""
 
 

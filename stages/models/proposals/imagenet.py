@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from stages.common.runtime.devices import own_kernels, send
 from stages.models.backbones.imagenet import resnet50_trunk, vgg16_trunk
 from stages.models.backbones.roi_align import first_centre, pool_regions
-from stages.models.proposals.base import Sight, Wspn
+from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
 
 
@@ -133,7 +133,7 @@ class ImagenetWspn(Wspn):
         )
 
     @torch.no_grad()
-    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
+    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
         """Return the maps of all views; the frame of boxes is the image itself."""
         maps = []
         for side in views.shorter_sides:
@@ -142,23 +142,25 @@ class ImagenetWspn(Wspn):
                 features = self.feature_map(send(pixels, self.device))
                 scale = torch.from_numpy(scale).to(self.device)
                 maps.append(View(features, scale, pixels.shape[3], flipped))
-        return Sight(maps, np.ones(4, np.float32), image.shape[:2])
+        return ImageFeatures(maps, np.ones(4, np.float32), image.shape[:2])
 
-    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Return the mean over views and refinements of the class scores (R, C)."""
-        return self.assess(sight, boxes_xyxy)[0]
+        return self.assess(features, boxes_xyxy)[0]
 
-    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_objects(
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the means over views: quality (R,), and of all refinements offsets (R, 4)."""
-        return self.assess(sight, boxes_xyxy)[1:]
+        return self.assess(features, boxes_xyxy)[1:]
 
     @torch.no_grad()
     def assess(
-        self, sight: Sight, boxes_xyxy: torch.Tensor
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what `score_classes` and `judge` do; next to the regions, heads cost nothing."""
+        """Return what `score_classes` and `score_objects` do; beside the regions, heads are free."""
         scores, qualities, offsets = [], [], []
-        for view in sight.maps:
+        for view in features.maps:
             outputs = self.heads(self.region_features(view.features, view.boxes(boxes_xyxy)))
             logits = torch.stack(outputs.refined_logits)
             scores.append(logits.softmax(2)[:, :, 1:].mean(0))

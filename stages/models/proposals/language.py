@@ -24,7 +24,7 @@ from torchvision.ops import roi_align
 
 from stages.common.runtime.devices import own_kernels
 from stages.models.backbones.trunk import Trunk
-from stages.models.proposals.base import Sight, Wspn, class_scores
+from stages.models.proposals.base import ImageFeatures, Wspn, class_scores
 from stages.models.proposals.views import ViewSettings, network_input
 from stages.models.vision_language.small_albef import SmallAlbef
 from stages.models.vision_language.tokenizer import CaptionTokenizer
@@ -171,22 +171,24 @@ class LanguageWspn(Wspn):
         """Return quality logits (R, 1), whose sigmoid is the expected IoU, and offsets (R, 4)."""
         return tuple(self.object_part(evidence).tensor_split([1], dim=1))
 
-    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
+    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
         """Return the maps of the image at the size of `config.image_side`; `views` do not count.
 
         The frame of boxes is the image at that size.
         """
         pixels, scale = network_input(image, self.config.image_side)
         maps = self.feature_maps(pixels)
-        return Sight(maps, scale, maps.image_hw)
+        return ImageFeatures(maps, scale, maps.image_hw)
 
-    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Return W (R, C) of eq. 5."""
-        return class_scores(*self.class_logits(self.appearance(sight.maps, boxes_xyxy)))
+        return class_scores(*self.class_logits(self.appearance(features.maps, boxes_xyxy)))
 
-    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_objects(
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the object part says: expected IoU (R,) and offsets (R, 4)."""
-        logits, offsets = self.objects(self.evidence(sight.maps, boxes_xyxy))
+        logits, offsets = self.objects(self.evidence(features.maps, boxes_xyxy))
         return logits[:, 0].sigmoid(), offsets
 
 

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou, nms
 
 from stages.common.geometry.box_coder import decode_boxes
 from stages.common.runtime.params import Section
-from stages.models.proposals.base import Sight, Wspn, consensus
+from stages.models.proposals.base import ImageFeatures, Wspn, consensus
 from stages.models.proposals.views import ViewSettings
 
 NOT_KEPT = -1.0  # below every score
@@ -75,18 +75,18 @@ def rank_proposals(
     Returns:
         (boxes float32 (K, 4), scores float32 (K,) in [0, 1], not rising)
     """
-    sight = model.look(image, settings.views)
-    boxes = torch.from_numpy(proposals_xyxy * sight.scale).to(model.device)
+    features = model.extract_features(image, settings.views)
+    boxes = torch.from_numpy(proposals_xyxy * features.scale).to(model.device)
     as_they_came = settings.scored == "proposal" and settings.refinements > 0
     find = _scored_before_regression if as_they_came else _scored_themselves
-    pool, scores = find(model, sight, boxes, settings)
+    pool, scores = find(model, features, boxes, settings)
     if settings.score == "classes":
         scores = _agree(scores, pool, settings.agreement)
         rows, ranked = order_by_class(pool, scores, settings.nms_iou, settings.top_k)
     else:
         rows, ranked = order_in_layers(pool, scores, settings.nms_iou)
     height, width = image.shape[:2]
-    found = pool[rows[: settings.top_k]].cpu().numpy() / sight.scale
+    found = pool[rows[: settings.top_k]].cpu().numpy() / features.scale
     limits = np.array([width, height, width, height], np.float32)
     return np.clip(found, 0, limits), ranked[: settings.top_k].cpu().numpy()
 
@@ -103,7 +103,7 @@ def _agree(
 
 
 def _scored_themselves(
-    model: Wspn, sight: Sight, boxes: torch.Tensor, settings: RankingSettings
+    model: Wspn, features: ImageFeatures, boxes: torch.Tensor, settings: RankingSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return candidates (P, 4), and their own class scores (P, C) or qualities (P,)."""
     candidates, qualities = [], []
@@ -113,28 +113,28 @@ def _scored_themselves(
             candidates.append(boxes)
         if turn == settings.refinements and settings.score == "classes":
             break  # neither its quality nor its regression is asked for
-        quality, offsets = model.judge(sight, boxes)
+        quality, offsets = model.score_objects(features, boxes)
         if kept:
             qualities.append(quality)
-        boxes = decode_boxes(boxes, offsets, sight.image_hw)
+        boxes = decode_boxes(boxes, offsets, features.image_hw)
     pool = torch.cat(candidates)
     if settings.score == "classes":
-        return pool, model.score_classes(sight, pool)
+        return pool, model.score_classes(features, pool)
     return pool, torch.cat(qualities)
 
 
 def _scored_before_regression(
-    model: Wspn, sight: Sight, boxes: torch.Tensor, settings: RankingSettings
+    model: Wspn, features: ImageFeatures, boxes: torch.Tensor, settings: RankingSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the same, but a regressed box has the scores of the box that it was before."""
     candidates, scores = [], []
     for turn in range(settings.refinements):
-        classes, quality, offsets = model.assess(sight, boxes)
+        classes, quality, offsets = model.assess(features, boxes)
         own = classes if settings.score == "classes" else quality
         if turn == 0 and settings.keep_proposals:
             candidates.append(boxes)
             scores.append(own)
-        boxes = decode_boxes(boxes, offsets, sight.image_hw)
+        boxes = decode_boxes(boxes, offsets, features.image_hw)
         candidates.append(boxes)
         scores.append(own)
     return torch.cat(candidates), torch.cat(scores)

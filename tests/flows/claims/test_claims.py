@@ -361,7 +361,8 @@ def test_rearranged_code_with_the_same_outputs_is_the_same_experiment(project, r
 
     (project / "dvc.yaml").write_text(
         "stages:\n  label_quality:\n    cmd: python stages/label_quality/__main__.py\n"
-        "    deps: [stages/label_quality/__main__.py]\n    params: [label_quality]\n    outs: [out]\n"
+        "    deps: [stages/label_quality/__main__.py]\n    params: [label_quality]\n"
+        "    outs: [out]\n"
     )
     (project / PIPELINE).write_text("stages:\n  oracle:\n    cmd: 'true'\n")
     dvc("init", "--subdir", "--quiet")

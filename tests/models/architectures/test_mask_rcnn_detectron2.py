@@ -155,7 +155,7 @@ def test_the_same_weights_have_the_same_losses(vocabulary, labels):
     assert set(found) == set(TRAINING["loss_weights"])
     for name in ("classification", "box"):
         assert found[name] == pytest.approx(expected[name], rel=1e-3), name
-    # torchvision's goal is the share of a cell that the mask covers, detectron2's yes or no.
+    # torchvision's goal is the fraction of a cell that the mask covers, detectron2's yes or no.
     assert found["mask"] == pytest.approx(expected["mask"], rel=0.02)
     # torchvision divides by the anchors that there are, detectron2 by those it was to sample.
     ratio = {name: found[name] / expected[name] for name in ("objectness", "proposal_box")}

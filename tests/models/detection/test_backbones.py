@@ -38,7 +38,7 @@ from tests.support.tiny_detector import (
     tiny_detector,
 )
 from tests.support.tiny_predictor import write_predictor
-from tests.support.train_in_shares import labelled_images
+from tests.support.train_in_parts import labelled_images
 
 KINDS = tuple(RESNETS)
 NO_FILE = {"weights": None, "sha256": None}

@@ -25,7 +25,7 @@ from tests.support.tiny_detector import (
     make_repository,
     tiny_detector,
 )
-from tests.support.train_in_shares import labelled_images
+from tests.support.train_in_parts import labelled_images
 
 MODULE = "tests.support.region_hook"
 PULL = {"name": "pull", "module": MODULE, "weight": 0.5}

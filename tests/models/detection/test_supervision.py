@@ -33,7 +33,7 @@ from tests.support.tiny_detector import (
     supervision,
     tiny_detector,
 )
-from tests.support.train_in_shares import labelled_images
+from tests.support.train_in_parts import labelled_images
 
 LABELS = {3: 1, 5: 2}
 SETTINGS = LossSettings(None, 0.5)

@@ -23,11 +23,16 @@ from stages.evaluation.average_precision import (
     group_precision,
     precision_table,
 )
-from stages.evaluation.detections import detect, share_out
+from stages.evaluation.detections import detect, split_by_trial
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import describe_trials, make_trials
 from stages.evaluation.self_training import choose_images, measure_training_objects
-from stages.evaluation.summary import make_metrics, per_class_rows, precision_recall_rows, score
+from stages.evaluation.summary import (
+    evaluation_metrics,
+    per_class_rows,
+    precision_recall_rows,
+    score,
+)
 from stages.models.detection import detector
 from stages.models.detection.detector import Prediction
 from tests.support.run_module import run_module
@@ -284,7 +289,7 @@ def test_constrained_is_classified_again_not_filtered():
         return answers
 
     found = detect(predict, map(image_of, (1, 2, 3)), trials, PARAMS)
-    metrics = make_metrics(score(trials, found, PARAMS, truth))
+    metrics = evaluation_metrics(score(trials, found, PARAMS, truth))
     assert metrics["generalized"]["novel"]["segm"]["AP50"] == 0
     # constrained: both fish are found, the box on image 1's cup is one mistake among three, of
     # the same score and first in order: precision 2/3 at every recall
@@ -308,7 +313,7 @@ def test_perfect_detections_score_hundred():
     }
     found = detect(predictor(known), map(image_of, (1, 2, 3)), trials, PARAMS)
     scores = {"detector": score(trials, found, PARAMS, truth)}
-    metrics = make_metrics(scores["detector"])
+    metrics = evaluation_metrics(scores["detector"])
     for groups in metrics.values():
         for kinds in groups.values():
             assert kinds == {k: {"AP": 100, "AP50": 100} for k in ("bbox", "segm")}
@@ -351,7 +356,7 @@ def test_given_results_go_to_the_trials_they_belong_to():
         result(1, FISH, (0, 0, 9, 9), score=0.6),
         result(7, FISH, (0, 0, 9, 9), score=0.6),
     ]
-    shared = share_out(given, make_trials(truth, CATEGORIES))
+    shared = split_by_trial(given, make_trials(truth, CATEGORIES))
     told = [[(r["image_id"], r["category_id"]) for r in trial] for trial in shared]
     assert told == [[(1, FISH), (1, CUP), (2, CUP)], [(1, CUP)], []]
 

@@ -14,7 +14,12 @@ from stages.common.runtime.storage import read_json, write_json
 from stages.evaluation import open_images
 from stages.evaluation.average_precision import precision_table
 from stages.evaluation.protocols import Trial, check_truth, make_trials
-from stages.evaluation.summary import make_metrics, per_class_rows, precision_recall_rows, score
+from stages.evaluation.summary import (
+    evaluation_metrics,
+    per_class_rows,
+    precision_recall_rows,
+    score,
+)
 from tests.stages.evaluation.test_evaluation import (
     CAR,
     CATEGORIES,
@@ -212,7 +217,7 @@ def one_class(annotations, verified=None):
 
 
 def judge(annotations, found, kind="segm"):
-    scores, right, num_objects = open_images.judge_image(found, annotations, kind)
+    scores, right, num_objects = open_images.score_image(found, annotations, kind)
     return sorted(zip(scores.tolist(), right.tolist(), strict=True)), num_objects
 
 
@@ -324,7 +329,7 @@ def test_hierarchy_counts_objects_for_all_that_includes_them():
     ap50 = [[row["m_generalized_segm"] for row in table] for table in rows]
     # the hat is no cup unless detections are expanded; then the surer cup of image 3 is wrong
     assert ap50 == [[0, 100, 0, 100], [50, 100, 0, 100]]
-    metrics = make_metrics(expanded)
+    metrics = evaluation_metrics(expanded)
     assert metrics["generalized"]["all"]["bbox"] == {"AP50": 62.5}
     assert metrics["constrained"]["novel"]["segm"] == {"AP50": 50}
     curve = precision_recall_rows({"m": expanded}, "segm")

@@ -28,7 +28,7 @@ from stages.label_quality.shard import (
     join_tables,
     measure_image,
 )
-from stages.label_quality.summary import make_metrics, per_class_rows, recall_rows
+from stages.label_quality.summary import per_class_rows, quality_metrics, recall_rows
 from tests.support.run_module import run_module
 
 CUP, FISH, CAR = 1, 2, 3
@@ -267,7 +267,7 @@ def measure_shard(inputs, category_ids):
 
 def test_metrics_of_a_small_shard():
     tables = measure_shard(shard_inputs(), [CUP, FISH, CAR])
-    metrics = make_metrics(tables, CATEGORIES, PARAMS)
+    metrics = quality_metrics(tables, CATEGORIES, PARAMS)
     assert metrics["labels"]["all"] == {"count": 2, "crowd_only": 0, "precision": 0.5}
     # one label has no correlation; its map's peak is a corner cell's centre, (2.5, 2.5)
     assert metrics["boxes"]["base"] == {"mean_iou": 0.5, "at_50": 1.0}
@@ -345,7 +345,7 @@ def test_sides_that_follow_the_objects_correlate_with_them():
     ]
     tables = measure_shard(shard_inputs(), [CUP])
     tables = dataclasses.replace(tables, labels=join_columns(columns))
-    boxes = make_metrics(tables, CATEGORIES, PARAMS)["boxes"]
+    boxes = quality_metrics(tables, CATEGORIES, PARAMS)["boxes"]
     assert boxes["base"]["side_correlation"] == 1.0
     assert "side_correlation" not in boxes["novel"]
 

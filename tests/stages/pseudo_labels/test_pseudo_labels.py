@@ -24,7 +24,7 @@ from stages.pseudo_labels.summary import (
     add_facts,
     check_targets,
     check_yield,
-    make_metrics,
+    label_metrics,
     make_report,
 )
 from tests.support.run_module import run_module
@@ -68,7 +68,7 @@ def run(masks, settings, *facts):
     kept, dropped = split_masks(masks, settings)
     dataset = make_dataset(kept, IMAGES, CATEGORIES)
     report = make_report(dataset, dropped, CATEGORIES, add_facts(facts or [FACTS]))
-    return dataset, report, make_metrics(dataset, report)
+    return dataset, report, label_metrics(dataset, report)
 
 
 def test_yield_and_report_of_a_small_case():
@@ -167,7 +167,7 @@ def test_constant_maps_are_counted_and_named():
     assert metrics["targets"] == 5
 
 
-def test_images_without_a_target_are_judged_over_all_shards():
+def test_images_without_a_target_are_counted_over_all_shards():
     large = {"images": 95, "images_without_target": 5}
     small = {"images": 5, "images_without_target": 5}  # all of it
     *_, report, _ = run([], params(), large, small, {"images": 0, "images_without_target": 0})

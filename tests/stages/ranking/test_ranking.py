@@ -8,7 +8,7 @@ from stages.common.formats.images import write_images
 from stages.common.formats.tables import boxes_table
 from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import read_table, write_table
-from stages.models.proposals.base import Sight, Wspn
+from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.file import save_wspn
 from stages.models.proposals.ranking import (
     AgreementSettings,
@@ -132,7 +132,7 @@ def test_ranked_boxes_are_few_ordered_and_inside(seed, score, scored, refinement
 def test_class_scores_rank_boxes_within_their_classes(monkeypatch):
     model, proposals = small_model(), np.array([[0, 0, 40, 40], [0, 0, 40, 36]], np.float32)
     scores = torch.tensor([[0.9, 0.1], [0.2, 0.8]])  # IoU 0.9, but each is the best of its class
-    monkeypatch.setattr(model, "score_classes", lambda sight, boxes: scores)
+    monkeypatch.setattr(model, "score_classes", lambda features, boxes: scores)
     by_class = USUAL.model_copy(update={"score": "classes", "refinements": 0, "nms_iou": [0.3]})
     boxes, ranked = rank_proposals(model, make_image(1).decode(), proposals, by_class)
     assert boxes.tolist() == proposals.tolist()
@@ -193,13 +193,13 @@ class _Parts(Wspn):
     config = None
     device = torch.device("cpu")
 
-    def look(self, image, views):
-        return Sight(None, np.ones(4, np.float32), image.shape[:2])
+    def extract_features(self, image, views):
+        return ImageFeatures(None, np.ones(4, np.float32), image.shape[:2])
 
-    def score_classes(self, sight, boxes_xyxy):
+    def score_classes(self, features, boxes_xyxy):
         return torch.tensor([[0.3], [0.9], [0.3]])
 
-    def judge(self, sight, boxes_xyxy):
+    def score_objects(self, features, boxes_xyxy):
         raise AssertionError("neither quality nor regression is asked for")
 
 

@@ -37,7 +37,7 @@ from stages.wspn import __main__ as wspn_stage
 from stages.wspn import end_to_end
 from stages.wspn.end_to_end import ViewStream, train_end_to_end
 from stages.wspn.params import WspnParams
-from stages.wspn.refine import image_losses, make_lessons, refinement_loss
+from stages.wspn.refine import image_losses, make_targets, refinement_loss
 from stages.wspn.stream import KEPT_BLOCKS, ImageStream
 from tests.stages.wspn.test_wspn import BOXES, make_image, random_boxes
 
@@ -125,27 +125,27 @@ def network() -> ImagenetWspn:
     return small_network()
 
 
-def test_a_lesson_by_hand():
+def test_targets_by_hand():
     scores = torch.tensor([[0.5, 0.8], [0.9, 0.8], [0.4, 0.8], [0.3, 0.8]])
     boxes, other = torch.from_numpy(BOXES), scores.flip(0)
 
     def learn(labels):
-        return make_lessons([scores, other], boxes, np.array(labels), PARAMS.seeds, 0.5)
+        return make_targets([scores, other], boxes, np.array(labels), PARAMS.seeds, 0.5)
 
-    lesson, reversed_lesson = learn([1.0, 0.0])
+    target, reversed_targets = learn([1.0, 0.0])
     # seeds of the named class are 1 and 3; the part overlaps 1 by 0.278 only: background
-    assert lesson.classes.tolist() == [1, 1, 0, 1]
-    assert lesson.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.3])
-    assert lesson.overlap.tolist() == pytest.approx([0.9, 1.0, 100 / 360, 1.0])
-    assert lesson.offsets[1].tolist() == [0.0] * 4
+    assert target.classes.tolist() == [1, 1, 0, 1]
+    assert target.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.3])
+    assert target.overlap.tolist() == pytest.approx([0.9, 1.0, 100 / 360, 1.0])
+    assert target.offsets[1].tolist() == [0.0] * 4
     # by the other scores they are 2 and 3: it is the wholes that are background
-    assert reversed_lesson.classes.tolist() == [0, 0, 1, 1]
-    assert reversed_lesson.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.5])
+    assert reversed_targets.classes.tolist() == [0, 0, 1, 1]
+    assert reversed_targets.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.5])
     both, _ = learn([1.0, 1.0])
     assert both.classes.tolist() == [2, 1, 0, 1]  # the second class' first seed is box 0
     assert learn([0.0, 0.0]) == []
 
-    classification, regression = refinement_loss(torch.zeros(4, 3), torch.zeros(4, 4), lesson, 2.0)
+    classification, regression = refinement_loss(torch.zeros(4, 3), torch.zeros(4, 4), target, 2.0)
     assert classification.item() == pytest.approx(math.log(3) * (0.9 * 3 + 0.3) / 4)
     # box 0 to box 1: the centre moves by -1/20 times 10, the height by log(18/20) times 5
     smooth = 0.5 * 0.5**2 + 0.5 * (5 * math.log(0.9)) ** 2
@@ -250,11 +250,11 @@ def test_views_of_a_mirrored_image_say_the_same(network):
     views = ViewSettings.model_validate(VIEWS)
     image, boxes = make_image(6, 80).decode(), torch.from_numpy(random_boxes(6, 5, 80))
     mirrored = boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([80, 0, 80, 0])
-    here = network.look(image, views)
-    there = network.look(np.ascontiguousarray(image[:, ::-1]), views)
+    here = network.extract_features(image, views)
+    there = network.extract_features(np.ascontiguousarray(image[:, ::-1]), views)
     assert len(here.maps) == 4
-    qualities, offsets = network.judge(here, boxes)
-    turned_qualities, turned_offsets = network.judge(there, mirrored)
+    qualities, offsets = network.score_objects(here, boxes)
+    turned_qualities, turned_offsets = network.score_objects(there, mirrored)
     assert torch.allclose(qualities, turned_qualities, atol=1e-4)
     assert offsets[:, 0].abs().max() > 1e-3
     sign = torch.tensor([-1.0, 1, 1, 1])
@@ -294,10 +294,10 @@ def test_one_pass_over_the_regions_scores_proposals_and_regresses_them(network, 
     )
     image, boxes = make_image(7, 80).decode(), random_boxes(7, 5, 80)
     own = torch.from_numpy(boxes)
-    sight = network.look(image, settings.views)
-    qualities, offsets = network.judge(sight, own)
+    features = network.extract_features(image, settings.views)
+    qualities, offsets = network.score_objects(features, own)
     expected = decode_boxes(own, offsets, (80, 80))
-    scores = network.score_classes(sight, own).amax(1) if score == "classes" else qualities
+    scores = network.score_classes(features, own).amax(1) if score == "classes" else qualities
     order = scores.argsort(descending=True)
     passes, pool = [], network.region_features
 
@@ -307,12 +307,12 @@ def test_one_pass_over_the_regions_scores_proposals_and_regresses_them(network, 
 
     monkeypatch.setattr(network, "region_features", count)
     found, ranked = rank_proposals(network, image, boxes, settings)
-    assert passes == [5] * len(sight.maps)
+    assert passes == [5] * len(features.maps)
     assert np.allclose(found, expected[order].numpy(), atol=1e-3)
     assert np.allclose(ranked, scores[order].numpy(), atol=1e-5)
     passes.clear()
     rank_proposals(network, image, boxes, settings.model_copy(update={"scored": "box"}))
-    assert passes == [5] * 2 * len(sight.maps)
+    assert passes == [5] * 2 * len(features.maps)
 
 
 def write_shards(folder, monkeypatch, counts=(10, 5), boxes_each=9):

@@ -21,17 +21,17 @@ from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConf
 from stages.models.vision_language.tokenizer import SPECIAL, CaptionTokenizer
 from stages.wspn.classify import image_label_loss, image_scores, train_class_part
 from stages.wspn.examples import (
-    Example,
+    ImageExample,
     annotated_labels,
     choose_images,
     image_labels,
     make_examples,
 )
 from stages.wspn.localise import (
-    Lessons,
+    ObjectTargets,
     find_seeds,
     localisation_loss,
-    make_lessons,
+    make_targets,
     train_object_part,
 )
 from stages.wspn.params import ClassifyParams, LocaliseParams, SeedParams
@@ -96,7 +96,7 @@ def random_boxes(seed: int, count: int, side: int = 64) -> np.ndarray:
     return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
 
 
-def examples_of(model: LanguageWspn, count: int = 4) -> list[Example]:
+def examples_of(model: LanguageWspn, count: int = 4) -> list[ImageExample]:
     boxes = {k: random_boxes(k, 12) for k in range(count)}
     labels = {k: np.array([k % 2, 1 - k % 2], np.float32) for k in range(count)}
     return list(make_examples(model, map(make_image, range(count)), boxes, labels, 100, 0))
@@ -202,32 +202,32 @@ def test_decoded_boxes_stay_in_the_image(seed):
 
 
 def test_localisation_loss_by_hand():
-    lessons = Lessons(
+    targets = ObjectTargets(
         evidence=torch.zeros(2, 1),
         quality=torch.tensor([0.5, 0.0]),
         offsets=torch.tensor([[2.0, 0, 0, 0], [9.0, 9, 9, 9]]),
-        judged=torch.tensor([True, False]),
-        regressed=torch.tensor([True, False]),
+        has_quality=torch.tensor([True, False]),
+        has_offsets=torch.tensor([True, False]),
     )
-    losses = localisation_loss(torch.zeros(2), torch.zeros(2, 4), lessons, regression_weight=3.0)
+    losses = localisation_loss(torch.zeros(2), torch.zeros(2, 4), targets, regression_weight=3.0)
     assert losses["quality"].item() == pytest.approx(math.log(2) / 2)
     assert losses["regression"].item() == pytest.approx(3 * 1.5 / 2)  # smooth-L1(2) = 2 - 1/2
 
 
-def example(boxes: np.ndarray) -> Example:
+def example(boxes: np.ndarray) -> ImageExample:
     evidence = torch.zeros(len(boxes), EVIDENCE_FEATURES).half()
-    return Example(1, torch.ones(1), boxes, torch.zeros(len(boxes), 1).half(), evidence)
+    return ImageExample(1, torch.ones(1), boxes, torch.zeros(len(boxes), 1).half(), evidence)
 
 
 def test_far_proposals_teach_nothing_unless_objectness_is_asked_for():
     seeds = [np.array([0])]
-    lessons = make_lessons([example(BOXES)], seeds, LOCALISE)
-    assert lessons.quality.tolist() == pytest.approx([1.0, 0.9, 0.25])  # the far box is left out
-    assert lessons.regressed.tolist() == [True, True, False]
-    assert torch.allclose(lessons.offsets[0], torch.zeros(4))
+    targets = make_targets([example(BOXES)], seeds, LOCALISE)
+    assert targets.quality.tolist() == pytest.approx([1.0, 0.9, 0.25])  # the far box is left out
+    assert targets.has_offsets.tolist() == [True, True, False]
+    assert torch.allclose(targets.offsets[0], torch.zeros(4))
     as_usual = LOCALISE.model_copy(update={"quality": "objectness"})
-    lessons = make_lessons([example(BOXES)], seeds, as_usual)
-    assert lessons.quality.tolist() == [1.0, 1.0, 0.0, 0.0] and lessons.judged.all()
+    targets = make_targets([example(BOXES)], seeds, as_usual)
+    assert targets.quality.tolist() == [1.0, 1.0, 0.0, 0.0] and targets.has_quality.all()
 
 
 def test_image_labels_keep_base_classes_only():
@@ -289,8 +289,8 @@ def test_one_image_with_one_proposal_and_one_word_gives_finite_numbers():
     (one,) = make_examples(model, [make_image(1)], boxes, labels, 9, 0)
     assert torch.isfinite(one.evidence).all() and len(one.evidence) == 1
     train_class_part(model, [one], CLASSIFY, 0, Curve(every=1))
-    lessons = make_lessons([one], [np.array([0])], LOCALISE)
-    train_object_part(model, lessons, LOCALISE, 0, Curve(every=1), 0)
+    targets = make_targets([one], [np.array([0])], LOCALISE)
+    train_object_part(model, targets, LOCALISE, 0, Curve(every=1), 0)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
@@ -302,9 +302,9 @@ def test_the_same_seed_gives_the_same_weights_and_the_trunk_stays():
         examples = examples_of(model)
         train_class_part(model, examples, CLASSIFY, 0, Curve(every=1))
         seeds = [find_seeds(model, e, SEEDS) for e in examples]
-        lessons = make_lessons(examples, seeds, LOCALISE)
+        targets = make_targets(examples, seeds, LOCALISE)
         curve = Curve(every=1)
-        train_object_part(model, lessons, LOCALISE, 0, curve, done=4)
+        train_object_part(model, targets, LOCALISE, 0, curve, done=4)
         assert {"loss_quality", "loss_regression"} <= curve.last().keys()
         assert all(torch.equal(v, model.trunk.state_dict()[k]) for k, v in before.items())
         trained.append(model.state_dict())

@@ -4,11 +4,11 @@ Reads <folder>/annotations/instances_{train,val}2017.json and captions_train2017
 of <folder>/{train,val}2017. The split, chosen so that numbers compare with published ones:
 
 - test: all of val2017, on which the 48/17 protocol scores;
-- val: a fixed share of train2017, chosen by a hash of the image id alone, for tuning;
+- val: a fixed fraction of train2017, chosen by a hash of the image id alone, for tuning;
 - train: the rest of train2017. pairs: the same images, as captioned pairs.
 
-With `train_part: val2017` nothing of train2017 is read, for a small experiment: a share of val2017,
-chosen by a hash as well, is test, and the rest takes the place of train2017.
+With `train_part: val2017` nothing of train2017 is read, for a small experiment: a fraction of
+val2017, chosen by a hash as well, is test, and the rest takes the place of train2017.
 
 Frame: pixels of the stored image; its EXIF rotation is ignored, as COCO's annotations ignore it.
 """

@@ -7,7 +7,7 @@ and the tables that `open_images_files` lists. The split:
 - test: the images of one official part that have a verified label of the 300 classes;
 - train: the images of the official part train that have a Localized Narrative; each of its
   sentences is a caption;
-- val: a fixed share of these, chosen by a hash of the image id. pairs: train as captioned pairs.
+- val: a fixed fraction of these, chosen by a hash of the image id. pairs: train as captioned pairs.
 
 Not every object is outlined: one that has a box only gets an empty mask. Boxes of groups are
 crowds. Labels hold for the leaf classes that people named; `ancestors` says what includes them.

@@ -22,7 +22,7 @@ from stages.download.sources.scenes.textures import (
 TUNED_SIDE = 128
 FIXED_POINT_BITS = 4  # OpenCV draws at 1/16 pixel
 MIN_AREA = 60  # pixels; a smaller object is drawn again elsewhere
-MIN_VISIBLE = 0.55  # share of an object that later ones must leave visible
+MIN_VISIBLE = 0.55  # fraction of an object that later ones must leave visible
 REPEAT_CLASS = 0.12  # probability that the next object is of the class of the last one
 MAX_TRIES = 12  # per scene, for objects that are too small or hide too much
 DISTRACTOR_RADIUS = (5, 30)
@@ -136,9 +136,9 @@ def _background(recipe: Recipe, generator: np.random.Generator) -> np.ndarray:
     """Return float32 (H, W, 3): two colours in clouds, a texture, and single shapes in front."""
     side = recipe.side
     textures, clouds = texture_bank(side)
-    share = 1 / (1 + np.exp(-2 * cut_window(clouds, side, side, generator)))
+    fraction = 1 / (1 + np.exp(-2 * cut_window(clouds, side, side, generator)))
     first, second = draw_colour(generator)[1], draw_colour(generator)[1]
-    canvas = first * share + second * (1 - share)
+    canvas = first * fraction + second * (1 - fraction)
     contrast = np.float32(generator.uniform(0, 0.28))
     canvas *= 1 + contrast * cut_window(textures, side, side, generator)
     fewest, most = recipe.num_distractors

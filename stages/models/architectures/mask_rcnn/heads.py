@@ -168,8 +168,8 @@ def mask_head_loss(
 ) -> torch.Tensor:
     """Return the mean cross-entropy of mask logits (R, M, M) in the frame of the boxes; 0 of none.
 
-    A cell's target is the share of it that the object covers, by RoIAlign as the features have it:
-    without its half-pixel alignment, as in torchvision's loss, targets lie half a pixel off.
+    A cell's target is the fraction of it that the object covers, by RoIAlign as the features have
+    it: without its half-pixel alignment, as in torchvision's loss, targets lie half a pixel off.
 
     Args:
         logits: of the regions of all images.

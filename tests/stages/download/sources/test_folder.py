@@ -266,7 +266,7 @@ def test_too_many_held_out_training_images_are_refused(tmp_path, source):
         main()
 
 
-def test_what_tables_tell_is_judged_before_an_image_is_read(tmp_path, source, monkeypatch):
+def test_what_tables_tell_is_checked_before_an_image_is_read(tmp_path, source, monkeypatch):
     monkeypatch.setattr("stages.download.sources.folder.read_photograph", None)
     with (source / "names.txt").open("a") as file:
         file.write("dragon\n")

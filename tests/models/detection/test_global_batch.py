@@ -8,9 +8,9 @@ import torch
 
 from stages.common.runtime import processes
 from stages.common.runtime.processes import environment_number, own_places, run_in_processes
-from tests.support.train_in_shares import train
+from tests.support.train_in_parts import train
 
-WORKER = "tests.support.train_in_shares"
+WORKER = "tests.support.train_in_parts"
 CPU = torch.device("cpu")
 # Losses of six steps and weights; rounding is near 1e-6 at the first step and grows from there.
 TOLERANCE = {"rel": 2e-3, "abs": 2e-4}
