@@ -1,8 +1,8 @@
 """`python -m stages pseudo_boxes 0`: run a stage as dvc.yaml does, and record no false result.
 
 It is `python -m stages.pseudo_boxes 0`, and fails if what the stage depends on changed meanwhile:
-DVC records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was made
-from and with.
+DVC records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was
+made from and with.
 """
 
 import errno

@@ -4,7 +4,7 @@ A record knows what made it, by a digest of the params that stages read (but for
 from seed to seed), of their commands and code, and of the locked packages. So a seed is measured
 once, on whichever machine and day, and no table mixes what was measured differently unless that is
 asked for. It also knows the outputs of the committed experiment: while rearranged code gives the
-same bytes, what was measured stays.
+same results, under whatever names, what was measured stays.
 """
 
 import hashlib
@@ -26,6 +26,10 @@ FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)
 LOCK = "requirements.lock"
 CODE = ("stages/", "comparators/")
+# Of outputs that hold results alone. Headers of weights, plots, metrics and reports also hold names
+# of params and metrics: with another name they have other bytes.
+RESULTS = {"", ".json", ".parquet"}  # "": folders of such files
+NAMED = {"metrics.json", "report.json"}
 TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in …/architectures/${detector.architecture}
 
 
@@ -78,10 +82,13 @@ def experiment_digest(root: Path) -> str:
 
 
 def outputs_digest(root: Path) -> str | None:
-    """Return a digest of the committed experiment's outputs, as dvc.lock has them.
+    """Return a digest of the committed experiment's results, as dvc.lock has them.
 
-    What the comparators alone compute is not among them. None if there is no dvc.lock, or if it is
-    of other code or params than those of now.
+    It is one of their hashes alone: stages, params and metrics may get other names. All that is
+    learned shows in the boxes, masks and predictions made with it, so weights need not be among
+    them. What the comparators alone compute is not either.
+
+    None if there is no dvc.lock, or if it is of other code or params than those of now.
 
     Raises:
         RuntimeError: DVC could not tell.
@@ -101,8 +108,9 @@ def outputs_digest(root: Path) -> str | None:
             if any(not dep.startswith("data/") for dep in deps):
                 return None
     stages = YAML(typ="safe").load(lock)["stages"]
-    made = {o["path"]: o["md5"] for stage in stages.values() for o in stage.get("outs", [])}
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    outs = [(Path(out["path"]), out["md5"]) for s in stages.values() for out in s.get("outs", [])]
+    results = [md5 for path, md5 in outs if path.suffix in RESULTS and path.name not in NAMED]
+    return hashlib.sha256(json.dumps(sorted(results)).encode()).hexdigest()
 
 
 def _code(root: Path, stages: Iterable[dict[str, Any]], params: dict[str, Any]) -> Iterator[str]:

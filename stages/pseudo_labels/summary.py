@@ -109,10 +109,10 @@ def check_targets(report: dict, max_untargeted_fraction: float) -> None:
         raise ValueError(
             f"{without} of {total} training images have no target ({without / total:.1%}), above"
             " params.yaml: pseudo_labels.max_untargeted_fraction ="
-            f" {max_untargeted_fraction:.1%}: no caption of theirs names a class among the tokens that the model reads"
-            f" ({told['mentions_cut_off']} mentions lie behind them), or the activation map is"
-            f" constant ({told['constant_maps']} targets); check captions and forms in"
-            " data/download, or raise the limit"
+            f" {max_untargeted_fraction:.1%}: no caption of theirs names a class among the tokens"
+            f" that the model reads ({told['mentions_cut_off']} mentions lie behind them), or the"
+            f" activation map is constant ({told['constant_maps']} targets); check captions and"
+            " forms in data/download, or raise the limit"
         )
 
 

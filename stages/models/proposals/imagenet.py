@@ -158,7 +158,7 @@ class ImagenetWspn(Wspn):
     def assess(
         self, features: ImageFeatures, boxes_xyxy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what `score_classes` and `score_objects` do; beside the regions, heads are free."""
+        """Return what `score_classes` and `score_objects` do; next to regions, heads are free."""
         scores, qualities, offsets = [], [], []
         for view in features.maps:
             outputs = self.heads(self.region_features(view.features, view.boxes(boxes_xyxy)))

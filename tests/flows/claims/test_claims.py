@@ -350,13 +350,13 @@ def test_what_decides_no_number_is_no_other_experiment(project, runs, file):
     assert runs == [1]
 
 
-def test_rearranged_code_with_the_same_outputs_is_the_same_experiment(project, runs):
+def test_rearranged_and_renamed_code_with_the_same_results_is_the_same_experiment(project, runs):
     def dvc(*words):
         command = [sys.executable, "-m", "dvc", *words]
         return subprocess.run(command, cwd=project, check=True, capture_output=True)
 
-    def write_stage(code: str, output: str):
-        text = f"from pathlib import Path\n\nPath('out').write_text({output!r})  # {code}\n"
+    def write_stage(code: str, output: str, path: str = "out"):
+        text = f"from pathlib import Path\n\nPath({path!r}).write_text({output!r})  # {code}\n"
         (project / "stages/label_quality/__main__.py").write_text(text)
 
     (project / "dvc.yaml").write_text(
@@ -374,7 +374,13 @@ def test_rearranged_code_with_the_same_outputs_is_the_same_experiment(project, r
         write_table(project)  # for dvc.lock is of the older code
     dvc("repro", "--quiet", "dvc.yaml")
     assert write_table(project).startswith("Measured: seed 1")
-    write_stage("two", "2")
+    write_stage("two", "1", "renamed")
+    dag = (project / "dvc.yaml").read_text()
+    dag = dag.replace("  label_quality:", "  renamed:").replace("[out]", "[renamed]")
+    (project / "dvc.yaml").write_text(dag)
+    dvc("repro", "--quiet", "dvc.yaml")
+    assert write_table(project).startswith("Measured: seed 1")
+    write_stage("two", "2", "renamed")
     dvc("repro", "--quiet", "dvc.yaml")
     with pytest.raises(ValueError, match="no record of the experiment as it is now"):
         write_table(project)
