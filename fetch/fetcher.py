@@ -1,4 +1,4 @@
-"""Several files at once, from their official places or a mirror of these, with progress."""
+"""Fetches several files at once, from their official places or a mirror, with progress."""
 
 import sys
 import time

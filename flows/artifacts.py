@@ -71,7 +71,7 @@ def _show_image(root: Path, stage: str, path: str) -> None:
 
 
 def _preview(path: Path) -> str | None:
-    """Return a data URL of the image as JPEG, or None for what is no image."""
+    """Return a data URL of the image as JPEG, or None if the bytes are no image."""
     pixels = cv2.imread(str(path))
     if pixels is None:
         return None

@@ -60,7 +60,7 @@ def _run(name: str) -> None:
     """Run the `__main__` of a stage's package, such as stages.pseudo_boxes.
 
     Raises:
-        SystemExit: it failed; a full disk is told in one line.
+        SystemExit: it failed; a full disk is reported in one line.
     """
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""The class part of the proposal network as a detector: what image labels alone can teach.
+"""The class part of the proposal network as a detector: what is learned from image labels alone.
 
 WSDDN, the first row of Mask-free OVIS's table 1. Shape legend: R proposals of an image, C classes.
 Boxes in pixels of the image.

@@ -1,4 +1,4 @@
-"""Requests become runs of a Prefect deployment; Prefect finds the worker, and finds it lost.
+"""Turns requests into runs of a Prefect deployment; Prefect finds a worker, and notices its loss.
 
 A run's idempotency key is made of the hash of the stage's inputs. Two coordinators that want the
 same stage, or one that was killed and started again, so wait for the same run.

@@ -87,9 +87,9 @@ def _make_rule() -> None:
 def lost_rule() -> Automation:
     """Return the automation that gives a silent stage run back to its pool.
 
-    A run that was claimed, or that sent a heartbeat, must be heard of again in time, be it of its
-    end: each state makes an event of that name, and those of `stage_flow` have names of their own.
-    How often a run may be lost, it counts itself (`stage_flow.MOST_STARTS`).
+    After a run was claimed or sent a heartbeat, another event of it must follow in time: a
+    heartbeat or its end. Each state makes an event of its name; the states of `stage_flow` have
+    names of their own. The run itself counts how often it was lost (`stage_flow.MOST_STARTS`).
     """
     prefix = "prefect.flow-run."
     return Automation(

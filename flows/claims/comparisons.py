@@ -1,7 +1,7 @@
 """What the claims say, letter by letter, and which numbers are compared for each.
 
 Where a default of ours decides, the paper's procedure is measured, too: a letter has rows of our
-procedure, rows of the paper's, and rows that are told beside and that nothing depends on. A number
+procedure, rows of the paper's, and rows beside them that no verdict depends on. A number
 is named by a path, "<file>.<key>.<key>…", into the metrics of the experiment, of its comparators
 (comparators/dvc.yaml), or of the experiment with a param changed (`ARMS`).
 """

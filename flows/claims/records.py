@@ -1,9 +1,9 @@
 """One record per seed, docs/claims/seed-<n>.json: every number that the claims compare.
 
 A record knows what made it, by a digest of the params that stages read (but for those that differ
-from seed to seed), of their commands and code, and of the locked packages. So a seed is measured
-once, on whichever machine and day, and no table mixes what was measured differently unless that is
-asked for. It also knows the outputs of the committed experiment: while rearranged code gives the
+from seed to seed), of their commands and code, and of the locked packages. So each seed is measured
+once, on any machine and day, and a table mixes different measurements only if that is asked for.
+It also knows the outputs of the committed experiment: while rearranged code gives the
 same results, under whatever names, what was measured stays.
 """
 

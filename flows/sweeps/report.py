@@ -1,4 +1,4 @@
-"""The last words of a sweep: table, plot, the best point, and how to go on from it."""
+"""The report of a sweep: table, plot, the best point, and how to go on from it."""
 
 import fnmatch
 import json

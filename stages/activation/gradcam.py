@@ -1,4 +1,4 @@
-"""GradCAM on a cross-attention layer: where the image speaks for a word of its caption.
+"""GradCAM on a cross-attention layer: where the image supports a word of its caption.
 
 Frame: maps have the patch grid of the model's square input, row 0 at the top.
 Shape legend: B images, M captions per image, L tokens, P = h·w patches, A heads.

@@ -82,7 +82,7 @@ class Source:
     Attributes:
         categories: all classes, of every part of the class split.
         tasks: split → tasks in order of their image_id.
-        make: turns a task into an example, alike in whichever process and order.
+        make: turns a task into an example; the process and the order do not matter.
         look_up: says without reading the image what is known of a task, and whether it will be
             skipped; None where only making an example tells.
         ignored: folder → names of files in it that are in no format we read, if there are any.

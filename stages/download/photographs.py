@@ -1,4 +1,4 @@
-"""Photographs from a folder: read and checked, their bytes kept, and dealt out to the splits.
+"""Reads and checks photographs of a folder, keeps their bytes, and assigns them to splits.
 
 Frame: pixels of the stored image.
 """

@@ -96,7 +96,7 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
 
 
 def notices(report: dict) -> list[str]:
-    """Return a line for each thing that was left out and that nobody is told of otherwise."""
+    """Return a line for each omission that no other message mentions."""
     lines = []
     for folder, ignored in report.get("ignored_files", {}).items():
         first = ", ".join(ignored["first"][:NAMED_IN_ERROR])

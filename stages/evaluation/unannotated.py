@@ -1,4 +1,4 @@
-"""What can be told of detections without ground truth: how many there are. The rest stays empty.
+"""Metrics of detections without ground truth: their number. The rest stays empty.
 
 The files have the same columns as with ground truth, so that plots and comparisons find them.
 """

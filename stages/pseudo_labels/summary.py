@@ -1,4 +1,4 @@
-"""What came of the pseudo-masks: numbers for DVC, and a report of who was left out and why."""
+"""Metrics of the pseudo-labels, and a report of what was left out and why."""
 
 from collections import Counter
 from collections.abc import Iterable

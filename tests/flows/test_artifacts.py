@@ -60,7 +60,7 @@ def test_images_are_shown_small_without_a_file_server(shown, tmp_path):
     ]
     show_outcomes(tmp_path, steps, outcomes)
     ((_, _, image),) = (call for call in shown if call[0] == "image")
-    assert image["key"] == "quality-montage"
+    assert image["key"] == "label-quality-montage"
     head, _, encoded = image["image_url"].partition(",")
     assert head == "data:image/jpeg;base64"
     jpeg = np.frombuffer(base64.b64decode(encoded), np.uint8)
@@ -81,7 +81,7 @@ def test_progress_lines_become_one_artifact(shown):
         progress.see(line)
     assert [kind for kind, *_ in shown] == ["progress", "update", "update"]
     assert shown[0][1] == (25.0,)
-    assert shown[0][2]["key"] == "progress-boxes-0"
+    assert shown[0][2]["key"] == "progress-pseudo-boxes-0"
     assert shown[0][2]["description"] == "wspn, classify: 10/40, 1.0/s, 30 s left"
     assert [call[1][1] for call in shown[1:]] == [50.0, 100.0]
 

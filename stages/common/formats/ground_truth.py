@@ -1,4 +1,4 @@
-"""Is there any ground truth? A user's own images have none, and what measures says so."""
+"""Whether there is ground truth: a user's own images have none, and metrics then say so."""
 
 from pathlib import Path
 

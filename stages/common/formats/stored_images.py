@@ -1,4 +1,4 @@
-"""Images that stay in their shards until they are decoded, in whatever order that is.
+"""Images that stay in their shards until they are decoded, in any order.
 
 Trainings visit images at random. What is read is kept up to a number of bytes, so a small data
 set is read once and a large one takes no more memory than that.

@@ -78,7 +78,7 @@ def _work(
         _join(torch.device(kind), rendezvous.as_uri(), rank, count)
         importlib.import_module(module).main()
     except RuntimeError:
-        # Who merely lost another process lets that one end first, so that its error is told.
+        # A process that merely lost another one lets it end first, so that its error is shown.
         time.sleep(SECONDS_OF_GRACE)
         raise
     dist.destroy_process_group()

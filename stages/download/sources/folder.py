@@ -87,7 +87,7 @@ def _task(folder: Path, part: str, name: str, captions: tuple[str, ...] | None) 
 def list_files(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of all images below a folder and of its other files, but hidden ones.
 
-    Names are relative to the folder, and in order. What is an image is told by `SUFFIXES`.
+    Names are relative to the folder, and in order. `SUFFIXES` are those of images.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.absolute()}: no such folder; {LAYOUT}")

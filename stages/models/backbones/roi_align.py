@@ -1,4 +1,4 @@
-"""RoIAlign as two matrix products per feature_map.
+"""RoIAlign as two matrix products per image.
 
 Bilinear sampling on a grid of an upright box is separable: one matrix picks the rows, one the
 columns. Against torchvision's loop over cells, whose backward pass runs on one core, this took a

@@ -134,7 +134,7 @@ class Detector(nn.Module, ABC):
         """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
 
     def use_region_head(self, make: MakeRegionHead) -> None:
-        """Put another head in place of what describes a region."""
+        """Replace the head that describes a region."""
         raise NotImplementedError
 
     def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 The stages `detector`, `finetune` and `rpn` put these models into their sections of params.yaml.
 What an architecture can be asked for is in `NetworkParams` of its folder's module `params`, which
-is read without its network: a wrong key is told before anything is imported or runs.
+is read without its network: a wrong key is reported before anything is imported or runs.
 """
 
 from importlib import import_module

@@ -20,10 +20,10 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
 class ImageFeatures(NamedTuple):
-    """One image as a network has seen it, and the frame of the boxes that it is asked about."""
+    """The features of one image, and the frame of the boxes that the network scores in it."""
 
-    maps: Any  # features, in a form of the network's own
-    scale: np.ndarray  # float32 (4,): boxes of the image times this lie in the frame
+    maps: Any  # in a form of the network's own
+    scale: np.ndarray  # float32 (4,): box in the image × scale = box in the frame
     image_hw: tuple[int, int]  # pixels of the frame
 
 

@@ -5,9 +5,10 @@ Two parts look at a proposal; the trunk is not trained.
 - The class part (W^cls, W^det of eq. 5) sees the trunk's features in the box and around it, and is
   trained with image labels of base classes. Its scores know base classes only.
 - The object part predicts how well a box is localised and where its object's borders are. It sees
-  only what all classes share: how strongly the frozen vision-language trunk is reminded of a word,
-  whichever word, in the box and around it. So what it learns from boxes of base classes holds for
-  classes that no label ever named (ours: the paper does not say how its scores get class-agnostic).
+  only what all classes have in common: how well the frozen vision-language features in the box and
+  around it match their best word, whichever word that is. So what it learns from boxes of base
+  classes also holds for classes that no label names (ours: the paper does not say how its scores
+  become class-agnostic).
 
 Shape legend: R proposals of one image, C base classes, W words, E evidence maps, F features,
 h w cells of stride 8. Boxes: x0, y0, x1, y1 in pixels of the image given to the network.

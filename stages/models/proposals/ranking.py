@@ -32,8 +32,8 @@ class RankingSettings(Section):
     """How boxes are refined, scored and kept apart: section `ranking` of params.yaml.
 
     - `top_k`: most boxes of an image.
-    - `score`: quality: predicted IoU with the object, of whichever class; classes: the class
-      scores, by which boxes suppress each other within each class only, see `order_by_class`.
+    - `score`: quality: predicted IoU with an object of any class; classes: the class scores, by
+      which boxes suppress each other within each class only, see `order_by_class`.
     - `agreement`: of class scores, with neighbours that overlap less than wholly.
     - `scored`: box: each candidate is scored itself; proposal: as the box was that it was regressed
       from, so that one pass over the regions gives scores and regression.

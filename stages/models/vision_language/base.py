@@ -1,4 +1,4 @@
-"""The vision-language model behind one interface, whichever it is: small ALBEF, ALBEF or BLIP.
+"""One interface for the vision-language models: the small ALBEF, ALBEF and BLIP.
 
 Shape legend: B images, M captions per image, L tokens, P patches, A heads, D width.
 """

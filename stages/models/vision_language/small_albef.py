@@ -1,4 +1,4 @@
-"""ALBEF: align the image's patches and the caption's words, then fuse them by cross-attention.
+"""The small ALBEF: align patches and words, then fuse them by cross-attention.
 
 Image encoder, text encoder, fusion layers and a matching score, as in "Align before Fuse". The
 small model differs from the official one in its patch embedding (a convolutional trunk of stride 8

@@ -161,7 +161,7 @@ def test_two_params_and_two_seeds_share_what_is_upstream(tmp_path):
     assert plan.summary() == (
         "8 points, 32 stage runs: 18 distinct, of these 1 cached and 17 to run"
     )
-    assert "activation             16         8       0       8" in plan.table()
+    assert "activation               16         8       0       8" in plan.table()
 
 
 def test_recipes_follow_what_is_upstream(tmp_path):

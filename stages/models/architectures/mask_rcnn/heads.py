@@ -20,7 +20,7 @@ from stages.models.detection.text_classifier import TextClassifier, classificati
 
 
 class MaskHead(nn.Sequential):
-    """Convolutions, a doubling of the size, and one mask for whatever the region shows."""
+    """Convolutions, upsampling by two, and one class-agnostic mask per region."""
 
     def __init__(self, inputs: int, channels: int, layers: int) -> None:
         """Take maps of `inputs` channels; C4 has no `layers` before the doubling."""

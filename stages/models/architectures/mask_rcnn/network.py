@@ -102,7 +102,7 @@ class Network(Detector):
         return {name: loss * parts[name] for name, loss in losses.items()}
 
     def use_region_head(self, make: MakeRegionHead) -> None:
-        """Put another head in place of what describes a region."""
+        """Replace the head that describes a region."""
         head, channels = self.params.box_head, self.backbone.out_channels
         sizes = channels, head.pooler_resolution, head.hidden
         if self.region_stage is not None:  # it halves the maps
