@@ -8,7 +8,7 @@ A prediction on paper, from what is measured here and two numbers that are assum
 - bytes an item of what stages write, from the files of the finished default experiment;
 - assumed: the operations a second that a GPU really does (`--tflops`), and its machine's cores.
 
-An agent is a machine with one GPU. Shards spread over agents, a training runs on one of them. What
+A worker is a machine with one GPU. Shards spread over workers, a training runs on one of them. What
 takes no time to speak of is left out: `vlm`, which takes ALBEF as it is, and `vocabulary`.
 """
 
@@ -61,7 +61,7 @@ from stages.pseudo_masks.params import PseudoMasksParams
 from stages.pseudo_masks.segment import join_crops, make_crops, segment_crops
 from stages.ranking.params import RankingParams
 
-AGENTS = (1, 8, 64)
+WORKER_COUNTS = (1, 8, 64)
 # Boxes that selective search finds in a photograph, as many as the proposal network is trained with
 # at most by the paper's profiles; ranking looks at all of them.
 PROPOSALS = 4000
@@ -108,10 +108,10 @@ class Cost:
         """Return the hours of one GPU."""
         return self.items * self.operations / (tflops * 1e12) / 3600
 
-    def hours(self, agents: int, cores: int, tflops: float) -> float:
-        """Return the hours on so many agents; cores and GPU work at the same time."""
+    def hours(self, workers: int, cores: int, tflops: float) -> float:
+        """Return the hours on so many workers; cores and GPU work at the same time."""
         alone = max(self.items * self.core_seconds / 3600 / cores, self.gpu_hours(tflops))
-        return alone / (agents if self.sharded else 1)
+        return alone / (workers if self.sharded else 1)
 
 
 def operations_of(function: Callable[[], object]) -> float:
@@ -492,7 +492,7 @@ class Sizes:
 
 
 def fetched(costs: list[Cost], dataset: Dataset) -> dict[str, float]:
-    """Return the bytes that the agents of each stage take from the remote, every shard its part."""
+    """Return the bytes that each stage's workers take from the remote, every shard its part."""
     written = {cost.stage: cost.items * cost.written for cost in costs}
     images = {"train": dataset.train * dataset.bytes, "test": dataset.test * dataset.bytes}
     graph = load_graph(REPOSITORY)
@@ -515,7 +515,7 @@ def main() -> None:
     """Print a table per data set."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
     parser.add_argument("--tflops", type=float, default=60.0, help="that a GPU really does, 1e12/s")
-    parser.add_argument("--cores", type=int, default=16, help="of an agent")
+    parser.add_argument("--cores", type=int, default=16, help="of a worker")
     parser.add_argument("--data", type=Path, default=Path("data"), help="of the default experiment")
     options = parser.parse_args()
     torch.set_num_threads(1)  # what is measured in seconds is one core's
@@ -528,7 +528,9 @@ def main() -> None:
             {
                 "stage": cost.stage,
                 "GPU-hours": f"{cost.gpu_hours(options.tflops):.1f}",
-                **{_agents(n): f"{cost.hours(n, *_machine(options)):.1f} h" for n in AGENTS},
+                **{
+                    _workers(n): f"{cost.hours(n, *_machine(options)):.1f} h" for n in WORKER_COUNTS
+                },
                 "writes": _gigabytes(cost.items * cost.written),
                 "fetches": _gigabytes(traffic[cost.stage]),
             }
@@ -538,21 +540,21 @@ def main() -> None:
             "stage": "all, one after the other",
             "GPU-hours": f"{sum(cost.gpu_hours(options.tflops) for cost in costs):.0f}",
             **{
-                _agents(n): f"{sum(cost.hours(n, *_machine(options)) for cost in costs):.0f} h"
-                for n in AGENTS
+                _workers(n): f"{sum(cost.hours(n, *_machine(options)) for cost in costs):.0f} h"
+                for n in WORKER_COUNTS
             },
             "writes": _gigabytes(sum(cost.items * cost.written for cost in costs)),
             "fetches": _gigabytes(sum(traffic.values())),
         }
         title = (
-            f"{dataset.name}, profile {dataset.profile}, predicted for agents of one GPU that does"
+            f"{dataset.name}, profile {dataset.profile}, predicted for workers of one GPU that does"
             f" {options.tflops:g} TFLOP/s and {options.cores} cores"
         )
         print(table(title, [*rows, total]), end="\n\n", flush=True)
 
 
-def _agents(count: int) -> str:
-    return f"{count} agent{'s' * (count > 1)}"
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}"
 
 
 def _machine(options: argparse.Namespace) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""What an agent does with a request: the stage alone, in its own checkout, exactly or not at all.
+"""Reproduces a requested stage on a worker: alone, in its own checkout, exactly or not at all.
 
 It runs nothing unless it arrives at the coordinator's own hash of command, params and inputs, so a
 stale clone, another environment or a wrong remote can refuse work but never make a wrong result.
@@ -9,14 +9,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flows.agents.request import (
-    RefusedError,
-    Request,
-    check_stage,
-    inputs_made_upstream,
-    versions_here,
-)
-from flows.agents.workspace import checkout, fetch_commit, write_records
 from flows.dvc.project import load_graph
 from flows.dvc.remote import (
     RemoteError,
@@ -31,9 +23,17 @@ from flows.git import GitError
 from flows.graph import DagError, Outcome, Stage
 from flows.resources import DeviceSlots
 from flows.stage import StageFailedError, StageRunner
+from flows.workers.request import (
+    RefusedError,
+    Request,
+    check_stage,
+    inputs_made_upstream,
+    versions_here,
+)
+from flows.workers.workspace import checkout, fetch_commit, write_records
 
-CLONE = "OVIS_AGENT_CLONE"  # where the worker was started
-NAME = "OVIS_AGENT_NAME"
+CLONE = "OVIS_WORKER_CLONE"  # where the worker was started
+NAME = "OVIS_WORKER_NAME"
 MIN_FREE_BYTES = 64 * 2**20  # below it nothing is started
 FULL_DISK = "No space left on device"
 
@@ -41,7 +41,7 @@ Log = Callable[[str], None]
 
 
 class UnfitError(RuntimeError):
-    """This agent cannot do it and another may; the message says what to mend here."""
+    """This worker cannot do it and another may; the message says what to mend here."""
 
 
 def require_space(clone: Path) -> None:

@@ -3,15 +3,15 @@ from dataclasses import asdict
 
 import pytest
 
-from flows.agents.request import (
+from flows.dvc.project import load_graph
+from flows.graph import DagError
+from flows.workers.request import (
     UncommittedError,
     inputs_made_upstream,
     make_request,
     take_snapshot,
     versions_here,
 )
-from flows.dvc.project import load_graph
-from flows.graph import DagError
 
 
 def snapshot(toy):

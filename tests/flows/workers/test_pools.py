@@ -55,15 +55,15 @@ def test_a_pool_of_a_foreign_type_is_refused(tmp_path, monkeypatch, repository):
     deployment = "{name: foreign, work_pool: {name: ovis-dag-foreign}}"
     (tmp_path / "prefect.yaml").write_text(f"deployments: [{deployment}]")
     assert python(tmp_path, "-c", FOREIGN) == (0, "")
-    for arguments in (["pools"], ["agent", "--pool", "foreign"]):
+    for arguments in (["pools"], ["worker", "--pool", "foreign"]):
         code, output = python(tmp_path, "-m", "flows", *arguments)
         assert (code, output.count("\n")) == (2, 1), output
         assert "pool ovis-dag-foreign on Prefect's server is of type kubernetes" in output
 
 
-def test_an_agent_of_a_pool_that_is_not_there_is_told_so(tmp_path, monkeypatch, repository):
+def test_a_worker_of_a_pool_that_is_not_there_is_told_so(tmp_path, monkeypatch, repository):
     monkeypatch.setenv("PYTHONPATH", str(repository))
-    code, output = python(tmp_path, "-m", "flows", "agent", "--pool", "none")
+    code, output = python(tmp_path, "-m", "flows", "worker", "--pool", "none")
     assert (code, output) == (
         2,
         "flows: Prefect's server has no pool ovis-dag-none; `make pools` makes it\n",

@@ -1,4 +1,4 @@
-"""What the coordinator asks an agent: one stage, at one commit, with these params and inputs.
+"""What the coordinator asks a worker: one stage, at one commit, with these params and inputs.
 
 A request is small, text, and whole: with it and the DVC remote any clone makes the same bytes.
 """
@@ -26,11 +26,11 @@ HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")  # a path in the cache and on the rem
 
 
 class UncommittedError(ValueError):
-    """The working tree has changes that no agent would see."""
+    """The working tree has changes that no worker would see."""
 
 
 class RefusedError(ValueError):
-    """No agent does what this request asks; the message says why."""
+    """No worker does what this request asks; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Request:
     """One stage or shard to make; all values are JSON."""
 
     stage: str
-    key: str  # the hash of command, params and inputs, which the agent must arrive at too
+    key: str  # the hash of command, params and inputs, which the worker must arrive at too
     commit: str
     params: str
     versions: dict[str, str]
@@ -55,7 +55,7 @@ class Request:
 
 
 def take_snapshot(root: Path, graph: Graph) -> Snapshot:
-    """Return commit, params and package versions, if agents can see all that matters.
+    """Return commit, params and package versions, if workers can see all that matters.
 
     Raises:
         UncommittedError: a tracked file other than params.yaml and dvc.lock differs from the
@@ -75,7 +75,7 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
     if unseen:
         more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
         raise UncommittedError(
-            f"uncommitted changes, which agents would not see: {', '.join(unseen[:5])}{more}; "
+            f"uncommitted changes, which workers would not see: {', '.join(unseen[:5])}{more}; "
             f"commit or stash them (only {PARAMS} and {RECORD} travel with the stages)"
         )
     commit = git(root, "rev-parse", "HEAD")

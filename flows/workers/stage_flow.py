@@ -13,11 +13,11 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.agents.agent import CLONE, NAME, UnfitError, reproduce
-from flows.agents.request import Request
 from flows.dvc.remote import RemoteError
 from flows.graph import DagError
 from flows.stage import StageFailedError
+from flows.workers.reproduce import CLONE, NAME, UnfitError, reproduce
+from flows.workers.request import Request
 
 FLOW = "ovis-dag-stage"  # on a server that other teams use too
 STAGE_FAILED, UNFIT = "StageFailed", "Unfit"
@@ -27,7 +27,7 @@ MOST_STARTS = 3  # of one run, each after its machine was lost
 
 @flow(name=FLOW, persist_result=False, validate_parameters=False)
 def stage(request: dict[str, Any]) -> State:
-    """Make the stage of a `Request`, given as JSON, in a checkout of this agent's clone."""
+    """Make the stage of a `Request`, given as JSON, in a checkout of this worker's clone."""
     here, log = os.environ[NAME], get_run_logger()
     try:
         wanted = Request(**request)

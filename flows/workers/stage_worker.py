@@ -13,8 +13,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from flows.agents.agent import UnfitError
-from flows.agents.stage_flow import UNFIT
+from flows.workers.reproduce import UnfitError
+from flows.workers.stage_flow import UNFIT
 
 
 class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in its own one's place
@@ -51,7 +51,7 @@ def work(pool: str, name: str, limit: int) -> None:
     """
 
     async def start() -> None:
-        setup_signal_handlers_worker(os.getpid(), f"agent {name}", print)
+        setup_signal_handlers_worker(os.getpid(), f"worker {name}", print)
         await StageWorker(
             work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False
         ).start()
@@ -59,11 +59,11 @@ def work(pool: str, name: str, limit: int) -> None:
     try:
         asyncio.run(start())
     except KeyboardInterrupt:
-        print(f"agent {name} was stopped")
+        print(f"worker {name} was stopped")
     except BaseExceptionGroup as group:
         if group.subgroup(UnfitError) is None:
             raise
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        raise UnfitError(f"agent {name} has left pool {pool}: {error}") from group
+        raise UnfitError(f"worker {name} has left pool {pool}: {error}") from group

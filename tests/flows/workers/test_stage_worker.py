@@ -7,9 +7,9 @@ import pytest
 from prefect import states
 from prefect.workers.process import ProcessWorker
 
-from flows.agents import stage_worker
-from flows.agents.agent import UnfitError
-from flows.agents.stage_worker import StageWorker, work
+from flows.workers import stage_worker
+from flows.workers.reproduce import UnfitError
+from flows.workers.stage_worker import StageWorker, work
 
 RUN = SimpleNamespace(id="run")
 
@@ -71,7 +71,7 @@ def end_by(monkeypatch):
 
 def test_an_unfit_worker_ends_with_one_line(end_by):
     unfit = ExceptionGroup("services", [ExceptionGroup("loops", [UnfitError("on one: disk")])])
-    with pytest.raises(UnfitError, match=r"^agent one has left pool ovis-dag-cpu: on one: disk$"):
+    with pytest.raises(UnfitError, match=r"^worker one has left pool ovis-dag-cpu: on one: disk$"):
         end_by(unfit)
 
 
@@ -79,4 +79,4 @@ def test_other_ends_stay_what_they_are(end_by, capsys):
     with pytest.raises(ExceptionGroup):
         end_by(ExceptionGroup("services", [ValueError("a bug")]))
     end_by(KeyboardInterrupt())
-    assert capsys.readouterr().out == "agent one was stopped\n"
+    assert capsys.readouterr().out == "worker one was stopped\n"

@@ -1,7 +1,7 @@
 """The coordinator's side of pool mode: a fleet that makes stages as `Machine` does, elsewhere.
 
-Before it asks an agent for a stage it asks the remote: whatever any machine finished, for whichever
-coordinator, is restored and never made again.
+Before it asks a worker for a stage it asks the remote. What any machine has finished for any
+coordinator is restored and never made again.
 """
 
 import threading
@@ -9,30 +9,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from flows.agents.request import Request, make_request, take_snapshot
 from flows.dvc.project import load_graph
 from flows.dvc.remote import RemoteError, fetch_result, push_outputs, result_key, with_patience
 from flows.graph import DagError, Outcome, Stage
 from flows.stage import StageFailedError, StageRunner
+from flows.workers.request import Request, make_request, take_snapshot
 
-ATTEMPTS = 3  # of one stage, on agents that turn out unfit or lost
+ATTEMPTS = 3  # of one stage, on workers that turn out unfit or lost
 
 Log = Callable[[str], None]
 
 
 class LostError(RuntimeError):
-    """No agent made the stage, for reasons that are not the stage's own; another may."""
+    """No worker made the stage, for reasons that are not the stage's own; another may."""
 
 
 class Dispatcher(Protocol):
-    """Gets a request to an agent of a pool and waits for the end."""
+    """Gets a request to a worker of a pool and waits for the end."""
 
     def make(self, request: Request, pool: str, log: Log) -> Outcome:
-        """Return how the stage ended on an agent.
+        """Return how the stage ended on a worker.
 
         Raises:
             StageFailedError: the stage itself failed, or was stopped.
-            LostError: the agent could not.
+            LostError: the worker could not.
         """
 
     def stop(self) -> None:
@@ -40,13 +40,13 @@ class Dispatcher(Protocol):
 
 
 class Fleet:
-    """Makes stages on agents and restores their results here."""
+    """Makes stages on workers and restores their results here."""
 
     def __init__(self, root: Path, dispatcher: Dispatcher) -> None:
         """Take the project at `root` as it is now.
 
         Raises:
-            UncommittedError: agents would not see all of it.
+            UncommittedError: workers would not see all of it.
         """
         self._root = root
         self._dispatcher = dispatcher
@@ -61,7 +61,7 @@ class Fleet:
         """Bring one stage up to date, upstream of which all is.
 
         Raises:
-            StageFailedError: it failed, on agents or on the way.
+            StageFailedError: it failed, on workers or on the way.
         """
 
         def tell(line: str) -> None:
@@ -72,11 +72,11 @@ class Fleet:
             return self._run(stage, tell)
         except (RemoteError, DagError) as error:
             raise StageFailedError(
-                f"{stage.name}: {error}\n  What agents finished is kept; mend this and run again"
+                f"{stage.name}: {error}\n  What workers finished is kept; mend this and run again"
             ) from error
 
     def stop(self) -> None:
-        """Take back what agents were asked, and start no more."""
+        """Take back what workers were asked, and start no more."""
         self._stopping.set()
         self._runner.stop()
         self._dispatcher.stop()
@@ -110,7 +110,7 @@ class Fleet:
                 if self._fetch(stage, log):
                     return made
                 reasons.append(
-                    f"{made.message or 'an agent'} says that it is done, but the remote does not "
+                    f"{made.message or 'a worker'} says that it is done, but the remote does not "
                     "have it; do all machines use one remote?"
                 )
             log(f"attempt {attempt + 1} of {ATTEMPTS}: {reasons[-1]}")

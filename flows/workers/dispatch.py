@@ -18,11 +18,11 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
-from flows.agents.coordinator import LostError
-from flows.agents.request import Request
-from flows.agents.stage_flow import FLOW, STAGE_FAILED, UNFIT
 from flows.graph import Outcome
 from flows.stage import StageFailedError
+from flows.workers.coordinator import LostError
+from flows.workers.request import Request
+from flows.workers.stage_flow import FLOW, STAGE_FAILED, UNFIT
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_WITHOUT_SERVER = 300.0
@@ -45,13 +45,13 @@ class PrefectDispatcher:
 
         Raises:
             StageFailedError: the stage itself failed, this was stopped, or a person cancelled it.
-            LostError: no agent could, or the server is gone.
+            LostError: no worker could, or the server is gone.
         """
         while True:
             run = self._wait(self._start(request, pool, log), request.stage, log)
             state, told = run.state, run.state.message or ""
             if state.name == UNFIT:
-                log("that agent has left the pool; the next one's turn")
+                log("that worker has left the pool; the next one's turn")
             elif state.is_cancelled() and STOPPED in run.tags:
                 log("the coordinator that had asked for it too was stopped; asking again")
             else:
@@ -83,7 +83,7 @@ class PrefectDispatcher:
                 log,
             )
             if not run.state.is_final():
-                log(f"waits for an agent of pool {pool}")
+                log(f"waits for a worker of pool {pool}")
                 return run
         raise LostError(f"{request.stage}: {MOST_RUNS} runs of it have ended in vain")
 

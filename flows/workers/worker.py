@@ -1,14 +1,14 @@
-"""Start this clone as an agent: a Prefect worker of one pool. It stops cleanly on SIGTERM."""
+"""Start this clone as a worker of one Prefect pool. It stops cleanly on SIGTERM."""
 
 import os
 import signal
 import socket
 from pathlib import Path
 
-from flows.agents.agent import CLONE, NAME, require_space
 from flows.dvc.command import STOP_ORPHANS
 from flows.environment import stage_environment
 from flows.resources import count_cores, list_devices
+from flows.workers.reproduce import CLONE, NAME, require_space
 
 POOL = "ovis-dag-{}"  # on a server that other teams use too
 HEARTBEAT_SECONDS = 30  # the least that Prefect 3.8 takes
@@ -36,7 +36,7 @@ def worker_environment(root: Path, name: str) -> dict[str, str]:
         NAME: name,
         "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # an agent's terminal is its log
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # a worker's terminal is its log
         "PREFECT_WORKER_QUERY_SECONDS": str(SECONDS_BETWEEN_QUERIES),
     }
 
@@ -52,9 +52,9 @@ def become_worker(root: Path, pool: str, name: str | None, stages: int | None) -
     limit = stages or default_stages(pool)
     os.environ.update(worker_environment(root, name))
     # Prefect reads the environment once.
-    from flows.agents.pools import has_pool
-    from flows.agents.stage_worker import work
     from flows.server import require_server
+    from flows.workers.pools import has_pool
+    from flows.workers.stage_worker import work
 
     require_server()
     if not has_pool(POOL.format(pool)):
@@ -62,5 +62,5 @@ def become_worker(root: Path, pool: str, name: str | None, stages: int | None) -
     require_space(root)
     # A shell's `&` hands down an ignored SIGINT, with which Prefect's worker never stops.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    print(f"agent {name}: pool {pool}, {limit} stages at once; stop it with Ctrl-C or SIGTERM")
+    print(f"worker {name}: pool {pool}, {limit} stages at once; stop it with Ctrl-C or SIGTERM")
     work(POOL.format(pool), name, limit)

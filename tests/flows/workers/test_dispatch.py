@@ -11,14 +11,14 @@ from prefect import states
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import disable_run_logger
 
-from flows.agents import dispatch, stage_flow
-from flows.agents.agent import NAME
-from flows.agents.coordinator import LostError
-from flows.agents.dispatch import PrefectDispatcher
-from flows.agents.pools import SECONDS_UNTIL_LOST, lost_rule
-from flows.agents.request import Request
-from flows.agents.worker import HEARTBEAT_SECONDS
 from flows.stage import StageFailedError
+from flows.workers import dispatch, stage_flow
+from flows.workers.coordinator import LostError
+from flows.workers.dispatch import PrefectDispatcher
+from flows.workers.pools import SECONDS_UNTIL_LOST, lost_rule
+from flows.workers.reproduce import NAME
+from flows.workers.request import Request
+from flows.workers.worker import HEARTBEAT_SECONDS
 
 REQUEST = Request("cut@1", "abc", "0" * 40, "", {}, {})
 
@@ -122,7 +122,7 @@ def test_a_run_is_waited_for_and_its_end_told(make):
     assert (made.stage, made.group, made.outcome) == ("cut@1", "cut", "executed")
     assert (made.seconds, made.message) == (12.35, "on one in 12.0 s")
     assert list(server.runs) == ["gpu-abc-0"]
-    assert told == ["waits for an agent of pool gpu", "Running", "Executed: on one in 12.0 s"]
+    assert told == ["waits for a worker of pool gpu", "Running", "Executed: on one in 12.0 s"]
 
 
 def test_a_run_that_is_under_way_is_joined_and_an_ended_one_is_not(make):
@@ -187,7 +187,7 @@ def test_what_another_coordinator_cancelled_as_it_was_stopped_is_asked_for_again
     assert len(server.runs) == 2
 
 
-def test_unfit_agents_leave_the_stage_to_the_next_however_many_they_are(make):
+def test_unfit_workers_leave_the_stage_to_the_next_however_many_they_are(make):
     unfit = states.Failed(name="Unfit", message="on one: disk")
     made, server, told = make(*[[states.Running(), unfit]] * 5, [states.Running(), DONE])
     assert made.outcome == "executed"

@@ -1,4 +1,4 @@
-"""A checkout for one stage: a git worktree of the agent's clone at the coordinator's exact commit.
+"""A checkout for one stage: a git worktree of the worker's clone at the coordinator's exact commit.
 
 Whatever the clone itself has checked out, and however many stages it runs at once, each gets a
 folder of its own and none sees what another left. All share the clone's DVC cache, so an input is
@@ -15,12 +15,12 @@ from typing import IO
 
 from ruamel.yaml import YAML
 
-from flows.agents.request import RECORD, RefusedError, Request
 from flows.dvc.project import share_cache
 from flows.dvc.remote import RemoteError
 from flows.environment import STATE_FOLDER
 from flows.git import GitError, git
 from flows.overlay import PARAMS
+from flows.workers.request import RECORD, RefusedError, Request
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
 COMMIT = re.compile("[0-9a-f]{40}")
@@ -54,7 +54,7 @@ def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
     """Give a folder with the request's commit and params, and no records; remove it afterwards.
 
     Args:
-        clone: the agent's clone.
+        clone: the worker's clone.
         request: what to check out; `fetch_commit` has brought its commit.
         name: of the folder; unique among all that run.
 

@@ -1,4 +1,4 @@
-"""`make agents-demo`: the smoke profile on a fleet on loopback that loses a machine in mid-run.
+"""`make workers-demo`: the smoke profile on a fleet on loopback that loses a machine in mid-run.
 
 Prefect's server on PostgreSQL, a shared folder, and two machines; the one that is killed together
 with its stage comes back no more. In the end dvc.lock must have the bytes that a local run gives.
@@ -48,7 +48,7 @@ def main() -> int:
         account.say(f"done; now a Prefect server on {database}, and a shared folder as DVC remote")
         fleet.make_pools(project)
         _run_and_lose_a_machine(fleet, project, account)
-        stopped = fleet.stop_agents()
+        stopped = fleet.stop_workers()
         account.say(f"workers stopped {'cleanly' if stopped else 'only by force'}")
     if not _compare(local, project, account):
         account.say(f"what both made, and all logs, are left in {folder}")
@@ -70,8 +70,8 @@ class Account:
 
 
 def _run_and_lose_a_machine(fleet: Loopback, project: Path, account: Account) -> None:
-    doomed = fleet.add_agent(project, "one", "gpu")
-    fleet.add_agent(project, "two", "cpu")
+    doomed = fleet.add_worker(project, "one", "gpu")
+    fleet.add_worker(project, "two", "cpu")
     account.say(
         "machine one serves pool gpu, machine two serves pool cpu; the same profile on them"
     )
@@ -79,7 +79,7 @@ def _run_and_lose_a_machine(fleet: Loopback, project: Path, account: Account) ->
         while not (stages := doomed.running("stages")) and run.process.poll() is None:
             time.sleep(0.2)
         if stages:
-            fleet.add_agent(project, "two", "gpu")
+            fleet.add_worker(project, "two", "gpu")
             account.say("machine two serves pool gpu too")
             time.sleep(SECONDS_OF_WORK)
             what = " ".join(stages[-1].cmdline()[1:])

@@ -17,8 +17,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import StateType
 from ruamel.yaml import YAML
 
-from flows.agents.stage_flow import FLOW
 from flows.server import require_server
+from flows.workers.stage_flow import FLOW
 
 POOL_TYPE = "process"
 LOST_RULE = "ovis-dag: a stage whose machine is lost runs elsewhere"

@@ -1,6 +1,6 @@
 """Faults of a fleet of real processes: Prefect's server, its database, workers in clones.
 
-`make test-agents` runs these. The same on every fault: no wrong result, no finished work lost.
+`make test-workers` runs these. The same on every fault: no wrong result, no finished work lost.
 """
 
 import re
@@ -18,7 +18,7 @@ from tests.support.loopback import Loopback, share_folder
 from tests.support.service import Service
 from tests.support.toy import REPOSITORY, Toy, make_toy, wait_until
 
-pytestmark = [pytest.mark.agents, pytest.mark.xdist_group("fleet")]
+pytestmark = [pytest.mark.workers, pytest.mark.xdist_group("fleet")]
 
 LOSS_IS_SEEN = 120  # seconds, at most
 SERVER_IS_AWAY = 30  # seconds
@@ -46,7 +46,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
 @pytest.fixture
 def fleet(services: Loopback) -> Iterator[Loopback]:
     yield services
-    services.stop_agents()
+    services.stop_workers()
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def project(tmp_path: Path) -> Iterator[Toy]:
     toy.end()
 
 
-def agent(fleet: Loopback, project: Toy, name: str) -> Service:
-    return fleet.add_agent(project.root, name, "cpu", TOY_FOLDER=str(project.root))
+def worker(fleet: Loopback, project: Toy, name: str) -> Service:
+    return fleet.add_worker(project.root, name, "cpu", TOY_FOLDER=str(project.root))
 
 
 def start(fleet: Loopback, project: Toy, *arguments: str):
@@ -93,25 +93,25 @@ def test_the_server_is_on_postgresql(services):
     assert settings.startswith("postgresql")
 
 
-def test_two_agents_give_the_bytes_of_a_local_run(fleet, project):
+def test_two_workers_give_the_bytes_of_a_local_run(fleet, project):
     local = Toy(project.root.parent / "local")
     shutil.copytree(project.root, local.root)
     local.dvc("repro")
-    agent(fleet, project, "one")
-    agent(fleet, project, "two")
+    worker(fleet, project, "one")
+    worker(fleet, project, "two")
     output = end(start(fleet, project))
     assert "exit code 0" in output, output
     assert project.lock() == local.lock()
     assert project.ran() == ALL
     assert {"one-cpu", "two-cpu"} >= set(re.findall(r"executed on (\S+)", output)) != set()
     began = time.monotonic()
-    assert fleet.stop_agents()  # cleanly, and soon
+    assert fleet.stop_workers()  # cleanly, and soon
     assert time.monotonic() - began < 30
 
 
 def test_other_branches_go_on_when_a_stage_fails_and_it_alone_is_made_again(fleet, project):
     failing = project.mark("fail.side")
-    agent(fleet, project, "one")
+    worker(fleet, project, "one")
     output = end(start(fleet, project, "--targets", "side", "cut"))
     assert "exit code 1" in output, output
     assert re.search(r"side failed(.|\n)*the disk is on fire", output)
@@ -124,13 +124,13 @@ def test_other_branches_go_on_when_a_stage_fails_and_it_alone_is_made_again(flee
 
 def test_a_lost_machine_is_noticed_and_its_stage_runs_elsewhere(fleet, project):
     project.mark("slow.download", "600")
-    doomed = agent(fleet, project, "one")
+    doomed = worker(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
     until_it_runs(doomed, project, "download")
     doomed.kill(with_children=True)
     lost = time.monotonic()
     (project.root / "slow.download").unlink()
-    agent(fleet, project, "two")
+    worker(fleet, project, "two")
     output = read_until(process, "counts as lost")
     assert time.monotonic() - lost < LOSS_IS_SEEN
     output += end(process)
@@ -152,7 +152,7 @@ def read_until(process, text: str) -> str:
 
 def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
     project.mark("slow.download", "10")
-    doomed = agent(fleet, project, "one")
+    doomed = worker(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
     until_it_runs(doomed, project, "download")
     doomed.kill(with_children=False)
@@ -163,14 +163,14 @@ def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
 
 def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it(fleet, project):
     project.mark("slow.download", "600")
-    leaving = agent(fleet, project, "one")
+    leaving = worker(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
     until_it_runs(leaving, project, "download")
     stage = stage_processes(leaving, "download")
     assert leaving.stop()
     assert not any(one.is_running() for one in stage)
     (project.root / "slow.download").unlink()
-    agent(fleet, project, "two")
+    worker(fleet, project, "two")
     output = end(process)
     assert "exit code 0" in output, output
     assert "executed on two-cpu" in output
@@ -179,7 +179,7 @@ def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it(fle
 def test_a_stage_survives_a_restart_of_the_server(fleet, project):
     """The stage ends while there is no server."""
     project.mark("slow.download", "10")
-    machine = agent(fleet, project, "one")
+    machine = worker(fleet, project, "one")
     process = start(fleet, project, "--targets", "cut")
     until_it_runs(machine, project, "download")
     fleet.server.stop()
@@ -193,7 +193,7 @@ def test_a_stage_survives_a_restart_of_the_server(fleet, project):
 
 def test_a_killed_coordinator_finds_its_stage_again(fleet, project):
     project.mark("slow.download", "30")
-    machine = agent(fleet, project, "one")
+    machine = worker(fleet, project, "one")
     first = start(fleet, project, "--targets", "download")
     until_it_runs(machine, project, "download")
     first.kill()
@@ -207,7 +207,7 @@ def test_a_stage_that_two_coordinators_want_is_made_once(fleet, project):
     project.mark("slow.download", "20")
     other = Toy(project.root.parent / "other")
     shutil.copytree(project.root, other.root)
-    machine = agent(fleet, project, "one")
+    machine = worker(fleet, project, "one")
     both = [start(fleet, project, "--targets", "download")]
     until_it_runs(machine, project, "download")
     both.append(start(fleet, other, "--targets", "download"))
@@ -222,7 +222,7 @@ def test_a_stage_that_two_coordinators_want_is_made_once(fleet, project):
 
 def test_a_stopped_coordinator_stops_its_stages(fleet, project):
     project.mark("slow.download", "600")
-    machine = agent(fleet, project, "one")
+    machine = worker(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
     until_it_runs(machine, project, "download")
     process.terminate()
@@ -232,7 +232,7 @@ def test_a_stopped_coordinator_stops_its_stages(fleet, project):
 
 def test_a_stage_that_a_person_cancels_is_not_made_again(fleet, project):
     project.mark("slow.download", "600")
-    machine = agent(fleet, project, "one")
+    machine = worker(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
     until_it_runs(machine, project, "download")
     command = [sys.executable, "-c", CANCEL]
@@ -245,7 +245,7 @@ def test_a_stage_that_a_person_cancels_is_not_made_again(fleet, project):
 
 
 def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):
-    agent(fleet, project, "one")
+    worker(fleet, project, "one")
     busy = start(fleet, project, "--targets", "download")
     assert "exit code 0" in end(busy)
     hold = project.mark("hold.side")
@@ -254,7 +254,7 @@ def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):
     busy = start(fleet, other, "--targets", "side")
     wait_until(lambda: "side" in (project.root / "runs.log").read_text())
     more = {"TOY_FOLDER": str(project.root), "OVIS_THREADS": "3"}
-    unfit = fleet.add_agent(project.root, "two", "cpu", **more)
+    unfit = fleet.add_worker(project.root, "two", "cpu", **more)
     process = start(fleet, project, "--targets", "cut@0")
     try:
         output = read_until(process, "has left the pool")
@@ -267,31 +267,31 @@ def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):
     assert "exit code 0" in output, output
     assert "executed on one-cpu" in output
     last = unfit.log.read_text().splitlines()[-1]
-    assert re.search(r"^flows: agent two-cpu has left pool .*OVIS_THREADS 3 \(coordinator: ", last)
+    assert re.search(r"^flows: worker two-cpu has left pool .*OVIS_THREADS 3 \(coordinator: ", last)
 
 
 def test_a_disk_that_fills_up_under_a_stage(fleet, project):
-    """A clone on a small file system of its own; the other agent has room."""
+    """A clone on a small file system of its own; the other worker has room."""
     small = project.root.parent / "one"
     shutil.copytree(project.root, small)
     project.git("-C", str(small), "remote", "add", "origin", str(project.root))
     (small / ".flows").mkdir()
     mounted = ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(small / ".flows")]
     if shutil.which("mount") is None or subprocess.run(mounted, capture_output=True).returncode:
-        pytest.skip("mounting a small disk is not allowed here; test_agents.py has a stand-in")
+        pytest.skip("mounting a small disk is not allowed here; test_workers.py has a stand-in")
     try:
         project.mark("slow.download", "10")
-        machine = agent(fleet, project, "one")
+        machine = worker(fleet, project, "one")
         process = start(fleet, project, "--targets", "download")
         until_it_runs(machine, project, "download")
         with pytest.raises(OSError, match="No space left"), (small / ".flows/full").open("wb") as f:
             while True:
                 f.write(b"0" * 2**20)
         first = read_until(process, "has left the pool")
-        agent(fleet, project, "two")
+        worker(fleet, project, "two")
         output = first + end(process)
     finally:
-        fleet.stop_agents()
+        fleet.stop_workers()
         subprocess.run(["umount", str(small / ".flows")], check=True)
     assert "exit code 0" in output, output
     assert "No space left on device" in output
