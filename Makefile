@@ -14,7 +14,7 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test test-workers workers-demo lint docs deps verify readme
+.PHONY: help repro plan predict profile fetch test test-workers workers-demo lint docs verify readme
 .PHONY: sweep claims pools worker bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
 
 help: ## list these commands
@@ -55,9 +55,6 @@ lint: $(STAMP) ## check style and the layers of imports
 docs: $(STAMP) ## build the pages of docs/ as a site in site/; broken links are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
-
-deps: $(STAMP) ## write each stage's source files into its deps in dvc.yaml
-	@$(BIN)/python -m flows deps --write
 
 verify: $(STAMP) ## hash all results, and their copies in the cache, anew; compare with dvc.lock
 	@$(BIN)/python -m flows verify

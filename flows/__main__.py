@@ -149,15 +149,6 @@ def profile(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-def deps(root: Path, options: argparse.Namespace) -> int:
-    """Check, or write, the source files among each stage's deps in dvc.yaml."""
-    from flows.closure import check_deps, write_deps
-
-    problems = (write_deps if options.write else check_deps)(root)
-    print("\n".join(problems) or "dvc.yaml: the deps of every stage are its import closure")
-    return int(bool(problems) and not options.write)
-
-
 def verify(root: Path, options: argparse.Namespace) -> int:
     """Hash all results, and their copies in the cache, anew and compare them with dvc.lock."""
     from flows.dvc.records import find_damage
@@ -237,19 +228,7 @@ def _seed(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (
-        run,
-        plan,
-        predict,
-        profile,
-        deps,
-        verify,
-        readme,
-        sweep,
-        claims,
-        pools,
-        worker,
-    ):
+    for command in (run, plan, predict, profile, verify, readme, sweep, claims, pools, worker):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         if command in (run, plan, sweep):
@@ -275,10 +254,6 @@ def _parser() -> argparse.ArgumentParser:
             )
             older = "count records of other params, code or packages, too"
             sub.add_argument("--accept-older", action="store_true", help=older)
-        if command is deps:
-            mode = sub.add_mutually_exclusive_group(required=True)
-            mode.add_argument("--write", action="store_true", help="rewrite dvc.yaml")
-            mode.add_argument("--check", action="store_true", help="fail if it differs")
     return parser
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stages.common.drawing.instance_panels import show_instances
 from stages.common.drawing.montage import draw_panel
-from stages.common.drawing.panels import Panel, panel_box
+from stages.common.drawing.panels import Panel, panel_box, show_instances
 from stages.common.runtime.storage import replace_file
 
 SHORTEST, LONGEST = 640, 1600  # pixels of the longer side, so that words can be read

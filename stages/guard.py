@@ -25,7 +25,7 @@ from stages.common.runtime.params import PARAMS_FILE, read_params
 
 DVC_FILE = "dvc.yaml"
 LOCK = "requirements-stages.lock"
-IGNORED = ("__pycache__", ".partial")  # ends of names that .dvcignore leaves out
+IGNORED = ("__pycache__", ".partial", "README.md")  # ends of names that .dvcignore leaves out
 LARGEST_HASHED = 1 << 20  # bytes; sources are far smaller, data is not
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 MISSING = "–"
@@ -84,7 +84,12 @@ def find_declared(stage: str) -> Declared:
     known = read_params()
     for variables in content.get("vars", []):
         known |= variables if isinstance(variables, dict) else {}  # a file is params.yaml
-    known |= {"item": _item(entry, name, known)}
+    if "foreach" in entry:
+        key = name.partition("@")[2]
+        known |= {"key": key, "item": entry["foreach"][key]}
+        entry = entry["do"]
+    else:
+        known |= {"item": _item(entry, name, known)}
     deps = [dep if isinstance(dep, str) else next(iter(dep)) for dep in entry.get("deps", [])]
     keys = entry.get("params", [])
     files = [file for key in keys if isinstance(key, dict) for file in key]  # each as a whole

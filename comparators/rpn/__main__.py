@@ -21,6 +21,7 @@ from comparators.rpn.params import RpnParams
 from stages.common.formats.categories import read_categories
 from stages.common.formats.images import count_images, read_images
 from stages.common.formats.stored_images import StoredImages
+from stages.common.formats.tables import boxes_by_image
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import prepare_device
 from stages.common.runtime.params import (
@@ -32,7 +33,7 @@ from stages.common.runtime.params import (
 )
 from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import make_deterministic
-from stages.common.runtime.storage import read_json, write_json
+from stages.common.runtime.storage import read_json, read_table, write_json
 from stages.models.detection.detector import build
 from stages.models.detection.initial_weights import load_start
 from stages.models.detection.samples import label_images, read_annotations
@@ -40,16 +41,15 @@ from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
 from stages.models.proposals.file import load_wspn
 from stages.models.proposals.ranking import RankingSettings
-from stages.models.proposals.selective_search import SearchSettings
 
 DOWNLOAD = Path("data/download")
+PROPOSALS = Path("data/held_out_proposals")
 OUTPUT = Path("data/rpn")
 
 
 def main() -> None:
     """Run the stage."""
     params, seed, split = read_section("rpn", RpnParams), read_seed(), read_split()
-    search = read_section("proposals", SearchSettings)
     ranking = read_section("ranking", RankingSettings)
     make_deterministic(seed, "rpn")
     device = prepare_device(read_exactness())
@@ -69,13 +69,14 @@ def main() -> None:
     train_detector(detector, Supervision.of(labelled), params.training, seed, curve, what="rpn")
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"
+    searched = boxes_by_image(read_table(PROPOSALS / f"{split}.parquet"))
     heads = {  # as the experiment ranks, by the paper's head, and by that with a step of ours
         "wspn": ranking,
         "wspn_by_classes": params.by_classes.apply_to(ranking),
         "wspn_by_agreement": params.by_agreement.apply_to(ranking),
     }
     found = [
-        ordered_boxes(image, detector, wspn, search, heads, seed)
+        ordered_boxes(image, searched[image.image_id], detector, wspn, heads, seed)
         for image in track(read_images(held_out), "rpn recall", count_images(held_out))
     ]
     entries = read_json(DOWNLOAD / f"ground_truth/{split}.json")["annotations"]

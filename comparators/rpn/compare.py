@@ -15,27 +15,23 @@ from stages.common.runtime.seeding import numpy_generator
 from stages.models.detection.detector import Detector, to_unit_range
 from stages.models.proposals.base import Wspn
 from stages.models.proposals.ranking import RankingSettings, order_in_layers, rank_proposals
-from stages.models.proposals.selective_search import SearchSettings, selective_search
 
 
 def ordered_boxes(
     image: EncodedImage,
+    searched: np.ndarray,
     detector: Detector,
     wspn: Wspn,
-    search: SearchSettings,
     heads: Mapping[str, RankingSettings],
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Return the boxes of an image by method, best first.
+    """Return the boxes of an image by method, best first; `searched` are selective search's.
 
     For each of the ways to rank the proposal network's boxes, `heads`, there is also
     `rpn_like_<head>`: the detector's proposals thinned out the same way, so that no difference
     comes from suppression alone.
     """
     pixels = image.decode()
-    whole = np.array([[0, 0, image.width, image.height]], np.float32)
-    searched = selective_search(pixels, search, seed, image.image_id)
-    searched = searched if len(searched) else whole
     random = numpy_generator(seed, "proposals in random order", image.image_id)
     proposed = detector.propose(to_unit_range(pixels).to(detector.device)).cpu()
     falling = torch.linspace(1, 0, len(proposed))

@@ -63,7 +63,8 @@ def experiment_digest(root: Path) -> str:
     stages: dict[str, dict[str, Any]] = {}
     for file in DVC_FILES:
         content = YAML(typ="safe").load(root / file)
-        stages |= {f"{file}:{name}": stage for name, stage in content["stages"].items()}
+        for name, stage in content["stages"].items():
+            stages |= {f"{file}:{own}": one for own, one in _members(name, stage)}
     keys = {key for stage in stages.values() for key in stage.get("params", [])}
     facts = [
         {
@@ -113,6 +114,21 @@ def outputs_digest(root: Path) -> str | None:
     return hashlib.sha256(json.dumps(sorted(results)).encode()).hexdigest()
 
 
+def _members(name: str, stage: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the stage, or what a `foreach` makes of it, each with its name."""
+    if "foreach" not in stage:
+        yield name, stage
+        return
+    for key, item in stage["foreach"].items():
+        known = {"key": key, "item": item}
+
+        def fill(text: str, known: dict[str, Any] = known) -> str:
+            return TEMPLATE.sub(lambda m: str(look_up(known, m[1]) or m[0]), text)
+
+        own = stage["do"]
+        yield f"{name}@{key}", {**own, "cmd": fill(own["cmd"]), "deps": [*map(fill, own["deps"])]}
+
+
 def _code(root: Path, stages: Iterable[dict[str, Any]], params: dict[str, Any]) -> Iterator[str]:
     """Yield the source files among the stages' deps, and the lock of the packages."""
     yield LOCK
@@ -122,7 +138,8 @@ def _code(root: Path, stages: Iterable[dict[str, Any]], params: dict[str, Any]) 
                 continue
             path = TEMPLATE.sub(lambda match: str(look_up(params, match[1])), dep)
             if (root / path).is_dir():
-                files = (file for file in (root / path).rglob("*.py") if file.is_file())
+                found = (root / path).rglob("*")
+                files = (file for file in found if file.suffix in (".py", ".yaml"))
                 yield from (file.relative_to(root).as_posix() for file in files)
             else:
                 yield path

@@ -4,8 +4,9 @@ Run: python -m stages.detector. Reads no ground truth. With `--annotations` anot
 same form takes the place of the pseudo-annotations (the oracle of the claims: ground truth of all
 classes), with `--source name=file` detector.supervision may name a further one. With `--output`
 another folder takes the place of data/detector, with `--section` another section of params.yaml
-that of `detector`. With `--label-splits base` only objects of base classes are learned, by a
-softmax over these classes, as if nobody had labelled the others.
+that of `detector`, and with `--method` a comparator's params are merged into it. With
+`--label-splits base` only objects of base classes are learned, by a softmax over these classes, as
+if nobody had labelled the others.
 """
 
 import argparse
@@ -35,7 +36,8 @@ VLM = Path("data/vlm/model.safetensors")
 def main() -> None:
     """Run the stage."""
     options = _read_options()
-    params, seed = read_section(options.section, DetectorParams), read_seed()
+    params = read_section(options.section, DetectorParams, method=options.method)
+    seed = read_seed()
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
     make_deterministic(seed, "detector")
     device = prepare_device(read_exactness())
@@ -88,6 +90,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--source", action="append", type=source_file, default=[])
     parser.add_argument("--output", type=Path, default=Path("data/detector"))
     parser.add_argument("--section", default="detector")
+    parser.add_argument("--method", type=Path)
     splits = ["base", "novel"]
     parser.add_argument("--label-splits", nargs="+", default=splits, choices=splits)
     return parser.parse_args()
@@ -95,7 +98,8 @@ def _read_options() -> argparse.Namespace:
 
 def start() -> None:
     """Run the stage in as many processes as its batch and the devices allow."""
-    params = read_section(_read_options().section, DetectorParams)
+    options = _read_options()
+    params = read_section(options.section, DetectorParams, method=options.method)
     batch_size = params.training.batch_size if "micro_batches" in params.network.supports else 1
     run_in_processes("stages.detector.__main__", choose_device(read_exactness()), batch_size)
 

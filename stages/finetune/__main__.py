@@ -3,7 +3,7 @@
 Run: python -m stages.finetune. Objects of novel and excluded classes are removed from the labels;
 images without a base object are left out. Where nobody has annotated anything, the detector stays
 as it is. With `--output` another folder takes the place of data/finetune, with `--section` another
-section of params.yaml that of `finetune`.
+section of params.yaml that of `finetune`; with `--method` a comparator's params are merged into it.
 
 finetune.supervision may also draw on the pseudo-labels, of all classes of the softmax, or on a
 further source that `--source name=file` gives.
@@ -55,7 +55,8 @@ def keep_detector(output: Path) -> None:
 def main() -> None:
     """Run the stage."""
     options = _read_options()
-    params, seed = read_section(options.section, FinetuneParams), read_seed()
+    params = read_section(options.section, FinetuneParams, method=options.method)
+    seed = read_seed()
     shards = [Path(f"data/download/images/train/{shard}.parquet") for shard in read_shards()]
     make_deterministic(seed, "finetune")
     device = prepare_device(read_exactness())
@@ -112,6 +113,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("data/finetune"))
     parser.add_argument("--source", action="append", type=source_file, default=[])
     parser.add_argument("--section", default="finetune")
+    parser.add_argument("--method", type=Path)
     parser.add_argument("--annotations", type=Path, default=ANNOTATIONS)
     splits = ["base", "novel"]
     parser.add_argument("--label-splits", nargs="+", default=["base"], choices=splits)
@@ -120,9 +122,10 @@ def _read_options() -> argparse.Namespace:
 
 def start() -> None:
     """Run the stage in as many processes as its batch and the devices allow."""
-    batch_size = read_section(_read_options().section, FinetuneParams).training.batch_size
+    options = _read_options()
+    params = read_section(options.section, FinetuneParams, method=options.method)
     device = choose_device(read_exactness())
-    run_in_processes("stages.finetune.__main__", device, batch_size)
+    run_in_processes("stages.finetune.__main__", device, params.training.batch_size)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,11 @@ REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 400  # seconds; ten would do on an idle machine
 
 # What runs a stage in the repository: it fails if its inputs change meanwhile.
-RUNNER = ("__main__.py", "guard.py", "common/__init__.py", "common/params.py")
+RUNTIME = "common/runtime"
+RUNNER = (
+    *("__main__.py", "guard.py", "common/__init__.py"),
+    *(f"{RUNTIME}/{name}.py" for name in ("__init__", "params")),
+)
 DVC_YAML = """\
 vars:
   - shards: [0, 1]
@@ -234,7 +238,7 @@ def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
         folder.mkdir()
         (folder / "__init__.py").touch()
         (folder / "__main__.py").write_text(HEADER + code)
-    (root / "stages" / "common").mkdir()
+    (root / "stages" / RUNTIME).mkdir(parents=True)
     for name in RUNNER:
         shutil.copy(REPOSITORY / "stages" / name, root / "stages" / name)
     for name in (".gitignore", ".dvcignore"):

@@ -16,6 +16,7 @@ from stages.models.proposals.base import class_scores
 from stages.models.proposals.file import save_wspn
 from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
 from stages.models.proposals.views import ViewSettings
+from tests.support.held_out import search_held_out
 from tests.support.run_module import run_module
 
 VIEWS = ViewSettings(shorter_sides=[64], longer_side=64, flip=False)
@@ -75,10 +76,11 @@ def project(tmp_path, monkeypatch, repository):
     torch.use_deterministic_algorithms(False)
 
 
-def test_the_split_that_is_measured_is_searched_and_named(project):
+def test_the_split_that_is_measured_is_searched_and_named(project, monkeypatch):
     found = {}
     for split in ("test", "val"):
         apply_overlay(project / "params.yaml", {"evaluation": {"split": split}}, "test")
+        search_held_out(monkeypatch, split)
         run_module("comparators.wsddn")
         path = project / "data/wsddn/predictions.json"
         found[split] = read_results(path, split, [1, 2], [1, 2])  # the plain one was searched too
