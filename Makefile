@@ -83,7 +83,7 @@ bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 pictures (hou
 bench-photographs: $(STAMP) ## measure what photographs of 24 megapixels cost
 	@$(BIN)/python -m benchmarks.photographs
 
-cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPU agents
+cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPUs
 	@$(BIN)/python -m benchmarks.cost
 
 ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000

@@ -20,6 +20,13 @@ def seconds_of(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def core_seconds_of(function: Callable[[], object]) -> float:
+    """Return the core seconds of one call in this process, whatever else the machine does."""
+    started = time.process_time()
+    function()
+    return time.process_time() - started
+
+
 def medians(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Return the median seconds of each function, called in turn so that drifts hit all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.cost import (
+    COCO,
     DATASETS,
     Cost,
     Dataset,
@@ -103,12 +104,21 @@ def test_a_stage_benchmark_prints_its_table(repository):
     assert "| boxes | objects, 2,000 proposals |" in output
 
 
-def test_cost_spreads_shards_over_agents_and_takes_the_longer_of_cores_and_gpu():
+def test_cost_spreads_over_gpus_and_takes_the_longer_of_cores_and_gpu():
     an_hour_of_gpu = Cost("activation", 3600, core_seconds=8.0, operations=60e12)
     assert an_hour_of_gpu.gpu_hours(60) == 1.0
     assert [an_hour_of_gpu.hours(n, 16, 60) for n in (1, 8)] == [1.0, 0.125]
     assert an_hour_of_gpu.hours(1, 4, 60) == 2.0  # the cores take longer
-    assert replace(an_hour_of_gpu, sharded=False).hours(8, 16, 60) == 1.0
+    training = replace(an_hour_of_gpu, parts=8)
+    assert [training.hours(n, 16, 60) for n in (1, 8, 64)] == [1.0, 0.125, 0.125]
+    assert replace(an_hour_of_gpu, parts=1).hours(8, 16, 60) == 1.0
+
+
+def test_cost_divides_a_training_as_the_stages_do():
+    profile = Profile(COCO, Sizes(1.0, 1.0, 1.0, 1.0, 1.0, 128))
+    wspn, _ = profile._proposal_network()
+    assert (wspn.stage, wspn.parts) == ("wspn", 8)  # a batch of 8 on 8 GPUs
+    assert [profile._processes(count) for count in (64, 8, 4)] == [8, 8, 4]
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.profile)
