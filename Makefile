@@ -15,7 +15,7 @@ export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help repro plan predict profile fetch test test-agents agents-demo lint docs deps verify readme
-.PHONY: sweep claims pools agent bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
+.PHONY: sweep claims pools agent bench bench-flow bench-memory bench-photographs bench-laptop cost lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,10 @@ bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 pictures (hou
 
 bench-photographs: $(STAMP) ## measure what photographs of 24 megapixels cost
 	@$(BIN)/python -m benchmarks.photographs
+
+bench-laptop: $(STAMP) ## COCO=folder: measure the profile coco-laptop in part, with random weights
+	@$(BIN)/python -m benchmarks.laptop "$(or $(COCO),$(error COCO is missing: make bench-laptop COCO=folder))" \
+		$(OPTIONS)
 
 cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPUs
 	@$(BIN)/python -m benchmarks.cost

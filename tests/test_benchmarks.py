@@ -1,5 +1,6 @@
 """The benchmarks measure what they say; how fast anything is, no test asserts."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import laptop
 from benchmarks.cost import (
     COCO,
     DATASETS,
@@ -20,10 +22,12 @@ from benchmarks.cost import (
     passes_of,
 )
 from benchmarks.flow import Bench, ideal_seconds
+from benchmarks.laptop import whole, write_coco
 from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
 from flows.dvc.plan import make_plan
 from flows.graph import Stage, Status
+from stages.common.params import read_params
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.views import ViewSettings
@@ -64,9 +68,9 @@ def test_table_is_markdown_without_the_machine_s_name():
 def test_failed_command_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="no such thing"):
         run([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path)
-    seconds, peak = run([sys.executable, "-c", "x = bytearray(50 << 20)"], tmp_path)
-    assert seconds > 0
-    assert peak > 50
+    spent = run([sys.executable, "-c", "x = bytearray(50 << 20)"], tmp_path)
+    assert spent.cpu_seconds > 0 and spent.seconds > 0
+    assert spent.peak_mib > 50
 
 
 def test_trivial_projects_run_and_rerun(tmp_path):
@@ -179,3 +183,47 @@ def test_each_agent_fetches_what_its_stage_reads():
     assert found["proposals"] == 100_000
     assert found["boxes"] == 100_000 + 50
     assert found["evaluation"] == 110_000
+
+
+def test_photographs_are_taken_again_until_there_are_enough(tmp_path):
+    source = tmp_path / "few"
+    (source / "val2017").mkdir(parents=True)
+    (source / "val2017/a.jpg").write_bytes(b"picture")
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "missing.jpg"}]
+    contents = {
+        "instances": [{"id": 1, "image_id": 7, "category_id": 3}, {"id": 2, "image_id": 8}],
+        "captions": [{"id": 5, "image_id": 7, "caption": "a cup"}] * 2,
+    }
+    (source / "annotations").mkdir()
+    for kind, entries in contents.items():
+        content = {"images": images, "annotations": entries, "categories": ["cup"]}
+        (source / f"annotations/{kind}_val2017.json").write_text(json.dumps(content))
+    captions = json.loads(write_coco(source, tmp_path / "coco", 3).read_text())["annotations"]
+    instances = json.loads((tmp_path / "coco/annotations/instances_val2017.json").read_text())
+    ids = [image["id"] for image in instances["images"]]
+    assert len(set(ids)) == 3 and len({image_id // 1000 % 2 for image_id in ids}) == 2
+    files = [tmp_path / "coco/val2017" / image["file_name"] for image in instances["images"]]
+    assert len({path.read_bytes() for path in files}) == 3
+    assert all(path.read_bytes().startswith(b"picture") for path in files)
+    assert [entry["image_id"] for entry in instances["annotations"]] == ids
+    assert [entry["image_id"] for entry in captions] == [k for k in ids for _ in range(2)]
+    assert len({entry["id"] for entry in captions}) == 6
+    (source / "val2017/a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="few: no photograph"):
+        write_coco(source, tmp_path / "none", 3)
+
+
+def test_what_all_of_a_profile_takes_is_on_the_line_through_two_parts():
+    assert whole({0.1: 30.0, 0.2: 40.0}) == pytest.approx(120.0)  # 20 to start with
+    assert whole({1.0: 7.0}) == 7.0
+    assert whole({0.1: 5.0, 0.2: 4.0}) == 4.0  # does not grow, but for noise
+
+
+@pytest.mark.parametrize(("part", "images", "steps"), [(0.1, 30, 15), (1, 300, 150)])
+def test_a_part_of_the_laptop_s_profile_has_its_part_of_images_and_steps(
+    tmp_path, part, images, steps
+):
+    laptop.make_project(tmp_path / "project", part)
+    params = read_params(tmp_path / "project/params.yaml")
+    assert params["download"]["coco"]["max_images"]["train"] == images
+    assert params["wspn"]["end_to_end"]["steps"] == steps
