@@ -27,12 +27,12 @@ from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
 from flows.dvc.plan import make_plan
 from flows.graph import Stage, Status
-from stages.common.params import read_params
+from stages.common.runtime.params import read_params
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.views import ViewSettings
 from stages.ranking.params import RankingParams
-from tests.stages.tiny_detector import RESNETS, tiny_detector
+from tests.support.tiny_detector import RESNETS, tiny_detector
 
 
 def stage(name: str, needs: str = "", cores: int = 1) -> Stage:
