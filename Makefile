@@ -15,7 +15,7 @@ export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help repro plan predict profile fetch test test-workers workers-demo lint docs verify readme
-.PHONY: sweep claims pools worker bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
+.PHONY: sweep claims pools worker bench bench-flow bench-memory bench-photographs bench-laptop cost lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

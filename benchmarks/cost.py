@@ -8,14 +8,16 @@ A prediction on paper, from what is measured here and two numbers that are assum
 - bytes an item of what stages write, from the files of the finished default experiment;
 - assumed: the operations a second that a GPU really does (`--tflops`), and its machine's cores.
 
-A worker is a machine with one GPU. Shards spread over workers, a training runs on one of them. What
-takes no time to speak of is left out: `vlm`, which takes ALBEF as it is, and `vocabulary`.
+Shards spread over all GPUs, and a training over those of its machine: `gpus_per_training`, each
+with an image of the batch at least. The gradients that these send each other are not counted, nor
+what takes no time to speak of: `vlm`, which takes ALBEF as it is, and `vocabulary`.
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from shutil import copy
@@ -27,7 +29,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import inputs
-from benchmarks.measure import seconds_of, table
+from benchmarks.measure import core_seconds_of, table
 from benchmarks.project import REPOSITORY
 from flows.dvc.project import load_graph
 from flows.overlay import PARAMS, apply_profile
@@ -61,7 +63,7 @@ from stages.pseudo_masks.params import PseudoMasksParams
 from stages.pseudo_masks.segment import join_crops, make_crops, segment_crops
 from stages.ranking.params import RankingParams
 
-WORKER_COUNTS = (1, 8, 64)
+GPUS = (1, 8, 64)
 # Boxes that selective search finds in a photograph, as many as the proposal network is trained with
 # at most by the paper's profiles; ranking looks at all of them.
 PROPOSALS = 4000
@@ -86,8 +88,10 @@ class Dataset:
 # caption is a sentence, of which a narrative of 40 words has about three. It tests on all images
 # of validation that have a verified label of the 300 classes: nearly all of the 41,620 that
 # storage.googleapis.com/openimages/web/factsfigures_v7.html counts.
+COCO = Dataset("COCO 2017", "paper-coco", 118_287, 5_000, (48, 17), 5, 1.7, 163e3)
 DATASETS = (
-    Dataset("COCO 2017", "paper-coco", 118_287, 5_000, (48, 17), 5, 1.7, 163e3),
+    COCO,
+    replace(COCO, profile="paper-coco-fast"),
     Dataset("Open Images", "paper-open-images", 507_444, 41_620, (200, 100), 3, 1.7, 330e3),
 )
 ANNOTATED = 7  # objects of an image of COCO, rounded down
@@ -95,23 +99,26 @@ ANNOTATED = 7  # objects of an image of COCO, rounded down
 
 @dataclass(frozen=True)
 class Cost:
-    """One stage: so many items, each of so many core seconds, operations and bytes written."""
+    """One stage: so many items, each of so many core seconds, operations and bytes written.
+
+    `parts` are the most GPUs that it runs on at once, each with its cores.
+    """
 
     stage: str
     items: float
     core_seconds: float = 0.0
     operations: float = 0.0
     written: float = 0.0
-    sharded: bool = True
+    parts: float = math.inf
 
     def gpu_hours(self, tflops: float) -> float:
         """Return the hours of one GPU."""
         return self.items * self.operations / (tflops * 1e12) / 3600
 
-    def hours(self, workers: int, cores: int, tflops: float) -> float:
-        """Return the hours on so many workers; cores and GPU work at the same time."""
+    def hours(self, gpus: int, cores: int, tflops: float) -> float:
+        """Return the hours on so many GPUs with `cores` each, which work while the GPU does."""
         alone = max(self.items * self.core_seconds / 3600 / cores, self.gpu_hours(tflops))
-        return alone / (workers if self.sharded else 1)
+        return alone / min(gpus, self.parts)
 
 
 def operations_of(function: Callable[[], object]) -> float:
@@ -147,15 +154,19 @@ class Profile:
         yield self._quality()
         yield from self._detector()
 
+    def _processes(self, batch_size: int) -> int:
+        """Return how many processes train together, where there are as many GPUs."""
+        return min(self.params["gpus_per_training"], batch_size)
+
     def _copying(self) -> float:
         """Return the core seconds to read an image and check that it decodes."""
         images = inputs.images(8)
-        return seconds_of(lambda: [image.decode() for image in images]) / len(images)
+        return core_seconds_of(lambda: [image.decode() for image in images]) / len(images)
 
     def _proposals(self) -> Cost:
         settings = ProposalsParams.model_validate(self.params["proposals"])
         images = inputs.images(4)
-        seconds = seconds_of(lambda: list(search_images(images, settings, 0, 1)))
+        seconds = core_seconds_of(lambda: list(search_images(images, settings, 0, 1)))
         size = self.sizes.proposal * PROPOSALS
         return Cost("proposals", self.dataset.train, seconds / len(images), written=size)
 
@@ -177,7 +188,8 @@ class Profile:
         seen = min(PROPOSALS, wspn["proposals_per_image"])
         views = training["views"]
         learnt = np.mean([learn_regions(model, view, seen) for view in shapes_of(views)])
-        yield Cost("wspn", images, operations=float(learnt), sharded=False)
+        parts = self._processes(training["batch_size"])
+        yield Cost("wspn", images, operations=float(learnt), parts=parts)
         ranking = RankingParams.model_validate(self.params["ranking"])
         passes, views = passes_of(ranking), self.params["ranking"]["views"]
         looks = [see_regions(model, view, round(passes * PROPOSALS)) for view in shapes_of(views)]
@@ -200,7 +212,7 @@ class Profile:
         maps, image_hw = inputs.maps(2, (side, side)), (inputs.HEIGHT, inputs.WIDTH)
         candidates = inputs.boxes(self.params["pseudo_boxes"]["top_k"])
         power = self.params["pseudo_boxes"]["area_power"]
-        seconds = seconds_of(lambda: choose_boxes(maps, candidates, image_hw, power))
+        seconds = core_seconds_of(lambda: choose_boxes(maps, candidates, image_hw, power))
         seconds /= len(maps)
         return Cost("pseudo_boxes", self.objects, seconds, written=self.sizes.chosen_box)
 
@@ -214,16 +226,14 @@ class Profile:
         )
         counted = operations_of(lambda: segment_crops(crops, few, torch_generator(0, "masks")))
         large = inputs.maps(16) > 0.3
-        seconds = seconds_of(lambda: [encode_mask(mask) for mask in large]) / len(large)
+        seconds = core_seconds_of(lambda: [encode_mask(mask) for mask in large]) / len(large)
         size = self.sizes.mask * inputs.WIDTH / self.sizes.image_side
         operations = counted / objects * params.steps / few.steps
         yield Cost("pseudo_masks", self.objects, seconds, operations, size)
         entries = inputs.mask_entries(large)
         labels = PseudoLabelsParams.model_validate(self.params["pseudo_labels"])
-        seconds = seconds_of(lambda: make_dataset(split_masks(entries, labels)[0], [], []))
-        yield Cost(
-            "pseudo_labels", self.objects, seconds / len(entries), written=size, sharded=False
-        )
+        seconds = core_seconds_of(lambda: make_dataset(split_masks(entries, labels)[0], [], []))
+        yield Cost("pseudo_labels", self.objects, seconds / len(entries), written=size, parts=1)
 
     def _quality(self) -> Cost:
         """Return the cost of measuring two labels an image against all that is annotated."""
@@ -254,9 +264,11 @@ class Profile:
             ranking=dict.fromkeys(range(count), proposals[: self.params["ranking"]["top_k"]]),
         )
         images = [*shard.image_inputs()]
-        seconds = seconds_of(lambda: [measure_image(p, names, params, in_use, 0) for p in images])
+        seconds = core_seconds_of(
+            lambda: [measure_image(p, names, params, in_use, 0) for p in images]
+        )
         seconds /= count
-        return Cost("label_quality", self.dataset.train, seconds, sharded=False)
+        return Cost("label_quality", self.dataset.train, seconds, parts=1)
 
     def _detector(self) -> Iterator[Cost]:
         section = self.params["detector"]
@@ -278,7 +290,8 @@ class Profile:
         for stage in ("detector", "finetune"):
             training = TrainingParams.model_validate(self.params[stage]["training"])
             items = training.steps * training.batch_size
-            yield Cost(stage, items, decoding, operations, sharded=False)
+            parts = self._processes(training.batch_size)
+            yield Cost(stage, items, decoding, operations, parts=parts)
         yield self._evaluation(model.eval())
 
     def _evaluation(self, model: Detector) -> Cost:
@@ -290,7 +303,7 @@ class Profile:
         few, more = 8, 24
         spent = {count: self._scoring(params, count) for count in (few, more)}
         seconds += max(0.0, spent[more] - spent[few]) / (more - few)
-        return Cost("evaluation", 2 * self.dataset.test, seconds, detected, sharded=False)
+        return Cost("evaluation", 2 * self.dataset.test, seconds, detected, parts=1)
 
     def _writing_results(self, params: EvaluationParams, trials: int) -> float:
         """Return the core seconds of one image's run lengths."""
@@ -301,7 +314,7 @@ class Profile:
             np.linspace(1, 0.5, count, dtype=np.float32),
             inputs.maps(count) > 0.3,
         )
-        seconds = seconds_of(lambda: to_results(1, prediction, [1], params.min_score))
+        seconds = core_seconds_of(lambda: to_results(1, prediction, [1], params.min_score))
         return seconds / count * params.max_detections * trials
 
     def _scoring(self, params: EvaluationParams, images: int) -> float:
@@ -312,7 +325,7 @@ class Profile:
             [result for image_id in sorted(trial.image_ids) for result in _results(trial, image_id)]
             for trial in trials
         ]
-        return seconds_of(lambda: score(trials, found, params, truth))
+        return core_seconds_of(lambda: score(trials, found, params, truth))
 
 
 def detect_operations(model: Detector, detections: int, vocabularies: int) -> float:
@@ -515,7 +528,7 @@ def main() -> None:
     """Print a table per data set."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
     parser.add_argument("--tflops", type=float, default=60.0, help="that a GPU really does, 1e12/s")
-    parser.add_argument("--cores", type=int, default=16, help="of a worker")
+    parser.add_argument("--cores", type=int, default=16, help="beside each GPU")
     parser.add_argument("--data", type=Path, default=Path("data"), help="of the default experiment")
     options = parser.parse_args()
     torch.set_num_threads(1)  # what is measured in seconds is one core's
@@ -528,9 +541,7 @@ def main() -> None:
             {
                 "stage": cost.stage,
                 "GPU-hours": f"{cost.gpu_hours(options.tflops):.1f}",
-                **{
-                    _workers(n): f"{cost.hours(n, *_machine(options)):.1f} h" for n in WORKER_COUNTS
-                },
+                **{_on(n): f"{cost.hours(n, *_machine(options)):.1f} h" for n in GPUS},
                 "writes": _gigabytes(cost.items * cost.written),
                 "fetches": _gigabytes(traffic[cost.stage]),
             }
@@ -540,21 +551,21 @@ def main() -> None:
             "stage": "all, one after the other",
             "GPU-hours": f"{sum(cost.gpu_hours(options.tflops) for cost in costs):.0f}",
             **{
-                _workers(n): f"{sum(cost.hours(n, *_machine(options)) for cost in costs):.0f} h"
-                for n in WORKER_COUNTS
+                _on(n): f"{sum(cost.hours(n, *_machine(options)) for cost in costs):.0f} h"
+                for n in GPUS
             },
             "writes": _gigabytes(sum(cost.items * cost.written for cost in costs)),
             "fetches": _gigabytes(sum(traffic.values())),
         }
         title = (
-            f"{dataset.name}, profile {dataset.profile}, predicted for workers of one GPU that does"
-            f" {options.tflops:g} TFLOP/s and {options.cores} cores"
+            f"{dataset.name}, profile {dataset.profile}, predicted for GPUs that do"
+            f" {options.tflops:g} TFLOP/s and have {options.cores} cores each"
         )
         print(table(title, [*rows, total]), end="\n\n", flush=True)
 
 
-def _workers(count: int) -> str:
-    return f"{count} worker{'s' * (count > 1)}"
+def _on(count: int) -> str:
+    return f"{count} GPU{'s' * (count > 1)}"
 
 
 def _machine(options: argparse.Namespace) -> tuple[int, float]:

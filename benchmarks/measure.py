@@ -9,8 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from flows.resources import count_cores
+
+
+class Spent(NamedTuple):
+    """What a command and its children took."""
+
+    seconds: float
+    peak_mib: float  # of the largest process
+    cpu_seconds: float
 
 
 def seconds_of(function: Callable[[], object]) -> float:
@@ -18,6 +27,13 @@ def seconds_of(function: Callable[[], object]) -> float:
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
+
+
+def core_seconds_of(function: Callable[[], object]) -> float:
+    """Return the core seconds of one call in this process, whatever else the machine does."""
+    started = time.process_time()
+    function()
+    return time.process_time() - started
 
 
 def medians(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -29,8 +45,8 @@ def medians(functions: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def run(command: Sequence[str], folder: Path, **more: str) -> tuple[float, float]:
-    """Run a command and return (wall-clock seconds, peak memory in MiB of its largest process).
+def run(command: Sequence[str], folder: Path, **more: str) -> Spent:
+    """Run a command and return what it took.
 
     Raises:
         RuntimeError: it failed; the message has its last output.
@@ -52,7 +68,7 @@ def run(command: Sequence[str], folder: Path, **more: str) -> tuple[float, float
     if process.returncode:
         end = output.read_text(errors="replace")[-2000:]
         raise RuntimeError(f"{' '.join(command)} in {folder} failed:\n{end}")
-    return seconds, peak_mib(usage)
+    return Spent(seconds, peak_mib(usage), usage.ru_utime + usage.ru_stime)
 
 
 def peak_mib(usage: resource.struct_rusage) -> float:

@@ -53,7 +53,7 @@ def measure(root: Path, images: int, only: list[str] | None) -> dict[str, float]
     peaks: dict[str, float] = {}
     for stage in graph.values():
         command = shlex.split(stage.command)
-        seconds, peak = run([sys.executable, *command[1:]], root, **stage_environment())
+        seconds, peak, _ = run([sys.executable, *command[1:]], root, **stage_environment())
         peaks[stage.group] = max(peak, peaks.get(stage.group, 0.0))
         print(f"{images} images: {stage.name} {seconds:.0f} s, {peak:.0f} MiB", flush=True)
     return peaks

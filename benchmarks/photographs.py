@@ -34,7 +34,7 @@ def main() -> None:
             make = [sys.executable, "-m", "benchmarks.photograph_inputs"]
             run([*make, str(root), str(count), str(factor)], root, PYTHONPATH=str(REPOSITORY))
             for stage in ("pseudo_boxes", "pseudo_masks"):
-                seconds, peak = run([sys.executable, "-m", f"stages.{stage}", "0"], root)
+                seconds, peak, _ = run([sys.executable, "-m", f"stages.{stage}", "0"], root)
                 rows.append(
                     {"stage": stage, "of": size, "s": f"{seconds:.1f}", "peak MiB": f"{peak:.0f}"}
                 )

@@ -1,8 +1,9 @@
-"""Full-size ALBEF and BLIP with random weights: `python -m benchmarks.random_weights ../weights`.
+"""Full-size models with random weights: `python -m benchmarks.random_weights ../weights`.
 
 For the profiles coco-mini-full and coco-mini-full-blip, which show that the whole DAG runs at full
-size on a machine that has no pretrained weights. Files have the official forms: ALBEF.pth and
-vocab.txt, and a folder `blip` as on the hub.
+size on a machine that has no pretrained weights, and to time coco-laptop without them. Files have
+the official forms: ALBEF.pth and vocab.txt, folders `blip` and `clip` as on the hub, vgg16.pth and
+resnet50.pth as torchvision's.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import re
 from pathlib import Path
 
 import torch
+from torchvision.models import resnet50, vgg16
 
 from stages.models.vision_language.tokenizer import SPECIAL
 from tests.golden import official_albef
@@ -39,20 +41,48 @@ def write_blip(folder: Path, words: list[str]) -> None:
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
 
 
+def write_albef(folder: Path, captions: Path) -> list[str]:
+    """Write ALBEF.pth, and vocab.txt of words that the captions use; return the words."""
+    words = words_of(captions, official_albef.FULL.words)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    official_albef.write_checkpoint(folder / "ALBEF.pth", official_albef.FULL)
+    return words
+
+
+def write_clip(folder: Path) -> None:
+    """Write CLIP's text tower at the size of ViT-B/32; its tokeniser knows single letters."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+    torch.manual_seed(0)
+    config = CLIPTextConfig()
+    letters = [f"{chr(code)}{suffix}" for code in range(97, 123) for suffix in ("", "</w>")]
+    ends = ["<|startoftext|>", "<|endoftext|>"]
+    unused = [f"[unused{k}]" for k in range(config.vocab_size - len(letters) - len(ends))]
+    tokens = [*letters, *unused, *ends]
+    CLIPTokenizer(vocab={t: k for k, t in enumerate(tokens)}, merges=[]).save_pretrained(folder)
+    CLIPTextModelWithProjection(config).save_pretrained(folder)
+
+
+def write_imagenet(folder: Path) -> None:
+    """Write vgg16.pth and resnet50.pth; blocks add nothing yet, for unfitted norms would grow."""
+    torch.manual_seed(0)
+    torch.save(vgg16().state_dict(), folder / "vgg16.pth")
+    torch.save(resnet50(zero_init_residual=True).state_dict(), folder / "resnet50.pth")
+
+
 def main() -> None:
-    """Write both models."""
+    """Write all models."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.random_weights", description=__doc__
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--captions", type=Path, default=CAPTIONS, help="whose words are known")
     options = parser.parse_args()
-    words = words_of(options.captions, official_albef.FULL.words)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    (options.folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    official_albef.write_checkpoint(options.folder / "ALBEF.pth", official_albef.FULL)
-    write_blip(options.folder / "blip", words)
-    print(f"ALBEF.pth, vocab.txt and blip are in {options.folder.resolve()}")
+    write_blip(options.folder / "blip", write_albef(options.folder, options.captions))
+    write_clip(options.folder / "clip")
+    write_imagenet(options.folder)
+    print(f"{', '.join(sorted(p.name for p in options.folder.iterdir()))}: {options.folder}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmarks measure what they say; how fast anything is, no test asserts."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks import laptop
 from benchmarks.cost import (
+    COCO,
     DATASETS,
     Cost,
     Dataset,
@@ -19,10 +22,12 @@ from benchmarks.cost import (
     passes_of,
 )
 from benchmarks.flow import Bench, ideal_seconds
+from benchmarks.laptop import whole, write_coco
 from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
 from flows.dvc.plan import make_plan
 from flows.graph import Stage, Status
+from stages.common.runtime.params import read_params
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.views import ViewSettings
@@ -63,9 +68,9 @@ def test_table_is_markdown_without_the_machine_s_name():
 def test_failed_command_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="no such thing"):
         run([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path)
-    seconds, peak = run([sys.executable, "-c", "x = bytearray(50 << 20)"], tmp_path)
-    assert seconds > 0
-    assert peak > 50
+    spent = run([sys.executable, "-c", "x = bytearray(50 << 20)"], tmp_path)
+    assert spent.cpu_seconds > 0 and spent.seconds > 0
+    assert spent.peak_mib > 50
 
 
 def test_trivial_projects_run_and_rerun(tmp_path):
@@ -103,12 +108,21 @@ def test_a_stage_benchmark_prints_its_table(repository):
     assert "| boxes | objects, 2,000 proposals |" in output
 
 
-def test_cost_spreads_shards_over_workers_and_takes_the_longer_of_cores_and_gpu():
+def test_cost_spreads_over_gpus_and_takes_the_longer_of_cores_and_gpu():
     an_hour_of_gpu = Cost("activation", 3600, core_seconds=8.0, operations=60e12)
     assert an_hour_of_gpu.gpu_hours(60) == 1.0
     assert [an_hour_of_gpu.hours(n, 16, 60) for n in (1, 8)] == [1.0, 0.125]
     assert an_hour_of_gpu.hours(1, 4, 60) == 2.0  # the cores take longer
-    assert replace(an_hour_of_gpu, sharded=False).hours(8, 16, 60) == 1.0
+    training = replace(an_hour_of_gpu, parts=8)
+    assert [training.hours(n, 16, 60) for n in (1, 8, 64)] == [1.0, 0.125, 0.125]
+    assert replace(an_hour_of_gpu, parts=1).hours(8, 16, 60) == 1.0
+
+
+def test_cost_divides_a_training_as_the_stages_do():
+    profile = Profile(COCO, Sizes(1.0, 1.0, 1.0, 1.0, 1.0, 128))
+    wspn, _ = profile._proposal_network()
+    assert (wspn.stage, wspn.parts) == ("wspn", 8)  # a batch of 8 on 8 GPUs
+    assert [profile._processes(count) for count in (64, 8, 4)] == [8, 8, 4]
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.profile)
@@ -169,3 +183,47 @@ def test_each_worker_fetches_what_its_stage_reads():
     assert found["proposals"] == 100_000
     assert found["pseudo_boxes"] == 100_000 + 50
     assert found["evaluation"] == 110_000
+
+
+def test_photographs_are_taken_again_until_there_are_enough(tmp_path):
+    source = tmp_path / "few"
+    (source / "val2017").mkdir(parents=True)
+    (source / "val2017/a.jpg").write_bytes(b"image")
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "missing.jpg"}]
+    contents = {
+        "instances": [{"id": 1, "image_id": 7, "category_id": 3}, {"id": 2, "image_id": 8}],
+        "captions": [{"id": 5, "image_id": 7, "caption": "a cup"}] * 2,
+    }
+    (source / "annotations").mkdir()
+    for kind, entries in contents.items():
+        content = {"images": images, "annotations": entries, "categories": ["cup"]}
+        (source / f"annotations/{kind}_val2017.json").write_text(json.dumps(content))
+    captions = json.loads(write_coco(source, tmp_path / "coco", 3).read_text())["annotations"]
+    instances = json.loads((tmp_path / "coco/annotations/instances_val2017.json").read_text())
+    ids = [image["id"] for image in instances["images"]]
+    assert len(set(ids)) == 3 and len({image_id // 1000 % 2 for image_id in ids}) == 2
+    files = [tmp_path / "coco/val2017" / image["file_name"] for image in instances["images"]]
+    assert len({path.read_bytes() for path in files}) == 3
+    assert all(path.read_bytes().startswith(b"image") for path in files)
+    assert [entry["image_id"] for entry in instances["annotations"]] == ids
+    assert [entry["image_id"] for entry in captions] == [k for k in ids for _ in range(2)]
+    assert len({entry["id"] for entry in captions}) == 6
+    (source / "val2017/a.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="few: no photograph"):
+        write_coco(source, tmp_path / "none", 3)
+
+
+def test_what_all_of_a_profile_takes_is_on_the_line_through_two_parts():
+    assert whole({0.1: 30.0, 0.2: 40.0}) == pytest.approx(120.0)  # 20 to start with
+    assert whole({1.0: 7.0}) == 7.0
+    assert whole({0.1: 5.0, 0.2: 4.0}) == 4.0  # does not grow, but for noise
+
+
+@pytest.mark.parametrize(("part", "images", "steps"), [(0.1, 30, 15), (1, 300, 150)])
+def test_a_part_of_the_laptop_s_profile_has_its_part_of_images_and_steps(
+    tmp_path, part, images, steps
+):
+    laptop.make_project(tmp_path / "project", part)
+    params = read_params(tmp_path / "project/params.yaml")
+    assert params["download"]["coco"]["max_images"]["train"] == images
+    assert params["wspn"]["end_to_end"]["steps"] == steps

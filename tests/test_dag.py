@@ -87,7 +87,7 @@ def test_whoever_computes_on_a_device_asks_for_one(stages, closures):
 
 
 def test_trainings_ask_for_as_many_devices_as_params_say(graph, content):
-    for name in ("detector", "finetune"):
+    for name in ("wspn", "detector", "finetune"):
         assert content["stages"][name]["meta"]["gpus"] == "${gpus_per_training}"
         assert graph[name].gpus == 1
 

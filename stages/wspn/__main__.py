@@ -5,6 +5,9 @@ vision-language model (or the ImageNet weights that params.yaml names); no groun
 `wspn.image_labels: annotations` which base classes people have found in each image. Writes
 data/wspn/. With `--label-splits base novel` the labels are those of all classes, by captions, and
 `--output` names another folder (the claims' detector from image labels alone).
+
+An ImageNet backbone is trained by several processes where there are several GPUs. On the small
+model's features training takes seconds of one core, so it has one process.
 """
 
 import argparse
@@ -21,8 +24,9 @@ from stages.common.formats.images import read_images
 from stages.common.formats.tables import boxes_by_image
 from stages.common.runtime.checkpoints import Checkpoint, fingerprint
 from stages.common.runtime.curves import Curve
-from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.devices import choose_device, prepare_device
 from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.runtime.processes import process_index, run_in_processes
 from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import make_deterministic
 from stages.common.runtime.storage import read_table, write_json
@@ -58,6 +62,14 @@ class Inputs(NamedTuple):
     proposals: list[Path]
 
 
+class Trained(NamedTuple):
+    """What a training leaves beside its curve."""
+
+    model: LanguageWspn | ImagenetWspn
+    metrics: dict[str, Any]
+    checkpoint: Checkpoint
+
+
 def main() -> None:
     """Run the stage."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -65,7 +77,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     options = parser.parse_args()
     params, seed, shards = read_section("wspn", WspnParams), read_seed(), read_shards()
-    make_deterministic(seed, "wspn", threads=1)  # small matrices: a second thread only waits
+    kind = params.model.backbone.kind
+    # The small model's matrices are small: a second thread would only wait.
+    make_deterministic(seed, "wspn", threads=1 if kind == "vlm" else None)
     categories = read_categories(DOWNLOAD / "categories.json", ALL_SPLITS)
     labelled_ids = [c.id for c in categories if c.split in options.label_splits]
     # People's labels are of base classes alone.
@@ -82,17 +96,22 @@ def main() -> None:
         [DOWNLOAD / f"images/train/{shard}.parquet" for shard in shards],
         [Path(f"data/proposals/{shard}.parquet") for shard in shards],
     )
-    kind = params.model.backbone.kind
     train = train_on_language if kind == "vlm" else train_on_imagenet
-    metrics = train(params, seed, inputs, options.output)
+    first = process_index() == 0
+    curve = Curve(every=50, growing=options.output / "curve.csv" if first else None)
+    trained = train(params, seed, inputs, curve)
+    if not first:
+        return
+    save_wspn(options.output / "model.safetensors", trained.model)
+    curve.write(options.output / "curve.csv")
+    metrics = trained.metrics | curve.last()
     write_json(options.output / "metrics.json", metrics)
+    trained.checkpoint.remove()
     print(f"wspn: {metrics}", file=sys.stderr)
 
 
-def train_on_language(
-    params: WspnParams, seed: int, inputs: Inputs, output: Path
-) -> dict[str, float]:
-    """Train on the small vision-language model's features, computed once; return the metrics."""
+def train_on_language(params: WspnParams, seed: int, inputs: Inputs, curve: Curve) -> Trained:
+    """Train on the small vision-language model's features, computed once."""
     chosen = choose_images(read_image_ids(inputs.images), params.max_images, seed)
     proposals: dict[int, np.ndarray] = {}
     for path in inputs.proposals:
@@ -121,29 +140,24 @@ def train_on_language(
             len(chosen),
         )
     )
-    curve = Curve(every=50, growing=output / "curve.csv")
     train_class_part(model, examples, params.classify, seed, curve)
     seeds = [find_seeds(model, example, params.seeds) for example in examples]
     targets = make_targets(examples, seeds, params.localise)
     done = params.classify.epochs * -(-len(examples) // params.classify.batch_size)
     train_object_part(model, targets, params.localise, seed, curve, done)
-    save_wspn(output / "model.safetensors", model)
-    curve.write(output / "curve.csv")
-    return {
+    metrics = {
         "images": len(examples),
         "images_with_label": sum(bool(example.labels.any()) for example in examples),
         "seeds": sum(map(len, seeds)),
         "proposals": sum(len(example.boxes_xyxy) for example in examples),
         "proposals_with_quality": int(targets.has_quality.sum()),
         "proposals_with_regression": int(targets.has_offsets.sum()),
-        **curve.last(),
     }
+    return Trained(model, metrics, Checkpoint(None))
 
 
-def train_on_imagenet(
-    params: WspnParams, seed: int, inputs: Inputs, output: Path
-) -> dict[str, Any]:
-    """Train an ImageNet backbone from end to end; return the metrics."""
+def train_on_imagenet(params: WspnParams, seed: int, inputs: Inputs, curve: Curve) -> Trained:
+    """Train an ImageNet backbone from end to end."""
     backbone = params.model.backbone
     config = ImagenetWspnConfig(
         backbone=backbone.kind,
@@ -159,10 +173,9 @@ def train_on_imagenet(
     model.to(prepare_device(read_exactness()))
     chosen = choose_images(read_image_ids(inputs.images), params.max_images, seed)
     images = ImageStream(inputs.images, inputs.proposals, chosen)
-    settings = [params.model_dump(), seed, inputs.category_ids, str(model.device)]
+    settings = [params.model_dump(), seed, inputs.category_ids, model.device.type]
     files = [*inputs.label_files, *inputs.images, *inputs.proposals, *weights]
     checkpoint = Checkpoint(fingerprint(settings, files), SECONDS_BETWEEN)
-    curve = Curve(every=50, growing=output / "curve.csv")
     run = params.end_to_end
     views = ViewStream(
         images,
@@ -175,10 +188,7 @@ def train_on_imagenet(
     losses = partial(image_losses, training=run, seeds=params.seeds, localise=params.localise)
     freeze_stages(model.trunk, backbone.frozen_stages)
     train_end_to_end(model, views, losses, run, seed, curve, checkpoint)
-    save_wspn(output / "model.safetensors", model)
-    curve.write(output / "curve.csv")
-    checkpoint.remove()
-    return {
+    metrics = {
         "images": len(images),
         "images_with_label": sum(
             bool(row.any()) for k, row in inputs.labels.items() if k in chosen
@@ -186,9 +196,19 @@ def train_on_imagenet(
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "weights_left_out": left_out,
-        **curve.last(),
     }
+    return Trained(model, metrics, checkpoint)
+
+
+def start() -> None:
+    """Run the stage in as many processes as its batch and the devices allow."""
+    params = read_section("wspn", WspnParams)
+    if params.model.backbone.kind == "vlm":
+        main()
+    else:
+        batch_size = params.end_to_end.batch_size
+        run_in_processes("stages.wspn.__main__", choose_device(read_exactness()), batch_size)
 
 
 if __name__ == "__main__":
-    main()
+    start()

@@ -4,6 +4,9 @@ Step k draws its images, their views and dropout from (seed, k) alone, so a resu
 uninterrupted one exactly. Images pass one by one and their gradients are added up: memory is that
 of a single image, whatever the batch. The views of the next ones are made meanwhile.
 
+Each process takes its part of a batch. A loss is a mean over all images of the batch, and nothing
+else depends on several of them, so processes repeat one process up to the rounding of sums.
+
 Shape legend: R proposals of one image, C base classes, h w pixels of a view.
 """
 
@@ -20,6 +23,12 @@ from stages.common.runtime.checkpoints import Checkpoint
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import send
 from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.processes import (
+    add_by_name,
+    add_gradients,
+    own_places,
+    process_index,
+)
 from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.models.proposals.imagenet import ImagenetWspn, Outputs
@@ -93,14 +102,15 @@ class ViewStream:
         self._limit, self._seed = proposals_per_image, seed
 
     def examples(self, steps: range, batch_size: int) -> Iterator[ImageView]:
-        """Yield the images of these steps, those of the next ones being prepared meanwhile."""
+        """Yield this process's images of these steps, the next ones being prepared meanwhile."""
         yield from prefetch(self._prepare, self._tasks(steps, batch_size))
 
     def _tasks(self, steps: range, batch_size: int) -> Iterator[Task]:
+        places = own_places(batch_size)
         for step in steps:
             batch = self._images.batch(step, batch_size, self._seed)
-            for place, (image, boxes_xyxy) in enumerate(batch):
-                yield Task(step, place, image, boxes_xyxy)
+            for place in places:
+                yield Task(step, place, *batch[place])
 
     def _prepare(self, task: Task) -> ImageView:
         image, views = task.image, self._views
@@ -137,7 +147,7 @@ def train_end_to_end(
         checkpoint: where to resume from and save to.
 
     Raises:
-        ValueError: the loss is no number any more.
+        ValueError: the loss is no number any more, or a batch has less images than processes.
     """
     optimizer = make_optimizer(model, run.weight_decay, run.momentum, vector_factor=BIAS_FACTOR)
     rate = step_decay(run.learning_rate, run.milestones, 0.1, run.warmup_steps, FIRST_RATE)
@@ -147,16 +157,19 @@ def train_end_to_end(
     model.train()
     steps = range(done, run.steps)
     examples = views.examples(steps, run.batch_size)
-    for step in track(steps, "wspn"):
+    count, first = len(own_places(run.batch_size)), process_index() == 0
+    for step in track(steps, "wspn") if first else steps:
         set_rate(optimizer, rate(step))
         optimizer.zero_grad(set_to_none=True)
         totals: dict[str, torch.Tensor] = {}
-        for example in islice(examples, run.batch_size):
+        for example in islice(examples, count):
             found = _learn(model, example, losses, run.batch_size, run.precision == "bf16", seed)
             for name, loss in found.items():
                 totals[name] = totals.get(name, 0.0) + loss / run.batch_size
+        add_gradients(model.parameters())
         # One transfer: asking for each loss would wait for the device each time.
-        sums = dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
+        own = dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
+        sums = add_by_name(own)  # an image without labels has fewer losses
         if not math.isfinite(sum(sums.values())):
             raise ValueError(
                 f"the proposal network's losses of step {step + 1} are {sums}; lower"
@@ -164,7 +177,8 @@ def train_end_to_end(
             )
         optimizer.step()
         curve.add(step + 1, **{f"loss_{name}": loss for name, loss in sums.items()})
-        checkpoint.save(step + 1, model, optimizer, curve.state())
+        if first:
+            checkpoint.save(step + 1, model, optimizer, curve.state())
     model.eval()
 
 

@@ -10,14 +10,15 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 VARIABLE = "OVIS_PROCESSES"
-MIN_IMAGES = 8  # images
 SECONDS_OF_GRACE = 5.0
 
 
@@ -42,7 +43,7 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
         module: the stage's `__main__`, as it is imported.
         device: where it computes; with CUDA each process has a device of its own.
         batch_size: images of a batch. Without OVIS_PROCESSES there are as many processes as
-            devices, but none for less than `MIN_IMAGES` images: the fewer, the more a step waits.
+            devices, but none without an image.
 
     Raises:
         SystemExit: a process failed; the message ends with its error.
@@ -54,8 +55,7 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
         dist.destroy_process_group()
         return
     devices = torch.cuda.device_count() if device.type == "cuda" else None
-    useful = min(devices or 1, max(1, batch_size // MIN_IMAGES))
-    count = environment_number(VARIABLE) or useful
+    count = environment_number(VARIABLE) or min(devices or 1, batch_size)
     if devices is not None and count > devices:
         raise ValueError(f"{VARIABLE}={count}: there are {devices} CUDA devices; at most that many")
     if count == 1:
@@ -118,3 +118,33 @@ def add_over_processes(values: torch.Tensor) -> None:
     """Put the sum over all processes into a tensor that each has one of."""
     if num_processes() > 1:
         dist.all_reduce(values)
+
+
+def add_by_name(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the sums over all processes of numbers that not every process needs to have."""
+    if num_processes() == 1:
+        return dict(values)
+    every: list[Mapping[str, float]] = [{}] * num_processes()
+    dist.all_gather_object(every, values)
+    names = dict.fromkeys(name for own in every for name in own)
+    return {name: sum(own.get(name, 0.0) for own in every) for name in names}
+
+
+def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Put the sum over all processes into the gradients, by one message.
+
+    A parameter that no process has a gradient of gets none, so that an optimizer leaves it alone.
+    """
+    if num_processes() == 1:
+        return
+    trained = [p for p in parameters if p.requires_grad]
+    reached = torch.tensor([p.grad is not None for p in trained], dtype=torch.int64, device="cpu")
+    add_over_processes(reached)
+    trained = [p for p, count in zip(trained, reached.tolist(), strict=True) if count]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([p.grad.flatten() for p in trained])
+    dist.all_reduce(flat)
+    for parameter, total in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
+        parameter.grad.copy_(total.view_as(parameter))

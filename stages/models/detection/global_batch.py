@@ -7,7 +7,7 @@ The sum of the parts' losses and gradients is that of the whole batch, up to rou
 - batch statistics are those of all processes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -240,17 +240,3 @@ def sync_batch_norms(model: nn.Module) -> None:
     for name in trained_batch_norms(model):
         # The class alone, so that weights, names and what the optimizer holds stay as they are.
         model.get_submodule(name).__class__ = SyncBatchNorm2d
-
-
-def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the sum over all processes into the gradients, by one message."""
-    if num_processes() == 1:
-        return
-    trained = [p for p in parameters if p.requires_grad]
-    for parameter in trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in trained])
-    dist.all_reduce(flat)
-    for parameter, total in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-        parameter.grad.copy_(total.view_as(parameter))

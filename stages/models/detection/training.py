@@ -16,7 +16,7 @@ from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import send
 from stages.common.runtime.prefetch import prefetch
 from stages.common.runtime.processes import (
-    MIN_IMAGES,
+    add_gradients,
     add_over_processes,
     environment_number,
     num_processes,
@@ -30,7 +30,6 @@ from stages.models.detection.global_batch import (
     BatchRng,
     MicroBatchRng,
     PartRng,
-    add_gradients,
     prepare_rngs,
     sync_batch_norms,
     trained_batch_norms,
@@ -42,6 +41,7 @@ from stages.models.detection.supervision import Supervision
 from stages.models.solver import Schedule, cosine, make_optimizer, set_rate, step_decay
 
 MICRO_BATCH = "OVIS_MICRO_BATCH"  # images at once in a process; gradients are accumulated
+USUAL_MICRO_BATCH = 8
 BATCHES_AHEAD = 3
 LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 Samples = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -182,7 +182,7 @@ def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
     if split and not in_parts:
         raise ValueError(f"{model.architecture} trains in one process, without {MICRO_BATCH}")
     if wanted is None:
-        return min(own, MIN_IMAGES) if in_parts and not norms else own
+        return min(own, USUAL_MICRO_BATCH) if in_parts and not norms else own
     if wanted >= own:
         return own
     if norms:

@@ -74,8 +74,10 @@ def test_more_processes_than_cuda_devices_are_refused(monkeypatch):
         run_in_processes(WORKER, torch.device("cuda", 0), 64)
 
 
-@pytest.mark.parametrize(("batch_size", "count"), [(64, 8), (20, 2), (8, 1), (4, 1)])
-def test_a_process_gets_a_share_that_is_worth_it(monkeypatch, batch_size, count):
+@pytest.mark.parametrize(("batch_size", "count"), [(64, 8), (8, 8), (4, 4), (1, 1)])
+def test_there_are_as_many_processes_as_devices_but_none_without_an_image(
+    monkeypatch, batch_size, count
+):
     started = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(processes, "spawn", lambda work, arguments, count: started.append(count))
