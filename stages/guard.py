@@ -36,7 +36,7 @@ class Inputs:
     """What a stage depends on, at one moment.
 
     Attributes:
-        params: value of each key of params.yaml that the stage reads, such as "boxes".
+        params: value of each key of params.yaml that the stage reads, such as "pseudo_boxes".
         files: [size, time of change in ns, inode, MD5 or "" if it is large] of each file.
     """
 
@@ -65,7 +65,7 @@ def find_declared(stage: str) -> Declared:
     """Return what a stage depends on; run from the repository's root.
 
     Args:
-        stage: as DVC names it, such as "boxes@0" or "comparators/dvc.yaml:rpn".
+        stage: as DVC names it, such as "pseudo_boxes@0" or "comparators/dvc.yaml:rpn".
 
     Raises:
         ValueError: no dvc.yaml has the stage, or a file that it names is not there.
@@ -138,7 +138,7 @@ def other_packages(root: Path) -> list[str]:
 
 
 def _item(entry: dict, name: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Return which member of a matrix this is: `boxes@0` has the first shard's number."""
+    """Return which member of a matrix this is: `pseudo_boxes@0` has the first shard's number."""
     axes = {
         key: _look_up(known, found[1]) if (found := REFERENCE.fullmatch(str(values))) else values
         for key, values in entry.get("matrix", {}).items()

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from stages.common.formats.categories import read_categories
-from stages.common.formats.stored_pictures import StoredPictures
+from stages.common.formats.stored_images import StoredImages
 from stages.common.runtime.checkpoints import Checkpoint, fingerprint
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device, prepare_device
@@ -49,7 +49,7 @@ def main() -> None:
     files = {"pseudo_labels": options.annotations, **dict(options.source)}
     files = {name: (path, labels) for name, path in files.items()}
     sources = read_sources(
-        params.supervision, files, [c.id for c in every], StoredPictures(*shards), options.section
+        params.supervision, files, [c.id for c in every], StoredImages(*shards), options.section
     )
     supervision = Supervision(sources, params.supervision.draw)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
@@ -85,7 +85,7 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--annotations", type=Path, default=Path("data/labels/pseudo_annotations.json")
+        "--annotations", type=Path, default=Path("data/pseudo_labels/pseudo_annotations.json")
     )
     parser.add_argument("--source", action="append", type=source_file, default=[])
     parser.add_argument("--output", type=Path, default=Path("data/detector"))
@@ -100,7 +100,7 @@ def start() -> None:
     """Run the stage in as many processes as its batch and the devices allow."""
     options = _read_options()
     params = read_section(options.section, DetectorParams, method=options.method)
-    batch_size = params.training.batch_size if "shares" in params.network.supports else 1
+    batch_size = params.training.batch_size if "micro_batches" in params.network.supports else 1
     run_in_processes("stages.detector.__main__", choose_device(read_exactness()), batch_size)
 
 

@@ -1,5 +1,7 @@
 """Section `proposals` of params.yaml: selective search and its filters."""
 
-from stages.models.proposals.selective_search import SearchSettings as ProposalsParams
+from stages.models.proposals.selective_search import SearchSettings
 
-__all__ = ["ProposalsParams"]
+
+class ProposalsParams(SearchSettings):
+    """Which proposals to search and to keep."""

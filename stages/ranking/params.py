@@ -1,5 +1,7 @@
 """Section `ranking` of params.yaml: from proposals to an image's top-K boxes."""
 
-from stages.models.proposals.ranking import RankingSettings as RankingParams
+from stages.models.proposals.ranking import RankingSettings
 
-__all__ = ["RankingParams"]
+
+class RankingParams(RankingSettings):
+    """How boxes are refined, scored and kept apart."""

@@ -99,9 +99,9 @@ def params_of(tmp_path, code: str) -> set[str]:
 
 
 def test_sections_that_code_reads_are_found(tmp_path):
-    assert params_of(tmp_path, "x = read_section('boxes', Boxes)") == {"boxes"}
-    assert params_of(tmp_path, "x = params.read_section('boxes', B), read_seed()") == {
-        "boxes",
+    assert params_of(tmp_path, "x = read_section('pseudo_boxes', Boxes)") == {"pseudo_boxes"}
+    assert params_of(tmp_path, "x = params.read_section('pseudo_boxes', B), read_seed()") == {
+        "pseudo_boxes",
         "seed",
     }
     assert params_of(tmp_path, "STAGE = 'a'\ndef f(): return read_section(STAGE, A)") == {"a"}
@@ -112,7 +112,7 @@ def test_sections_that_code_reads_are_found(tmp_path):
     assert params_of(tmp_path, "split = read_split()") == {"evaluation.split"}
     option = "parser.add_argument('--section', default='b')\nread_section(options.section, B)"
     assert params_of(tmp_path, option) == {"b"}
-    assert params_of(tmp_path, "x = other('boxes')") == set()
+    assert params_of(tmp_path, "x = other('pseudo_boxes')") == set()
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ value = {kind: {"AP50": float(size), "AP": 1.25} for kind in ("bbox", "segm")}
 metrics = {"detector": {"generalized": {"base": value, "novel": value, "all": value},
                         "constrained": {"base": value, "novel": value}}}
 write("data/evaluation/metrics.json", json.dumps(metrics))
-write("data/evaluation/montage.png", "picture")
+write("data/evaluation/montage.png", "image")
 """,
     "side": """
 write("data/side/out.txt", Path("data/download/parts/b.txt").read_text() * P["side"]["factor"])

@@ -108,10 +108,10 @@ def panel_box(box_xyxy: np.ndarray, image_hw: tuple[int, int], side: int) -> np.
 def show_instances(
     image: np.ndarray, instances: Sequence[dict], words: Mapping[int, str], side: int
 ) -> Panel:
-    """Return the panel of an RGB uint8 picture (H, W, 3), the first instances on top.
+    """Return the panel of an RGB uint8 image (H, W, 3), the first instances on top.
 
     Args:
-        image: the picture.
+        image: the image.
         instances: COCO annotations or results of it, best first; a score is set beside the word.
         words: what each category id is called; its place in the order is the class's colour.
         side: of the panel, pixels.
