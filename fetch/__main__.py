@@ -96,7 +96,7 @@ def fetch_open_images(params: OpenImagesParams, fetcher: Fetcher) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Keep a second command from writing the same files."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".fetch.lock").open("w") as file:
@@ -114,10 +114,10 @@ def run(params: DownloadParams, fetcher: Fetcher) -> None:
         FetchError: a file cannot be had, or the source needs none.
     """
     if params.source == "coco":
-        with _alone(Path(params.coco.folder)):
+        with alone(Path(params.coco.folder)):
             fetch_coco(params.coco, fetcher)
     elif params.source == "open_images":
-        with _alone(Path(params.open_images.folder)):
+        with alone(Path(params.open_images.folder)):
             fetch_open_images(params.open_images, fetcher)
     else:
         raise FetchError(

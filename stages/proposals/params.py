@@ -1,7 +1,5 @@
 """Section `proposals` of params.yaml: selective search and its filters."""
 
-from stages.models.proposals.selective_search import SearchSettings
+from stages.models.proposals.selective_search import SearchSettings as ProposalsParams
 
-
-class ProposalsParams(SearchSettings):
-    """Which proposals to search and to keep."""
+__all__ = ["ProposalsParams"]

@@ -1,7 +1,5 @@
 """Section `ranking` of params.yaml: from proposals to an image's top-K boxes."""
 
-from stages.models.proposals.ranking import RankingSettings
+from stages.models.proposals.ranking import RankingSettings as RankingParams
 
-
-class RankingParams(RankingSettings):
-    """How boxes are refined, scored and kept apart."""
+__all__ = ["RankingParams"]

@@ -228,9 +228,9 @@ def test_unpacking_goes_on(tmp_path):
 
 def test_two_commands_do_not_write_the_same_files(tmp_path):
     with (
-        fetch._alone(tmp_path),
+        fetch.alone(tmp_path),
         pytest.raises(FetchError, match="another command is fetching there"),
-        fetch._alone(tmp_path),
+        fetch.alone(tmp_path),
     ):
         pass
 

@@ -33,7 +33,21 @@ stages:
     params: [pseudo_boxes.size.least, other.yaml: [key]]
     outs: [x]
 """
-CLAIMS = "stages:\n  oracle:\n    wdir: ..\n    cmd: x\n    deps: [data/maps]\n    outs: [y]\n"
+CLAIMS = """\
+stages:
+  oracle:
+    wdir: ..
+    cmd: x
+    deps: [data/maps]
+    outs: [y]
+  trained:
+    foreach: {first: {shard: 0}, second: {shard: 1}}
+    do:
+      wdir: ..
+      cmd: x
+      deps: ["data/maps/${item.shard}.txt", "methods/${key}"]
+      outs: ["${key}"]
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +60,8 @@ def project(tmp_path, monkeypatch) -> Path:
         "data/maps/0.txt": "0",
         "data/maps/1.txt": "1",
         "data/round-1.txt": "",
+        "methods/second/method.yaml": "",
+        "methods/second/README.md": "one",
         "engines/torchvision/network.py": "one",
         "engines/torchvision/__pycache__/network.pyc": "one",
         "engines/detectron2/network.py": "two",
@@ -74,6 +90,17 @@ def test_references_are_filled_in():
 @pytest.mark.parametrize("file", ["comparators/dvc.yaml:", "", "../comparators/dvc.yaml:"])
 def test_a_stage_is_found_however_dvc_names_it(file):
     assert find_declared(f"{file}oracle").paths == ["data/maps"]
+
+
+def test_of_a_foreach_it_is_the_one_of_that_name():
+    declared = find_declared("comparators/dvc.yaml:trained@second")
+    assert declared.paths == ["data/maps/1.txt", "methods/second"]
+    # .dvcignore leaves a method's README out
+    assert set(declared.read().files) == {
+        "params.yaml",
+        "data/maps/1.txt",
+        "methods/second/method.yaml",
+    }
 
 
 def test_what_cannot_be_found_is_named(project):

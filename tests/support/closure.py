@@ -80,11 +80,7 @@ def check_deps(root: Path) -> list[str]:
     for file in (name for name in DVC_FILES if (root / name).is_file()):
         stages = read_stages(root / file)
         code = {
-            name: [
-                dep
-                for dep in stage["deps"]
-                if dep.startswith(PACKAGES) and not dep.endswith(".yaml")
-            ]
+            name: [dep for dep in stage["deps"] if _is_code(root, dep)]
             for name, stage in stages.items()
         }
         # Nobody imports the modules of a package that params.yaml names: stages/…/${section.key}.
@@ -107,6 +103,13 @@ def check_deps(root: Path) -> list[str]:
             told += [f"{file}: {name}: {dep} is not used" for dep in held if not held[dep]]
             told += [] if LOCK in stage["deps"] else [f"{file}: {name}: no dep is {LOCK}"]
     return told
+
+
+def _is_code(root: Path, dep: str) -> bool:
+    """Say whether a dep is modules that a stage imports; a method's hooks are loaded by name."""
+    if not dep.startswith(PACKAGES) or "${key}" in dep:
+        return False
+    return dep.endswith(".py") or any(root.glob(f"{TEMPLATE.sub('*', dep)}/**/*.py"))
 
 
 def _holds(dep: str, path: str) -> bool:

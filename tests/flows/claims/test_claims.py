@@ -217,7 +217,11 @@ def project(tmp_path, monkeypatch):
         "    deps: [data/pseudo_labels, stages/label_quality/__main__.py]\n"
         "    params: [label_quality, seed, download]\n",
         PIPELINE: "stages:\n  oracle:\n    cmd: python -m stages oracle\n"
-        "    deps: ['stages/engines/${detector.engine}']\n",
+        "    deps: ['stages/engines/${detector.engine}']\n"
+        "  trained:\n    foreach: {longer: {steps: 5}}\n    do:\n"
+        "      cmd: python -m stages detector ${item.steps}\n"
+        "      deps: ['comparators/${key}/method.yaml']\n",
+        "comparators/longer/method.yaml": "steps: 1",
         "stages/label_quality/__main__.py": "one",
         "stages/engines/one/network.py": "one",
         "stages/engines/two/network.py": "two",
@@ -301,7 +305,8 @@ def test_every_seed_is_the_experiment_and_some_changes_of_it(project):
         "pseudo_boxes.smoothing": 0,
         "pseudo_masks.smoothing": 0,
     }
-    assert points["own"].targets == ("label_quality", "evaluation", f"{PIPELINE}:oracle")
+    compared = (f"{PIPELINE}:oracle", f"{PIPELINE}:trained")
+    assert points["own"].targets == ("label_quality", "evaluation", *compared)
     assert points["any_reach"].targets == ("label_quality",)
 
 
@@ -313,6 +318,8 @@ def test_every_seed_is_the_experiment_and_some_changes_of_it(project):
         ("requirements.lock", "2.0", "2.1"),
         ("dvc.yaml", "stages label_quality\n", "stages label_quality --fast\n"),
         ("stages/label_quality/__main__.py", "one", "two"),
+        ("comparators/longer/method.yaml", "1", "2"),
+        (PIPELINE, "steps: 5", "steps: 6"),
         ("stages/engines/one/network.py", "one", "two"),
     ],
 )

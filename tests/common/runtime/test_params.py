@@ -1,0 +1,41 @@
+"""A method's params are merged into those of params.yaml, and its faults are named."""
+
+import pytest
+
+from stages.common.runtime.params import Section, read_section
+
+
+class Resize(Section):
+    side: int
+    longest: int
+
+
+class Model(Section):
+    resize: Resize
+    sides: list[int]
+
+
+def read(tmp_path, method: str) -> Model:
+    (tmp_path / "params.yaml").write_text("model: {resize: {side: 1, longest: 2}, sides: [1, 2]}")
+    (tmp_path / "method.yaml").write_text(method)
+    return read_section("model", Model, tmp_path / "params.yaml", tmp_path / "method.yaml")
+
+
+def test_mappings_are_merged_and_all_else_is_replaced(tmp_path):
+    found = read(tmp_path, "params: {model: {resize: {side: 9}, sides: [3]}}")
+    assert found == Model(resize=Resize(side=9, longest=2), sides=[3])
+    assert read(tmp_path, "params: {}").sides == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("params: {model: {resize: {sides: 9}}}", r"method\.yaml: model\.resize\.sides: .*allowed"),
+        ("params: {model: {sides: 3}}", r"params\.yaml with .*method\.yaml: model\.sides: .* 3"),
+        ("params: {models: {}}", r"method\.yaml: params: expected {model: …} or {}, found"),
+        ("paper: null", r"method\.yaml: params: expected {model: …} or {}, found None"),
+    ],
+)
+def test_a_fault_names_file_and_key(tmp_path, method, told):
+    with pytest.raises(ValueError, match=told):
+        read(tmp_path, method)
