@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 import stages.detector.__main__ as detector
@@ -17,6 +19,7 @@ from stages.models.detection.params import SourceParams, SupervisionParams, Trai
 from stages.models.detection.samples import (
     LabelledPicture,
     batch_rows,
+    expand_boxes,
     label_pictures,
     read_annotations,
     training_sample,
@@ -24,7 +27,6 @@ from stages.models.detection.samples import (
 from stages.models.detection.supervision import Source, Supervision
 from stages.models.detection.training import train_detector
 from tests.stages.tiny_detector import (
-    EVERYTHING,
     TRAINING,
     annotate,
     draw,
@@ -97,10 +99,7 @@ def test_a_batch_without_an_image_of_a_source_is_refused():
     ],
 )
 def test_sources_that_make_no_whole_are_refused(sources, message):
-    content = [
-        {"name": name, "fraction": part, "teaches": EVERYTHING, "weigh_by_score": False}
-        for name, part in sources
-    ]
+    content = [supervision(name, fraction=part)["sources"][0] for name, part in sources]
     with pytest.raises(ValueError, match=message):
         SupervisionParams.model_validate({"draw": "together", "sources": content})
 
@@ -110,7 +109,8 @@ def read(tmp_path: Path, annotations: dict, **changes) -> list[LabelledPicture]:
     write_json(path, annotations)
     params = SourceParams.model_validate(params)
     found = read_annotations(path, LABELS, [3, 5, 9], need_masks="mask" in params.teaches)
-    return label_pictures([picture(1)], found, LABELS, path, params)
+    pictures = map(picture, sorted(found.objects))
+    return label_pictures(pictures, found, LABELS, path, params)
 
 
 def test_objects_weigh_what_their_source_and_their_score_say(tmp_path):
@@ -135,6 +135,59 @@ def test_an_object_without_a_mask_teaches_class_and_box(tmp_path):
     assert entry.weights.tolist() == [[1, 1, 0]] * 2
     target = training_sample(entry, np.random.default_rng(0), False, 0.0)[1]
     assert target["masks"].shape == (2, 64, 64) and not target["masks"].any()
+
+
+def test_edges_are_moved_outwards_to_the_lines_of_a_grid():
+    # An image of 80×40 pixels: with 4 cells a side they are 20×10 pixels, with 8 they are 10×5.
+    boxes = np.array([[21.0, 11, 39, 12]] * 3 + [[20.0, 10, 40, 30]], np.float32)
+    found = expand_boxes(boxes, np.array([4, 8, 0, 4]), (40, 80))
+    expected = [[20, 10, 40, 20], [20, 10, 40, 15], [21, 11, 39, 12], [20, 10, 40, 30]]
+    assert found.tolist() == expected and found.dtype == np.float32
+
+
+SIDES = st.integers(1, 3000)
+FRACTIONS = st.floats(0, 1, width=32)
+
+
+@given(SIDES, SIDES, st.integers(0, 64), st.lists(FRACTIONS, min_size=4, max_size=4))
+def test_an_expanded_box_contains_the_box_and_stays_in_the_image(height, width, cells, edges):
+    x0, x1, y0, y1 = (*sorted(edges[:2]), *sorted(edges[2:]))
+    box = np.array([[x0 * width, y0 * height, x1 * width, y1 * height]], np.float32)
+    (wide,) = expand_boxes(box, np.array([cells]), (height, width))
+    assert (wide[:2] <= box[0, :2]).all() and (wide[2:] >= box[0, 2:]).all()
+    assert wide.min() >= 0 and wide[2] <= width and wide[3] <= height
+
+
+def test_a_step_draws_for_the_grid_only_where_there_is_one(tmp_path):
+    (plain,), (loose,) = (read(tmp_path, annotate([1]), box_grids=own) for own in ([], [0, 2]))
+    random, same = np.random.default_rng(3), np.random.default_rng(3)
+    _, target = training_sample(plain, random, False, 0.1)
+    same.normal(0, 0.1, (2, 3, 1, 1))
+    assert random.random() == same.random()
+    assert target["boxes"].tolist() == plain.boxes_xyxy.tolist()
+    found = {
+        tuple(training_sample(loose, np.random.default_rng(k), False, 0.1)[1]["boxes"][0].tolist())
+        for k in range(20)
+    }
+    half = {
+        tuple(32.0 * np.array([*np.floor(box[:2] / 32), *np.ceil(box[2:] / 32)]))
+        for box in loose.boxes_xyxy[:1]
+    }
+    assert found == half | {tuple(plain.boxes_xyxy[0].tolist())}
+
+
+def test_a_source_says_which_classes_it_looked_for(tmp_path):
+    content = annotate([1, 2])
+    del content["annotations"][0]  # the disc of the first
+    for negatives, expected in {"all": [None, None], "source": [{1, 2}] * 2}.items():
+        assert [own.annotated for own in read(tmp_path, content, negatives=negatives)] == expected
+    first, second = read(tmp_path, content, negatives="image")
+    assert (first.annotated, second.annotated) == ({2}, {1, 2})
+    target = training_sample(first, np.random.default_rng(0), False, 0.0)[1]
+    assert target["annotated"].tolist() == [2]
+    with pytest.raises(ValueError, match=r"mask_rcnn takes each class .* negatives of each of"):
+        params = TrainingParams.model_validate(TRAINING)
+        train_detector(tiny_detector(), Supervision.of([first]), params, 7, Curve(every=1))
 
 
 def losses(weights: list[list[float]] | None) -> dict[str, float]:

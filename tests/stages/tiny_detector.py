@@ -90,6 +90,7 @@ EVERYTHING = {"class": 1.0, "box": 1.0, "mask": 1.0}
 def supervision(name: str, **changes) -> dict:
     """Return the params of a supervision by one source."""
     source = {"name": name, "fraction": 1.0, "teaches": EVERYTHING, "weigh_by_score": False}
+    source |= {"box_grids": [], "negatives": "all"}
     return {"draw": "together", "sources": [source | changes]}
 
 

@@ -13,7 +13,8 @@ Targets of an image: "boxes" float (n, 4) xyxy, "labels" int64 (n,), "masks" uin
 Labels are 1-based positions in the vocabulary that is trained. Label -1 marks a box to ignore:
 regions that overlap it are neither positive nor negative. Ignored boxes come last and have no mask.
 Where objects do not all teach the same, there are "weights" float32 (n, 3) of their class, box and
-mask. They weigh the terms of a loss, which is divided by as much as without them.
+mask. They weigh the terms of a loss, which is divided by as much as without them. Where only some
+classes are labelled, "annotated" int64 (k,) has their labels.
 """
 
 from abc import ABC, abstractmethod
@@ -71,7 +72,8 @@ class Detector(nn.Module, ABC):
 
     What it can be asked for beyond this is in `params.supports`. "shares": `losses` takes `draws`,
     and there are `padded_hw` and `count_samples`. "proposals": there is `propose`.
-    "object_weights": targets may have "weights". "region_hooks": `losses` also returns the
+    "object_weights": targets may have "weights". "partial_labels": they may have "annotated", and
+    no region is a negative of another class. "region_hooks": `losses` also returns the
     settings' `region_losses`, and there is `use_region_head`.
     """
 

@@ -243,10 +243,16 @@ def share_batch_norms(model: nn.Module) -> None:
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Put the sum over all processes into the gradients, by one message."""
+    """Put the sum over all processes into the gradients, by one message.
+
+    What has none in any process keeps none, as in a single one: optimizers leave it as it is.
+    """
     if num_processes() == 1:
         return
     trained = [p for p in parameters if p.requires_grad]
+    reached = torch.tensor([p.grad is not None for p in trained], dtype=torch.int64, device="cpu")
+    add_over_processes(reached)
+    trained = [p for p, processes in zip(trained, reached.tolist(), strict=True) if processes]
     for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

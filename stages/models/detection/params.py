@@ -16,8 +16,9 @@ from stages.common.params import Section
 PACKAGE = __package__
 # shares: micro-batches and several processes. proposals: `Detector.propose`. object_weights:
 # objects that teach only some aspects of themselves, or with another weight than 1. region_hooks:
-# further losses of its regions, and another head of them.
-Feature = Literal["shares", "proposals", "object_weights", "region_hooks"]
+# further losses of its regions, and another head of them. partial_labels: images where only some
+# classes are labelled.
+Feature = Literal["shares", "proposals", "object_weights", "region_hooks", "partial_labels"]
 Aspect = Literal["class", "box", "mask"]  # what an object can teach
 
 
@@ -310,6 +311,8 @@ class SourceParams(Section):
     fraction: float = Field(gt=0, le=1)
     teaches: dict[Aspect, Annotated[float, Field(ge=0)]] = Field(min_length=1)
     weigh_by_score: bool
+    box_grids: list[Annotated[int, Field(ge=0)]]
+    negatives: Literal["all", "source", "image"]
 
 
 class SupervisionParams(Section):

@@ -51,6 +51,7 @@ class Supervision:
         """Take at least one source, each with at least one image."""
         self.weighted = any(e.weights is not None for own in sources for e in own.pictures)
         self.sources = [_with_weights(own) for own in sources] if self.weighted else list(sources)
+        self.partial = any(e.annotated is not None for own in sources for e in own.pictures)
         self._in_turn = draw == "in_turn"
 
     @classmethod
