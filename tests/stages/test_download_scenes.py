@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stages.common.captions import MentionFinder
 from stages.common.images import decode_image
 from stages.common.masks import decode_mask
-from stages.download.params import NumImages, ScenesParams
+from stages.download.params import AnnotatorParams, NumImages, ScenesParams
 from stages.download.plurals import forms_of, plural
 from stages.download.scene_captions import write_caption
 from stages.download.scene_classes import SCENE_CLASSES, scene_categories
@@ -17,6 +17,7 @@ from stages.download.scene_source import SceneTask, make_example, scene_source
 from stages.download.scenes import MIN_AREA, MIN_VISIBLE, draw_scene, pair_recipe, scene_recipe
 from stages.download.shapes import NUM_COLOURS, Variation, arc_band, ellipse, ring, stroke
 from stages.download.textures import COLOUR_DISTANCE, draw_colours, paint, texture_bank
+from tests.stages.annotator import ANNOTATOR
 
 BASE = "mushroom bird lamp cup key tree house boat flower apple guitar hat".split()
 NOVEL = "umbrella fish car clock butterfly".split()
@@ -29,6 +30,7 @@ PARAMS = ScenesParams(
     omission_fraction=0.2,
     jpeg_quality=95,
     class_split=0,
+    annotator=AnnotatorParams(**ANNOTATOR),
 )
 
 
