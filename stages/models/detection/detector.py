@@ -37,6 +37,12 @@ from stages.models.detection.text_classifier import TextClassifier
 
 DEFAULT_ARCHITECTURE = "mask_rcnn"  # of weights whose header names none
 PREDICTED_AT_ONCE = 16  # images; changes no result where all have one size
+# What an architecture has to have for what its `supports` says.
+METHODS: dict[Feature, tuple[str, ...]] = {
+    "shares": ("padded_hw", "count_samples"),
+    "proposals": ("propose",),
+    "region_hooks": ("use_region_head",),
+}
 IGNORED = -1  # label of a box whose overlap is neither object nor background
 
 Targets = list[dict[str, torch.Tensor]]
@@ -135,21 +141,24 @@ class Detector(nn.Module, ABC):
 
     def use_region_head(self, make: MakeRegionHead) -> None:
         """Put another head in the place of what describes a region."""
-        raise NotImplementedError
+        raise self._lacks("region_hooks")
 
     def padded_hw(self, images: list[torch.Tensor], draws: Draws) -> tuple[int, int]:
         """Return the size that these images alone are resized and padded to."""
-        raise NotImplementedError
+        raise self._lacks("shares")
 
     def count_samples(
         self, images: list[torch.Tensor], targets: Targets, draws: MicroDraws
     ) -> None:
         """Let `draws` take down what the losses could be computed from."""
-        raise NotImplementedError
+        raise self._lacks("shares")
 
     def propose(self, image: torch.Tensor) -> torch.Tensor:
         """Return region proposals (R, 4) of an image, best first."""
-        raise NotImplementedError
+        raise self._lacks("proposals")
+
+    def _lacks(self, feature: Feature) -> ValueError:
+        return ValueError(f"{self.architecture} does not support {feature}; take another one")
 
 
 def build(
@@ -168,9 +177,19 @@ def build(
 
     Raises:
         ModuleNotFoundError: a library of the architecture is not installed.
+        TypeError: the architecture lacks a method of what it says to support.
         ValueError: there is no region head in the module.
     """
-    model = _network_class(architecture)(params, embeddings)
+    network = _network_class(architecture)
+    lacking = [
+        f"{feature} needs {name}"
+        for feature in sorted(params.supports & METHODS.keys())
+        for name in METHODS[feature]
+        if getattr(network, name) is getattr(Detector, name)
+    ]
+    if lacking:
+        raise TypeError(f"{architecture}: supports what it has no method for: {', '.join(lacking)}")
+    model = network(params, embeddings)
     model.architecture, model.region_head = architecture, region_head
     if region_head is not None:
         model.use_region_head(find_hook(region_head, "region_head"))
