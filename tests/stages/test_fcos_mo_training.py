@@ -169,7 +169,7 @@ def test_masks_that_no_process_has_move_no_weight(repository, monkeypatch):
     params = yaml.load(path)
     boxes = {"class": 1.0, "box": 1.0}
     params["detector"]["supervision"] = supervision(
-        "pseudo_labels", teaches=boxes, negatives="source"
+        "pseudo_masks", teaches=boxes, negatives="source"
     )
     yaml.dump(params, path)
     monkeypatch.setattr("sys.argv", ["detector", "--output", "data/one"])

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from stages.common.images import Picture, write_pictures
 from stages.common.masks import encode_mask, mask_box
 from stages.common.storage import write_json, write_tensors
+from stages.detector.params import ANNOTATIONS, BOXES_ALONE
 from stages.models.detection.detector import Detector, build
 from stages.models.detection.params import network_params
 
@@ -94,6 +95,19 @@ def supervision(name: str, **changes) -> dict:
     return {"draw": "together", "sources": [source | changes]}
 
 
+def learned_from(*names: str, **changes) -> dict:
+    """Return the params of a detector's supervision by sources of these names, in equal parts."""
+    sources = []
+    for name in names:
+        (source,) = supervision(name, fraction=1 / len(names))["sources"]
+        path, classes = ANNOTATIONS[name]
+        source |= {"annotations": path, "classes": classes}
+        if name in BOXES_ALONE:
+            source["teaches"] = {"class": 1.0, "box": 1.0}
+        sources.append(source | changes)
+    return {"draw": "together", "sources": sources}
+
+
 FINETUNE = {
     "supervision": supervision("ground_truth"),
     "vocabulary": "base",
@@ -169,7 +183,7 @@ def make_repository(
     training = TRAINING | (training or {})
     from_vlm = {"init": "vlm", "imagenet": {"weights": None, "sha256": None}, "network": NETWORK}
     detector = {"architecture": "mask_rcnn", **from_vlm, **(start or {}), "training": training}
-    detector |= {"supervision": supervision("pseudo_labels"), "region_head": None}
+    detector |= {"supervision": learned_from("pseudo_masks"), "region_head": None}
     finetune = FINETUNE | {"training": training | {"frozen": [frozen_later]}}
     params = {"seed": 1, "shards": [0, 1], "deterministic": "device"}
     params |= {"detector": detector, "finetune": finetune}
@@ -181,6 +195,7 @@ def make_repository(
         write_pictures(download / f"images/train/{shard}.parquet", pictures)
     write_json(download / "ground_truth/train.json", annotate([1, 2, 3, 4, 5]))
     write_json(root / "data/labels/pseudo_annotations.json", annotate([1, 2, 4, 5]))
+    write_json(root / "data/supervision/pseudo_masks.json", annotate([1, 2, 4, 5]))
     write_tensors(root / "data/vocabulary/embeddings.safetensors", {"embeddings": EMBEDDINGS})
     trunk = tiny_detector().backbone.trunk.state_dict()
     weights = {f"trunk.{name}": value for name, value in trunk.items()}
