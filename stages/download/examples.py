@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from stages.common.categories import Category
-from stages.common.images import Picture
-from stages.common.narratives import Narrative
+from stages.common.formats.categories import Category
+from stages.common.formats.images import Picture
+from stages.common.formats.narratives import Narrative
 
 SPLITS = ("val", "test", "pairs", "train")  # those held out first: what they have, no other may
 HELD_OUT = frozenset({"val", "test"})

@@ -1,6 +1,6 @@
 """Narratives of the training images, one file per shard of images.
 
-Each has the form of the official files (`stages.common.narratives`), with our image ids.
+Each has the form of the official files (`stages.common.formats.narratives`), with our image ids.
 """
 
 import sys
@@ -9,14 +9,14 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from stages.common.narratives import (
+from stages.common.formats.narratives import (
     NAMED_IN_ERROR,
     Narrative,
     NarrativeReader,
     narrative_line,
 )
-from stages.common.progress import track
-from stages.common.storage import replace_file
+from stages.common.runtime.progress import track
+from stages.common.runtime.storage import replace_file
 from stages.download.examples import NarrativeFiles
 
 

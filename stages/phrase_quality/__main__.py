@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.boxes import pairwise_iou, xywh_to_xyxy
-from stages.common.categories import Category, read_categories
-from stages.common.coco import group_by_image
-from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.storage import read_json, write_json
+from stages.common.formats.categories import Category, read_categories
+from stages.common.formats.coco import group_by_image
+from stages.common.formats.ground_truth import SKIPPED, is_annotated
+from stages.common.geometry.boxes import pairwise_iou, xywh_to_xyxy
+from stages.common.runtime.storage import read_json, write_json
 
 DATA = Path("data")
 TRUTH = DATA / "download/ground_truth/train.json"

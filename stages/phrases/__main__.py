@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from stages.common.captions import MentionFinder
-from stages.common.categories import ALL_SPLITS, read_categories
-from stages.common.coco import read_image_list
-from stages.common.montage import write_png
-from stages.common.narratives import Narrative, NarrativeReader
-from stages.common.parallel import map_in_order, num_workers
-from stages.common.params import read_section, read_seed, read_shards
-from stages.common.progress import track
-from stages.common.seeding import numpy_generator
-from stages.common.storage import write_json, write_rows, write_table
-from stages.common.stored_pictures import find_pictures
+from stages.common.drawing.montage import write_png
+from stages.common.formats.captions import MentionFinder
+from stages.common.formats.categories import ALL_SPLITS, read_categories
+from stages.common.formats.coco import read_image_list
+from stages.common.formats.narratives import Narrative, NarrativeReader
+from stages.common.formats.stored_pictures import find_pictures
+from stages.common.runtime.parallel import map_in_order, num_workers
+from stages.common.runtime.params import read_section, read_seed, read_shards
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import numpy_generator
+from stages.common.runtime.storage import write_json, write_rows, write_table
 from stages.phrases.figure import Example, choose, draw_montage
 from stages.phrases.narrated import Narrated, narrated_phrases
 from stages.phrases.noun_phrases import make_parser

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from stages.common.categories import Category
-from stages.common.montage import Row, draw_sheet
-from stages.common.panels import Panel, Tag, class_colour, paint_box, panel_box, show_image
+from stages.common.drawing.montage import Row, draw_sheet
+from stages.common.drawing.panels import Panel, Tag, class_colour, paint_box, panel_box, show_image
+from stages.common.formats.categories import Category
 from stages.phrases.narrated import FREE, Narrated
 from stages.phrases.traces import in_time
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from stages.common.captions import MentionFinder
-from stages.common.narratives import END_OF_SENTENCE, Narrative
+from stages.common.formats.captions import MentionFinder
+from stages.common.formats.narratives import END_OF_SENTENCE, Narrative
 from stages.phrases.noun_phrases import Parser, Phrase
 from stages.phrases.params import PhrasesParams
 from stages.phrases.traces import NOT_SPOKEN, Located, align, in_time, locate, time_window

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from stages.common.boxes import box_area, xyxy_to_xywh
-from stages.common.categories import Category
-from stages.common.tables import boxes_table
+from stages.common.formats.categories import Category
+from stages.common.formats.tables import boxes_table
+from stages.common.geometry.boxes import box_area, xyxy_to_xywh
 from stages.phrases.narrated import FREE, Narrated
 
 DIGITS = 2  # of a pixel, in the labels

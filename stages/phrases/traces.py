@@ -15,7 +15,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from stages.common.narratives import Utterance
+from stages.common.formats.narratives import Utterance
 from stages.phrases.noun_phrases import WORD
 from stages.phrases.params import TraceParams, WindowParams
 

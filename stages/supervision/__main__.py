@@ -10,9 +10,9 @@ annotations come from: where nothing is learned from pseudo-masks, nobody makes 
 import argparse
 from pathlib import Path
 
-from stages.common.categories import read_categories
-from stages.common.params import read_detector_sources
-from stages.common.storage import read_json, write_json
+from stages.common.formats.categories import read_categories
+from stages.common.runtime.params import read_detector_sources
+from stages.common.runtime.storage import read_json, write_json
 
 CATEGORIES = Path("data/download/categories.json")
 OUTPUT = Path("data/supervision")

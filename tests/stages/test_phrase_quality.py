@@ -3,8 +3,8 @@
 import pytest
 
 import stages.phrase_quality.__main__ as stage
-from stages.common.storage import read_json, write_json
-from tests.stages.tiny_detector import CATEGORIES
+from stages.common.runtime.storage import read_json, write_json
+from tests.support.tiny_detector import CATEGORIES
 
 
 def box(category_id: int, *xywh: float, image_id: int = 1, crowd: int = 0) -> dict:

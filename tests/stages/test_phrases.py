@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 import stages.phrases.__main__ as stage
-from stages.common.captions import MentionFinder
-from stages.common.categories import Category
-from stages.common.images import Picture, write_pictures
-from stages.common.narratives import Narrative, Utterance
-from stages.common.storage import read_json, write_json
+from stages.common.formats.captions import MentionFinder
+from stages.common.formats.categories import Category
+from stages.common.formats.images import Picture, write_pictures
+from stages.common.formats.narratives import Narrative, Utterance
+from stages.common.runtime.storage import read_json, write_json
 from stages.download.narrative_shards import write_narratives
 from stages.phrases.narrated import FREE, narrated_phrases
 from stages.phrases.noun_phrases import Phrase, find_by_pattern, find_by_spacy, make_parser
@@ -29,7 +29,7 @@ from stages.phrases.traces import (
     locate,
     time_window,
 )
-from tests.stages.tiny_detector import CATEGORIES, picture
+from tests.support.tiny_detector import CATEGORIES, picture
 
 PARAMS = {
     "parser": "pattern",

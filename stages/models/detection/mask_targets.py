@@ -6,7 +6,7 @@ Shape legend: R regions, m objects of an image, M cells of a mask's side.
 import torch
 from torchvision.ops import roi_align
 
-from stages.common.devices import own_kernels
+from stages.common.runtime.devices import own_kernels
 
 
 def mask_targets(
