@@ -200,3 +200,11 @@ def make_repository(
     trunk = tiny_detector().backbone.trunk.state_dict()
     weights = {f"trunk.{name}": value for name, value in trunk.items()}
     write_tensors(root / "data/vlm/model.safetensors", weights)
+
+
+def choose(section: str, content: dict, **others) -> None:
+    """Write another supervision, and other params, into a section of params.yaml."""
+    yaml, path = YAML(typ="safe"), Path("params.yaml")
+    params = yaml.load(path)
+    params[section] |= {"supervision": content, **others}
+    yaml.dump(params, path)

@@ -8,11 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
 
-import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
-import stages.supervision.__main__ as bring_source
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import read_json, write_json
 from stages.models.detection.detector import LossSettings, save, to_unit_range
@@ -30,8 +27,8 @@ from stages.models.detection.training import train_detector
 from tests.support.tiny_detector import (
     TRAINING,
     annotate,
+    choose,
     draw,
-    learned_from,
     make_repository,
     picture,
     supervision,
@@ -269,13 +266,6 @@ def repository(tmp_path, monkeypatch):
     save(Path("data/detector/model.safetensors"), tiny_detector())
 
 
-def choose(section: str, content: dict, **others) -> None:
-    yaml, path = YAML(typ="safe"), Path("params.yaml")
-    params = yaml.load(path)
-    params[section] |= {"supervision": content, **others}
-    yaml.dump(params, path)
-
-
 def test_finetuning_also_learns_from_pseudo_labels_of_all_classes(repository):
     sources = [supervision(n, fraction=0.5)["sources"][0] for n in ("ground_truth", "pseudo_masks")]
     choose("finetune", {"draw": "together", "sources": sources}, vocabulary="all")
@@ -283,85 +273,6 @@ def test_finetuning_also_learns_from_pseudo_labels_of_all_classes(repository):
     metrics = read_json(Path("data/finetune/metrics.json"))
     assert (metrics["pictures"], metrics["objects"]) == (9, 5 + 8)
     assert metrics["sources"]["ground_truth"]["objects"] == 5
-
-
-def bring(monkeypatch, *names: str) -> None:
-    """Run the stage that brings each source to where the detector looks for it."""
-    for name in names:
-        monkeypatch.setattr("sys.argv", ["supervision", name])
-        bring_source.main()
-    monkeypatch.setattr("sys.argv", ["detector"])
-
-
-def phrases(*image_ids: int) -> dict:
-    content = annotate(list(image_ids))
-    for annotation in content["annotations"]:
-        del annotation["segmentation"]
-    return content
-
-
-def test_each_source_has_its_classes_alone_and_others_go(repository, monkeypatch):
-    write_json(Path("data/phrases/annotations.json"), phrases(1, 2))
-    choose("detector", learned_from("base_masks", "phrases"))
-    bring(monkeypatch, "base_masks", "phrases")
-    assert sorted(path.name for path in Path("data/supervision").iterdir()) == [
-        "base_masks.json",
-        "phrases.json",
-    ]
-    own = read_json(Path("data/supervision/base_masks.json"))
-    assert {a["category_id"] for a in own["annotations"]} == {3} and len(own["images"]) == 5
-    both = read_json(Path("data/supervision/phrases.json"))
-    assert {a["category_id"] for a in both["annotations"]} == {3, 5}
-    monkeypatch.setattr("sys.argv", ["supervision", "novel_masks"])
-    with pytest.raises(ValueError, match="has no novel_masks, only base_masks, phrases"):
-        bring_source.main()
-
-
-def test_the_detector_learns_masks_of_some_and_boxes_of_others(repository, monkeypatch):
-    write_json(Path("data/phrases/annotations.json"), phrases(1, 2))
-    choose("detector", learned_from("base_masks", "phrases"))
-    bring(monkeypatch, "base_masks", "phrases")
-    detector.main()
-    sources = read_json(Path("data/detector/metrics.json"))["sources"]
-    assert {name: own["objects"] for name, own in sources.items()} == {
-        "base_masks": 5,
-        "phrases": 4,
-    }
-
-
-def test_without_a_source_of_novel_classes_the_softmax_has_none(repository, monkeypatch):
-    """Else every image would teach that there is no novel object in it."""
-    seen = []
-    monkeypatch.setattr(detector, "train_detector", lambda *own, **others: seen.append(own[5]))
-    monkeypatch.setattr(detector, "training_metrics", lambda *own: {})
-    for names in (["base_masks"], ["base_masks", "novel_boxes"]):
-        choose("detector", learned_from(*names))
-        bring(monkeypatch, *names)
-        detector.main()
-    assert seen == [[0], None]
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (learned_from("phrases"), "none teaches a mask"),
-        (learned_from("base_masks", "novel_boxes", "novel_masks"), "novel_masks has the boxes of"),
-        (
-            learned_from("base_masks", annotations="data/labels/pseudo_annotations.json"),
-            "base_masks: expected annotations data/download/ground_truth/train.json and classes",
-        ),
-        (
-            learned_from("phrases", teaches={"class": 1.0, "box": 1.0, "mask": 1.0}),
-            "phrases: has boxes and no masks; leave mask out",
-        ),
-        (learned_from("pseudo_masks", name="labels"), "expected one of pseudo_masks, phrases, "),
-        (learned_from("base_masks", negatives="image"), "negatives to all, or architecture to fc"),
-    ],
-)
-def test_sources_that_make_no_sense_are_refused_with_the_reason(repository, content, reason):
-    choose("detector", content)
-    with pytest.raises(ValueError, match=rf"params\.yaml: detector.*{reason}"):
-        detector.main()
 
 
 @given(st.lists(st.floats(0.05, 1), min_size=1, max_size=4))
