@@ -28,7 +28,7 @@ BLIND = (
 ).split()
 # It names ground truth among the sources that params.yaml may choose, and reads no file.
 NAMES_OF_SOURCES = "stages/detector/params.py"
-ARCHITECTURE_DEP = re.compile(r"stages/models/detection/\$\{(detector|rpn)\.architecture\}")
+ARCHITECTURE_DEP = re.compile(r"stages/models/architectures/\$\{(detector|rpn)\.architecture\}")
 NO_SECTION = {"seed", "shards", "deterministic", "gpus_per_training"}
 NO_STAGE = {"common", "models"}
 
