@@ -56,6 +56,7 @@ download:
     path: nowhere
     max_images: {{pairs: null, train: null, test: null}}
 """
+PARAMS = PARAMS.replace("{annotator}", ANNOTATOR_YAML.replace("{", "{{").replace("}", "}}"))
 
 
 @pytest.fixture
@@ -139,6 +140,7 @@ def test_more_pictures_leave_other_shards_alone(workplace):
         "images/train/0.parquet",
         "annotations/train/0.json",
         "captions/train/0.json",
+        "narratives/train/0.jsonl",
         "ground_truth/train.json",
         "report.json",
     }
