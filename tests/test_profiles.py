@@ -94,6 +94,15 @@ OURS_AS_FOR_THE_SCENES = {
     "detector.supervision.sources": "the method's labels, which all count alike",
     "detector.network.classifier.similarity": "CLIP's vectors are compared so",
     "detector.training.region_losses": "the method has none",
+    "detector.training.bias_rate_factor": "as detectron2's default has it",
+    **dict.fromkeys(
+        (
+            f"{stage}.training.loss_weights.{loss}"
+            for stage in ("detector", "finetune")
+            for loss in ("classification", "mask")
+        ),
+        "no weights, as in FCOS and Deep-MAC",
+    ),
     "finetune.supervision.draw": "of a single source it makes no difference",
     "finetune.supervision.sources": "the method's labels, which all count alike",
     "finetune.training.region_losses": "the method has none",
