@@ -14,6 +14,7 @@ from flows.table import (
     name_execution,
     plan_table,
     read_results,
+    read_supervision,
     results_table,
     stages_table,
     summarize_plan,
@@ -104,7 +105,7 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
     print("\n" + stages_table(outcomes, last_seconds(root)))
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     if not failed:
-        print("\n" + results_table(read_results(root)))
+        print("\n" + results_table(read_results(root), read_supervision(root)))
     images = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
     print(f"\nImages  {'  '.join(path for path in images if (root / path).is_file()) or '–'}")
     print(f"Metrics   {MLFLOW_PAGE}")

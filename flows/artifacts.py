@@ -18,7 +18,7 @@ from prefect.artifacts import (
 from prefect.exceptions import PrefectException
 
 from flows.graph import Outcome, Step, mermaid
-from flows.table import read_results, result_rows, summarize_plan
+from flows.table import read_results, read_supervision, result_rows, summarize_plan
 
 # Lines of stages/common/runtime/progress.py: "wspn, classify: 120/400 in 10 s (12.0/s, 23 s left)".
 PROGRESS = re.compile(r"(?P<what>[^:]+): (?P<done>\d+)/(?P<total>\d+) in \d+ s \((?P<rate>.*)\)$")
@@ -53,7 +53,9 @@ def show_outcomes(root: Path, steps: list[Step], outcomes: list[Outcome]) -> Non
     results = read_results(root)
     if results:
         create_table_artifact(
-            key="results", table=result_rows(results), description="AP50 (AP), percent"
+            key="results",
+            table=result_rows(results, read_supervision(root)),
+            description="AP50 (AP), percent",
         )
     done = {o.stage for o in outcomes if o.outcome not in ("failed", "not run")}
     for step in steps:

@@ -40,7 +40,11 @@ def read_profile(root: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in (root / PROFILES).glob("*.yaml"))) or "none"
         raise ValueError(f"{PROFILES}/{name}.yaml: no such profile; there are: {there}")
-    changes = dict(_read(_editor(), path))
+    return extend(root, dict(_read(_editor(), path)))
+
+
+def extend(root: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return an overlay on top of the profile that its key `extends` names, if it has one."""
     extended = changes.pop(EXTENDS, None)
     return _join(read_profile(root, extended), changes) if extended else changes
 
@@ -109,17 +113,18 @@ def _merge(content: Any, changes: Any, source: str, target: str, prefix: str) ->
 
 def _replaces(old: Any, new: Any) -> bool:
     """Say whether `new` takes the place of `old`: mappings of one kind have keys in common."""
-    if not isinstance(new, dict) or _tag(new) == REPLACE:
+    if not isinstance(new, dict) or is_replacement(new):
         return True
     return new.get(KIND, old.get(KIND)) != old.get(KIND)
 
 
-def _tag(value: Any) -> str | None:
-    return value.tag.value if isinstance(value, CommentedMap) else None
+def is_replacement(value: Any) -> bool:
+    """Say whether a value has the tag `!replace`."""
+    return isinstance(value, CommentedMap) and value.tag.value == REPLACE
 
 
 def _untagged(value: Any) -> Any:
-    if _tag(value) == REPLACE:
+    if is_replacement(value):
         value = value.copy()
         value.yaml_set_ctag(Tag())
     return value
@@ -149,11 +154,23 @@ def _read(editor: YAML, path: Path) -> Any:
     return content
 
 
+def read_overlays(path: Path) -> Any:
+    """Return the content of a file of overlays, with its tags.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return _editor().load(path)
+    except (YAMLError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
 def flatten(values: dict[Any, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of every value that is no mapping, keys joined by the separator."""
+    """Yield (key, value) of all that is no mapping to merge, keys joined by the separator."""
     for key, value in values.items():
         inner = f"{prefix}{key}"
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not is_replacement(value):
             yield from flatten(value, separator, inner + separator)
         else:
             yield inner, value

@@ -13,7 +13,7 @@ from typing import Any
 from flows.claims.measure import TABLE
 from flows.dvc.project import load_graph
 from flows.graph import reruns_table
-from flows.table import read_results, results_table
+from flows.table import read_results, read_supervision, results_table
 
 QUALITY = Path("data/label_quality/metrics.json")
 GROUPS = ("base", "novel")
@@ -79,7 +79,7 @@ def _results(root: Path) -> str:
     results = read_results(root)
     if results is None:
         raise ValueError("there are no results yet; `make repro` makes them")
-    return f"```\n{results_table(results)}\n```"
+    return f"```\n{results_table(results, read_supervision(root))}\n```"
 
 
 def _labels(root: Path) -> str:

@@ -2,13 +2,17 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ruamel.yaml import YAML
 
 from flows.graph import ABSENT, CHANGES_UPSTREAM, NEVER_RAN, Outcome, Status, Step
 
 RESULTS = Path("data/evaluation/metrics.json")
+LOCK, PARAMS = "dvc.lock", "params.yaml"
+TRAINED = ("detector", "finetune")  # the second one starts from the first
 GROUPS = ("base", "novel", "all")
 PROTOCOLS = ("constrained", "generalized")
 KINDS = {"bbox": "box", "segm": "mask"}
@@ -87,7 +91,7 @@ def describe_execution(root: Path, outcomes: Sequence[Outcome]) -> str:
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     lines = [f"{len(outcomes)} stages and shards: {counts}.", ""]
     lines += [f"- `{o.stage}` failed: {o.message[:200]}" for o in outcomes if o.outcome == "failed"]
-    rows = result_rows(read_results(root) or {})
+    rows = result_rows(read_results(root) or {}, read_supervision(root))
     if rows:
         lines += ["Results on the test images: AP50 (AP), percent", ""]
         lines += [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]))]
@@ -102,11 +106,36 @@ def read_results(root: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def result_rows(results: dict[str, Any]) -> list[dict[str, str]]:
-    """Return one row per model and group of classes, one column per protocol and kind."""
+def read_supervision(root: Path) -> dict[str, str]:
+    """Return what each model has learned from, model → its sources in words.
+
+    It is what dvc.lock says that the models were made with, not what params.yaml says now.
+    """
+    path = root / LOCK
+    stages = YAML(typ="safe").load(path)["stages"] if path.is_file() else {}
+    told: dict[str, str] = {}
+    for model in TRAINED:
+        params = stages.get(model, {}).get("params", {}).get(PARAMS, {}).get(model, {})
+        sources = (params or {}).get("supervision", {}).get("sources", [])
+        own = " and ".join(source["name"] for source in sources)
+        if own:
+            told[model] = ", then ".join([*told.values(), own])
+    return told
+
+
+def result_rows(
+    results: dict[str, Any], supervision: Mapping[str, str] | None = None
+) -> list[dict[str, str]]:
+    """Return one row per model and group of classes, one column per protocol and kind.
+
+    Args:
+        results: the evaluation's metrics.
+        supervision: what each model has learned from.
+    """
     return [
         {
             "model": model,
+            "supervision": (supervision or {}).get(model, MISSING),
             "classes": group,
             **{
                 f"{protocol} {word}": _percent(protocols.get(protocol, {}).get(group, {}).get(kind))
@@ -121,16 +150,18 @@ def result_rows(results: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def results_table(results: dict[str, Any] | None) -> str:
+def results_table(
+    results: dict[str, Any] | None, supervision: Mapping[str, str] | None = None
+) -> str:
     """Return the results table of the paper, or a line that says there are none yet."""
-    rows = result_rows(results or {})
+    rows = result_rows(results or {}, supervision)
     if results and not rows:
         told = [f"{model}: {own['skipped']}" for model, own in results.items() if "skipped" in own]
         return "\n".join([f"Nothing was measured, says {RESULTS}", *told])
     if not rows:
         return f"No results yet: there is no {RESULTS}"
     title = "Results on the test images: AP50 (AP), percent"
-    table = align([list(rows[0]), *(list(row.values()) for row in rows)], right=range(2, 6))
+    table = align([list(rows[0]), *(list(row.values()) for row in rows)], right=range(3, 7))
     return f"{title}\n{table}"
 
 

@@ -143,9 +143,14 @@ def _item(entry: dict, name: str, known: dict[str, Any]) -> dict[str, Any]:
         key: _look_up(known, found[1]) if (found := REFERENCE.fullmatch(str(values))) else values
         for key, values in entry.get("matrix", {}).items()
     }
-    for values in itertools.product(*axes.values()):
-        if axes and name.endswith("@" + "-".join(map(str, values))):
-            return dict(zip(axes, values, strict=True))
+    for members in itertools.product(*map(enumerate, axes.values())):
+        # As DVC names them: a mapping or a list by its place.
+        called = [
+            f"{axis}{place}" if isinstance(value, dict | list) else str(value)
+            for axis, (place, value) in zip(axes, members, strict=True)
+        ]
+        if axes and name.endswith("@" + "-".join(called)):
+            return {axis: value for axis, (_, value) in zip(axes, members, strict=True)}
     return {}
 
 

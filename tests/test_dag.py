@@ -13,6 +13,7 @@ from flows.dvc.project import load_graph
 from flows.graph import Graph, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
 from flows.readme import pages, place
+from stages.detector.params import ANNOTATIONS, TRUTH
 from stages.guard import find_declared
 from tests.support.closure import (
     DVC_FILES,
@@ -31,8 +32,10 @@ ANNOTATED_CLASSES = "data/download/annotations"  # of base classes, without wher
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = (
     "vlm vocabulary proposals wspn ranking activation"
-    " pseudo_boxes pseudo_masks pseudo_labels detector"
+    " pseudo_boxes pseudo_masks pseudo_labels phrases supervision detector"
 ).split()
+# It names ground truth among the sources that params.yaml may choose, and reads no file.
+NAMES_OF_SOURCES = "stages/detector/params.py"
 ARCHITECTURE_DEP = re.compile(r"stages/models/architectures/\$\{(detector|rpn)\.architecture\}")
 NO_SECTION = {"seed", "shards", "deterministic", "gpus_per_training"}
 NO_STAGE = {"common", "models"}
@@ -233,12 +236,32 @@ def test_if_asked_the_proposal_network_alone_reads_which_base_classes_people_saw
         assert found == readers
 
 
+@pytest.mark.parametrize("source", ANNOTATIONS)
+def test_ground_truth_reaches_the_detector_through_the_sources_that_are_of_it(tmp_path, source):
+    annotations, classes = ANNOTATIONS[source]
+    for name in ("dvc.yaml", "params.yaml", "comparators/dvc.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    sources = [{"name": source, "annotations": annotations, "classes": classes}]
+    changes = {"detector": {"supervision": {"sources": sources}}}
+    apply_overlay(tmp_path / "params.yaml", changes, "test")
+    graph = load_graph(tmp_path)
+    seen = inputs_through(graph, "detector", "download")
+    assert any(overlap(path, GROUND_TRUTH) for path in seen) == (annotations == TRUTH)
+    # and nothing is made that it does not learn from
+    assert ("data/pseudo_masks" in seen) == (source == "pseudo_masks")
+    assert ("data/download/narratives" in seen) == (source == "phrases")
+
+
 def test_the_code_of_those_stages_does_not_name_it(closures):
     """A path that is read without being declared would show as a string in the source."""
     named = {
         (name, file)
         for name in BLIND
         for file in closures[name]
+        if file != NAMES_OF_SOURCES
         for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)

@@ -1,5 +1,6 @@
 """The points of a sweep: a grid of params, a list of them in a file, or both crossed.
 
+A point of a file is an overlay, as a profile is: it may extend a profile.
 A value is YAML, so `-S pseudo_boxes.smoothing=0,0.1` gives numbers and `-S shards=[0],[0,1]` lists.
 """
 
@@ -15,7 +16,15 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.overlay import check_overlay, flatten, look_up, nest, read_params
+from flows.overlay import (
+    check_overlay,
+    extend,
+    flatten,
+    look_up,
+    nest,
+    read_overlays,
+    read_params,
+)
 
 LONGEST_NAME = 100  # of a folder, an experiment of DVC and a run of MLflow
 ILLEGAL = re.compile(r"[^\w=,.+-]|\.(?=\.)|\.$")  # in a git reference or a file name
@@ -43,7 +52,7 @@ def make_points(
     Raises:
         ValueError: a setting or the file cannot be read, or a key is not in params.yaml.
     """
-    axes = [_read_file(file)] if file else []
+    axes = [_read_file(root, file)] if file else []
     axes += [_read_setting(setting) for setting in settings]
     if not axes:
         raise ValueError("a sweep needs params: -S key=value,value … or --points file.yaml")
@@ -92,11 +101,9 @@ def _read_setting(setting: str) -> list[dict[str, Any]]:
     return [dict(flatten({key: value}, ".")) for value in values]
 
 
-def _read_file(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = YAML(typ="safe").load(path)
-    except (YAMLError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+def _read_file(root: Path, path: Path) -> list[dict[str, Any]]:
+    """Return the points of a file, each an overlay that may extend a profile."""
+    content = read_overlays(path)
     if not isinstance(content, list) or not all(isinstance(point, dict) for point in content):
         raise ValueError(f"{path}: expected a list of points, each a mapping of params to values")
-    return [dict(flatten(point, ".")) for point in content]
+    return [dict(flatten(extend(root, nest(dict(point))), ".")) for point in content]

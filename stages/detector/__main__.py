@@ -1,12 +1,13 @@
-"""Stage `detector`: train the detector on the pseudo-annotations of base and novel classes.
+"""Stage `detector`: train the detector on the sources that detector.supervision names.
 
-Run: python -m stages.detector. Reads no ground truth. With `--annotations` another file in the
-same form takes the place of the pseudo-annotations (the oracle of the claims: ground truth of all
-classes), with `--source name=file` detector.supervision may name a further one. With `--output`
-another folder takes the place of data/detector, with `--section` another section of params.yaml
-that of `detector`, and with `--method` a comparator's params are merged into it. With
-`--label-splits base` only objects of base classes are learned, by a softmax over these classes, as
-if nobody had labelled the others.
+Run: python -m stages.detector. It learns the classes that a source tells of, from the files that
+stage supervision has made of them: ground truth only where a source is of it, which the default's
+pseudo-masks are not. With `--annotations` another file in the same form takes the place of all
+sources' (the oracle of the claims: ground truth of all classes). With `--output` another folder
+takes the place of data/detector, with `--section` another section of params.yaml that of
+`detector`, and with `--method` a comparator's params are merged into it. With `--label-splits base`
+only objects of base classes are learned, by a softmax over these classes, as if nobody had labelled
+the others.
 """
 
 import argparse
@@ -25,10 +26,11 @@ from stages.detector.params import DetectorParams
 from stages.models.detection.detector import build, save
 from stages.models.detection.initial_weights import load_start
 from stages.models.detection.region_hooks import hook_files
-from stages.models.detection.supervision import Supervision, read_sources, source_file
+from stages.models.detection.supervision import Supervision, read_sources
 from stages.models.detection.training import train_detector, training_metrics
 
 DOWNLOAD = Path("data/download")
+SUPERVISION = Path("data/supervision")
 EMBEDDINGS = Path("data/vocabulary/embeddings.safetensors")
 VLM = Path("data/vlm/model.safetensors")
 
@@ -44,10 +46,14 @@ def main() -> None:
 
     categories = read_categories(DOWNLOAD / "categories.json")
     every = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
-    learned = [k for k, c in enumerate(categories) if c.split in options.label_splits]
+    told = {own.classes for own in params.supervision.sources}
+    splits = [s for s in options.label_splits if options.annotations or told & {s, "all"}]
+    learned = [k for k, c in enumerate(categories) if c.split in splits]
     labels = {categories[k].id: place + 1 for place, k in enumerate(learned)}
-    files = {"pseudo_labels": options.annotations, **dict(options.source)}
-    files = {name: (path, labels) for name, path in files.items()}
+    files = {
+        own.name: (options.annotations or SUPERVISION / f"{own.name}.json", labels)
+        for own in params.supervision.sources
+    }
     sources = read_sources(
         params.supervision, files, [c.id for c in every], StoredImages(*shards), options.section
     )
@@ -84,10 +90,7 @@ def main() -> None:
 
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--annotations", type=Path, default=Path("data/pseudo_labels/pseudo_annotations.json")
-    )
-    parser.add_argument("--source", action="append", type=source_file, default=[])
+    parser.add_argument("--annotations", type=Path)
     parser.add_argument("--output", type=Path, default=Path("data/detector"))
     parser.add_argument("--section", default="detector")
     parser.add_argument("--method", type=Path)

@@ -1,18 +1,77 @@
 """The `detector` section of params.yaml."""
 
-from pydantic import model_validator
+from typing import Literal
 
-from stages.models.detection.params import StartParams, SupervisionParams
+from pydantic import Field, model_validator
+
+from stages.models.detection.params import (
+    SourceParams,
+    StartParams,
+    SupervisionParams,
+    check_sources,
+)
+
+TRUTH = "data/download/ground_truth/train.json"
+# Each source's annotations, and of which classes the detector sees them.
+ANNOTATIONS = {
+    "pseudo_masks": ("data/pseudo_labels/pseudo_annotations.json", "all"),
+    "phrases": ("data/phrases/annotations.json", "all"),
+    "base_masks": (TRUTH, "base"),
+    "novel_boxes": (TRUTH, "novel"),
+    "novel_masks": (TRUTH, "novel"),
+}
+BOXES_ALONE = ("phrases", "novel_boxes")
+
+
+class DetectorSourceParams(SourceParams):
+    """A source, with the file that it comes from and the classes that it tells of."""
+
+    annotations: str
+    classes: Literal["base", "novel", "all"]
+
+    @model_validator(mode="after")
+    def _is_what_its_name_says(self) -> "DetectorSourceParams":
+        if self.name not in ANNOTATIONS:
+            raise ValueError(f"name: expected one of {', '.join(ANNOTATIONS)}, found {self.name}")
+        if (self.annotations, self.classes) != ANNOTATIONS[self.name]:
+            path, classes = ANNOTATIONS[self.name]
+            raise ValueError(
+                f"{self.name}: expected annotations {path} and classes {classes}, found"
+                f" {self.annotations} and {self.classes}"
+            )
+        if self.name in BOXES_ALONE and "mask" in self.teaches:
+            raise ValueError(f"{self.name}: has boxes and no masks; leave mask out of teaches")
+        return self
+
+
+class DetectorSupervisionParams(SupervisionParams):
+    """The sources that the detector learns from."""
+
+    sources: list[DetectorSourceParams] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _sources_make_sense_together(self) -> "DetectorSupervisionParams":
+        for aspect in ("class", "box", "mask"):
+            if not any(source.teaches.get(aspect) for source in self.sources):
+                raise ValueError(f"sources: none teaches a {aspect}, which detections have")
+        if {"novel_boxes", "novel_masks"} <= {source.name for source in self.sources}:
+            raise ValueError("sources: novel_masks has the boxes of novel_boxes, too; take one")
+        return self
 
 
 class DetectorParams(StartParams):
-    """The network, where its backbone starts from, and the training on pseudo-annotations."""
+    """The network, where its backbone starts from, and what it is trained on."""
 
     region_head: str | None
-    supervision: SupervisionParams
+    supervision: DetectorSupervisionParams
 
     @model_validator(mode="after")
     def _region_head_fits_the_network(self) -> "DetectorParams":
         if self.region_head is not None and "region_hooks" not in self.network.supports:
             raise ValueError("region_head: this architecture takes none; set it to null")
+        return self
+
+    @model_validator(mode="after")
+    def _network_can_learn_it(self) -> "DetectorParams":
+        check_sources(self.supervision, self.network)
         return self

@@ -2,8 +2,9 @@
 
 Run: python -m stages.download. Reads nothing (source scenes) or a folder: COCO's (coco), Open
 Images' (open_images), or a user's own images (folder). Writes under data/download:
-categories.json, images/, captions/, ground_truth/, report.json, and annotations/: which base
-classes people have found in the training images, and nothing else. It never reaches for the
+categories.json, images/, captions/, ground_truth/, report.json, annotations/: which base classes
+people have found in the training images, and nothing else, and narratives/: what people said of
+the training images while they pointed, empty files where nobody did. It never reaches for the
 network; `python -m fetch` fills a folder of COCO or Open Images.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from stages.common.formats.images import EncodedImage, write_images
+from stages.common.formats.narratives import Narrative
 from stages.common.runtime.parallel import map_in_order, num_workers
 from stages.common.runtime.params import read_section, read_seed, read_shards
 from stages.common.runtime.progress import track
@@ -22,6 +24,7 @@ from stages.common.runtime.storage import write_json
 from stages.download.examples import CAPTIONED, SPLITS, Example, Skipped, Source, group_by_file
 from stages.download.ground_truth import GroundTruth
 from stages.download.integrity import LeakCheck, check_categories, check_tasks
+from stages.download.narrative_shards import copy_narratives, write_narratives
 from stages.download.params import DownloadParams
 from stages.download.report import SplitReport, empty_reports, find_problems, notices, summarise
 from stages.download.sources.coco.source import coco_source
@@ -50,10 +53,11 @@ def write_split(
     report: SplitReport,
     leaks: LeakCheck,
     scratch: Path,
-) -> None:
+) -> dict[str, list[int]]:
     """Write the images and captions of each file's tasks, and the split's ground truth.
 
-    Images and annotations stream to disk; only the captions of one file stay in memory.
+    Images and annotations stream to disk; only the captions of one file stay in memory, and its
+    narratives where they come with the images. Returns the ids of each file's images.
     """
     truth = GroundTruth(scratch) if split != "pairs" else None
     base = {category.id for category in source.categories if category.split == "base"}
@@ -70,28 +74,38 @@ def write_split(
                 yield outcome
 
     def images(
-        made: Iterator[Example], captions: list[dict], labels: list[dict]
+        made: Iterator[Example],
+        captions: list[dict],
+        labels: list[dict],
+        narratives: list[Narrative],
     ) -> Iterator[EncodedImage]:
         for example in made:
+            narratives += [example.narrative] if example.narrative else []
             image_id = example.image.image_id
             captions.append({"image_id": image_id, "captions": list(example.captions)})
             found = base.intersection(entry["category_id"] for entry in example.annotations)
             labels.append({"image_id": image_id, "category_ids": sorted(found)})
             yield example.image
 
+    written = {}
     for name, tasks in files.items():
         captions: list[dict] = []
         labels: list[dict] = []
+        narratives: list[Narrative] = []
         made = examples(name, tasks)
         made = truth.collect(made) if truth else made
-        write_images(FOLDER / f"images/{name}.parquet", images(made, captions, labels))
+        path = FOLDER / f"images/{name}.parquet"
+        write_images(path, images(made, captions, labels, narratives))
+        written[name] = [entry["image_id"] for entry in captions]
         if split in CAPTIONED:
             write_json(FOLDER / f"captions/{name}.json", captions, indent=None)
         if split == "train":
             known = labels if source.annotated else []
             write_json(FOLDER / f"annotations/{name}.json", known, indent=None)
+            write_narratives(FOLDER / f"narratives/{name}.jsonl", narratives)
     if truth:
         truth.write(FOLDER / f"ground_truth/{split}.json", source)
+    return written
 
 
 def look_up_all(source: Source) -> dict[str, SplitReport]:
@@ -126,7 +140,7 @@ def main() -> None:
         check_categories(source.categories)
         check_tasks(source.tasks)
         files = group_by_file(source.tasks, shards, params.shard_images)
-        for name in ("images", "captions", "ground_truth", "annotations"):
+        for name in ("images", "captions", "ground_truth", "annotations", "narratives"):
             if (FOLDER / name).exists():  # perhaps of a run with more shards
                 shutil.rmtree(FOLDER / name)
         write_json(FOLDER / "categories.json", [asdict(category) for category in source.categories])
@@ -136,7 +150,12 @@ def main() -> None:
         for split in SPLITS:
             spools = Path(scratch, split)
             spools.mkdir()
-            write_split(source, split, files[split], reports[split], leaks, spools)
+            written = write_split(source, split, files[split], reports[split], leaks, spools)
+            if split == "train" and source.narratives:
+                found = copy_narratives(
+                    FOLDER / "narratives", written, source.narratives, params.max_skipped_fraction
+                )
+                print(f"download: {found}")
     for notice in check_reports(reports, source, params):
         print(f"{FOLDER / 'report.json'}: {notice}", file=sys.stderr)
 

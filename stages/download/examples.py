@@ -6,10 +6,12 @@ captions, later with pseudo-labels), `val` and `test`. Ground truth is COCO's in
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from stages.common.formats.categories import Category
 from stages.common.formats.images import EncodedImage
+from stages.common.formats.narratives import Narrative
 
 SPLITS = ("val", "test", "pairs", "train")  # those held out first: what they have, no other may
 HELD_OUT = frozenset({"val", "test"})
@@ -43,12 +45,14 @@ class Example:
             of an object that nobody has outlined is empty.
         verified: ids of the classes of which it is known whether the image has an object, where
             that is not so for all classes.
+        narrative: of the image, where it is made together with it.
     """
 
     image: EncodedImage
     captions: tuple[str, ...]
     annotations: tuple[dict, ...]
     verified: Collection[int] | None = None
+    narrative: Narrative | None = None
 
     @property
     def listed(self) -> Listed:
@@ -76,6 +80,14 @@ class Leaked:
 
 
 @dataclass(frozen=True)
+class NarrativeFiles:
+    """Files of Localized Narratives, and the image id of what they call an image."""
+
+    paths: Sequence[Path]
+    image_id: Callable[[str], int]
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set.
 
@@ -88,6 +100,8 @@ class Source:
         ignored: folder → names of files in it that are in no format we read, if there are any.
         annotated: whether anybody has annotated the images' objects.
         ancestors: category id → ids of all classes that include it, where there is a hierarchy.
+        narratives: where Localized Narratives of training images are; None where there are none,
+            or each comes with its example.
     """
 
     categories: tuple[Category, ...]
@@ -97,6 +111,7 @@ class Source:
     ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
     annotated: bool = True
     ancestors: Mapping[int, Collection[int]] = field(default_factory=dict)
+    narratives: NarrativeFiles | None = None
 
 
 def group_by_file(

@@ -18,6 +18,22 @@ class NumImages(Section):
     test: PositiveInt
 
 
+class AnnotatorParams(Section):
+    """How the simulated annotator of scenes speaks and points."""
+
+    words_per_second: Annotated[float, Field(gt=0)]
+    points_per_second: Annotated[float, Field(gt=0)]
+    loops_per_second: Annotated[float, Field(gt=0)]
+    lag: Annotated[float, Field(ge=0)]
+    lag_deviation: Annotated[float, Field(ge=0)]
+    reach: Annotated[float, Field(gt=0)]
+    reach_deviation: Annotated[float, Field(ge=0)]
+    drift: Annotated[float, Field(ge=0)]
+    jitter: Annotated[float, Field(ge=0)]
+    wrong_object_fraction: Fraction
+    noise: Annotated[float, Field(ge=0)]
+
+
 class ScenesParams(Section):
     """Drawn scenes."""
 
@@ -29,6 +45,7 @@ class ScenesParams(Section):
     omission_fraction: Fraction
     jpeg_quality: Annotated[int, Field(ge=1, le=100)]
     class_split: Annotated[int, Field(ge=0, le=16)]
+    annotator: AnnotatorParams
 
 
 class MaxImagesWithoutVal(Section):
@@ -52,6 +69,7 @@ class CocoParams(Section):
     train_part: Literal["train2017", "val2017"]
     test_fraction: Annotated[float, Field(gt=0, lt=1)]
     val_fraction: Annotated[float, Field(ge=0, lt=1)]
+    narratives: bool
     max_images: MaxImages
 
 
@@ -60,7 +78,9 @@ class OpenImagesParams(Section):
 
     folder: str
     test_part: Literal["validation", "test"]
+    division: Literal["frequency", "coco"]
     val_fraction: Annotated[float, Field(ge=0, lt=1)]
+    narratives: bool
     max_images: MaxImages
 
 

@@ -109,7 +109,9 @@ def _in_words(metrics: dict) -> str:
 
 
 def _measure_training(predictor: Predict, params: EvaluationParams, seed: int) -> dict:
-    labels = read_json(DATA / "pseudo_labels/pseudo_annotations.json")["annotations"]
+    sources = sorted((DATA / "supervision").glob("*.json"))
+    labels = [own for path in sources for own in read_json(path)["annotations"]]
+    labels = [own for own in labels if own.get("segmentation")]
     truth = ignore_unoutlined(read_json(TRAINING_TRUTH)["annotations"])
     annotations = group_by_image(labels)
     random = numpy_generator(seed, "evaluation on training objects")

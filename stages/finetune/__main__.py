@@ -5,8 +5,8 @@ images without a base object are left out. Where nobody has annotated anything, 
 as it is. With `--output` another folder takes the place of data/finetune, with `--section` another
 section of params.yaml that of `finetune`; with `--method` a comparator's params are merged into it.
 
-finetune.supervision may also draw on the pseudo-labels, of all classes of the softmax, or on a
-further source that `--source name=file` gives.
+finetune.supervision may also draw on what the detector has learned from, by the names of its
+sources, of all classes of the softmax, or on a further source that `--source name=file` gives.
 
 A comparator of the claims is trained on in the same way, but without ground truth: `--annotations`
 names another file in the same form, and with `--label-splits base novel` the objects of novel
@@ -39,7 +39,7 @@ from stages.models.detection.training import train_detector, training_metrics
 DETECTOR = Path("data/detector/model.safetensors")
 TRUTH = "ground_truth"  # whose unlabelled objects `finetune.unlabelled` is about
 ANNOTATIONS = Path("data/download/ground_truth/train.json")
-PSEUDO_LABELS = Path("data/pseudo_labels/pseudo_annotations.json")
+SUPERVISION = Path("data/supervision")  # what the detector has learned from
 CATEGORIES = Path("data/download/categories.json")
 
 
@@ -72,7 +72,8 @@ def main() -> None:
     vocabulary = labelled if params.vocabulary == "base" else list(range(len(categories)))
     labels = {categories[k].id: place + 1 for place, k in enumerate(vocabulary)}
     own_labels = {categories[k].id: labels[categories[k].id] for k in labelled}
-    files = {TRUTH: (options.annotations, own_labels), "pseudo_labels": (PSEUDO_LABELS, labels)}
+    files = {path.stem: (path, labels) for path in sorted(SUPERVISION.glob("*.json"))}
+    files |= {TRUTH: (options.annotations, own_labels)}
     files |= {name: (path, labels) for name, path in options.source}
     sources = read_sources(
         params.supervision, files, [c.id for c in every], StoredImages(*shards), options.section

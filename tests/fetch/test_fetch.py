@@ -76,6 +76,7 @@ def coco(server, tmp_path, monkeypatch):
         train_part="train2017",
         test_fraction=0.5,
         val_fraction=0.0,
+        narratives=False,
         max_images=ALL,
     )
 

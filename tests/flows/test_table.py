@@ -7,6 +7,7 @@ from flows.table import (
     name_execution,
     plan_table,
     read_results,
+    read_supervision,
     results_table,
     stages_table,
     summarize_plan,
@@ -57,9 +58,27 @@ def test_results_table_has_every_model_group_protocol_and_kind():
     assert lines[1].split()[-8:] == (
         "constrained box constrained mask generalized box generalized mask".split()
     )
-    assert lines[2].split() == ["detector", "base", "–", "–", "–", "–"]
-    assert lines[3].split() == ["detector", "novel", "–", "–", "54.3", "(30.1)", "51.0"]
+    assert lines[2].split() == ["detector", "–", "base", "–", "–", "–", "–"]
+    assert lines[3].split() == ["detector", "–", "novel", "–", "–", "54.3", "(30.1)", "51.0"]
     assert len(lines) == 4
+
+
+def test_a_result_says_what_its_model_was_made_with_and_not_what_params_say_now(tmp_path):
+    assert read_supervision(tmp_path) == {}
+    (tmp_path / "params.yaml").write_text("detector: {supervision: {sources: [{name: other}]}}")
+    made = {
+        model: {"params": {"params.yaml": {model: {"supervision": {"sources": own}}}}}
+        for model, own in (
+            ("detector", [{"name": "base_masks"}, {"name": "phrases"}]),
+            ("finetune", [{"name": "ground_truth"}]),
+        )
+    }
+    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": made}))
+    told = read_supervision(tmp_path)
+    assert told["detector"] == "base_masks and phrases"
+    assert told["finetune"] == "base_masks and phrases, then ground_truth"
+    results = {"detector": {"generalized": {"novel": {}}}}
+    assert "detector  base_masks and phrases  novel" in results_table(results, told)
 
 
 def test_without_results_it_says_so(tmp_path):
@@ -107,5 +126,5 @@ def test_description_has_results_as_markdown(tmp_path):
     one = {"segm": {"AP50": 20.0, "AP": 1.0}}
     results.write_text(json.dumps({"detector": {"generalized": {"novel": one}}}))
     text = describe_execution(tmp_path, outcomes[:1])
-    assert "| model | classes | constrained box |" in text
-    assert "| detector | novel | – | – | – | 20.0 (1.0) |" in text
+    assert "| model | supervision | classes | constrained box |" in text
+    assert "| detector | – | novel | – | – | – | 20.0 (1.0) |" in text

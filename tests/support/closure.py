@@ -27,6 +27,7 @@ KEY_READERS = {
     "read_seed": "seed",
     "read_split": "evaluation.split",
     "read_shards": "shards",
+    "read_detector_sources": "detector.supervision",
     "read_exactness": "deterministic",
 }
 WHOLE_READER = "read_params"

@@ -8,6 +8,7 @@ import numpy as np
 
 from stages.download.params import ScenesParams
 from stages.download.sources.scenes.source import scene_source
+from tests.support.annotator import ANNOTATOR
 
 
 def write_images_folder(folder: Path, num_train: int, num_test: int, side: int = 128) -> Path:
@@ -22,6 +23,7 @@ def write_images_folder(folder: Path, num_train: int, num_test: int, side: int =
             "omission_fraction": 0.2,
             "jpeg_quality": 95,
             "class_split": 0,
+            "annotator": ANNOTATOR,
         }
     )
     source = scene_source(params, seed=0)

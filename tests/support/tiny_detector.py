@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from stages.common.formats.images import EncodedImage, write_images
 from stages.common.geometry.masks import encode_mask, mask_box
 from stages.common.runtime.storage import write_json, write_tensors
+from stages.detector.params import ANNOTATIONS, BOXES_ALONE
 from stages.models.detection.detector import Detector, build
 from stages.models.detection.params import network_params
 
@@ -90,7 +91,21 @@ EVERYTHING = {"class": 1.0, "box": 1.0, "mask": 1.0}
 def supervision(name: str, **changes) -> dict:
     """Return the params of a supervision by one source."""
     source = {"name": name, "fraction": 1.0, "teaches": EVERYTHING, "weigh_by_score": False}
+    source |= {"box_grids": [], "negatives": "all"}
     return {"draw": "together", "sources": [source | changes]}
+
+
+def learned_from(*names: str, **changes) -> dict:
+    """Return the params of a detector's supervision by sources of these names, in equal parts."""
+    sources = []
+    for name in names:
+        (source,) = supervision(name, fraction=1 / len(names))["sources"]
+        path, classes = ANNOTATIONS[name]
+        source |= {"annotations": path, "classes": classes}
+        if name in BOXES_ALONE:
+            source["teaches"] = {"class": 1.0, "box": 1.0}
+        sources.append(source | changes)
+    return {"draw": "together", "sources": sources}
 
 
 FINETUNE = {
@@ -168,7 +183,7 @@ def make_repository(
     training = TRAINING | (training or {})
     from_vlm = {"init": "vlm", "imagenet": {"weights": None, "sha256": None}, "network": NETWORK}
     detector = {"architecture": "mask_rcnn", **from_vlm, **(start or {}), "training": training}
-    detector |= {"supervision": supervision("pseudo_labels"), "region_head": None}
+    detector |= {"supervision": learned_from("pseudo_masks"), "region_head": None}
     finetune = FINETUNE | {"training": training | {"frozen": [frozen_later]}}
     params = {"seed": 1, "shards": [0, 1], "deterministic": "device"}
     params |= {"detector": detector, "finetune": finetune}
@@ -180,7 +195,16 @@ def make_repository(
         write_images(download / f"images/train/{shard}.parquet", images)
     write_json(download / "ground_truth/train.json", annotate([1, 2, 3, 4, 5]))
     write_json(root / "data/pseudo_labels/pseudo_annotations.json", annotate([1, 2, 4, 5]))
+    write_json(root / "data/supervision/pseudo_masks.json", annotate([1, 2, 4, 5]))
     write_tensors(root / "data/vocabulary/embeddings.safetensors", {"embeddings": EMBEDDINGS})
     trunk = tiny_detector().backbone.trunk.state_dict()
     weights = {f"trunk.{name}": value for name, value in trunk.items()}
     write_tensors(root / "data/vlm/model.safetensors", weights)
+
+
+def choose(section: str, content: dict, **others) -> None:
+    """Write another supervision, and other params, into a section of params.yaml."""
+    yaml, path = YAML(typ="safe"), Path("params.yaml")
+    params = yaml.load(path)
+    params[section] |= {"supervision": content, **others}
+    yaml.dump(params, path)

@@ -125,6 +125,26 @@ def read_exactness(path: Path = PARAMS_FILE) -> Exactness:
     return exactness
 
 
+def read_detector_sources(path: Path = PARAMS_FILE) -> list[dict[str, str]]:
+    """Return name, annotations and classes of each source that the detector learns from.
+
+    The key `detector.supervision`; the stage `detector` checks the rest of it.
+    """
+    section = read_params(path).get("detector")
+    content = section.get("supervision") if isinstance(section, dict) else None
+    sources = content.get("sources") if isinstance(content, dict) else None
+    keys = ("name", "annotations", "classes")
+    if not isinstance(sources, list) or not all(
+        isinstance(own, dict) and all(isinstance(own.get(key), str) for key in keys)
+        for own in sources
+    ):
+        raise ValueError(
+            f"{path}: detector.supervision.sources: expected mappings with {', '.join(keys)},"
+            f" found {sources!r}"
+        )
+    return [{key: own[key] for key in keys} for own in sources]
+
+
 def read_shards(path: Path = PARAMS_FILE) -> list[int]:
     """Return the experiment's shard indices, in the order of params.yaml."""
     shards = read_params(path).get("shards")

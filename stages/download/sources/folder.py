@@ -3,6 +3,8 @@
 <folder>/train        captioned images, in subfolders or not
 <folder>/captions.csv columns file_name and caption, a row per caption; or
 <folder>/captions.json {file_name: caption or list of captions}
+<folder>/narratives.jsonl Localized Narratives, each image_id a file_name; without a file of
+                      captions their sentences are the captions
 <folder>/names.txt    one class per line; other words for it after a colon, with commas between
 <folder>/test         new images to predict on
 
@@ -12,6 +14,7 @@ such an image is encoded anew.
 """
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +23,9 @@ import numpy as np
 
 from stages.common.formats.categories import Category
 from stages.common.formats.images import EncodedImage, decode_upright
+from stages.common.formats.narratives import NarrativeReader, split_sentences
 from stages.common.runtime.storage import read_json
-from stages.download.examples import Example, Listed, Skipped, Source
+from stages.download.examples import Example, Listed, NarrativeFiles, Skipped, Source
 from stages.download.params import FolderParams
 from stages.download.photographs import (
     check_ids,
@@ -34,10 +38,11 @@ from stages.download.plurals import forms_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 COLUMNS = ("file_name", "caption")
+NARRATIVES = "narratives.jsonl"
 QUALITY = 95  # of images that had to be turned
 LAYOUT = (
-    "download.folder.path of params.yaml must have train/, test/, names.txt and captions.csv or"
-    " captions.json"
+    "download.folder.path of params.yaml must have train/, test/, names.txt and captions.csv,"
+    " captions.json or narratives.jsonl"
 )
 
 
@@ -77,7 +82,10 @@ def folder_source(params: FolderParams) -> Source:
     names = read_names(folder / "names.txt")
     others = {"train": [name for name in not_read if name not in captions], "test": not_shown}
     ignored = {part: files for part, files in others.items() if files}
-    return Source(names, tasks, make_example, look_up, ignored, annotated=False)
+    path, traces = folder / NARRATIVES, None
+    if path.is_file():
+        traces = NarrativeFiles([path], lambda name: hashed_id(f"train/{name}"))
+    return Source(names, tasks, make_example, look_up, ignored, annotated=False, narratives=traces)
 
 
 def _task(folder: Path, part: str, name: str, captions: tuple[str, ...] | None) -> FolderTask:
@@ -131,19 +139,25 @@ def read_names(path: Path) -> tuple[Category, ...]:
 
 
 def read_captions(folder: Path) -> dict[str, list[str]]:
-    """Return file name → captions of captions.csv or captions.json.
+    """Return file name → captions of captions.csv or captions.json, or else of the narratives.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: none of them is there.
         ValueError: both are, or the file is of another form.
     """
     table, mapping = folder / "captions.csv", folder / "captions.json"
     if table.is_file() == mapping.is_file():
         if table.is_file():
             raise ValueError(f"{folder.absolute()} has captions.csv and captions.json; remove one")
-        raise FileNotFoundError(f"{table.absolute()}: not found, nor captions.json; {LAYOUT}")
+        if not (folder / NARRATIVES).is_file():
+            raise FileNotFoundError(
+                f"{table.absolute()}: not found, nor captions.json, nor {NARRATIVES}; {LAYOUT}"
+            )
+        rows = _narrated(folder / NARRATIVES)
+    else:
+        rows = _csv_rows(table) if table.is_file() else _json_items(mapping)
     captions: dict[str, list[str]] = {}
-    for name, caption in _csv_rows(table) if table.is_file() else _json_items(mapping):
+    for name, caption in rows:
         if text := " ".join(caption.split()):
             captions.setdefault(name, []).append(text)
     return captions
@@ -175,6 +189,13 @@ def _json_items(path: Path) -> list[tuple[str, str]]:
     if not isinstance(content, dict) or not all(isinstance(text, str) for _, text in rows):
         raise ValueError(f"{path}: must be {{file_name: caption or list of captions}}")
     return rows
+
+
+def _narrated(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield file names and sentences; broken lines are counted when narratives are copied."""
+    for narrative in NarrativeReader(1.0).read([path]):
+        for sentence in split_sentences(narrative.caption):
+            yield narrative.image_id, sentence
 
 
 def look_up(task: FolderTask) -> Listed | Skipped:

@@ -13,7 +13,8 @@ Targets of an image: "boxes" float (n, 4) xyxy, "labels" int64 (n,), "masks" uin
 Labels are 1-based positions in the vocabulary that is trained. Label -1 marks a box to ignore:
 regions that overlap it are neither positive nor negative. Ignored boxes come last and have no mask.
 Where objects do not all teach the same, there are "weights" float32 (n, 3) of their class, box and
-mask. They weigh the terms of a loss, which is divided by as much as without them.
+mask. They weigh the terms of a loss, which is divided by as much as without them. Where only some
+classes are labelled, "annotated" int64 (k,) has their labels.
 """
 
 from abc import ABC, abstractmethod
@@ -36,6 +37,12 @@ from stages.models.detection.text_classifier import TextClassifier
 
 DEFAULT_ARCHITECTURE = "mask_rcnn"  # of weights whose header names none
 PREDICTED_AT_ONCE = 16  # images; changes no result where all have one size
+# What an architecture has to have for what its `supports` says.
+METHODS: dict[Feature, tuple[str, ...]] = {
+    "micro_batches": ("padded_hw", "count_samples"),
+    "proposals": ("propose",),
+    "region_hooks": ("use_region_head",),
+}
 IGNORED = -1  # label of a box whose overlap is neither object nor background
 
 Targets = list[dict[str, torch.Tensor]]
@@ -71,7 +78,8 @@ class Detector(nn.Module, ABC):
 
     What it can be asked for beyond this is in `params.supports`. "micro_batches": `losses` takes
     `rng`, and there are `padded_hw` and `count_samples`. "proposals": there is `propose`.
-    "object_weights": targets may have "weights". "region_hooks": `losses` also returns the
+    "object_weights": targets may have "weights". "partial_labels": they may have "annotated", and
+    no region is a negative of another class. "region_hooks": `losses` also returns the
     settings' `region_losses`, and there is `use_region_head`.
     """
 
@@ -135,21 +143,24 @@ class Detector(nn.Module, ABC):
 
     def use_region_head(self, make: MakeRegionHead) -> None:
         """Replace the head that describes a region."""
-        raise NotImplementedError
+        raise self._lacks("region_hooks")
 
     def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
         """Return the size that these images alone are resized and padded to."""
-        raise NotImplementedError
+        raise self._lacks("micro_batches")
 
     def count_samples(
         self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
     ) -> None:
         """Let `rng` take down what the losses could be computed from."""
-        raise NotImplementedError
+        raise self._lacks("micro_batches")
 
     def propose(self, image: torch.Tensor) -> torch.Tensor:
         """Return region proposals (R, 4) of an image, best first."""
-        raise NotImplementedError
+        raise self._lacks("proposals")
+
+    def _lacks(self, feature: Feature) -> ValueError:
+        return ValueError(f"{self.architecture} does not support {feature}; take another one")
 
 
 def build(
@@ -168,9 +179,19 @@ def build(
 
     Raises:
         ModuleNotFoundError: a library of the architecture is not installed.
+        TypeError: the architecture lacks a method of what it says to support.
         ValueError: there is no region head in the module.
     """
-    model = _network_class(architecture)(params, embeddings)
+    network = _network_class(architecture)
+    lacking = [
+        f"{feature} needs {name}"
+        for feature in sorted(params.supports & METHODS.keys())
+        for name in METHODS[feature]
+        if getattr(network, name) is getattr(Detector, name)
+    ]
+    if lacking:
+        raise TypeError(f"{architecture}: supports what it has no method for: {', '.join(lacking)}")
+    model = network(params, embeddings)
     model.architecture, model.region_head = architecture, region_head
     if region_head is not None:
         model.use_region_head(find_hook(region_head, "region_head"))

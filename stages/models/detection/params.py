@@ -7,7 +7,7 @@ is read without its network: a wrong key is reported before anything is imported
 
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, create_model, model_validator
 
@@ -16,8 +16,9 @@ from stages.common.runtime.params import Section
 PACKAGE = "stages.models.architectures"
 # micro_batches: and several processes. proposals: `Detector.propose`. object_weights:
 # objects that teach only some aspects of themselves, or with another weight than 1. region_hooks:
-# further losses of its regions, and another head of them.
-Feature = Literal["micro_batches", "proposals", "object_weights", "region_hooks"]
+# further losses of its regions, and another head of them. partial_labels: images where only some
+# classes are labelled.
+Feature = Literal["micro_batches", "proposals", "object_weights", "region_hooks", "partial_labels"]
 Aspect = Literal["class", "box", "mask"]  # what an object can teach
 
 
@@ -310,6 +311,8 @@ class SourceParams(Section):
     fraction: float = Field(gt=0, le=1)
     teaches: dict[Aspect, Annotated[float, Field(ge=0)]] = Field(min_length=1)
     weigh_by_score: bool
+    box_grids: list[Annotated[int, Field(ge=0)]]
+    negatives: Literal["all", "source", "image"]
 
 
 class SupervisionParams(Section):
@@ -327,6 +330,27 @@ class SupervisionParams(Section):
         if self.draw == "together" and abs(total - 1) > 1e-6:
             raise ValueError(f"sources: expected fractions that add up to 1, found {total:g}")
         return self
+
+
+def check_sources(params: SupervisionParams, network: NetworkParams | type[NetworkParams]) -> None:
+    """Compare what a training learns from with what the architecture can learn.
+
+    Raises:
+        ValueError: it can not; the message names the source.
+    """
+    for source in params.sources:
+        weights = {source.teaches.get(aspect) for aspect in get_args(Aspect)}
+        if "object_weights" not in network.supports and (weights != {1.0} or source.weigh_by_score):
+            raise ValueError(
+                f"supervision.sources: {source.name}: this architecture cannot weigh objects; set"
+                " class, box and mask of teaches to 1 and weigh_by_score to false"
+            )
+        if "partial_labels" not in network.supports and source.negatives != "all":
+            raise ValueError(
+                f"supervision.sources: {source.name}: this architecture has one softmax over all"
+                " classes, which takes each class that an image has no label of for absent; set"
+                " negatives to all, or architecture to fcos_mo"
+            )
 
 
 def check_training(training: TrainingParams, network: NetworkParams | type[NetworkParams]) -> None:

@@ -2,7 +2,8 @@
 
 Each object of a source says what of it is taught, its class, its box or its mask, and how much that
 weighs (`LabelledImage.weights`). A batch is drawn from all sources, in their fractions, or from
-one after the other. Which images a step draws depends on (seed, step) alone.
+one alone, each in its fraction of the steps. Which images a step draws depends on (seed, step)
+alone.
 """
 
 from argparse import ArgumentTypeError
@@ -51,7 +52,11 @@ class Supervision:
         """Take at least one source, each with at least one image."""
         self.weighted = any(e.weights is not None for own in sources for e in own.images)
         self.sources = [_with_weights(own) for own in sources] if self.weighted else list(sources)
+        self.partial = any(e.annotated is not None for own in sources for e in own.images)
         self._in_turn = draw == "in_turn"
+        # Of the first steps, as far as they were asked for: whose turn it is, and which of its own.
+        self._turns: list[tuple[int, int]] = []
+        self._taken = np.zeros(len(self.sources), int)
 
     @classmethod
     def of(cls, images: Sequence[LabelledImage]) -> "Supervision":
@@ -65,7 +70,7 @@ class Supervision:
             ValueError: a batch is too small to have an image of each source.
         """
         if self._in_turn:
-            step, turn = divmod(step, len(self.sources))
+            turn, step = self._turn(step)
             counts = [batch_size if k == turn else 0 for k in range(len(self.sources))]
         else:
             counts = self.counts(batch_size)
@@ -80,6 +85,20 @@ class Supervision:
                 derive_seed(seed, "source", source.name) if several else seed,
             )
         ]
+
+    def _turn(self, step: int) -> tuple[int, int]:
+        """Return the source whose turn 0-based `step` is, and which turn of its own that is.
+
+        Each step goes to the source that is furthest behind its fraction of all steps.
+        """
+        total = sum(source.fraction for source in self.sources)
+        fractions = np.array([source.fraction / total for source in self.sources])
+        while len(self._turns) <= step:
+            behind = fractions * (len(self._turns) + 1) - self._taken
+            turn = int(np.argmax(behind.round(6)))
+            self._turns.append((turn, int(self._taken[turn])))
+            self._taken[turn] += 1
+        return self._turns[step]
 
     def counts(self, batch_size: int) -> list[int]:
         """Return how many images of a batch are of each source: whole numbers, largest rest first.

@@ -82,6 +82,11 @@ def train_detector(
             f"{model.architecture} cannot weigh objects; set each weight in supervision.sources to"
             " 1 and weigh_by_score to false"
         )
+    if supervision.partial and not model.supports("partial_labels"):
+        raise ValueError(
+            f"{model.architecture} takes each class that an image has no label of for absent; set"
+            " negatives of each of supervision.sources to all"
+        )
     freeze(model, params)
     losses_of = region_losses(params.region_losses)
     settings = LossSettings(vocabulary, params.background_weight, losses_of)

@@ -1,5 +1,6 @@
 """Points, what they have in common, and what is said of them; no stage runs."""
 
+import pickle
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -7,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 from matplotlib.figure import Figure
+from ruamel.yaml import YAML
 
 from flows.graph import Status, Step
 from flows.machine import InFlight
+from flows.overlay import apply_overlay, nest
 from flows.stage import StageFailedError
 from flows.sweeps.plan import PlannedPoint, SweepPlan, recipes
 from flows.sweeps.points import Point, make_points, point_name, sweep_name
@@ -74,6 +77,28 @@ def test_points_of_a_file_are_crossed_with_the_grid_and_completed(project):
         {"activation.rounds": 2, "activation.reach": 0, "seed": 2},
     ]
     assert {point.targets for point in points} == {("pseudo_boxes",)}
+
+
+def test_a_point_of_a_file_may_extend_a_profile_and_replace_a_mapping(project):
+    (project / "experiments").mkdir()
+    (project / "experiments/other.yaml").write_text(
+        "activation: {rounds: 7}\nboxes: !replace {kept: 3, by: {score: 1}}\n"
+    )
+    file = project / "points.yaml"
+    file.write_text(
+        "- {extends: other, activation.reach: 0, pseudo_boxes.by.score: 2}\n- {seed: 5}\n"
+    )
+    points = make_points(project, [], file)
+    for point, found in zip(points, pickle.loads(pickle.dumps(points)), strict=True):
+        path = project / "changed.yaml"
+        path.write_text(PARAMS)
+        apply_overlay(path, nest(found.values), "test")
+        content = YAML(typ="safe").load(path)
+        assert content["pseudo_boxes"] == (
+            {"kept": 3, "by": {"score": 2}} if point is points[0] else {"binarise": "none"}
+        )
+    assert points[0].values["activation.rounds"] == 7
+    assert (points[1].values["activation.rounds"], points[1].values["seed"]) == (2, 5)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,14 @@ from stages.models.detection.samples import (
 from stages.models.detection.supervision import Source, Supervision
 from stages.models.detection.training import train_detector
 from tests.models.detection.test_architectures import OUTPUTS, check_that_it_resumes
-from tests.support.tiny_detector import TRAINING, annotate, draw, make_image, make_repository
+from tests.support.tiny_detector import (
+    TRAINING,
+    annotate,
+    draw,
+    make_image,
+    make_repository,
+    supervision,
+)
 from tests.support.tiny_fcos_mo import LOSSES, NETWORK, RESNET, tiny_fcos_mo
 
 IMAGE_IDS = [1, 2, 3]
@@ -155,6 +162,24 @@ def test_it_trains_in_parts(repository, monkeypatch, parts):
         found.append(load(output / "model.safetensors").state_dict())
     for name, value in found[1].items():
         torch.testing.assert_close(value, found[0][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_masks_that_no_process_has_move_no_weight(repository, monkeypatch):
+    yaml, path = YAML(typ="safe"), Path("params.yaml")
+    params = yaml.load(path)
+    boxes = {"class": 1.0, "box": 1.0}
+    params["detector"]["supervision"] = supervision(
+        "pseudo_masks", teaches=boxes, negatives="source"
+    )
+    yaml.dump(params, path)
+    monkeypatch.setattr("sys.argv", ["detector", "--output", "data/one"])
+    detector.main()
+    monkeypatch.setenv("OVIS_PROCESSES", "2")
+    monkeypatch.setattr("sys.argv", ["detector", "--output", "data/two"])
+    run_in_processes("stages.detector.__main__", choose_device("device"), 2)
+    one, two = (load(Path(f"data/{k}/model.safetensors")).mask_head for k in ("one", "two"))
+    for own, other in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(own, other)
 
 
 def test_the_profile_fits(tmp_path):

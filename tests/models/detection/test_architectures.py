@@ -20,6 +20,7 @@ from stages.common.runtime.storage import read_json, read_tensors, write_json
 from stages.detector.params import DetectorParams
 from stages.models import architectures
 from stages.models.detection.detector import load, predict, save
+from stages.models.detection.params import network_params
 from stages.models.detection.predictor import DETECTOR, load_predictor
 from stages.preflight import problems
 from tests.support.run_module import run_module
@@ -158,6 +159,13 @@ def test_another_architecture_predicts_with_any_names(toy, tmp_path):
     (found,) = load_predictor(folder).predict([draw(1)[0]], ["dog", "cup", "wall"])
     assert found.masks.shape == (3, 64, 64)
     assert set(found.labels.tolist()) <= {0, 1, 2}
+
+
+def test_an_architecture_has_the_methods_of_what_it_says_to_support(toy, monkeypatch):
+    claimed = frozenset({"micro_batches", "proposals", "region_hooks"})
+    monkeypatch.setattr(network_params("toy"), "supports", claimed)
+    with pytest.raises(TypeError, match=r"proposals needs propose, region_hooks needs use_reg"):
+        toy_detector(torch.eye(2, 8))
 
 
 def test_an_architecture_without_region_proposals_is_no_rpn(toy):

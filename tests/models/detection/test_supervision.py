@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
+from hypothesis import given
+from hypothesis import strategies as st
 
-import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import read_json, write_json
@@ -17,6 +17,7 @@ from stages.models.detection.params import SourceParams, SupervisionParams, Trai
 from stages.models.detection.samples import (
     LabelledImage,
     batch_rows,
+    expand_boxes,
     label_images,
     read_annotations,
     training_sample,
@@ -24,9 +25,9 @@ from stages.models.detection.samples import (
 from stages.models.detection.supervision import Source, Supervision
 from stages.models.detection.training import train_detector
 from tests.support.tiny_detector import (
-    EVERYTHING,
     TRAINING,
     annotate,
+    choose,
     draw,
     make_image,
     make_repository,
@@ -97,10 +98,7 @@ def test_a_batch_without_an_image_of_a_source_is_refused():
     ],
 )
 def test_sources_that_make_no_whole_are_refused(sources, message):
-    content = [
-        {"name": name, "fraction": part, "teaches": EVERYTHING, "weigh_by_score": False}
-        for name, part in sources
-    ]
+    content = [supervision(name, fraction=part)["sources"][0] for name, part in sources]
     with pytest.raises(ValueError, match=message):
         SupervisionParams.model_validate({"draw": "together", "sources": content})
 
@@ -110,7 +108,8 @@ def read(tmp_path: Path, annotations: dict, **changes) -> list[LabelledImage]:
     write_json(path, annotations)
     params = SourceParams.model_validate(params)
     found = read_annotations(path, LABELS, [3, 5, 9], need_masks="mask" in params.teaches)
-    return label_images([make_image(1)], found, LABELS, path, params)
+    images = map(make_image, sorted(found.objects))
+    return label_images(images, found, LABELS, path, params)
 
 
 def test_objects_weigh_what_their_source_and_their_score_say(tmp_path):
@@ -135,6 +134,59 @@ def test_an_object_without_a_mask_teaches_class_and_box(tmp_path):
     assert entry.weights.tolist() == [[1, 1, 0]] * 2
     target = training_sample(entry, np.random.default_rng(0), False, 0.0)[1]
     assert target["masks"].shape == (2, 64, 64) and not target["masks"].any()
+
+
+def test_edges_are_moved_outwards_to_the_lines_of_a_grid():
+    # An image of 80×40 pixels: with 4 cells a side they are 20×10 pixels, with 8 they are 10×5.
+    boxes = np.array([[21.0, 11, 39, 12]] * 3 + [[20.0, 10, 40, 30]], np.float32)
+    found = expand_boxes(boxes, np.array([4, 8, 0, 4]), (40, 80))
+    expected = [[20, 10, 40, 20], [20, 10, 40, 15], [21, 11, 39, 12], [20, 10, 40, 30]]
+    assert found.tolist() == expected and found.dtype == np.float32
+
+
+SIDES = st.integers(1, 3000)
+FRACTIONS = st.floats(0, 1, width=32)
+
+
+@given(SIDES, SIDES, st.integers(0, 64), st.lists(FRACTIONS, min_size=4, max_size=4))
+def test_an_expanded_box_contains_the_box_and_stays_in_the_image(height, width, cells, edges):
+    x0, x1, y0, y1 = (*sorted(edges[:2]), *sorted(edges[2:]))
+    box = np.array([[x0 * width, y0 * height, x1 * width, y1 * height]], np.float32)
+    (wide,) = expand_boxes(box, np.array([cells]), (height, width))
+    assert (wide[:2] <= box[0, :2]).all() and (wide[2:] >= box[0, 2:]).all()
+    assert wide.min() >= 0 and wide[2] <= width and wide[3] <= height
+
+
+def test_a_step_draws_for_the_grid_only_where_there_is_one(tmp_path):
+    (plain,), (loose,) = (read(tmp_path, annotate([1]), box_grids=own) for own in ([], [0, 2]))
+    random, same = np.random.default_rng(3), np.random.default_rng(3)
+    _, target = training_sample(plain, random, False, 0.1)
+    same.normal(0, 0.1, (2, 3, 1, 1))
+    assert random.random() == same.random()
+    assert target["boxes"].tolist() == plain.boxes_xyxy.tolist()
+    found = {
+        tuple(training_sample(loose, np.random.default_rng(k), False, 0.1)[1]["boxes"][0].tolist())
+        for k in range(20)
+    }
+    half = {
+        tuple(32.0 * np.array([*np.floor(box[:2] / 32), *np.ceil(box[2:] / 32)]))
+        for box in loose.boxes_xyxy[:1]
+    }
+    assert found == half | {tuple(plain.boxes_xyxy[0].tolist())}
+
+
+def test_a_source_says_which_classes_it_looked_for(tmp_path):
+    content = annotate([1, 2])
+    del content["annotations"][0]  # the disc of the first
+    for negatives, expected in {"all": [None, None], "source": [{1, 2}] * 2}.items():
+        assert [own.annotated for own in read(tmp_path, content, negatives=negatives)] == expected
+    first, second = read(tmp_path, content, negatives="image")
+    assert (first.annotated, second.annotated) == ({2}, {1, 2})
+    target = training_sample(first, np.random.default_rng(0), False, 0.0)[1]
+    assert target["annotated"].tolist() == [2]
+    with pytest.raises(ValueError, match=r"mask_rcnn takes each class .* negatives of each of"):
+        params = TrainingParams.model_validate(TRAINING)
+        train_detector(tiny_detector(), Supervision.of([first]), params, 7, Curve(every=1))
 
 
 def losses(weights: list[list[float]] | None) -> dict[str, float]:
@@ -214,36 +266,19 @@ def repository(tmp_path, monkeypatch):
     save(Path("data/detector/model.safetensors"), tiny_detector())
 
 
-def choose(section: str, *names: str) -> None:
-    yaml, path = YAML(typ="safe"), Path("params.yaml")
-    params = yaml.load(path)
-    sources = [supervision(name, fraction=1 / len(names))["sources"][0] for name in names]
-    params[section]["supervision"] = {"draw": "together", "sources": sources}
-    yaml.dump(params, path)
-
-
 def test_finetuning_also_learns_from_pseudo_labels_of_all_classes(repository):
-    choose("finetune", "ground_truth", "pseudo_labels")
-    yaml, path = YAML(typ="safe"), Path("params.yaml")
-    yaml.dump(
-        {**(params := yaml.load(path)), "finetune": params["finetune"] | {"vocabulary": "all"}},
-        path,
-    )
+    sources = [supervision(n, fraction=0.5)["sources"][0] for n in ("ground_truth", "pseudo_masks")]
+    choose("finetune", {"draw": "together", "sources": sources}, vocabulary="all")
     finetune.main()
     metrics = read_json(Path("data/finetune/metrics.json"))
     assert (metrics["images"], metrics["objects"]) == (9, 5 + 8)
     assert metrics["sources"]["ground_truth"]["objects"] == 5
 
 
-def test_a_source_that_the_stage_does_not_have_is_told_and_can_be_given(repository, monkeypatch):
-    choose("detector", "pseudo_labels", "phrases")
-    message = r"detector\.supervision\.sources: this stage has pseudo_labels, found phrases; .*--so"
-    with pytest.raises(ValueError, match=message):
-        detector.main()
-    given = "phrases=data/download/ground_truth/train.json"
-    monkeypatch.setattr("sys.argv", ["detector", "--source", given])
-    detector.main()
-    assert set(read_json(Path("data/detector/metrics.json"))["sources"]) == {
-        "pseudo_labels",
-        "phrases",
-    }
+@given(st.lists(st.floats(0.05, 1), min_size=1, max_size=4))
+def test_turns_follow_the_fractions(fractions):
+    sources = [source(str(k), 2, fraction) for k, fraction in enumerate(fractions)]
+    turns = Supervision(sources, "in_turn")
+    taken = [int(turns.batch(step, 1, 0)[0].image[0]) for step in range(40)]
+    for k, fraction in enumerate(fractions):
+        assert abs(taken.count(k) - 40 * fraction / sum(fractions)) <= len(fractions)

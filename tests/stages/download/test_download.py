@@ -16,6 +16,7 @@ from stages.download.params import DownloadParams
 from stages.download.report import empty_reports, find_problems, summarise
 from stages.download.sources.scenes.classes import scene_categories
 from stages.download.sources.scenes.source import SceneTask
+from tests.support.annotator import ANNOTATOR_YAML
 
 PARAMS = """
 seed: 0
@@ -36,21 +37,26 @@ download:
     omission_fraction: 0.2
     jpeg_quality: 95
     class_split: 0
+    annotator: {annotator}
   coco:
     folder: nowhere
     train_part: train2017
     test_fraction: 0.5
     val_fraction: 0.1
+    narratives: false
     max_images: {{pairs: null, train: null, val: null, test: null}}
   open_images:
     folder: nowhere
     test_part: validation
+    division: frequency
     val_fraction: 0.1
+    narratives: false
     max_images: {{pairs: null, train: null, val: null, test: null}}
   folder:
     path: nowhere
     max_images: {{pairs: null, train: null, test: null}}
 """
+PARAMS = PARAMS.replace("{annotator}", ANNOTATOR_YAML.replace("{", "{{").replace("}", "}}"))
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ def workplace(tmp_path, monkeypatch):
 
 def run(folder: Path, shards="[0, 1]", missing=1.0, train=5) -> dict[str, bytes]:
     """Run the stage and return its files' bytes by their relative names."""
-    text = PARAMS.format(shards=shards, missing=missing, train=train)
+    text = PARAMS.format(shards=shards, missing=missing, train=train, annotator=ANNOTATOR_YAML)
     (folder / "params.yaml").write_text(text)
     main()
     out = folder / "data/download"
@@ -88,6 +94,7 @@ def test_layout_is_the_one_later_stages_read(workplace):
         *(f"captions/{name}.json" for name in ("train/0", "train/1", "pairs")),
         *(f"ground_truth/{name}.json" for name in ("train", "val", "test")),
         *(f"annotations/{name}.json" for name in ("train/0", "train/1")),
+        *(f"narratives/{name}.jsonl" for name in ("train/0", "train/1")),
     }
     out = workplace / "data/download"
     assert len(read_categories(out / "categories.json")) == 17
@@ -109,6 +116,9 @@ def test_layout_is_the_one_later_stages_read(workplace):
     for entry in (*labels[0], *labels[1]):  # base classes, and nothing of where they are
         base = sorted(k for k in shown[entry["image_id"]] if split[k] == "base")
         assert entry == {"image_id": entry["image_id"], "category_ids": base}
+    for shard in (0, 1):
+        lines = files[f"narratives/train/{shard}.jsonl"].splitlines()
+        assert [json.loads(line)["image_id"] for line in lines] == list(map(str, ids[shard]))
     report = json.loads(files["report.json"])
     assert report["splits"]["train"]["images"] == 5 and report["splits"]["train"]["captions"] == 10
 
@@ -128,6 +138,7 @@ def test_more_images_leave_other_shards_alone(workplace):
         "images/train/0.parquet",
         "annotations/train/0.json",
         "captions/train/0.json",
+        "narratives/train/0.jsonl",
         "ground_truth/train.json",
         "report.json",
     }

@@ -426,7 +426,7 @@ def write_inputs(folder, monkeypatch):
     write_images(download / "images/train/0.parquet", map(image_of, (1, 2)))
     write_json(download / "ground_truth/test.json", truth)
     write_json(download / "ground_truth/train.json", truth)
-    write_json(folder / "data/pseudo_labels/pseudo_annotations.json", truth)
+    write_json(folder / "data/supervision/pseudo_masks.json", truth)
     values = ", ".join(f"{key}: {value}" for key, value in PARAMS.model_dump().items())
     (folder / "params.yaml").write_text(
         f"seed: 0\nshards: [0]\ndeterministic: device\nevaluation: {{{values}}}\n"

@@ -1,7 +1,9 @@
 """Source `coco`: photographs in the official folder layout of COCO 2017.
 
-Reads <folder>/annotations/instances_{train,val}2017.json and captions_train2017.json, and images
-of <folder>/{train,val}2017. The split, chosen so that numbers compare with published ones:
+Reads <folder>/annotations/instances_{train,val}2017.json and captions_train2017.json, images of
+<folder>/{train,val}2017 and, if asked to, the Localized Narratives of train2017, which lie in
+<folder>/annotations, too, with their official names. The split, chosen so that numbers compare with
+published ones:
 
 - test: all of val2017, on which the 48/17 protocol scores;
 - val: a fixed fraction of train2017, chosen by a hash of the image id alone, for tuning;
@@ -20,12 +22,25 @@ from stages.common.formats.categories import Category
 from stages.common.formats.coco import group_by_image
 from stages.common.geometry.masks import to_rle
 from stages.common.runtime.storage import read_json
-from stages.download.examples import CAPTIONED, Example, Listed, Skipped, Source
+from stages.download.examples import (
+    CAPTIONED,
+    Example,
+    Listed,
+    NarrativeFiles,
+    Skipped,
+    Source,
+)
 from stages.download.params import CocoParams
 from stages.download.photographs import first_images, is_held_out, read_photograph, skip_unread
 from stages.download.sources.coco.classes import coco_category
 
 VAL, TEST = "coco-val", "coco-test"  # what the hashes that hold images out are made for
+NARRATIVES = {
+    "train2017": [
+        f"coco_train_localized_narratives-{number:05d}-of-00004.jsonl" for number in range(4)
+    ],
+    "val2017": ["coco_val_localized_narratives.jsonl"],
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,12 @@ def coco_source(params: CocoParams) -> Source:
             for image in images
         )
         tasks[split] = first_images(every, getattr(params.max_images, split))
-    return Source(tuple(_categories(folder, train, test)), tasks, make_example, look_up)
+    traces = None
+    if params.narratives:
+        paths = [folder / "annotations" / name for name in NARRATIVES[part]]
+        traces = NarrativeFiles(paths, lambda name: int(name) if name.isdecimal() else -1)
+    categories = tuple(_categories(folder, train, test))
+    return Source(categories, tasks, make_example, look_up, narratives=traces)
 
 
 def look_up(task: CocoTask) -> Listed | Skipped:

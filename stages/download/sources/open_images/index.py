@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from stages.common.formats.narratives import split_sentences
 from stages.download.sources.open_images.zip_members import Member, list_members
 
 SCHEMA = """
@@ -28,7 +29,6 @@ CREATE TABLE verified (name TEXT, category INTEGER, present INTEGER);
 CREATE TABLE caption (name TEXT, text TEXT);
 """
 IMAGE_ID = re.compile("[0-9a-f]{16}")
-END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 TABLES = ("box", "mask", "verified", "caption")
 BOX = ("XMin", "YMin", "XMax", "YMax")
 MASK_BOX = tuple(f"Box{side}" for side in BOX)
@@ -233,7 +233,7 @@ class Index:
         A narrative has about forty words, more than a vision-language model reads of a caption.
         """
         narratives = (text for _, text in self._rows("caption", name) if text)
-        return [part for text in narratives for part in END_OF_SENTENCE.split(text)]
+        return [part for text in narratives for part in split_sentences(text)]
 
     def _rows(self, table: str, name: str) -> sqlite3.Cursor:
         return self._connection.execute(

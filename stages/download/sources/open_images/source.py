@@ -25,7 +25,14 @@ import numpy as np
 
 from stages.common.formats.images import EncodedImage
 from stages.common.geometry.masks import encode_mask
-from stages.download.examples import CAPTIONED, Example, Listed, Skipped, Source
+from stages.download.examples import (
+    CAPTIONED,
+    Example,
+    Listed,
+    NarrativeFiles,
+    Skipped,
+    Source,
+)
 from stages.download.params import OpenImagesParams
 from stages.download.photographs import (
     check_ids,
@@ -87,7 +94,7 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
         FileNotFoundError: a file is not there.
         ValueError: a file is of another form, or lacks one of the 300 classes.
     """
-    folder, categories = Path(params.folder), open_images_categories()
+    folder, categories = Path(params.folder), open_images_categories(params.division)
     by_name = {c.name: c.id for c in categories if c.split != "excluded"}
     category_ids = {label: by_name[name] for label, name in read_labels(folder, by_name).items()}
     ancestors = read_ancestors(folder / HIERARCHY, category_ids)
@@ -136,7 +143,10 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
     }
     annotators = Annotators(folder, indices, ancestors)
     make, look = partial(make_example, annotators), partial(look_up, annotators)
-    return Source(categories, tasks, make, look, ancestors=ancestors)
+    traces = None
+    if params.narratives:
+        traces = NarrativeFiles([folder / name for name in narratives("train")], hashed_id)
+    return Source(categories, tasks, make, look, ancestors=ancestors, narratives=traces)
 
 
 def _names_with(table: str, path: Path) -> list[str]:

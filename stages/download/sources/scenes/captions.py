@@ -61,7 +61,7 @@ def write_caption(
     named = [list(colours_of)[index] for index in generator.permutation(len(colours_of))]
     if len(named) > 1 and generator.random() < omission_fraction:
         named = named[:-1]
-    phrases = [_phrase(kind, colours_of[kind], synonym_fraction, generator) for kind in named]
+    phrases = [name_objects(kind, colours_of[kind], synonym_fraction, generator) for kind in named]
     caption = _choice(OPENINGS, generator) + ", ".join(phrases[:-1])
     if len(phrases) > 1:
         caption += f" {_choice(JOINTS, generator)} "
@@ -73,7 +73,7 @@ def write_caption(
     return caption
 
 
-def _phrase(
+def name_objects(
     kind: int, colours: list[str], synonym_fraction: float, generator: np.random.Generator
 ) -> str:
     """Return the words for all objects of one class, such as "an old cup" or "two red cars"."""

@@ -13,6 +13,7 @@ from stages.download.params import ScenesParams
 from stages.download.sources.scenes.captions import write_caption
 from stages.download.sources.scenes.classes import scene_categories
 from stages.download.sources.scenes.draw import Scene, draw_scene, pair_recipe, scene_recipe
+from stages.download.sources.scenes.narratives import write_narrative
 
 # Colour at full resolution: parts of a few pixels are told apart by colour, and at 64 pixels the
 # usual halving of it nearly stops the vision-language model from learning (loss 3.34 against 3.17).
@@ -41,7 +42,8 @@ def scene_source(params: ScenesParams, seed: int) -> Source:
 def make_example(params: ScenesParams, seed: int, task: SceneTask) -> Example:
     """Draw one scene and write its captions.
 
-    Captions have generators of their own, so that their params never change an image.
+    Captions have generators of their own, so that their params never change an image, and so has
+    the narrative of a scene of train.
     """
     recipe = scene_recipe(params.scene_side)
     if task.split == "pairs":
@@ -64,7 +66,14 @@ def make_example(params: ScenesParams, seed: int, task: SceneTask) -> Example:
         *scene.image.shape[:2],
         _encode(scene, params.jpeg_quality),
     )
-    return Example(image, tuple(captions), tuple(_annotations(scene, task.image_id)))
+    narrative = None
+    if task.split == "train":
+        random = numpy_generator(seed, "narrative", *keys)
+        narrative = write_narrative(
+            scene, task.image_id, params.annotator, params.synonym_fraction, random
+        )
+    annotations = tuple(_annotations(scene, task.image_id))
+    return Example(image, tuple(captions), annotations, narrative=narrative)
 
 
 def _encode(scene: Scene, quality: int) -> bytes:

@@ -20,14 +20,13 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.ops import roi_align
 
-from stages.common.runtime.devices import own_kernels
 from stages.models.architectures.fcos_mo.heads import conv_norm_relu
 from stages.models.architectures.fcos_mo.locations import Grid
 from stages.models.architectures.fcos_mo.params import GROUP, HOURGLASSES, MaskHeadParams
 from stages.models.backbones.fpn import double
 from stages.models.backbones.roi_align import first_centre, pool_regions
+from stages.models.detection.mask_targets import mask_targets
 
 CROPS_AT_ONCE = 128  # in inference: 0.5 GB of activations with Deep-MAC's 52 layers
 
@@ -174,21 +173,12 @@ def mask_terms(
 ) -> torch.Tensor:
     """Return the mean cross-entropy of each region's cells (R,), of logits (R, S, S).
 
-    A cell's target is the fraction of it that the object covers.
-
     Args:
         logits: of the regions of all images.
         boxes_xyxy: the regions (R_n, 4) of each image.
         masks: uint8 (R_n, H, W) of each image, one per region.
     """
-    side = logits.shape[-1]
-    with own_kernels():  # no gradient goes through it
-        goals = [
-            roi_align(own[:, None].float(), list(boxes[:, None]), side, aligned=True)[:, 0]
-            for own, boxes in zip(masks, boxes_xyxy, strict=True)
-            if len(own)
-        ]
-    if not goals:
-        return logits.sum((1, 2)) * 0
-    terms = functional.binary_cross_entropy_with_logits(logits, torch.cat(goals), reduction="none")
+    objects = [torch.arange(len(own), device=own.device) for own in masks]
+    goals = mask_targets(boxes_xyxy, masks, objects, logits.shape[-1])
+    terms = functional.binary_cross_entropy_with_logits(logits, goals, reduction="none")
     return terms.mean((1, 2))

@@ -64,7 +64,7 @@ class NetworkParams(DetectorNetworkParams):
 
     losses = ("classification", "box", "centerness", "mask")
     parts = ("trunk", "pyramid", "class_tower", "box_tower", "classifier", "mask_head")
-    supports = frozenset({"micro_batches", "object_weights"})
+    supports = frozenset({"micro_batches", "object_weights", "partial_labels"})
 
     backbone: Annotated[TrunkParams | Resnet50FpnParams, Field(discriminator="kind")]
     resize: ResizeParams

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from stages.common.runtime.devices import own_kernels
 from stages.models.detection.detector import LossSettings, Targets
+from stages.models.detection.mask_targets import mask_targets
 from stages.models.detection.region_hooks import SampledRegions
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 
@@ -168,9 +168,6 @@ def mask_head_loss(
 ) -> torch.Tensor:
     """Return the mean cross-entropy of mask logits (R, M, M) in the frame of the boxes; 0 of none.
 
-    A cell's target is the fraction of it that the object covers, by RoIAlign as the features have
-    it: without its half-pixel alignment, as in torchvision's loss, targets lie half a pixel off.
-
     Args:
         logits: of the regions of all images.
         boxes_xyxy: those regions, (R_n, 4) per image.
@@ -178,19 +175,7 @@ def mask_head_loss(
         objects: which of its masks each region is to show, int64 (R_n,) per image.
         weights: (R,) that the regions' terms are times.
     """
-    side = logits.shape[-1]
-    with own_kernels():  # no gradient goes through it
-        goals = torch.cat(
-            [
-                roi_align(
-                    own[:, None].to(boxes),
-                    torch.cat([index[:, None].to(boxes), boxes], dim=1),
-                    side,
-                    aligned=True,
-                )[:, 0]
-                for own, boxes, index in zip(masks, boxes_xyxy, objects, strict=True)
-            ]
-        )
+    goals = mask_targets(boxes_xyxy, masks, objects, logits.shape[-1])
     if not len(goals):
         return logits.sum() * 0
     if weights is not None:

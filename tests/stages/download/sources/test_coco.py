@@ -14,6 +14,7 @@ from stages.download.params import CocoParams, MaxImages
 from stages.download.photographs import is_held_out
 from stages.download.sources.coco.classes import BASE, EXCLUDED, NOVEL, coco_category
 from stages.download.sources.coco.source import VAL, coco_source
+from tests.support.annotator import ANNOTATOR_YAML
 
 COCO_MINI = Path(__file__).parents[5] / "shared/coco-mini"
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 17, "name": "cat"}, {"id": 58, "name": "hot dog"}]
@@ -69,6 +70,7 @@ def make_params(folder: Path, val_fraction: float = 0.0, **limits) -> CocoParams
         train_part="train2017",
         test_fraction=0.5,
         val_fraction=val_fraction,
+        narratives=False,
         max_images=MaxImages(**limits),
     )
 
@@ -273,16 +275,20 @@ download:
     omission_fraction: 0.0
     jpeg_quality: 95
     class_split: 0
+    annotator: {ANNOTATOR_YAML}
   coco:
     folder: {COCO_MINI}
     train_part: train2017
     test_fraction: 0.5
     val_fraction: 0.1
+    narratives: false
     max_images: {{pairs: 5, train: null, val: null, test: 20}}
   open_images:
     folder: nowhere
     test_part: validation
+    division: frequency
     val_fraction: 0.1
+    narratives: false
     max_images: {{pairs: null, train: null, val: null, test: null}}
   folder:
     path: nowhere

@@ -12,6 +12,7 @@ from stages.download.integrity import LeakCheck, check_categories
 from stages.download.params import FolderParams, MaxImagesWithoutVal
 from stages.download.photographs import check_ids, hashed_id
 from stages.download.sources.folder import folder_source, read_names
+from tests.support.annotator import ANNOTATOR_YAML
 from tests.support.images_folder import jpeg, turned
 
 
@@ -90,6 +91,20 @@ def test_ids_must_not_collide(monkeypatch):
         check_ids("abcdef")
 
 
+def test_narratives_stand_in_for_captions(tmp_path):
+    folder = write_folder(tmp_path)
+    (folder / "captions.csv").unlink()
+    fields = {"dataset_id": "mine", "annotator_id": 0, "timed_caption": [], "traces": []}
+    told = [("a.jpg", "Two cats. One sleeps."), ("gone.jpg", "A dog")]
+    lines = [json.dumps({**fields, "image_id": name, "caption": text}) for name, text in told]
+    (folder / "narratives.jsonl").write_text("\n".join([*lines, "{"]))
+    source = folder_source(make_params(folder))
+    captions = {task.file_name: task.captions for task in source.tasks["train"] if task.captions}
+    assert captions == {"a.jpg": ("Two cats.", "One sleeps."), "gone.jpg": ("A dog",)}
+    ids = {task.file_name: task.image_id for task in source.tasks["train"]}
+    assert source.narratives.image_id("a.jpg") == ids["a.jpg"]
+
+
 def test_captions_as_json(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "captions.csv").unlink()
@@ -117,7 +132,11 @@ def test_images_are_turned_upright(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("captions.csv", None, r"captions\.csv: not found, nor captions\.json; download\.folder"),
+        (
+            "captions.csv",
+            None,
+            r"captions\.csv: not found, nor captions\.json, nor narr",
+        ),
         ("captions.csv", "image,text\n", r"captions\.csv: has no column caption and file_name"),
         ("captions.csv", "file_name,caption\na.jpg\n", r"captions\.csv, row 2: has no caption"),
         ("captions.json", "{}", r"has captions\.csv and captions\.json; remove one"),
@@ -196,14 +215,21 @@ download:
     omission_fraction: 0.0
     jpeg_quality: 95
     class_split: 0
+    annotator: {ANNOTATOR_YAML}
   coco:
     folder: nowhere
     train_part: train2017
     test_fraction: 0.5
     val_fraction: 0.1
+    narratives: false
     max_images: {limits}
   open_images:
-    {{folder: nowhere, test_part: test, val_fraction: 0.0, max_images: {limits}}}
+    folder: nowhere
+    test_part: test
+    division: frequency
+    val_fraction: 0.0
+    narratives: false
+    max_images: {limits}
   folder: {{path: {source}, max_images: {{pairs: null, train: null, test: null}}}}
 """)
 

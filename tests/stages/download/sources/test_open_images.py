@@ -31,6 +31,7 @@ from stages.download.sources.open_images.source import (
     open_images_source,
 )
 from stages.download.sources.open_images.words import OTHERS, SYNONYMS
+from tests.support.annotator import ANNOTATOR_YAML
 from tests.support.open_images_folder import HW, NAMES, TEST, TRAIN, write_open_images
 
 IDS = {name: number for number, name in enumerate(NAMES, 1)}
@@ -41,7 +42,9 @@ def make_params(folder: Path, **limits) -> OpenImagesParams:
     return OpenImagesParams(
         folder=str(folder),
         test_part="validation",
+        division="frequency",
         val_fraction=0.0,
+        narratives=False,
         max_images=MaxImages(**limits),
     )
 
@@ -81,6 +84,14 @@ def test_every_word_is_of_one_class_and_every_class_is_one_of_ours():
     assert [word for word, count in owners.items() if count > 1] == []
     assert [word for word in owners if normalise(word) != word] == []  # else it is never found
     MentionFinder(open_images_categories())  # plurals, too, name one class
+
+
+def test_the_other_division_has_the_classes_of_coco_for_base():
+    categories = open_images_categories("coco")
+    counts = Counter(category.split for category in categories)
+    assert (counts["base"], counts["novel"]) == (60, 240)
+    same = [open_images_categories(division) for division in ("frequency", "coco")]
+    assert len({frozenset((c.name, c.forms) for c in every) for every in same}) == 1
 
 
 @pytest.mark.parametrize(
@@ -315,14 +326,21 @@ download:
     omission_fraction: 0.0
     jpeg_quality: 95
     class_split: 0
+    annotator: {ANNOTATOR_YAML}
   coco:
     folder: nowhere
     train_part: train2017
     test_fraction: 0.5
     val_fraction: 0.1
+    narratives: false
     max_images: {limits}
   open_images:
-    {{folder: {folder}, test_part: validation, val_fraction: 0.0, max_images: {limits}}}
+    folder: {folder}
+    test_part: validation
+    division: frequency
+    val_fraction: 0.0
+    narratives: false
+    max_images: {limits}
   folder: {{path: nowhere, max_images: {{pairs: null, train: null, test: null}}}}
 """)
     written = []

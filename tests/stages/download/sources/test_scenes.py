@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stages.common.formats.captions import MentionFinder
 from stages.common.formats.images import decode_image
 from stages.common.geometry.masks import decode_mask
-from stages.download.params import NumImages, ScenesParams
+from stages.download.params import AnnotatorParams, NumImages, ScenesParams
 from stages.download.plurals import forms_of, plural
 from stages.download.sources.scenes.captions import write_caption
 from stages.download.sources.scenes.classes import SCENE_CLASSES, scene_categories
@@ -35,6 +35,7 @@ from stages.download.sources.scenes.textures import (
     paint,
     texture_bank,
 )
+from tests.support.annotator import ANNOTATOR
 
 BASE = "mushroom bird lamp cup key tree house boat flower apple guitar hat".split()
 NOVEL = "umbrella fish car clock butterfly".split()
@@ -47,6 +48,7 @@ PARAMS = ScenesParams(
     omission_fraction=0.2,
     jpeg_quality=95,
     class_split=0,
+    annotator=AnnotatorParams(**ANNOTATOR),
 )
 
 

@@ -1,0 +1,194 @@
+"""Localized Narratives: people describe an image while they point at what they speak of.
+
+The official files are JSON lines, one narrative each; ours have the same form, but an `image_id` is
+the number in data/download, as text. Some real lines have no trace, words that take no time, points
+outside the image, and several words in one utterance: all of these can be used. A line that is of
+another form is broken.
+Source: Pont-Tuset et al., "Connecting Vision and Language with Localized Narratives", and
+google/localized-narratives.
+
+Shape legend: P points of a trace. x and y are fractions of the image's width and height, origin
+top-left; times are seconds from the start of the narrative.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAMED_IN_ERROR = 3  # broken lines that a message lists
+END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One or several words, spoken from `start` to `end`."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Narrative:
+    """What a person said of an image, when, and where the pointer was.
+
+    Attributes:
+        dataset_id: mscoco_train2017, mscoco_val2017, Flickr30k, ADE20k, open_images, or another.
+        image_id: as the data set has it.
+        annotator_id: who.
+        caption: the whole text.
+        utterances: in the order of speech.
+        segments: float64 (P, 3) each: x, y, time; a new one each time the pointer came back into
+            the image and its margin of a tenth.
+        voice_recording: a path, if it was kept.
+    """
+
+    dataset_id: str
+    image_id: str
+    annotator_id: int
+    caption: str
+    utterances: tuple[Utterance, ...]
+    segments: tuple[np.ndarray, ...]
+    voice_recording: str | None = None
+
+    @property
+    def trace(self) -> np.ndarray:
+        """Return the points of all segments, float64 (P, 3)."""
+        return np.concatenate([np.zeros((0, 3)), *self.segments])
+
+
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences of a narrative's text, in order."""
+    return END_OF_SENTENCE.split(text)
+
+
+def parse_narrative(line: str) -> Narrative:
+    """Return the narrative of a line.
+
+    Raises:
+        ValueError: it is of another form; the message names the field.
+    """
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a mapping, found {type(content).__name__}")
+    return Narrative(
+        _text(content, "dataset_id"),
+        _text(content, "image_id"),
+        int(_number(content, "annotator_id")),
+        _text(content, "caption"),
+        tuple(
+            Utterance(_text(own, "utterance"), _number(own, "start_time"), _number(own, "end_time"))
+            for own in _list(content, "timed_caption")
+        ),
+        tuple(_segment(points) for points in _list(content, "traces")),
+        content.get("voice_recording"),
+    )
+
+
+def _segment(points: Any) -> np.ndarray:
+    try:
+        rows = [(point["x"], point["y"], point["t"]) for point in points]
+        segment = np.array(rows, np.float64).reshape(-1, 3)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"traces: expected lists of points with x, y and t ({error!r})") from None
+    if not np.isfinite(segment).all():
+        raise ValueError("traces: a point is not finite")
+    return segment
+
+
+def _field(content: Any, key: str) -> Any:
+    if not isinstance(content, dict) or key not in content:
+        raise ValueError(f"{key} is missing")
+    return content[key]
+
+
+def _text(content: Any, key: str) -> str:
+    value = _field(content, key)
+    if not isinstance(value, str):
+        raise ValueError(f"{key}: expected text, found {value!r}")
+    return value
+
+
+def _number(content: Any, key: str) -> float:
+    value = _field(content, key)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{key}: expected a number, found {value!r}")
+    return value
+
+
+def _list(content: Any, key: str) -> list:
+    value = _field(content, key)
+    if not isinstance(value, list):
+        raise ValueError(f"{key}: expected a list, found {value!r}")
+    return value
+
+
+def narrative_line(narrative: Narrative) -> str:
+    """Return the narrative in the official form, without the end of the line."""
+    content = {
+        "dataset_id": narrative.dataset_id,
+        "image_id": narrative.image_id,
+        "annotator_id": narrative.annotator_id,
+        "caption": narrative.caption,
+        "timed_caption": [
+            {"utterance": own.text, "start_time": own.start, "end_time": own.end}
+            for own in narrative.utterances
+        ],
+        "traces": [
+            [{"x": x, "y": y, "t": t} for x, y, t in segment.tolist()]
+            for segment in narrative.segments
+        ],
+        "voice_recording": narrative.voice_recording,
+    }
+    return json.dumps(content, ensure_ascii=False, allow_nan=False)
+
+
+@dataclass
+class NarrativeReader:
+    """Reads files of narratives a line at a time, and takes down which lines are broken.
+
+    Attributes:
+        max_broken_fraction: of all lines, 0..1, from which the files are refused.
+        num_lines: read so far.
+        broken: file, line and reason of each line left out.
+    """
+
+    max_broken_fraction: float
+    num_lines: int = 0
+    broken: list[str] = field(default_factory=list)
+
+    def read(self, paths: Iterable[Path]) -> Iterator[Narrative]:
+        """Yield the narratives of all files, in order; empty lines do not count.
+
+        Raises:
+            FileNotFoundError: a file is not there.
+            ValueError: too many lines of all files are broken.
+        """
+        for path in paths:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path.absolute()}: no such file of Localized Narratives")
+            with path.open(encoding="utf-8", errors="replace") as file:
+                for number, line in enumerate(file, 1):
+                    if not line.strip():
+                        continue
+                    self.num_lines += 1
+                    try:
+                        yield parse_narrative(line)
+                    except ValueError as error:
+                        self.broken.append(f"{path}, line {number}: {error}")
+        if len(self.broken) > self.max_broken_fraction * self.num_lines:
+            first = "; ".join(self.broken[:NAMED_IN_ERROR])
+            raise ValueError(
+                f"{len(self.broken)} of {self.num_lines} lines are no Localized Narratives, more"
+                f" than {self.max_broken_fraction:.0%}: {first}; fetch the files again, or mend"
+                " these lines"
+            )

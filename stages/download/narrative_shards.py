@@ -1,0 +1,73 @@
+"""Narratives of the training images, one file per shard of images.
+
+Each has the form of the official files (`stages.common.formats.narratives`), with our image ids.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from stages.common.formats.narratives import (
+    NAMED_IN_ERROR,
+    Narrative,
+    NarrativeReader,
+    narrative_line,
+)
+from stages.common.runtime.progress import track
+from stages.common.runtime.storage import replace_file
+from stages.download.examples import NarrativeFiles
+
+
+def write_narratives(path: Path, narratives: Iterable[Narrative]) -> None:
+    """Write a file of narratives, one a line; empty if there are none."""
+    with replace_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(f"{narrative_line(narrative)}\n" for narrative in narratives)
+
+
+def copy_narratives(
+    folder: Path,
+    written: Mapping[str, Sequence[int]],
+    source: NarrativeFiles,
+    max_broken_fraction: float,
+) -> str:
+    """Write a source's narratives of training images, and say in words how many there are.
+
+    A narrative is in memory at a time, and files of all shards are open.
+
+    Args:
+        folder: gets <shard's file>.jsonl.
+        written: ids of each shard's images.
+        source: the files.
+        max_broken_fraction: of their lines, 0..1, above which they are refused.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: too many lines are broken, or no narrative is of a training image.
+    """
+    shard_of = {image_id: name for name, ids in written.items() for image_id in ids}
+    reader, kept, images = NarrativeReader(max_broken_fraction), 0, set()
+    with ExitStack() as stack:
+        files = {}
+        for name in written:
+            partial = stack.enter_context(replace_file(folder / f"{name}.jsonl"))
+            files[name] = stack.enter_context(partial.open("w", encoding="utf-8"))
+        for narrative in track(reader.read(source.paths), "download narratives"):
+            image_id = source.image_id(narrative.image_id)
+            if image_id in shard_of:
+                own = replace(narrative, image_id=str(image_id))
+                files[shard_of[image_id]].write(f"{narrative_line(own)}\n")
+                kept += 1
+                images.add(image_id)
+    for line in reader.broken[:NAMED_IN_ERROR]:
+        print(f"download: narrative left out: {line}", file=sys.stderr)
+    if not kept:
+        raise ValueError(
+            f"{source.paths[0]}: none of {reader.num_lines} narratives is of a training image;"
+            " image_id has to name one as the images are named"
+        )
+    return (
+        f"{kept} of {reader.num_lines} narratives are of {len(images)} of {len(shard_of)} training"
+        f" images; {len(reader.broken)} lines were broken"
+    )

@@ -1,0 +1,40 @@
+"""What a mask head is to answer: the part of an object in each cell of a region.
+
+Shape legend: R regions, m objects of an image, M cells of a mask's side.
+"""
+
+import torch
+from torchvision.ops import roi_align
+
+from stages.common.runtime.devices import own_kernels
+
+
+def mask_targets(
+    boxes_xyxy: list[torch.Tensor],
+    masks: list[torch.Tensor],
+    objects: list[torch.Tensor],
+    side: int,
+) -> torch.Tensor:
+    """Return which fraction of each cell the object covers, float (R, M, M) of all images.
+
+    By RoIAlign as the features have it: without its half-pixel alignment, as in torchvision's loss,
+    targets lie half a pixel off.
+
+    Args:
+        boxes_xyxy: the regions, (R_n, 4) per image.
+        masks: uint8 (m, H, W) per image.
+        objects: which of its masks each region is to show, int64 (R_n,) per image.
+        side: M.
+    """
+    with own_kernels():  # no gradient goes through it
+        return torch.cat(
+            [
+                roi_align(
+                    own[:, None].to(boxes),
+                    torch.cat([index[:, None].to(boxes), boxes], dim=1),
+                    side,
+                    aligned=True,
+                )[:, 0]
+                for own, boxes, index in zip(masks, boxes_xyxy, objects, strict=True)
+            ]
+        )

@@ -1,0 +1,76 @@
+"""Stage `phrase_quality`: how well the boxes of phrases fit the objects that they name.
+
+Run: python -m stages.phrase_quality. Measures only: nothing that it writes is read by a stage that
+trains. A box is compared with the object of its class in its image that it fits best; boxes around
+several objects are left out. Where there is no phrase or nobody has annotated, it says so.
+
+Shape legend: R boxes of phrases.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from stages.common.formats.categories import Category, read_categories
+from stages.common.formats.coco import group_by_image
+from stages.common.formats.ground_truth import SKIPPED, is_annotated
+from stages.common.geometry.boxes import pairwise_iou, xywh_to_xyxy
+from stages.common.runtime.storage import read_json, write_json
+
+DATA = Path("data")
+TRUTH = DATA / "download/ground_truth/train.json"
+OUTPUT = DATA / "phrase_quality/metrics.json"
+GROUPS = ("base", "novel", "all")
+
+
+def best_iou(phrases: list[dict], truth: list[dict]) -> np.ndarray:
+    """Return each box's IoU (R,) with the object of its class it fits best, 0 without such one.
+
+    Args:
+        phrases: COCO annotations of the phrases.
+        truth: COCO annotations of the objects; crowds do not count.
+    """
+    objects = group_by_image(own for own in truth if not own["iscrowd"])
+    found = np.zeros(len(phrases))
+    for row, phrase in enumerate(phrases):
+        same = [
+            own["bbox"]
+            for own in objects.get(phrase["image_id"], [])
+            if own["category_id"] == phrase["category_id"]
+        ]
+        if same:
+            boxes = xywh_to_xyxy(np.array([phrase["bbox"], *same], np.float64))
+            found[row] = pairwise_iou(boxes[:1], boxes[1:]).max()
+    return found
+
+
+def make_metrics(phrases: list[dict], truth: list[dict], categories: list[Category]) -> dict:
+    """Return count, mean IoU, and fractions at IoU 0.5 and without overlap, by group of classes."""
+    iou, metrics = best_iou(phrases, truth), {}
+    for group in GROUPS:
+        ids = {category.id for category in categories if group in (category.split, "all")}
+        own = iou[[phrase["category_id"] in ids for phrase in phrases]]
+        means = {"mean_iou": own, "at_50": own >= 0.5, "beside": own == 0}
+        metrics[group] = {"count": len(own)}
+        if len(own):
+            metrics[group] |= {name: round(float(np.mean(v)), 5) for name, v in means.items()}
+    return metrics
+
+
+def main() -> None:
+    """Write metrics.json."""
+    annotations = read_json(DATA / "phrases/annotations.json")["annotations"]
+    phrases = [own for own in annotations if not own["iscrowd"]]
+    if not phrases or not is_annotated(TRUTH):
+        reason = SKIPPED if phrases else "there is no phrase of a class"
+        write_json(OUTPUT, {"skipped": reason, "count": len(phrases)})
+        print(f"phrase_quality: {reason}")
+        return
+    categories = read_categories(DATA / "download/categories.json")
+    metrics = make_metrics(phrases, read_json(TRUTH)["annotations"], categories)
+    write_json(OUTPUT, metrics)
+    print(f"phrase_quality: mean IoU of {len(phrases)} boxes {metrics['all']['mean_iou']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Montage of phrases: what was said, where the pointer was then, and the box that it gave."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from stages.common.drawing.montage import Row, draw_sheet
+from stages.common.drawing.panels import Panel, Tag, class_colour, paint_box, panel_box, show_image
+from stages.common.formats.categories import Category
+from stages.phrases.narrated import FREE, Narrated
+from stages.phrases.traces import in_time
+
+SIDE = 300
+WORDS = 330
+GREY = (150, 150, 150)
+WINDOW = (250, 60, 40)  # of the points that are taken
+
+
+@dataclass(frozen=True)
+class Example:
+    """A phrase with a box, its image RGB uint8 (H, W, 3), and the whole trace (P, 3)."""
+
+    phrase: Narrated
+    image: np.ndarray
+    trace: np.ndarray
+
+
+def choose(phrases: Sequence[Narrated], number: int, random: np.random.Generator) -> list[Narrated]:
+    """Return at most `number` phrases of one thing, with class and box, each of another image."""
+    boxed = [
+        p
+        for p in phrases
+        if p.category_id != FREE and p.located.box_xyxy is not None and not p.several
+    ]
+    chosen: dict[int, Narrated] = {}
+    for place in random.permutation(len(boxed)):
+        if len(chosen) < number:
+            chosen.setdefault(boxed[place].image_id, boxed[place])
+    return sorted(chosen.values(), key=lambda phrase: phrase.image_id)
+
+
+def draw_montage(examples: Sequence[Example], categories: Sequence[Category]) -> np.ndarray:
+    """Return the sheet RGB uint8, a row per example; a white sheet if there is none."""
+    if not examples:
+        return np.full((SIDE, SIDE, 3), 255, np.uint8)
+    by_id = {category.id: (place, category) for place, category in enumerate(categories)}
+    rows = []
+    for example in examples:
+        place, category = by_id[example.phrase.category_id]
+        located = example.phrase.located
+        start, end = located.window
+        lines = [
+            f"“{example.phrase.sentence}”",
+            f"“{example.phrase.text}”, {start:.1f} to {end:.1f} s: {located.num_points} points",
+        ]
+        panels = [_whole_trace(example), _window(example, category.name, class_colour(place))]
+        rows.append(Row(panels, category.name, category.split, lines))
+    columns = ["the whole trace", "points in the phrase's time, and their box"]
+    return draw_sheet(
+        "Approximately localized phrases",
+        "What people said while they pointed; red: where the pointer was when they named the thing",
+        columns,
+        rows,
+        WORDS,
+    )
+
+
+def _whole_trace(example: Example) -> Panel:
+    pixels = show_image(example.image, SIDE)
+    _paint_trace(pixels, in_time(example.trace), example.image.shape[:2], GREY)
+    _paint_trace(pixels, _own_points(example), example.image.shape[:2], WINDOW)
+    return Panel(pixels)
+
+
+def _window(example: Example, name: str, colour: tuple[int, int, int]) -> Panel:
+    pixels, image_hw = show_image(example.image, SIDE), example.image.shape[:2]
+    _paint_trace(pixels, _own_points(example), image_hw, WINDOW)
+    box = example.phrase.located.box_xyxy
+    paint_box(pixels, box, image_hw, colour)
+    x, y, *_ = panel_box(box, image_hw, SIDE)
+    return Panel(pixels, [Tag(name, x, y, colour)])
+
+
+def _own_points(example: Example) -> np.ndarray:
+    located = example.phrase.located
+    return in_time(example.trace)[located.first : located.first + located.num_points]
+
+
+def _paint_trace(
+    pixels: np.ndarray, points: np.ndarray, image_hw: tuple[int, int], colour: tuple[int, int, int]
+) -> None:
+    """Draw points (P, 3), fractions of the image, as a line on its panel."""
+    height, width = image_hw
+    ends = [panel_box([x * width, y * height, 0, 0], image_hw, SIDE)[:2] for x, y, _ in points]
+    line = np.rint(np.array(ends).reshape(-1, 2)).astype(np.int32)
+    cv2.polylines(pixels, [line[:, None]], False, colour, 1, cv2.LINE_AA)
+    for x, y in line.tolist():
+        cv2.circle(pixels, (x, y), 2, colour, -1, cv2.LINE_AA)

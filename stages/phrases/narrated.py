@@ -1,0 +1,91 @@
+"""The phrases of a narrative, with class, box, and where each of them comes from."""
+
+from dataclasses import dataclass
+
+from stages.common.formats.captions import MentionFinder
+from stages.common.formats.narratives import END_OF_SENTENCE, Narrative
+from stages.phrases.noun_phrases import Parser, Phrase
+from stages.phrases.params import PhrasesParams
+from stages.phrases.traces import NOT_SPOKEN, Located, align, in_time, locate, time_window
+
+FREE = 0  # category of a phrase that names no class
+
+
+@dataclass(frozen=True)
+class Narrated:
+    """A phrase and its lineage.
+
+    Attributes:
+        image_id: of the image.
+        text: the phrase, in lower case.
+        start: of the characters [start, end) of the narrative's text.
+        end: of these.
+        sentence: that it stands in.
+        category_id: of the class that its last words name, or FREE.
+        several: it speaks of more than one.
+        located: when it was said, and the points then.
+    """
+
+    image_id: int
+    text: str
+    start: int
+    end: int
+    sentence: str
+    category_id: int
+    several: bool
+    located: Located
+
+
+def narrated_phrases(
+    narrative: Narrative,
+    image_hw: tuple[int, int],
+    parse: Parser,
+    finder: MentionFinder,
+    params: PhrasesParams,
+) -> list[Narrated]:
+    """Return the phrases of a narrative in order.
+
+    A phrase is of a class if its end names it: "red cup" is a cup, "cup holder" is not. Where the
+    parser has no phrase at all around the name of a class, the name itself is one.
+    """
+    text = narrative.caption
+    mentions = finder.find(text)
+    phrases = parse(text)
+    alone = [
+        Phrase(m.start, m.end, m.start, False)
+        for m in mentions
+        if not any(p.start < m.end and m.start < p.end for p in phrases)
+    ]
+    ends = {m.end: m for m in mentions}
+    spans, trace = align(text, narrative.utterances), in_time(narrative.trace)
+    found = []
+    for phrase in sorted([*phrases, *alone], key=lambda own: own.start):
+        window = time_window(
+            phrase.spoken_from, phrase.end, narrative.utterances, spans, params.window
+        )
+        located = Located((0.0, 0.0), reason=NOT_SPOKEN)
+        if window is not None:
+            located = locate(trace, window, image_hw, params.box)
+        mention = ends.get(phrase.end)
+        named = mention is not None and mention.start >= phrase.start
+        found.append(
+            Narrated(
+                int(narrative.image_id),
+                text[phrase.start : phrase.end].lower(),
+                phrase.start,
+                phrase.end,
+                _sentence(text, phrase.start),
+                mention.category_id if named else FREE,
+                phrase.several,
+                located,
+            )
+        )
+    return found
+
+
+def _sentence(text: str, place: int) -> str:
+    """Return the sentence around a character."""
+    ends = list(END_OF_SENTENCE.finditer(text))
+    start = max((m.end() for m in ends if m.end() <= place), default=0)
+    end = min((m.start() for m in ends if m.start() > place), default=len(text))
+    return text[start:end]

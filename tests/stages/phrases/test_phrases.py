@@ -1,0 +1,313 @@
+"""Phrases of narratives: where they stand, when they are said, and the box of the pointer then."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+import stages.phrases.__main__ as stage
+from stages.common.formats.captions import MentionFinder
+from stages.common.formats.categories import Category
+from stages.common.formats.images import EncodedImage, write_images
+from stages.common.formats.narratives import Narrative, Utterance
+from stages.common.runtime.storage import read_json, write_json
+from stages.download.narrative_shards import write_narratives
+from stages.phrases.narrated import FREE, narrated_phrases
+from stages.phrases.noun_phrases import Phrase, find_by_pattern, find_by_spacy, make_parser
+from stages.phrases.params import PhrasesParams, TraceParams, WindowParams
+from stages.phrases.traces import (
+    FEW_POINTS,
+    LARGE,
+    NO_TRACE,
+    NOT_SPOKEN,
+    SMALL,
+    align,
+    locate,
+    time_window,
+)
+from tests.support.tiny_detector import CATEGORIES, make_image
+
+PARAMS = {
+    "parser": "pattern",
+    "spacy_model": "en_core_web_sm",
+    "window": {"before": 0.0, "after": 0.0},
+    "box": {"trim_fraction": 0.0, "min_points": 2, "min_side": 0.02, "max_area": 0.9},
+    "several": "crowd",
+    "montage_rows": 2,
+}
+BOX = TraceParams(**PARAMS["box"])
+CUP = Category(1, "cup", "base", ("cup", "cups"))
+BIRD = Category(2, "bird", "novel", ("bird", "birds"))
+# The words of three published narratives (google/localized-narratives, CC BY 4.0).
+REAL = {
+    "In this image there are some persons standing at right side of this image and there are some"
+    " lights are arranged at top of this image. There are some cabins as we can see at left side of"
+    " this image and there is a floor at bottom of this image.": [
+        "persons",
+        "lights",
+        "cabins",
+        "floor",
+    ],
+    "In the image we can see girl standing and holding a doll in her hand. These are the road cone."
+    " There are even other people who are getting into airplane, there is a building. This is a"
+    " tree and sky.": [
+        "girl",
+        "doll",
+        "hand",
+        "road cone",
+        "people",
+        "airplane",
+        "building",
+        "tree",
+        "sky",
+    ],
+    "In this image on the left side I can see a bed and a window.": ["bed", "window"],
+}
+
+
+def texts(text: str) -> list[str]:
+    return [text[p.start : p.end] for p in find_by_pattern(text)]
+
+
+@pytest.mark.parametrize("text", REAL, ids=[words[0] for words in REAL.values()])
+def test_phrases_of_real_narratives(text):
+    assert texts(text) == REAL[text]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("There is a small red cup on the table.", ["small red cup"]),
+        ("two T-shirts hanging near the tennis player's bag", ["T-shirts", "tennis player's bag"]),
+        ("a cup, plates and a bed covered with sheets", ["cup", "plates", "bed", "sheets"]),
+        ("The wall is white and the background is blurred", ["wall"]),
+        ("", []),
+        ("in the left side of the image", []),
+    ],
+)
+def test_phrases_by_pattern(text, expected):
+    assert [p for p in texts(text) if p != "table"] == expected
+
+
+def test_a_phrase_says_whether_it_speaks_of_several_and_where_its_article_begins():
+    text = "I see two red cups and a bird"
+    assert find_by_pattern(text) == [Phrase(10, 18, 6, True), Phrase(25, 29, 23, False)]
+    assert text[10:18] == "red cups" and text[6:9] == "two" and text[25:29] == "bird"
+
+
+def test_without_spacy_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "spacy", None)
+    with pytest.raises(ModuleNotFoundError, match=r"phrases\.parser: .*'some model'.*to pattern"):
+        make_parser(PhrasesParams(**(PARAMS | {"parser": "spacy", "spacy_model": "some model"})))
+
+
+def test_phrases_by_spacy_are_its_noun_chunks():
+    """Of a stand-in that has what is used of spaCy's documents: chunks of tokens."""
+    text = "it shows two red cups in the background"
+
+    class Chunk(list):
+        @property
+        def root(self):
+            return self[-1]
+
+    def token(word: str, pos: str = "NOUN") -> SimpleNamespace:
+        return SimpleNamespace(text=word, idx=text.index(word), pos_=pos)
+
+    chunks = [
+        Chunk([token("it", "PRON")]),
+        Chunk([token("two"), token("red"), token("cups")]),
+        Chunk([token("the"), token("background")]),
+    ]
+    found = find_by_spacy(text, lambda text: SimpleNamespace(noun_chunks=chunks))
+    assert found == [Phrase(13, 21, 9, True)] and text[13:21] == "red cups"
+
+
+def utterances(*spoken: tuple[str, float, float]) -> list[Utterance]:
+    return [Utterance(*one) for one in spoken]
+
+
+def test_utterances_find_their_words_in_a_text_written_otherwise():
+    text = "In this image, there are two CUPS. A bird"
+    spoken = utterances(
+        ("In this", 0, 1), ("image", 1, 2), ("uhm", 2, 3), ("are two cups.", 3, 4), ("A bird", 4, 5)
+    )
+    found = align(text, spoken)
+    assert [span and text[slice(*span)] for span in found] == [
+        "In this",
+        "image",
+        None,
+        "are two CUPS",
+        "A bird",
+    ]
+
+
+def test_the_window_is_of_all_utterances_that_have_a_word_of_the_phrase():
+    spoken = utterances(("a", 0, 1), ("red", 1, 1), ("cup and", 1, 2.5), ("a bird", 2.5, 4))
+    spans = align("a red cup and a bird", spoken)
+    params = WindowParams(before=0.25, after=0.5)
+    assert time_window(2, 9, spoken, spans, params) == (0.75, 3.0)
+    assert time_window(0, 1, spoken, spans, params) == (0.0, 1.5)  # no time before the first
+    assert time_window(0, 1, spoken, [None] * 4, params) is None
+
+
+@given(
+    st.lists(st.floats(0, 9), min_size=1, max_size=8),
+    st.integers(0, 7),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_the_window_has_the_utterance_and_grows_with_its_margins(lasts, at, before, after):
+    ends = np.cumsum(lasts).tolist()
+    spoken = [
+        Utterance(f"w{k}", end - last, end)
+        for k, (last, end) in enumerate(zip(lasts, ends, strict=True))
+    ]
+    text, at = " ".join(u.text for u in spoken), min(at, len(spoken) - 1)
+    place = text.index(f"w{at}")
+    spans = align(text, spoken)
+    low, high = time_window(
+        place, place + 2, spoken, spans, WindowParams(before=before, after=after)
+    )
+    assert low == max(spoken[at].start - before, 0.0)
+    assert high == max(spoken[at].start, spoken[at].end) + after
+
+
+TRACE = np.array(
+    [[0.1, 0.1, 0.0], [0.2, 0.3, 1.0], [0.5, 0.4, 2.0], [0.4, 1.2, 3.0], [-0.1, 0.5, 4.0]]
+)
+
+
+def test_the_box_is_that_of_the_points_in_the_window_within_the_image():
+    found = locate(TRACE, (1.0, 3.0), (100, 200), BOX)
+    assert found.box_xyxy.tolist() == pytest.approx([40, 30, 100, 100])
+    assert (found.first, found.num_points, found.reason) == (1, 3, "")
+    assert locate(TRACE, (3.5, 9.0), (100, 200), BOX).reason == FEW_POINTS
+    assert locate(TRACE[:0], (0.0, 9.0), (100, 200), BOX).reason == NO_TRACE
+
+
+def test_outermost_points_are_cut_off():
+    line = np.stack([np.linspace(0, 1, 101), np.linspace(0.2, 0.4, 101), np.arange(101.0)], 1)
+    trimmed = BOX.model_copy(update={"trim_fraction": 0.05})
+    assert locate(line, (0.0, 100.0), (100, 100), trimmed).box_xyxy.tolist() == pytest.approx(
+        [5, 21, 95, 39], abs=1e-4
+    )
+
+
+def test_boxes_of_no_size_and_of_the_whole_image_are_none():
+    still = np.array([[0.5, 0.5, 0.0], [0.51, 0.9, 1.0]])
+    assert locate(still, (0.0, 1.0), (100, 100), BOX).reason == SMALL
+    whole = np.array([[0.0, 0.0, 0.0], [1.0, 0.95, 1.0]])
+    assert locate(whole, (0.0, 1.0), (100, 100), BOX).reason == LARGE
+
+
+def narrative(image_id: int, words: str, trace: np.ndarray) -> Narrative:
+    """Return one where each word takes a second."""
+    spoken = [Utterance(word, k, k + 1) for k, word in enumerate(words.split())]
+    return Narrative("mine", str(image_id), 1, words, tuple(spoken), (trace,))
+
+
+def path(*boxes: tuple[float, float, float, float]) -> np.ndarray:
+    """Return a trace that for a second each goes round in boxes, fractions of the image."""
+    points = []
+    for second, (x0, y0, x1, y1) in enumerate(boxes):
+        corners = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+        points += [(x, y, second + 0.2 * k + 0.1) for k, (x, y) in enumerate(corners)]
+    return np.array(points)
+
+
+A, B, C = (0.1, 0.1, 0.3, 0.4), (0.5, 0.5, 0.9, 0.9), (0.2, 0.6, 0.4, 0.8)
+
+
+def test_phrases_have_class_box_and_lineage():
+    said = narrative(4, "Cups there. A cup holder", path(A, B, C, A, B))
+    found = narrated_phrases(
+        said, (100, 100), find_by_pattern, MentionFinder([CUP, BIRD]), PhrasesParams(**PARAMS)
+    )
+    assert [(p.text, p.category_id, p.sentence) for p in found] == [
+        ("cups", 1, "Cups there."),
+        ("cup holder", FREE, "A cup holder"),
+    ]
+    assert found[0].located.box_xyxy.tolist() == pytest.approx([10, 10, 30, 40])
+    assert (found[1].start, found[1].end) == (14, 24)
+    assert found[1].located.window == (2.0, 5.0) and found[1].located.num_points == 12
+
+
+def test_a_name_that_the_parser_takes_for_no_phrase_is_one():
+    said = narrative(4, "seeing cups", path(A, B))
+    found = narrated_phrases(
+        said, (100, 100), lambda text: [], MentionFinder([CUP]), PhrasesParams(**PARAMS)
+    )
+    assert [(p.text, p.category_id) for p in found] == [("cups", 1)]
+
+
+def test_what_was_never_spoken_has_no_box():
+    said = narrative(4, "a cup", path(A, B))
+    said = Narrative("mine", "4", 1, "a bird", said.utterances[1:], said.segments)
+    found = narrated_phrases(
+        said, (100, 100), find_by_pattern, MentionFinder([BIRD]), PhrasesParams(**PARAMS)
+    )
+    assert [p.located.reason for p in found] == [NOT_SPOKEN]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OVIS_WORKERS", "1")
+    params = {"seed": 0, "shards": [0, 1], "phrases": PARAMS}
+    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    download = tmp_path / "data/download"
+    write_json(download / "categories.json", CATEGORIES)
+    for shard, ids in enumerate(([1, 2], [3])):
+        write_images(download / f"images/train/{shard}.parquet", map(make_image, ids))
+    return tmp_path
+
+
+def run(folder, *shards: list[Narrative]) -> dict:
+    for shard, narratives in enumerate(shards):
+        write_narratives(folder / f"data/download/narratives/train/{shard}.jsonl", narratives)
+    stage.main()
+    return read_json(folder / "data/phrases/annotations.json")
+
+
+def test_the_stage_writes_labels_lineage_counts_and_a_montage(workplace):
+    first = narrative(1, "a disc and two box", path(A, A, B, C, B))
+    second = narrative(3, "some line under a pale moon", path(A, A, B, C, B, A))
+    content = run(workplace, [first], [second])
+    assert [image["id"] for image in content["images"]] == [1, 2, 3]
+    disc, boxes = content["annotations"]  # the line's class is excluded, the moon none
+    assert (disc["image_id"], disc["category_id"], disc["iscrowd"]) == (1, 3, 0)
+    assert disc["bbox"] == pytest.approx([6.4, 6.4, 12.8, 19.2], abs=0.01)
+    assert "segmentation" not in disc and disc["area"] == pytest.approx(245.76, abs=0.5)
+    assert (boxes["category_id"], boxes["iscrowd"]) == (5, 1)
+    table = pq.read_table(workplace / "data/phrases/phrases.parquet").to_pylist()
+    assert [row["phrase"] for row in table] == ["disc", "box", "line", "pale moon"]
+    assert table[disc["phrase"]]["seconds_from"] == 0.0 and table[0]["points"] == 8
+    metrics = read_json(workplace / "data/phrases/metrics.json")
+    assert metrics["narratives"] == 2 and metrics["phrases"] == 4
+    assert metrics["labels"] == {"base": 1, "novel": 0, "all": 1} and metrics["crowds"] == 1
+    frequencies = (workplace / "data/phrases/frequencies.csv").read_text().splitlines()
+    assert frequencies[0] == "phrase,category,count,boxes" and "pale moon,,1,1" in frequencies
+    montage = (workplace / "data/phrases/montage.png").read_bytes()
+    assert montage[:4] == b"\x89PNG"
+    run(workplace, [first], [second])
+    assert (workplace / "data/phrases/montage.png").read_bytes() == montage
+
+
+def test_where_nobody_pointed_there_is_no_phrase(workplace):
+    content = run(workplace, [], [])
+    assert content["annotations"] == [] and len(content["images"]) == 3
+    assert read_json(workplace / "data/phrases/metrics.json")["narratives"] == 0
+    assert isinstance(make_image(1), EncodedImage)
+
+
+def test_several_things_may_be_taken_for_one(workplace):
+    YAML(typ="safe").dump(
+        {"seed": 0, "shards": [0, 1], "phrases": PARAMS | {"several": "box"}},
+        workplace / "params.yaml",
+    )
+    content = run(workplace, [narrative(1, "two disc", path(A, B))], [])
+    assert [a["iscrowd"] for a in content["annotations"]] == [0]
