@@ -82,7 +82,7 @@ def test_points_of_a_file_are_crossed_with_the_grid_and_completed(project):
 def test_a_point_of_a_file_may_extend_a_profile_and_replace_a_mapping(project):
     (project / "experiments").mkdir()
     (project / "experiments/other.yaml").write_text(
-        "activation: {rounds: 7}\nboxes: !replace {kept: 3, by: {score: 1}}\n"
+        "activation: {rounds: 7}\npseudo_boxes: !replace {kept: 3, by: {score: 1}}\n"
     )
     file = project / "points.yaml"
     file.write_text(
