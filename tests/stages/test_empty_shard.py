@@ -108,6 +108,7 @@ def test_empty_shards_go_through_every_stage_and_change_nothing(project, run):
         ):
             content = (project / "data" / path).read_bytes()
             assert written.setdefault(path, content) == content
+    run("supervision", "pseudo_masks")
     for stage in ("detector", "finetune"):
         run(stage)
         assert (project / f"data/{stage}/model.safetensors").is_file()

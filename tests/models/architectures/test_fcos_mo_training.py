@@ -15,7 +15,7 @@ from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device
 from stages.common.runtime.params import read_section
 from stages.common.runtime.processes import run_in_processes
-from stages.common.runtime.storage import read_json, read_tensors
+from stages.common.runtime.storage import read_json, read_tensors, write_json
 from stages.detector.params import DetectorParams
 from stages.evaluation.average_precision import KINDS, average_precision, precision_table
 from stages.evaluation.protocols import Trial
@@ -34,10 +34,11 @@ from tests.models.detection.test_architectures import OUTPUTS, check_that_it_res
 from tests.support.tiny_detector import (
     TRAINING,
     annotate,
+    choose,
     draw,
+    learned_from,
     make_image,
     make_repository,
-    supervision,
 )
 from tests.support.tiny_fcos_mo import LOSSES, NETWORK, RESNET, tiny_fcos_mo
 
@@ -165,13 +166,13 @@ def test_it_trains_in_parts(repository, monkeypatch, parts):
 
 
 def test_masks_that_no_process_has_move_no_weight(repository, monkeypatch):
-    yaml, path = YAML(typ="safe"), Path("params.yaml")
-    params = yaml.load(path)
-    boxes = {"class": 1.0, "box": 1.0}
-    params["detector"]["supervision"] = supervision(
-        "pseudo_masks", teaches=boxes, negatives="source"
-    )
-    yaml.dump(params, path)
+    sources = learned_from("phrases", "base_masks", negatives="source")
+    sources["draw"] = "in_turn"
+    for own, fraction in zip(sources["sources"], (0.9, 0.1), strict=True):
+        own["fraction"] = fraction
+        write_json(Path(f"data/supervision/{own['name']}.json"), annotate(IMAGE_IDS))
+    choose("detector", sources)
+    change_training(steps=5)  # the sixth would be of base_masks
     monkeypatch.setattr("sys.argv", ["detector", "--output", "data/one"])
     detector.main()
     monkeypatch.setenv("OVIS_PROCESSES", "2")
