@@ -171,7 +171,7 @@ def profile(name: str) -> None:
 @click.option("--workers", type=click.IntRange(1, 128), help="Images at once; 32 by default.")
 def fetch(**options: Any) -> int:
     """Fetch the COCO or Open Images files that params.yaml wants."""
-    return _run_module(_project(), "stages.download.fetch", **options)
+    return _run_module(_project(), "fetch", **options)
 
 
 @app.command()
@@ -196,7 +196,7 @@ def predict(images: str, model: str | None, **options: Any) -> int:
     root = _project()
     from flows.predictor import find
 
-    return _run_module(root, "stages.predict", images, model=find(root, model), **options)
+    return _run_module(root, "predict", images, model=find(root, model), **options)
 
 
 def _run_module(root: Path, module: str, *arguments: str, **options: Any) -> int:

@@ -16,7 +16,7 @@ from flows.graph import DagError, Outcome, Stage
 from flows.resources import CoreBudget, CoresClosedError, DeviceSlots
 from flows.stage import StageFailedError, StageRunner
 
-WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.parallel.num_workers
+WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.runtime.parallel.num_workers
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -18,7 +18,7 @@ SECONDS_BETWEEN_QUERIES = 2
 def default_stages(pool: str) -> int:
     """Return how many stages at once: one per CUDA device, or per two cores where there are none.
 
-    Training keeps two threads busy whatever the machine has (stages/common/seeding.py).
+    Training keeps two threads busy whatever the machine has (stages/common/runtime/seeding.py).
     """
     devices = len(list_devices()) if pool == "gpu" else 0
     return devices or max(1, count_cores() // 2)

@@ -1,7 +1,7 @@
 """A project as DVC sees it: its graph, its stages, its cache.
 
 Only flows/dvc imports DVC. Nothing under `dvc.repo` is a public API, so pyproject.toml pins the
-version, and tests/flows/test_dvc_contract.py names what is used of it.
+version, and tests/flows/dvc/test_dvc_contract.py names what is used of it.
 """
 
 import os
@@ -48,7 +48,7 @@ def share_cache(root: Path, folder: Path) -> None:
     ):
         settings.update(source.config.load_one("local"))
         settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
-    for hidden in folder.glob("*/.dvcignore"):  # claims/.dvcignore says why
+    for hidden in folder.glob("*/.dvcignore"):  # comparators/.dvcignore says why
         hidden.unlink()
 
 

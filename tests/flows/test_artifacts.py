@@ -8,11 +8,11 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-from test_graph import make
 
 from flows import artifacts
 from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.graph import Outcome, Status, Step
+from tests.flows.test_graph import make
 
 
 @pytest.fixture

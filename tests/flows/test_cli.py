@@ -142,15 +142,13 @@ def test_options_are_handed_over_as_given(done, monkeypatch):
     assert main(["fetch", "--workers", "4"]) == 3
     assert main(["fetch"]) == 3
     module, picture, *options = done[0]
-    assert (module, picture) == ("stages.predict", "a b.jpg")
+    assert (module, picture) == ("predict", "a b.jpg")
     found = f"--model={ROOT / 'found' / 'None'}"
     assert options == [found, "--names=a,b", "--min-score=0.5", "--no-overlays"]
-    assert done[1:] == [["stages.download.fetch", "--workers=4"], ["stages.download.fetch"]]
+    assert done[1:] == [["fetch", "--workers=4"], ["fetch"]]
 
 
-@pytest.mark.parametrize(
-    ("command", "module"), [("predict", "stages.predict"), ("fetch", "stages.download.fetch")]
-)
+@pytest.mark.parametrize(("command", "module"), [("predict", "predict"), ("fetch", "fetch")])
 def test_the_options_are_those_of_the_module(command, module, capsys):
     own = subprocess.check_output([sys.executable, "-m", module, "--help"], cwd=ROOT, text=True)
     assert main([command, "--help"]) == 0

@@ -4,9 +4,9 @@ import threading
 import time
 
 import pytest
-from toy import wait_until
 
 from flows.resources import DeviceSlots, list_devices
+from tests.support.toy import wait_until
 
 
 @pytest.mark.parametrize(
