@@ -16,7 +16,7 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test test-agents agents-demo lint docs deps verify readme
+.PHONY: help repro plan predict profile fetch test test-agents agents-demo lint docs deps verify readme schema
 .PHONY: sweep claims pools agent bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
 
 help: ## list these commands
@@ -66,6 +66,9 @@ verify: $(PROGRAM) ## hash all results, and their copies in the cache, anew; com
 
 readme: $(PROGRAM) ## write the generated tables of README.md and docs/ anew: results, labels, claims, reruns
 	@$(BIN)/ovis-dag readme
+
+schema: $(PROGRAM) ## write the schemas of params.yaml and profiles, and the table in docs/params.md
+	@$(BIN)/ovis-dag schema
 
 sweep: $(PROGRAM) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel
 	@$(BIN)/ovis-dag sweep $(foreach axis,$(SET),-S '$(axis)') $(OPTIONS)

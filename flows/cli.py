@@ -315,6 +315,12 @@ def readme() -> None:
 
 
 @app.command()
+def schema() -> int:
+    """Write the schemas of params.yaml and profiles, and their page."""
+    return _run_module(_project(), "stages.schema")
+
+
+@app.command()
 @click.option("--write/--check", required=True, help="Rewrite dvc.yaml, or fail if it differs.")
 def deps(write: bool) -> int:
     """Check, or write, the source files among dvc.yaml's deps."""

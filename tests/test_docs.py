@@ -47,7 +47,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 def prose(path: Path) -> str:
     """Return a page without its generated tables."""
     text = path.read_text(encoding="utf-8")
-    for name in TABLES:
+    for name in (*TABLES, "params"):
         text = place(name).sub("", text)
     return text
 
