@@ -16,20 +16,20 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test test-agents agents-demo lint docs deps verify readme schema
-.PHONY: sweep claims pools agent bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
+.PHONY: help repro plan predict profile fetch test test-workers workers-demo lint docs verify readme schema
+.PHONY: sweep claims pools worker bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-repro: $(PROGRAM) ## run the experiment, as far as it is not done; POOL=1: on agents
+repro: $(PROGRAM) ## run the experiment, as far as it is not done; POOL=1: on workers
 	@$(BIN)/ovis-dag run $(if $(POOL),--pools)
 
 plan: $(PROGRAM) ## say what `make repro` would run, and why; run nothing
 	@$(BIN)/ovis-dag plan
 
-predict: $(PROGRAM) ## PICTURES=folder NAMES="cup,red car": find and outline objects in new pictures
-	@$(BIN)/ovis-dag predict "$(or $(PICTURES),$(error PICTURES is missing: make predict PICTURES=folder NAMES="a,b"))" \
+predict: $(PROGRAM) ## IMAGES=folder NAMES="cup,red car": find and outline objects in new images
+	@$(BIN)/ovis-dag predict "$(or $(IMAGES),$(error IMAGES is missing: make predict IMAGES=folder NAMES="a,b"))" \
 		$(if $(NAMES),--names "$(NAMES)") $(if $(MODEL),--model "$(MODEL)")
 
 profile: $(PROGRAM) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
@@ -40,14 +40,14 @@ fetch: $(PROGRAM) ## fetch the COCO or Open Images files that params.yaml calls 
 		$(if $(WORKERS),--workers $(WORKERS))
 
 test: $(PROGRAM) ## run all tests on two workers; SEED=n: in the order of the run that printed this seed
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not agents" \
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not workers" \
 		$(if $(SEED),--randomly-seed=$(SEED)) tests
 
-test-agents: $(STAMP) ## break a fleet of real processes on loopback, for up to a quarter of an hour
-	@$(BIN)/python -m pytest -m agents tests/flows
+test-workers: $(STAMP) ## break a fleet of real processes on loopback, for up to a quarter of an hour
+	@$(BIN)/python -m pytest -m workers tests/flows
 
-agents-demo: $(STAMP) ## run the smoke profile on a fleet on loopback that loses a machine
-	@$(BIN)/python -m benchmarks.agents_demo
+workers-demo: $(STAMP) ## run the smoke profile on a fleet on loopback that loses a machine
+	@$(BIN)/python -m benchmarks.workers_demo
 
 lint: $(STAMP) ## check style and the layers of imports
 	@$(BIN)/ruff check .
@@ -57,9 +57,6 @@ lint: $(STAMP) ## check style and the layers of imports
 docs: $(STAMP) ## build the pages of docs/ as a site in site/; broken links are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
-
-deps: $(PROGRAM) ## write each stage's source files into its deps in dvc.yaml
-	@$(BIN)/ovis-dag deps --write
 
 verify: $(PROGRAM) ## hash all results, and their copies in the cache, anew; compare with dvc.lock
 	@$(BIN)/ovis-dag verify
@@ -82,13 +79,13 @@ bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes
 bench-flow: $(STAMP) ## measure what the flow costs over plain `dvc repro`
 	@$(BIN)/python -m benchmarks.flow
 
-bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 pictures (hours)
+bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 images (hours)
 	@$(BIN)/python -m benchmarks.memory
 
 bench-photographs: $(STAMP) ## measure what photographs of 24 megapixels cost
 	@$(BIN)/python -m benchmarks.photographs
 
-cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPU agents
+cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPU workers
 	@$(BIN)/python -m benchmarks.cost
 
 ui: $(PROGRAM) ## open the MLflow page on http://127.0.0.1:5000
@@ -97,8 +94,8 @@ ui: $(PROGRAM) ## open the MLflow page on http://127.0.0.1:5000
 pools: $(PROGRAM) ## make work pools and deployments on the Prefect server of PREFECT_API_URL
 	@$(BIN)/ovis-dag pools
 
-agent: $(PROGRAM) ## POOL=gpu: make this clone an agent of that pool, until it is stopped
-	@exec $(BIN)/ovis-dag agent --pool $(or $(POOL),$(error POOL is missing: make agent POOL=gpu))
+worker: $(PROGRAM) ## POOL=gpu: make this clone a worker of that pool, until it is stopped
+	@exec $(BIN)/ovis-dag worker --pool $(or $(POOL),$(error POOL is missing: make worker POOL=gpu))
 
 prefect: $(PROGRAM) ## open Prefect's pages on http://127.0.0.1:4200
 	@exec $(BIN)/ovis-dag prefect

@@ -1,4 +1,4 @@
-"""What people see of an execution on Prefect's pages: tables, the graph, pictures and progress."""
+"""What people see of an execution on Prefect's pages: tables, the graph, images and progress."""
 
 import base64
 import re
@@ -44,7 +44,7 @@ def show_plan(steps: list[Step]) -> None:
 
 
 def show_outcomes(root: Path, steps: list[Step], outcomes: list[Outcome]) -> None:
-    """Show what happened, the results, and the pictures that are there."""
+    """Show what happened, the results, and the images that are there."""
     create_table_artifact(
         key="stages",
         table=[{"stage": o.stage, "outcome": o.outcome, "seconds": o.seconds} for o in outcomes],
@@ -59,10 +59,10 @@ def show_outcomes(root: Path, steps: list[Step], outcomes: list[Outcome]) -> Non
     for step in steps:
         for output in step.stage.outputs if step.stage.name in done else ():
             if output.endswith(".png") and (root / output).is_file():
-                _show_picture(root, step.stage.name, output)
+                _show_image(root, step.stage.name, output)
 
 
-def _show_picture(root: Path, stage: str, path: str) -> None:
+def _show_image(root: Path, stage: str, path: str) -> None:
     """Show a small copy that needs no server of files, and say where the original is."""
     url = _preview(root / path)
     if url:
@@ -71,7 +71,7 @@ def _show_picture(root: Path, stage: str, path: str) -> None:
 
 
 def _preview(path: Path) -> str | None:
-    """Return a data URL of the picture as JPEG, or None for what is no picture."""
+    """Return a data URL of the image as JPEG, or None if the bytes are no image."""
     pixels = cv2.imread(str(path))
     if pixels is None:
         return None
@@ -123,5 +123,5 @@ class StageProgress:
 
 
 def _legal(key: str) -> str:
-    """Return the key with what Prefect refuses replaced: `boxes@0` becomes `boxes-0`."""
+    """Return a key that Prefect accepts: `pseudo_boxes@0` becomes `pseudo-boxes-0`."""
     return re.sub(r"[^a-z0-9-]+", "-", key.lower())

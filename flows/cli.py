@@ -321,22 +321,10 @@ def schema() -> int:
 
 
 @app.command()
-@click.option("--write/--check", required=True, help="Rewrite dvc.yaml, or fail if it differs.")
-def deps(write: bool) -> int:
-    """Check, or write, the source files among dvc.yaml's deps."""
-    root = _project()
-    from flows.closure import check_deps, write_deps
-
-    problems = (write_deps if write else check_deps)(root)
-    print("\n".join(problems) or "dvc.yaml: the deps of every stage are its import closure")
-    return int(bool(problems) and not write)
-
-
-@app.command()
 def pools() -> None:
     """Make work pools and deployments on a Prefect server."""
     root = _project()
-    from flows.agents.pools import make_pools
+    from flows.workers.pools import make_pools
 
     print("\n".join(make_pools(root)))
 
@@ -345,10 +333,10 @@ def pools() -> None:
 @click.option("--pool", required=True, help="cpu or gpu.")
 @click.option("--name", help="As shown in Prefect; by default host, pool and PID.")
 @click.option("--stages", type=click.IntRange(min=1), help="How many at once.")
-def agent(pool: str, name: str | None, stages: int | None) -> None:
+def worker(pool: str, name: str | None, stages: int | None) -> None:
     """Run stages of one pool in this clone until it is stopped."""
     root = _project()
-    from flows.agents.worker import become_worker
+    from flows.workers.worker import become_worker
 
     become_worker(root, pool, name, stages)
 

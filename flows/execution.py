@@ -63,14 +63,14 @@ def require_fleet(root: Path) -> None:
     Raises:
         ValueError: they could not do what this working tree says.
     """
-    from flows.agents.request import take_snapshot
     from flows.dvc.project import load_graph
     from flows.dvc.remote import check_remote
+    from flows.workers.request import take_snapshot
 
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
     commit = take_snapshot(root, load_graph(root)).commit
-    print(f"Agents work at commit {commit[:12]}, with results through {check_remote(root)}")
+    print(f"Workers work at commit {commit[:12]}, with results through {check_remote(root)}")
 
 
 def _unchanged(steps: list[Step]) -> list[Outcome]:
@@ -82,8 +82,8 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     if not failed:
         print("\n" + results_table(read_results(root)))
-    pictures = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
-    print(f"\nPictures  {'  '.join(path for path in pictures if (root / path).is_file()) or '–'}")
+    images = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
+    print(f"\nImages  {'  '.join(path for path in images if (root / path).is_file()) or '–'}")
     print(f"Metrics   {MLFLOW_PAGE}")
     if all(outcome.outcome == "unchanged" for outcome in outcomes):
         print(f"Nothing to do: all {len(outcomes)} stages and shards are up to date", end=" ")

@@ -13,7 +13,6 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.agents.coordinator import Fleet
 from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
@@ -25,6 +24,7 @@ from flows.server import outlives_this_process
 from flows.stage import StageFailedError
 from flows.table import summarize_plan
 from flows.tracking import PREFECT_LINK_TAG, Tracking
+from flows.workers.coordinator import Fleet
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
 
@@ -64,7 +64,7 @@ def experiment(
 ) -> State:
     """Bring the targets (all stages by default) and their upstream up to date, and publish.
 
-    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final
+    Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
     state carries the list of `Outcome`; it is failed if any stage failed.
     """
     folder = Path(root)
@@ -79,7 +79,7 @@ def experiment(
 
 
 def _fleet(root: Path) -> Fleet:
-    from flows.agents.dispatch import PrefectDispatcher  # most executions are spared its imports
+    from flows.workers.dispatch import PrefectDispatcher  # most executions are spared its imports
 
     return Fleet(root, PrefectDispatcher())
 

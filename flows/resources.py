@@ -2,7 +2,7 @@
 
 A stage says in dvc.yaml how many cores it keeps busy and starts when they are free: two trainings
 that each take all cores ran five times slower side by side than one after the other. A device is
-held by a lock on a file. So flows and agents that share a machine share its devices, and a process
+held by a lock on a file. So flows and workers that share a machine share its devices, and a process
 that is killed gives its own back.
 """
 

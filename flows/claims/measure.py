@@ -89,11 +89,11 @@ def seed_points(root: Path, seed: int) -> dict[str, Point]:
     """Return the points of a seed by arm: the experiment, and what is changed of it."""
     comparators = YAML(typ="safe").load(root / PIPELINE)["stages"]
     compared = tuple(f"{PIPELINE}:{name}" for name in comparators)
-    targets = {"own": ("quality", "evaluation", *compared)}
+    targets = {"own": ("label_quality", "evaluation", *compared)}
     points = {}
     for arm, changes in ARMS.items():
         values = {**seed_params(seed), **changes}
-        points[arm] = Point(point_name(values), values, targets.get(arm, ("quality",)))
+        points[arm] = Point(point_name(values), values, targets.get(arm, ("label_quality",)))
     return points
 
 

@@ -41,19 +41,26 @@ def test_plan_is_a_table_and_a_graph(shown):
     assert "```mermaid" in shown[1][2]["markdown"]
 
 
-def test_pictures_are_shown_small_without_a_file_server(shown, tmp_path):
-    paths = ("data/quality/montage.png", "data/quality/odd.png", "data/quality/m.json")
-    (tmp_path / "data/quality").mkdir(parents=True)
+def test_images_are_shown_small_without_a_file_server(shown, tmp_path):
+    paths = (
+        "data/label_quality/montage.png",
+        "data/label_quality/odd.png",
+        "data/label_quality/m.json",
+    )
+    (tmp_path / "data/label_quality").mkdir(parents=True)
     cv2.imwrite(str(tmp_path / paths[0]), np.full((300, 1800, 3), 200, np.uint8))
-    (tmp_path / paths[1]).write_text("no picture")
+    (tmp_path / paths[1]).write_text("no image")
     steps = [
-        Step(replace(make("quality"), outputs=paths), Status.MUST_RUN),
+        Step(replace(make("label_quality"), outputs=paths), Status.MUST_RUN),
         Step(replace(make("lost"), outputs=paths), Status.MUST_RUN),
     ]
-    outcomes = [Outcome("quality", "quality", "executed"), Outcome("lost", "lost", "failed")]
+    outcomes = [
+        Outcome("label_quality", "label_quality", "executed"),
+        Outcome("lost", "lost", "failed"),
+    ]
     show_outcomes(tmp_path, steps, outcomes)
     ((_, _, image),) = (call for call in shown if call[0] == "image")
-    assert image["key"] == "quality-montage"
+    assert image["key"] == "label-quality-montage"
     head, _, encoded = image["image_url"].partition(",")
     assert head == "data:image/jpeg;base64"
     jpeg = np.frombuffer(base64.b64decode(encoded), np.uint8)
@@ -69,12 +76,12 @@ LINES = [
 
 
 def test_progress_lines_become_one_artifact(shown):
-    progress = StageProgress("boxes@0", seconds_between=0)
+    progress = StageProgress("pseudo_boxes@0", seconds_between=0)
     for line in LINES:
         progress.see(line)
     assert [kind for kind, *_ in shown] == ["progress", "update", "update"]
     assert shown[0][1] == (25.0,)
-    assert shown[0][2]["key"] == "progress-boxes-0"
+    assert shown[0][2]["key"] == "progress-pseudo-boxes-0"
     assert shown[0][2]["description"] == "wspn, classify: 10/40, 1.0/s, 30 s left"
     assert [call[1][1] for call in shown[1:]] == [50.0, 100.0]
 
