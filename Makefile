@@ -16,7 +16,7 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test test-workers workers-demo lint docs verify readme schema
+.PHONY: help repro plan predict profile fetch test test-workers workers-demo lint types docs verify readme schema
 .PHONY: sweep claims pools worker bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
 
 help: ## list these commands
@@ -53,6 +53,9 @@ lint: $(STAMP) ## check style and the layers of imports
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-cache
+
+types: $(STAMP) ## check types; what changed takes seconds, all of it a minute
+	@$(BIN)/mypy
 
 docs: $(STAMP) ## build the pages of docs/ as a site in site/; broken links are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -108,7 +111,7 @@ lock: $(UV) ## pin the newest packages that pyproject.toml allows, and those of 
 
 clean: ## remove the environment, results, caches and what flows keep
 	rm -rf $(VENV) site .prefect .flows .resume .sweeps mlflow.db* mlruns .dvc/cache .dvc/tmp
-	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
 	git worktree prune
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find benchmarks comparators fetch flows predict stages tests -name __pycache__ -exec rm -rf {} +

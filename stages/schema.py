@@ -47,7 +47,7 @@ def make_schema(params: dict[str, Any], comments: dict[str, str]) -> dict[str, A
         params: the content of params.yaml.
         comments: what is said of each dotted key.
     """
-    sections = {
+    sections: dict[str, Any] = {
         name: (_variants(section_model(name)), ...)
         for name in params
         if name not in TopLevel.model_fields
@@ -66,14 +66,11 @@ def _variants(model: type[Section]) -> Any:
     """Return the model, or one of several of which the key `architecture` decides."""
     if not issubclass(model, StartParams):
         return model
-    variants = [
-        create_model(
-            f"{model.__name__}_{name}",
-            __base__=model.fitting({"architecture": name}),
-            architecture=(Literal[name], ...),
-        )
-        for name in architectures()
-    ]
+    variants = []
+    for name in architectures():
+        own: dict[str, Any] = {"architecture": (Literal[name], ...)}
+        base = model.fitting({"architecture": name})
+        variants.append(create_model(f"{model.__name__}_{name}", __base__=base, **own))
     return Annotated[Union[*variants], Field(discriminator="architecture")]
 
 
@@ -113,7 +110,7 @@ def walk(
     """
     defs = schema.get("$defs", {})
     choices = [own["properties"] for own in _choices(node or schema, defs) if "properties" in own]
-    properties = next((own for own in choices if _is_for(own, params)), {})
+    properties: dict[str, Any] = next((own for own in choices if _is_for(own, params)), {})
     for key, own in properties.items():
         if key not in params:
             continue
@@ -150,7 +147,7 @@ def read_comments(path: Path) -> dict[str, str]:
 
 
 def _comments(
-    node: Node, lines: list[str], prefix: str, shared: str | None
+    node: MappingNode, lines: list[str], prefix: str, shared: str | None
 ) -> Iterator[tuple[str, str]]:
     for key, value in node.value:
         comment = shared if node.flow_style else _comment(key, value, lines)
