@@ -94,11 +94,9 @@ def find_declared(stage: str) -> Declared:
         dep if isinstance(dep, str) else next(iter(dep)) for dep in entry.get("deps", [])
     ]
     keys = entry.get("params", [])
-    files: list[str] = [
-        file for key in keys if isinstance(key, dict) for file in key
-    ]  # each as a whole
+    whole: list[str] = [file for key in keys if isinstance(key, dict) for file in key]
     paths = [
-        REFERENCE.sub(lambda found: str(_look_up(known, found[1])), path) for path in deps + files
+        REFERENCE.sub(lambda found: str(_look_up(known, found[1])), path) for path in deps + whole
     ]
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:

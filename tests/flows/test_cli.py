@@ -59,7 +59,7 @@ def complete(words: str, folder: Path = ROOT) -> list[str]:
         check=True,
     )
     assert found.stderr == ""
-    return [line.partition(",")[2] for line in found.stdout.splitlines()]
+    return [line.partition(",")[2] for line in found.stdout.split()]
 
 
 def test_the_installed_program_is_this_command_line():

@@ -166,9 +166,9 @@ class Network(Detector):
         ]
 
 
-def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNetwork:
+def _proposal_network(params: NetworkParams, backbone: Backbone) -> ProposalNetwork:
     proposals = params.proposals
-    per_level = [(side,) for side in proposals.anchor_sizes]
+    per_level: list[tuple[float, ...]] = [(side,) for side in proposals.anchor_sizes]
     if params.backbone.kind == "resnet50_c4":
         per_level = [tuple(proposals.anchor_sizes)]
     ratios = (tuple(proposals.aspect_ratios),) * len(per_level)
@@ -194,7 +194,7 @@ def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNet
 def _region_heads(
     params: NetworkParams,
     embeddings: torch.Tensor,
-    backbone: nn.Module,
+    backbone: Backbone,
     region_stage: nn.Module | None,
 ) -> RegionHeads:
     """Build the heads of a pyramid or, with a stage that is left to the regions, those of C4."""
