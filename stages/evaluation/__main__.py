@@ -73,10 +73,10 @@ def main() -> None:
         predictions = output / f"predictions_{name}.json"
         write_results(predictions, params.split, trials[0].image_ids, found[0])
         if not annotated:
-            metrics[name] = unannotated.make_metrics(found[0], len(truth["images"]))
+            metrics[name] = unannotated.evaluation_metrics(found[0], len(truth["images"]))
             continue
         scores[name] = summary.score(trials, found, params, truth)
-        metrics[name] = summary.make_metrics(scores[name])
+        metrics[name] = summary.evaluation_metrics(scores[name])
         if name == training_model and is_annotated(TRAINING_TRUTH):
             metrics[name]["training_objects"] = _measure_training(predictor, params, seed)
     write_json(output / "metrics.json", metrics)
