@@ -58,9 +58,9 @@ def main() -> int:
         for image, found in zip(batch, results, strict=True):
             _add(content, image, found)
             if options.overlays:
-                words = dict(enumerate(names, 1))
+                by_id = dict(enumerate(names, 1))
                 path = options.output / "overlays" / image.name
-                write_overlay(path, draw_overlay(image.image, found, words))
+                write_overlay(path, draw_overlay(image.image, found, by_id))
     content["broken"] = list(broken.values())
     write_json(options.output / "predictions.json", content, indent=None)
     _report(content, options.output, seconds)

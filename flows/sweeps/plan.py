@@ -68,7 +68,7 @@ class SweepPlan:
 
     def table(self) -> str:
         """Return one line of counts per group of shards."""
-        rows = [("stage", "in all points", "distinct", "cached", "to run")]
+        rows: list[tuple[str, ...]] = [("stage", "in all points", "distinct", "cached", "to run")]
         rows += [(group, *map(str, counts)) for group, counts in self.counts().items()]
         return align(rows, right=range(1, 5))
 

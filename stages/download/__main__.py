@@ -97,6 +97,7 @@ def write_split(
 def look_up_all(source: Source) -> dict[str, SplitReport]:
     """Return what is known before an image is read; the source must have tables."""
     reports = empty_reports(source)
+    assert source.look_up is not None
     for split in SPLITS:
         found = map_in_order(source.look_up, source.tasks[split], num_workers())
         for outcome in track(found, f"look up {split}", len(source.tasks[split])):

@@ -6,7 +6,7 @@ captions, later with pseudo-labels), `val` and `test`. Ground truth is COCO's in
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from stages.common.formats.categories import Category
 from stages.common.formats.images import EncodedImage
@@ -19,7 +19,12 @@ CAPTIONED = frozenset({"pairs", "train"})
 class Task(Protocol):
     """What has to be known to make one example; small, as every one of a split is in memory."""
 
-    image_id: int
+    @property
+    def image_id(self) -> int:
+        """Of the image; tasks of a split are in its order."""
+
+
+TaskType = TypeVar("TaskType", bound=Task)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Leaked:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(Generic[TaskType]):
     """A data set.
 
     Attributes:
@@ -91,17 +96,17 @@ class Source:
     """
 
     categories: tuple[Category, ...]
-    tasks: Mapping[str, Sequence[Task]]
-    make: Callable[[Task], Example | Skipped]
-    look_up: Callable[[Task], Listed | Skipped] | None = None
+    tasks: Mapping[str, Sequence[TaskType]]
+    make: Callable[[TaskType], Example | Skipped]
+    look_up: Callable[[TaskType], Listed | Skipped] | None = None
     ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
     annotated: bool = True
     ancestors: Mapping[int, Collection[int]] = field(default_factory=dict)
 
 
 def group_by_file(
-    tasks: Mapping[str, Sequence[Task]], shards: list[int], shard_images: int
-) -> dict[str, dict[str, Sequence[Task]]]:
+    tasks: Mapping[str, Sequence[TaskType]], shards: list[int], shard_images: int
+) -> dict[str, dict[str, Sequence[TaskType]]]:
     """Return split → name of an image file, "test" or "train/0" say → its tasks, in their order.
 
     `shard_images` consecutive ids, counted from 0, fall in one shard of train, so that a new
@@ -112,8 +117,10 @@ def group_by_file(
     """
     if shards != list(range(len(shards))):
         raise ValueError(f"params.yaml: shards: expected [0, 1, …, n - 1] in order, found {shards}")
-    files = {split: {split: tasks[split]} for split in SPLITS}
-    files["train"] = {f"train/{shard}": [] for shard in shards}
+    train: dict[str, list[TaskType]] = {f"train/{shard}": [] for shard in shards}
     for task in tasks["train"]:
-        files["train"][f"train/{task.image_id // shard_images % len(shards)}"].append(task)
-    return files
+        train[f"train/{task.image_id // shard_images % len(shards)}"].append(task)
+    files: dict[str, dict[str, Sequence[TaskType]]] = {
+        split: {split: tasks[split]} for split in SPLITS
+    }
+    return {**files, "train": {**train}}

@@ -43,11 +43,11 @@ def read_photograph(path: Path, image_id: int, file_name: str) -> EncodedImage |
         reason = f"JPEG without an end, cut short at {len(encoded)} bytes"
         return Skipped(image_id, str(path), reason)
     try:
-        image_hw = decode_image(encoded, path.name).shape[:2]
+        height, width = decode_image(encoded, path.name).shape[:2]
     except ValueError:
         reason = f"cannot be decoded as an image ({len(encoded)} bytes)"
         return Skipped(image_id, str(path), reason)
-    return EncodedImage(image_id, file_name, *image_hw, encoded)
+    return EncodedImage(image_id, file_name, height, width, encoded)
 
 
 def is_cut_short(encoded: bytes) -> bool:

@@ -6,6 +6,7 @@ twice: of what tables say, before images are read, and of the images.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from stages.common.formats.captions import MentionFinder
 from stages.download.examples import CAPTIONED, SPLITS, Leaked, Listed, Skipped, Source
@@ -62,7 +63,7 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
     because it is a held-out one, `ignored_files` if a folder has files that are not read.
     """
     scored = [category for category in source.categories if category.split != "excluded"]
-    report = {
+    report: dict[str, Any] = {
         "splits": {
             name: {
                 "images": split.num_images,

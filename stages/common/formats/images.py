@@ -84,7 +84,8 @@ def normalise_pixels(images: np.ndarray) -> torch.Tensor:
 
 def write_images(path: Path, images: Iterable[EncodedImage]) -> int:
     """Write one shard, streaming; return how many images it holds."""
-    count, rows = 0, []
+    count = 0
+    rows: list[tuple[int, str, int, int, bytes]] = []
 
     def flush(writer: pq.ParquetWriter) -> None:
         if rows:

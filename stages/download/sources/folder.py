@@ -109,7 +109,8 @@ def read_names(path: Path) -> tuple[Category, ...]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: not found; {LAYOUT}")
-    categories, owners = [], {}
+    categories: list[Category] = []
+    owners: dict[str, str] = {}
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     for number, line in enumerate(lines, 1):
         name, _, others = line.partition(":")
@@ -199,4 +200,5 @@ def _upright(image: EncodedImage) -> EncodedImage:
         return image
     quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
     turned = cv2.imencode(".jpg", upright[..., ::-1], quality)[1].tobytes()
-    return EncodedImage(image.image_id, image.file_name, *upright.shape[:2], turned)
+    height, width = upright.shape[:2]
+    return EncodedImage(image.image_id, image.file_name, height, width, turned)

@@ -295,7 +295,7 @@ class StartParams(Section):
                 "imagenet.weights: is null, but init asks for it; set the path of torchvision's"
                 " resnet50-*.pth, or init to random"
             )
-        if self.init == "random" and getattr(backbone, "frozen_stages", 0):
+        if self.init == "random" and getattr(backbone, "frozen_stages", False):
             raise ValueError(
                 "network.backbone.frozen_stages: would keep random weights as they are; set it to"
                 " 0, or init to imagenet"

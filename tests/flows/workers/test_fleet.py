@@ -112,12 +112,12 @@ def test_two_workers_give_the_bytes_of_a_local_run(fleet, project):
 def test_other_branches_go_on_when_a_stage_fails_and_it_alone_is_made_again(fleet, project):
     failing = project.mark("fail.side")
     worker(fleet, project, "one")
-    output = end(start(fleet, project, "--targets", "side", "cut"))
+    output = end(start(fleet, project, "side", "cut"))
     assert "exit code 1" in output, output
     assert re.search(r"side failed(.|\n)*the disk is on fire", output)
     assert project.ran() == ["cut 0", "cut 1", "download", "side"]  # each once
     failing.unlink()
-    output = end(start(fleet, project, "--targets", "side", "cut"))
+    output = end(start(fleet, project, "side", "cut"))
     assert "exit code 0" in output, output
     assert project.ran() == ["side"]
 
@@ -125,7 +125,7 @@ def test_other_branches_go_on_when_a_stage_fails_and_it_alone_is_made_again(flee
 def test_a_lost_machine_is_noticed_and_its_stage_runs_elsewhere(fleet, project):
     project.mark("slow.download", "600")
     doomed = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(doomed, project, "download")
     doomed.kill(with_children=True)
     lost = time.monotonic()
@@ -153,7 +153,7 @@ def read_until(process, text: str) -> str:
 def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
     project.mark("slow.download", "10")
     doomed = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(doomed, project, "download")
     doomed.kill(with_children=False)
     output = end(process)
@@ -164,7 +164,7 @@ def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
 def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it(fleet, project):
     project.mark("slow.download", "600")
     leaving = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(leaving, project, "download")
     stage = stage_processes(leaving, "download")
     assert leaving.stop()
@@ -180,7 +180,7 @@ def test_a_stage_survives_a_restart_of_the_server(fleet, project):
     """The stage ends while there is no server."""
     project.mark("slow.download", "10")
     machine = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "cut")
+    process = start(fleet, project, "cut")
     until_it_runs(machine, project, "download")
     fleet.server.stop()
     time.sleep(SERVER_IS_AWAY)
@@ -194,11 +194,11 @@ def test_a_stage_survives_a_restart_of_the_server(fleet, project):
 def test_a_killed_coordinator_finds_its_stage_again(fleet, project):
     project.mark("slow.download", "30")
     machine = worker(fleet, project, "one")
-    first = start(fleet, project, "--targets", "download")
+    first = start(fleet, project, "download")
     until_it_runs(machine, project, "download")
     first.kill()
     first.communicate()
-    output = end(start(fleet, project, "--targets", "download"))
+    output = end(start(fleet, project, "download"))
     assert "exit code 0" in output, output
     assert project.ran() == ["download"]
 
@@ -208,9 +208,9 @@ def test_a_stage_that_two_coordinators_want_is_made_once(fleet, project):
     other = Toy(project.root.parent / "other")
     shutil.copytree(project.root, other.root)
     machine = worker(fleet, project, "one")
-    both = [start(fleet, project, "--targets", "download")]
+    both = [start(fleet, project, "download")]
     until_it_runs(machine, project, "download")
-    both.append(start(fleet, other, "--targets", "download"))
+    both.append(start(fleet, other, "download"))
     try:
         for output in map(end, both):
             assert "exit code 0" in output, output
@@ -223,7 +223,7 @@ def test_a_stage_that_two_coordinators_want_is_made_once(fleet, project):
 def test_a_stopped_coordinator_stops_its_stages(fleet, project):
     project.mark("slow.download", "600")
     machine = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(machine, project, "download")
     process.terminate()
     assert "run the same again to go on from here" in end(process, 60)
@@ -233,7 +233,7 @@ def test_a_stopped_coordinator_stops_its_stages(fleet, project):
 def test_a_stage_that_a_person_cancels_is_not_made_again(fleet, project):
     project.mark("slow.download", "600")
     machine = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(machine, project, "download")
     command = [sys.executable, "-c", CANCEL]
     subprocess.run(command, env=fleet.environment, check=True)
@@ -246,16 +246,16 @@ def test_a_stage_that_a_person_cancels_is_not_made_again(fleet, project):
 
 def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):
     worker(fleet, project, "one")
-    busy = start(fleet, project, "--targets", "download")
+    busy = start(fleet, project, "download")
     assert "exit code 0" in end(busy)
     hold = project.mark("hold.side")
     other = Toy(project.root.parent / "other")
     shutil.copytree(project.root, other.root)
-    busy = start(fleet, other, "--targets", "side")
+    busy = start(fleet, other, "side")
     wait_until(lambda: "side" in (project.root / "runs.log").read_text())
     more = {"TOY_FOLDER": str(project.root), "OVIS_THREADS": "3"}
     unfit = fleet.add_worker(project.root, "two", "cpu", **more)
-    process = start(fleet, project, "--targets", "cut@0")
+    process = start(fleet, project, "cut@0")
     try:
         output = read_until(process, "has left the pool")
         assert unfit.process.wait(60) == 1
@@ -267,7 +267,8 @@ def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):
     assert "exit code 0" in output, output
     assert "executed on one-cpu" in output
     last = unfit.log.read_text().splitlines()[-1]
-    assert re.search(r"^flows: worker two-cpu has left pool .*OVIS_THREADS 3 \(coordinator: ", last)
+    left = r"^ovis-dag: worker two-cpu has left pool .*OVIS_THREADS 3 \(coordinator: "
+    assert re.search(left, last)
 
 
 def test_a_disk_that_fills_up_under_a_stage(fleet, project):
@@ -282,7 +283,7 @@ def test_a_disk_that_fills_up_under_a_stage(fleet, project):
     try:
         project.mark("slow.download", "10")
         machine = worker(fleet, project, "one")
-        process = start(fleet, project, "--targets", "download")
+        process = start(fleet, project, "download")
         until_it_runs(machine, project, "download")
         with pytest.raises(OSError, match="No space left"), (small / ".flows/full").open("wb") as f:
             while True:

@@ -66,5 +66,5 @@ def test_a_worker_of_a_pool_that_is_not_there_is_told_so(tmp_path, monkeypatch, 
     code, output = python(tmp_path, "-m", "flows", "worker", "--pool", "none")
     assert (code, output) == (
         2,
-        "flows: Prefect's server has no pool ovis-dag-none; `make pools` makes it\n",
+        "ovis-dag: Prefect's server has no pool ovis-dag-none; `make pools` makes it\n",
     )

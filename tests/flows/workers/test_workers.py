@@ -264,7 +264,7 @@ def test_a_missing_remote_is_told_before_anything_starts(toy):
     code, output = toy.call("-m", "flows", "run", "--pools", **nobody)
     assert (code, output.strip()) == (
         1,
-        f"flows: DVC remote {store(toy)}: there is no folder {store(toy)}; mount or make it",
+        f"ovis-dag: DVC remote {store(toy)}: there is no folder {store(toy)}; mount or make it",
     )
 
 
