@@ -13,7 +13,13 @@ from types import FrameType
 
 from flows.dvc.remote import result_key
 from flows.graph import DagError, Outcome, Stage
-from flows.resources import CoreBudget, CoresClosedError, DeviceSlots
+from flows.resources import (
+    CoreBudget,
+    CoresClosedError,
+    DeviceError,
+    DeviceSlots,
+    Reservation,
+)
 from flows.stage import StageFailedError, StageRunner
 
 WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.parallel.num_workers
@@ -27,7 +33,6 @@ class InFlight:
         """Begin with none."""
         self._results: dict[str, Future[None]] = {}
         self._guard = threading.Lock()
-        self._asking = threading.Lock()  # DVC is not made for several threads
 
     def key(self, root: Path, stage: Stage) -> str:
         """Return the key of the stage's result in the project at `root`.
@@ -36,8 +41,7 @@ class InFlight:
             StageFailedError: DVC can give none.
         """
         try:
-            with self._asking:
-                return result_key(root, stage.name)
+            return result_key(root, stage.name)
         except DagError as error:
             raise StageFailedError(f"{stage.name}: {error}") from error
 
@@ -99,12 +103,21 @@ class Machine:
     def _run(self, stage: Stage, order: int, log: Callable[[str], None]) -> Outcome:
         # The device first: a stage that waits for one must not keep cores from others.
         with (
-            self.devices.reserve(stage.gpus) as visible,
+            self._devices(stage) as devices,
             self._cores(stage.name, stage.cores, order) as cores,
         ):
+            visible = devices.environment
             log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
             workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
-            return self.runner.run(stage, log, {**visible, **workers})
+            return self.runner.run(stage, log, {**visible, **workers}, devices.lock)
+
+    @contextmanager
+    def _devices(self, stage: Stage) -> Iterator[Reservation]:
+        try:
+            with self.devices.reserve(stage.gpus) as devices:
+                yield devices
+        except DeviceError as error:
+            raise StageFailedError(f"{stage.name}: {error}") from error
 
     @contextmanager
     def _cores(self, label: str, wanted: int, order: int) -> Iterator[int]:

@@ -5,6 +5,7 @@ version, and tests/flows/test_dvc_contract.py names what is used of it.
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from dvc_data.hashfile.meta import Meta
 from flows.graph import DagError, Graph, Stage, select
 from flows.overlay import flatten
 
+ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 
 
@@ -80,8 +82,15 @@ def locked_repo(root: Path) -> Iterator[Repo]:
     Raises:
         DagError: as for `open_repo`.
     """
-    with open_repo(root) as repo, lock_repo(repo):
+    with open_repo(root) as repo, lock(repo):
         yield repo
+
+
+@contextmanager
+def lock(repo: Repo) -> Iterator[None]:
+    """Within the block no command of DVC, nor another thread, writes dvc.lock."""
+    with ONE_BY_ONE, lock_repo(repo):
+        yield
 
 
 def _message(error: BaseException) -> str:
