@@ -9,11 +9,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from fleet import clone_of, make_fleet, run_on, store
+from fleet import clone_of, make_fleet, request_for, run_on, store
 
 from flows.agents.agent import UnfitError, reproduce
 from flows.agents.coordinator import Fleet
-from flows.agents.request import make_request, take_snapshot
 from flows.agents.workspace import FOLDER, checkout, remove_leftovers
 from flows.dvc.project import load_graph
 from flows.dvc.remote import RemoteError, push_result
@@ -89,11 +88,6 @@ def test_a_commit_that_agents_cannot_get_is_told(toy):
     assert (toy.ran(), agents.left) == ([], [])
 
 
-def request_for(toy, name: str):
-    graph = load_graph(toy.root)
-    return make_request(toy.root, graph, graph[name], "key", take_snapshot(toy.root, graph))
-
-
 def refuse(clone, request, match: str) -> None:
     with pytest.raises(StageFailedError, match=f"refused: {match}"):
         reproduce(clone, request, "run-1", print)
@@ -121,6 +115,27 @@ def test_what_is_no_whole_name_of_a_commit_never_reaches_git(toy, commit):
     request = replace(request_for(toy, "download"), commit=commit)
     refuse(clone, request, "commit .* is not 40 hexadecimal digits")
     assert not list(toy.root.parent.rglob("PWNED"))
+
+
+@pytest.mark.parametrize("key", ["", "../../x", "0" * 63])
+def test_a_key_that_is_no_hash_becomes_no_folder(toy, key):
+    clone = make_fleet(toy).clones[0]
+    refuse(clone, replace(request_for(toy, "download"), key=key), "key .* is not 64 hexadecimal")
+    assert not (clone / ".resume").exists()
+
+
+def test_a_pool_of_devices_does_not_compute_on_cores_unless_told(toy, monkeypatch):
+    toy.replace("meta: {cores: 1}", "meta: {cores: 1, pool: gpu, gpus: 1}", "dvc.yaml")
+    toy.git("commit", "-qam", "gpu")
+    agents = make_fleet(toy)
+    run_on(agents, toy, "download")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(StageFailedError, match="1 CUDA devices are wanted and this machine has 0"):
+        run_on(agents, toy, "cut@0")
+    assert toy.ran() == ["download"]
+    agents = make_fleet(toy)
+    monkeypatch.setenv("OVIS_FEWER_GPUS", "1")
+    assert run_on(agents, toy, "cut@0") == {"cut@0": "executed"}
 
 
 @pytest.mark.parametrize("stage", ["--all-pipelines", "downlo", "download/../cut@0"])
@@ -294,10 +309,7 @@ def test_agents_of_another_remote_are_found_out(toy):
 
 def test_workspaces_of_killed_stages_are_removed_and_others_not(toy):
     clone = make_fleet(toy).clones[0]
-    graph = load_graph(toy.root)
-    snapshot = take_snapshot(toy.root, graph)
-    request = make_request(toy.root, graph, graph["download"], "key", snapshot)
-    with checkout(clone, request, "alive") as folder:
+    with checkout(clone, request_for(toy, "download"), "alive") as folder:
         (clone / FOLDER / "dead").mkdir()
         (clone / FOLDER / "dead.lock").touch()
         remove_leftovers(clone)

@@ -71,10 +71,11 @@ class Server:
         """Say of each run now and then that it changed."""
 
         async def events():
-            while True:
+            while not all(run.state.is_final() for run in self.runs.values()):
                 for run in self.runs.values():
                     yield SimpleNamespace(resource=SimpleNamespace(id=f"prefect.flow-run.{run.id}"))
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(3600)
 
         self.connections += 1
         yield events()

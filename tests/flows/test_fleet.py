@@ -3,12 +3,15 @@
 `make test-agents` runs these. The same on every fault: no wrong result, no finished work lost.
 """
 
+import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -62,8 +65,8 @@ def project(tmp_path: Path) -> Iterator[Toy]:
     toy.end()
 
 
-def agent(fleet: Loopback, project: Toy, name: str) -> Service:
-    return fleet.add_agent(project.root, name, "cpu", TOY_FOLDER=str(project.root))
+def agent(fleet: Loopback, project: Toy, name: str, **more: str) -> Service:
+    return fleet.add_agent(project.root, name, "cpu", TOY_FOLDER=str(project.root), **more)
 
 
 def start(fleet: Loopback, project: Toy, *arguments: str):
@@ -104,6 +107,12 @@ def test_two_agents_give_the_bytes_of_a_local_run(fleet, project):
     assert project.lock() == local.lock()
     assert project.ran() == ALL
     assert {"one-cpu", "two-cpu"} >= set(re.findall(r"executed on (\S+)", output)) != set()
+    with closing(sqlite3.connect(project.root / "mlflow.db")) as database:
+        tags = dict(database.execute("select key, value from tags where key like 'made.%'"))
+    assert sorted(tags) == [f"made.{name.replace(' ', '.')}" for name in ALL]
+    made = [json.loads(text) for text in tags.values()]
+    assert {facts["worker"] for facts in made} <= {"one-cpu", "two-cpu"}
+    assert all(facts["device"] == "cpu" and facts["seconds"] >= 0 for facts in made)
     began = time.monotonic()
     assert fleet.stop_agents()  # cleanly, and soon
     assert time.monotonic() - began < 30
@@ -150,6 +159,65 @@ def read_until(process, text: str) -> str:
     raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
 
 
+TRAINING = """
+state, steps = Path(".resume/abc/state.txt"), 40
+done = state.read_text() if state.exists() else ""
+with open(folder / "starts.log", "a") as log:
+    log.write(f"{len(done)}\\n")
+while len(done) < steps:
+    time.sleep(float(os.environ.get("TOY_STEP", 0)))
+    done += "ab"[len(done) % 2]
+    write(".resume/abc/.new.partial", done)
+    os.replace(".resume/abc/.new.partial", state)
+    write(folder / "slow.step", str(len(done)))
+state.unlink()
+for part in "ab":
+    write(f"data/download/parts/{part}.txt", part + done)
+"""
+
+
+@pytest.fixture
+def training(project: Toy) -> Toy:
+    """Have `download` train: forty steps that take half a second on agents."""
+    code = project.root / "stages/download/__main__.py"
+    head, _, _ = code.read_text().partition('write("data')
+    code.write_text(f"{head}{TRAINING}# {project.root}\n")
+    project.git("commit", "-qam", "training")
+    return project
+
+
+def until_step(project: Toy, step: int) -> None:
+    path = project.root / "slow.step"
+    wait_until(lambda: path.is_file() and int(path.read_text() or 0) >= step)
+
+
+@pytest.mark.parametrize("loss", ["machine", "preemption"])
+def test_a_training_goes_on_elsewhere_from_the_step_it_reached(fleet, training, loss):
+    local = Toy(training.root.parent / "local")
+    shutil.copytree(training.root, local.root)
+    local.dvc("repro", "download")
+    more = {"TOY_STEP": "0.5", "OVIS_RESUME_PERIOD": "1"}
+    doomed = agent(fleet, training, "one", **more)
+    process = start(fleet, training, "--targets", "download")
+    until_step(training, 10)
+    if loss == "machine":
+        doomed.kill(with_children=True)
+    else:
+        assert doomed.stop()
+    lost = time.monotonic()
+    agent(fleet, training, "two", **more)
+    output = read_until(process, "counts as lost" if loss == "machine" else "Preempted: one-cpu")
+    assert time.monotonic() - lost < LOSS_IS_SEEN
+    output += end(process)
+    assert "exit code 0" in output, output
+    assert "executed on two-cpu" in output
+    first, second = map(int, (training.root / "starts.log").read_text().split())
+    assert first == 0
+    assert second >= 5, "it began anew"
+    assert training.lock() == local.lock()
+    assert not list((training.root.parent / "store/resume").rglob("*.*"))
+
+
 def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
     project.mark("slow.download", "10")
     doomed = agent(fleet, project, "one")
@@ -161,7 +229,9 @@ def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
     assert project.ran() == ["download"]
 
 
-def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it(fleet, project):
+def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it_at_once(
+    fleet, project
+):
     project.mark("slow.download", "600")
     leaving = agent(fleet, project, "one")
     process = start(fleet, project, "--targets", "download")
@@ -171,9 +241,11 @@ def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it(fle
     assert not any(one.is_running() for one in stage)
     (project.root / "slow.download").unlink()
     agent(fleet, project, "two")
-    output = end(process)
+    output = read_until(process, "Preempted: one-cpu was stopped")
+    output += end(process)
     assert "exit code 0" in output, output
     assert "executed on two-cpu" in output
+    assert "counts as lost" not in output
 
 
 def test_a_stage_survives_a_restart_of_the_server(fleet, project):
