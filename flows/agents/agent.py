@@ -5,7 +5,6 @@ stale clone, another environment or a wrong remote can refuse work but never mak
 """
 
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -17,7 +16,14 @@ from flows.agents.request import (
     inputs_made_upstream,
     versions_here,
 )
-from flows.agents.workspace import checkout, fetch_commit, link_resume, write_records
+from flows.agents.space import FULL_DISK, UnfitError, require_space
+from flows.agents.workspace import (
+    checkout,
+    fetch_commit,
+    link_resume,
+    pulling,
+    write_records,
+)
 from flows.dvc.project import load_graph
 from flows.dvc.remote import (
     RemoteError,
@@ -39,25 +45,8 @@ NAME = "OVIS_AGENT_NAME"
 PERIOD = "OVIS_RESUME_PERIOD"  # seconds between pushes of a training's resume point
 DEFAULT_PERIOD = 300.0
 MOST_STARTS = 3  # of one run from the same resume point, each after its machine was lost
-MIN_FREE_BYTES = 64 * 2**20  # below it nothing is started
-FULL_DISK = "No space left on device"
 
 Log = Callable[[str], None]
-
-
-class UnfitError(RuntimeError):
-    """This agent cannot do it and another may; the message says what to mend here."""
-
-
-def require_space(clone: Path) -> None:
-    """Raise if there is too little room to start anything.
-
-    Raises:
-        UnfitError: as said.
-    """
-    free = shutil.disk_usage(clone).free
-    if free < MIN_FREE_BYTES:
-        raise UnfitError(f"{clone}: {FULL_DISK}: {free >> 20} MiB; make room there")
 
 
 def reproduce(
@@ -79,7 +68,7 @@ def reproduce(
         RemoteError, DagError: something failed that may be this machine's fault or not.
     """
     try:
-        require_space(clone)
+        require_space(clone, log)
         _require(lambda: fetch_commit(clone, request.commit), log)
         with checkout(clone, request, name) as folder:
             _require_versions(folder, request)
@@ -91,7 +80,13 @@ def reproduce(
             require_devices(len(slots.devices), wanted)
             point = ResumePoint(folder, link_resume(clone, folder, request.key), request.key)
             _require_progress(stage, point, run, start, log)
-            return _reproduce(folder, request, graph, stage, slots, point, log)
+            with pulling(clone):
+                _pull(folder, request, graph, stage, log)
+            with slots.reserve(stage.gpus) as devices:
+                outcome = _run(folder, stage, log, devices, point)
+            with_patience(lambda: push_result(folder, stage.name), log)
+            with_patience(point.remove, log)
+            return outcome
     except RefusedError as error:
         raise StageFailedError(f"{request.stage}: refused: {error}") from error
     except (GitError, OSError, DeviceError) as error:
@@ -109,15 +104,8 @@ def _require_progress(stage: Stage, point: ResumePoint, run: str, start: int, lo
         )
 
 
-def _reproduce(
-    folder: Path,
-    request: Request,
-    graph: Graph,
-    stage: Stage,
-    slots: DeviceSlots,
-    point: ResumePoint,
-    log: Log,
-) -> Outcome:
+def _pull(folder: Path, request: Request, graph: Graph, stage: Stage, log: Log) -> None:
+    """Bring the stage's inputs, and its result if the remote has it."""
     write_records(folder, request)
     with_patience(lambda: pull_inputs(folder, inputs_made_upstream(graph, stage)), log)
     if result_key(folder, stage.name) != request.key:
@@ -126,11 +114,6 @@ def _reproduce(
             "coordinator's working tree; did it change since it was started?"
         )
     with_patience(lambda: fetch_result(folder, stage.name), log)
-    with slots.reserve(stage.gpus) as devices:
-        outcome = _run(folder, stage, log, devices, point)
-    with_patience(lambda: push_result(folder, stage.name), log)
-    with_patience(point.remove, log)
-    return outcome
 
 
 def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: ResumePoint) -> Outcome:

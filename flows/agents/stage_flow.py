@@ -15,8 +15,9 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, Scheduled, State
 
-from flows.agents.agent import CLONE, NAME, UnfitError, reproduce
+from flows.agents.agent import CLONE, NAME, reproduce
 from flows.agents.request import Request
+from flows.agents.space import UnfitError
 from flows.dvc.remote import RemoteError
 from flows.graph import DagError, Outcome
 from flows.stage import StageFailedError

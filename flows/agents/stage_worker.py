@@ -17,7 +17,7 @@ import psutil
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from flows.agents.agent import UnfitError
+from flows.agents.space import UnfitError
 from flows.agents.stage_flow import UNFIT
 
 SECONDS_TO_GIVE_BACK = 45.0  # of the 60 that SLURM's --signal, Compose and Kubernetes are told

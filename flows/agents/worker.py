@@ -4,7 +4,8 @@ import os
 import socket
 from pathlib import Path
 
-from flows.agents.agent import CLONE, NAME, require_space
+from flows.agents.agent import CLONE, NAME
+from flows.agents.space import require_space
 from flows.dvc.command import STOP_ORPHANS
 from flows.environment import stage_environment
 from flows.resources import count_cores, list_devices, require_devices
@@ -64,6 +65,6 @@ def become_worker(root: Path, pool: str, name: str | None, stages: int | None) -
     require_server()
     if not has_pool(POOL.format(pool)):
         raise ValueError(f"Prefect's server has no pool {POOL.format(pool)}; `make pools` makes it")
-    require_space(root)
+    require_space(root, print)
     print(f"agent {name}: pool {pool}, {limit} stages at once; stop it with Ctrl-C or SIGTERM")
     work(POOL.format(pool), name, limit)

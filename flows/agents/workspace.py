@@ -118,18 +118,38 @@ def _remove(clone: Path, folder: Path) -> None:
     git(clone, "worktree", "prune")
 
 
+def workspaces(clone: Path) -> list[Path]:
+    """Return the checkouts that there are now."""
+    return [path for path in (clone / FOLDER).glob("*") if path.is_dir()]
+
+
+def pulling(clone: Path) -> AbstractContextManager:
+    """Within the block nothing that is in the cache goes; what is recorded stays afterwards too."""
+    return _hold_cache(clone, fcntl.LOCK_SH)
+
+
+def pause_pulls(clone: Path) -> AbstractContextManager:
+    """Within the block nobody is `pulling`."""
+    return _hold_cache(clone, fcntl.LOCK_EX)
+
+
+def _hold_cache(clone: Path, how: int) -> AbstractContextManager:
+    (clone / FOLDER).mkdir(parents=True, exist_ok=True)
+    return _hold(clone / FOLDER / "cache.lock", how)
+
+
 def _hold_clone(clone: Path) -> AbstractContextManager:
     (clone / FOLDER).mkdir(parents=True, exist_ok=True)
-    return _hold(clone / FOLDER / "clone.lock", wait=True)
+    return _hold(clone / FOLDER / "clone.lock", fcntl.LOCK_EX)
 
 
 @contextmanager
-def _hold(path: Path, wait: bool = False) -> Iterator[IO[str]]:
+def _hold(path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[IO[str]]:
     """Hold a lock on a file for the block; it ends with the process, however that ends.
 
     Raises:
         BlockingIOError: another process holds it, and this was not to wait.
     """
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, how)
         yield file

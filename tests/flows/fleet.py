@@ -6,9 +6,10 @@ from pathlib import Path
 
 from toy import Toy
 
-from flows.agents.agent import UnfitError, reproduce
+from flows.agents.agent import reproduce
 from flows.agents.coordinator import Fleet, LostError
 from flows.agents.request import Request, make_request, take_snapshot
+from flows.agents.space import UnfitError
 from flows.dvc.plan import make_plan
 from flows.dvc.project import load_graph
 from flows.dvc.records import sort_lock

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from fleet import clone_of, make_fleet, request_for, run_on, store
 
-from flows.agents.agent import UnfitError, reproduce
+from flows.agents.agent import reproduce
 from flows.agents.coordinator import Fleet
+from flows.agents.space import UnfitError
 from flows.agents.workspace import FOLDER, checkout, remove_leftovers
 from flows.dvc.project import load_graph
 from flows.dvc.remote import RemoteError, push_result
@@ -190,7 +191,8 @@ def test_a_full_disk_sends_the_stage_elsewhere(toy):
 
 def test_an_agent_without_room_refuses_before_it_starts(toy, monkeypatch):
     agents = make_fleet(toy)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    full = SimpleNamespace(free=2**20, total=2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(StageFailedError, match="given up after 3 attempts") as caught:
         run_on(agents, toy, "download")
     assert "agent0: No space left on device: 1 MiB; make room there" in str(caught.value)
@@ -221,7 +223,7 @@ def test_unfit_agents_use_up_no_attempt(toy, monkeypatch):
 
 
 def full_but(fit):
-    def require_space(clone):
+    def require_space(clone, log):
         if clone != fit:
             raise UnfitError(f"{clone}: No space left on device")
 

@@ -15,6 +15,11 @@ from flows.stage import StageFailedError
 KEY = "0" * 64
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setenv("OVIS_PATIENCE", "0")
+
+
 @dataclass
 class Machine:
     """What one machine has of the point of KEY."""

@@ -10,7 +10,7 @@ from prefect import states
 from prefect.workers.process import ProcessWorker
 
 from flows.agents import stage_worker
-from flows.agents.agent import UnfitError
+from flows.agents.space import UnfitError
 from flows.agents.stage_worker import StageWorker, work
 
 RUN = SimpleNamespace(id="run")
