@@ -19,7 +19,7 @@ from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
 from flows.graph import Outcome, Status, Step
 from flows.journal import remember
-from flows.machine import Machine, interruptible
+from flows.place import Machine, Place, interruptible
 from flows.resources import CoreBudget
 from flows.server import outlives_this_process
 from flows.stage import StageFailedError
@@ -31,7 +31,7 @@ LONGEST_MESSAGE = 4000  # of a Prefect state
 
 @task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(
-    step: Step, place: Machine | Fleet, order: int, root: Path, tracking: Tracking | None = None
+    step: Step, place: Place, order: int, root: Path, tracking: Tracking | None = None
 ) -> State:
     """Bring one stage up to date and show it in MLflow; the state carries its `Outcome`."""
     stage = step.stage
@@ -47,7 +47,7 @@ def run_stage(
     if tracking:
         tracking.begin(stage)
     try:
-        outcome = place.run(stage, order, take)
+        outcome = place.run(root, stage, order, take)
     except StageFailedError as error:
         outcome = Outcome(stage.name, stage.group, "failed", 0.0, str(error))
     if tracking:
@@ -71,17 +71,25 @@ def experiment(
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
     show_plan(steps)
-    place = _fleet(folder) if pools else Machine(folder, CoreBudget(cores))
+    place = open_place({folder: ""}, cores, pools)
     with Tracking(folder, flow_run.name, _prefect_tags()) as tracking:
         with interruptible(place.stop):
             outcomes = _run_all(steps, place, folder, tracking)
         return _publish(folder, tracking, steps, outcomes)
 
 
-def _fleet(root: Path) -> Fleet:
-    from flows.agents.dispatch import PrefectDispatcher  # most executions are spared its imports
+def open_place(labels: dict[Path, str], cores: int | None, pools: bool) -> Place:
+    """Return where the stages of these worktrees run: on agents, or on so many cores here.
 
-    return Fleet(root, PrefectDispatcher())
+    A worktree's label goes before the lines that its stages print.
+    """
+    if pools:
+        from flows.agents.dispatch import PrefectDispatcher  # most are spared its imports
+
+        dispatcher = PrefectDispatcher()
+        return Place({root: Fleet(root, dispatcher, label) for root, label in labels.items()})
+    budget = CoreBudget(cores)
+    return Place({root: Machine(root, budget, label) for root, label in labels.items()})
 
 
 def _prefect_tags() -> dict[str, str]:
@@ -92,7 +100,7 @@ def _prefect_tags() -> dict[str, str]:
 
 
 def _run_all(
-    steps: list[Step], place: Machine | Fleet, root: Path, tracking: Tracking
+    steps: list[Step], place: Place, root: Path, tracking: Tracking
 ) -> list[Outcome]:
     futures: dict[str, PrefectFuture] = {}
     for order, step in enumerate(steps):

@@ -5,6 +5,7 @@ version, and tests/flows/test_dvc_contract.py names what is used of it.
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from dvc_data.hashfile.meta import Meta
 from flows.graph import DagError, Graph, Stage, select
 from flows.overlay import flatten
 
+_one_thread = threading.RLock()  # reads a graph, or a lock: DVC is not made for several
+IGNORING = ".dvcignore"  # in a folder: hides its dvc.yaml from plain DVC, see claims/.dvcignore
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 
 
@@ -48,8 +51,8 @@ def share_cache(root: Path, folder: Path) -> None:
     ):
         settings.update(source.config.load_one("local"))
         settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
-    for hidden in folder.glob("*/.dvcignore"):  # claims/.dvcignore says why
-        hidden.unlink()
+    for path in folder.glob(f"*/{IGNORING}"):
+        path.unlink()
 
 
 @contextmanager
@@ -60,7 +63,9 @@ def open_repo(root: Path) -> Iterator[Repo]:
         DagError: `root` is no DVC project, or DVC fails within the block.
     """
     try:
-        with Repo(str(root), _wait_for_lock=True) as repo:
+        with _one_thread:
+            repo = Repo(str(root), _wait_for_lock=True)
+        with repo:
             if Path(repo.root_dir).resolve() != root.resolve():
                 raise DagError(f"{root}: run from the repository's root, {repo.root_dir}")
             yield repo
@@ -80,8 +85,15 @@ def locked_repo(root: Path) -> Iterator[Repo]:
     Raises:
         DagError: as for `open_repo`.
     """
-    with open_repo(root) as repo, lock_repo(repo):
+    with _one_thread, open_repo(root) as repo, lock_repo(repo):
         yield repo
+
+
+@contextmanager
+def locked(repo: Repo) -> Iterator[None]:
+    """As `locked_repo`, for a project that `open_repo` has opened."""
+    with _one_thread, lock_repo(repo):
+        yield
 
 
 def _message(error: BaseException) -> str:

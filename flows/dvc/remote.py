@@ -6,6 +6,7 @@ anything. tests/flows/test_remote.py holds them to what `dvc repro` then does.
 """
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -21,13 +22,14 @@ from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash, _get_stage_hash
 from dvc.stage.loader import StageLoader
 
-from flows.dvc.project import load_stage, locked_repo, open_repo
+from flows.dvc.project import load_stage, locked, locked_repo, open_repo
 from flows.graph import DagError
 
 Result = TypeVar("Result")
 
 PATIENCE = "OVIS_PATIENCE"  # seconds that the remote may be away before work is given up
 DEFAULT_PATIENCE = 600.0
+_one_transfer = threading.Lock()  # at once; each takes several threads
 
 
 class RemoteError(RuntimeError):
@@ -48,6 +50,16 @@ def check_remote(root: Path) -> str:
         return remote.fs.unstrip_protocol(remote.path)
 
 
+def has_remote(root: Path) -> bool:
+    """Say whether the project has a default remote, which may be away.
+
+    Raises:
+        DagError: `root` is no DVC project.
+    """
+    with open_repo(root) as repo:
+        return bool(repo.config["core"].get("remote"))
+
+
 def result_key(root: Path, name: str) -> str:
     """Return the hash that names results of this stage made from these inputs, anywhere.
 
@@ -57,8 +69,8 @@ def result_key(root: Path, name: str) -> str:
     Raises:
         DagError: there is no such stage, an input is missing, or DVC cannot cache the stage.
     """
-    with _stage(root, name) as (_, stage):
-        return _key(stage)
+    with locked_repo(root) as repo:
+        return _key(load_stage(repo, root, name))
 
 
 def fetch_result(root: Path, name: str) -> bool:
@@ -70,18 +82,22 @@ def fetch_result(root: Path, name: str) -> bool:
         DagError: as `result_key`.
         RemoteError: the remote failed.
     """
-    with _stage(root, name) as (repo, stage), _remote(root) as (_, remote):
-        if not stage.changed():
-            return True
-        key, cache = _key(stage), repo.stage_cache
-        if cache._load(stage) is None:
-            _copy_entries(key, remote.legacy_odb, repo.cache.legacy)
-        entry = cache._load(stage)
-        if entry is None:
-            return False
-        StageLoader.fill_from_lock(stage, entry)  # in memory only
-        if not stage.outs_cached():
-            _move(repo.cloud.pull, stage)
+    with _remote(root) as (repo, remote):
+        with locked(repo):
+            stage = load_stage(repo, root, name)
+            if not stage.changed():
+                return True
+            key, cache = _key(stage), repo.stage_cache
+            if cache._load(stage) is None:
+                _copy_entries(key, remote.legacy_odb, repo.cache.legacy)
+            entry = cache._load(stage)
+            if entry is None:
+                return False
+            StageLoader.fill_from_lock(stage, entry)  # in memory only
+            if stage.outs_cached():
+                return True
+            objects = _objects(stage)
+        _move(repo.cloud.pull, name, objects)  # without the lock, that other stages can end
         return stage.outs_cached()
 
 
@@ -91,9 +107,12 @@ def push_result(root: Path, name: str) -> None:
     Raises:
         RemoteError: the remote failed.
     """
-    with _stage(root, name) as (repo, stage), _remote(root) as (_, remote):
-        _push_outputs(stage)
-        _copy_entries(_key(stage), repo.cache.legacy, remote.legacy_odb)
+    with _remote(root) as (repo, remote):
+        with locked(repo):
+            stage = load_stage(repo, root, name)
+            key, objects = _key(stage), _made(stage)
+        _move(repo.cloud.push, name, objects)
+        _copy_entries(key, repo.cache.legacy, remote.legacy_odb)
 
 
 def push_outputs(root: Path, names: Iterable[str]) -> None:
@@ -103,8 +122,10 @@ def push_outputs(root: Path, names: Iterable[str]) -> None:
         RemoteError: the remote failed, or an output is not in the local cache.
     """
     for name in names:
-        with _stage(root, name) as (_, stage), _remote(root):
-            _push_outputs(stage)
+        with _remote(root) as (repo, _):
+            with locked(repo):
+                objects = _made(load_stage(repo, root, name))
+            _move(repo.cloud.push, name, objects)
 
 
 def pull_inputs(root: Path, targets: list[str]) -> None:
@@ -187,12 +208,6 @@ def _require_holder(remote: Any) -> None:
         ) from error
 
 
-@contextmanager
-def _stage(root: Path, name: str) -> Iterator[tuple[Repo, DvcStage]]:
-    with locked_repo(root) as repo:
-        yield repo, load_stage(repo, root, name)
-
-
 def _key(stage: DvcStage) -> str:
     missing = [dep.def_path for dep in stage.deps if not (hasattr(dep, "params") or dep.exists)]
     if missing:
@@ -203,18 +218,24 @@ def _key(stage: DvcStage) -> str:
     return _get_stage_hash(stage)
 
 
-def _push_outputs(stage: DvcStage) -> None:
+def _made(stage: DvcStage) -> list[Any]:
+    """Return what the stage made, which has to be in the cache."""
     if not stage.outs_cached():
         raise RemoteError(f"{stage.name}: its outputs are not in the cache; run `dvc checkout`")
-    _move(stage.repo.cloud.push, stage)
+    return _objects(stage)
 
 
-def _move(push_or_pull: Any, stage: DvcStage) -> None:
+def _objects(stage: DvcStage) -> list[Any]:
     # force: a list of a folder's files that is nowhere is no reason to ask on the terminal
-    for objects in stage.get_used_objs(force=True).values():
-        failed = push_or_pull(objects).failed
+    return list(stage.get_used_objs(force=True).values())
+
+
+def _move(push_or_pull: Any, name: str, objects: list[Any]) -> None:
+    for some in objects:
+        with _one_transfer:
+            failed = push_or_pull(some).failed
         if failed:
-            raise RemoteError(f"{stage.name}: {len(failed)} objects were not transferred")
+            raise RemoteError(f"{name}: {len(failed)} objects were not transferred")
 
 
 def _copy_entries(key: str, source: Any, target: Any) -> None:

@@ -1,7 +1,7 @@
-"""The Prefect flow of a sweep: points and their stages side by side on one budget of cores.
+"""The Prefect flow of a sweep: points and their stages side by side.
 
-Each point is an execution in a worktree of its own. What several want is made in one of them, and
-the others take it out of the run cache. A point whose stages are all done is recorded as a DVC
+Each point is an execution in a worktree of its own, on this machine or on agents. What several want
+is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
 experiment and as an MLflow run.
 """
 
@@ -20,11 +20,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.dvc.records import sort_lock
-from flows.flow import outcome_of, run_stage
+from flows.flow import open_place, outcome_of, run_stage
 from flows.git import git
 from flows.graph import Outcome, Status
-from flows.machine import InFlight, Machine, interruptible
-from flows.resources import CoreBudget
+from flows.place import Place, interruptible
 from flows.results import read_metrics
 from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep
 from flows.sweeps.points import Point
@@ -40,10 +39,11 @@ def sweep(
     points: list[Point],
     cores: int | None = None,
     question: Question | None = None,
+    pools: bool = False,
 ) -> State:
     """Make every point, each stage run once that points have in common, and answer the question.
 
-    The final state carries the list of `Result`; it is failed if any point failed.
+    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final state carries the list of `Result`; it is failed if any point failed.
 
     Raises:
         RuntimeError: git or MLflow's store cannot be used.
@@ -57,16 +57,11 @@ def sweep(
     client = MlflowClient(parent.uri)
     client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
     client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
-    budget, in_flight, orders = CoreBudget(cores), InFlight(), itertools.count()
-    machines = [
-        Machine(planned.folder, budget, f"{planned.point.name} ", in_flight)
-        for planned in plan.points
-    ]
-    with interruptible(lambda: [machine.stop() for machine in machines]):
-        futures = [
-            _submit(planned, machine, orders)
-            for planned, machine in zip(plan.points, machines, strict=True)
-        ]
+    orders = itertools.count()
+    labels = {planned.folder: f"{planned.point.name} " for planned in plan.points}
+    place = open_place(labels, cores, pools)
+    with interruptible(place.stop):
+        futures = [_submit(planned, place, orders) for planned in plan.points]
         results = [
             _finish(planned, own, parent.run_id)
             for planned, own in zip(plan.points, futures, strict=True)
@@ -75,7 +70,7 @@ def sweep(
 
 
 def _submit(
-    planned: PlannedPoint, machine: Machine, orders: Iterator[int]
+    planned: PlannedPoint, place: Place, orders: Iterator[int]
 ) -> dict[str, PrefectFuture]:
     """Start a task per stage that is not up to date; those of the first points go first."""
     futures: dict[str, PrefectFuture] = {}
@@ -85,7 +80,7 @@ def _submit(
             continue
         upstream = [futures[need] for need in step.stage.needs if need in futures]
         futures[step.stage.name] = labelled.submit(
-            step, machine, next(orders), planned.folder, wait_for=upstream
+            step, place, next(orders), planned.folder, wait_for=upstream
         )
     return futures
 

@@ -109,6 +109,27 @@ def test_two_agents_give_the_bytes_of_a_local_run(fleet, project):
     assert time.monotonic() - began < 30
 
 
+def test_a_sweep_on_agents_makes_what_its_points_share_once(fleet, project):
+    agent(fleet, project, "one")
+    agent(fleet, project, "two")
+    identity = {
+        f"GIT_{role}_{fact}": "toy@localhost"
+        for role in ("AUTHOR", "COMMITTER")
+        for fact in ("NAME", "EMAIL")
+    }
+    server = {"PREFECT_API_URL": fleet.url, **SECRET, **identity}
+    arguments = ("sweep", "--pools", "-S", "side.factor=2,3")
+    process = project.start("-m", "flows", *arguments, **server)
+    output = end(process)
+    assert "exit code 0" in output, output
+    assert project.ran() == [*ALL, "side"]  # by agents, who report here
+    assert "2 of 2 points done; their stages: 7 executed, 5 restored" in output
+    assert re.search(r"^side.factor=3 \[side\] executed on (one|two)-cpu", output, re.MULTILINE)
+    for factor in (2, 3):
+        made = project.root / f".sweeps/points/side.factor={factor}/data/side/out.txt"
+        assert made.read_text() == "b\nb\nb\n" * factor
+
+
 def test_other_branches_go_on_when_a_stage_fails_and_it_alone_is_made_again(fleet, project):
     failing = project.mark("fail.side")
     agent(fleet, project, "one")
