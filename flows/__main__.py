@@ -59,16 +59,14 @@ def run(root: Path, options: argparse.Namespace) -> int:
         _require_fleet(root)
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
+        from flows.server import call_flow
         from flows.stage import Preflight
 
-        preflight = Preflight(root, steps) if not options.pools else None  # agents have the weights
-        from flows.server import call_flow
-
-        if preflight:
-            preflight.finish()
+        check = None if options.pools else Preflight(root, steps).finish  # agents have the weights
         arguments = (options.targets, options.cores, options.pools)
+        name = name_execution(steps)
         outcomes, failed = call_flow(
-            root, "flows.flow:experiment", *arguments, run_name=name_execution(steps)
+            root, "flows.flow:experiment", *arguments, run_name=name, check=check
         )
     else:
         outcomes, failed = _unchanged(steps), False

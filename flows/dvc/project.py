@@ -21,7 +21,7 @@ from dvc_data.hashfile.meta import Meta
 from flows.graph import DagError, Graph, Stage, select
 from flows.overlay import flatten
 
-_one_thread = threading.RLock()  # reads a graph, or a lock: DVC is not made for several
+ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
 IGNORING = ".dvcignore"  # in a folder: hides its dvc.yaml from plain DVC, see claims/.dvcignore
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 
@@ -63,9 +63,7 @@ def open_repo(root: Path) -> Iterator[Repo]:
         DagError: `root` is no DVC project, or DVC fails within the block.
     """
     try:
-        with _one_thread:
-            repo = Repo(str(root), _wait_for_lock=True)
-        with repo:
+        with Repo(str(root), _wait_for_lock=True) as repo:
             if Path(repo.root_dir).resolve() != root.resolve():
                 raise DagError(f"{root}: run from the repository's root, {repo.root_dir}")
             yield repo
@@ -85,14 +83,14 @@ def locked_repo(root: Path) -> Iterator[Repo]:
     Raises:
         DagError: as for `open_repo`.
     """
-    with _one_thread, open_repo(root) as repo, lock_repo(repo):
+    with open_repo(root) as repo, lock(repo):
         yield repo
 
 
 @contextmanager
-def locked(repo: Repo) -> Iterator[None]:
-    """As `locked_repo`, for a project that `open_repo` has opened."""
-    with _one_thread, lock_repo(repo):
+def lock(repo: Repo) -> Iterator[None]:
+    """Within the block no command of DVC, nor another thread, writes dvc.lock."""
+    with ONE_BY_ONE, lock_repo(repo):
         yield
 
 

@@ -6,7 +6,6 @@ anything. tests/flows/test_remote.py holds them to what `dvc repro` then does.
 """
 
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -22,14 +21,13 @@ from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash, _get_stage_hash
 from dvc.stage.loader import StageLoader
 
-from flows.dvc.project import load_stage, locked, locked_repo, open_repo
+from flows.dvc.project import load_stage, lock, locked_repo, open_repo
 from flows.graph import DagError
 
 Result = TypeVar("Result")
 
 PATIENCE = "OVIS_PATIENCE"  # seconds that the remote may be away before work is given up
 DEFAULT_PATIENCE = 600.0
-_one_transfer = threading.Lock()  # at once; each takes several threads
 
 
 class RemoteError(RuntimeError):
@@ -43,7 +41,7 @@ def check_remote(root: Path) -> str:
         DagError: the project has no default remote.
         RemoteError: it cannot be reached or written, or its folder or bucket is not there.
     """
-    with _remote(root) as (_, remote):
+    with open_remote(root) as (_, remote):
         probe = remote.fs.join(remote.path, f".probe-{uuid.uuid4().hex}")
         remote.fs.fs.pipe_file(probe, b"ovis-dag")
         remote.fs.remove(probe)
@@ -82,8 +80,8 @@ def fetch_result(root: Path, name: str) -> bool:
         DagError: as `result_key`.
         RemoteError: the remote failed.
     """
-    with _remote(root) as (repo, remote):
-        with locked(repo):
+    with open_remote(root) as (repo, remote):
+        with lock(repo):
             stage = load_stage(repo, root, name)
             if not stage.changed():
                 return True
@@ -96,8 +94,7 @@ def fetch_result(root: Path, name: str) -> bool:
             StageLoader.fill_from_lock(stage, entry)  # in memory only
             if stage.outs_cached():
                 return True
-            objects = _objects(stage)
-        _move(repo.cloud.pull, name, objects)  # without the lock, that other stages can end
+        _move(repo.cloud.pull, stage)  # while others ask and transfer, too
         return stage.outs_cached()
 
 
@@ -107,11 +104,11 @@ def push_result(root: Path, name: str) -> None:
     Raises:
         RemoteError: the remote failed.
     """
-    with _remote(root) as (repo, remote):
-        with locked(repo):
+    with open_remote(root) as (repo, remote):
+        with lock(repo):
             stage = load_stage(repo, root, name)
-            key, objects = _key(stage), _made(stage)
-        _move(repo.cloud.push, name, objects)
+            key = _key(stage)
+        _push_outputs(stage)
         _copy_entries(key, repo.cache.legacy, remote.legacy_odb)
 
 
@@ -122,10 +119,10 @@ def push_outputs(root: Path, names: Iterable[str]) -> None:
         RemoteError: the remote failed, or an output is not in the local cache.
     """
     for name in names:
-        with _remote(root) as (repo, _):
-            with locked(repo):
-                objects = _made(load_stage(repo, root, name))
-            _move(repo.cloud.push, name, objects)
+        with open_remote(root) as (repo, _):
+            with lock(repo):
+                stage = load_stage(repo, root, name)
+            _push_outputs(stage)
 
 
 def pull_inputs(root: Path, targets: list[str]) -> None:
@@ -139,7 +136,7 @@ def pull_inputs(root: Path, targets: list[str]) -> None:
         RemoteError: the remote failed, or does not have one of them.
     """
     if targets:
-        with _remote(root) as (repo, _):
+        with open_remote(root) as (repo, _):
             repo.pull([str(root / target) for target in targets])
 
 
@@ -172,7 +169,13 @@ def with_patience(
 
 
 @contextmanager
-def _remote(root: Path) -> Iterator[tuple[Repo, Any]]:
+def open_remote(root: Path) -> Iterator[tuple[Repo, Any]]:
+    """Give DVC's view of a project, and its default remote, which is there.
+
+    Raises:
+        DagError: the project has no default remote.
+        RemoteError: it cannot be reached, or fails within the block.
+    """
     with open_repo(root) as repo:
         try:
             remote = repo.cloud.get_remote()
@@ -218,24 +221,18 @@ def _key(stage: DvcStage) -> str:
     return _get_stage_hash(stage)
 
 
-def _made(stage: DvcStage) -> list[Any]:
-    """Return what the stage made, which has to be in the cache."""
+def _push_outputs(stage: DvcStage) -> None:
     if not stage.outs_cached():
         raise RemoteError(f"{stage.name}: its outputs are not in the cache; run `dvc checkout`")
-    return _objects(stage)
+    _move(stage.repo.cloud.push, stage)
 
 
-def _objects(stage: DvcStage) -> list[Any]:
+def _move(push_or_pull: Any, stage: DvcStage) -> None:
     # force: a list of a folder's files that is nowhere is no reason to ask on the terminal
-    return list(stage.get_used_objs(force=True).values())
-
-
-def _move(push_or_pull: Any, name: str, objects: list[Any]) -> None:
-    for some in objects:
-        with _one_transfer:
-            failed = push_or_pull(some).failed
+    for objects in stage.get_used_objs(force=True).values():
+        failed = push_or_pull(objects).failed
         if failed:
-            raise RemoteError(f"{name}: {len(failed)} objects were not transferred")
+            raise RemoteError(f"{stage.name}: {len(failed)} objects were not transferred")
 
 
 def _copy_entries(key: str, source: Any, target: Any) -> None:
