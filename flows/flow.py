@@ -99,9 +99,7 @@ def _prefect_tags() -> dict[str, str]:
     return tags
 
 
-def _run_all(
-    steps: list[Step], place: Place, root: Path, tracking: Tracking
-) -> list[Outcome]:
+def _run_all(steps: list[Step], place: Place, root: Path, tracking: Tracking) -> list[Outcome]:
     futures: dict[str, PrefectFuture] = {}
     for order, step in enumerate(steps):
         upstream = [futures[name] for name in step.stage.needs]

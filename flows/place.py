@@ -17,7 +17,13 @@ from typing import Protocol
 
 from flows.dvc.remote import RemoteError, fetch_result, has_remote, result_key
 from flows.graph import DagError, Outcome, Stage
-from flows.resources import CoreBudget, CoresClosedError, DeviceSlots
+from flows.resources import (
+    CoreBudget,
+    CoresClosedError,
+    DeviceError,
+    DeviceSlots,
+    Reservation,
+)
 from flows.stage import StageFailedError, StageRunner
 
 WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.parallel.num_workers
@@ -93,7 +99,7 @@ class Machine:
         self._root = root
         self._budget = budget
         self._label = label
-        self._devices = DeviceSlots()
+        self._slots = DeviceSlots()
         self._runner = StageRunner(root, echo=lambda line: _tell(f"{label}{line}"))
         self._runner.load()
         self._asks_remote: bool | None = None  # not known yet
@@ -109,12 +115,21 @@ class Machine:
             return self._runner.run(stage, log)  # only restores, so it needs no room
         # The device first: a stage that waits for one must not keep cores from others.
         with (
-            self._devices.reserve(stage.gpus) as visible,
+            self._devices(stage) as devices,
             self._cores(stage.name, stage.cores, order) as cores,
         ):
+            visible = devices.environment
             log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
             workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
-            return self._runner.run(stage, log, {**visible, **workers})
+            return self._runner.run(stage, log, {**visible, **workers}, devices.lock)
+
+    @contextmanager
+    def _devices(self, stage: Stage) -> Iterator[Reservation]:
+        try:
+            with self._slots.reserve(stage.gpus) as devices:
+                yield devices
+        except DeviceError as error:
+            raise StageFailedError(f"{stage.name}: {error}") from error
 
     @contextmanager
     def _cores(self, label: str, wanted: int, order: int) -> Iterator[int]:
@@ -144,7 +159,7 @@ class Machine:
     def stop(self) -> None:
         """Stop running stages and start no more."""
         self._budget.close()
-        self._devices.close()
+        self._slots.close()
         self._runner.stop()
 
 

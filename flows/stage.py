@@ -97,6 +97,7 @@ class StageRunner:
         stage: Stage,
         log: Callable[[str], None] = lambda line: None,
         environment: Mapping[str, str] | None = None,
+        lock: int | None = None,
     ) -> Outcome:
         """Run the stage to its end and return how that was.
 
@@ -104,6 +105,7 @@ class StageRunner:
             stage: what to run.
             log: gets each line of output as well.
             environment: variables on top of this process's own.
+            lock: descriptor of an empty file that the stage's processes hold too.
 
         Raises:
             StageFailedError: the stage failed, was stopped, or what it read changed meanwhile.
@@ -112,7 +114,7 @@ class StageRunner:
         receipt = self._state_file("receipts", stage.name, "json")
         receipt.unlink(missing_ok=True)
         more = {**(environment or {}), RECEIPT: str(receipt.absolute())}
-        lines = self._run_to_end(stage.name, log, more)
+        lines = self._run_to_end(stage.name, log, more, lock)
         seconds = round(time.monotonic() - started, 2)
         outcome, made = _outcome(stage, lines), {}
         if outcome == "executed" and receipt.is_file():
@@ -132,12 +134,12 @@ class StageRunner:
             )
 
     def _run_to_end(
-        self, name: str, log: Callable[[str], None], more: Mapping[str, str]
+        self, name: str, log: Callable[[str], None], more: Mapping[str, str], lock: int | None
     ) -> list[str]:
-        code, lines = self._run_once(name, log, more)
+        code, lines = self._run_once(name, log, more, lock)
         while code and any(map(_is_alive, blockers := _blockers(lines))):
             self._wait_for(name, blockers)
-            code, lines = self._run_once(name, log, more)
+            code, lines = self._run_once(name, log, more, lock)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
@@ -151,7 +153,7 @@ class StageRunner:
         return path
 
     def _run_once(
-        self, name: str, log: Callable[[str], None], more: Mapping[str, str]
+        self, name: str, log: Callable[[str], None], more: Mapping[str, str], lock: int | None
     ) -> tuple[int, list[str]]:
         path = self._state_file("logs", name, "log")
         path.unlink(missing_ok=True)  # an orphan may still write to the old file
@@ -162,7 +164,7 @@ class StageRunner:
         with path.open(encoding="utf-8") as follow:
             arguments = ["--wait-for-lock", "repro", "-s", name]
             environment = {**stage_environment(), **more}
-            process = dvc.run(arguments, self._root, environment, path, self._server_log)
+            process = dvc.run(arguments, self._root, environment, path, self._server_log, lock)
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):

@@ -23,6 +23,7 @@ from flows.overlay import PARAMS
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
 THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/seeding.py)
 RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs
+KEY = re.compile("[0-9a-f]{64}")  # a folder on the remote, and in an agent's clone
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")  # a path in the cache and on the remote
 
 
@@ -110,7 +111,8 @@ def check_stage(request: Request, graph: Graph) -> Stage:
         graph: of the request's commit and params.
 
     Raises:
-        RefusedError: there is no such stage, or the records would write anything else.
+        RefusedError: there is no such stage, the records would write anything else, or the key is
+            no hash.
     """
     stage = graph.get(request.stage)
     if stage is None:
@@ -123,6 +125,8 @@ def check_stage(request: Request, graph: Graph) -> Stage:
         for out in (out for entry in stages.values() for out in entry["outs"]):
             if not HASH.fullmatch(str(out.get("md5"))):
                 raise RefusedError(f"the record of {out.get('path')!r} has no MD5 hash")
+    if not KEY.fullmatch(request.key):
+        raise RefusedError(f"key {request.key!r} is not 64 hexadecimal digits")
     return stage
 
 

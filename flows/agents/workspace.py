@@ -24,7 +24,7 @@ from flows.overlay import PARAMS
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
 COMMIT = re.compile("[0-9a-f]{40}")
-RESUME = ".resume"  # where stages keep resume points, by fingerprint
+RESUME = ".resume"  # where stages keep resume points
 
 
 def fetch_commit(clone: Path, commit: str) -> None:
@@ -90,8 +90,6 @@ def _fill(clone: Path, folder: Path, request: Request) -> None:
     for path in folder.rglob(RECORD):
         path.unlink()  # what the commit recorded may be of other params
     share_cache(clone, folder)  # and local settings: the remote's credentials, or the remote itself
-    (clone / RESUME).mkdir(exist_ok=True)
-    (folder / RESUME).symlink_to(clone / RESUME)
 
 
 def _is_on_a_branch(clone: Path, commit: str) -> bool:
@@ -99,6 +97,13 @@ def _is_on_a_branch(clone: Path, commit: str) -> bool:
         return bool(git(clone, "for-each-ref", f"--contains={commit}", "refs/remotes/origin"))
     except GitError:
         return False  # the commit is not here
+
+
+def link_resume(clone: Path, folder: Path, key: str) -> Path:
+    """Return where a checkout's resume points are kept: in the clone, by the key of the result."""
+    place = clone / RESUME / key
+    (folder / RESUME).symlink_to(place)
+    return place
 
 
 def write_records(folder: Path, request: Request) -> None:

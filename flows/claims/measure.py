@@ -78,9 +78,7 @@ def write_table(root: Path, accept_older: bool = False) -> str:
     return table
 
 
-def _measure(
-    root: Path, seed: int, outputs: str | None, cores: int | None, pools: bool
-) -> Record:
+def _measure(root: Path, seed: int, outputs: str | None, cores: int | None, pools: bool) -> Record:
     points, commit = seed_points(root, seed), _commit(root)
     results = run_points(root, f"claims-seed-{seed}", list(points.values()), cores, pools=pools)
     failed = [result.point.name for result in results if result.failed]

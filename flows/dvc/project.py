@@ -22,8 +22,8 @@ from flows.graph import DagError, Graph, Stage, select
 from flows.overlay import flatten
 
 ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
-IGNORING = ".dvcignore"  # in a folder: hides its dvc.yaml from plain DVC, see claims/.dvcignore
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
+IGNORING = ".dvcignore"  # in a folder: hides its dvc.yaml from plain DVC, see claims/.dvcignore
 
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:

@@ -69,9 +69,7 @@ def sweep(
     return _close(folder, name, parent, results, question)
 
 
-def _submit(
-    planned: PlannedPoint, place: Place, orders: Iterator[int]
-) -> dict[str, PrefectFuture]:
+def _submit(planned: PlannedPoint, place: Place, orders: Iterator[int]) -> dict[str, PrefectFuture]:
     """Start a task per stage that is not up to date; those of the first points go first."""
     futures: dict[str, PrefectFuture] = {}
     labelled = run_stage.with_options(task_run_name=f"{planned.point.name}/{{step.stage.name}}")
