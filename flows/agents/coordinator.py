@@ -1,4 +1,4 @@
-"""The coordinator's side of pool mode: a fleet that makes stages as `flows.place.Machine` does, elsewhere.
+"""The coordinator's side of pool mode: a fleet that makes stages, as `Machine` does here.
 
 Before it asks an agent for a stage it asks the remote: whatever any machine finished, for whichever
 coordinator, is restored and never made again.

@@ -32,7 +32,7 @@ from flows.sweeps.worktrees import results_folder
 from flows.tracking import PARENT_TAG, Tracking
 
 
-@flow(name="sweep", validate_parameters=False, persist_result=False)
+@flow(name="ovis-dag-sweep", validate_parameters=False, persist_result=False)
 def sweep(
     root: str,
     name: str,
@@ -43,7 +43,8 @@ def sweep(
 ) -> State:
     """Make every point, each stage run once that points have in common, and answer the question.
 
-    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final state carries the list of `Result`; it is failed if any point failed.
+    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final
+    state carries the list of `Result`; it is failed if any point failed.
 
     Raises:
         RuntimeError: git or MLflow's store cannot be used.

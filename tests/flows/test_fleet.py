@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from toy import REPOSITORY, Toy, make_toy, wait_until
+from tracked import read_runs
 
 from tests.support.loopback import Loopback, share_folder
 from tests.support.service import Service
@@ -169,6 +170,23 @@ def read_until(process, text: str) -> str:
         if text in line:
             return "".join(lines)
     raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
+
+
+def test_the_experiment_is_a_deployment(fleet, project):
+    clone = Toy(project.root.parent / "three")
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{clone.root}/mlflow.db"}
+    fleet.add_agent(project.root, "three", "experiment", **store)
+    deployment = "ovis-dag-experiment/experiment"
+    for arguments in (["--param", 'targets=["cut"]'], [], []):
+        command = [sys.executable, "-m", "prefect", "deployment", "run", deployment, "--watch"]
+        done = subprocess.run(
+            [*command, *arguments], env=fleet.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert clone.ran() == ALL  # each once, and nothing by the third
+    names = [run.tags["mlflow.runName"] for run in read_runs(clone.root)]
+    assert names[0] == "first run" and len(names) == 2
+    assert {run.status for run in read_runs(clone.root)} == {"FINISHED"}
 
 
 def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
