@@ -65,11 +65,11 @@ verify: $(STAMP) ## hash all results, and their copies in the cache, anew; compa
 readme: $(STAMP) ## write the generated tables of README.md and docs/ anew: results, labels, claims, reruns
 	@$(BIN)/python -m flows readme
 
-sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel
-	@$(BIN)/python -m flows sweep $(foreach axis,$(SET),-S '$(axis)') $(OPTIONS)
+sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel; POOL=1: on agents
+	@$(BIN)/python -m flows sweep $(foreach axis,$(SET),-S '$(axis)') $(if $(POOL),--pools) $(OPTIONS)
 
-claims: $(STAMP) ## SEEDS="1 2 3": measure the claims, each seed once, into docs/claims
-	@$(BIN)/python -m flows claims $(if $(SEEDS),--seeds $(SEEDS)) $(OPTIONS)
+claims: $(STAMP) ## SEEDS="1 2 3": measure the claims, each seed once, into docs/claims; POOL=1: on agents
+	@$(BIN)/python -m flows claims $(if $(SEEDS),--seeds $(SEEDS)) $(if $(POOL),--pools) $(OPTIONS)
 
 bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes, idle machine)
 	@$(BIN)/python -m benchmarks.stages

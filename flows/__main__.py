@@ -59,16 +59,14 @@ def run(root: Path, options: argparse.Namespace) -> int:
         _require_fleet(root)
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
+        from flows.server import call_flow
         from flows.stage import Preflight
 
-        preflight = Preflight(root, steps) if not options.pools else None  # agents have the weights
-        from flows.server import call_flow
-
-        if preflight:
-            preflight.finish()
+        check = None if options.pools else Preflight(root, steps).finish  # agents have the weights
         arguments = (options.targets, options.cores, options.pools)
+        name = name_execution(steps)
         outcomes, failed = call_flow(
-            root, "flows.flow:experiment", *arguments, run_name=name_execution(steps)
+            root, "flows.flow:experiment", *arguments, run_name=name, check=check
         )
     else:
         outcomes, failed = _unchanged(steps), False
@@ -182,6 +180,8 @@ def sweep(root: Path, options: argparse.Namespace) -> int:
     from flows.sweeps.worktrees import only_sweep, results_folder
 
     points = make_points(root, options.set, options.points, options.targets)
+    if options.pools:
+        _require_fleet(root)
     if options.plan:
         with only_sweep(root):
             plan = plan_sweep(root, points)
@@ -190,7 +190,7 @@ def sweep(root: Path, options: argparse.Namespace) -> int:
     metrics = tuple(options.metric or METRICS)
     question = Question(metrics, options.best or BEST, options.direction, options.over)
     name = sweep_name(points, options.name)
-    results = run_points(root, name, points, options.cores, question)
+    results = run_points(root, name, points, options.cores, question, options.pools)
     print(f"\n{count_outcomes(results)}\nAll of it  {results_folder(root, name)}")
     print(f"Metrics    {MLFLOW_PAGE}; `dvc exp show` has the points too")
     return int(any(result.failed for result in results))
@@ -200,7 +200,10 @@ def claims(root: Path, options: argparse.Namespace) -> int:
     """Measure the claims seed after seed into docs/claims, and print the table of all seeds."""
     from flows.claims.measure import measure_claims
 
-    print(measure_claims(root, options.seeds, options.cores, options.accept_older))
+    if options.pools:
+        _require_fleet(root)
+    arguments = (options.seeds, options.cores, options.accept_older, options.pools)
+    print(measure_claims(root, *arguments))
     return 0
 
 
@@ -242,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--targets", nargs="+", help="stages, with all that they need")
         if command in (run, sweep, claims):
             sub.add_argument("--cores", type=_positive, help="cores to keep busy; all by default")
-        if command is run:
+        if command in (run, sweep, claims):
             sub.add_argument("--pools", action="store_true", help="run stages on agents, not here")
         if command is agent:
             sub.add_argument("--pool", required=True, help="cpu or gpu")

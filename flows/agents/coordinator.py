@@ -1,4 +1,4 @@
-"""The coordinator's side of pool mode: a fleet that makes stages as `Machine` does, elsewhere.
+"""The coordinator's side of pool mode: a fleet that makes stages, as `Machine` does here.
 
 Before it asks an agent for a stage it asks the remote: whatever any machine finished, for whichever
 coordinator, is restored and never made again.
@@ -42,14 +42,15 @@ class Dispatcher(Protocol):
 class Fleet:
     """Makes stages on agents and restores their results here."""
 
-    def __init__(self, root: Path, dispatcher: Dispatcher) -> None:
-        """Take the project at `root` as it is now.
+    def __init__(self, root: Path, dispatcher: Dispatcher, label: str = "") -> None:
+        """Take the project at `root` as it is now; `label` goes before lines of output.
 
         Raises:
             UncommittedError: agents would not see all of it.
         """
         self._root = root
         self._dispatcher = dispatcher
+        self._label = label
         self._graph = load_graph(root)
         self._snapshot = take_snapshot(root, self._graph)
         self._runner = StageRunner(root, echo=lambda line: None)  # only restores here
@@ -65,7 +66,7 @@ class Fleet:
         """
 
         def tell(line: str) -> None:
-            print(f"[{stage.name}] {line}", flush=True)
+            print(f"{self._label}[{stage.name}] {line}", flush=True)
             log(line)
 
         try:

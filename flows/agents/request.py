@@ -14,6 +14,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from flows.dvc.project import IGNORING
 from flows.dvc.records import recorded
 from flows.git import git
 from flows.graph import DagError, Graph, Stage, overlap
@@ -69,6 +70,8 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
     for state, path in _git_status(root):
         if path in SHIPPED or Path(path).name == RECORD:
             continue
+        if Path(path).name == IGNORING and "/" in path:
+            continue  # no worktree has it, an agent's neither
         read = any(overlap(path, given) for given in inputs)
         output = any(overlap(path, given) for given in made)
         if state != "??" or (read and not output) or path.endswith((".dvc", "dvc.yaml")):

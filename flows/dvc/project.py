@@ -23,6 +23,7 @@ from flows.overlay import flatten
 
 ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
+IGNORING = ".dvcignore"  # in a folder: hides its dvc.yaml from plain DVC, see claims/.dvcignore
 
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
@@ -50,8 +51,8 @@ def share_cache(root: Path, folder: Path) -> None:
     ):
         settings.update(source.config.load_one("local"))
         settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
-    for hidden in folder.glob("*/.dvcignore"):  # claims/.dvcignore says why
-        hidden.unlink()
+    for path in folder.glob(f"*/{IGNORING}"):
+        path.unlink()
 
 
 @contextmanager

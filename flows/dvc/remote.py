@@ -48,6 +48,16 @@ def check_remote(root: Path) -> str:
         return remote.fs.unstrip_protocol(remote.path)
 
 
+def has_remote(root: Path) -> bool:
+    """Say whether the project has a default remote, which may be away.
+
+    Raises:
+        DagError: `root` is no DVC project.
+    """
+    with open_repo(root) as repo:
+        return bool(repo.config["core"].get("remote"))
+
+
 def result_key(root: Path, name: str) -> str:
     """Return the hash that names results of this stage made from these inputs, anywhere.
 

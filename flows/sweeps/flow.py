@@ -1,7 +1,7 @@
-"""The Prefect flow of a sweep: points and their stages side by side on one budget of cores.
+"""The Prefect flow of a sweep: points and their stages side by side.
 
-Each point is an execution in a worktree of its own. What several want is made in one of them, and
-the others take it out of the run cache. A point whose stages are all done is recorded as a DVC
+Each point is an execution in a worktree of its own, on this machine or on agents. What several want
+is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
 experiment and as an MLflow run.
 """
 
@@ -20,11 +20,10 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.dvc.records import sort_lock
-from flows.flow import outcome_of, run_stage
+from flows.flow import open_place, outcome_of, run_stage
 from flows.git import git
 from flows.graph import Outcome, Status
-from flows.machine import InFlight, Machine, interruptible
-from flows.resources import CoreBudget
+from flows.place import Place, interruptible
 from flows.results import read_metrics
 from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep
 from flows.sweeps.points import Point
@@ -33,17 +32,19 @@ from flows.sweeps.worktrees import results_folder
 from flows.tracking import PARENT_TAG, Tracking
 
 
-@flow(name="sweep", validate_parameters=False, persist_result=False)
+@flow(name="ovis-dag-sweep", validate_parameters=False, persist_result=False)
 def sweep(
     root: str,
     name: str,
     points: list[Point],
     cores: int | None = None,
     question: Question | None = None,
+    pools: bool = False,
 ) -> State:
     """Make every point, each stage run once that points have in common, and answer the question.
 
-    The final state carries the list of `Result`; it is failed if any point failed.
+    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final
+    state carries the list of `Result`; it is failed if any point failed.
 
     Raises:
         RuntimeError: git or MLflow's store cannot be used.
@@ -57,16 +58,11 @@ def sweep(
     client = MlflowClient(parent.uri)
     client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
     client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
-    budget, in_flight, orders = CoreBudget(cores), InFlight(), itertools.count()
-    machines = [
-        Machine(planned.folder, budget, f"{planned.point.name} ", in_flight)
-        for planned in plan.points
-    ]
-    with interruptible(lambda: [machine.stop() for machine in machines]):
-        futures = [
-            _submit(planned, machine, orders)
-            for planned, machine in zip(plan.points, machines, strict=True)
-        ]
+    orders = itertools.count()
+    labels = {planned.folder: f"{planned.point.name} " for planned in plan.points}
+    place = open_place(labels, cores, pools)
+    with interruptible(place.stop):
+        futures = [_submit(planned, place, orders) for planned in plan.points]
         results = [
             _finish(planned, own, parent.run_id)
             for planned, own in zip(plan.points, futures, strict=True)
@@ -74,9 +70,7 @@ def sweep(
     return _close(folder, name, parent, results, question)
 
 
-def _submit(
-    planned: PlannedPoint, machine: Machine, orders: Iterator[int]
-) -> dict[str, PrefectFuture]:
+def _submit(planned: PlannedPoint, place: Place, orders: Iterator[int]) -> dict[str, PrefectFuture]:
     """Start a task per stage that is not up to date; those of the first points go first."""
     futures: dict[str, PrefectFuture] = {}
     labelled = run_stage.with_options(task_run_name=f"{planned.point.name}/{{step.stage.name}}")
@@ -85,7 +79,7 @@ def _submit(
             continue
         upstream = [futures[need] for need in step.stage.needs if need in futures]
         futures[step.stage.name] = labelled.submit(
-            step, machine, next(orders), planned.folder, wait_for=upstream
+            step, place, next(orders), planned.folder, wait_for=upstream
         )
     return futures
 

@@ -187,7 +187,7 @@ def test_a_stage_whose_flow_was_killed_still_holds_its_device(toy, driver, tmp_p
     there = {"CUDA_VISIBLE_DEVICES": "1", "TMPDIR": str(tmp_path)}
     code = (
         "from pathlib import Path; from flows.dvc.project import load_graph\n"
-        "from flows.machine import Machine; from flows.resources import CoreBudget\n"
+        "from flows.place import Machine; from flows.resources import CoreBudget\n"
         "Machine(Path.cwd(), CoreBudget(1)).run(load_graph(Path.cwd())['side'], 0, print)"
     )
     flow = toy.start("-c", code, **there)

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from toy import REPOSITORY, Toy, make_toy, wait_until
+from tracked import read_runs
 
 from tests.support.loopback import Loopback, share_folder
 from tests.support.service import Service
@@ -118,6 +119,27 @@ def test_two_agents_give_the_bytes_of_a_local_run(fleet, project):
     assert time.monotonic() - began < 30
 
 
+def test_a_sweep_on_agents_makes_what_its_points_share_once(fleet, project):
+    agent(fleet, project, "one")
+    agent(fleet, project, "two")
+    identity = {
+        f"GIT_{role}_{fact}": "toy@localhost"
+        for role in ("AUTHOR", "COMMITTER")
+        for fact in ("NAME", "EMAIL")
+    }
+    server = {"PREFECT_API_URL": fleet.url, **SECRET, **identity}
+    arguments = ("sweep", "--pools", "-S", "side.factor=2,3")
+    process = project.start("-m", "flows", *arguments, **server)
+    output = end(process)
+    assert "exit code 0" in output, output
+    assert project.ran() == [*ALL, "side"]  # by agents, who report here
+    assert "2 of 2 points done; their stages: 7 executed, 5 restored" in output
+    assert re.search(r"^side.factor=3 \[side\] executed on (one|two)-cpu", output, re.MULTILINE)
+    for factor in (2, 3):
+        made = project.root / f".sweeps/points/side.factor={factor}/data/side/out.txt"
+        assert made.read_text() == "b\nb\nb\n" * factor
+
+
 def test_other_branches_go_on_when_a_stage_fails_and_it_alone_is_made_again(fleet, project):
     failing = project.mark("fail.side")
     agent(fleet, project, "one")
@@ -216,6 +238,23 @@ def test_a_training_goes_on_elsewhere_from_the_step_it_reached(fleet, training, 
     assert second >= 5, "it began anew"
     assert training.lock() == local.lock()
     assert not list((training.root.parent / "store/resume").rglob("*.*"))
+
+
+def test_the_experiment_is_a_deployment(fleet, project):
+    clone = Toy(project.root.parent / "three")
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{clone.root}/mlflow.db"}
+    fleet.add_agent(project.root, "three", "experiment", **store)
+    deployment = "ovis-dag-experiment/experiment"
+    for arguments in (["--param", 'targets=["cut"]'], [], []):
+        command = [sys.executable, "-m", "prefect", "deployment", "run", deployment, "--watch"]
+        done = subprocess.run(
+            [*command, *arguments], env=fleet.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert clone.ran() == ALL  # each once, and nothing by the third
+    names = [run.tags["mlflow.runName"] for run in read_runs(clone.root)]
+    assert names[0] == "first run" and len(names) == 2
+    assert {run.status for run in read_runs(clone.root)} == {"FINISHED"}
 
 
 def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):

@@ -45,6 +45,7 @@ def test_prefects_own_commands_work_on_the_server(repository):
         code, listed[noun] = python(repository, "-m", "prefect", noun, "ls")
         assert code == 0, listed[noun]
     assert "ovis-dag-stage/gpu" in listed["deployment"]
+    assert "ovis-dag-experiment/experiment" in listed["deployment"]
     assert "ovis-dag-cpu" in listed["work-pool"]
     assert listed["automation"].count("ovis-dag: ") == 1
 

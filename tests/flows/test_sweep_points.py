@@ -1,8 +1,6 @@
 """Points, what they have in common, and what is said of them; no stage runs."""
 
 import subprocess
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -10,8 +8,6 @@ from matplotlib.figure import Figure
 from test_graph import make
 
 from flows.graph import Status, Step
-from flows.machine import InFlight
-from flows.stage import StageFailedError
 from flows.sweeps.plan import PlannedPoint, SweepPlan, recipes
 from flows.sweeps.points import Point, make_points, point_name, sweep_name
 from flows.sweeps.report import (
@@ -163,43 +159,6 @@ def test_recipes_follow_what_is_upstream(tmp_path):
     one, other = planned(tmp_path, 0, 10, 0).recipes, planned(tmp_path, 1, 10, 0).recipes
     assert [name for name in one if one[name] == other[name]] == ["download"]
     assert one["activation@0"] != one["activation@1"]
-
-
-def test_who_wants_a_result_that_is_being_made_waits_for_it_and_takes_it():
-    in_flight, events, begun, go = InFlight(), [], threading.Event(), threading.Event()
-
-    def make() -> str:
-        begun.set()
-        go.wait(60)
-        events.append("made")
-        return "executed"
-
-    def take() -> str:
-        events.append("taken")
-        return "restored"
-
-    with ThreadPoolExecutor() as pool:
-        first = pool.submit(in_flight.share, "same", make, take)
-        begun.wait(60)
-        second = pool.submit(in_flight.share, "same", make, take)
-        other = pool.submit(in_flight.share, "other", lambda: "other", take)
-        assert other.result(60) == "other"  # it waits for nobody
-        go.set()
-        assert (first.result(60), second.result(60)) == ("executed", "restored")
-    assert events == ["made", "taken"]
-
-
-def test_what_failed_is_not_made_again_for_others():
-    in_flight, made = InFlight(), []
-
-    def fail() -> str:
-        made.append("once")
-        raise StageFailedError("the disk is on fire")
-
-    for _ in range(2):
-        with pytest.raises(StageFailedError, match="on fire"):
-            in_flight.share("same", fail, fail)
-    assert made == ["once"]
 
 
 SEGM = "evaluation/detector/generalized/novel/segm/AP50"
