@@ -25,6 +25,7 @@ from flows.dvc.command import Command
 from flows.dvc.records import forget, late_changes
 from flows.environment import STATE_FOLDER, stage_environment
 from flows.graph import Outcome, Stage, Status, Step
+from flows.resources import list_devices, require_devices
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
@@ -44,15 +45,16 @@ class StageFailedError(RuntimeError):
 
 
 class Preflight:
-    """A check of the params of all stages that are to run, in a process of its own.
+    """A check of the params of all stages that are to run, in a process of its own, and of devices.
 
-    So no execution ends hours later for a param or file that is wrong now. It takes two seconds, in
-    which Prefect is loaded.
+    So no execution ends hours later for a param, file or GPU that is wrong now. It takes two
+    seconds, in which Prefect is loaded.
     """
 
     def __init__(self, root: Path, steps: list[Step]) -> None:
         """Begin to check."""
         due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
+        self._gpus = max((stage.gpus for stage in due), default=0)
         keys = {key.split(".")[0] for stage in due for key in stage.params}
         sections = sorted(k for k in keys if (root / "stages" / k / "params.py").is_file())
         command = [sys.executable, "-m", "stages.preflight", *sections]
@@ -72,6 +74,8 @@ class Preflight:
             _, told = self._process.communicate()
             if self._process.returncode:
                 raise ValueError(told.strip())
+        if self._gpus and (devices := list_devices()):  # without any, stages compute on cores
+            require_devices(len(devices), self._gpus)
 
 
 class StageRunner:

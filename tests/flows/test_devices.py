@@ -13,7 +13,9 @@ import pytest
 from toy import wait_until
 
 from flows import resources
+from flows.dvc.plan import make_plan
 from flows.resources import DeviceError, DeviceSlots, list_devices
+from flows.stage import Preflight
 
 TWO = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa)
@@ -116,6 +118,16 @@ def test_cpu_stages_see_no_device_and_wide_ones_get_fewer_only_if_told(tmp_path,
     monkeypatch.setenv("OVIS_FEWER_GPUS", "1")
     with slots.reserve(8) as wide:
         assert wide.environment == {"CUDA_VISIBLE_DEVICES": "0,1"}
+
+
+def test_too_few_devices_are_told_before_anything_runs(toy, driver):
+    driver(TWO)
+    toy.replace("meta: {cores: 64}", "meta: {cores: 64, gpus: 8}", "dvc.yaml")
+    steps = make_plan(toy.root)
+    with pytest.raises(DeviceError, match=r"8 CUDA devices are wanted and .* has 2"):
+        Preflight(toy.root, steps).finish()
+    driver("No devices were found\n", 6)
+    Preflight(toy.root, steps).finish()
 
 
 def start_holder(locks: Path, named: str) -> subprocess.Popen:
