@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect import flow, get_client, get_run_logger
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
@@ -52,7 +53,10 @@ def stage(request: dict[str, Any]) -> State:
             if not client.read_flow_run(flow_run.id).state.is_running():
                 raise  # it was cancelled
         return Scheduled(name=PREEMPTED, message=f"{here} was stopped; it goes on elsewhere")
-    _label(here, outcome)
+    try:
+        _label(here, outcome)
+    except httpx.HTTPError as error:  # it is made all the same
+        log.warning(f"what it was made with could not be told: {error!r}")
     return Completed(
         name=outcome.outcome.capitalize(), message=f"on {here} in {outcome.seconds:.1f} s"
     )
