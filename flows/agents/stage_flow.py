@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 from prefect import flow, get_client, get_run_logger
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, Scheduled, State
 
@@ -48,11 +48,13 @@ def stage(request: dict[str, Any]) -> State:
         names = {StageFailedError: STAGE_FAILED, UnfitError: UNFIT}
         message = f"on {here}: {error}"[-LONGEST_MESSAGE:]
         return Failed(name=names.get(type(error), "Failed"), message=message)
-    except TerminationSignal:
+    except TerminationSignal as stopped:
         with get_client(sync_client=True) as client:
             if not client.read_flow_run(flow_run.id).state.is_running():
                 raise  # it was cancelled
-        return Scheduled(name=PREEMPTED, message=f"{here} was stopped; it goes on elsewhere")
+            state = Scheduled(name=PREEMPTED, message=f"{here} was stopped; it goes on elsewhere")
+            client.set_flow_run_state(flow_run.id, state, force=True)
+        raise Abort from stopped  # the run is another worker's now: not a word more of it
     try:
         _label(here, outcome)
     except httpx.HTTPError as error:  # it is made all the same
