@@ -200,7 +200,7 @@ for part in "ab":
 
 @pytest.fixture
 def training(project: Toy) -> Toy:
-    """Have `download` train: forty steps that take half a second on agents."""
+    """Have `download` train: forty steps that take a second on agents."""
     code = project.root / "stages/download/__main__.py"
     head, _, _ = code.read_text().partition('write("data')
     code.write_text(f"{head}{TRAINING}# {project.root}\n")
@@ -218,7 +218,7 @@ def test_a_training_goes_on_elsewhere_from_the_step_it_reached(fleet, training, 
     local = Toy(training.root.parent / "local")
     shutil.copytree(training.root, local.root)
     local.dvc("repro", "download")
-    more = {"TOY_STEP": "0.5", "OVIS_RESUME_PERIOD": "1"}
+    more = {"TOY_STEP": "1", "OVIS_RESUME_PERIOD": "1"}
     doomed = agent(fleet, training, "one", **more)
     process = start(fleet, training, "--targets", "download")
     until_step(training, 10)
