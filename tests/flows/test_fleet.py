@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from toy import REPOSITORY, Toy, make_toy, wait_until
+from toy import REPOSITORY, Toy, make_toy, make_training, until_step, wait_until
 from tracked import read_runs
 
 from tests.support.loopback import Loopback, share_folder
@@ -181,36 +181,10 @@ def read_until(process, text: str) -> str:
     raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
 
 
-TRAINING = """
-state, steps = Path(".resume/abc/state.txt"), 40
-done = state.read_text() if state.exists() else ""
-with open(folder / "starts.log", "a") as log:
-    log.write(f"{len(done)}\\n")
-while len(done) < steps:
-    time.sleep(float(os.environ.get("TOY_STEP", 0)))
-    done += "ab"[len(done) % 2]
-    write(".resume/abc/.new.partial", done)
-    os.replace(".resume/abc/.new.partial", state)
-    write(folder / "slow.step", str(len(done)))
-state.unlink()
-for part in "ab":
-    write(f"data/download/parts/{part}.txt", part + done)
-"""
-
-
 @pytest.fixture
 def training(project: Toy) -> Toy:
-    """Have `download` train: forty steps that take a second on agents."""
-    code = project.root / "stages/download/__main__.py"
-    head, _, _ = code.read_text().partition('write("data')
-    code.write_text(f"{head}{TRAINING}# {project.root}\n")
-    project.git("commit", "-qam", "training")
+    make_training(project)
     return project
-
-
-def until_step(project: Toy, step: int) -> None:
-    path = project.root / "slow.step"
-    wait_until(lambda: path.is_file() and int(path.read_text() or 0) >= step)
 
 
 @pytest.mark.parametrize("loss", ["machine", "preemption"])

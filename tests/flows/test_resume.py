@@ -1,11 +1,14 @@
 """Resume points go through the remote, and starts that came further are not counted."""
 
+import json
 import shutil
-from dataclasses import dataclass
+import signal
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
-from fleet import make_fleet, request_for, store
+from fleet import Agents, make_fleet, request_for, run_on, store
+from toy import Toy, make_training, until_step
 
 from flows.agents.agent import reproduce
 from flows.dvc import resume
@@ -136,3 +139,37 @@ def test_a_stage_that_comes_no_further_is_given_up_and_one_that_does_is_not(toy,
     shutil.rmtree(toy.root / "points")
     assert reproduce(clone, request, "run-9", print, "run", 9).outcome == "executed"
     assert not list((store(toy) / "resume").rglob("*.*"))
+
+
+REPRODUCE = """
+import json, sys
+from pathlib import Path
+from flows.agents.agent import reproduce
+from flows.agents.request import Request
+reproduce(Path.cwd(), Request(**json.loads(sys.argv[1])), "run-1", print, "run", 1)
+"""
+
+
+@pytest.mark.parametrize("loss", [signal.SIGINT, signal.SIGKILL])
+def test_a_training_that_was_stopped_or_lost_gives_the_same_bytes_elsewhere(toy, monkeypatch, loss):
+    make_training(toy)
+    local = Toy(toy.root.parent / "local")
+    shutil.copytree(toy.root, local.root)
+    local.dvc("repro", "download")
+    one, two = make_fleet(toy, 2).clones
+    request = request_for(toy, "download")
+    monkeypatch.setenv("TOY_FOLDER", str(toy.root))
+    period = "600" if loss == signal.SIGINT else "0.2"  # who is stopped pushes the last step
+    more = {"TOY_STEP": "1", "OVIS_RESUME_PERIOD": period, "OVIS_STOP_ORPHANS": "1"}
+    arguments = ["-c", REPRODUCE, json.dumps(asdict(request))]
+    agent = Toy(one).start(*arguments, **more)
+    until_step(toy, 5)
+    agent.send_signal(loss)
+    agent.communicate()
+    shutil.rmtree(one / ".resume")
+    assert reproduce(two, request, "run-2", print, "run", 2).outcome == "executed"
+    first, second = map(int, (toy.root / "starts.log").read_text().split())
+    assert first == 0
+    assert second >= 4
+    assert run_on(Agents([]), toy, "download") == {"download": "restored"}
+    assert toy.lock() == local.lock()
