@@ -132,7 +132,7 @@ def outcome_of(step: Step, future: PrefectFuture) -> Outcome:
 def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[Outcome]) -> State:
     sort_lock(root)
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    show_outcomes(root, steps, outcomes)
+    show_outcomes(outcomes)
     done = {outcome.stage for outcome in outcomes if outcome.outcome not in ("failed", "not run")}
     stages = [step.stage for step in steps if step.stage.name in done]
     tracking.publish(stages, outcomes)
