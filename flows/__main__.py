@@ -52,23 +52,27 @@ def run(root: Path, options: argparse.Namespace) -> int:
     """Bring the targets up to date through Prefect; with nothing to do, only show the results."""
     # Imported where needed: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
     from flows.dvc.plan import make_plan
-    from flows.journal import was_tracked
+    from flows.journal import is_edited, was_tracked
+    from flows.server import LocalServer, call_flow
 
     started = time.monotonic()
+    server = LocalServer(root)
     if options.pools:
         _require_fleet(root)
+    elif is_edited(root):
+        server.start()  # beside the plan, which will hardly be empty
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
-        from flows.server import call_flow
         from flows.stage import Preflight
 
         check = None if options.pools else Preflight(root, steps).finish  # agents have the weights
         arguments = (options.targets, options.cores, options.pools)
         name = name_execution(steps)
         outcomes, failed = call_flow(
-            root, "flows.flow:experiment", *arguments, run_name=name, check=check
+            root, "flows.flow:experiment", *arguments, run_name=name, check=check, server=server
         )
     else:
+        server.stop()
         outcomes, failed = _unchanged(steps), False
         if not was_tracked(root, os.environ["MLFLOW_TRACKING_URI"]):
             from flows.tracking import Tracking
