@@ -115,6 +115,7 @@ def copy_definition(root: Path) -> None:
         "params.yaml",
         "prefect.yaml",
         "pyproject.toml",
+        "requirements-stages.lock",
         ".gitignore",
         ".dvcignore",
     )

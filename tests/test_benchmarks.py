@@ -22,7 +22,7 @@ from benchmarks.flow import Bench, ideal_seconds
 from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
 from flows.dvc.plan import make_plan
-from flows.graph import Stage, Status
+from flows.graph import Stage, Status, overlap
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.views import ViewSettings
@@ -87,6 +87,10 @@ def test_default_shape_has_every_stage_and_output(tmp_path):
     root = tmp_path / "default"
     graph = make_project(root, "default", 2)
     assert sole_section(graph) == "evaluation"
+    made = [path for stage in graph.values() for path in stage.outputs]
+    given = {path for stage in graph.values() for path in stage.inputs}
+    lacking = [p for p in given if not any(overlap(p, out) for out in made)]
+    assert [path for path in lacking if not (root / path).exists()] == []
     for name in ("download", "proposals@1", "evaluation"):
         subprocess.run(["sh", "work.sh", *name.split("@")], cwd=root, check=True)
     outputs = [path for name in ("download", "evaluation") for path in graph[name].outputs]
