@@ -9,13 +9,12 @@ import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
-from flows.closure import LOCK, check_deps, import_closures, stage_modules
+from flows.closure import LOCK, check_deps, import_closures, params_read, stage_modules
 from flows.dvc.project import load_graph
 from flows.graph import Graph, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
 from flows.readme import pages, place
 from stages.guard import find_declared
-from tests.support.params_read import params_read
 from tests.support.upstream import inputs_through
 
 ROOT = Path(__file__).parents[1]

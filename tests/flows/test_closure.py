@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.params_read import params_read
+from flows.closure import params_read
 
 REPOSITORY = Path(__file__).parents[2]
 
