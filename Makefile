@@ -34,7 +34,7 @@ profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
 
 fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls for; MIRROR=folder|address WORKERS=32
-	@$(BIN)/python -m stages.download.fetch $(if $(MIRROR),--mirror $(MIRROR)) \
+	@$(BIN)/python -m fetch $(if $(MIRROR),--mirror $(MIRROR)) \
 		$(if $(WORKERS),--workers $(WORKERS))
 
 test: $(STAMP) ## run all tests on two workers; SEED=n: in the order of the run that printed this seed
@@ -111,7 +111,7 @@ clean: ## remove the environment, results, caches and what flows keep
 	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	git worktree prune
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
-	find benchmarks flows stages tests -name __pycache__ -exec rm -rf {} +
+	find benchmarks comparators fetch flows predict stages tests -name __pycache__ -exec rm -rf {} +
 
 $(UV):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \

@@ -34,11 +34,11 @@ from flows.overlay import PARAMS, apply_profile
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.boxes.select import choose_boxes
-from stages.common.categories import Category
-from stages.common.masks import encode_mask
-from stages.common.params import read_params
-from stages.common.seeding import torch_generator
-from stages.common.storage import read_tensors
+from stages.common.formats.categories import Category
+from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.params import read_params
+from stages.common.runtime.seeding import torch_generator
+from stages.common.runtime.storage import read_tensors
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial, make_trials
 from stages.evaluation.summary import score

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from stages.activation.rounds import Targets
-from stages.common.images import Picture
-from stages.common.masks import encode_mask
-from stages.common.params import read_params
-from stages.common.seeding import numpy_generator
-from stages.download.scenes import draw_scene, scene_recipe
+from stages.common.formats.images import Picture
+from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.params import read_params
+from stages.common.runtime.seeding import numpy_generator
+from stages.download.sources.scenes.draw import draw_scene, scene_recipe
 from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
 from stages.models.vision_language.albef import Albef, AlbefConfig
 from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary

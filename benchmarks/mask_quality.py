@@ -15,13 +15,13 @@ import torch
 
 from benchmarks.measure import table
 from stages.boxes.select import binarise_otsu
-from stages.common.activation_maps import enlarge_maps, smooth_maps
-from stages.common.coco import group_by_image
-from stages.common.images import normalise_pixels, read_pictures
-from stages.common.masks import decode_mask, mask_iou
-from stages.common.seeding import derive_seed, numpy_generator
-from stages.common.storage import read_json, read_table, read_tensors
-from stages.common.tables import table_boxes
+from stages.common.formats.coco import group_by_image
+from stages.common.formats.images import normalise_pixels, read_pictures
+from stages.common.formats.tables import table_boxes
+from stages.common.geometry.activation_maps import enlarge_maps, smooth_maps
+from stages.common.geometry.masks import decode_mask, mask_iou
+from stages.common.runtime.seeding import derive_seed, numpy_generator
+from stages.common.runtime.storage import read_json, read_table, read_tensors
 from tests.reference.masks import seed_labels, segment_crop
 
 DATA = Path("data")

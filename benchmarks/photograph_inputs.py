@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from benchmarks import inputs
-from stages.common.images import Picture, write_pictures
-from stages.common.storage import write_table, write_tensors
-from stages.common.tables import boxes_table
+from stages.common.formats.images import Picture, write_pictures
+from stages.common.formats.tables import boxes_table
+from stages.common.runtime.storage import write_table, write_tensors
 
 OBJECTS, PROPOSALS, CELLS = 2, 50, (16, 16)  # OBJECTS and PROPOSALS per photograph
 

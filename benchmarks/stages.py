@@ -21,10 +21,10 @@ from flows.resources import count_cores
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.boxes.select import choose_boxes
-from stages.common.masks import encode_mask
-from stages.common.seeding import numpy_generator, torch_generator
-from stages.common.storage import write_json
-from stages.download.scenes import draw_scene, scene_recipe
+from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.seeding import numpy_generator, torch_generator
+from stages.common.runtime.storage import write_json
+from stages.download.sources.scenes.draw import draw_scene, scene_recipe
 from stages.labels.merge import make_dataset, split_masks
 from stages.labels.params import LabelsParams
 from stages.masks.params import MasksParams

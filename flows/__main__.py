@@ -135,7 +135,7 @@ def predict(root: Path, options: argparse.Namespace) -> int:
     from flows.predictor import find
 
     folder = find(root, options.model)
-    command = [sys.executable, "-m", "stages.predict", *options.more, "--model", str(folder)]
+    command = [sys.executable, "-m", "predict", *options.more, "--model", str(folder)]
     return subprocess.run(command, cwd=root).returncode
 
 
@@ -256,7 +256,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--name", help="as shown in Prefect; by default host, pool and PID")
             sub.add_argument("--stages", type=_positive, help="how many at once")
         if command is predict:
-            sub.epilog = "Everything else goes to `python -m stages.predict`; see its --help."
+            sub.epilog = "Everything else goes to `python -m predict`; see its --help."
             sub.add_argument("--model", help="finetune, detector, a folder, or an MLflow URI")
         if command is profile:
             sub.add_argument("name", help="experiments/<name>.yaml")

@@ -15,7 +15,7 @@ from prefect.exceptions import PrefectException
 from flows.graph import Outcome, Step
 from flows.table import summarize_plan
 
-# As stages/common/progress.py prints it: "wspn, classify: 120/400 in 10 s (12.0/s, 23 s left)".
+# Lines of stages/common/runtime/progress.py: "wspn, classify: 120/400 in 10 s (12.0/s, 23 s left)".
 PROGRESS = re.compile(r"(?P<what>[^:]+): (?P<done>\d+)/(?P<total>\d+) in \d+ s \((?P<rate>.*)\)$")
 SECONDS_BETWEEN_UPDATES = 5.0
 

@@ -16,12 +16,13 @@ from typing import Any
 import grimp
 from ruamel.yaml import YAML
 
-PACKAGE = "stages"
+PACKAGES = ("stages", "comparators")
+FOLDERS = tuple(f"{package}/" for package in PACKAGES)
 DVC_FILE = "dvc.yaml"
 LOCK = "requirements-stages.lock"
 TEMPLATE = re.compile(r"\$\{[\w.]+\}")
-STAGE_COMMAND = re.compile(rf"python -m {PACKAGE} (\w+)")  # by stages/__main__.py
-# What the functions of stages/common/params.py read; the first takes the section's name.
+STAGE_COMMAND = re.compile(rf"python -m ({'|'.join(PACKAGES)}) (\w+)")  # by stages/__main__.py
+# What the functions of stages/common/runtime/params.py read; the first takes the section's name.
 SECTION_READER = "read_section"
 KEY_READERS = {
     "read_seed": "seed",
@@ -30,7 +31,7 @@ KEY_READERS = {
     "read_exactness": "deterministic",
 }
 WHOLE_READER = "read_params"
-READERS_HOME = f"{PACKAGE}/common/params.py"
+READERS_HOME = "stages/common/runtime/params.py"
 
 
 def import_closures(root: Path, modules: list[str]) -> dict[str, list[str]]:
@@ -44,7 +45,8 @@ def import_closures(root: Path, modules: list[str]) -> dict[str, list[str]]:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     importlib.invalidate_caches()
-    graph = grimp.build_graph(PACKAGE, cache_dir=None)
+    there = [package for package in PACKAGES if (root / package).is_dir()]
+    graph = grimp.build_graph(*there, cache_dir=None)
     unknown = sorted(set(modules) - graph.modules)
     if unknown:
         raise ValueError(f"{DVC_FILE}: there is no module {', '.join(unknown)} under {root}")
@@ -105,7 +107,7 @@ def _write_deps(root: Path, path: Path) -> list[str]:
 
 
 def _dvc_files(root: Path) -> list[str]:
-    """Return the experiment's dvc.yaml and those of folders below, such as claims/dvc.yaml."""
+    """Return the experiment's dvc.yaml and those of folders below, such as comparators/dvc.yaml."""
     below = sorted(path.relative_to(root).as_posix() for path in root.glob(f"*/{DVC_FILE}"))
     return [DVC_FILE, *below]
 
@@ -145,7 +147,7 @@ def _differences(root: Path, content: Any) -> Iterator[tuple[str, Any, list[str]
 def _chosen(deps: Any) -> list[str]:
     """Return the deps on a package that params.yaml names: stages/…/${section.key}."""
     deps = [dep for dep in deps if isinstance(dep, str)]
-    return [dep for dep in deps if dep.startswith(f"{PACKAGE}/") and TEMPLATE.search(dep)]
+    return [dep for dep in deps if dep.startswith(FOLDERS) and TEMPLATE.search(dep)]
 
 
 def _package_modules(root: Path, dep: str) -> list[str]:
@@ -156,17 +158,17 @@ def _package_modules(root: Path, dep: str) -> list[str]:
 
 
 def stage_modules(content: Any) -> dict[str, str]:
-    """Return the `__main__` module of each stage of dvc.yaml that `python -m stages` runs."""
+    """Return the `__main__` module of each stage of dvc.yaml that is Python code of ours."""
     modules = {}
     for name, stage in content["stages"].items():
         found = STAGE_COMMAND.search(str(stage["cmd"]))
         if found:
-            modules[name] = f"{PACKAGE}.{found[1]}.__main__"
+            modules[name] = f"{found[1]}.{found[2]}.__main__"
     return modules
 
 
 def _is_source(dep: str) -> bool:
-    return dep == LOCK or (dep.startswith(f"{PACKAGE}/") and dep.endswith(".py"))
+    return dep == LOCK or (dep.startswith(FOLDERS) and dep.endswith(".py"))
 
 
 def _position(deps: Any, path: str) -> int:

@@ -79,7 +79,7 @@ def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
     """Return the targets (names or groups) and everything upstream of them.
 
     The default is all stages of the repository's own dvc.yaml: those of another one, such as
-    claims/dvc.yaml:rpn, run only when they are asked for.
+    comparators/dvc.yaml:rpn, run only when they are asked for.
 
     Raises:
         ValueError: there is no such stage.

@@ -17,7 +17,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
         """Read the predictor's folder; PyTorch is imported here, not when the model is logged."""
-        from stages.common.devices import compute_device
+        from stages.common.runtime.devices import compute_device
         from stages.models.detection.predictor import load_predictor
 
         self._predictor = load_predictor(Path(context.artifacts["predictor"]), compute_device())
@@ -46,7 +46,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"instances": rows}, index=model_input.index)
 
     def _instances(self, row: str, image: bytes, names: Any, params: dict) -> list[dict]:
-        from stages.common.images import decode_upright
+        from stages.common.formats.images import decode_upright
         from stages.models.detection.coco_results import to_results
 
         pixels, names = decode_upright(bytes(image), row), [str(name) for name in names]

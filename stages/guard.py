@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from ruamel.yaml import YAML
 
-from stages.common.params import PARAMS_FILE, read_params
+from stages.common.runtime.params import PARAMS_FILE, read_params
 
 DVC_FILE = "dvc.yaml"
 LOCK = "requirements-stages.lock"
@@ -65,7 +65,7 @@ def find_declared(stage: str) -> Declared:
     """Return what a stage depends on; run from the repository's root.
 
     Args:
-        stage: as DVC names it, such as "boxes@0" or "claims/dvc.yaml:rpn".
+        stage: as DVC names it, such as "boxes@0" or "comparators/dvc.yaml:rpn".
 
     Raises:
         ValueError: no dvc.yaml has the stage, or a file that it names is not there.

@@ -27,7 +27,7 @@ from stages.models.backbones.imagenet import freeze_stages
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.views import ViewSettings
 from stages.ranking.params import RankingParams
-from tests.stages.tiny_detector import RESNETS, tiny_detector
+from tests.support.tiny_detector import RESNETS, tiny_detector
 
 
 def stage(name: str, needs: str = "", cores: int = 1) -> Stage:

@@ -22,10 +22,9 @@ GROUND_TRUTH = "data/download/ground_truth"
 ANNOTATED_CLASSES = "data/download/annotations"  # of base classes, without where they are
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
-ARCHITECTURE_DEP = re.compile(r"stages/models/detection/\$\{(detector|rpn)\.architecture\}")
+ARCHITECTURE_DEP = re.compile(r"stages/models/architectures/\$\{(detector|rpn)\.architecture\}")
 NO_SECTION = {"seed", "shards", "deterministic", "gpus_per_training"}
-NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
-PACKAGES_OF_CLAIMS = {"rpn", "true_masks", "wsddn"}  # others run a stage differently
+NO_STAGE = {"common", "models"}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_deps_are_data_and_the_import_closure():
 def test_who_makes_or_loads_a_detector_depends_on_the_chosen_architecture():
     """Its package is imported by name, which no import graph sees."""
     declared, users = set(), set()
-    for file in ("dvc.yaml", "claims/dvc.yaml"):
+    for file in ("dvc.yaml", "comparators/dvc.yaml"):
         content = YAML(typ="safe").load(ROOT / file)
         modules = stage_modules(content)
         files = import_closures(ROOT, [*set(modules.values())])
@@ -65,7 +64,7 @@ def test_who_makes_or_loads_a_detector_depends_on_the_chosen_architecture():
 
 
 def test_whoever_computes_on_a_device_asks_for_one():
-    for file in ("dvc.yaml", "claims/dvc.yaml"):
+    for file in ("dvc.yaml", "comparators/dvc.yaml"):
         content = YAML(typ="safe").load(ROOT / file)
         for name, module in stage_modules(content).items():
             main = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
@@ -98,7 +97,7 @@ def test_what_guards_a_stage_compares_all_that_dvc_hashes(graph, monkeypatch):
 def test_params_are_the_sections_that_the_code_reads(content, closures):
     declared = {name: set(stage.get("params", [])) for name, stage in content["stages"].items()}
     assert declared == {name: params_read(ROOT, files) for name, files in closures.items()}
-    claims = YAML(typ="safe").load(ROOT / "claims/dvc.yaml")
+    claims = YAML(typ="safe").load(ROOT / "comparators/dvc.yaml")
     modules = stage_modules(claims)
     files = import_closures(ROOT, [*set(modules.values())])
     declared = {name: set(stage.get("params", [])) for name, stage in claims["stages"].items()}
@@ -106,7 +105,7 @@ def test_params_are_the_sections_that_the_code_reads(content, closures):
 
 
 def test_whoever_reads_held_out_images_follows_the_split_that_is_measured():
-    for file in ("dvc.yaml", "claims/dvc.yaml"):
+    for file in ("dvc.yaml", "comparators/dvc.yaml"):
         for name, stage in YAML(typ="safe").load(ROOT / file)["stages"].items():
             fixed = [
                 dep for dep in stage["deps"] if re.search(r"\b(test|val)\.(parquet|json)$", dep)
@@ -125,16 +124,20 @@ def test_every_data_input_is_made_by_a_stage(graph):
     assert orphans == set()
 
 
+def packages(folder: str) -> set[str]:
+    return {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+
+
 def test_one_name_in_five_places(content):
-    claims = YAML(typ="safe").load(ROOT / "claims/dvc.yaml")["stages"]
-    stages = set(content["stages"]) | (set(claims) & PACKAGES_OF_CLAIMS)
+    comparators = YAML(typ="safe").load(ROOT / "comparators/dvc.yaml")["stages"]
     sections = set(YAML(typ="safe").load(ROOT / "params.yaml")) - NO_SECTION
-    packages = {path.parent.name for path in (ROOT / "stages").glob("*/__init__.py")} - NO_STAGE
-    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/stages").glob("test_*.py")}
-    assert packages == stages
-    assert sections == {name for name in stages if (ROOT / f"stages/{name}/params.py").is_file()}
-    assert stages <= tests
-    assert all(stage["cmd"].startswith("python -m stages ") for stage in claims.values())
+    assert packages("stages") - NO_STAGE == set(content["stages"])
+    assert packages("comparators") <= set(comparators)
+    assert sections == {path.parent.name for path in ROOT.glob("*/*/params.py")}
+    for folder in ("stages", "comparators"):
+        assert packages(folder) - NO_STAGE <= packages(f"tests/{folder}")
+    for name in packages("comparators"):
+        assert comparators[name]["cmd"].startswith(f"python -m comparators {name}"), name
     for name, stage in content["stages"].items():
         module = f"python -m stages {name}"
         assert stage["cmd"].split()[:4] == module.split(), name
@@ -171,7 +174,7 @@ def test_nothing_turns_the_run_cache_off(content):
 def test_empty_init_files():
     full = [
         path.relative_to(ROOT).as_posix()
-        for folder in ("flows", "stages")
+        for folder in ("comparators", "fetch", "flows", "predict", "stages")
         for path in (ROOT / folder).rglob("__init__.py")
         if path.read_text().strip()
     ]
@@ -208,7 +211,7 @@ def test_no_stage_up_to_the_detector_reads_ground_truth(graph):
 
 
 def test_if_asked_the_proposal_network_alone_reads_which_base_classes_people_saw(tmp_path):
-    for name in ("dvc.yaml", "params.yaml", "claims/dvc.yaml"):
+    for name in ("dvc.yaml", "params.yaml", "comparators/dvc.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".dvc").mkdir()

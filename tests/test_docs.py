@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from flows.__main__ import main
 from flows.readme import TABLES, pages, place
-from tests.run_module import run_module
+from tests.support.run_module import run_module
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -207,7 +207,7 @@ def test_options_of_commands_exist(capsys, monkeypatch):
         if command == "predict":  # hands over what it does not know
             monkeypatch.setattr(sys, "argv", ["predict", "--help"])
             with pytest.raises(SystemExit):
-                run_module("stages.predict")
+                run_module("predict")
             has += capsys.readouterr().out
         assert set(OPTION.findall(rest)) <= set(OPTION.findall(has)), command
 

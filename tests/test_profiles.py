@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from flows.dvc.project import load_graph
 from flows.overlay import apply_profile, read_params, read_profile
-from stages.common.params import read_section
+from stages.common.runtime.params import read_section
 from stages.preflight import section_model
 
 ROOT = Path(__file__).parents[1]

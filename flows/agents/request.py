@@ -21,7 +21,7 @@ from flows.graph import DagError, Graph, Stage, overlap
 from flows.overlay import PARAMS
 
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
-THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/seeding.py)
+THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/runtime/seeding.py)
 RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs
 KEY = re.compile("[0-9a-f]{64}")  # a folder on the remote, and in an agent's clone
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")  # a path in the cache and on the remote

@@ -17,7 +17,7 @@ SECONDS_BETWEEN_QUERIES = 2
 def default_stages(pool: str) -> int:
     """Return how many stages at once: one per CUDA device, or per two cores where there are none.
 
-    Training keeps two threads busy whatever the machine has (stages/common/seeding.py).
+    Training keeps two threads busy whatever the machine has (stages/common/runtime/seeding.py).
 
     Raises:
         DeviceError: the pool is for CUDA devices and there are none, unless OVIS_FEWER_GPUS=1.

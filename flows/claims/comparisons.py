@@ -3,13 +3,13 @@
 Where a default of ours decides, the paper's procedure is measured, too: a letter has rows of our
 procedure, rows of the paper's, and rows that are told beside and that nothing depends on. A number
 is named by a path, "<file>.<key>.<key>…", into the metrics of the experiment, of its comparators
-(claims/dvc.yaml), or of the experiment with a param changed (`ARMS`).
+(comparators/dvc.yaml), or of the experiment with a param changed (`ARMS`).
 """
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-PIPELINE = "claims/dvc.yaml"
+PIPELINE = "comparators/dvc.yaml"
 GROUPS = ("base", "novel")
 KINDS = {"bbox": "box", "segm": "mask"}
 NOT_BELOW = -2.0  # points of AP50 that "not below" allows

@@ -25,8 +25,8 @@ from flows.overlay import flatten, look_up, read_params
 FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)
 LOCK = "requirements.lock"
-CODE = "stages/"
-TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in stages/models/detection/${detector.architecture}
+CODE = ("stages/", "comparators/")
+TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in …/architectures/${detector.architecture}
 
 
 @dataclass(frozen=True)

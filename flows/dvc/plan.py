@@ -1,8 +1,8 @@
 """The exact plan: what the next execution will do with each stage, and why.
 
 `dvc status` looks one stage deep; this plan is transitive: it carries the future hashes of stages
-that will be restored to those downstream. tests/flows/test_dag.py holds it to what `dvc repro` then
-does.
+that will be restored to those downstream. tests/flows/dvc/test_dag.py holds it to what `dvc repro`
+then does.
 """
 
 import os

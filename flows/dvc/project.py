@@ -1,7 +1,7 @@
 """A project as DVC sees it: its graph, its stages, its cache.
 
 Only flows/dvc imports DVC. Nothing under `dvc.repo` is a public API, so pyproject.toml pins the
-version, and tests/flows/test_dvc_contract.py names what is used of it.
+version, and tests/flows/dvc/test_dvc_contract.py names what is used of it.
 """
 
 import os
@@ -24,7 +24,7 @@ from flows.overlay import flatten
 
 ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
-IGNORING = ".dvcignore"  # in a folder: hides its dvc.yaml from plain DVC, see claims/.dvcignore
+IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for
 
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:

@@ -17,15 +17,15 @@ import torch
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.activation.targets import choose_captions, find_targets, make_finder
-from stages.common.captions import read_captions
-from stages.common.categories import ALL_SPLITS, read_categories
-from stages.common.devices import prepare_device, send
-from stages.common.images import Picture, count_pictures, normalise_pixels, read_pictures
-from stages.common.params import read_exactness, read_section, read_seed
-from stages.common.prefetch import prefetch
-from stages.common.progress import track
-from stages.common.seeding import make_deterministic
-from stages.common.storage import write_tensors
+from stages.common.formats.captions import read_captions
+from stages.common.formats.categories import ALL_SPLITS, read_categories
+from stages.common.formats.images import Picture, count_pictures, normalise_pixels, read_pictures
+from stages.common.runtime.devices import prepare_device, send
+from stages.common.runtime.params import read_exactness, read_section, read_seed
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import write_tensors
 from stages.models.vision_language.base import VisionLanguageModel, load_vlm
 
 DOWNLOAD = Path("data/download")

@@ -10,9 +10,9 @@ import torch
 
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import Targets
-from stages.common.captions import MentionFinder, normalise
-from stages.common.categories import Category
-from stages.common.seeding import numpy_generator
+from stages.common.formats.captions import MentionFinder, normalise
+from stages.common.formats.categories import Category
+from stages.common.runtime.seeding import numpy_generator
 from stages.models.vision_language.tokenizer import CaptionTokenizer
 
 

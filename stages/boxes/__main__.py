@@ -7,13 +7,13 @@ import numpy as np
 
 from stages.boxes.params import BoxesParams
 from stages.boxes.select import binarise_otsu, choose_boxes
-from stages.common.activation_maps import smooth_maps
-from stages.common.boxes import clip_boxes
-from stages.common.coco import read_image_list
-from stages.common.params import read_section
-from stages.common.progress import track
-from stages.common.storage import read_table, read_tensors, write_table
-from stages.common.tables import boxes_by_image, boxes_table
+from stages.common.formats.coco import read_image_list
+from stages.common.formats.tables import boxes_by_image, boxes_table
+from stages.common.geometry.activation_maps import smooth_maps
+from stages.common.geometry.boxes import clip_boxes
+from stages.common.runtime.params import read_section
+from stages.common.runtime.progress import track
+from stages.common.runtime.storage import read_table, read_tensors, write_table
 
 PICTURES = Path("data/download/images/train")
 RANKING = Path("data/ranking")

@@ -7,7 +7,7 @@ Shape legend: T targets of one image, R proposals, h w map cells, H W pixels.
 import cv2
 import numpy as np
 
-from stages.common.activation_maps import bounded_hw, enlarge_maps, integrate_boxes
+from stages.common.geometry.activation_maps import bounded_hw, enlarge_maps, integrate_boxes
 
 LONGEST_BINARY = 320  # pixels a side of a binary map: its edges are as fine as cells are coarse
 

@@ -11,15 +11,15 @@ softmax over these classes, as if nobody had labelled the others.
 import argparse
 from pathlib import Path
 
-from stages.common.categories import read_categories
-from stages.common.checkpoints import Checkpoint, fingerprint
-from stages.common.curves import Curve
-from stages.common.devices import choose_device, prepare_device
-from stages.common.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.processes import process_index, run_in_processes
-from stages.common.seeding import make_deterministic
-from stages.common.storage import read_tensors, write_json
-from stages.common.stored_pictures import StoredPictures
+from stages.common.formats.categories import read_categories
+from stages.common.formats.stored_pictures import StoredPictures
+from stages.common.runtime.checkpoints import Checkpoint, fingerprint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import choose_device, prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.runtime.processes import process_index, run_in_processes
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import read_tensors, write_json
 from stages.detector.params import DetectorParams
 from stages.models.detection.detector import build, save
 from stages.models.detection.initial_weights import load_start

@@ -4,7 +4,7 @@ Run: python -m stages.download. Reads nothing (source scenes) or a folder: COCO'
 Images' (open_images), or a user's own pictures (folder). Writes under data/download:
 categories.json, images/, captions/, ground_truth/, report.json, and annotations/: which base
 classes people have found in the training pictures, and nothing else. It never reaches for the
-network; `python -m stages.download.fetch` fills a folder of COCO or Open Images.
+network; `python -m fetch` fills a folder of COCO or Open Images.
 """
 
 import shutil
@@ -14,20 +14,20 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stages.common.images import Picture, write_pictures
-from stages.common.parallel import map_in_order, num_workers
-from stages.common.params import read_section, read_seed, read_shards
-from stages.common.progress import track
-from stages.common.storage import write_json
-from stages.download.coco import coco_source
+from stages.common.formats.images import Picture, write_pictures
+from stages.common.runtime.parallel import map_in_order, num_workers
+from stages.common.runtime.params import read_section, read_seed, read_shards
+from stages.common.runtime.progress import track
+from stages.common.runtime.storage import write_json
 from stages.download.examples import CAPTIONED, SPLITS, Example, Skipped, Source, group_by_file
-from stages.download.folder import folder_source
 from stages.download.ground_truth import GroundTruth
 from stages.download.integrity import LeakCheck, check_categories, check_tasks
-from stages.download.open_images import open_images_source
 from stages.download.params import DownloadParams
 from stages.download.report import SplitReport, empty_reports, find_problems, notices, summarise
-from stages.download.scene_source import scene_source
+from stages.download.sources.coco.source import coco_source
+from stages.download.sources.folder import folder_source
+from stages.download.sources.open_images.source import open_images_source
+from stages.download.sources.scenes.source import scene_source
 
 FOLDER = Path("data/download")
 

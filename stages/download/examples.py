@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stages.common.categories import Category
-from stages.common.images import Picture
+from stages.common.formats.categories import Category
+from stages.common.formats.images import Picture
 
 SPLITS = ("val", "test", "pairs", "train")  # those held out first: what they have, no other may
 HELD_OUT = frozenset({"val", "test"})

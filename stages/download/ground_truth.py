@@ -1,7 +1,7 @@
 """The ground truth of a split, as COCO's instances file, written with flat memory.
 
 What is known of each picture waits on disk, one file per image shard, until the shards are merged
-in order of image ids. The bytes are those of `stages.common.storage.write_json`.
+in order of image ids. The bytes are those of `stages.common.runtime.storage.write_json`.
 """
 
 import heapq
@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from stages.common.storage import replace_file
+from stages.common.runtime.storage import replace_file
 from stages.download.examples import Example, Source
 
 PICTURE_FACTS = ("file_name", "height", "width")

@@ -7,8 +7,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from stages.common.categories import ALL_SPLITS, Category
-from stages.common.images import Picture
+from stages.common.formats.categories import ALL_SPLITS, Category
+from stages.common.formats.images import Picture
 from stages.download.examples import HELD_OUT, Leaked, Task
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stages.common.params import Section
+from stages.common.runtime.params import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 

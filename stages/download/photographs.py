@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from stages.common.images import Picture, decode_image
-from stages.common.seeding import derive_seed
+from stages.common.formats.images import Picture, decode_image
+from stages.common.runtime.seeding import derive_seed
 from stages.download.examples import Skipped, Task
 
 JPEG_START = b"\xff\xd8"

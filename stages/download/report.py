@@ -7,7 +7,7 @@ twice: of what tables say, before pictures are read, and of the pictures.
 from collections import Counter
 from dataclasses import dataclass, field
 
-from stages.common.captions import MentionFinder
+from stages.common.formats.captions import MentionFinder
 from stages.download.examples import CAPTIONED, SPLITS, Leaked, Listed, Skipped, Source
 from stages.download.params import DownloadParams
 

@@ -3,8 +3,8 @@
 `python -m stages.evaluation detector=data/detector/model.safetensors [more=…] [--output folder]
 [--training-objects detector]`: any number of name=weights; the last option also measures that model
 on the pictures it was trained on. A name=file.json is detections that somebody else has made, in
-the form of `stages.common.result_files`, which says what images they are of: those of another split
-are refused. Where nobody has annotated the pictures it predicts and measures nothing.
+the form of `stages.common.formats.result_files`, which says what images they are of: those of
+another split are refused. Where nobody has annotated the pictures it predicts and measures nothing.
 Writes metrics.json, report.json, per_class.csv, pr_<kind>.csv, predictions_<name>.json and
 montage.png.
 """
@@ -14,18 +14,18 @@ import re
 from functools import partial
 from pathlib import Path
 
-from stages.common.categories import ALL_SPLITS, read_categories
-from stages.common.coco import group_by_image
-from stages.common.devices import prepare_device
-from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.images import read_pictures
-from stages.common.montage import write_png
-from stages.common.outlines import ignore_unoutlined
-from stages.common.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.result_files import read_results, write_results
-from stages.common.seeding import make_deterministic, numpy_generator
-from stages.common.storage import read_json, write_json, write_rows
-from stages.common.stored_pictures import find_pictures
+from stages.common.drawing.montage import write_png
+from stages.common.formats.categories import ALL_SPLITS, read_categories
+from stages.common.formats.coco import group_by_image
+from stages.common.formats.ground_truth import SKIPPED, is_annotated
+from stages.common.formats.images import read_pictures
+from stages.common.formats.outlines import ignore_unoutlined
+from stages.common.formats.result_files import read_results, write_results
+from stages.common.formats.stored_pictures import find_pictures
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.runtime.seeding import make_deterministic, numpy_generator
+from stages.common.runtime.storage import read_json, write_json, write_rows
 from stages.evaluation import figure, self_training, summary, unannotated
 from stages.evaluation.average_precision import KINDS
 from stages.evaluation.detections import Predict, detect, share_out

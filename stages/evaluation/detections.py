@@ -5,9 +5,9 @@ from itertools import islice
 
 import numpy as np
 
-from stages.common.prefetch import prefetch
-from stages.common.progress import track
-from stages.common.stored_pictures import AnyPicture
+from stages.common.formats.stored_pictures import AnyPicture
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.progress import track
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial
 from stages.models.detection.coco_results import to_results

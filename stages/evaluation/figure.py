@@ -5,10 +5,10 @@ from pathlib import PurePath
 
 import numpy as np
 
-from stages.common.categories import Category
-from stages.common.coco import group_by_image
-from stages.common.instance_panels import show_instances
-from stages.common.montage import Row, draw_sheet
+from stages.common.drawing.instance_panels import show_instances
+from stages.common.drawing.montage import Row, draw_sheet
+from stages.common.formats.categories import Category
+from stages.common.formats.coco import group_by_image
 from stages.evaluation.protocols import Trial
 
 SIDE = 320  # of a panel, pixels

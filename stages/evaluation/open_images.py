@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from stages.common.outlines import is_outlined
+from stages.common.formats.outlines import is_outlined
 from stages.evaluation.average_precision import Kind
 from stages.evaluation.protocols import Trial
 

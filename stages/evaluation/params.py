@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.common.params import Section, Split
+from stages.common.runtime.params import Section, Split
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 

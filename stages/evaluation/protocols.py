@@ -10,8 +10,8 @@ Objects of neither (excluded classes) are dropped, and pictures that have no oth
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.common.categories import Category
-from stages.common.outlines import fill_unoutlined, ignore_unoutlined
+from stages.common.formats.categories import Category
+from stages.common.formats.outlines import fill_unoutlined, ignore_unoutlined
 
 Metric = Literal["coco", "open_images"]
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.common.categories import Category
-from stages.common.coco import Instances, best_mask_iou, make_instances
-from stages.common.stored_pictures import AnyPicture
+from stages.common.formats.categories import Category
+from stages.common.formats.coco import Instances, best_mask_iou, make_instances
+from stages.common.formats.stored_pictures import AnyPicture
 from stages.evaluation.detections import Predict, decoded_batches
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import in_group

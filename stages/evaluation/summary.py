@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stages.common.categories import Category
+from stages.common.formats.categories import Category
 from stages.evaluation import open_images
 from stages.evaluation.average_precision import (
     KINDS,

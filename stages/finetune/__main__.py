@@ -19,16 +19,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from stages.common.categories import read_categories
-from stages.common.checkpoints import Checkpoint, fingerprint
-from stages.common.curves import Curve
-from stages.common.devices import choose_device, prepare_device
-from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.processes import process_index, run_in_processes
-from stages.common.seeding import make_deterministic
-from stages.common.storage import replace_file, write_json
-from stages.common.stored_pictures import StoredPictures
+from stages.common.formats.categories import read_categories
+from stages.common.formats.ground_truth import SKIPPED, is_annotated
+from stages.common.formats.stored_pictures import StoredPictures
+from stages.common.runtime.checkpoints import Checkpoint, fingerprint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import choose_device, prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.runtime.processes import process_index, run_in_processes
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import replace_file, write_json
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
 from stages.models.detection.detector import load, save

@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from stages.common.boxes import pairwise_iou
-from stages.common.masks import encode_mask
-from stages.common.progress import track
+from stages.common.geometry.boxes import pairwise_iou
+from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.progress import track
 from stages.models.detection.detector import IGNORED, Detector, Prediction, predict
 from stages.models.detection.samples import LabelledPicture
 

@@ -5,10 +5,10 @@ Of data/activation only the facts are read: which targets never got a mask, and 
 
 from pathlib import Path
 
-from stages.common.categories import read_categories
-from stages.common.coco import read_image_list
-from stages.common.params import read_section, read_shards
-from stages.common.storage import read_facts, read_json, write_json
+from stages.common.formats.categories import read_categories
+from stages.common.formats.coco import read_image_list
+from stages.common.runtime.params import read_section, read_shards
+from stages.common.runtime.storage import read_facts, read_json, write_json
 from stages.labels.merge import check_masks, make_dataset, split_masks
 from stages.labels.params import LabelsParams
 from stages.labels.summary import (

@@ -10,7 +10,7 @@ from collections import Counter
 
 from pycocotools import mask as coco_mask
 
-from stages.common.categories import Category
+from stages.common.formats.categories import Category
 from stages.labels.params import LabelsParams
 
 SMALL, UNSURE = "area below labels.min_area", "score outside labels.keep_fraction"

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from stages.common.categories import Category
+from stages.common.formats.categories import Category
 from stages.labels.merge import CONSTANT, SMALL, UNSURE
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.activation_maps import smooth_maps
-from stages.common.boxes import xyxy_to_xywh
-from stages.common.devices import prepare_device
-from stages.common.images import read_pictures
-from stages.common.masks import encode_window
-from stages.common.params import read_exactness, read_section, read_seed
-from stages.common.progress import track
-from stages.common.seeding import make_deterministic, torch_generator
-from stages.common.storage import read_table, read_tensors, write_json
-from stages.common.tables import table_boxes
+from stages.common.formats.images import read_pictures
+from stages.common.formats.tables import table_boxes
+from stages.common.geometry.activation_maps import smooth_maps
+from stages.common.geometry.boxes import xyxy_to_xywh
+from stages.common.geometry.masks import encode_window
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import make_deterministic, torch_generator
+from stages.common.runtime.storage import read_table, read_tensors, write_json
 from stages.masks.params import MasksParams
 from stages.masks.segment import Crops, join_crops, make_crops, paste_mask, segment_crops
 

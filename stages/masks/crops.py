@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.ops import roi_align
 
-from stages.common.images import normalise_pixels
+from stages.common.formats.images import normalise_pixels
 from stages.masks.params import MasksParams, SeedParams
 
 LARGEST_WINDOW = 4  # sides of a crop; two samples a pixel and axis miss little of so large a window

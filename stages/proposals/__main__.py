@@ -8,11 +8,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from stages.common.images import count_pictures, read_pictures
-from stages.common.parallel import num_workers
-from stages.common.params import read_section, read_seed
-from stages.common.progress import track
-from stages.common.storage import write_table
+from stages.common.formats.images import count_pictures, read_pictures
+from stages.common.runtime.parallel import num_workers
+from stages.common.runtime.params import read_section, read_seed
+from stages.common.runtime.progress import track
+from stages.common.runtime.storage import write_table
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import proposal_table, search_pictures
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from stages.common.images import Picture
-from stages.common.parallel import map_in_order
-from stages.common.tables import boxes_table
+from stages.common.formats.images import Picture
+from stages.common.formats.tables import boxes_table
+from stages.common.runtime.parallel import map_in_order
 from stages.models.proposals.selective_search import SearchSettings, selective_search
 
 

@@ -9,19 +9,25 @@ and counts and shows the labels.
 from functools import partial
 from pathlib import Path
 
-from stages.common.captions import read_captions
-from stages.common.categories import read_categories
-from stages.common.coco import group_by_image, make_instances, read_image_list
-from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.montage import write_png
-from stages.common.outlines import ignore_unoutlined
-from stages.common.parallel import map_in_order, num_workers
-from stages.common.params import read_section, read_seed, read_shards
-from stages.common.progress import track
-from stages.common.seeding import numpy_generator
-from stages.common.storage import read_json, read_table, read_tensors, write_json, write_rows
-from stages.common.stored_pictures import find_pictures
-from stages.common.tables import boxes_by_image
+from stages.common.drawing.montage import write_png
+from stages.common.formats.captions import read_captions
+from stages.common.formats.categories import read_categories
+from stages.common.formats.coco import group_by_image, make_instances, read_image_list
+from stages.common.formats.ground_truth import SKIPPED, is_annotated
+from stages.common.formats.outlines import ignore_unoutlined
+from stages.common.formats.stored_pictures import find_pictures
+from stages.common.formats.tables import boxes_by_image
+from stages.common.runtime.parallel import map_in_order, num_workers
+from stages.common.runtime.params import read_section, read_seed, read_shards
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import numpy_generator
+from stages.common.runtime.storage import (
+    read_json,
+    read_table,
+    read_tensors,
+    write_json,
+    write_rows,
+)
 from stages.quality import unannotated
 from stages.quality.figure import Example, choose_labels, draw_montage
 from stages.quality.params import MapParams, QualityParams

@@ -9,8 +9,8 @@ Shape legend: R labels or targets of a picture, G + 1 rounds, h w cells of an ac
 
 import numpy as np
 
-from stages.common.coco import Instances, best_box_iou, best_mask_iou
-from stages.common.masks import decode_mask
+from stages.common.formats.coco import Instances, best_box_iou, best_mask_iou
+from stages.common.geometry.masks import decode_mask
 
 Columns = dict[str, np.ndarray]
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.common.boxes import clip_boxes, pairwise_iou
-from stages.common.coco import Instances
-from stages.common.masks import decode_mask
+from stages.common.formats.coco import Instances
+from stages.common.geometry.boxes import clip_boxes, pairwise_iou
+from stages.common.geometry.masks import decode_mask
 from stages.quality.agreement import Columns
 from stages.quality.params import QualityParams
 

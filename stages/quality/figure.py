@@ -4,12 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.common.captions import MentionFinder
-from stages.common.categories import Category
-from stages.common.coco import Instances, best_box_iou, best_mask_iou
-from stages.common.masks import decode_mask
-from stages.common.montage import Row, draw_sheet
-from stages.common.panels import (
+from stages.common.drawing.montage import Row, draw_sheet
+from stages.common.drawing.panels import (
     Colour,
     Panel,
     Tag,
@@ -19,6 +15,10 @@ from stages.common.panels import (
     show_heat,
     show_image,
 )
+from stages.common.formats.captions import MentionFinder
+from stages.common.formats.categories import Category
+from stages.common.formats.coco import Instances, best_box_iou, best_mask_iou
+from stages.common.geometry.masks import decode_mask
 
 SIDE = 208  # of a panel, pixels
 WORDS_WIDTH = 218  # of the column of words

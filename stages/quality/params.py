@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from stages.common.params import Section
+from stages.common.runtime.params import Section
 
 
 class QualityParams(Section):

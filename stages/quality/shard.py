@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.common.activation_maps import smooth_maps
-from stages.common.coco import Instances, make_instances
-from stages.common.outlines import fill_unoutlined
-from stages.common.recall import first_hits
-from stages.common.seeding import numpy_generator
+from stages.common.formats.coco import Instances, make_instances
+from stages.common.formats.outlines import fill_unoutlined
+from stages.common.geometry.activation_maps import smooth_maps
+from stages.common.geometry.recall import first_hits
+from stages.common.runtime.seeding import numpy_generator
 from stages.quality.agreement import Columns, measure_labels, measure_pointing
 from stages.quality.comparators import LabelMaps, measure_masks, measure_squares
 from stages.quality.params import MapParams, QualityParams

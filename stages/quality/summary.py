@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.common.categories import Category
+from stages.common.formats.categories import Category
 from stages.quality.agreement import Columns
 from stages.quality.params import QualityParams
 from stages.quality.shard import Tables

@@ -5,8 +5,8 @@ The files have the same columns as with ground truth, so that plots and comparis
 
 from collections import Counter
 
-from stages.common.categories import Category
-from stages.common.ground_truth import SKIPPED
+from stages.common.formats.categories import Category
+from stages.common.formats.ground_truth import SKIPPED
 from stages.quality.params import QualityParams
 from stages.quality.summary import GROUPS, MEASURED_PER_CLASS, PROPOSALS
 

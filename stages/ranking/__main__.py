@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.devices import prepare_device
-from stages.common.images import count_pictures, read_pictures
-from stages.common.params import read_exactness, read_section, read_seed
-from stages.common.prefetch import prefetch
-from stages.common.progress import track
-from stages.common.seeding import make_deterministic
-from stages.common.storage import read_table, write_table
-from stages.common.tables import boxes_by_image, boxes_table
+from stages.common.formats.images import count_pictures, read_pictures
+from stages.common.formats.tables import boxes_by_image, boxes_table
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import read_table, write_table
 from stages.models.proposals.file import load_wspn
 from stages.models.proposals.ranking import rank_proposals
 from stages.ranking.params import RankingParams

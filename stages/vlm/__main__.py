@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from stages.common.captions import read_captions
-from stages.common.curves import Curve
-from stages.common.devices import prepare_device
-from stages.common.images import read_pictures
-from stages.common.params import read_exactness, read_section, read_seed
-from stages.common.seeding import derive_seed, make_deterministic, torch_generator
-from stages.common.storage import write_json
+from stages.common.formats.captions import read_captions
+from stages.common.formats.images import read_pictures
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed
+from stages.common.runtime.seeding import derive_seed, make_deterministic, torch_generator
+from stages.common.runtime.storage import write_json
 from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConfig, save_small_albef
 from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary
 from stages.vlm.pairs import PairSampler, load_pictures

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from stages.common.images import Picture, normalise_pixels
+from stages.common.formats.images import Picture, normalise_pixels
 
 
 def load_pictures(pictures: Iterable[Picture], size: int) -> tuple[np.ndarray, list[int]]:

@@ -8,9 +8,9 @@ noise and leave the loss. Phase `fuse` trains all parts with all losses.
 import torch
 from torch.nn import functional
 
-from stages.common.curves import Curve
-from stages.common.devices import send
-from stages.common.progress import track
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import send
+from stages.common.runtime.progress import track
 from stages.models.solver import cosine, make_optimizer, update
 from stages.models.vision_language.small_albef import SmallAlbef
 from stages.models.vision_language.tokenizer import CaptionTokenizer

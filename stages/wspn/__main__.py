@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.common.captions import read_captions
-from stages.common.categories import ALL_SPLITS, read_categories
-from stages.common.checkpoints import Checkpoint, fingerprint
-from stages.common.curves import Curve
-from stages.common.devices import prepare_device
-from stages.common.images import read_pictures
-from stages.common.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.progress import track
-from stages.common.seeding import make_deterministic
-from stages.common.storage import read_table, write_json
-from stages.common.tables import boxes_by_image
+from stages.common.formats.captions import read_captions
+from stages.common.formats.categories import ALL_SPLITS, read_categories
+from stages.common.formats.images import read_pictures
+from stages.common.formats.tables import boxes_by_image
+from stages.common.runtime.checkpoints import Checkpoint, fingerprint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import read_table, write_json
 from stages.models.backbones.imagenet import freeze_stages, load_imagenet_weights
 from stages.models.proposals.file import save_wspn
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stages.common.curves import Curve
-from stages.common.devices import send
-from stages.common.progress import track
-from stages.common.seeding import numpy_generator
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import send
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import numpy_generator
 from stages.models.proposals.base import class_scores
 from stages.models.proposals.language import LanguageWspn
 from stages.models.solver import cosine, make_optimizer, update

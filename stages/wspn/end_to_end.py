@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from stages.common.checkpoints import Checkpoint
-from stages.common.curves import Curve
-from stages.common.devices import send
-from stages.common.images import Picture
-from stages.common.prefetch import prefetch
-from stages.common.progress import track
-from stages.common.seeding import derive_seed, numpy_generator
+from stages.common.formats.images import Picture
+from stages.common.runtime.checkpoints import Checkpoint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import send
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.models.proposals.imagenet import ImagenetWspn, Outputs
 from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
 from stages.models.solver import make_optimizer, set_rate, step_decay

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from stages.common.captions import MentionFinder
-from stages.common.categories import Category
-from stages.common.images import Picture
-from stages.common.seeding import derive_seed, numpy_generator
-from stages.common.storage import read_json
+from stages.common.formats.captions import MentionFinder
+from stages.common.formats.categories import Category
+from stages.common.formats.images import Picture
+from stages.common.runtime.seeding import derive_seed, numpy_generator
+from stages.common.runtime.storage import read_json
 from stages.models.proposals.language import LanguageWspn
 from stages.models.proposals.views import network_input
 

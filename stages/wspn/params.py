@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.common.params import Section
+from stages.common.runtime.params import Section
 from stages.models.backbones.imagenet import NUM_STAGES
 from stages.models.proposals.views import ViewSettings
 

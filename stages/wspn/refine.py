@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional
 from torchvision.ops import box_iou
 
-from stages.common.box_coder import encode_boxes
-from stages.common.devices import send
+from stages.common.geometry.box_coder import encode_boxes
+from stages.common.runtime.devices import send
 from stages.models.proposals.base import class_scores, consensus
 from stages.models.proposals.imagenet import Outputs
 from stages.wspn.classify import image_label_loss

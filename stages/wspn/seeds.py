@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-from stages.common.boxes import pairwise_iou
+from stages.common.geometry.boxes import pairwise_iou
 from stages.wspn.params import SeedParams
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.common.images import SCHEMA, Picture, count_pictures
-from stages.common.seeding import numpy_generator
-from stages.common.tables import boxes_by_image
+from stages.common.formats.images import SCHEMA, Picture, count_pictures
+from stages.common.formats.tables import boxes_by_image
+from stages.common.runtime.seeding import numpy_generator
 
 MIXED_BLOCKS = 64
 KEPT_BLOCKS = 2 * MIXED_BLOCKS  # of this mix and of the next, at the seam

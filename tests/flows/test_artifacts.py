@@ -4,11 +4,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from test_graph import make
 
 from flows import artifacts
 from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.graph import Outcome, Status, Step
+from tests.flows.test_graph import make
 
 
 @pytest.fixture

@@ -13,13 +13,16 @@ REPOSITORY = Path(__file__).parents[2]
 FILES = {
     "stages/__init__.py": "",
     "stages/common/__init__.py": "",
-    "stages/common/params.py": "def read_section(name, model): ...\ndef read_params(): ...\n",
-    "stages/common/boxes.py": "import math\n",
+    "stages/common/runtime/__init__.py": "",
+    "stages/common/runtime/params.py": "def read_section(name, model): ...\n"
+    "def read_params(): ...\n",
+    "stages/common/geometry/__init__.py": "",
+    "stages/common/geometry/boxes.py": "import math\n",
     "stages/common/unused.py": "",
     "stages/wspn/__init__.py": "",
-    "stages/wspn/__main__.py": "from stages.common.params import read_section\n"
+    "stages/wspn/__main__.py": "from stages.common.runtime.params import read_section\n"
     "from stages.wspn import loss\nread_section('wspn', None)\n",
-    "stages/wspn/loss.py": "from stages.common import boxes\nimport stages.loud.tool\n",
+    "stages/wspn/loss.py": "from stages.common.geometry import boxes\nimport stages.loud.tool\n",
     "stages/loud/__init__.py": "VALUE = 1\n",
     "stages/loud/tool.py": "from stages.loud import VALUE\n",
     "dvc.yaml": """\
@@ -30,7 +33,7 @@ stages:
     cmd: python -m stages wspn ${item.shard}
     deps:
       - data/proposals/${item.shard}.parquet  # boxes
-      - stages/common/boxes.py
+      - stages/common/geometry/boxes.py
       - stages/common/unused.py
       - stages/wspn/__main__.py
     params: [wspn, seed]
@@ -67,7 +70,7 @@ def test_check_names_what_is_lacking_and_what_is_stale(project):
     code, lines = deps(project, "--check")
     assert code == 1
     assert lines == [
-        "dvc.yaml: wspn: deps lack stages/common/params.py; `make deps` mends it",
+        "dvc.yaml: wspn: deps lack stages/common/runtime/params.py; `make deps` mends it",
         "dvc.yaml: wspn: deps lack stages/loud/__init__.py; `make deps` mends it",
         "dvc.yaml: wspn: deps lack stages/loud/tool.py; `make deps` mends it",
         "dvc.yaml: wspn: deps lack stages/wspn/loss.py; `make deps` mends it",
@@ -79,11 +82,11 @@ def test_write_mends_only_that_and_keeps_data_order_and_comments(project):
     code, lines = deps(project, "--write")
     assert code == 0
     assert "wspn: + stages/loud/tool.py" in lines
-    old = "      - stages/common/boxes.py\n      - stages/common/unused.py\n"
+    old = "      - stages/common/geometry/boxes.py\n      - stages/common/unused.py\n"
     new = [
-        f"      - stages/{name}.py\n" for name in ("common/boxes", "common/params", "loud/__init__")
+        f"      - stages/{name}.py\n"
+        for name in ("common/geometry/boxes", "common/runtime/params", "loud/__init__", "loud/tool")
     ]
-    new.append("      - stages/loud/tool.py\n")
     expected = FILES["dvc.yaml"].replace(old, "".join(new))
     expected = expected.replace(
         "wspn/__main__.py\n", "wspn/__main__.py\n      - stages/wspn/loss.py\n"

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from toy import wait_until
 
 from flows import resources
 from flows.resources import DeviceError, DeviceSlots, list_devices
+from tests.support.toy import wait_until
 
 TWO = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa)

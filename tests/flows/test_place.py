@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
-from fleet import Agents, make_fleet, store
-from toy import Toy
 
 from flows.agents.coordinator import Fleet
 from flows.dvc.plan import make_plan
@@ -19,6 +17,8 @@ from flows.resources import CoreBudget
 from flows.stage import StageFailedError
 from flows.sweeps.plan import plan_sweep
 from flows.sweeps.points import make_points
+from tests.support.fleet import Agents, make_fleet, store
+from tests.support.toy import Toy
 
 
 @dataclass

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import cv2
 import pytest
-from toy import PATIENCE, REPOSITORY
-from tracked import read_versions
 
 from flows.environment import default_settings
 from flows.predictor import FILES, find, fingerprint, is_complete
-from tests.stages.pictures_folder import phone_jpeg
-from tests.stages.tiny_detector import draw
-from tests.stages.tiny_predictor import PROMPTS, write_predictor
+from tests.support.pictures_folder import phone_jpeg
+from tests.support.tiny_detector import draw
+from tests.support.tiny_predictor import PROMPTS, write_predictor
+from tests.support.toy import PATIENCE, REPOSITORY
+from tests.support.tracked import read_versions
 
 PUBLISH = """
 import json, sys

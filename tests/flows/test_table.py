@@ -1,7 +1,5 @@
 import json
 
-from test_graph import make
-
 from flows.graph import NEVER_RAN, Outcome, Status, Step
 from flows.table import (
     align,
@@ -13,6 +11,7 @@ from flows.table import (
     stages_table,
     summarize_plan,
 )
+from tests.flows.test_graph import make
 
 STEPS = [
     Step(make("download"), Status.UP_TO_DATE),

@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.pipeline.clones import clone, environment, output_hashes, reproduce, run
-from tests.stages.pictures_folder import write_pictures_folder
+from tests.support.pictures_folder import write_pictures_folder
 
 pytestmark = pytest.mark.pipeline
 

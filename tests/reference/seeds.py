@@ -6,7 +6,7 @@ Mask-free OVIS for what a proposal learns from its seed.
 
 import numpy as np
 
-from stages.common.boxes import pairwise_iou
+from stages.common.geometry.boxes import pairwise_iou
 from stages.wspn.params import SeedParams
 
 

@@ -11,13 +11,19 @@ import pytest
 import torch
 
 from flows.overlay import apply_overlay
-from stages.common.images import write_pictures
-from stages.common.storage import read_json, read_table, read_tensors, write_json, write_tensors
+from stages.common.formats.images import write_pictures
+from stages.common.runtime.storage import (
+    read_json,
+    read_table,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from stages.models.vision_language.small_albef import save_small_albef
 from stages.wspn.stream import PictureStream
-from tests.run_module import run_module
-from tests.stages.small_albef import small_albef
-from tests.stages.tiny_detector import EMBEDDINGS, NETWORK, TRAINING, annotate, picture
+from tests.support.run_module import run_module
+from tests.support.small_albef import small_albef
+from tests.support.tiny_detector import EMBEDDINGS, NETWORK, TRAINING, annotate, picture
 
 FULL, EMPTY, UNNAMED = 0, 1, 2
 IMAGES = {FULL: [1, 2, 3, 4], EMPTY: [], UNNAMED: [5]}

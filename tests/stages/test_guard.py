@@ -37,7 +37,7 @@ def project(tmp_path, monkeypatch) -> Path:
         "params.yaml": PARAMS,
         "other.yaml": "key: 1\n",
         "dvc.yaml": DVC_YAML,
-        "claims/dvc.yaml": CLAIMS,
+        "comparators/dvc.yaml": CLAIMS,
         "data/maps/0.txt": "0",
         "data/maps/1.txt": "1",
         "data/round-1.txt": "",
@@ -66,9 +66,9 @@ def test_references_are_filled_in():
     assert drawing.read().params == {"boxes.size.least": 2}
 
 
-@pytest.mark.parametrize("name", ["claims/dvc.yaml:oracle", "oracle", "../claims/dvc.yaml:oracle"])
-def test_a_stage_is_found_however_dvc_names_it(name):
-    assert find_declared(name).paths == ["data/maps"]
+@pytest.mark.parametrize("file", ["comparators/dvc.yaml:", "", "../comparators/dvc.yaml:"])
+def test_a_stage_is_found_however_dvc_names_it(file):
+    assert find_declared(f"{file}oracle").paths == ["data/maps"]
 
 
 def test_what_cannot_be_found_is_named(project):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.common.boxes import xyxy_to_xywh
-from stages.common.masks import encode_mask
+from stages.common.geometry.boxes import xyxy_to_xywh
+from stages.common.geometry.masks import encode_mask
 from stages.models.detection.detector import Prediction
 
 

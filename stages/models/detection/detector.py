@@ -1,9 +1,9 @@
 """The detector behind one interface, whatever its architecture.
 
-An architecture is a package beside this file, with a `Network(Detector)` in its module `network`
-and a `NetworkParams` in its module `params`. It is imported by name, and only the one that is asked
-for: detectron2 need not be installed, and in dvc.yaml stages depend on the chosen architecture's
-package. Nobody outside that package names its classes.
+An architecture is a package of stages.models.architectures, with a `Network(Detector)` in its
+module `network` and a `NetworkParams` in its module `params`. It is imported by name, and only the
+one that is asked for: detectron2 need not be installed, and in dvc.yaml stages depend on the chosen
+architecture's package. Nobody outside that package names its classes.
 
 Images are uint8 RGB (H, W, 3) of any size; as tensors float (3, H, W) in [0, 1]. Boxes are corners
 in pixels of the image given. Class index k is row k of the text embeddings: `read_categories` of
@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.common.devices import own_kernels
-from stages.common.storage import read_tensors, write_tensors
+from stages.common.runtime.devices import own_kernels
+from stages.common.runtime.storage import read_tensors, write_tensors
 from stages.models.detection.global_batch import Draws, MicroDraws
 from stages.models.detection.params import PACKAGE, Feature, NetworkParams, network_params
 from stages.models.detection.region_hooks import MakeRegionHead, RegionLoss, find_hook

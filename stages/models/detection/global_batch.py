@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from stages.common.processes import add_over_processes, num_processes, own_places
+from stages.common.runtime.processes import add_over_processes, num_processes, own_places
 
 Counts = list[tuple[int, int]]  # positives and negatives that can be drawn, per picture
 Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of either, per picture

@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from stages.common.params import Section
+from stages.common.runtime.params import Section
 
-PACKAGE = __package__
+PACKAGE = "stages.models.architectures"
 # shares: micro-batches and several processes. proposals: `Detector.propose`. object_weights:
 # objects that teach only some aspects of themselves, or with another weight than 1. region_hooks:
 # further losses of its regions, and another head of them.

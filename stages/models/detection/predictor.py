@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from stages.common.categories import Category, read_categories
-from stages.common.storage import read_json
+from stages.common.formats.categories import Category, read_categories
+from stages.common.runtime.storage import read_json
 from stages.models.detection.detector import Detector, Prediction, load, predict
 from stages.models.vision_language.name_embedding import (
     NameEmbedder,

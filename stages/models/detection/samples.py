@@ -14,12 +14,12 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from stages.common.boxes import clip_boxes, xywh_to_xyxy
-from stages.common.masks import decode_mask
-from stages.common.outlines import ignore_unoutlined
-from stages.common.seeding import numpy_generator
-from stages.common.storage import read_json
-from stages.common.stored_pictures import AnyPicture
+from stages.common.formats.outlines import ignore_unoutlined
+from stages.common.formats.stored_pictures import AnyPicture
+from stages.common.geometry.boxes import clip_boxes, xywh_to_xyxy
+from stages.common.geometry.masks import decode_mask
+from stages.common.runtime.seeding import numpy_generator
+from stages.common.runtime.storage import read_json
 from stages.models.detection.detector import IGNORED
 from stages.models.detection.params import Aspect, SourceParams
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages.common.seeding import derive_seed
-from stages.common.stored_pictures import AnyPicture
+from stages.common.formats.stored_pictures import AnyPicture
+from stages.common.runtime.seeding import derive_seed
 from stages.models.detection.params import SupervisionParams
 from stages.models.detection.samples import (
     LabelledPicture,

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.common.checkpoints import Checkpoint
-from stages.common.curves import Curve
-from stages.common.devices import send
-from stages.common.prefetch import prefetch
-from stages.common.processes import (
+from stages.common.runtime.checkpoints import Checkpoint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import send
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.processes import (
     SHARE,
     add_over_processes,
     environment_number,
@@ -23,8 +23,8 @@ from stages.common.processes import (
     own_places,
     process_index,
 )
-from stages.common.progress import track
-from stages.common.seeding import derive_seed, numpy_generator
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.models.detection.detector import Detector, LossSettings, Targets
 from stages.models.detection.global_batch import (
     Draws,

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stages.common.devices import own_kernels, send
+from stages.common.runtime.devices import own_kernels, send
 from stages.models.backbones.imagenet import resnet50_trunk, vgg16_trunk
 from stages.models.backbones.roi_align import first_centre, pool_regions
 from stages.models.proposals.base import Sight, Wspn

@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import roi_align
 
-from stages.common.devices import own_kernels
+from stages.common.runtime.devices import own_kernels
 from stages.models.backbones.trunk import Trunk
 from stages.models.proposals.base import Sight, Wspn, class_scores
 from stages.models.proposals.views import ViewSettings, network_input

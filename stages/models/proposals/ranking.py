@@ -13,8 +13,8 @@ import torch
 from pydantic import Field, field_validator
 from torchvision.ops import box_iou, nms
 
-from stages.common.box_coder import decode_boxes
-from stages.common.params import Section
+from stages.common.geometry.box_coder import decode_boxes
+from stages.common.runtime.params import Section
 from stages.models.proposals.base import Sight, Wspn, consensus
 from stages.models.proposals.views import ViewSettings
 

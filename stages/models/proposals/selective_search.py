@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from stages.common.params import Section
-from stages.common.seeding import derive_seed
+from stages.common.runtime.params import Section
+from stages.common.runtime.seeding import derive_seed
 
 Mode = Literal["single", "fast", "quality"]
 

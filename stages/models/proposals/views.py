@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torchvision.transforms.functional import normalize
 
-from stages.common.images import normalise_pixels
-from stages.common.params import Section
+from stages.common.formats.images import normalise_pixels
+from stages.common.runtime.params import Section
 from stages.models.backbones.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 

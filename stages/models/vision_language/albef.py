@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stages.common.storage import write_tensors
+from stages.common.runtime.storage import write_tensors
 from stages.models.backbones.weights import load_exactly
 from stages.models.vision_language.small_albef import Attention
 from stages.models.vision_language.tokenizer import PAD, CaptionTokenizer

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from stages.common.storage import read_tensors
+from stages.common.runtime.storage import read_tensors
 from stages.models.vision_language.albef import build_albef
 from stages.models.vision_language.blip import build_blip
 from stages.models.vision_language.small_albef import build_small_albef

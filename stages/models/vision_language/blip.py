@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from stages.common.storage import write_tensors
+from stages.common.runtime.storage import write_tensors
 from stages.models.vision_language.albef import require_whole_patches
 from stages.models.vision_language.tokenizer import PAD, CaptionTokenizer
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stages.common.storage import read_tensors, write_tensors
+from stages.common.runtime.storage import read_tensors, write_tensors
 from stages.models.backbones.trunk import Trunk
 from stages.models.backbones.weights import load_exactly
 from stages.models.vision_language.tokenizer import PAD, CaptionTokenizer

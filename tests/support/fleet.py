@@ -1,0 +1,75 @@
+"""Agents of the toy project without Prefect: clones that do in this process what workers would."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.agents.agent import UnfitError, reproduce
+from flows.agents.coordinator import Fleet, LostError
+from flows.agents.request import Request
+from flows.dvc.plan import make_plan
+from flows.dvc.records import sort_lock
+from flows.dvc.remote import RemoteError
+from flows.graph import DagError, Outcome, Status
+from tests.support.loopback import clone_beside, share_folder
+from tests.support.toy import Toy
+
+
+@dataclass
+class Agents:
+    """A dispatcher whose clones take turns; `upset` may break something before each request.
+
+    An unfit one leaves, as its worker would, and the next one has its turn.
+    """
+
+    clones: list[Path]
+    upset: Callable[[Request, int], None] = lambda request, attempt: None
+    asked: list[str] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def make(self, request: Request, pool: str, log: Callable) -> Outcome:
+        while self.clones:
+            self.upset(request, self.asked.count(request.stage))
+            clone = self.clones.pop(0)
+            self.clones.append(clone)
+            self.asked.append(request.stage)
+            try:
+                return reproduce(clone, request, f"run-{len(self.asked)}", self.logged.append)
+            except UnfitError as error:
+                self.clones.remove(clone)
+                self.left.append(f"{clone.name}: {error}")
+            except (RemoteError, DagError) as error:
+                raise LostError(f"on {clone.name}: {error}") from error
+        raise LostError(f"nobody is left: {self.left}")
+
+    def stop(self) -> None:
+        raise AssertionError("nobody stops these")
+
+
+def make_fleet(toy: Toy, count: int = 1) -> Agents:
+    """Give the toy a shared folder as its remote, and clones that have it as origin."""
+    share_folder(toy.root)
+    return Agents([clone_beside(toy.root, f"agent{number}") for number in range(count)])
+
+
+def store(toy: Toy) -> Path:
+    return toy.root.parent / "store"
+
+
+def clone_of(toy: Toy, name: str) -> Toy:
+    return Toy(clone_beside(toy.root, name))
+
+
+def run_on(agents: Agents, toy: Toy, *targets: str) -> dict[str, str]:
+    """Do what the flow does, one stage after the other, and return stage → outcome.
+
+    The first failure raises.
+    """
+    fleet, outcomes = Fleet(toy.root, agents), {}
+    for step in make_plan(toy.root, list(targets) or None):
+        if step.status is not Status.UP_TO_DATE:
+            outcome = fleet.run(step.stage, 0, agents.logged.append)
+            outcomes[step.stage.name] = outcome.outcome
+    sort_lock(toy.root)
+    return outcomes
