@@ -80,7 +80,7 @@ def make_project(root: Path, shape: str, shards: int, seconds: float = 0.0) -> G
     copy_definition(root)
     if shape == "fan":
         content = yaml.load(FAN)
-        real = yaml.load(root / "dvc.yaml")["stages"]["masks"]["deps"]
+        real = yaml.load(root / "dvc.yaml")["stages"]["pseudo_masks"]["deps"]
         content["stages"]["middle"]["deps"] += [dep for dep in real if dep.startswith("stages/")]
         yaml.dump(content, root / "dvc.yaml")
         (root / "params.yaml").write_text(f"seed: 0\nshards: {list(range(shards))}\nlast: {{}}\n")

@@ -6,7 +6,7 @@ before, as often as needed. What is there stays, what broke off goes on.
 
 --mirror  a folder, or the start of an address, that has the files below the same path or, a folder,
           flat, e.g. a copy of images.cocodataset.org
---workers pictures at once, of large files at most 8; more help while the line is not full
+--workers images at once, of large files at most 8; more help while the line is not full
 """
 
 import argparse
@@ -29,11 +29,11 @@ from stages.download.sources.open_images import files as open_images_files
 from stages.download.sources.open_images.source import open_images_source
 
 # Bytes of a photograph, for the free-disk check: no table tells them.
-COCO_PICTURE, OPEN_IMAGES_PICTURE = 165_000, 330_000
+COCO_IMAGE, OPEN_IMAGES_IMAGE = 165_000, 330_000
 
 
 def fetch_coco(params: CocoParams, fetcher: Fetcher) -> None:
-    """Fetch COCO 2017: a part's pictures as the archive, or one by one where that is less."""
+    """Fetch COCO 2017: a part's images as the archive, or one by one where that is less."""
     folder = Path(params.folder)
     wanted = coco_files.annotation_files(params.train_part)
     if any(not (folder / name).is_file() for name in wanted):
@@ -41,16 +41,16 @@ def fetch_coco(params: CocoParams, fetcher: Fetcher) -> None:
     for part in coco_files.PARTS:
         (folder / part).mkdir(exist_ok=True)
     for part, names in _missing(coco_source(params)).items():
-        archive = coco_files.PICTURE_ARCHIVES[part]
-        if len(names) * COCO_PICTURE > archive.size / 2:
+        archive = coco_files.IMAGE_ARCHIVES[part]
+        if len(names) * COCO_IMAGE > archive.size / 2:
             _fetch_archive(archive, folder, fetcher, names)
         else:
             remotes = [Remote(f"{coco_files.SERVER}/{name}", folder / name) for name in names]
-            fetcher.fetch_pictures(remotes, folder, COCO_PICTURE)
+            fetcher.fetch_images(remotes, folder, COCO_IMAGE)
 
 
 def _missing(source: Source) -> dict[str, list[str]]:
-    """Return part → its pictures ("part/file") that the tasks need and that are not there."""
+    """Return part → its images ("part/file") that the tasks need and that are not there."""
     paths = {task.path for tasks in source.tasks.values() for task in tasks}
     missing: dict[str, list[str]] = {}
     for path in sorted(path for path in paths if not path.is_file()):
@@ -80,7 +80,7 @@ def _fetch_archive(
 
 
 def fetch_open_images(params: OpenImagesParams, fetcher: Fetcher) -> None:
-    """Fetch tables, narratives and archives of outlines, then the pictures that these call for."""
+    """Fetch tables, narratives and archives of outlines, then the images that these call for."""
     folder = Path(params.folder)
     urls = open_images_files.official_urls(params.test_part)
     fetcher.fetch_files([Remote(url, folder / name) for name, url in urls.items()], folder)
@@ -89,10 +89,10 @@ def fetch_open_images(params: OpenImagesParams, fetcher: Fetcher) -> None:
             check_archive(folder / name)
     with TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
         source = open_images_source(params, Path(scratch))
-    pictures = {(task.part, task.name) for tasks in source.tasks.values() for task in tasks}
-    names = sorted(f"{part}/{name}.jpg" for part, name in pictures)
-    remotes = [Remote(f"{open_images_files.PICTURES}/{name}", folder / name) for name in names]
-    fetcher.fetch_pictures(remotes, folder, OPEN_IMAGES_PICTURE)
+    images = {(task.part, task.name) for tasks in source.tasks.values() for task in tasks}
+    names = sorted(f"{part}/{name}.jpg" for part, name in images)
+    remotes = [Remote(f"{open_images_files.IMAGES}/{name}", folder / name) for name in names]
+    fetcher.fetch_images(remotes, folder, OPEN_IMAGES_IMAGE)
 
 
 @contextmanager

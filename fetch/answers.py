@@ -1,4 +1,4 @@
-"""What a server's answer says of a file: its length, version, checksum, and when to come again."""
+"""What a server says about a file: its length, version, checksum, and when to try again."""
 
 import base64
 import email.utils

@@ -1,4 +1,4 @@
-"""Zip archives, unpacked without trust: no links, nothing outside the folder, files whole."""
+"""Unpacks zip archives without trusting them: no links, nothing outside the folder, whole files."""
 
 import os
 import shutil

@@ -11,7 +11,7 @@ PARTS = ("train2017", "val2017")
 
 
 def annotation_files(train_part: str) -> tuple[str, ...]:
-    """Return the files that an experiment reads which trains on pictures of `train_part`."""
+    """Return the files that an experiment reads which trains on images of `train_part`."""
     names = {f"instances_{train_part}", "instances_val2017", f"captions_{train_part}"}
     return tuple(f"annotations/{name}.json" for name in sorted(names))
 
@@ -32,7 +32,7 @@ ANNOTATION_ARCHIVE = Archive(
     "f4bbac642086de4f52a3fdda2de5fa2c",
     560_000_000,  # the three files above
 )
-PICTURE_ARCHIVES = {
+IMAGE_ARCHIVES = {
     "train2017": Archive(
         "zips/train2017.zip", 19_336_861_798, "cced6f7f71b7629ddf16f17bbcfab6b2", 19_400_000_000
     ),

@@ -1,4 +1,4 @@
-"""Several files at once, from their official places or a mirror of these, with progress."""
+"""Fetches several files at once, from their official places or a mirror, with progress."""
 
 import sys
 import time
@@ -35,7 +35,7 @@ class Fetcher:
     def __init__(self, mirror: str | None, workers: int, patience: Patience) -> None:
         """Take a folder or an address as the mirror (None: the official place), and its pace.
 
-        `workers` is the number of pictures at once.
+        `workers` is the number of images at once.
         """
         self._mirror, self._workers, self._patience = mirror, workers, patience
 
@@ -74,7 +74,7 @@ class Fetcher:
             outcomes = self._fetch_all(wanted, workers, progress)
             _raise_all(outcomes, len(wanted))
 
-    def fetch_pictures(self, remotes: Sequence[Remote], folder: Path, bytes_each: int) -> None:
+    def fetch_images(self, remotes: Sequence[Remote], folder: Path, bytes_each: int) -> None:
         """Fetch many small files, with progress in files.
 
         Raises:
@@ -83,7 +83,7 @@ class Fetcher:
         wanted = [self.place(remote) for remote in remotes if not remote.path.is_file()]
         check_free_space(folder, bytes_each * len(wanted))
         outcomes = self._fetch_all(wanted, self._workers, lambda number: None)
-        _raise_all(track(outcomes, f"fetch {folder.name}, pictures", len(wanted)), len(wanted))
+        _raise_all(track(outcomes, f"fetch {folder.name}, images", len(wanted)), len(wanted))
 
     def _fetch_all(
         self, remotes: Iterable[Remote], workers: int, progress: Callable[[int], None]

@@ -81,5 +81,5 @@ class StageProgress:
 
 
 def _legal(key: str) -> str:
-    """Return the key with what Prefect refuses replaced: `boxes@0` becomes `boxes-0`."""
+    """Return a key that Prefect accepts: `pseudo_boxes@0` becomes `pseudo-boxes-0`."""
     return re.sub(r"[^a-z0-9-]+", "-", key.lower())

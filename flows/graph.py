@@ -1,7 +1,7 @@
 """The graph of stages as plain values: what flows and tests ask of it, without DVC.
 
 A graph is a mapping from stage name to `Stage`, upstream first. A sharded stage is several entries
-(`boxes@0`, `boxes@1` …) of one group (`boxes`).
+(`pseudo_boxes@0`, `pseudo_boxes@1` …) of one group (`pseudo_boxes`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ class Stage:
     description: str
     needs: tuple[str, ...]  # names of the stages right upstream
     inputs: tuple[str, ...]  # files it depends on: data and source code
-    params: tuple[str, ...]  # keys of params.yaml, such as "boxes" or "wspn.rounds"
+    params: tuple[str, ...]  # keys of params.yaml, such as "pseudo_boxes" or "wspn.rounds"
     outputs: tuple[str, ...]  # every output, metrics and plots too
     metrics: tuple[str, ...]
     plots: tuple[str, ...]

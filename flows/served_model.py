@@ -1,4 +1,4 @@
-"""The detector as an MLflow model: pictures and names in, instances out.
+"""The detector as an MLflow model: images and names in, instances out.
 
 MLflow copies this file into the model ("models from code"), with stages/common and stages/models
 beside it: a process that loads the model needs the packages, but nothing of this repository, and
@@ -28,13 +28,13 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Return one row per picture: `instances`, best first, in the frame that a viewer shows.
+        """Return one row per image: `instances`, best first, in the frame that a viewer shows.
 
         An instance has name, score in [0, 1], bbox (x, y, width, height in pixels) and a
         segmentation as COCO's RLE.
 
         Raises:
-            ValueError: bytes that are no picture, or names with unknown words; with row number.
+            ValueError: bytes that are no image, or names with unknown words; with row number.
         """
         params = params or {}
         rows = [

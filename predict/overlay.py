@@ -1,4 +1,4 @@
-"""A picture with its instances painted on it, for a person to look at."""
+"""An image with its instances painted on it, for a person to look at."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,9 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stages.common.drawing.instance_panels import show_instances
 from stages.common.drawing.montage import draw_panel
-from stages.common.drawing.panels import Panel, panel_box
+from stages.common.drawing.panels import Panel, panel_box, show_instances
 from stages.common.runtime.storage import replace_file
 
 SHORTEST, LONGEST = 640, 1600  # pixels of the longer side, so that words can be read
@@ -18,7 +17,7 @@ SHORTEST, LONGEST = 640, 1600  # pixels of the longer side, so that words can be
 def draw_overlay(
     image: np.ndarray, results: Sequence[dict], words: Mapping[int, str]
 ) -> np.ndarray:
-    """Return RGB uint8 of the picture's shape, its longer side 640 to 1600 pixels.
+    """Return RGB uint8 of the image's shape, its longer side 640 to 1600 pixels.
 
     Args:
         image: RGB uint8 (H, W, 3).

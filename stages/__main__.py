@@ -1,8 +1,8 @@
-"""`python -m stages boxes 0`: run a stage as dvc.yaml does, so that no false result is recorded.
+"""`python -m stages pseudo_boxes 0`: run a stage as dvc.yaml does, and record no false result.
 
-It is `python -m stages.boxes 0`, and fails if what the stage depends on changed meanwhile: DVC
-records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was made
-from and with.
+It is `python -m stages.pseudo_boxes 0`, and fails if what the stage depends on changed meanwhile:
+DVC records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was
+made from and with.
 """
 
 import errno
@@ -57,10 +57,10 @@ def main(package: str = "stages") -> None:
 
 
 def _run(name: str) -> None:
-    """Run the `__main__` of a stage's package, such as stages.boxes.
+    """Run the `__main__` of a stage's package, such as stages.pseudo_boxes.
 
     Raises:
-        SystemExit: it failed; a full disk is told in one line.
+        SystemExit: it failed; a full disk is reported in one line.
     """
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)

@@ -26,7 +26,7 @@ PACKAGES = ("stages", "comparators")
 def section_model(name: str) -> type[Section]:
     """Return what a section of params.yaml has to be: `XParams` of x.params in a package."""
     (home,) = (own for own in PACKAGES if (ROOT / own / name / "params.py").is_file())
-    return getattr(import_module(f"{home}.{name}.params"), f"{name.title()}Params")
+    return getattr(import_module(f"{home}.{name}.params"), f"{name.title().replace('_', '')}Params")
 
 
 def problems(names: Sequence[str], path: Path = PARAMS_FILE) -> list[str]:

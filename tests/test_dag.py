@@ -9,19 +9,30 @@ import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
-from flows.closure import LOCK, check_deps, import_closures, params_read, stage_modules
 from flows.dvc.project import load_graph
 from flows.graph import Graph, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
 from flows.readme import pages, place
 from stages.guard import find_declared
+from tests.support.closure import (
+    DVC_FILES,
+    LOCK,
+    check_deps,
+    import_closures,
+    params_read,
+    read_stages,
+    stage_module,
+)
 from tests.support.upstream import inputs_through
 
 ROOT = Path(__file__).parents[1]
 GROUND_TRUTH = "data/download/ground_truth"
 ANNOTATED_CLASSES = "data/download/annotations"  # of base classes, without where they are
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
-BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
+BLIND = (
+    "vlm vocabulary proposals wspn ranking activation"
+    " pseudo_boxes pseudo_masks pseudo_labels detector"
+).split()
 ARCHITECTURE_DEP = re.compile(r"stages/models/architectures/\$\{(detector|rpn)\.architecture\}")
 NO_SECTION = {"seed", "shards", "deterministic", "gpus_per_training"}
 NO_STAGE = {"common", "models"}
@@ -38,39 +49,41 @@ def graph() -> Graph:
 
 
 @pytest.fixture(scope="module")
-def closures(content) -> dict[str, list[str]]:
+def stages() -> dict[str, dict]:
+    """Give the stages of the experiment and those of the comparators."""
+    return {name: stage for file in DVC_FILES for name, stage in read_stages(ROOT / file).items()}
+
+
+@pytest.fixture(scope="module")
+def closures(stages) -> dict[str, list[str]]:
     """Give the source files of each stage."""
-    modules = stage_modules(content)
-    files = import_closures(ROOT, list(modules.values()))
+    modules = {name: stage_module(stage) for name, stage in stages.items()}
+    files = import_closures(ROOT, sorted(set(modules.values())))
     return {name: files[module] for name, module in modules.items()}
 
 
-def test_deps_are_data_and_the_import_closure():
+def test_deps_are_data_and_folders_that_hold_the_import_closure():
     assert check_deps(ROOT) == []
 
 
-def test_who_makes_or_loads_a_detector_depends_on_the_chosen_architecture():
+def test_both_files_have_stages_of_other_names(stages):
+    assert len(stages) == sum(len(read_stages(ROOT / file)) for file in DVC_FILES)
+
+
+def test_who_makes_or_loads_a_detector_depends_on_the_chosen_architecture(stages, closures):
     """Its package is imported by name, which no import graph sees."""
-    declared, users = set(), set()
-    for file in ("dvc.yaml", "comparators/dvc.yaml"):
-        content = YAML(typ="safe").load(ROOT / file)
-        modules = stage_modules(content)
-        files = import_closures(ROOT, [*set(modules.values())])
-        for name, module in modules.items():
-            deps = content["stages"][name]["deps"]
-            users |= {name} if "stages/models/detection/detector.py" in files[module] else set()
-            declared |= {name} if any(map(ARCHITECTURE_DEP.fullmatch, deps)) else set()
-    assert declared == users >= {"detector", "finetune", "evaluation", "oracle", "rpn"}
+    detector = "stages/models/detection/detector.py"
+    users = {name for name, files in closures.items() if detector in files}
+    declared = {
+        name for name in stages if any(map(ARCHITECTURE_DEP.fullmatch, stages[name]["deps"]))
+    }
+    assert declared == users >= {"detector", "finetune", "evaluation", "trained", "rpn"}
 
 
-def test_whoever_computes_on_a_device_asks_for_one():
-    for file in ("dvc.yaml", "comparators/dvc.yaml"):
-        content = YAML(typ="safe").load(ROOT / file)
-        for name, module in stage_modules(content).items():
-            main = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
-            meta = content["stages"][name]["meta"]
-            computes = "prepare_device(" in main
-            assert (meta["pool"] == "gpu") == ("gpus" in meta) == computes, name
+def test_whoever_computes_on_a_device_asks_for_one(stages, closures):
+    for name, stage in stages.items():
+        computes = "stages/common/runtime/devices.py" in closures[name]
+        assert (stage["meta"]["pool"] == "gpu") == ("gpus" in stage["meta"]) == computes, name
 
 
 def test_trainings_ask_for_as_many_devices_as_params_say(graph, content):
@@ -94,23 +107,15 @@ def test_what_guards_a_stage_compares_all_that_dvc_hashes(graph, monkeypatch):
         assert sorted(declared.keys) == sorted(stage.params), name
 
 
-def test_params_are_the_sections_that_the_code_reads(content, closures):
-    declared = {name: set(stage.get("params", [])) for name, stage in content["stages"].items()}
+def test_params_are_the_sections_that_the_code_reads(stages, closures):
+    declared = {name: set(stage.get("params", [])) for name, stage in stages.items()}
     assert declared == {name: params_read(ROOT, files) for name, files in closures.items()}
-    claims = YAML(typ="safe").load(ROOT / "comparators/dvc.yaml")
-    modules = stage_modules(claims)
-    files = import_closures(ROOT, [*set(modules.values())])
-    declared = {name: set(stage.get("params", [])) for name, stage in claims["stages"].items()}
-    assert declared == {name: params_read(ROOT, files[modules[name]]) for name in declared}
 
 
-def test_whoever_reads_held_out_images_follows_the_split_that_is_measured():
-    for file in ("dvc.yaml", "comparators/dvc.yaml"):
-        for name, stage in YAML(typ="safe").load(ROOT / file)["stages"].items():
-            fixed = [
-                dep for dep in stage["deps"] if re.search(r"\b(test|val)\.(parquet|json)$", dep)
-            ]
-            assert fixed == [], name
+def test_whoever_reads_held_out_images_follows_the_split_that_is_measured(stages):
+    for name, stage in stages.items():
+        fixed = [dep for dep in stage["deps"] if re.search(r"\b(test|val)\.(parquet|json)$", dep)]
+        assert fixed == [], name
 
 
 def test_every_data_input_is_made_by_a_stage(graph):
@@ -129,7 +134,7 @@ def packages(folder: str) -> set[str]:
 
 
 def test_one_name_in_five_places(content):
-    comparators = YAML(typ="safe").load(ROOT / "comparators/dvc.yaml")["stages"]
+    comparators = read_stages(ROOT / "comparators/dvc.yaml")
     sections = set(YAML(typ="safe").load(ROOT / "params.yaml")) - NO_SECTION
     assert packages("stages") - NO_STAGE == set(content["stages"])
     assert packages("comparators") <= set(comparators)
@@ -250,7 +255,7 @@ def test_ground_truth_is_read_where_it_may_be(graph):
         if any(overlap(path, GROUND_TRUTH) for path in stage.inputs)
     }
     assert readers.isdisjoint(BLIND)
-    assert {"quality", "finetune", "evaluation"} <= readers
+    assert {"label_quality", "finetune", "evaluation"} <= readers
 
 
 def test_the_docs_say_which_stages_a_param_reruns(graph):

@@ -25,8 +25,10 @@ PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 FOLDERS = (
     "stages",
+    "comparators",
+    "fetch",
+    "predict",
     "flows",
-    "claims",
     "experiments",
     "benchmarks",
     "deploy",
@@ -41,7 +43,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(rf"(?<![\w./~-])((?:{'|'.join(FOLDERS)})/[\w./<>*-]*)")
 ROOT_FILE = re.compile(r"(?<![\w./-])([\w-]+\.(?:yaml|lock|toml))(?![\w/])")
 PARAM = re.compile(rf"(?<![\w./-])((?:{'|'.join(PARAMS)})(?:\.[a-z_]\w*)+)(?![\w(/])")
-MODULE = re.compile(r"-m ((?:stages|flows|benchmarks|tests)[\w.]*)")
+MODULE = re.compile(r"-m ((?:stages|comparators|fetch|predict|flows|benchmarks|tests)[\w.]*)")
 VARIABLE = re.compile(r"\b(OVIS_[A-Z_]+|DEVICE)\b")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 

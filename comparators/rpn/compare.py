@@ -1,6 +1,6 @@
-"""Proposal recall of several methods on pictures that none of them was trained on.
+"""Proposal recall of several methods on images that none of them was trained on.
 
-Mask-free OVIS, figure 2. R boxes of a picture, S its objects; boxes in pixels of the picture.
+Mask-free OVIS, figure 2. R boxes of an image, S its objects; boxes in pixels of the image.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,35 +9,31 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stages.common.formats.images import Picture
+from stages.common.formats.images import EncodedImage
 from stages.common.geometry.recall import first_hits
 from stages.common.runtime.seeding import numpy_generator
 from stages.models.detection.detector import Detector, to_unit_range
 from stages.models.proposals.base import Wspn
 from stages.models.proposals.ranking import RankingSettings, order_in_layers, rank_proposals
-from stages.models.proposals.selective_search import SearchSettings, selective_search
 
 
 def ordered_boxes(
-    picture: Picture,
+    image: EncodedImage,
+    searched: np.ndarray,
     detector: Detector,
     wspn: Wspn,
-    search: SearchSettings,
     heads: Mapping[str, RankingSettings],
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Return the boxes of a picture by method, best first.
+    """Return the boxes of an image by method, best first; `searched` are selective search's.
 
     For each of the ways to rank the proposal network's boxes, `heads`, there is also
     `rpn_like_<head>`: the detector's proposals thinned out the same way, so that no difference
     comes from suppression alone.
     """
-    image = picture.decode()
-    whole = np.array([[0, 0, picture.width, picture.height]], np.float32)
-    searched = selective_search(image, search, seed, picture.image_id)
-    searched = searched if len(searched) else whole
-    random = numpy_generator(seed, "proposals in random order", picture.image_id)
-    proposed = detector.propose(to_unit_range(image).to(detector.device)).cpu()
+    pixels = image.decode()
+    random = numpy_generator(seed, "proposals in random order", image.image_id)
+    proposed = detector.propose(to_unit_range(pixels).to(detector.device)).cpu()
     falling = torch.linspace(1, 0, len(proposed))
     boxes = {
         "selective_search": searched,
@@ -45,7 +41,7 @@ def ordered_boxes(
         "rpn": proposed.numpy(),
     }
     for head, ranking in heads.items():
-        boxes[head] = rank_proposals(wspn, image, searched, ranking)[0]
+        boxes[head] = rank_proposals(wspn, pixels, searched, ranking)[0]
         kept, _ = order_in_layers(proposed, falling, ranking.nms_iou)
         boxes[f"rpn_like_{head}"] = proposed[kept].numpy()
     return boxes
@@ -53,7 +49,7 @@ def ordered_boxes(
 
 @dataclass(frozen=True)
 class Hits:
-    """How many boxes it takes to find each of N objects of all pictures."""
+    """How many boxes it takes to find each of N objects of all images."""
 
     category_ids: np.ndarray  # int64 (N,)
     by_method: dict[str, np.ndarray]  # int64 (N,) each; `recall.NEVER` if none does
@@ -65,8 +61,8 @@ def find_objects(
     """Look for the objects among the boxes.
 
     Args:
-        found: ordered boxes by method, per picture.
-        objects: (boxes (S, 4), category ids (S,)) per picture.
+        found: ordered boxes by method, per image.
+        objects: (boxes (S, 4), category ids (S,)) per image.
     """
     hits: dict[str, list[np.ndarray]] = {}
     categories = []
@@ -83,7 +79,7 @@ def find_objects(
 def recall_table(
     hits: Hits, groups: Mapping[str, set[int]], recall_at: Sequence[int]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return method → group → {"recall@K": share of the group's objects found at IoU 0.5}.
+    """Return method → group → {"recall@K": fraction of the group's objects found at IoU 0.5}.
 
     Args:
         hits: of all objects.
@@ -96,7 +92,7 @@ def recall_table(
     members = {name: np.isin(hits.category_ids, sorted(ids)) for name, ids in groups.items()}
     empty = sorted(name for name, rows in members.items() if not rows.any())
     if empty:
-        raise ValueError(f"no object of group {empty} in the pictures that recall is measured on")
+        raise ValueError(f"no object of group {empty} in the images that recall is measured on")
     return {
         method: {
             name: {f"recall@{count}": float((own[rows] <= count).mean()) for count in recall_at}
@@ -134,16 +130,16 @@ def classes_won(
     }
 
 
-def picture_objects(
-    pictures: Iterable[Picture], annotations: Sequence[dict]
+def image_objects(
+    images: Iterable[EncodedImage], annotations: Sequence[dict]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (boxes_xyxy float32 (S, 4), category ids (S,)) per picture; crowds are left out."""
+    """Yield (boxes_xyxy float32 (S, 4), category ids (S,)) per image; crowds are left out."""
     by_image: dict[int, list[dict]] = {}
     for annotation in annotations:
         if not annotation.get("iscrowd"):
             by_image.setdefault(annotation["image_id"], []).append(annotation)
-    for picture in pictures:
-        own = by_image.get(picture.image_id, [])
+    for image in images:
+        own = by_image.get(image.image_id, [])
         boxes = np.array([a["bbox"] for a in own], np.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         yield boxes, np.array([a["category_id"] for a in own], np.int64)

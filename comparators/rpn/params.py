@@ -19,7 +19,7 @@ class HeadParams(Section):
     nms_iou: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
 
     def apply_to(self, ranking: RankingSettings) -> RankingSettings:
-        """Return the settings with these in the place of its own.
+        """Return the settings with these in place of its own.
 
         Raises:
             ValueError: they do not fit together.

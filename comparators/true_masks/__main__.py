@@ -13,7 +13,7 @@ from comparators.true_masks.replace import replace_masks, replace_objects
 from stages.common.formats.coco import group_by_image
 from stages.common.runtime.storage import read_json, write_json
 
-LABELS = Path("data/labels/pseudo_annotations.json")
+LABELS = Path("data/pseudo_labels/pseudo_annotations.json")
 TRUTH = Path("data/download/ground_truth/train.json")
 
 

@@ -1,4 +1,6 @@
-"""Pseudo-labels as perfect stages would have made them: `masks` alone, or `boxes` and `masks`.
+"""Pseudo-labels as perfect stages would have made them.
+
+Perfect is `pseudo_masks` alone, or `pseudo_boxes` as well.
 
 Classes and order stay, and so do labels of classes that are not in the image: they are wrong before
 there is a box. Nothing is added for an object without a label. Crowds are no objects.

@@ -1,7 +1,7 @@
-"""The class part of the proposal network as a detector: what image labels alone can teach.
+"""The class part of the proposal network as a detector: what is learned from image labels alone.
 
-WSDDN, the first row of Mask-free OVIS's table 1. Shape legend: R proposals of a picture, C classes.
-Boxes in pixels of the picture.
+WSDDN, the first row of Mask-free OVIS's table 1. Shape legend: R proposals of an image, C classes.
+Boxes in pixels of the image.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ def detect_classes(
     nms_iou: float,
     max_detections: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the picture's detections, best first: boxes (n, 4), class indices (n,), scores (n,).
+    """Return the image's detections, best first: boxes (n, 4), class indices (n,), scores (n,).
 
     The score of box and class is the network's: W of eq. 5, or the mean of its refinements.
 
@@ -31,11 +31,11 @@ def detect_classes(
         boxes_xyxy: proposals float32 (R, 4).
         views: of an ImageNet backbone.
         nms_iou: of the suppression within each class.
-        max_detections: per picture.
+        max_detections: per image.
     """
-    sight = model.look(image, views)
-    boxes = torch.from_numpy(boxes_xyxy * sight.scale).to(model.device)
-    scores = model.score_classes(sight, boxes).cpu()
+    features = model.extract_features(image, views)
+    boxes = torch.from_numpy(boxes_xyxy * features.scale).to(model.device)
+    scores = model.score_classes(features, boxes).cpu()
     count, classes = scores.shape
     boxes = torch.from_numpy(boxes_xyxy).repeat_interleave(classes, dim=0)
     labels = torch.arange(classes).repeat(count)

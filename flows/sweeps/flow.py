@@ -1,7 +1,7 @@
 """The Prefect flow of a sweep: points and their stages side by side.
 
-Each point is an execution in a worktree of its own, on this machine or on agents. What several want
-is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
+Each point is an execution in a worktree of its own, on this machine or on workers. What several
+want is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
 experiment and as an MLflow run.
 """
 
@@ -42,7 +42,7 @@ def sweep(
 ) -> State:
     """Make every point, each stage run once that points have in common, and answer the question.
 
-    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final
+    Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
     state carries the list of `Result`; it is failed if any point failed.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The last words of a sweep: table, plot, the best point, and how to go on from it."""
+"""The report of a sweep: table, plot, the best point, and how to go on from it."""
 
 import fnmatch
 import json
@@ -103,7 +103,7 @@ def _choose(
     default = look_up(read_params(root), SPLIT)
     if any(result.point.values.get(SPLIT, default) == "test" for result in results):
         lines.append(
-            f"Chosen on the test pictures, so its numbers flatter it: choose with -S {SPLIT}=val,"
+            f"Chosen on the test images, so its numbers flatter it: choose with -S {SPLIT}=val,"
             " and measure only what was chosen on test"
         )
     return lines

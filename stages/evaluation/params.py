@@ -18,5 +18,5 @@ class EvaluationParams(Section):
     min_score: Fraction
     max_detections: Annotated[int, Field(ge=1)]
     training_images: Annotated[int, Field(ge=1)]
-    montage_pictures: Annotated[int, Field(ge=1, le=50)]
+    montage_images: Annotated[int, Field(ge=1, le=50)]
     montage_min_score: Fraction

@@ -67,7 +67,7 @@ def coco(server, tmp_path, monkeypatch):
     for name, content in server.files.items():
         if name.startswith("/zips"):
             archive = published(name[1:], content)
-            monkeypatch.setitem(coco_files.PICTURE_ARCHIVES, Path(name).stem, archive)
+            monkeypatch.setitem(coco_files.IMAGE_ARCHIVES, Path(name).stem, archive)
         elif name.endswith("zip"):
             monkeypatch.setattr(coco_files, "ANNOTATION_ARCHIVE", published(name[1:], content))
     monkeypatch.setattr(coco_files, "SERVER", server.url)
@@ -106,18 +106,18 @@ def test_a_broken_off_fetch_goes_on(server, coco, tmp_path):
     assert tree(Path(coco.folder)) == tree(tmp_path / "original")
 
 
-def test_few_pictures_come_one_by_one(server, coco, monkeypatch):
-    monkeypatch.setattr(fetch, "COCO_PICTURE", 1)
+def test_few_images_come_one_by_one(server, coco, monkeypatch):
+    monkeypatch.setattr(fetch, "COCO_IMAGE", 1)
     limits = MaxImages(pairs=0, train=1, val=0, test=1)
     few = coco.model_copy(update={"max_images": limits})
     fetch.fetch_coco(few, Fetcher(None, 4, QUICK))
-    pictures = {name for name in tree(Path(coco.folder)) if name.endswith("jpg")}
-    assert pictures == {"train2017/000000000001.jpg", "val2017/000000000009.jpg"}
+    images = {name for name in tree(Path(coco.folder)) if name.endswith("jpg")}
+    assert images == {"train2017/000000000001.jpg", "val2017/000000000009.jpg"}
     assert server.gets("/zips/train2017.zip") == []
 
 
-def test_pictures_that_cannot_be_had_are_named_and_the_others_come(server, coco, monkeypatch):
-    monkeypatch.setattr(fetch, "COCO_PICTURE", 1)
+def test_images_that_cannot_be_had_are_named_and_the_others_come(server, coco, monkeypatch):
+    monkeypatch.setattr(fetch, "COCO_IMAGE", 1)
     del server.files["/train2017/000000000002.jpg"]
     with pytest.raises(FetchError, match=r"0002\.jpg: HTTP 404.*\n2 of 3 files are there"):
         fetch.fetch_coco(coco, Fetcher(None, 4, QUICK))
@@ -143,7 +143,7 @@ def test_an_archive_of_something_else_is_refused(server, coco, monkeypatch):
     content = zipped({"train2017/000000000001.jpg": b"x"})
     server.files["/zips/train2017.zip"] = content
     archive = published("zips/train2017.zip", content)
-    monkeypatch.setitem(coco_files.PICTURE_ARCHIVES, "train2017", archive)
+    monkeypatch.setitem(coco_files.IMAGE_ARCHIVES, "train2017", archive)
     with pytest.raises(FetchError, match=r"lacks 2 files, such as train2017/0+2\.jpg; it is not"):
         fetch.fetch_coco(coco, Fetcher(None, 2, QUICK))
 
@@ -156,7 +156,7 @@ def test_no_room_is_said_before_anything_is_fetched(server, coco, monkeypatch):
     assert not [command for command, *_ in server.requests if command == "GET"]
 
 
-def test_open_images_comes_with_the_pictures_it_calls_for(server, tmp_path, monkeypatch):
+def test_open_images_comes_with_the_images_it_calls_for(server, tmp_path, monkeypatch):
     original = write_open_images(tmp_path / "original")
     fetched = tree(original)
     for name, content in fetched.items():
@@ -235,7 +235,7 @@ def test_two_commands_do_not_write_the_same_files(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(("kind", "most"), [("pictures", 20), ("files", LARGE_AT_ONCE)])
+@pytest.mark.parametrize(("kind", "most"), [("images", 20), ("files", LARGE_AT_ONCE)])
 def test_so_many_come_at_once(tmp_path, monkeypatch, kind, most):
     barrier, running, seen = Barrier(most), Semaphore(most), []
 
@@ -249,8 +249,8 @@ def test_so_many_come_at_once(tmp_path, monkeypatch, kind, most):
         Remote("http://nowhere.invalid/a", tmp_path / str(k), size=1) for k in range(2 * most)
     ]
     fetcher = Fetcher(None, 20, QUICK)
-    if kind == "pictures":
-        fetcher.fetch_pictures(remotes, tmp_path, 1)
+    if kind == "images":
+        fetcher.fetch_images(remotes, tmp_path, 1)
     else:
         fetcher.fetch_files(remotes, tmp_path)
     assert len(seen) == 2 * most and all(seen)

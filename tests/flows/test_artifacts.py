@@ -52,12 +52,12 @@ LINES = [
 
 
 def test_progress_lines_become_one_artifact(shown):
-    progress = StageProgress("boxes@0", seconds_between=0)
+    progress = StageProgress("pseudo_boxes@0", seconds_between=0)
     for line in LINES:
         progress.see(line)
     assert [kind for kind, *_ in shown] == ["progress", "update", "update"]
     assert shown[0][1] == (25.0,)
-    assert shown[0][2]["key"] == "progress-boxes-0"
+    assert shown[0][2]["key"] == "progress-pseudo-boxes-0"
     assert shown[0][2]["description"] == "wspn, classify: 10/40, 1.0/s, 30 s left"
     assert [call[1][1] for call in shown[1:]] == [50.0, 100.0]
 

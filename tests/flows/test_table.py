@@ -53,7 +53,7 @@ def test_results_table_has_every_model_group_protocol_and_kind():
         }
     }
     lines = results_table(results).splitlines()
-    assert lines[0] == "Results on the test pictures: AP50 (AP), percent"
+    assert lines[0] == "Results on the test images: AP50 (AP), percent"
     assert lines[1].split()[-8:] == (
         "constrained box constrained mask generalized box generalized mask".split()
     )
@@ -68,7 +68,7 @@ def test_without_results_it_says_so(tmp_path):
 
 
 def test_results_table_says_when_nothing_was_measured():
-    results = {"detector": {"skipped": "no annotations: skipped", "pictures": 3}}
+    results = {"detector": {"skipped": "no annotations: skipped", "images": 3}}
     table = results_table(results)
     assert table.startswith("Nothing was measured, says data/evaluation/metrics.json")
     assert "detector: no annotations: skipped" in table

@@ -111,7 +111,7 @@ def in_a_process(code: str, root: Path, **more: str) -> None:
 def test_a_run_shows_everything_of_an_execution(tmp_path):
     write(tmp_path, "data/q/m.json", '{"iou": 0.5}')
     write(tmp_path, "data/q/curve.csv", "loss,step\n" + "".join(f"{k},{k}\n" for k in range(2500)))
-    write(tmp_path, "data/q/montage.png", "picture")
+    write(tmp_path, "data/q/montage.png", "image")
     write(tmp_path, "data/q/report.json", "{}")
     write(tmp_path, "data/q/weights.safetensors", "large")
     write(tmp_path, "params.yaml", "p0: of the next execution\n")

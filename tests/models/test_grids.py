@@ -26,7 +26,7 @@ BACKBONES = {
 WITHIN = 0.5  # pixels
 
 
-def centre_of_sight(level: nn.Module, side: int, cell: int, draws: int) -> tuple[float, float]:
+def receptive_centre(level: nn.Module, side: int, cell: int, draws: int) -> tuple[float, float]:
     """Return the centroid (row, column), in pixels, of what cell (cell, cell) of a map looks at.
 
     It is that of the squared gradients of random mixtures of the cell's channels by the pixels, of
@@ -62,13 +62,13 @@ def test_cells_of_all_levels_look_at_their_centres(kind):
     for number, stride in enumerate(backbone.strides):
         cell = side // stride // 2
         drawn = first_centre(stride, backbone.central) + cell * stride
-        seen = centre_of_sight(lambda x, k=str(number): backbone(x)[k], side, cell, draws=1)
+        seen = receptive_centre(lambda x, k=str(number): backbone(x)[k], side, cell, draws=1)
         assert seen == pytest.approx((drawn, drawn), abs=WITHIN)
 
 
 def test_cells_of_vgg16_look_at_their_centres():
     features = make_even(vgg16_trunk(0.0)["features"])
-    seen = centre_of_sight(features, 256, 16, draws=8)  # which pixel is the largest is chance
+    seen = receptive_centre(features, 256, 16, draws=8)  # which pixel is the largest is chance
     drawn = first_centre(8, central=True) + 16 * 8
     assert seen == pytest.approx((drawn, drawn), abs=WITHIN)
 
@@ -87,7 +87,7 @@ def test_a_trained_trunk_looks_where_its_cells_are_drawn(steps):
         loss.backward()
         optimizer.step()
     trunk.eval()
-    seen = centre_of_sight(lambda x: trunk(x)[1], 128, 8, draws=16)
+    seen = receptive_centre(lambda x: trunk(x)[1], 128, 8, draws=16)
     assert seen == pytest.approx((68, 68), abs=WITHIN)
 
 

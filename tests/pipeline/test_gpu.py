@@ -29,7 +29,7 @@ BANDS = {
     "wspn": 0.1,
     "ranking@0": 0.05,
     "activation@0": 0.01,
-    "masks@0": 0.05,
+    "pseudo_masks@0": 0.05,
     "detector": 0.1,
     "finetune": 0.1,
     "evaluation": 0.1,
@@ -79,7 +79,7 @@ def numbers(folder: Path, stage: str) -> np.ndarray:
         return read_tensors(data / f"{shard}.safetensors")[0]["maps"].float().flatten().numpy()
     if name == "ranking":
         return pq.read_table(data / f"{shard}.parquet")["score"].to_numpy()
-    if name == "masks":
+    if name == "pseudo_masks":
         areas = [entry["area"] for entry in json.loads((data / f"{shard}.json").read_text())]
         return np.array(areas) / np.mean(areas)
     metrics = json.loads((data / "metrics.json").read_text())
@@ -166,7 +166,7 @@ def test_a_stage_on_cuda_is_within_its_band(gpu, smoke, tmp_path, stage):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("stage", ["vlm", "wspn", "activation@0", "masks@0", "detector"])
+@pytest.mark.parametrize("stage", ["vlm", "wspn", "activation@0", "pseudo_masks@0", "detector"])
 def test_the_same_device_gives_the_same_bytes(gpu, smoke, tmp_path, stage):
     first, second = (run_stage(smoke, tmp_path / name, stage) for name in ("a", "b"))
     for path in sorted((first / "data" / stage.partition("@")[0]).glob("*.*")):

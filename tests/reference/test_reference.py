@@ -8,20 +8,20 @@ from hypothesis import strategies as st
 
 from stages.activation.gradcam import token_activation
 from stages.activation.rounds import iterate_masking
-from stages.boxes.select import choose_boxes
 from stages.common.formats.images import normalise_pixels
 from stages.common.geometry.activation_maps import enlarge_maps
 from stages.common.geometry.box_coder import encode_boxes
 from stages.common.geometry.boxes import pairwise_iou
 from stages.common.geometry.masks import mask_iou
-from stages.wspn.refine import make_lessons
+from stages.pseudo_boxes.select import choose_boxes
+from stages.wspn.refine import make_targets
 from stages.wspn.seeds import select_seeds
 from tests.reference.activation import activation_maps, caption_activation
 from tests.reference.boxes import choose_box
 from tests.reference.masks import BACKGROUND, OBJECT, UNSEEDED, seed_labels, segment_crop
 from tests.reference.seeds import choose_seeds, teach
 from tests.stages.activation.test_activation import params, random_images, targets_of
-from tests.stages.masks.test_masks import disc_scene
+from tests.stages.pseudo_masks.test_pseudo_masks import disc_scene
 from tests.stages.wspn.test_wspn import SEEDS, random_boxes
 from tests.support.small_albef import small_albef
 
@@ -91,7 +91,7 @@ def test_all_seeds_at_once_are_those_of_a_loop(seed, count, **choice):
 
 @given(seed=st.integers(0, 2**31), count=st.integers(2, 80), chosen=st.floats(0, 1))
 def test_seeds_that_overlap_by_just_the_limit_are_those_of_a_loop(seed, count, chosen):
-    """Of boxes between the pixels, as proposals in a resized picture are."""
+    """Of boxes between the pixels, as proposals in a resized image are."""
     boxes = random_boxes(seed, count)
     overlaps = pairwise_iou(boxes, boxes)
     there = np.unique(overlaps[overlaps > 0])
@@ -109,21 +109,21 @@ def test_seeds_that_overlap_by_just_the_limit_are_those_of_a_loop(seed, count, c
     ids=["ours", "wetectron", "oicr"],
 )
 @pytest.mark.parametrize("named", [[1], [0, 2], [0, 1, 2, 3]])
-def test_lessons_of_all_scorings_are_those_of_a_loop(changes, named):
+def test_targets_of_all_scorings_are_those_of_a_loop(changes, named):
     # on whole pixels: overlaps are often equal, and the first seed counts
     boxes, labels = random_boxes(1, 150).round(), np.zeros(4, np.float32)
     labels[named] = 1
     scorings = np.random.default_rng(2).random((3, 150, 4)).astype(np.float32) ** 4
     settings = MIST.model_copy(update=changes)
     own = torch.from_numpy(boxes)
-    lessons = make_lessons([*torch.from_numpy(scorings)], own, labels, settings, 0.5)
-    for lesson, scores in zip(lessons, scorings, strict=True):
-        classes, weights, targets, overlap = teach(scores, boxes, labels, settings, 0.5)
+    targets = make_targets([*torch.from_numpy(scorings)], own, labels, settings, 0.5)
+    for target, scores in zip(targets, scorings, strict=True):
+        classes, weights, seed_boxes, overlap = teach(scores, boxes, labels, settings, 0.5)
         assert set(classes) <= {0, *(1 + place for place in named)} and len(set(classes)) > 1
-        assert lesson.classes.tolist() == classes.tolist()
-        assert lesson.weights.tolist() == weights.tolist()
-        assert lesson.overlap.tolist() == overlap.tolist()
-        assert torch.equal(lesson.offsets, encode_boxes(own, torch.from_numpy(targets)))
+        assert target.classes.tolist() == classes.tolist()
+        assert target.weights.tolist() == weights.tolist()
+        assert target.overlap.tolist() == overlap.tolist()
+        assert torch.equal(target.offsets, encode_boxes(own, torch.from_numpy(seed_boxes)))
 
 
 def test_official_seeds():

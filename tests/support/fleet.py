@@ -1,22 +1,22 @@
-"""Agents of the toy project without Prefect: clones that do in this process what workers would."""
+"""Workers of the toy project without Prefect: clones that do in this process what workers would."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flows.agents.agent import UnfitError, reproduce
-from flows.agents.coordinator import Fleet, LostError
-from flows.agents.request import Request
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
 from flows.dvc.remote import RemoteError
 from flows.graph import DagError, Outcome, Status
+from flows.workers.coordinator import Fleet, LostError
+from flows.workers.reproduce import UnfitError, reproduce
+from flows.workers.request import Request
 from tests.support.loopback import clone_beside, share_folder
 from tests.support.toy import Toy
 
 
 @dataclass
-class Agents:
+class Workers:
     """A dispatcher whose clones take turns; `upset` may break something before each request.
 
     An unfit one leaves, as its worker would, and the next one has its turn.
@@ -47,10 +47,10 @@ class Agents:
         raise AssertionError("nobody stops these")
 
 
-def make_fleet(toy: Toy, count: int = 1) -> Agents:
+def make_fleet(toy: Toy, count: int = 1) -> Workers:
     """Give the toy a shared folder as its remote, and clones that have it as origin."""
     share_folder(toy.root)
-    return Agents([clone_beside(toy.root, f"agent{number}") for number in range(count)])
+    return Workers([clone_beside(toy.root, f"worker{number}") for number in range(count)])
 
 
 def store(toy: Toy) -> Path:
@@ -61,15 +61,15 @@ def clone_of(toy: Toy, name: str) -> Toy:
     return Toy(clone_beside(toy.root, name))
 
 
-def run_on(agents: Agents, toy: Toy, *targets: str) -> dict[str, str]:
+def run_on(workers: Workers, toy: Toy, *targets: str) -> dict[str, str]:
     """Do what the flow does, one stage after the other, and return stage → outcome.
 
     The first failure raises.
     """
-    fleet, outcomes = Fleet(toy.root, agents), {}
+    fleet, outcomes = Fleet(toy.root, workers), {}
     for step in make_plan(toy.root, list(targets) or None):
         if step.status is not Status.UP_TO_DATE:
-            outcome = fleet.run(step.stage, 0, agents.logged.append)
+            outcome = fleet.run(step.stage, 0, workers.logged.append)
             outcomes[step.stage.name] = outcome.outcome
     sort_lock(toy.root)
     return outcomes

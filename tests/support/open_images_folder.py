@@ -1,4 +1,4 @@
-"""A folder in the exact layout of Open Images, of a few drawn pictures."""
+"""A folder in the exact layout of Open Images, of a few drawn images."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def photograph(name: str) -> bytes:
 
 
 def outline(corners: tuple) -> bytes:
-    """Return a PNG at twice the picture's size, as Open Images' are of other sizes."""
+    """Return a PNG at twice the image's size, as Open Images' are of other sizes."""
     pixels = np.zeros((2 * HW[0], 2 * HW[1]), np.uint8)
     x0, x1, y0, y1 = corners
     height, width = pixels.shape
@@ -50,7 +50,7 @@ def write_table(path: Path, header: str, rows: list[tuple]) -> None:
 
 
 def boxes(*rows: tuple) -> list[tuple]:
-    """Return rows of the boxes table: picture, class, corners, group."""
+    """Return rows of the boxes table: image, class, corners, group."""
     return [
         (name, "xclick", LABELS.get(label, label), 1, *corners, 0, 0, group, 0, 0)
         for name, label, corners, group in rows
@@ -58,7 +58,7 @@ def boxes(*rows: tuple) -> list[tuple]:
 
 
 def write_part(folder: Path, part: str, names: tuple, box_rows: list, masks: list, labels: list):
-    """Write the tables, archives and pictures of a part."""
+    """Write the tables, archives and images of a part."""
     rows = [(name, part, "http://…", 0.0) for name in names]
     write_table(folder / table("images", part), "ImageID,Subset,OriginalURL,Rotation", rows)
     header = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax"
@@ -84,7 +84,7 @@ def write_part(folder: Path, part: str, names: tuple, box_rows: list, masks: lis
 
 
 def write_open_images(folder: Path) -> Path:
-    """Write four training pictures, three of them narrated, and three validation pictures."""
+    """Write four training images, three of them narrated, and three validation images."""
     folder.mkdir(parents=True)
     lines = [f"{label},{name}" for name, label in LABELS.items()]
     (folder / CLASSES).write_text("\n".join(lines) + "\n")
@@ -122,7 +122,7 @@ def write_open_images(folder: Path) -> Path:
         [(one, "Polar bear", 1), (two, "Bear", 0), (two, "Alpaca", 0)],
     )
     told = [(first, "Two cats  and\na bear."), (second, "a brown bear"), (first, "A cat")]
-    told += [(third, "an alpaca"), ("eeee000000000099", "a picture of no list")]
+    told += [(third, "an alpaca"), ("eeee000000000099", "an image of no list")]
     entries = [
         {"dataset_id": "open_images", "image_id": name, "annotator_id": 1, "caption": text}
         for name, text in told

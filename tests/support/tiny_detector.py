@@ -1,4 +1,4 @@
-"""A detector, pictures and files so small that a training takes a second."""
+"""A detector, images and files so small that a training takes a second."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from ruamel.yaml import YAML
 
-from stages.common.formats.images import Picture, write_pictures
+from stages.common.formats.images import EncodedImage, write_images
 from stages.common.geometry.masks import encode_mask, mask_box
 from stages.common.runtime.storage import write_json, write_tensors
 from stages.models.detection.detector import Detector, build
@@ -23,20 +23,20 @@ NETWORK = {
     },
     "resize": {"shorter_side": 64, "longer_side": 64},
     "proposals": {
-        "anchor_sides": [12.0, 24.0, 40.0],
+        "anchor_sizes": [12.0, 24.0, 40.0],
         "aspect_ratios": [1.0],
         "positive_iou": 0.6,
         "negative_iou": 0.3,
         "anchors_per_image": 32,
         "positive_fraction": 0.5,
         "nms_iou": 0.7,
-        "before_nms": 50,
-        "before_nms_in_inference": 50,
-        "kept_in_training": 20,
-        "kept_in_inference": 10,
+        "pre_nms_top_n": 50,
+        "pre_nms_top_n_in_inference": 50,
+        "post_nms_top_n": 20,
+        "post_nms_top_n_in_inference": 10,
     },
     "box_head": {
-        "pooled_side": 4,
+        "pooler_resolution": 4,
         "canonical_side": 40.0,
         "hidden": 32,
         "positive_iou": 0.5,
@@ -45,19 +45,19 @@ NETWORK = {
         "smooth_l1_beta": 1 / 9,
     },
     "classifier": {"similarity": "cosine", "temperature": 0.1, "background": "learned"},
-    "mask_head": {"pooled_side": 7, "channels": 8, "layers": 1},
+    "mask_head": {"pooler_resolution": 7, "channels": 8, "layers": 1},
     "inference": {"score_threshold": 0.05, "nms_iou": 0.5, "detections_per_image": 5},
 }
 # What changes in NETWORK with another backbone.
 RESNETS = {
     "resnet50_fpn": {
         "backbone": {"kind": "resnet50_fpn", "pyramid_width": 16, "frozen_stages": 2},
-        "proposals": NETWORK["proposals"] | {"anchor_sides": [8.0, 16.0, 24.0, 32.0, 48.0]},
+        "proposals": NETWORK["proposals"] | {"anchor_sizes": [8.0, 16.0, 24.0, 32.0, 48.0]},
     },
     "resnet50_c4": {
         "backbone": {"kind": "resnet50_c4", "frozen_stages": 2},
-        "proposals": NETWORK["proposals"] | {"anchor_sides": [16.0, 32.0, 48.0]},
-        "mask_head": {"pooled_side": 4, "channels": 8, "layers": 0},
+        "proposals": NETWORK["proposals"] | {"anchor_sizes": [16.0, 32.0, 48.0]},
+        "mask_head": {"pooler_resolution": 4, "channels": 8, "layers": 0},
     },
 }
 TRAINING = {
@@ -120,7 +120,7 @@ def tiny_detector(
 
 
 def draw(image_id: int, side: int = 64) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """Return a picture with a red disc and a blue box, and their masks by category id."""
+    """Return an image with a red disc and a blue box, and their masks by category id."""
     random = np.random.default_rng(image_id)
     image = random.integers(90, 130, (side, side, 3), np.uint8)
     x, y, radius = random.integers(14, side // 2 - 8), random.integers(14, side - 14), 9
@@ -133,7 +133,7 @@ def draw(image_id: int, side: int = 64) -> tuple[np.ndarray, dict[int, np.ndarra
 
 
 def annotate(image_ids: list[int]) -> dict:
-    """Return the ground truth of the pictures in COCO form."""
+    """Return the ground truth of the images in COCO form."""
     annotations = []
     for image_id in image_ids:
         for category_id, mask in draw(image_id)[1].items():
@@ -153,9 +153,9 @@ def annotate(image_ids: list[int]) -> dict:
     return {"images": images, "annotations": annotations, "categories": []}
 
 
-def picture(image_id: int) -> Picture:
+def make_image(image_id: int) -> EncodedImage:
     encoded = cv2.imencode(".png", draw(image_id)[0][:, :, ::-1])[1].tobytes()
-    return Picture(image_id, f"{image_id}.png", 64, 64, encoded)
+    return EncodedImage(image_id, f"{image_id}.png", 64, 64, encoded)
 
 
 def make_repository(
@@ -176,10 +176,10 @@ def make_repository(
     download = root / "data/download"
     write_json(download / "categories.json", CATEGORIES)
     for shard, image_ids in enumerate(([1, 2, 3], [4, 5])):
-        pictures = map(picture, image_ids)
-        write_pictures(download / f"images/train/{shard}.parquet", pictures)
+        images = map(make_image, image_ids)
+        write_images(download / f"images/train/{shard}.parquet", images)
     write_json(download / "ground_truth/train.json", annotate([1, 2, 3, 4, 5]))
-    write_json(root / "data/labels/pseudo_annotations.json", annotate([1, 2, 4, 5]))
+    write_json(root / "data/pseudo_labels/pseudo_annotations.json", annotate([1, 2, 4, 5]))
     write_tensors(root / "data/vocabulary/embeddings.safetensors", {"embeddings": EMBEDDINGS})
     trunk = tiny_detector().backbone.trunk.state_dict()
     weights = {f"trunk.{name}": value for name, value in trunk.items()}

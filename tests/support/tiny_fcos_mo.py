@@ -24,7 +24,7 @@ NETWORK = {
     },
     "inference": {
         "score_threshold": 0.05,
-        "before_nms": 100,
+        "pre_nms_top_n": 100,
         "nms_iou": 0.5,
         "detections_per_image": 5,
     },

@@ -20,7 +20,11 @@ REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 400  # seconds; ten would do on an idle machine
 
 # What runs a stage in the repository: it fails if its inputs change meanwhile.
-RUNNER = ("__main__.py", "guard.py", "common/__init__.py", "common/params.py")
+RUNTIME = "common/runtime"
+RUNNER = (
+    *("__main__.py", "guard.py", "common/__init__.py"),
+    *(f"{RUNTIME}/{name}.py" for name in ("__init__", "params")),
+)
 DVC_YAML = """\
 vars:
   - shards: [0, 1]
@@ -128,7 +132,7 @@ value = {kind: {"AP50": float(size), "AP": 1.25} for kind in ("bbox", "segm")}
 metrics = {"detector": {"generalized": {"base": value, "novel": value, "all": value},
                         "constrained": {"base": value, "novel": value}}}
 write("data/evaluation/metrics.json", json.dumps(metrics))
-write("data/evaluation/montage.png", "picture")
+write("data/evaluation/montage.png", "image")
 """,
     "side": """
 write("data/side/out.txt", Path("data/download/parts/b.txt").read_text() * P["side"]["factor"])
@@ -234,7 +238,7 @@ def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
         folder.mkdir()
         (folder / "__init__.py").touch()
         (folder / "__main__.py").write_text(HEADER + code)
-    (root / "stages" / "common").mkdir()
+    (root / "stages" / RUNTIME).mkdir(parents=True)
     for name in RUNNER:
         shutil.copy(REPOSITORY / "stages" / name, root / "stages" / name)
     for name in (".gitignore", ".dvcignore"):

@@ -1,4 +1,4 @@
-"""A sheet of panels with set type: rows of pictures under column heads, words beside each row.
+"""A sheet of panels with set type: rows of images under column heads, words beside each row.
 
 Pixels are pasted as they are, matplotlib sets only the words, in the font it brings along: the same
 content gives the same bytes. All sizes are in pixels, origin top-left.

@@ -1,15 +1,18 @@
-"""The pictures of a montage: one scaled-up view of an image with heat, masks, outlines and boxes.
+"""The panels of a montage: one scaled-up view of an image with heat, masks, outlines and boxes.
 
 A panel is square, RGB uint8 (P, P, 3); the image of H×W pixels lies centred in it, aspect kept.
 Small images are enlarged, so that a person can see them; masks are smoothed by the enlargement.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import cv2
 import matplotlib
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
+
+from stages.common.geometry.masks import decode_mask
 
 GROUND = 246  # grey of the letterbox, just off the sheet's white
 RIM = (20, 20, 20)  # around coloured lines, for objects of the same colour
@@ -100,3 +103,27 @@ def panel_box(box_xyxy: np.ndarray, image_hw: tuple[int, int], side: int) -> np.
     """Return the box (4,) in panel pixels."""
     scale, left, top, *_ = _place(image_hw, side)
     return np.asarray(box_xyxy, np.float64) * scale + np.array([left, top, left, top])
+
+
+def show_instances(
+    image: np.ndarray, instances: Sequence[dict], words: Mapping[int, str], side: int
+) -> Panel:
+    """Return the panel of an RGB uint8 image (H, W, 3), the first instances on top.
+
+    Args:
+        image: the image.
+        instances: COCO annotations or results of it, best first; a score is set beside the word.
+        words: what each category id is called; its place in the order is the class's colour.
+        side: of the panel, pixels.
+    """
+    image_hw, places = image.shape[:2], {key: place for place, key in enumerate(words)}
+    pixels, tags = show_image(image, side), []
+    for instance in reversed(instances):
+        colour = class_colour(places[instance["category_id"]])
+        pixels = paint_mask(pixels, decode_mask(instance["segmentation"], image_hw), colour)
+    for instance in instances:
+        key = instance["category_id"]
+        certainty = f" {instance['score']:.2f}" if "score" in instance else ""
+        x, y, *_ = panel_box([*instance["bbox"][:2], 0, 0], image_hw, side)
+        tags.append(Tag(f"{words[key]}{certainty}", x, y, class_colour(places[key])))
+    return Panel(pixels, tags)

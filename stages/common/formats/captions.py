@@ -2,7 +2,7 @@
 
 One rule for every stage: the caption is lower-cased, hyphens and slashes count as spaces, and the
 forms of all classes (names, synonyms, plurals) are looked for at word boundaries, longest form
-first, so that "hot dog" is never also a "dog". All occurrences count, in all captions of a picture,
+first, so that "hot dog" is never also a "dog". All occurrences count, in all captions of an image,
 but those in which the word is no thing (an "orange cat": stages/common/formats/readings.py).
 Source: Mask-free OVIS §3 (object of interest in the caption); facts of the official code differ:
 it takes the first occurrence of exact names only.

@@ -1,7 +1,7 @@
-"""COCO instances in memory: annotations grouped by picture, and matched to objects of their class.
+"""COCO instances in memory: annotations grouped by image, and matched to objects of their class.
 
-Shape legend: R annotations of one picture, S objects they are compared with. Frame: pixels of the
-stored picture, boxes as corners (x0, y0, x1, y1).
+Shape legend: R annotations of one image, S objects they are compared with. Frame: pixels of the
+stored image, boxes as corners (x0, y0, x1, y1).
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from stages.common.geometry.masks import pairwise_mask_iou
 
 @dataclass(frozen=True)
 class Instances:
-    """The annotations of one picture, in the file's order.
+    """The annotations of one image, in the file's order.
 
     Attributes:
         boxes_xyxy: float32 (R, 4).
@@ -42,7 +42,7 @@ class Instances:
 
 
 def make_instances(annotations: list[dict]) -> Instances:
-    """Return COCO annotations of one picture as arrays; an empty list is fine."""
+    """Return COCO annotations of one image as arrays; an empty list is fine."""
     boxes_xywh = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
     return Instances(
         xywh_to_xyxy(boxes_xywh),
@@ -53,7 +53,7 @@ def make_instances(annotations: list[dict]) -> Instances:
 
 
 def group_by_image(annotations: Iterable[dict]) -> dict[int, list[dict]]:
-    """Return the annotations of each picture that has any, in their order."""
+    """Return the annotations of each image that has any, in their order."""
     groups: dict[int, list[dict]] = {}
     for annotation in annotations:
         groups.setdefault(annotation["image_id"], []).append(annotation)
@@ -61,7 +61,7 @@ def group_by_image(annotations: Iterable[dict]) -> dict[int, list[dict]]:
 
 
 def read_image_list(*paths: Path) -> list[dict]:
-    """Return COCO's `images` entries of image shards, without reading the pictures themselves.
+    """Return COCO's `images` entries of image shards, without reading the images themselves.
 
     Raises:
         FileNotFoundError: a shard is not there.

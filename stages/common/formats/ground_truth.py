@@ -1,4 +1,4 @@
-"""Is there any ground truth? A user's own pictures have none, and what measures says so."""
+"""Whether there is ground truth: a user's own images have none, and metrics then say so."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ SKIPPED = "no annotations: skipped"
 
 
 def is_annotated(path: Path) -> bool:
-    """Return whether anybody has annotated the pictures of a file of data/download/ground_truth.
+    """Return whether anybody has annotated the images of a file of data/download/ground_truth.
 
     Without annotations is not the same as without objects: nothing is measured on it.
 

@@ -1,4 +1,4 @@
-"""Image shards: one Parquet file of encoded pictures, streamed a few at a time.
+"""Image shards: one Parquet file of encoded images, streamed a few at a time.
 
 Columns: image_id int64, file_name string, height int32, width int32, bytes binary (JPEG or PNG as
 the source had it). Arrays are RGB uint8 (H, W, 3), origin top-left, x to the right, y down.
@@ -16,7 +16,7 @@ import torch
 
 from stages.common.runtime.storage import replace_file
 
-# Pictures that are written and read at once. A training that visits pictures at random reads this
+# Images that are written and read at once. A training that visits images at random reads this
 # many for one: 1.3 MB of COCO's.
 ROW_GROUP = 8
 
@@ -30,14 +30,14 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Per-channel mean and standard deviation of natural pictures in 0..1, as CLIP and ALBEF use them.
+# Per-channel mean and standard deviation of natural images in 0..1, as CLIP and ALBEF use them.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One encoded picture of a shard."""
+class EncodedImage:
+    """One encoded image of a shard."""
 
     image_id: int
     file_name: str
@@ -53,10 +53,10 @@ class Picture:
 def decode_image(encoded: bytes, name: str) -> np.ndarray:
     """Return RGB uint8 (H, W, 3); grey-scale and alpha become RGB, EXIF rotation is ignored.
 
-    COCO's boxes and masks are in the stored frame, so the rotation tag must not turn the picture.
+    COCO's boxes and masks are in the stored frame, so the rotation tag must not turn the image.
 
     Raises:
-        ValueError: the bytes are no picture; the message has `name`.
+        ValueError: the bytes are no image; the message has `name`.
     """
     return _decode(encoded, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
@@ -72,7 +72,7 @@ def decode_upright(encoded: bytes, name: str) -> np.ndarray:
 def _decode(encoded: bytes, name: str, flags: int) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
     if image is None:
-        raise ValueError(f"{name}: cannot be decoded as a picture ({len(encoded)} bytes)")
+        raise ValueError(f"{name}: cannot be decoded as an image ({len(encoded)} bytes)")
     return image
 
 
@@ -82,8 +82,8 @@ def normalise_pixels(images: np.ndarray) -> torch.Tensor:
     return ((torch.from_numpy(np.ascontiguousarray(images)) - mean) / std).permute(0, 3, 1, 2)
 
 
-def write_pictures(path: Path, pictures: Iterable[Picture]) -> int:
-    """Write one shard, streaming; return how many pictures it holds."""
+def write_images(path: Path, images: Iterable[EncodedImage]) -> int:
+    """Write one shard, streaming; return how many images it holds."""
     count, rows = 0, []
 
     def flush(writer: pq.ParquetWriter) -> None:
@@ -96,14 +96,14 @@ def write_pictures(path: Path, pictures: Iterable[Picture]) -> int:
         replace_file(path) as partial,
         pq.ParquetWriter(partial, SCHEMA, compression="none") as writer,
     ):
-        for picture in pictures:
+        for image in images:
             rows.append(
                 (
-                    picture.image_id,
-                    picture.file_name,
-                    picture.height,
-                    picture.width,
-                    picture.encoded,
+                    image.image_id,
+                    image.file_name,
+                    image.height,
+                    image.width,
+                    image.encoded,
                 )
             )
             count += 1
@@ -113,20 +113,20 @@ def write_pictures(path: Path, pictures: Iterable[Picture]) -> int:
     return count
 
 
-def count_pictures(path: Path) -> int:
-    """Return the number of pictures of a shard without reading them."""
+def count_images(path: Path) -> int:
+    """Return the number of images of a shard without reading them."""
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: no such image shard; `dvc repro` makes it")
     return pq.read_metadata(path).num_rows
 
 
-def read_pictures(*paths: Path) -> Iterator[Picture]:
-    """Yield the pictures of one or more shards in file order, a row group in memory at a time."""
+def read_images(*paths: Path) -> Iterator[EncodedImage]:
+    """Yield the images of one or more shards in file order, a row group in memory at a time."""
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path.absolute()}: no such image shard; `dvc repro` makes it")
         for batch in pq.ParquetFile(path).iter_batches(ROW_GROUP):
             for row in batch.to_pylist():
-                yield Picture(
+                yield EncodedImage(
                     row["image_id"], row["file_name"], row["height"], row["width"], row["bytes"]
                 )

@@ -23,7 +23,7 @@ def encode_boxes(boxes_xyxy: torch.Tensor, targets_xyxy: torch.Tensor) -> torch.
 def decode_boxes(
     boxes_xyxy: torch.Tensor, offsets: torch.Tensor, image_hw: tuple[int, int]
 ) -> torch.Tensor:
-    """Return the boxes (R, 4) that weighted offsets (R, 4) lead to, cut to the picture.
+    """Return the boxes (R, 4) that weighted offsets (R, 4) lead to, cut to the image.
 
     A box stays at least one pixel wide and high.
     """

@@ -32,6 +32,6 @@ def xyxy_to_xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
 
 
 def clip_boxes(boxes_xyxy: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
-    """Return the boxes cut to the picture, x to [0, W] and y to [0, H]."""
+    """Return the boxes cut to the image, x to [0, W] and y to [0, H]."""
     height, width = image_hw
     return np.clip(boxes_xyxy, 0, np.array([width, height, width, height], boxes_xyxy.dtype))

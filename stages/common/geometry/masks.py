@@ -47,7 +47,7 @@ def to_rle(segmentation: dict | list, image_hw: tuple[int, int]) -> dict:
     Polygons of fewer than three points are left out; without any other the mask is empty.
 
     Raises:
-        ValueError: an RLE of another size than the picture.
+        ValueError: an RLE of another size than the image.
     """
     height, width = image_hw
     if isinstance(segmentation, list):
@@ -61,7 +61,7 @@ def to_rle(segmentation: dict | list, image_hw: tuple[int, int]) -> dict:
         rle = segmentation
     size, counts = [int(side) for side in rle["size"]], rle["counts"]
     if size != [height, width]:
-        raise ValueError(f"RLE of size {size} for a picture of size {[height, width]}")
+        raise ValueError(f"RLE of size {size} for an image of size {[height, width]}")
     return {"size": size, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
 
 
@@ -69,7 +69,7 @@ def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> np.ndar
     """Return the boolean mask (H, W) of a COCO segmentation: RLE, uncompressed RLE or polygons.
 
     Raises:
-        ValueError: an RLE of another size than the picture.
+        ValueError: an RLE of another size than the image.
     """
     return coco_mask.decode(to_rle(segmentation, image_hw)).astype(bool)
 

@@ -1,7 +1,7 @@
-"""Recall of class-agnostic proposals: the share of objects that one of the first K boxes finds.
+"""Recall of class-agnostic proposals: the fraction of objects that one of the first K boxes finds.
 
 Mask-free OVIS, figure 2 (WSPN against other proposals on novel classes).
-Shape legend: R boxes of a picture, S its objects.
+Shape legend: R boxes of an image, S its objects.
 """
 
 import numpy as np

@@ -93,7 +93,7 @@ def prepare_device(exactness: Exactness) -> torch.device:
         # Read when cuBLAS is first used; without it deterministic mode refuses matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Also where `own_kernels` lifts the mode. Trying kernels out would take longer than they
-        # save, for pictures come in many sizes.
+        # save, for images come in many sizes.
         torch.backends.cudnn.deterministic = exact
         precision = "ieee" if exact else "tf32"
         torch.backends.cuda.matmul.fp32_precision = precision

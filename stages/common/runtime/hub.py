@@ -1,4 +1,4 @@
-"""Find models in hub format: a local folder, or what the hub's cache on this machine has.
+"""Find models in hub format: in a local folder, or in the hub's cache on this machine.
 
 Nothing is downloaded here: a stage gives the same result with and without a network, and a
 download belongs to the person who chose the model. The cache's place is the hub's own environment

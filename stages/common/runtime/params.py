@@ -49,8 +49,16 @@ def read_params(path: Path = PARAMS_FILE) -> dict:
     return content
 
 
-def read_section(name: str, model: type[SectionType], path: Path = PARAMS_FILE) -> SectionType:
+def read_section(
+    name: str, model: type[SectionType], path: Path = PARAMS_FILE, method: Path | None = None
+) -> SectionType:
     """Return section `name` of params.yaml as `model`.
+
+    Args:
+        name: of the section.
+        model: of it.
+        path: of params.yaml.
+        method: comparators/<method>/method.yaml, whose `params` are merged into those of `path`.
 
     Raises:
         ValueError: the section is missing, or a key of it is unknown, missing or of a wrong type;
@@ -59,14 +67,31 @@ def read_section(name: str, model: type[SectionType], path: Path = PARAMS_FILE) 
     content = read_params(path)
     if name not in content:
         raise ValueError(f"{path}: section '{name}' is missing; it has {sorted(content)}")
+    section, place = content[name], str(path)
+    if method is not None:
+        section, place = _merge(section, _read_method(method, name)), f"{path} with {method}"
     try:
-        model = model.fitting(content[name])
+        model = model.fitting(section)
     except ValueError as error:
-        raise ValueError(f"{path}: {name}.{error}") from None
+        raise ValueError(f"{place}: {name}.{error}") from None
     try:
-        return model.model_validate(content[name])
+        return model.model_validate(section)
     except ValidationError as error:
-        raise ValueError(_explain(error, name, model, path)) from None
+        raise ValueError(_explain(error, name, model, place)) from None
+
+
+def _read_method(path: Path, name: str) -> Any:
+    changes = read_params(path).get("params")
+    if not isinstance(changes, dict) or set(changes) - {name}:
+        raise ValueError(f"{path}: params: expected {{{name}: …}} or {{}}, found {changes!r}")
+    return changes.get(name, {})
+
+
+def _merge(content: Any, changes: Any) -> Any:
+    """Return the content with the changes in it; mappings are merged, all else is replaced."""
+    if not (isinstance(content, dict) and isinstance(changes, dict)):
+        return changes
+    return {**content, **{key: _merge(content.get(key), new) for key, new in changes.items()}}
 
 
 def read_seed(path: Path = PARAMS_FILE) -> int:
@@ -109,11 +134,11 @@ def read_shards(path: Path = PARAMS_FILE) -> list[int]:
     return shards
 
 
-def _explain(error: ValidationError, name: str, model: type[Section], path: Path) -> str:
+def _explain(error: ValidationError, name: str, model: type[Section], place: str) -> str:
     lines = []
     for item in error.errors():
         key = ".".join([name, *map(str, item["loc"])])
-        line = f"{path}: {key}: {item['msg']}"
+        line = f"{place}: {key}: {item['msg']}"
         if item["type"] == "extra_forbidden":
             line += f"; allowed keys: {sorted(_fields_at(model, item['loc'][:-1]))}"
         elif item["type"] != "missing" and not isinstance(item["input"], dict):

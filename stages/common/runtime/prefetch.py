@@ -9,7 +9,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-THREADS = 4  # decoding pictures leaves Python's lock to others
+THREADS = 4  # decoding images leaves Python's lock to others
 AHEAD = 8  # items that are prepared or waiting at once; bounds the memory
 
 

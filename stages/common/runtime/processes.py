@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
 VARIABLE = "OVIS_PROCESSES"
-SHARE = 8  # pictures
+MIN_IMAGES = 8  # images
 SECONDS_OF_GRACE = 5.0
 
 
@@ -41,8 +41,8 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
     Args:
         module: the stage's `__main__`, as it is imported.
         device: where it computes; with CUDA each process has a device of its own.
-        batch_size: pictures of a batch. Without OVIS_PROCESSES there are as many processes as
-            devices, but none for less than `SHARE` pictures: the fewer, the more a step waits.
+        batch_size: images of a batch. Without OVIS_PROCESSES there are as many processes as
+            devices, but none for less than `MIN_IMAGES` images: the fewer, the more a step waits.
 
     Raises:
         SystemExit: a process failed; the message ends with its error.
@@ -54,7 +54,7 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
         dist.destroy_process_group()
         return
     devices = torch.cuda.device_count() if device.type == "cuda" else None
-    useful = min(devices or 1, max(1, batch_size // SHARE))
+    useful = min(devices or 1, max(1, batch_size // MIN_IMAGES))
     count = environment_number(VARIABLE) or useful
     if devices is not None and count > devices:
         raise ValueError(f"{VARIABLE}={count}: there are {devices} CUDA devices; at most that many")
@@ -78,7 +78,7 @@ def _work(
         _join(torch.device(kind), rendezvous.as_uri(), rank, count)
         importlib.import_module(module).main()
     except RuntimeError:
-        # Who merely lost another process lets that one end first, so that its error is told.
+        # A process that merely lost another one lets it end first, so that its error is shown.
         time.sleep(SECONDS_OF_GRACE)
         raise
     dist.destroy_process_group()
@@ -108,7 +108,7 @@ def own_places(count: int) -> range:
     index, processes = process_index(), num_processes()
     if count < processes:
         raise ValueError(
-            f"a batch of {count} pictures for {processes} processes: each needs at least one;"
+            f"a batch of {count} images for {processes} processes: each needs at least one;"
             f" set {VARIABLE} to {count} or less"
         )
     return range(count * index // processes, count * (index + 1) // processes)

@@ -23,7 +23,7 @@ def track(
         items: what is worked on; one is done when the next is asked for.
         what: the name of the work.
         total: how much there is to do, if `items` have no length.
-        size: how much an item counts for, such as the pictures of a batch.
+        size: how much an item counts for, such as the images of a batch.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)

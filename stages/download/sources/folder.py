@@ -1,14 +1,14 @@
-"""Source `folder`: a user's own pictures with captions and a list of names, no annotations.
+"""Source `folder`: a user's own images with captions and a list of names, no annotations.
 
-<folder>/train        captioned pictures, in subfolders or not
+<folder>/train        captioned images, in subfolders or not
 <folder>/captions.csv columns file_name and caption, a row per caption; or
 <folder>/captions.json {file_name: caption or list of captions}
 <folder>/names.txt    one class per line; other words for it after a colon, with commas between
-<folder>/test         new pictures to predict on
+<folder>/test         new images to predict on
 
 File names are relative to train/. All classes are base classes: without annotations there is
-nothing to hold a part of them back from. Frame: upright, as the EXIF tag of a phone's picture says;
-such a picture is encoded anew.
+nothing to hold a part of them back from. Frame: upright, as the EXIF tag of a phone's image says;
+such an image is encoded anew.
 """
 
 import csv
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from stages.common.formats.categories import Category
-from stages.common.formats.images import Picture, decode_upright
+from stages.common.formats.images import EncodedImage, decode_upright
 from stages.common.runtime.storage import read_json
 from stages.download.examples import Example, Listed, Skipped, Source
 from stages.download.params import FolderParams
@@ -34,7 +34,7 @@ from stages.download.plurals import forms_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 COLUMNS = ("file_name", "caption")
-QUALITY = 95  # of pictures that had to be turned
+QUALITY = 95  # of images that had to be turned
 LAYOUT = (
     "download.folder.path of params.yaml must have train/, test/, names.txt and captions.csv or"
     " captions.json"
@@ -43,7 +43,7 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class FolderTask:
-    """One picture to read; without captions unless it is one to learn from."""
+    """One image to read; without captions unless it is one to learn from."""
 
     image_id: int
     path: Path
@@ -52,7 +52,7 @@ class FolderTask:
 
 
 def folder_source(params: FolderParams) -> Source:
-    """Return the source; reads names and captions, no picture.
+    """Return the source; reads names and captions, no image.
 
     Raises:
         FileNotFoundError: a file or folder is not there.
@@ -85,17 +85,17 @@ def _task(folder: Path, part: str, name: str, captions: tuple[str, ...] | None) 
 
 
 def list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of all pictures below a folder and of its other files, but hidden ones.
+    """Return the names of all images below a folder and of its other files, but hidden ones.
 
-    Names are relative to the folder, and in order. What is a picture is told by `SUFFIXES`.
+    Names are relative to the folder, and in order. `SUFFIXES` are those of images.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.absolute()}: no such folder; {LAYOUT}")
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    pictures = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    images = [path for path in paths if path.suffix.lower() in SUFFIXES]
     others = [path for path in paths if path.suffix.lower() not in SUFFIXES]
     return (
-        sorted(path.as_posix() for path in pictures),
+        sorted(path.as_posix() for path in images),
         sorted(path.as_posix() for path in others if not path.name.startswith(".")),
     )
 
@@ -178,25 +178,25 @@ def _json_items(path: Path) -> list[tuple[str, str]]:
 
 
 def look_up(task: FolderTask) -> Listed | Skipped:
-    """Return the captions of a picture that is there."""
+    """Return the captions of an image that is there."""
     skipped = skip_unread(task.path, task.image_id, task.captions)
     return skipped or Listed(task.image_id, task.captions or (), ())
 
 
 def make_example(task: FolderTask) -> Example | Skipped:
-    """Read and check one picture, and turn it upright."""
+    """Read and check one image, and turn it upright."""
     if skipped := skip_unread(task.path, task.image_id, task.captions):
         return skipped
-    picture = read_photograph(task.path, task.image_id, task.file_name)
-    if isinstance(picture, Skipped):
-        return picture
-    return Example(_upright(picture), task.captions or (), ())
+    image = read_photograph(task.path, task.image_id, task.file_name)
+    if isinstance(image, Skipped):
+        return image
+    return Example(_upright(image), task.captions or (), ())
 
 
-def _upright(picture: Picture) -> Picture:
-    upright = decode_upright(picture.encoded, picture.file_name)
-    if np.array_equal(upright, picture.decode()):
-        return picture
+def _upright(image: EncodedImage) -> EncodedImage:
+    upright = decode_upright(image.encoded, image.file_name)
+    if np.array_equal(upright, image.decode()):
+        return image
     quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
     turned = cv2.imencode(".jpg", upright[..., ::-1], quality)[1].tobytes()
-    return Picture(picture.image_id, picture.file_name, *upright.shape[:2], turned)
+    return EncodedImage(image.image_id, image.file_name, *upright.shape[:2], turned)

@@ -22,7 +22,7 @@ from stages.common.drawing.panels import (
 SIDE = 120
 
 
-def test_wide_picture_is_centred_and_boxes_follow_it():
+def test_wide_image_is_centred_and_boxes_follow_it():
     image = np.zeros((30, 60, 3), np.uint8)
     panel = show_image(image, SIDE)
     assert panel.shape == (SIDE, SIDE, 3)
@@ -32,7 +32,7 @@ def test_wide_picture_is_centred_and_boxes_follow_it():
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_every_picture_fits_its_panel(height, width):
+def test_every_image_fits_its_panel(height, width):
     image = np.full((height, width, 3), 7, np.uint8)
     panel = show_image(image, SIDE)
     shown = (panel == 7).all(axis=2)

@@ -34,10 +34,10 @@ def test_items_are_drawn_by_the_callers_thread_and_prepared_by_others():
 def test_an_error_comes_out_at_its_turn():
     def prepare(item: int) -> int:
         if item == 2:
-            raise ValueError("picture 2 is broken")
+            raise ValueError("image 2 is broken")
         return item
 
     results, got = prefetch(prepare, range(5)), []
-    with pytest.raises(ValueError, match="picture 2 is broken"):
+    with pytest.raises(ValueError, match="image 2 is broken"):
         got.extend(results)
     assert got == [0, 1]

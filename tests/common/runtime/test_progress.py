@@ -30,15 +30,15 @@ def test_items_are_counted_when_the_next_is_asked_for(lines):
     assert lines() == ["reading: 2/2", "reading: 2/2"]
 
 
-def test_batches_count_their_pictures(lines):
-    assert list(track(iter([[1, 2], [3]]), "pictures", 3, size=len)) == [[1, 2], [3]]
-    assert lines() == ["pictures: 2/3", "pictures: 3/3", "pictures: 3/3"]
+def test_batches_count_their_images(lines):
+    assert list(track(iter([[1, 2], [3]]), "images", 3, size=len)) == [[1, 2], [3]]
+    assert lines() == ["images: 2/3", "images: 3/3", "images: 3/3"]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert list(track([[1, 2], [3]], "pictures", 3, size=len)) == [[1, 2], [3]]
-    assert "pictures: 100%" in capsys.readouterr().err
+    assert list(track([[1, 2], [3]], "images", 3, size=len)) == [[1, 2], [3]]
+    assert "images: 100%" in capsys.readouterr().err
 
 
 def test_a_training_too_short_for_a_row_of_its_curve_gets_one_all_the_same(tmp_path):

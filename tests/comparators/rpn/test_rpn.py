@@ -7,23 +7,24 @@ import torch
 from comparators.rpn.compare import (
     classes_won,
     find_objects,
+    image_objects,
     ordered_boxes,
-    picture_objects,
     recall_table,
 )
 from comparators.rpn.params import HeadParams
 from flows.overlay import apply_overlay
-from stages.common.formats.images import write_pictures
+from stages.common.formats.images import write_images
 from stages.common.runtime.storage import read_json, write_json
 from stages.models.detection.detector import to_unit_range
 from stages.models.proposals.file import save_wspn
 from stages.models.proposals.ranking import RankingSettings
-from stages.models.proposals.selective_search import SearchSettings
+from stages.models.proposals.selective_search import SearchSettings, selective_search
 from stages.models.proposals.views import ViewSettings
-from tests.stages.wspn.test_wspn import picture, small_model
+from tests.stages.wspn.test_wspn import make_image, small_model
+from tests.support.held_out import search_held_out
 from tests.support.run_module import run_module
 from tests.support.tiny_detector import CATEGORIES, NETWORK, TRAINING, annotate, tiny_detector
-from tests.support.tiny_detector import picture as drawn
+from tests.support.tiny_detector import make_image as drawn
 
 SEARCH = SearchSettings(
     mode="fast", longer_side=320, min_side=10.0, max_area_fraction=0.6, max_aspect=5.0
@@ -74,19 +75,20 @@ def test_crowds_do_not_count_as_objects():
         {"image_id": 2, "bbox": [1, 2, 3, 4], "category_id": 5, "iscrowd": 0},
         {"image_id": 2, "bbox": [0, 0, 9, 9], "category_id": 5, "iscrowd": 1},
     ]
-    (none, _), (boxes, ids) = picture_objects([picture(1), picture(2)], annotations)
+    (none, _), (boxes, ids) = image_objects([make_image(1), make_image(2)], annotations)
     assert none.shape == (0, 4)
     assert boxes.tolist() == [[1, 2, 4, 6]] and ids.tolist() == [5]
 
 
-def test_every_method_gives_boxes_inside_the_picture():
+def test_every_method_gives_boxes_inside_the_image():
     torch.manual_seed(0)
     detector = tiny_detector().eval()
-    assert len(detector.propose(to_unit_range(picture(3).decode())))
+    assert len(detector.propose(to_unit_range(make_image(3).decode())))
     own = {"keep_proposals": False, "nms_iou": [0.3], "agreement": ALONE}
     head = HeadParams(score="classes", refinements=1, **own)
     heads = {"wspn": RANKING, "paper": head.apply_to(RANKING)}
-    boxes = ordered_boxes(picture(3), detector, small_model(), SEARCH, heads, 0)
+    searched = selective_search(make_image(3).decode(), SEARCH, 0, 3)
+    boxes = ordered_boxes(make_image(3), searched, detector, small_model(), heads, 0)
     own = {"wspn", "paper", "rpn_like_wspn", "rpn_like_paper"}
     assert set(boxes) == {"selective_search", "random_order", "rpn"} | own
     assert len(boxes["rpn_like_paper"]) < len(boxes["rpn_like_wspn"])
@@ -116,7 +118,7 @@ def project(tmp_path, monkeypatch, repository):
     apply_overlay(tmp_path / "params.yaml", changes, "test")
     download = tmp_path / "data/download"
     write_json(download / "categories.json", CATEGORIES)
-    write_pictures(download / "images/train/0.parquet", map(drawn, (1, 2)))
+    write_images(download / "images/train/0.parquet", map(drawn, (1, 2)))
     write_json(download / "ground_truth/train.json", annotate([1, 2]))
     save_wspn(tmp_path / "data/wspn/model.safetensors", small_model())
     monkeypatch.chdir(tmp_path)
@@ -127,20 +129,22 @@ def project(tmp_path, monkeypatch, repository):
 
 
 @pytest.mark.parametrize(("split", "other"), [("test", "val"), ("val", "test")])
-def test_recall_is_of_the_split_that_is_measured(project, split, other):
+def test_recall_is_of_the_split_that_is_measured(project, monkeypatch, split, other):
     download = project / "data/download"
     apply_overlay(project / "params.yaml", {"evaluation": {"split": split}}, "test")
-    write_pictures(download / f"images/{split}.parquet", map(drawn, (3, 4)))
+    write_images(download / f"images/{split}.parquet", map(drawn, (3, 4)))
     write_json(download / f"ground_truth/{split}.json", annotate([3, 4]))
     assert not (download / f"images/{other}.parquet").exists()
+    search_held_out(monkeypatch, split)
     run_module("comparators.rpn")
     recall = read_json(project / "data/rpn/metrics.json")["recall"]
     assert 0 <= recall["wspn"]["novel"]["recall@100"] <= 1
 
 
-def test_a_split_without_images_is_told(project):
+def test_a_split_without_images_is_told(project, monkeypatch):
     apply_overlay(project / "params.yaml", {"evaluation": {"split": "val"}}, "test")
-    write_pictures(project / "data/download/images/val.parquet", [])
+    write_images(project / "data/download/images/val.parquet", [])
     write_json(project / "data/download/ground_truth/val.json", annotate([]))
+    search_held_out(monkeypatch, "val")
     with pytest.raises(ValueError, match=r"no object of group \['base', 'novel'\]"):
         run_module("comparators.rpn")

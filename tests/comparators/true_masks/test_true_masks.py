@@ -70,7 +70,10 @@ def test_the_stage_writes_one_or_the_other(tmp_path, monkeypatch, boxes):
     monkeypatch.chdir(tmp_path)
     images = [{"id": 7, "height": IMAGE_HW[0], "width": IMAGE_HW[1]}]
     label, thing = annotation(1, 4, 4, 14, 14), annotation(1, 6, 6, 18, 12)
-    for path, own in (("labels/pseudo_annotations", label), ("download/ground_truth/train", thing)):
+    for path, own in (
+        ("pseudo_labels/pseudo_annotations", label),
+        ("download/ground_truth/train", thing),
+    ):
         content = {"images": images, "annotations": [{**own, "image_id": 7}]}
         write_json(tmp_path / f"data/{path}.json", content)
     options = ["--boxes", "--output", "data/true_boxes"] if boxes else []

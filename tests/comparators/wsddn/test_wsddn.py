@@ -10,12 +10,13 @@ import torch
 
 from comparators.wsddn.detect import detect_classes
 from flows.overlay import apply_overlay
-from stages.common.formats.images import Picture, write_pictures
+from stages.common.formats.images import EncodedImage, write_images
 from stages.common.formats.result_files import read_results
 from stages.models.proposals.base import class_scores
 from stages.models.proposals.file import save_wspn
 from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
 from stages.models.proposals.views import ViewSettings
+from tests.support.held_out import search_held_out
 from tests.support.run_module import run_module
 
 VIEWS = ViewSettings(shorter_sides=[64], longer_side=64, flip=False)
@@ -63,10 +64,10 @@ def project(tmp_path, monkeypatch, repository):
         pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
         large = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_NEAREST)
         images = [
-            Picture(k, f"{k}.png", 64, 64, cv2.imencode(".png", image)[1].tobytes())
+            EncodedImage(k, f"{k}.png", 64, 64, cv2.imencode(".png", image)[1].tobytes())
             for k, image in ((1, large), (2, np.full_like(large, 90)))
         ]
-        write_pictures(tmp_path / f"data/download/images/{split}.parquet", images)
+        write_images(tmp_path / f"data/download/images/{split}.parquet", images)
     save_wspn(tmp_path / "data/wsddn_network/model.safetensors", small_network())
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
@@ -75,10 +76,11 @@ def project(tmp_path, monkeypatch, repository):
     torch.use_deterministic_algorithms(False)
 
 
-def test_the_split_that_is_measured_is_searched_and_named(project):
+def test_the_split_that_is_measured_is_searched_and_named(project, monkeypatch):
     found = {}
     for split in ("test", "val"):
         apply_overlay(project / "params.yaml", {"evaluation": {"split": split}}, "test")
+        search_held_out(monkeypatch, split)
         run_module("comparators.wsddn")
         path = project / "data/wsddn/predictions.json"
         found[split] = read_results(path, split, [1, 2], [1, 2])  # the plain one was searched too

@@ -210,15 +210,15 @@ def test_table_says_whose_it_is_and_what_was_left_out():
 def project(tmp_path, monkeypatch):
     """Give a repository with two stages, one of them with an engine's folder among its code."""
     for name, text in {
-        "params.yaml": "seed: 0\nquality: {sides: [1]}\nunread: 1\ndetector: {engine: one}\n"
+        "params.yaml": "seed: 0\nlabel_quality: {sides: [1]}\nunread: 1\ndetector: {engine: one}\n"
         "download: {scenes: {class_split: 0}}\n",
         "requirements.lock": "numpy==2.0\n",
-        "dvc.yaml": "stages:\n  quality:\n    cmd: python -m stages quality\n"
-        "    deps: [data/labels, stages/quality/__main__.py]\n"
-        "    params: [quality, seed, download]\n",
+        "dvc.yaml": "stages:\n  label_quality:\n    cmd: python -m stages label_quality\n"
+        "    deps: [data/pseudo_labels, stages/label_quality/__main__.py]\n"
+        "    params: [label_quality, seed, download]\n",
         PIPELINE: "stages:\n  oracle:\n    cmd: python -m stages oracle\n"
         "    deps: ['stages/engines/${detector.engine}']\n",
-        "stages/quality/__main__.py": "one",
+        "stages/label_quality/__main__.py": "one",
         "stages/engines/one/network.py": "one",
         "stages/engines/two/network.py": "two",
     }.items():
@@ -298,11 +298,11 @@ def test_every_seed_is_the_experiment_and_some_changes_of_it(project):
         "download.scenes.class_split": 4,
         "activation.reach": 0,
         "activation.weigh_visible": False,
-        "boxes.smoothing": 0,
-        "masks.smoothing": 0,
+        "pseudo_boxes.smoothing": 0,
+        "pseudo_masks.smoothing": 0,
     }
-    assert points["own"].targets == ("quality", "evaluation", f"{PIPELINE}:oracle")
-    assert points["any_reach"].targets == ("quality",)
+    assert points["own"].targets == ("label_quality", "evaluation", f"{PIPELINE}:oracle")
+    assert points["any_reach"].targets == ("label_quality",)
 
 
 @pytest.mark.parametrize(
@@ -311,8 +311,8 @@ def test_every_seed_is_the_experiment_and_some_changes_of_it(project):
         ("params.yaml", "sides: [1]", "sides: [2]"),
         ("params.yaml", "engine: one", "engine: two"),
         ("requirements.lock", "2.0", "2.1"),
-        ("dvc.yaml", "stages quality\n", "stages quality --fast\n"),
-        ("stages/quality/__main__.py", "one", "two"),
+        ("dvc.yaml", "stages label_quality\n", "stages label_quality --fast\n"),
+        ("stages/label_quality/__main__.py", "one", "two"),
         ("stages/engines/one/network.py", "one", "two"),
     ],
 )
@@ -350,18 +350,19 @@ def test_what_decides_no_number_is_no_other_experiment(project, runs, file):
     assert runs == [1]
 
 
-def test_rearranged_code_with_the_same_outputs_is_the_same_experiment(project, runs):
+def test_rearranged_and_renamed_code_with_the_same_results_is_the_same_experiment(project, runs):
     def dvc(*words):
         command = [sys.executable, "-m", "dvc", *words]
         return subprocess.run(command, cwd=project, check=True, capture_output=True)
 
-    def write_stage(code: str, output: str):
-        text = f"from pathlib import Path\n\nPath('out').write_text({output!r})  # {code}\n"
-        (project / "stages/quality/__main__.py").write_text(text)
+    def write_stage(code: str, output: str, path: str = "out"):
+        text = f"from pathlib import Path\n\nPath({path!r}).write_text({output!r})  # {code}\n"
+        (project / "stages/label_quality/__main__.py").write_text(text)
 
     (project / "dvc.yaml").write_text(
-        "stages:\n  quality:\n    cmd: python stages/quality/__main__.py\n"
-        "    deps: [stages/quality/__main__.py]\n    params: [quality]\n    outs: [out]\n"
+        "stages:\n  label_quality:\n    cmd: python stages/label_quality/__main__.py\n"
+        "    deps: [stages/label_quality/__main__.py]\n    params: [label_quality]\n"
+        "    outs: [out]\n"
     )
     (project / PIPELINE).write_text("stages:\n  oracle:\n    cmd: 'true'\n")
     dvc("init", "--subdir", "--quiet")
@@ -373,7 +374,13 @@ def test_rearranged_code_with_the_same_outputs_is_the_same_experiment(project, r
         write_table(project)  # for dvc.lock is of the older code
     dvc("repro", "--quiet", "dvc.yaml")
     assert write_table(project).startswith("Measured: seed 1")
-    write_stage("two", "2")
+    write_stage("two", "1", "renamed")
+    dag = (project / "dvc.yaml").read_text()
+    dag = dag.replace("  label_quality:", "  renamed:").replace("[out]", "[renamed]")
+    (project / "dvc.yaml").write_text(dag)
+    dvc("repro", "--quiet", "dvc.yaml")
+    assert write_table(project).startswith("Measured: seed 1")
+    write_stage("two", "2", "renamed")
     dvc("repro", "--quiet", "dvc.yaml")
     with pytest.raises(ValueError, match="no record of the experiment as it is now"):
         write_table(project)
@@ -400,7 +407,7 @@ def test_code_that_changes_meanwhile_is_not_recorded_as_what_ran(project, runs, 
 
     def and_edit(root, *arguments):
         results = run(root, *arguments)
-        (root / "stages/quality/__main__.py").write_text("two")
+        (root / "stages/label_quality/__main__.py").write_text("two")
         return results
 
     before = experiment_digest(project)

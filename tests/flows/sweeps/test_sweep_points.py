@@ -25,7 +25,7 @@ from tests.flows.test_graph import make
 PARAMS = """\
 seed: 0
 activation: {rounds: 2, reach: 1.5}
-boxes: {binarise: none}
+pseudo_boxes: {binarise: none}
 evaluation: {split: test}
 """
 
@@ -41,15 +41,17 @@ def values(points: list[Point]) -> list[dict]:
 
 
 def test_grid_is_every_combination_with_yaml_values(project):
-    points = make_points(project, ["activation.rounds=0,1", "boxes.binarise=otsu", "seed=0,1"])
+    points = make_points(
+        project, ["activation.rounds=0,1", "pseudo_boxes.binarise=otsu", "seed=0,1"]
+    )
     assert [tuple(point.values.values()) for point in points] == [
         (0, "otsu", 0),
         (0, "otsu", 1),
         (1, "otsu", 0),
         (1, "otsu", 1),
     ]
-    assert points[0].name == "activation.rounds=0,boxes.binarise=otsu,seed=0"
-    assert sweep_name(points) == "activation.rounds+boxes.binarise+seed"
+    assert points[0].name == "activation.rounds=0,pseudo_boxes.binarise=otsu,seed=0"
+    assert sweep_name(points) == "activation.rounds+pseudo_boxes.binarise+seed"
     assert values(make_points(project, ["activation.reach=1e-3,[0, 1]"])) == [
         {"activation.reach": 1e-3},
         {"activation.reach": [0, 1]},
@@ -61,14 +63,14 @@ def test_points_of_a_file_are_crossed_with_the_grid_and_completed(project):
     file.write_text(
         "- {activation.rounds: 0}\n- activation: {reach: 0}\n- {activation.rounds: 0}\n"
     )
-    points = make_points(project, ["seed=1,2"], file, ["boxes"])
+    points = make_points(project, ["seed=1,2"], file, ["pseudo_boxes"])
     assert values(points) == [
         {"activation.rounds": 0, "activation.reach": 1.5, "seed": 1},
         {"activation.rounds": 0, "activation.reach": 1.5, "seed": 2},
         {"activation.rounds": 2, "activation.reach": 0, "seed": 1},
         {"activation.rounds": 2, "activation.reach": 0, "seed": 2},
     ]
-    assert {point.targets for point in points} == {("boxes",)}
+    assert {point.targets for point in points} == {("pseudo_boxes",)}
 
 
 @pytest.mark.parametrize(
@@ -122,12 +124,15 @@ GRAPH = [
     replace(
         make("activation@1", "download", "activation", "data/images"), outputs=("data/maps/1",)
     ),
-    replace(make("boxes", "activation@0 activation@1", "boxes.top_k", "data/maps"), outputs=("b",)),
+    replace(
+        make("pseudo_boxes", "activation@0 activation@1", "pseudo_boxes.top_k", "data/maps"),
+        outputs=("b",),
+    ),
 ]
 
 
 def planned(tmp_path, rounds: int, top_k: int, seed: int, cached=()) -> PlannedPoint:
-    params = {"seed": seed, "activation": {"rounds": rounds}, "boxes": {"top_k": top_k}}
+    params = {"seed": seed, "activation": {"rounds": rounds}, "pseudo_boxes": {"top_k": top_k}}
     steps = [
         Step(stage, Status.RESTORABLE if stage.group in cached else Status.MUST_RUN)
         for stage in GRAPH
@@ -148,12 +153,12 @@ def test_two_params_and_two_seeds_share_what_is_upstream(tmp_path):
     assert plan.counts() == {
         "download": (8, 2, 1, 1),
         "activation": (16, 8, 0, 8),
-        "boxes": (8, 8, 0, 8),
+        "pseudo_boxes": (8, 8, 0, 8),
     }
     assert plan.summary() == (
         "8 points, 32 stage runs: 18 distinct, of these 1 cached and 17 to run"
     )
-    assert "activation             16         8       0       8" in plan.table()
+    assert "activation               16         8       0       8" in plan.table()
 
 
 def test_recipes_follow_what_is_upstream(tmp_path):
@@ -215,7 +220,7 @@ def test_report_has_table_best_plot_and_a_warning(project):
     assert (folder / "results.json").read_text().count(SEGM) == 5
 
 
-def test_chosen_on_validation_pictures_there_is_no_warning(project):
+def test_chosen_on_validation_images_there_is_no_warning(project):
     results = [result(k, 0, 40.0 + k, **{"evaluation.split": "val"}) for k in (0, 1)]
     text = write_report(project, project, results, Question(direction="min"))
     assert "flatter" not in text
@@ -242,7 +247,7 @@ def test_the_plot_has_each_metric_with_its_spread_at_each_point(kinds, monkeypat
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
     results = [
-        result(rounds, seed, 40.0 + rounds, **{"boxes.binarise": kind})
+        result(rounds, seed, 40.0 + rounds, **{"pseudo_boxes.binarise": kind})
         for rounds in (0, 1, 2)
         for kind in kinds
         for seed in (0, 1)
@@ -256,7 +261,7 @@ def test_the_plot_has_each_metric_with_its_spread_at_each_point(kinds, monkeypat
         assert axes.get_xlabel() == "activation.rounds"
     else:
         assert texts[:2] == ["0\nnone", "0\notsu"]
-        assert axes.get_xlabel() == "activation.rounds, boxes.binarise"
+        assert axes.get_xlabel() == "activation.rounds, pseudo_boxes.binarise"
     segm = axes.containers[1].lines[0]
     assert list(segm.get_ydata())[:: len(kinds)] == [40.0, 41.0, 42.0]
 

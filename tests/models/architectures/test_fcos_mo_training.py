@@ -24,14 +24,14 @@ from stages.models.detection.detector import Detector, LossSettings, load, predi
 from stages.models.detection.params import TrainingParams
 from stages.models.detection.samples import (
     Annotations,
-    LabelledPicture,
-    label_pictures,
+    LabelledImage,
+    label_images,
     training_sample,
 )
 from stages.models.detection.supervision import Source, Supervision
 from stages.models.detection.training import train_detector
 from tests.models.detection.test_architectures import OUTPUTS, check_that_it_resumes
-from tests.support.tiny_detector import TRAINING, annotate, draw, make_repository, picture
+from tests.support.tiny_detector import TRAINING, annotate, draw, make_image, make_repository
 from tests.support.tiny_fcos_mo import LOSSES, NETWORK, RESNET, tiny_fcos_mo
 
 IMAGE_IDS = [1, 2, 3]
@@ -40,18 +40,18 @@ START = {"architecture": "fcos_mo", "init": "random", "network": NETWORK}
 OWN = TRAINING | {"loss_weights": LOSSES, "background_weight": 1.0}
 
 
-def labelled(weights: list[float] | None = None) -> list[LabelledPicture]:
+def labelled(weights: list[float] | None = None) -> list[LabelledImage]:
     """Return three images with a disc and a box each, all of which weigh so much."""
     objects: dict[int, list[dict]] = {}
     for annotation in annotate(IMAGE_IDS)["annotations"]:
         objects.setdefault(annotation["image_id"], []).append(annotation)
-    pictures = label_pictures(
-        map(picture, IMAGE_IDS), Annotations(objects, {}), LABELS, Path("labels.json")
+    images = label_images(
+        map(make_image, IMAGE_IDS), Annotations(objects, {}), LABELS, Path("labels.json")
     )
     if weights is None:
-        return pictures
+        return images
     own = np.array([weights] * 2, np.float32)
-    return [LabelledPicture(p.picture, p.boxes_xyxy, p.labels, [None] * 2, own) for p in pictures]
+    return [LabelledImage(p.image, p.boxes_xyxy, p.labels, [None] * 2, own) for p in images]
 
 
 def train(model: Detector, supervision: Supervision, **changes) -> list[dict]:

@@ -13,7 +13,7 @@ from stages.models.detection.detector import load, predict, save
 from stages.models.detection.initial_weights import load_trunk
 from stages.models.detection.params import TrainingParams
 from stages.models.detection.paste_masks import paste_masks
-from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.samples import label_images, read_annotations
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 from stages.models.detection.training import make_schedule, train_detector
@@ -23,7 +23,7 @@ from tests.support.tiny_detector import (
     TRAINING,
     annotate,
     draw,
-    picture,
+    make_image,
     tiny_detector,
 )
 
@@ -146,16 +146,16 @@ def test_ignored_boxes_are_neither_object_nor_background():
 def trained(tmp_path, steps: int, **changes):
     write_json(tmp_path / "truth.json", annotate([1, 2, 3, 4]))
     annotations = read_annotations(tmp_path / "truth.json", {3: 1, 5: 2}, [3, 5])
-    pictures = label_pictures(
-        map(picture, (1, 2, 3, 4)), annotations, {3: 1, 5: 2}, tmp_path / "truth.json"
+    images = label_images(
+        map(make_image, (1, 2, 3, 4)), annotations, {3: 1, 5: 2}, tmp_path / "truth.json"
     )
     model, curve = tiny_detector(), Curve(every=10)
     params = TrainingParams.model_validate(TRAINING | {"steps": steps, "batch_size": 4} | changes)
-    train_detector(model, Supervision.of(pictures), params, 0, curve)
+    train_detector(model, Supervision.of(images), params, 0, curve)
     return model, curve
 
 
-def test_four_pictures_are_learned(tmp_path):
+def test_four_images_are_learned(tmp_path):
     model, curve = trained(tmp_path, 80, learning_rate=0.01, colour_jitter=0.0)
     rows = curve.state()["rows"]
     for name in ("objectness", "classification", "mask"):
@@ -180,7 +180,7 @@ def test_bfloat16_trains_close_to_float32(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=0.2, abs=0.05)
 
 
-def test_predictions_are_in_the_frame_of_each_picture():
+def test_predictions_are_in_the_frame_of_each_image():
     inference = NETWORK["inference"] | {"score_threshold": 0.0}
     model = tiny_detector(inference=inference)
     images = [np.zeros((50, 90, 3), np.uint8), np.zeros((33, 21, 3), np.uint8)]
@@ -194,7 +194,7 @@ def test_predictions_are_in_the_frame_of_each_picture():
     assert all(set(found.labels.tolist()) == {1} for found in none)
 
 
-def test_a_picture_without_detections_gives_empty_arrays():
+def test_an_image_without_detections_gives_empty_arrays():
     inference = NETWORK["inference"] | {"score_threshold": 0.999999}
     found = predict(tiny_detector(inference=inference), [np.zeros((64, 64, 3), np.uint8)], [[0]])
     assert found[0][0].boxes_xyxy.shape == (0, 4)

@@ -17,7 +17,7 @@ from stages.common.runtime.storage import read_tensors, write_json
 from stages.models.detection.detector import LossSettings, load, predict, save
 from stages.models.detection.params import TrainingParams
 from stages.models.detection.predictor import DETECTOR, load_predictor
-from stages.models.detection.samples import label_pictures, read_annotations
+from stages.models.detection.samples import label_images, read_annotations
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
 from tests.support.tiny_detector import (
@@ -27,8 +27,8 @@ from tests.support.tiny_detector import (
     TRAINING,
     annotate,
     draw,
+    make_image,
     make_repository,
-    picture,
     tiny_detector,
 )
 from tests.support.tiny_predictor import write_predictor
@@ -86,8 +86,8 @@ def twins(**changes: dict):
 def labelled(tmp_path) -> list:
     path, labels = tmp_path / "truth.json", {3: 1, 5: 2}
     write_json(path, annotate([1, 2, 3, 4]))
-    return label_pictures(
-        map(picture, (1, 2, 3, 4)), read_annotations(path, labels, [3, 5]), labels, path
+    return label_images(
+        map(make_image, (1, 2, 3, 4)), read_annotations(path, labels, [3, 5]), labels, path
     )
 
 
@@ -155,7 +155,7 @@ def test_the_same_weights_have_the_same_losses(vocabulary, labels):
     assert set(found) == set(TRAINING["loss_weights"])
     for name in ("classification", "box"):
         assert found[name] == pytest.approx(expected[name], rel=1e-3), name
-    # torchvision's goal is the share of a cell that the mask covers, detectron2's yes or no.
+    # torchvision's goal is the fraction of a cell that the mask covers, detectron2's yes or no.
     assert found["mask"] == pytest.approx(expected["mask"], rel=0.02)
     # torchvision divides by the anchors that there are, detectron2 by those it was to sample.
     ratio = {name: found[name] / expected[name] for name in ("objectness", "proposal_box")}
@@ -184,7 +184,7 @@ def test_the_configuration_says_the_params_in_detectron2s_words():
 
 
 @needs_detectron2
-def test_four_pictures_are_learned(tmp_path):
+def test_four_images_are_learned(tmp_path):
     model, curve = tiny_network(), Curve(every=10)
     changes = {"steps": 60, "batch_size": 4, "learning_rate": 0.01, "colour_jitter": 0.0}
     params = TrainingParams.model_validate(TRAINING | changes)

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
 from comparators.rpn.params import RpnParams
-from stages.common.formats.images import write_pictures
+from stages.common.formats.images import write_images
 from stages.common.runtime import checkpoints
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device
@@ -28,8 +28,8 @@ from tests.support.tiny_detector import (
     NETWORK,
     annotate,
     draw,
+    make_image,
     make_repository,
-    picture,
     tiny_detector,
 )
 from tests.support.tiny_predictor import write_predictor
@@ -143,7 +143,7 @@ def test_another_architecture_is_evaluated(toy, monkeypatch):
     YAML(typ="safe").dump(own, Path("params.yaml"))
     truth = annotate([6, 7]) | {"categories": CATEGORIES}
     write_json(Path("data/download/ground_truth/test.json"), truth)
-    write_pictures(Path("data/download/images/test.parquet"), map(picture, (6, 7)))
+    write_images(Path("data/download/images/test.parquet"), map(make_image, (6, 7)))
     monkeypatch.setattr("sys.argv", ["evaluation", "toy=data/detector/model.safetensors"])
     run_module("stages.evaluation")
     assert set(read_json(Path("data/evaluation/metrics.json"))["toy"]) >= {"generalized"}
@@ -189,7 +189,7 @@ def repository(tmp_path, monkeypatch):
         ({"engine": "torchvision"}, r"detector\.engine: torchvision: the key is architecture now"),
         (
             {"network": NETWORK | {"mask_head": {"depth": 3}}},
-            r"mask_head\.depth: .*allowed keys: \['channels', 'layers', 'pooled_side'\]",
+            r"mask_head\.depth: .*allowed keys: \['channels', 'layers', 'pooler_resolution'\]",
         ),
     ],
 )

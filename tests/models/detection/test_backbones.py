@@ -38,7 +38,7 @@ from tests.support.tiny_detector import (
     tiny_detector,
 )
 from tests.support.tiny_predictor import write_predictor
-from tests.support.train_in_shares import labelled_pictures
+from tests.support.train_in_parts import labelled_images
 
 KINDS = tuple(RESNETS)
 NO_FILE = {"weights": None, "sha256": None}
@@ -69,8 +69,8 @@ def start(kind: str, init: str, **imagenet) -> StartParams:
     return StartParams.fitting(content).model_validate(content)
 
 
-def one_picture() -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
-    """Give a picture and its two objects as `Detector.losses` takes them."""
+def one_image() -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Give an image and its two objects as `Detector.losses` takes them."""
     image, masks = draw(1)
     boxes = [a["bbox"] for a in annotate([1])["annotations"]]
     target = {
@@ -122,7 +122,7 @@ def test_training_lays_out_all_stages_of_c4_channels_last():
         before = model.regions.box_roi_pool({"0": features}, boxes, [(64, 64)])
     layouts.clear()
     one = TrainingParams.model_validate(TRAINING | {"steps": 1, "learning_rate": 1e-9})
-    train_detector(model, Supervision.of(labelled_pictures()), one, 0, Curve(every=1))
+    train_detector(model, Supervision.of(labelled_images()), one, 0, Curve(every=1))
     assert layouts == [True, True]
     with torch.no_grad():
         after = model.regions.box_roi_pool({"0": features}, boxes, [(64, 64)])
@@ -139,7 +139,7 @@ def test_anchors_lie_on_their_levels(models):
     assert models["resnet50_c4"].proposals.head.cls_logits.out_channels == 3
     wrong = NETWORK | {"backbone": RESNETS["resnet50_fpn"]["backbone"]}
     with pytest.raises(
-        ValueError, match=r"anchor_sides: has 3 sides, .* resnet50_fpn has 5 levels"
+        ValueError, match=r"anchor_sizes: has 3 sides, .* resnet50_fpn has 5 levels"
     ):
         network_params("mask_rcnn").model_validate(wrong)
 
@@ -152,7 +152,7 @@ def test_frozen_stages_get_no_gradient_and_statistics_stay(models, kind):
     seen = []
     count = model.regions.box_head.register_forward_pre_hook(lambda *inputs: seen.append(inputs))
     torch.manual_seed(0)
-    losses = model.losses(*one_picture(), LossSettings(None, 0.2))
+    losses = model.losses(*one_image(), LossSettings(None, 0.2))
     count.remove()
     assert len(seen) == 1  # the masks of C4 are made from the maps of the boxes
     sum(losses.values()).backward()

@@ -1,4 +1,4 @@
-"""Any list of names, any pictures: the detector with its text encoder."""
+"""Any list of names, any images: the detector with its text encoder."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_names_of_the_training_give_what_evaluation_sees(folder, predictor):
         np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, atol=1e-3)
 
 
-def test_any_names_any_sizes_in_each_pictures_own_frame(predictor):
+def test_any_names_any_sizes_in_each_images_own_frame(predictor):
     names = ["hot dog", "red hat", "wall"]
     found = predictor.predict([SAME[0], LARGE, SAME[1]], names)
     assert [one.masks.shape[1:] for one in found] == [(64, 64), (90, 160), (64, 64)]
@@ -52,7 +52,7 @@ def test_any_names_any_sizes_in_each_pictures_own_frame(predictor):
     assert max(one.boxes_xyxy[:, 2].max() for one in found[1:2]) > 64
 
 
-def test_a_picture_does_not_depend_on_the_others_nor_a_call_on_earlier_ones(predictor):
+def test_an_image_does_not_depend_on_the_others_nor_a_call_on_earlier_ones(predictor):
     together = predictor.predict([SAME[0], LARGE], ["cup", "hat"])
     predictor.predict([LARGE], ["dog", "park", "wall"])
     same(predictor.predict([LARGE], ["cup", "hat"])[0], together[1])

@@ -25,7 +25,7 @@ from tests.support.tiny_detector import (
     make_repository,
     tiny_detector,
 )
-from tests.support.train_in_shares import labelled_pictures
+from tests.support.train_in_parts import labelled_images
 
 MODULE = "tests.support.region_hook"
 PULL = {"name": "pull", "module": MODULE, "weight": 0.5}
@@ -68,7 +68,7 @@ def test_a_further_loss_is_learned():
         curve = Curve(every=1)
         train_detector(
             tiny_detector(),
-            Supervision.of(labelled_pictures()),
+            Supervision.of(labelled_images()),
             TrainingParams.model_validate(training),
             0,
             curve,
@@ -84,7 +84,7 @@ def test_micro_batches_add_up_to_the_loss_of_the_batch(monkeypatch):
         changes = {"steps": 2, "batch_size": 5, "frozen": ["trunk", "pyramid"]}
         training = TRAINING | changes | {"region_losses": [PULL]}
         params, curve = TrainingParams.model_validate(training), Curve(every=1)
-        train_detector(tiny_detector(), Supervision.of(labelled_pictures()), params, 7, curve)
+        train_detector(tiny_detector(), Supervision.of(labelled_images()), params, 7, curve)
         rows.append(curve.state()["rows"])
     assert rows[1][0] == pytest.approx(rows[0][0], rel=1e-5)
 

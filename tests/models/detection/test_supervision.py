@@ -15,9 +15,9 @@ from stages.common.runtime.storage import read_json, write_json
 from stages.models.detection.detector import LossSettings, save, to_unit_range
 from stages.models.detection.params import SourceParams, SupervisionParams, TrainingParams
 from stages.models.detection.samples import (
-    LabelledPicture,
+    LabelledImage,
     batch_rows,
-    label_pictures,
+    label_images,
     read_annotations,
     training_sample,
 )
@@ -28,12 +28,12 @@ from tests.support.tiny_detector import (
     TRAINING,
     annotate,
     draw,
+    make_image,
     make_repository,
-    picture,
     supervision,
     tiny_detector,
 )
-from tests.support.train_in_shares import labelled_pictures
+from tests.support.train_in_parts import labelled_images
 
 LABELS = {3: 1, 5: 2}
 SETTINGS = LossSettings(None, 0.5)
@@ -46,19 +46,19 @@ def images(name: str, count: int) -> list[str]:
 def source(name: str, count: int, fraction: float) -> Source:
     """Return a source of stand-ins, for what draws images does not look at them."""
     blank = np.zeros((1, 4), np.float32)
-    pictures = [LabelledPicture(n, blank, np.ones(1), [None]) for n in images(name, count)]
-    return Source(name, pictures, fraction)
+    entries = [LabelledImage(n, blank, np.ones(1), [None]) for n in images(name, count)]
+    return Source(name, entries, fraction)
 
 
 def drawn(supervision: Supervision, step: int, batch_size: int = 8) -> list[str]:
-    return [entry.picture for entry in supervision.batch(step, batch_size, seed=3)]
+    return [entry.image for entry in supervision.batch(step, batch_size, seed=3)]
 
 
 def test_one_source_draws_as_ever():
-    (pictures,) = (own.pictures for own in [source("a", 10, 1.0)])
+    (entries,) = (own.images for own in [source("a", 10, 1.0)])
     for step in range(4):
-        expected = [pictures[row].picture for row in batch_rows(step, 8, 10, 3)]
-        assert drawn(Supervision.of(pictures), step) == expected
+        expected = [entries[row].image for row in batch_rows(step, 8, 10, 3)]
+        assert drawn(Supervision.of(entries), step) == expected
 
 
 def test_a_batch_has_each_sources_fraction_and_an_epoch_each_of_its_images():
@@ -105,12 +105,12 @@ def test_sources_that_make_no_whole_are_refused(sources, message):
         SupervisionParams.model_validate({"draw": "together", "sources": content})
 
 
-def read(tmp_path: Path, annotations: dict, **changes) -> list[LabelledPicture]:
+def read(tmp_path: Path, annotations: dict, **changes) -> list[LabelledImage]:
     path, params = tmp_path / "labels.json", supervision("labels", **changes)["sources"][0]
     write_json(path, annotations)
     params = SourceParams.model_validate(params)
     found = read_annotations(path, LABELS, [3, 5, 9], need_masks="mask" in params.teaches)
-    return label_pictures([picture(1)], found, LABELS, path, params)
+    return label_images([make_image(1)], found, LABELS, path, params)
 
 
 def test_objects_weigh_what_their_source_and_their_score_say(tmp_path):
@@ -190,9 +190,9 @@ def test_a_box_that_is_not_taught_is_ignored_by_the_proposals():
 
 def test_a_training_with_weights_repeats_itself_in_micro_batches(monkeypatch):
     weights = np.array([[1.0, 0.5, 0.25]], np.float32)
-    pictures = labelled_pictures()
-    pictures[0] = LabelledPicture(
-        *(getattr(pictures[0], k) for k in ("picture", "boxes_xyxy", "labels", "segmentations")),
+    entries = labelled_images()
+    entries[0] = LabelledImage(
+        *(getattr(entries[0], k) for k in ("image", "boxes_xyxy", "labels", "segmentations")),
         weights,
     )
     rows = []
@@ -200,7 +200,7 @@ def test_a_training_with_weights_repeats_itself_in_micro_batches(monkeypatch):
         monkeypatch.setenv("OVIS_MICRO_BATCH", size)
         changes = {"steps": 3, "batch_size": 5, "frozen": ["trunk", "pyramid"]}
         params, curve = TrainingParams.model_validate(TRAINING | changes), Curve(every=1)
-        train_detector(tiny_detector(), Supervision.of(pictures), params, 7, curve)
+        train_detector(tiny_detector(), Supervision.of(entries), params, 7, curve)
         rows.append(curve.state()["rows"])
     for whole, parts in zip(*rows, strict=True):
         assert parts == pytest.approx(whole, rel=2e-3, abs=2e-4)
@@ -231,7 +231,7 @@ def test_finetuning_also_learns_from_pseudo_labels_of_all_classes(repository):
     )
     finetune.main()
     metrics = read_json(Path("data/finetune/metrics.json"))
-    assert (metrics["pictures"], metrics["objects"]) == (9, 5 + 8)
+    assert (metrics["images"], metrics["objects"]) == (9, 5 + 8)
     assert metrics["sources"]["ground_truth"]["objects"] == 5
 
 

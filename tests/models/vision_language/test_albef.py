@@ -21,7 +21,7 @@ from tests.stages.vlm.test_vlm import PARAMS
 from tests.support.run_module import run_module
 
 GOLDEN = Path(__file__).parents[2] / "golden/albef.json"
-BLOCK = 2  # of the fusion layers: official block 8, less the six that see no picture
+BLOCK = 2  # of the fusion layers: official block 8, less the six that see no image
 TOLERANCE = 1e-5
 
 
@@ -35,14 +35,14 @@ def compare(
     model: Albef, golden: dict, sizes: official_albef.Sizes
 ) -> dict[str, tuple[float, float]]:
     """Return, per kind of number, its largest difference from the official and its largest size."""
-    pictures, tokens = official_albef.inputs(sizes, *golden["inputs"])
+    images, tokens = official_albef.inputs(sizes, *golden["inputs"])
     flat = tokens.flatten(0, 1)
-    context = model.fusion_context(model.encode_image(pictures))
+    context = model.fusion_context(model.encode_image(images))
     text = model.fusion_text(flat).requires_grad_()
     states, attentions = model.fuse(text, flat, context)
     score = model.matching_score(states[-1])
     (gradient,) = torch.autograd.grad(score.sum(), attentions[BLOCK])
-    phi, again = token_activation(model, pictures, tokens, BLOCK)
+    phi, again = token_activation(model, images, tokens, BLOCK)
     torch.testing.assert_close(again.flatten(), score)
 
     def by_caption(maps: torch.Tensor) -> torch.Tensor:  # (B, A, M*L, P) to (B*M, A, L, P)
@@ -125,7 +125,7 @@ def test_stage_takes_the_official_checkpoint_into_data(experiment, weights):
         load_small_albef(path)
 
 
-def test_backward_stops_at_the_chosen_map_and_captions_share_the_picture(weights, monkeypatch):
+def test_backward_stops_at_the_chosen_map_and_captions_share_the_image(weights, monkeypatch):
     model, _ = albef_from_official(weights, "weights by rule")
     fuse, encode_image = model.fuse, model.encode_image
     reached, seen = [], []

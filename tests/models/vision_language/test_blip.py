@@ -109,7 +109,7 @@ def test_whole_forward_of_transformers_gives_the_score(converted, network):
     torch.testing.assert_close(model.matching_score(states[-1]), expected, rtol=0, atol=1e-5)
 
 
-def test_names_are_embedded_without_a_picture(converted, network):
+def test_names_are_embedded_without_an_image(converted, network):
     model, tokenizer = converted
     embedder = NameEmbedder(VlmTextEncoder(model, tokenizer, "class_token"), ["a {}"], True)
     tokens = tokenizer.encode(["a cup"])

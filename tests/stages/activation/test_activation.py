@@ -13,11 +13,11 @@ from stages.activation.rounds import iterate_masking
 from stages.activation.targets import choose_captions, find_targets, make_finder
 from stages.common.formats.captions import MentionFinder
 from stages.common.formats.categories import Category
-from stages.common.formats.images import write_pictures
+from stages.common.formats.images import write_images
 from stages.common.runtime.storage import read_tensors, write_json
 from stages.models.vision_language.small_albef import save_small_albef
 from tests.support.small_albef import small_albef
-from tests.support.tiny_detector import picture
+from tests.support.tiny_detector import make_image
 
 CATEGORIES = [
     Category(1, "cup", "base", ("cup", "cups")),
@@ -73,10 +73,10 @@ def test_mentions_behind_the_tokenizers_limit_are_counted_as_cut_off():
     targets, classes, cut_off = targets_of([[long, "a dog"], [long]], tokenizer)
     assert tokenizer.max_tokens == 16
     assert (classes, targets.image.tolist()) == ([1, 2, 1], [0, 0, 1])
-    assert cut_off == 6  # both dogs and the hat, in both pictures
+    assert cut_off == 6  # both dogs and the hat, in both images
 
 
-def test_one_caption_of_a_picture_is_drawn_whatever_the_others_are():
+def test_one_caption_of_an_image_is_drawn_whatever_the_others_are():
     captions = {k: [f"{k} {n}" for n in range(5)] for k in range(40)} | {99: []}
     one = params(captions="one")
     drawn = {k: choose_captions(captions, k, one, 0) for k in captions}
@@ -103,7 +103,7 @@ def run_stage(tmp_path, monkeypatch):
         settings = {"seed": 0, "deterministic": "device", "activation": PARAMS | changes}
         (tmp_path / "params.yaml").write_text(json.dumps(settings))
         download = tmp_path / "data/download"
-        write_pictures(download / "images/train/0.parquet", map(picture, captions))
+        write_images(download / "images/train/0.parquet", map(make_image, captions))
         entries = [{"image_id": key, "captions": texts} for key, texts in captions.items()]
         write_json(download / "captions/train/0.json", entries)
         write_json(download / "categories.json", [asdict(category) for category in CATEGORIES])
@@ -125,7 +125,7 @@ def test_the_stage_tells_how_many_mentions_were_cut_off(padding, run_stage, caps
         assert told in capsys.readouterr().err
         assert tensors["category_id"].tolist() == [1, 2, 1]
     else:
-        assert facts == {"pictures": 2, "pictures_without_target": 0}
+        assert facts == {"images": 2, "images_without_target": 0}
         assert tensors["category_id"].tolist() == [1, 2, 1, 2]
 
 
@@ -133,7 +133,7 @@ def test_the_stage_tells_how_many_mentions_were_cut_off(padding, run_stage, caps
 def test_a_shard_without_images_or_targets_gives_no_rows_of_the_same_types(captions, run_stage):
     some, _ = run_stage({1: ["a cup"]})
     none, facts = run_stage(captions)
-    assert facts == {"pictures": len(captions), "pictures_without_target": len(captions)}
+    assert facts == {"images": len(captions), "images_without_target": len(captions)}
     assert none.keys() == some.keys()
     for name, tensor in none.items():
         assert tensor.dtype == some[name].dtype
@@ -147,8 +147,8 @@ def test_a_model_without_gradient_gives_constant_maps_and_no_target(run_stage, t
     tensors, facts = run_stage({1: ["a cup"], 2: ["a dog and a cup"], 3: ["a park"]})
     assert len(tensors["maps"]) == len(tensors["image_id"]) == 0
     assert facts == {
-        "pictures": 3,
-        "pictures_without_target": 3,
+        "images": 3,
+        "images_without_target": 3,
         "constant_maps": [
             {"image_id": image_id, "category_id": category_id}
             for image_id, category_id in ((1, 1), (2, 1), (2, 2))
@@ -171,7 +171,7 @@ def test_a_target_is_left_out_if_a_map_of_it_is_constant(constant, run_stage, mo
     monkeypatch.setattr(stage, "iterate_masking", one_is_constant)
     kept, facts = run_stage(captions)
     assert facts["constant_maps"] == [{"image_id": 2, "category_id": 1}]
-    assert facts["pictures_without_target"] == 0
+    assert facts["images_without_target"] == 0
     assert kept["image_id"].tolist() == [1, 2] and kept["category_id"].tolist() == [1, 2]
     assert torch.equal(kept["matching_score"], every["matching_score"][[0, 2]])
     assert torch.equal(kept["maps"][:, [0, -1]], every["maps"][[0, 2]][:, [0, -1]])
@@ -263,7 +263,7 @@ def test_rounds_unite_and_keep_the_first(scope):
     assert not torch.equal(maps[:, 0], maps[:, 2])
 
 
-def test_scope_differs_only_where_a_picture_has_several_objects():
+def test_scope_differs_only_where_an_image_has_several_objects():
     model, tokenizer = small_albef()
     targets, _, _ = targets_of([["a dog and a cup"], ["a dog"]], tokenizer)
     images = random_images(2)
@@ -284,7 +284,7 @@ def test_max_union_keeps_the_strongest_place():
 def test_what_later_rounds_find_on_hidden_pixels_does_not_count():
     model, tokenizer = small_albef()
     targets, _, _ = targets_of([["a dog"]], tokenizer)
-    settings = params(rounds=1, mask_threshold=0.01)  # nearly all of the picture gets hidden
+    settings = params(rounds=1, mask_threshold=0.01)  # nearly all of the image gets hidden
     maps, _ = iterate_masking(model, random_images(1), targets, settings)
     torch.testing.assert_close(maps[0, 1], maps[0, 0], rtol=0, atol=0.2)
 

@@ -13,11 +13,11 @@ from stages.common.runtime.storage import read_json, read_tensors, write_json, w
 from stages.models.detection.detector import load
 from stages.models.detection.samples import (
     batch_rows,
-    label_pictures,
+    label_images,
     read_annotations,
     training_sample,
 )
-from tests.support.tiny_detector import annotate, make_repository, picture, tiny_detector
+from tests.support.tiny_detector import annotate, make_image, make_repository, tiny_detector
 
 OUTPUTS = ("model.safetensors", "metrics.json", "curve.csv")
 LABELS = {3: 1, 5: 2}
@@ -40,7 +40,7 @@ def test_the_stage_trains_on_pseudo_annotations_and_reads_no_ground_truth(reposi
     Path("data/download/ground_truth/train.json").unlink()
     stage.main()
     metrics = json.loads(Path("data/detector/metrics.json").read_text())
-    assert (metrics["pictures"], metrics["objects"]) == (4, 8)
+    assert (metrics["images"], metrics["objects"]) == (4, 8)
     assert {name for name in metrics if name.startswith("loss_")} == {
         "loss_objectness",
         "loss_proposal_box",
@@ -59,7 +59,7 @@ def test_the_oracle_runs_through_the_same_code(repository, monkeypatch):
     arguments = "x --annotations data/download/ground_truth/train.json --output data/oracle"
     monkeypatch.setattr("sys.argv", arguments.split())
     stage.main()
-    assert json.loads(Path("data/oracle/metrics.json").read_text())["pictures"] == 5
+    assert json.loads(Path("data/oracle/metrics.json").read_text())["images"] == 5
 
 
 def test_with_base_labels_alone_it_is_as_if_nobody_had_labelled_the_others(repository, monkeypatch):
@@ -150,12 +150,12 @@ def test_no_usable_annotation_names_file_and_fix(tmp_path):
         read_annotations(tmp_path / "labels.json", LABELS, [3, 5, 9])
 
 
-def test_annotations_without_their_picture_are_refused(tmp_path):
+def test_annotations_without_their_image_are_refused(tmp_path):
     path = tmp_path / "labels.json"
     write_json(path, annotate([1, 2]))
     annotations = read_annotations(path, LABELS, [3, 5, 9])
     with pytest.raises(ValueError, match=r"labels\.json: 1 annotated image_ids such as \[2\]"):
-        label_pictures([picture(1)], annotations, LABELS, path)
+        label_images([make_image(1)], annotations, LABELS, path)
 
 
 def test_broken_annotations_are_counted_and_too_many_are_fatal(tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_crowds_are_ignored_and_have_no_mask(tmp_path):
     content["annotations"][0]["iscrowd"] = 1
     write_json(path, content)
     annotations = read_annotations(path, LABELS, [3, 5, 9])
-    (entry,) = label_pictures([picture(1)], annotations, LABELS, path)
+    (entry,) = label_images([make_image(1)], annotations, LABELS, path)
     assert entry.labels.tolist() == [2, -1]
     assert len(entry.segmentations) == 1
 
@@ -186,7 +186,7 @@ def test_a_mirrored_sample_keeps_boxes_on_their_masks(tmp_path):
     path = tmp_path / "labels.json"
     write_json(path, annotate([1]))
     annotations = read_annotations(path, LABELS, [3, 5, 9])
-    (entry,) = label_pictures([picture(1)], annotations, LABELS, path)
+    (entry,) = label_images([make_image(1)], annotations, LABELS, path)
     plain, target = training_sample(entry, np.random.default_rng(0), False, 0.0)
     for seed in range(8):
         image, mirrored = training_sample(entry, np.random.default_rng(seed), True, 0.0)
@@ -199,7 +199,7 @@ def test_a_mirrored_sample_keeps_boxes_on_their_masks(tmp_path):
         assert (box[0], box[2]) == (columns[0], columns[-1] + 1)
 
 
-def test_every_epoch_shows_every_picture_once():
+def test_every_epoch_shows_every_image_once():
     rows = [row for step in range(5) for row in batch_rows(step, 4, 10, seed=3)]
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
     assert rows[:10] != rows[10:]
@@ -210,4 +210,4 @@ def test_embeddings_of_other_classes_are_refused(repository):
     write_tensors(path, {"embeddings": torch.eye(3, 8)})
     with pytest.raises(ValueError, match=r"embeddings\.safetensors: 3 embeddings for 2"):
         stage.main()
-    assert read_json(Path("data/labels/pseudo_annotations.json"))["annotations"]
+    assert read_json(Path("data/pseudo_labels/pseudo_annotations.json"))["annotations"]

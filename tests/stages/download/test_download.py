@@ -5,7 +5,7 @@ import pytest
 
 from stages.common.formats.captions import read_captions
 from stages.common.formats.categories import read_categories
-from stages.common.formats.images import Picture, read_pictures
+from stages.common.formats.images import EncodedImage, read_images
 from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import read_json, write_json
 from stages.download.__main__ import main
@@ -91,9 +91,7 @@ def test_layout_is_the_one_later_stages_read(workplace):
     }
     out = workplace / "data/download"
     assert len(read_categories(out / "categories.json")) == 17
-    ids = {
-        s: [p.image_id for p in read_pictures(out / f"images/train/{s}.parquet")] for s in (0, 1)
-    }
+    ids = {s: [p.image_id for p in read_images(out / f"images/train/{s}.parquet")] for s in (0, 1)}
     assert ids == {0: [0, 1, 4], 1: [2, 3]}  # shard = id // 2 % 2
     assert list(read_captions(out / "captions/train/0.json")) == ids[0]
     truth = json.loads(files["ground_truth/train.json"])
@@ -123,8 +121,8 @@ def test_number_of_processes_changes_no_byte(workplace, monkeypatch):
     assert run(workplace) == alone
 
 
-def test_more_pictures_leave_other_shards_alone(workplace):
-    few, more = run(workplace, train=5), run(workplace, train=6)  # picture 5 is of shard 0
+def test_more_images_leave_other_shards_alone(workplace):
+    few, more = run(workplace, train=5), run(workplace, train=6)  # image 5 is of shard 0
     changed = {name for name in more if few.get(name) != more[name]}
     assert changed == {
         "images/train/0.parquet",
@@ -157,7 +155,7 @@ def test_a_typo_in_params_names_the_key(workplace):
         read_section("download", DownloadParams)
 
 
-def test_no_test_pictures_is_refused(workplace):
+def test_no_test_images_is_refused(workplace):
     text = PARAMS.format(shards="[0]", missing=1.0, train=0)
     (workplace / "params.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"download\.scenes\.num_images\.train.*found 0"):
@@ -180,7 +178,7 @@ def test_shard_images_consecutive_ids_fill_one_shard():
 
 def test_ground_truth_is_written_in_order_and_keeps_given_ids(tmp_path):
     def made(image_id: int, *annotations: dict) -> Example:
-        return Example(Picture(image_id, f"{image_id}.jpg", 1, 2, b""), (), annotations)
+        return Example(EncodedImage(image_id, f"{image_id}.jpg", 1, 2, b""), (), annotations)
 
     shards = [
         [made(2, {"image_id": 2, "area": 1}), made(7, {"image_id": 7, "area": 3})],
@@ -205,8 +203,8 @@ def test_ground_truth_is_written_in_order_and_keeps_given_ids(tmp_path):
 
 def test_ground_truth_says_what_nobody_has_looked_for(tmp_path):
     truth = GroundTruth(tmp_path)
-    picture = Picture(4, "4.jpg", 1, 2, b"")
-    list(truth.collect([Example(picture, (), (), verified={9, 1})]))
+    image = EncodedImage(4, "4.jpg", 1, 2, b"")
+    list(truth.collect([Example(image, (), (), verified={9, 1})]))
     truth.write(tmp_path / "truth.json", make_source(annotated=False, ancestors={1: {8, 2}}))
     written = read_json(tmp_path / "truth.json")
     assert written["annotated"] is False
@@ -219,8 +217,8 @@ def make_source(**more) -> Source:
 
 
 def listed(image_id: int, *captions: str) -> Listed:
-    picture = Picture(image_id, f"{image_id}.jpg", 1, 1, b"")
-    return Example(picture, captions, ({"category_id": 4},)).listed
+    image = EncodedImage(image_id, f"{image_id}.jpg", 1, 1, b"")
+    return Example(image, captions, ({"category_id": 4},)).listed
 
 
 def fill_report(outcomes: list) -> dict:
@@ -259,13 +257,13 @@ def test_fractions_decide_what_is_fatal():
     skipped, unmatched, mentions, objects = find_problems(
         report, make_params(max_unmatched_fraction=0.4)
     )
-    assert skipped.startswith("split train: 1 of 3 pictures skipped") and "3.jpg: gone" in skipped
-    assert "captions of 1 of 2 pictures name no class" in unmatched and "[2]" in unmatched
+    assert skipped.startswith("split train: 1 of 3 images skipped") and "3.jpg: gone" in skipped
+    assert "captions of 1 of 2 images name no class" in unmatched and "[2]" in unmatched
     assert mentions.startswith("classes without caption in train: 16 of 17 (mushroom, bird")
     assert objects.startswith("classes without object in test: 16 of 17")
 
 
-def test_leaked_pictures_are_counted_apart_and_limited():
+def test_leaked_images_are_counted_apart_and_limited():
     leaked = [Leaked(k, f"{k}.jpg", f"{k + 100}.jpg of test") for k in range(2, 7)]
     assert "leaked" not in fill_report([listed(1, "a cup")])["splits"]["train"]
     report = fill_report([listed(1, "a cup"), *leaked])
@@ -279,7 +277,7 @@ def test_leaked_pictures_are_counted_apart_and_limited():
     lenient = {"max_skipped_fraction": 0.0, "max_missing_class_fraction": 1.0}
     assert find_problems(report, make_params(max_leaked_fraction=0.84, **lenient)) == []
     (problem,) = find_problems(report, make_params(max_leaked_fraction=0.83, **lenient))
-    assert problem.startswith("split train: 5 of 6 pictures are held-out pictures, byte for byte")
+    assert problem.startswith("split train: 5 of 6 images are held-out images, byte for byte")
     assert "download.max_leaked_fraction = 0.83" in problem
     assert "2.jpg is 102.jpg of test" in problem and "5.jpg" not in problem
 
@@ -290,8 +288,8 @@ def test_ids_are_given_once():
         check_tasks({"train": [SceneTask("train", k) for k in (1, 2, 2)]})
 
 
-def test_a_split_without_pictures_is_fatal():
+def test_a_split_without_images_is_fatal():
     problems = find_problems(
         fill_report([]), make_params(max_missing_class_fraction=1.0, max_skipped_fraction=1.0)
     )
-    assert problems == ["split train has no picture left; see report.json for the reasons"]
+    assert problems == ["split train has no image left; see report.json for the reasons"]

@@ -16,7 +16,7 @@ TRAILERS = {
     "nothing": b"",
     "text": b"trailing bytes",
     "a scan": b"\xff\xda\x00\x03abc",
-    "a cut picture": b"\xff\xd8\xff\xda\x00\x02abc",
+    "a cut image": b"\xff\xd8\xff\xda\x00\x02abc",
     "film": b"\x00\x00\x00\x18ftypmp42" + np.random.default_rng(0).bytes(300_000),
 }
 
@@ -36,7 +36,7 @@ def with_thumbnail(encoded: bytes, thumbnail: bytes) -> bytes:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("trailer", TRAILERS)
-def test_what_follows_a_whole_picture_does_not_count(form, trailer):
+def test_what_follows_a_whole_image_does_not_count(form, trailer):
     assert not is_cut_short(jpeg(form) + TRAILERS[trailer])
     assert not is_cut_short(with_thumbnail(jpeg(form), jpeg("baseline", 8, 8)) + TRAILERS[trailer])
 

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 
 from stages.common.formats.categories import Category
 from stages.common.formats.coco import group_by_image
-from stages.common.formats.images import Picture, write_pictures
+from stages.common.formats.images import EncodedImage, write_images
 from stages.common.geometry.masks import decode_mask, encode_mask
 from stages.common.runtime.storage import read_json, write_json
 from stages.evaluation.average_precision import (
@@ -23,11 +23,16 @@ from stages.evaluation.average_precision import (
     group_precision,
     precision_table,
 )
-from stages.evaluation.detections import detect, share_out
+from stages.evaluation.detections import detect, split_by_trial
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import describe_trials, make_trials
 from stages.evaluation.self_training import choose_images, measure_training_objects
-from stages.evaluation.summary import make_metrics, per_class_rows, precision_recall_rows, score
+from stages.evaluation.summary import (
+    evaluation_metrics,
+    per_class_rows,
+    precision_recall_rows,
+    score,
+)
 from stages.models.detection import detector
 from stages.models.detection.detector import Prediction
 from tests.support.run_module import run_module
@@ -48,7 +53,7 @@ PARAMS = EvaluationParams(
     min_score=0.05,
     max_detections=100,
     training_images=3,
-    montage_pictures=2,
+    montage_images=2,
     montage_min_score=0.4,
 )
 
@@ -105,10 +110,10 @@ def make_prediction(entries):
     )
 
 
-def picture_of(image_id):
-    """Return a picture whose pixels tell its id."""
+def image_of(image_id):
+    """Return an image whose pixels tell its id."""
     pixels = np.full((*HW, 3), image_id, np.uint8)
-    return Picture(image_id, f"{image_id}.png", *HW, cv2.imencode(".png", pixels)[1].tobytes())
+    return EncodedImage(image_id, f"{image_id}.png", *HW, cv2.imencode(".png", pixels)[1].tobytes())
 
 
 def predictor(entries_by_image):
@@ -132,7 +137,7 @@ def predictor(entries_by_image):
     return predict
 
 
-def test_protocols_take_pictures_and_objects_of_their_vocabulary():
+def test_protocols_take_images_and_objects_of_their_vocabulary():
     truth = truth_of(
         [
             annotation(1, CUP, (0, 0, 10, 10)),
@@ -143,7 +148,7 @@ def test_protocols_take_pictures_and_objects_of_their_vocabulary():
         ]
     )
     generalized, base, novel = make_trials(truth, CATEGORIES)
-    assert generalized.image_ids == {1, 3}  # picture 2 has a rock only
+    assert generalized.image_ids == {1, 3}  # image 2 has a rock only
     assert generalized.class_indices == [0, 1, 2, 3]
     assert [a["category_id"] for a in generalized.annotations] == [CUP, FISH, HAT]
     assert (base.protocol, base.groups, base.class_indices) == ("constrained", ("base",), [0, 1])
@@ -163,7 +168,7 @@ def test_protocols_take_pictures_and_objects_of_their_vocabulary():
 
 
 def test_nothing_to_measure_is_an_error():
-    with pytest.raises(ValueError, match="no picture has an object of a base or novel class"):
+    with pytest.raises(ValueError, match="no image has an object of a base or novel class"):
         make_trials(truth_of([annotation(1, ROCK, (0, 0, 9, 9))]), CATEGORIES)
 
 
@@ -258,7 +263,7 @@ def test_same_numbers_as_pycocotools_own_way(kind):
 
 
 def small_world():
-    """Picture 1 has a cup and a fish, 2 a fish, 3 a rock only."""
+    """Image 1 has a cup and a fish, 2 a fish, 3 a rock only."""
     return truth_of(
         [
             annotation(1, CUP, (0, 0, 10, 10)),
@@ -283,10 +288,10 @@ def test_constrained_is_classified_again_not_filtered():
             answers.append([make_prediction([(name, b, 0.9) for b in part]) for part in boxes])
         return answers
 
-    found = detect(predict, map(picture_of, (1, 2, 3)), trials, PARAMS)
-    metrics = make_metrics(score(trials, found, PARAMS, truth))
+    found = detect(predict, map(image_of, (1, 2, 3)), trials, PARAMS)
+    metrics = evaluation_metrics(score(trials, found, PARAMS, truth))
     assert metrics["generalized"]["novel"]["segm"]["AP50"] == 0
-    # constrained: both fish are found, the box on picture 1's cup is one mistake among three, of
+    # constrained: both fish are found, the box on image 1's cup is one mistake among three, of
     # the same score and first in order: precision 2/3 at every recall
     assert metrics["constrained"]["novel"]["segm"]["AP50"] == pytest.approx(66.667, abs=1e-3)
     assert metrics["constrained"]["base"]["bbox"]["AP50"] == 100
@@ -306,9 +311,9 @@ def test_perfect_detections_score_hundred():
         ]
         for i in (1, 2, 3)
     }
-    found = detect(predictor(known), map(picture_of, (1, 2, 3)), trials, PARAMS)
+    found = detect(predictor(known), map(image_of, (1, 2, 3)), trials, PARAMS)
     scores = {"detector": score(trials, found, PARAMS, truth)}
-    metrics = make_metrics(scores["detector"])
+    metrics = evaluation_metrics(scores["detector"])
     for groups in metrics.values():
         for kinds in groups.values():
             assert kinds == {k: {"AP": 100, "AP50": 100} for k in ("bbox", "segm")}
@@ -335,12 +340,12 @@ def test_results_are_rounded_ordered_and_cut():
         return [[prediction] for _ in vocabularies]
 
     trials = make_trials(truth, CATEGORIES)
-    found = detect(predict, [picture_of(1)], trials, PARAMS)[0]
+    found = detect(predict, [image_of(1)], trials, PARAMS)[0]
     assert [entry["score"] for entry in found] == [0.7, 0.3, 0.12346]
     assert found[0]["bbox"] == [0.0, 0.0, 9.12, 9.0]
     assert (decode_mask(found[0]["segmentation"], HW) == box_mask((0, 0, 9, 9))).all()
     one = PARAMS.model_copy(update={"max_detections": 1})
-    assert len(detect(predict, [picture_of(1)], trials, one)[0]) == 1
+    assert len(detect(predict, [image_of(1)], trials, one)[0]) == 1
 
 
 def test_given_results_go_to_the_trials_they_belong_to():
@@ -351,16 +356,16 @@ def test_given_results_go_to_the_trials_they_belong_to():
         result(1, FISH, (0, 0, 9, 9), score=0.6),
         result(7, FISH, (0, 0, 9, 9), score=0.6),
     ]
-    shared = share_out(given, make_trials(truth, CATEGORIES))
+    shared = split_by_trial(given, make_trials(truth, CATEGORIES))
     told = [[(r["image_id"], r["category_id"]) for r in trial] for trial in shared]
     assert told == [[(1, FISH), (1, CUP), (2, CUP)], [(1, CUP)], []]
 
 
-def test_missing_picture_is_an_error():
+def test_missing_image_is_an_error():
     trials = make_trials(small_world(), CATEGORIES)
     nothing = predictor({1: [], 2: []})
-    with pytest.raises(ValueError, match=r"1 pictures of the ground truth are missing.*image_id 2"):
-        detect(nothing, [picture_of(1)], trials, PARAMS)
+    with pytest.raises(ValueError, match=r"1 images of the ground truth are missing.*image_id 2"):
+        detect(nothing, [image_of(1)], trials, PARAMS)
 
 
 def test_training_objects_compare_teacher_and_detector():
@@ -380,8 +385,8 @@ def test_training_objects_compare_teacher_and_detector():
         ]
     )
     known = {1: [(CUP, (0, 0, 10, 9), 0.6), (CUP, (0, 0, 10, 10), 0.5)], 2: []}
-    pictures = [picture_of(1), picture_of(2)]
-    groups = measure_training_objects(predictor(known), pictures, labels, truth, CATEGORIES, PARAMS)
+    images = [image_of(1), image_of(2)]
+    groups = measure_training_objects(predictor(known), images, labels, truth, CATEGORIES, PARAMS)
     assert groups["base"] == {
         "labels": 1,
         "pseudo_mask_iou": 0.5,
@@ -401,7 +406,7 @@ def test_training_objects_compare_teacher_and_detector():
     assert (groups["all"]["pseudo_mask_iou"], groups["all"]["detector_mask_iou"]) == (0.65, 0.45)
 
 
-def test_sample_of_training_pictures_is_labelled_and_ignores_order():
+def test_sample_of_training_images_is_labelled_and_ignores_order():
     annotations = {i: [] for i in range(5, 50, 3)}
     backwards = dict(reversed(annotations.items()))
     chosen = choose_images(annotations, 4, np.random.default_rng(1))
@@ -417,11 +422,11 @@ def write_inputs(folder, monkeypatch):
     ]
     rock = {"id": ROCK, "name": "rock", "split": "excluded", "forms": ["rock"]}
     write_json(download / "categories.json", [*entries, rock])
-    write_pictures(download / "images/test.parquet", map(picture_of, (1, 2, 3)))
-    write_pictures(download / "images/train/0.parquet", map(picture_of, (1, 2)))
+    write_images(download / "images/test.parquet", map(image_of, (1, 2, 3)))
+    write_images(download / "images/train/0.parquet", map(image_of, (1, 2)))
     write_json(download / "ground_truth/test.json", truth)
     write_json(download / "ground_truth/train.json", truth)
-    write_json(folder / "data/labels/pseudo_annotations.json", truth)
+    write_json(folder / "data/pseudo_labels/pseudo_annotations.json", truth)
     values = ", ".join(f"{key}: {value}" for key, value in PARAMS.model_dump().items())
     (folder / "params.yaml").write_text(
         f"seed: 0\nshards: [0]\ndeterministic: device\nevaluation: {{{values}}}\n"

@@ -14,7 +14,12 @@ from stages.common.runtime.storage import read_json, write_json
 from stages.evaluation import open_images
 from stages.evaluation.average_precision import precision_table
 from stages.evaluation.protocols import Trial, check_truth, make_trials
-from stages.evaluation.summary import make_metrics, per_class_rows, precision_recall_rows, score
+from stages.evaluation.summary import (
+    evaluation_metrics,
+    per_class_rows,
+    precision_recall_rows,
+    score,
+)
 from tests.stages.evaluation.test_evaluation import (
     CAR,
     CATEGORIES,
@@ -212,7 +217,7 @@ def one_class(annotations, verified=None):
 
 
 def judge(annotations, found, kind="segm"):
-    scores, right, num_objects = open_images.judge_picture(found, annotations, kind)
+    scores, right, num_objects = open_images.score_image(found, annotations, kind)
     return sorted(zip(scores.tolist(), right.tolist(), strict=True)), num_objects
 
 
@@ -272,7 +277,7 @@ def test_filled_boxes_are_whole_pixels_in_the_image(data):
     assert expected.any()
 
 
-def test_unverified_classes_do_not_count_in_a_picture():
+def test_unverified_classes_do_not_count_in_an_image():
     there = annotation(1, CUP, (0, 0, 10, 10))
     wrong = result(1, CUP, (20, 20, 30, 30), score=0.9)
     right = result(1, CUP, (0, 0, 10, 10), score=0.5)
@@ -298,7 +303,7 @@ def test_area_under_the_curve_worked_by_hand():
 
 
 def hierarchy_world():
-    """A hat is a cup, a fish is a car, to the hierarchy; picture 3 is known to have no cup."""
+    """A hat is a cup, a fish is a car, to the hierarchy; image 3 is known to have no cup."""
     truth = truth_of([annotation(1, HAT, (0, 0, 10, 10)), annotation(2, FISH, (0, 0, 10, 10))])
     for category in truth["categories"]:
         if category["id"] in (HAT, FISH):
@@ -322,9 +327,9 @@ def test_hierarchy_counts_objects_for_all_that_includes_them():
     expanded = score(trials, parts, OPEN_IMAGES, truth)
     rows = [per_class_rows({"m": own}, CATEGORIES) for own in (plain, expanded)]
     ap50 = [[row["m_generalized_segm"] for row in table] for table in rows]
-    # the hat is no cup unless detections are expanded; then the surer cup of picture 3 is wrong
+    # the hat is no cup unless detections are expanded; then the surer cup of image 3 is wrong
     assert ap50 == [[0, 100, 0, 100], [50, 100, 0, 100]]
-    metrics = make_metrics(expanded)
+    metrics = evaluation_metrics(expanded)
     assert metrics["generalized"]["all"]["bbox"] == {"AP50": 62.5}
     assert metrics["constrained"]["novel"]["segm"] == {"AP50": 50}
     curve = precision_recall_rows({"m": expanded}, "segm")
@@ -362,7 +367,7 @@ def test_stage_without_annotations_predicts_and_says_so(tmp_path, monkeypatch, c
     run_stage(monkeypatch, "detector=a", "finetune=b", "--training-objects", "detector")
     output = tmp_path / "data/evaluation"
     metrics = read_json(output / "metrics.json")
-    skipped = {"skipped": "no annotations: skipped", "pictures": 3, "detections": 4}
+    skipped = {"skipped": "no annotations: skipped", "images": 3, "detections": 4}
     assert metrics == {"detector": skipped, "finetune": skipped}
     found = read_json(output / "predictions_detector.json")
     assert found["image_ids"] == [1, 2, 3]
@@ -376,6 +381,4 @@ def test_stage_without_annotations_predicts_and_says_so(tmp_path, monkeypatch, c
     assert rows[1] == "cup,base,,,,,,1,1"
     assert (output / "pr_segm.csv").read_text().splitlines()[1] == "0,,,,,,"
     assert (output / "montage.png").is_file() and (output / "report.json").is_file()
-    assert (
-        "detector: no annotations: skipped; 4 detections on 3 pictures" in capsys.readouterr().out
-    )
+    assert "detector: no annotations: skipped; 4 detections on 3 images" in capsys.readouterr().out

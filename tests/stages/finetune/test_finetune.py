@@ -12,8 +12,8 @@ from stages.common.geometry.masks import encode_mask
 from stages.common.runtime.storage import read_json, write_json
 from stages.finetune.unlabelled import add_detections
 from stages.models.detection.detector import Prediction, load, save
-from stages.models.detection.samples import label_pictures, read_annotations
-from tests.support.tiny_detector import annotate, make_repository, picture, tiny_detector
+from stages.models.detection.samples import label_images, read_annotations
+from tests.support.tiny_detector import annotate, make_image, make_repository, tiny_detector
 
 WEIGHTS = Path("data/finetune/model.safetensors")
 
@@ -37,13 +37,13 @@ def base_only(tmp_path):
     path = tmp_path / "truth.json"
     write_json(path, annotate([1, 2]))
     annotations = read_annotations(path, {3: 1}, [3, 5, 9])
-    return label_pictures(map(picture, (1, 2)), annotations, {3: 1}, path)
+    return label_images(map(make_image, (1, 2)), annotations, {3: 1}, path)
 
 
 def test_only_base_objects_are_learned_and_the_classifier_stays(repository):
     stage.main()
     metrics = json.loads(Path("data/finetune/metrics.json").read_text())
-    assert (metrics["pictures"], metrics["objects"]) == (5, 5)
+    assert (metrics["images"], metrics["objects"]) == (5, 5)
     before, after = tiny_detector().parts(), load(WEIGHTS).parts()
     for name, value in before["classifier"].state_dict().items():
         assert torch.equal(value, after["classifier"].state_dict()[name]), name
@@ -81,7 +81,7 @@ def test_certain_novel_detections_become_labels(repository, monkeypatch):
     change(vocabulary="all", unlabelled="detections")
     stage.main()
     metrics = json.loads(Path("data/finetune/metrics.json").read_text())
-    assert (metrics["pictures"], metrics["objects"]) == (5, 10)
+    assert (metrics["images"], metrics["objects"]) == (5, 10)
 
 
 def test_only_certain_detections_of_unlabelled_novel_objects_count(tmp_path):
@@ -104,12 +104,12 @@ def test_detections_need_the_novel_classes_in_the_softmax(repository):
 
 
 def test_it_goes_on_with_pseudo_annotations_of_all_classes(repository, monkeypatch):
-    options = "--annotations data/labels/pseudo_annotations.json --label-splits base novel"
+    options = "--annotations data/pseudo_labels/pseudo_annotations.json --label-splits base novel"
     monkeypatch.setattr("sys.argv", ["finetune", *options.split(), "--output", "data/longer"])
     Path("data/download/ground_truth/train.json").unlink()
     stage.main()
     metrics = read_json(Path("data/longer/metrics.json"))
-    assert (metrics["pictures"], metrics["objects"]) == (4, 8)
+    assert (metrics["images"], metrics["objects"]) == (4, 8)
     assert Path("data/longer/model.safetensors").exists()
     assert not WEIGHTS.exists()
 
@@ -130,7 +130,7 @@ def test_without_annotations_the_detector_stays_as_it_is(repository, capsys):
     output = WEIGHTS.parent
     assert read_json(output / "metrics.json") == {
         "skipped": "no annotations: skipped",
-        "pictures": 0,
+        "images": 0,
     }
     assert (output / "curve.csv").read_text() == "step\n"
     assert "its model is the detector's" in capsys.readouterr().out

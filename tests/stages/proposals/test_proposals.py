@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.common.formats.images import Picture
+from stages.common.formats.images import EncodedImage
 from stages.common.runtime.params import read_section
 from stages.models.proposals.selective_search import SearchSettings, keep_usable, selective_search
 from stages.proposals.params import ProposalsParams
-from stages.proposals.search import proposal_table, search_pictures
+from stages.proposals.search import proposal_table, search_images
 
 SETTINGS = SearchSettings(
     mode="fast", longer_side=320, min_side=10.0, max_area_fraction=0.6, max_aspect=5.0
@@ -24,9 +24,9 @@ def draw_scene(seed: int) -> np.ndarray:
     return image
 
 
-def picture(image_id: int, image: np.ndarray) -> Picture:
+def make_image(image_id: int, image: np.ndarray) -> EncodedImage:
     encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-    return Picture(image_id, f"{image_id}.png", *image.shape[:2], encoded)
+    return EncodedImage(image_id, f"{image_id}.png", *image.shape[:2], encoded)
 
 
 def iou(box, other):
@@ -55,13 +55,13 @@ def test_same_order_whatever_was_searched_before():
 # Python 3.12 and later warn of every fork beside BLAS threads, which the workers never use.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_number_of_processes_changes_nothing():
-    pictures = [picture(k, draw_scene(k)) for k in range(5)]
-    tables = [proposal_table(search_pictures(pictures, SETTINGS, 0, n))[0] for n in (1, 2)]
+    images = [make_image(k, draw_scene(k)) for k in range(5)]
+    tables = [proposal_table(search_images(images, SETTINGS, 0, n))[0] for n in (1, 2)]
     assert tables[0].equals(tables[1], check_metadata=True)
     assert tables[0]["image_id"].unique().to_pylist() == list(range(5))
 
 
-def test_a_large_picture_is_searched_small_and_mapped_back():
+def test_a_large_image_is_searched_small_and_mapped_back():
     image = cv2.resize(draw_scene(0), (960, 480), interpolation=cv2.INTER_NEAREST)
     boxes = selective_search(image, SETTINGS, 0, 1)
     shape = np.array([100, 60, 460, 255.0])
@@ -69,9 +69,9 @@ def test_a_large_picture_is_searched_small_and_mapped_back():
     assert boxes.min() >= 0 and boxes[:, 2].max() <= 960 and boxes[:, 3].max() <= 480
 
 
-def test_a_picture_without_proposals_gets_the_whole_picture():
+def test_an_image_without_proposals_gets_the_whole_image():
     blank = np.full((40, 60, 3), 128, np.uint8)
-    table, report = proposal_table(search_pictures([picture(7, blank)], SETTINGS, 0, 1))
+    table, report = proposal_table(search_images([make_image(7, blank)], SETTINGS, 0, 1))
     assert report == {"images": 1, "proposals": 1, "whole_image_instead": [7]}
     assert table.to_pylist() == [{"image_id": 7, "x0": 0, "y0": 0, "x1": 60, "y1": 40}]
 
@@ -84,7 +84,7 @@ def test_filters_by_hand():
             [5, 5, 25, 25],  # kept
             [0, 0, 20, 20],  # repetition
             [0, 0, 60, 11],  # aspect 5.45 > 5
-            [0, 0, 80, 80],  # 0.64 of the picture > 0.6
+            [0, 0, 80, 80],  # 0.64 of the image > 0.6
         ],
         np.float32,
     )
@@ -104,7 +104,7 @@ def test_filters_keep_order_and_only_usable_boxes(seed):
     assert (sides >= 10).all() and (sides.prod(1) <= 0.6 * 64 * 64).all()
 
 
-def test_neutral_filters_keep_thin_and_picture_wide_boxes():
+def test_neutral_filters_keep_thin_and_image_wide_boxes():
     neutral = {"min_side": 2.0, "max_area_fraction": 1.0, "max_aspect": float("inf")}
     boxes = np.array([[0, 0, 427, 640], [3, 3, 5, 600], [3, 3, 4, 600]], np.float32)
     kept = keep_usable(boxes, (640, 427), SETTINGS.model_copy(update=neutral))

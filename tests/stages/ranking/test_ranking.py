@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.common.formats.images import write_pictures
+from stages.common.formats.images import write_images
 from stages.common.formats.tables import boxes_table
 from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import read_table, write_table
-from stages.models.proposals.base import Sight, Wspn
+from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.file import save_wspn
 from stages.models.proposals.ranking import (
     AgreementSettings,
@@ -20,7 +20,7 @@ from stages.models.proposals.ranking import (
 from stages.models.proposals.views import ViewSettings
 from stages.ranking import __main__ as stage
 from stages.ranking.params import RankingParams
-from tests.stages.wspn.test_wspn import picture, random_boxes, small_model
+from tests.stages.wspn.test_wspn import make_image, random_boxes, small_model
 
 VIEWS = ViewSettings(shorter_sides=[48], longer_side=96, flip=True)
 USUAL = RankingSettings(
@@ -122,7 +122,7 @@ def test_ranked_boxes_are_few_ordered_and_inside(seed, score, scored, refinement
         update={"score": score, "scored": scored}
         | {"refinements": refinements, "keep_proposals": keep}
     )
-    image = picture(seed, 100).decode()
+    image = make_image(seed, 100).decode()
     boxes, scores = rank_proposals(small_model(), image, random_boxes(seed, 20, 100), chosen)
     assert boxes.dtype == scores.dtype == np.float32 and 1 <= len(boxes) == len(scores) <= 10
     assert boxes.min() >= 0 and boxes.max() <= 100 and (boxes[:, 2:] > boxes[:, :2]).all()
@@ -132,9 +132,9 @@ def test_ranked_boxes_are_few_ordered_and_inside(seed, score, scored, refinement
 def test_class_scores_rank_boxes_within_their_classes(monkeypatch):
     model, proposals = small_model(), np.array([[0, 0, 40, 40], [0, 0, 40, 36]], np.float32)
     scores = torch.tensor([[0.9, 0.1], [0.2, 0.8]])  # IoU 0.9, but each is the best of its class
-    monkeypatch.setattr(model, "score_classes", lambda sight, boxes: scores)
+    monkeypatch.setattr(model, "score_classes", lambda features, boxes: scores)
     by_class = USUAL.model_copy(update={"score": "classes", "refinements": 0, "nms_iou": [0.3]})
-    boxes, ranked = rank_proposals(model, picture(1).decode(), proposals, by_class)
+    boxes, ranked = rank_proposals(model, make_image(1).decode(), proposals, by_class)
     assert boxes.tolist() == proposals.tolist()
     assert ranked.tolist() == pytest.approx([0.9, 0.8])
 
@@ -142,13 +142,13 @@ def test_class_scores_rank_boxes_within_their_classes(monkeypatch):
 def test_without_refinement_only_proposals_are_returned():
     proposals = random_boxes(3, 20)
     unrefined = USUAL.model_copy(update={"refinements": 0})
-    boxes, _ = rank_proposals(small_model(), picture(3).decode(), proposals, unrefined)
+    boxes, _ = rank_proposals(small_model(), make_image(3).decode(), proposals, unrefined)
     assert {tuple(box) for box in boxes} <= {tuple(box) for box in proposals}
 
 
 def write_inputs(folder, proposal_ids):
     (folder / "params.yaml").write_text(PARAMS)
-    write_pictures(folder / "data/download/images/train/0.parquet", [picture(1), picture(2)])
+    write_images(folder / "data/download/images/train/0.parquet", [make_image(1), make_image(2)])
     boxes = np.concatenate([random_boxes(k, 9) for k in proposal_ids])
     write_table(folder / "data/proposals/0.parquet", boxes_table(np.repeat(proposal_ids, 9), boxes))
     save_wspn(folder / "data/wspn/model.safetensors", small_model())
@@ -175,8 +175,8 @@ def test_the_stage_writes_the_same_table_twice(run_stage):
     assert run_stage([1, 2]).read_bytes() == first
 
 
-def test_a_picture_without_proposals_is_named(run_stage):
-    with pytest.raises(ValueError, match=r"proposals/0\.parquet: no row for picture 2"):
+def test_an_image_without_proposals_is_named(run_stage):
+    with pytest.raises(ValueError, match=r"proposals/0\.parquet: no row for image 2"):
         run_stage([1])
 
 
@@ -193,13 +193,13 @@ class _Parts(Wspn):
     config = None
     device = torch.device("cpu")
 
-    def look(self, image, views):
-        return Sight(None, np.ones(4, np.float32), image.shape[:2])
+    def extract_features(self, image, views):
+        return ImageFeatures(None, np.ones(4, np.float32), image.shape[:2])
 
-    def score_classes(self, sight, boxes_xyxy):
+    def score_classes(self, features, boxes_xyxy):
         return torch.tensor([[0.3], [0.9], [0.3]])
 
-    def judge(self, sight, boxes_xyxy):
+    def score_objects(self, features, boxes_xyxy):
         raise AssertionError("neither quality nor regression is asked for")
 
 

@@ -63,7 +63,7 @@ PARAMS = {
 
 
 def coloured_pairs(count=64, size=32):
-    """Pictures of one colour and captions that name it beside a word that the picture lacks."""
+    """Images of one colour and captions that name it beside a word that the image lacks."""
     random = np.random.default_rng(0)
     colours = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
     images, captions = [], []
@@ -203,7 +203,7 @@ def test_masking_spares_special_tokens():
     assert tokenizer.words[int(masked[0, 2])] == "[MASK]"
 
 
-def test_training_learns_what_pictures_show_and_is_reproducible():
+def test_training_learns_what_images_show_and_is_reproducible():
     model, tokenizer, facts, curve = train_small()
     assert facts["visible_words"] >= 2
     assert np.isfinite(list(curve.last().values())).all()
@@ -233,7 +233,7 @@ def test_saved_model_loads_to_the_same_outputs(tmp_path):
     assert torch.equal(loaded.encode_image(images), model.encode_image(images))
 
 
-def test_picture_larger_than_the_position_table_is_an_error():
+def test_image_larger_than_the_position_table_is_an_error():
     model, _ = small_albef()
     with pytest.raises(ValueError, match="max_patches_side"):
         model.encode_image(torch.zeros(1, 3, 128, 128))

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from torchvision.models import resnet50
 
 from stages.common.formats import images
-from stages.common.formats.images import write_pictures
+from stages.common.formats.images import write_images
 from stages.common.formats.tables import boxes_table
 from stages.common.geometry.box_coder import decode_boxes
 from stages.common.runtime import checkpoints
@@ -37,9 +37,9 @@ from stages.wspn import __main__ as wspn_stage
 from stages.wspn import end_to_end
 from stages.wspn.end_to_end import ViewStream, train_end_to_end
 from stages.wspn.params import WspnParams
-from stages.wspn.refine import make_lessons, picture_losses, refinement_loss
-from stages.wspn.stream import KEPT_BLOCKS, PictureStream
-from tests.stages.wspn.test_wspn import BOXES, picture, random_boxes
+from stages.wspn.refine import image_losses, make_targets, refinement_loss
+from stages.wspn.stream import KEPT_BLOCKS, ImageStream
+from tests.stages.wspn.test_wspn import BOXES, make_image, random_boxes
 
 ALONE = {"neighbour_iou": 1.0, "power": 1.0}
 VIEWS = {"shorter_sides": [48, 64], "longer_side": 96, "flip": True}
@@ -125,27 +125,27 @@ def network() -> ImagenetWspn:
     return small_network()
 
 
-def test_a_lesson_by_hand():
+def test_targets_by_hand():
     scores = torch.tensor([[0.5, 0.8], [0.9, 0.8], [0.4, 0.8], [0.3, 0.8]])
     boxes, other = torch.from_numpy(BOXES), scores.flip(0)
 
     def learn(labels):
-        return make_lessons([scores, other], boxes, np.array(labels), PARAMS.seeds, 0.5)
+        return make_targets([scores, other], boxes, np.array(labels), PARAMS.seeds, 0.5)
 
-    lesson, reversed_lesson = learn([1.0, 0.0])
+    target, reversed_targets = learn([1.0, 0.0])
     # seeds of the named class are 1 and 3; the part overlaps 1 by 0.278 only: background
-    assert lesson.classes.tolist() == [1, 1, 0, 1]
-    assert lesson.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.3])
-    assert lesson.overlap.tolist() == pytest.approx([0.9, 1.0, 100 / 360, 1.0])
-    assert lesson.offsets[1].tolist() == [0.0] * 4
+    assert target.classes.tolist() == [1, 1, 0, 1]
+    assert target.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.3])
+    assert target.overlap.tolist() == pytest.approx([0.9, 1.0, 100 / 360, 1.0])
+    assert target.offsets[1].tolist() == [0.0] * 4
     # by the other scores they are 2 and 3: it is the wholes that are background
-    assert reversed_lesson.classes.tolist() == [0, 0, 1, 1]
-    assert reversed_lesson.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.5])
+    assert reversed_targets.classes.tolist() == [0, 0, 1, 1]
+    assert reversed_targets.weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.5])
     both, _ = learn([1.0, 1.0])
     assert both.classes.tolist() == [2, 1, 0, 1]  # the second class' first seed is box 0
     assert learn([0.0, 0.0]) == []
 
-    classification, regression = refinement_loss(torch.zeros(4, 3), torch.zeros(4, 4), lesson, 2.0)
+    classification, regression = refinement_loss(torch.zeros(4, 3), torch.zeros(4, 4), target, 2.0)
     assert classification.item() == pytest.approx(math.log(3) * (0.9 * 3 + 0.3) / 4)
     # box 0 to box 1: the centre moves by -1/20 times 10, the height by log(18/20) times 5
     smooth = 0.5 * 0.5**2 + 0.5 * (5 * math.log(0.9)) ** 2
@@ -160,9 +160,9 @@ def outputs_of_zeros(count: int) -> Outputs:
     return Outputs(zeros, zeros, refined, [torch.zeros(count, 4)] * 2, torch.zeros(count))
 
 
-def test_losses_of_a_picture_by_hand():
+def test_losses_of_an_image_by_hand():
     def losses(labels):
-        return picture_losses(
+        return image_losses(
             outputs_of_zeros(4),
             torch.from_numpy(BOXES),
             np.array(labels, np.float32),
@@ -183,12 +183,12 @@ def test_losses_of_a_picture_by_hand():
     assert found["regression_0"] > 0
 
 
-def train(model, pictures, labels, params, seed, curve, checkpoint=None):
+def train(model, stream, labels, params, seed, curve, checkpoint=None):
     """Train as the stage does."""
     run, limit = params.end_to_end, params.proposals_per_image
     num_classes = len(model.config.category_ids)
-    views = ViewStream(pictures, labels, num_classes, run.views, limit, seed)
-    losses = partial(picture_losses, training=run, seeds=params.seeds, localise=params.localise)
+    views = ViewStream(stream, labels, num_classes, run.views, limit, seed)
+    losses = partial(image_losses, training=run, seeds=params.seeds, localise=params.localise)
     freeze_stages(model.trunk, params.model.backbone.frozen_stages)
     train_end_to_end(model, views, losses, run, seed, curve, checkpoint)
 
@@ -196,11 +196,11 @@ def train(model, pictures, labels, params, seed, curve, checkpoint=None):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_reach_all_that_is_not_frozen(precision):
     model = small_network()
-    stream = [(picture(1), random_boxes(1, 9)), (picture(2), random_boxes(2, 9))]
+    stream = [(make_image(1), random_boxes(1, 9)), (make_image(2), random_boxes(2, 9))]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     run = PARAMS.end_to_end.model_copy(update={"steps": 1, "precision": precision})
     params = PARAMS.model_copy(update={"end_to_end": run})
-    labels = {1: np.array([1, 0], np.float32)}  # picture 2 has no caption
+    labels = {1: np.array([1, 0], np.float32)}  # image 2 has no caption
     train(model, FixedStream(stream), labels, params, 0, Curve(every=1))
     for name, parameter in model.named_parameters():
         frozen = name.startswith("trunk.") and not name.startswith("trunk.layer4")
@@ -221,7 +221,7 @@ class FixedStream:
 
 def test_regions_in_parts_give_the_same_features_and_gradients():
     boxes = torch.from_numpy(random_boxes(5, 4))
-    pixels, _ = view_input(picture(5).decode(), 64, 64, False)
+    pixels, _ = view_input(make_image(5).decode(), 64, 64, False)
     results = []
     for regions_at_once in (100, 3):
         model = small_network(regions_at_once)
@@ -246,15 +246,15 @@ def test_boxes_follow_a_view_by_hand():
     assert limited.shape == (1, 3, 60, 120)
 
 
-def test_views_of_a_mirrored_picture_say_the_same(network):
+def test_views_of_a_mirrored_image_say_the_same(network):
     views = ViewSettings.model_validate(VIEWS)
-    image, boxes = picture(6, 80).decode(), torch.from_numpy(random_boxes(6, 5, 80))
+    image, boxes = make_image(6, 80).decode(), torch.from_numpy(random_boxes(6, 5, 80))
     mirrored = boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([80, 0, 80, 0])
-    here = network.look(image, views)
-    there = network.look(np.ascontiguousarray(image[:, ::-1]), views)
+    here = network.extract_features(image, views)
+    there = network.extract_features(np.ascontiguousarray(image[:, ::-1]), views)
     assert len(here.maps) == 4
-    qualities, offsets = network.judge(here, boxes)
-    turned_qualities, turned_offsets = network.judge(there, mirrored)
+    qualities, offsets = network.score_objects(here, boxes)
+    turned_qualities, turned_offsets = network.score_objects(there, mirrored)
     assert torch.allclose(qualities, turned_qualities, atol=1e-4)
     assert offsets[:, 0].abs().max() > 1e-3
     sign = torch.tensor([-1.0, 1, 1, 1])
@@ -265,7 +265,7 @@ def test_views_of_a_mirrored_picture_say_the_same(network):
 
 @pytest.mark.parametrize("scored", ["box", "proposal"])
 @pytest.mark.parametrize("score", ["quality", "classes"])
-def test_ranked_boxes_lie_in_the_picture(network, score, scored):
+def test_ranked_boxes_lie_in_the_image(network, score, scored):
     settings = RankingSettings.model_validate(
         {
             "top_k": 6,
@@ -278,11 +278,11 @@ def test_ranked_boxes_lie_in_the_picture(network, score, scored):
         | {"nms_iou": [0.5], "views": {**VIEWS, "shorter_sides": [48]}}
     )
     boxes = random_boxes(7, 5, 80)
-    found, scores = rank_proposals(network, picture(7, 80).decode(), boxes, settings)
+    found, scores = rank_proposals(network, make_image(7, 80).decode(), boxes, settings)
     assert 1 <= len(found) == len(scores) <= 6 and (np.diff(scores) <= 0).all()
     assert found.min() >= 0 and found.max() <= 80 and (found[:, 2:] > found[:, :2]).all()
     as_they_were = settings.model_copy(update={"refinements": 0})
-    found, _ = rank_proposals(network, picture(7, 80).decode(), boxes, as_they_were)
+    found, _ = rank_proposals(network, make_image(7, 80).decode(), boxes, as_they_were)
     assert {tuple(box) for box in found} <= {tuple(box) for box in boxes}
 
 
@@ -292,12 +292,12 @@ def test_one_pass_over_the_regions_scores_proposals_and_regresses_them(network, 
         {"top_k": 9, "score": score, "agreement": ALONE, "scored": "proposal", "refinements": 1}
         | {"keep_proposals": False, "nms_iou": [1.0], "views": {**VIEWS, "shorter_sides": [48]}}
     )
-    image, boxes = picture(7, 80).decode(), random_boxes(7, 5, 80)
+    image, boxes = make_image(7, 80).decode(), random_boxes(7, 5, 80)
     own = torch.from_numpy(boxes)
-    sight = network.look(image, settings.views)
-    qualities, offsets = network.judge(sight, own)
+    features = network.extract_features(image, settings.views)
+    qualities, offsets = network.score_objects(features, own)
     expected = decode_boxes(own, offsets, (80, 80))
-    scores = network.score_classes(sight, own).amax(1) if score == "classes" else qualities
+    scores = network.score_classes(features, own).amax(1) if score == "classes" else qualities
     order = scores.argsort(descending=True)
     passes, pool = [], network.region_features
 
@@ -307,58 +307,58 @@ def test_one_pass_over_the_regions_scores_proposals_and_regresses_them(network, 
 
     monkeypatch.setattr(network, "region_features", count)
     found, ranked = rank_proposals(network, image, boxes, settings)
-    assert passes == [5] * len(sight.maps)
+    assert passes == [5] * len(features.maps)
     assert np.allclose(found, expected[order].numpy(), atol=1e-3)
     assert np.allclose(ranked, scores[order].numpy(), atol=1e-5)
     passes.clear()
     rank_proposals(network, image, boxes, settings.model_copy(update={"scored": "box"}))
-    assert passes == [5] * 2 * len(sight.maps)
+    assert passes == [5] * 2 * len(features.maps)
 
 
 def write_shards(folder, monkeypatch, counts=(10, 5), boxes_each=9):
     monkeypatch.setattr(images, "ROW_GROUP", 2)
-    pictures, tables, ids = [], [], iter(range(1, 99))
+    shards, tables, ids = [], [], iter(range(1, 99))
     for shard, count in enumerate(counts):
         own = [next(ids) for _ in range(count)]
-        pictures.append(folder / f"data/download/images/train/{shard}.parquet")
-        write_pictures(pictures[-1], [picture(k) for k in own])
+        shards.append(folder / f"data/download/images/train/{shard}.parquet")
+        write_images(shards[-1], [make_image(k) for k in own])
         tables.append(folder / f"data/proposals/{shard}.parquet")
         boxes = np.concatenate([random_boxes(k, boxes_each) for k in own])
-        # row groups that begin amid a picture's boxes
+        # row groups that begin amid an image's boxes
         write_table(tables[-1], boxes_table(np.repeat(own, boxes_each), boxes), row_group_size=13)
-    return pictures, tables
+    return shards, tables
 
 
-def test_an_epoch_shows_each_picture_once_with_its_own_boxes(tmp_path, monkeypatch):
-    pictures, tables = write_shards(tmp_path, monkeypatch, (24, 19))
+def test_an_epoch_shows_each_image_once_with_its_own_boxes(tmp_path, monkeypatch):
+    shards, tables = write_shards(tmp_path, monkeypatch, (24, 19))
     chosen = set(range(1, 44)) - {4, 5, 6}
-    stream = PictureStream(pictures, tables, chosen)
+    stream = ImageStream(shards, tables, chosen)
     assert len(stream) == 40
     seen = []
     for step in range(20):
         for found, boxes in stream.batch(step, 4, seed=1):
             assert np.array_equal(boxes, random_boxes(found.image_id, 9))
-            assert found.encoded == picture(found.image_id).encoded
+            assert found.encoded == make_image(found.image_id).encoded
             seen.append(found.image_id)
         assert len(stream._kept) <= KEPT_BLOCKS
     assert set(seen[:40]) == set(seen[40:]) == chosen and seen[:40] != seen[40:]
-    later = PictureStream(pictures, tables, chosen).batch(15, 4, seed=1)
+    later = ImageStream(shards, tables, chosen).batch(15, 4, seed=1)
     assert [found.image_id for found, _ in later] == seen[60:64]
     assert [p.image_id for p, _ in stream.batch(0, 4, seed=2)] != seen[:4]
 
 
-def test_a_picture_without_proposals_is_named(tmp_path, monkeypatch):
-    pictures, tables = write_shards(tmp_path, monkeypatch)
+def test_an_image_without_proposals_is_named(tmp_path, monkeypatch):
+    shards, tables = write_shards(tmp_path, monkeypatch)
     write_table(tables[1], boxes_table(np.full(9, 11), random_boxes(11, 9)))
-    with pytest.raises(ValueError, match=r"proposals/1\.parquet: no row for picture 12"):
-        PictureStream(pictures, tables, range(1, 16))
-    with pytest.raises(ValueError, match="none of the chosen pictures is there"):
-        PictureStream(pictures, tables, [99])
+    with pytest.raises(ValueError, match=r"proposals/1\.parquet: no row for image 12"):
+        ImageStream(shards, tables, range(1, 16))
+    with pytest.raises(ValueError, match="none of the chosen images is there"):
+        ImageStream(shards, tables, [99])
 
 
 def test_views_are_made_ahead_and_as_if_one_by_one(monkeypatch):
-    """What a picture's view is depends on its place alone, not on the thread that makes it."""
-    stream = [(picture(k), random_boxes(k, 9)) for k in (1, 2)]
+    """What an image's view is depends on its place alone, not on the thread that makes it."""
+    stream = [(make_image(k), random_boxes(k, 9)) for k in (1, 2)]
     labels = {k: np.array([1, 0], np.float32) for k in (1, 2)}
     run = PARAMS.end_to_end.model_copy(update={"steps": 2})
     params = PARAMS.model_copy(update={"end_to_end": run})
@@ -398,7 +398,7 @@ class KilledCurve(Curve):
 
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "ROOT", tmp_path)
-    batch, labels = [(picture(1), random_boxes(1, 4))], {1: np.array([1, 1], np.float32)}
+    batch, labels = [(make_image(1), random_boxes(1, 4))], {1: np.array([1, 1], np.float32)}
     run = PARAMS.end_to_end.model_copy(update={"steps": 3, "batch_size": 1})
     params = PARAMS.model_copy(update={"end_to_end": run})
 
@@ -418,9 +418,9 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_no_label_and_a_loss_that_is_no_number_are_errors(tmp_path):
-    stream = FixedStream([(picture(1), random_boxes(1, 9))] * 2)
+    stream = FixedStream([(make_image(1), random_boxes(1, 9))] * 2)
     model = small_network()
-    with pytest.raises(ValueError, match="no picture is labelled with a base class"):
+    with pytest.raises(ValueError, match="no image is labelled with a base class"):
         train(model, stream, {1: np.zeros(2)}, PARAMS, 0, Curve(every=1))
     with torch.no_grad():
         model.quality_part.bias.fill_(math.nan)
@@ -489,7 +489,7 @@ def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monk
     params.write_text(f"seed: 0\ndeterministic: device\nshards: [0]\n{section}{RANKING}")
     run(wspn_stage, monkeypatch)
     metrics = read_json(project / "data/wspn/metrics.json")
-    assert metrics["pictures"] == 3 and metrics["pictures_with_label"] == 2
+    assert metrics["images"] == 3 and metrics["images_with_label"] == 2
     assert metrics["weights_left_out"] == {"batch_counts": 53, "imagenet_classifier": 2}
     assert load_wspn(project / "data/wspn/model.safetensors").config.category_ids == [3, 4]
     assert not any((project / ".resume").glob("*"))
@@ -503,10 +503,10 @@ def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monk
     write_json(labels, [{"image_id": k, "category_ids": [4]} for k in (1, 2, 3)])
     params.write_text(annotated)
     run(wspn_stage, monkeypatch)
-    assert read_json(project / "data/wspn/metrics.json")["pictures_with_label"] == 3
+    assert read_json(project / "data/wspn/metrics.json")["images_with_label"] == 3
     every = ["--label-splits", "base", "novel", "--output", "data/wsddn_network"]
     run(wspn_stage, monkeypatch, *every)  # of all classes there are captions only
-    assert read_json(project / "data/wsddn_network/metrics.json")["pictures_with_label"] == 2
+    assert read_json(project / "data/wsddn_network/metrics.json")["images_with_label"] == 2
     write_json(labels, [])
     with pytest.raises(ValueError, match=r"nobody has annotated .*image_labels to captions"):
         run(wspn_stage, monkeypatch)
@@ -541,7 +541,7 @@ def saved_bytes(model, compute) -> tuple[int, torch.Tensor]:
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "vgg16"])
-def test_the_memory_of_a_large_picture_is_within_the_stated_budget(backbone):
+def test_the_memory_of_a_large_image_is_within_the_stated_budget(backbone):
     """By the sizes of tensors, on a device without any memory: fp32, 4000 proposals."""
     with torch.device("meta"):
         model = ImagenetWspn(ImagenetWspnConfig(backbone, list(range(65)), 3, 0.5, 128)).train()

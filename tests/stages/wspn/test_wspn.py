@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.common.formats.categories import Category
-from stages.common.formats.images import Picture
+from stages.common.formats.images import EncodedImage
 from stages.common.geometry.box_coder import decode_boxes, encode_boxes
 from stages.common.geometry.boxes import pairwise_iou
 from stages.common.runtime.curves import Curve
@@ -21,17 +21,17 @@ from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConf
 from stages.models.vision_language.tokenizer import SPECIAL, CaptionTokenizer
 from stages.wspn.classify import image_label_loss, image_scores, train_class_part
 from stages.wspn.examples import (
-    Example,
+    ImageExample,
     annotated_labels,
     choose_images,
     image_labels,
     make_examples,
 )
 from stages.wspn.localise import (
-    Lessons,
+    ObjectTargets,
     find_seeds,
     localisation_loss,
-    make_lessons,
+    make_targets,
     train_object_part,
 )
 from stages.wspn.params import ClassifyParams, LocaliseParams, SeedParams
@@ -83,10 +83,10 @@ def small_model() -> LanguageWspn:
     return model
 
 
-def picture(image_id: int, side: int = 64) -> Picture:
+def make_image(image_id: int, side: int = 64) -> EncodedImage:
     pixels = np.random.default_rng(image_id).integers(0, 255, (side, side, 3)).astype(np.uint8)
     encoded = cv2.imencode(".png", pixels)[1].tobytes()
-    return Picture(image_id, f"{image_id}.png", side, side, encoded)
+    return EncodedImage(image_id, f"{image_id}.png", side, side, encoded)
 
 
 def random_boxes(seed: int, count: int, side: int = 64) -> np.ndarray:
@@ -96,10 +96,10 @@ def random_boxes(seed: int, count: int, side: int = 64) -> np.ndarray:
     return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
 
 
-def examples_of(model: LanguageWspn, count: int = 4) -> list[Example]:
+def examples_of(model: LanguageWspn, count: int = 4) -> list[ImageExample]:
     boxes = {k: random_boxes(k, 12) for k in range(count)}
     labels = {k: np.array([k % 2, 1 - k % 2], np.float32) for k in range(count)}
-    return list(make_examples(model, map(picture, range(count)), boxes, labels, 100, 0))
+    return list(make_examples(model, map(make_image, range(count)), boxes, labels, 100, 0))
 
 
 def test_image_score_and_loss_by_hand():
@@ -193,7 +193,7 @@ def test_decoding_inverts_encoding(seed):
 
 
 @given(st.integers(0, 2**31))
-def test_decoded_boxes_stay_in_the_picture(seed):
+def test_decoded_boxes_stay_in_the_image(seed):
     boxes = torch.from_numpy(random_boxes(seed, 10))
     offsets = torch.randn(10, 4, generator=torch.Generator().manual_seed(seed)) * 50
     decoded = decode_boxes(boxes, offsets, (64, 80))
@@ -202,32 +202,32 @@ def test_decoded_boxes_stay_in_the_picture(seed):
 
 
 def test_localisation_loss_by_hand():
-    lessons = Lessons(
+    targets = ObjectTargets(
         evidence=torch.zeros(2, 1),
         quality=torch.tensor([0.5, 0.0]),
         offsets=torch.tensor([[2.0, 0, 0, 0], [9.0, 9, 9, 9]]),
-        judged=torch.tensor([True, False]),
-        regressed=torch.tensor([True, False]),
+        has_quality=torch.tensor([True, False]),
+        has_offsets=torch.tensor([True, False]),
     )
-    losses = localisation_loss(torch.zeros(2), torch.zeros(2, 4), lessons, regression_weight=3.0)
+    losses = localisation_loss(torch.zeros(2), torch.zeros(2, 4), targets, regression_weight=3.0)
     assert losses["quality"].item() == pytest.approx(math.log(2) / 2)
     assert losses["regression"].item() == pytest.approx(3 * 1.5 / 2)  # smooth-L1(2) = 2 - 1/2
 
 
-def example(boxes: np.ndarray) -> Example:
+def example(boxes: np.ndarray) -> ImageExample:
     evidence = torch.zeros(len(boxes), EVIDENCE_FEATURES).half()
-    return Example(1, torch.ones(1), boxes, torch.zeros(len(boxes), 1).half(), evidence)
+    return ImageExample(1, torch.ones(1), boxes, torch.zeros(len(boxes), 1).half(), evidence)
 
 
 def test_far_proposals_teach_nothing_unless_objectness_is_asked_for():
     seeds = [np.array([0])]
-    lessons = make_lessons([example(BOXES)], seeds, LOCALISE)
-    assert lessons.quality.tolist() == pytest.approx([1.0, 0.9, 0.25])  # the far box is left out
-    assert lessons.regressed.tolist() == [True, True, False]
-    assert torch.allclose(lessons.offsets[0], torch.zeros(4))
+    targets = make_targets([example(BOXES)], seeds, LOCALISE)
+    assert targets.quality.tolist() == pytest.approx([1.0, 0.9, 0.25])  # the far box is left out
+    assert targets.has_offsets.tolist() == [True, True, False]
+    assert torch.allclose(targets.offsets[0], torch.zeros(4))
     as_usual = LOCALISE.model_copy(update={"quality": "objectness"})
-    lessons = make_lessons([example(BOXES)], seeds, as_usual)
-    assert lessons.quality.tolist() == [1.0, 1.0, 0.0, 0.0] and lessons.judged.all()
+    targets = make_targets([example(BOXES)], seeds, as_usual)
+    assert targets.quality.tolist() == [1.0, 1.0, 0.0, 0.0] and targets.has_quality.all()
 
 
 def test_image_labels_keep_base_classes_only():
@@ -251,7 +251,7 @@ def test_annotated_labels_by_hand(tmp_path):
     assert {k: row.tolist() for k, row in labels.items()} == {4: [1, 0, 1], 9: [0, 0, 0]}
 
 
-def test_pictures_are_chosen_whatever_their_order():
+def test_images_are_chosen_whatever_their_order():
     chosen = choose_images(range(50), 10, seed=3)
     assert len(chosen) == 10 and chosen == choose_images(reversed(range(50)), 10, seed=3)
     assert chosen != choose_images(range(50), 10, seed=4)
@@ -259,26 +259,26 @@ def test_pictures_are_chosen_whatever_their_order():
 
 def test_proposals_are_thinned_out_the_same_way_each_time():
     model, boxes = small_model(), {1: random_boxes(1, 30)}
-    first, second = (next(make_examples(model, [picture(1)], boxes, {}, 8, 0)) for _ in range(2))
+    first, second = (next(make_examples(model, [make_image(1)], boxes, {}, 8, 0)) for _ in range(2))
     assert len(first.boxes_xyxy) == 8 and np.array_equal(first.boxes_xyxy, second.boxes_xyxy)
     assert first.labels.tolist() == [0, 0]
 
 
-def test_boxes_follow_the_picture_to_the_networks_size():
+def test_boxes_follow_the_image_to_the_networks_size():
     pixels, scale = network_input(np.zeros((50, 200, 3), np.uint8), 128)
     assert tuple(pixels.shape) == (1, 3, 32, 128)
     assert scale.tolist() == pytest.approx([0.64] * 4)
 
 
-def test_a_picture_without_proposals_is_named():
-    with pytest.raises(ValueError, match=r"picture 8 \(8\.png\) has no row in data/proposals"):
-        list(make_examples(small_model(), [picture(8)], {}, {}, 10, 0))
+def test_an_image_without_proposals_is_named():
+    with pytest.raises(ValueError, match=r"image 8 \(8\.png\) has no row in data/proposals"):
+        list(make_examples(small_model(), [make_image(8)], {}, {}, 10, 0))
 
 
 def test_no_label_at_all_is_an_error():
     model = small_model()
     unlabelled = [e._replace(labels=torch.zeros(2)) for e in examples_of(model)]
-    with pytest.raises(ValueError, match="no picture is labelled with a base class"):
+    with pytest.raises(ValueError, match="no image is labelled with a base class"):
         train_class_part(model, unlabelled, CLASSIFY, 0, Curve(every=1))
 
 
@@ -286,11 +286,11 @@ def test_one_image_with_one_proposal_and_one_word_gives_finite_numbers():
     model = small_model()
     model.words = model.words[:1]
     boxes, labels = {1: random_boxes(1, 1)}, {1: np.array([1, 0], np.float32)}
-    (one,) = make_examples(model, [picture(1)], boxes, labels, 9, 0)
+    (one,) = make_examples(model, [make_image(1)], boxes, labels, 9, 0)
     assert torch.isfinite(one.evidence).all() and len(one.evidence) == 1
     train_class_part(model, [one], CLASSIFY, 0, Curve(every=1))
-    lessons = make_lessons([one], [np.array([0])], LOCALISE)
-    train_object_part(model, lessons, LOCALISE, 0, Curve(every=1), 0)
+    targets = make_targets([one], [np.array([0])], LOCALISE)
+    train_object_part(model, targets, LOCALISE, 0, Curve(every=1), 0)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
@@ -302,9 +302,9 @@ def test_the_same_seed_gives_the_same_weights_and_the_trunk_stays():
         examples = examples_of(model)
         train_class_part(model, examples, CLASSIFY, 0, Curve(every=1))
         seeds = [find_seeds(model, e, SEEDS) for e in examples]
-        lessons = make_lessons(examples, seeds, LOCALISE)
+        targets = make_targets(examples, seeds, LOCALISE)
         curve = Curve(every=1)
-        train_object_part(model, lessons, LOCALISE, 0, curve, done=4)
+        train_object_part(model, targets, LOCALISE, 0, curve, done=4)
         assert {"loss_quality", "loss_regression"} <= curve.last().keys()
         assert all(torch.equal(v, model.trunk.state_dict()[k]) for k, v in before.items())
         trained.append(model.state_dict())
@@ -316,7 +316,7 @@ def test_the_same_seed_gives_the_same_weights_and_the_trunk_stays():
 def test_features_of_a_box_do_not_depend_on_its_neighbours(order):
     model = small_model()
     boxes = torch.from_numpy(random_boxes(0, 12))
-    maps = model.feature_maps(network_input(picture(0).decode(), 64)[0])
+    maps = model.feature_maps(network_input(make_image(0).decode(), 64)[0])
     assert torch.equal(model.evidence(maps, boxes)[list(order)], model.evidence(maps, boxes[order]))
 
 

@@ -1,16 +1,16 @@
 """Source `coco`: photographs in the official folder layout of COCO 2017.
 
-Reads <folder>/annotations/instances_{train,val}2017.json and captions_train2017.json, and pictures
+Reads <folder>/annotations/instances_{train,val}2017.json and captions_train2017.json, and images
 of <folder>/{train,val}2017. The split, chosen so that numbers compare with published ones:
 
 - test: all of val2017, on which the 48/17 protocol scores;
-- val: a fixed share of train2017, chosen by a hash of the image id alone, for tuning;
-- train: the rest of train2017. pairs: the same pictures, as captioned pairs.
+- val: a fixed fraction of train2017, chosen by a hash of the image id alone, for tuning;
+- train: the rest of train2017. pairs: the same images, as captioned pairs.
 
-With `train_part: val2017` nothing of train2017 is read, for a small experiment: a share of val2017,
-chosen by a hash as well, is test, and the rest takes the place of train2017.
+With `train_part: val2017` nothing of train2017 is read, for a small experiment: a fraction of
+val2017, chosen by a hash as well, is test, and the rest takes the place of train2017.
 
-Frame: pixels of the stored picture; its EXIF rotation is ignored, as COCO's annotations ignore it.
+Frame: pixels of the stored image; its EXIF rotation is ignored, as COCO's annotations ignore it.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from stages.download.params import CocoParams
 from stages.download.photographs import first_images, is_held_out, read_photograph, skip_unread
 from stages.download.sources.coco.classes import coco_category
 
-VAL, TEST = "coco-val", "coco-test"  # what the hashes that hold pictures out are made for
+VAL, TEST = "coco-val", "coco-test"  # what the hashes that hold images out are made for
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class CocoTask:
 
 
 def coco_source(params: CocoParams) -> Source:
-    """Return the source; reads the annotation files, no picture.
+    """Return the source; reads the annotation files, no image.
 
     Raises:
-        FileNotFoundError: an annotation file or a folder of pictures is not there.
-        ValueError: an annotation file is no COCO file, or has other classes than COCO, or a picture
+        FileNotFoundError: an annotation file or a folder of images is not there.
+        ValueError: an annotation file is no COCO file, or has other classes than COCO, or an image
             in another folder.
     """
     folder = Path(params.folder)
@@ -74,17 +74,17 @@ def coco_source(params: CocoParams) -> Source:
     }
     tasks = {}
     for split, images in chosen.items():
-        pictures = folder / ("val2017" if split == "test" else part)
-        _require(pictures, pictures.is_dir())
+        image_folder = folder / ("val2017" if split == "test" else part)
+        _require(image_folder, image_folder.is_dir())
         every = (
             CocoTask(
                 split,
                 image["id"],
-                pictures / _plain_name(image["file_name"]),
+                image_folder / _plain_name(image["file_name"]),
                 (image["height"], image["width"]),
                 tuple(captions.get(image["id"], ())) if split in CAPTIONED else (),
                 # pairs have no ground truth
-                tuple(objects[pictures.name].get(image["id"], ())) if split != "pairs" else (),
+                tuple(objects[image_folder.name].get(image["id"], ())) if split != "pairs" else (),
             )
             for image in images
         )
@@ -102,14 +102,14 @@ def make_example(task: CocoTask) -> Example | Skipped:
     """Read and check one photograph; its bytes are kept as they are."""
     if skipped := _skip_unread(task):
         return skipped
-    picture = read_photograph(task.path, task.image_id, task.path.name)
-    if isinstance(picture, Skipped):
-        return picture
-    if (image_hw := (picture.height, picture.width)) != task.image_hw:
+    image = read_photograph(task.path, task.image_id, task.path.name)
+    if isinstance(image, Skipped):
+        return image
+    if (image_hw := (image.height, image.width)) != task.image_hw:
         reason = f"is {_size(image_hw)} pixels, annotated as {_size(task.image_hw)}"
         return Skipped(task.image_id, str(task.path), reason)
     annotations = tuple(_ground_truth(entry, task) for entry in task.annotations)
-    return Example(picture, task.captions, annotations)
+    return Example(image, task.captions, annotations)
 
 
 def _skip_unread(task: CocoTask) -> Skipped | None:

@@ -1,7 +1,7 @@
 """Names and places of Open Images' files, as they are published.
 
 Source: storage.googleapis.com/openimages/web/download_v7.html, challenge2019_downloads.html, and
-google.github.io/localized-narratives. A folder of them is flat, but for the pictures of a part.
+google.github.io/localized-narratives. A folder of them is flat, but for the images of a part.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ Table = Literal["images", "boxes", "masks", "labels"]
 PARTS = ("train", "validation", "test")
 STORAGE = "https://storage.googleapis.com/openimages"
 NARRATIVES = "https://storage.googleapis.com/localized-narratives/annotations"
-PICTURES = "https://open-images-dataset.s3.amazonaws.com"
+IMAGES = "https://open-images-dataset.s3.amazonaws.com"
 CLASSES = "challenge-2019-classes-description-segmentable.csv"
 HIERARCHY = "challenge-2019-label300-segmentable-hierarchy.json"
 NARRATIVE_FILES = 10  # that the narratives of train come in
@@ -55,7 +55,7 @@ def narratives(part: str) -> list[str]:
 
 
 def official_urls(test_part: str) -> dict[str, str]:
-    """Return file name → where it is published, of all files but the pictures."""
+    """Return file name → where it is published, of all files but the images."""
     parts = ("train", test_part)
     paths = [f"challenge_2019/{name}" for name in (CLASSES, HIERARCHY)]
     paths += [tables[part] for tables in _TABLES.values() for part in parts]

@@ -57,9 +57,10 @@ def verified_classes(
     named: Collection[int],
     ancestors: Mapping[int, Collection[int]],
 ) -> set[int]:
-    """Return the classes of which it is known whether the picture has an object.
+    """Return the classes that are known to be in the image or not.
 
-    What is there is all that includes it, too; what is not there has no kind of it there.
+    An object belongs to all classes that include its own. Where a class is absent, so are all
+    classes that it includes.
     Source: Open Images Challenge 2019, evaluation, "hierarchy handling".
     """
     there = {category_id for category_id, present in labels if present} | set(named)

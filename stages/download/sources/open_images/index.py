@@ -1,7 +1,7 @@
-"""The tables of Open Images as an index on disk: everything known of one picture at once.
+"""The tables of Open Images as an index on disk: everything known of one image at once.
 
-The official CSV files have up to 15 million rows in no order that a picture could be read from;
-in memory they would take as much as all other data. Coordinates are parts of the picture's width
+The official CSV files have up to 15 million rows in no order that an image could be read from;
+in memory they would take as much as all other data. Coordinates are parts of the image's width
 and height, origin top-left.
 """
 
@@ -92,10 +92,10 @@ class IndexWriter:
         self._ids = category_ids
 
     def add_images(self, path: Path) -> None:
-        """Take the list of a part's pictures.
+        """Take the list of a part's images.
 
         Raises:
-            ValueError: an ImageID is none; pictures are fetched to files of these names.
+            ValueError: an ImageID is none; images are fetched to files of these names.
         """
         names = (name for (name,) in rows_of(path, ["ImageID"]))
         checked = ((_image_id(name, path),) for name in names)
@@ -137,7 +137,7 @@ class IndexWriter:
         self._insert("INSERT OR REPLACE INTO member VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def add_labels(self, path: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Take what people have verified to be in a picture, or not to be, of wanted pictures."""
+        """Take what people have verified to be in an image, or not to be, of wanted images."""
         rows = rows_of(path, ["ImageID", "LabelName", "Confidence"])
         self._insert(
             "INSERT INTO verified VALUES (?, ?, ?)",
@@ -197,20 +197,20 @@ class Index:
         self._connection.close()
 
     def names_with(self, table: str) -> Iterator[str]:
-        """Yield the pictures of the list that have a row in a table, in order."""
+        """Yield the images of the list that have a row in a table, in order."""
         assert table in TABLES
         statement = f"SELECT name FROM image WHERE name IN (SELECT name FROM {table}) ORDER BY name"
         return (name for (name,) in self._connection.execute(statement))
 
     def boxes(self, name: str) -> list[BoxRow]:
-        """Return the boxes of one picture."""
+        """Return the boxes of one image."""
         return [
             BoxRow(category_id, tuple(corners), bool(group_of))
             for _, category_id, *corners, group_of in self._rows("box", name)
         ]
 
     def masks(self, name: str) -> list[MaskRow]:
-        """Return the outlines of one picture."""
+        """Return the outlines of one image."""
         rows = self._connection.execute(
             "SELECT category, x0, y0, x1, y1, file, offset, packed, size, method, crc"
             " FROM mask LEFT JOIN member USING (file) WHERE name = ? ORDER BY mask.rowid",
@@ -222,13 +222,13 @@ class Index:
         ]
 
     def verified(self, name: str) -> list[tuple[int, bool]]:
-        """Return (class, whether it is in the picture) where that was verified."""
+        """Return (class, whether it is in the image) where that was verified."""
         return [
             (category_id, bool(there)) for _, category_id, there in self._rows("verified", name)
         ]
 
     def captions(self, name: str) -> list[str]:
-        """Return the captions of one picture: the sentences of its narratives.
+        """Return the captions of one image: the sentences of its narratives.
 
         A narrative has about forty words, more than a vision-language model reads of a caption.
         """

@@ -4,14 +4,14 @@
 <folder>/<part>-masks-<0..f>.zip          outlines as PNG, by the first digit of the ImageID
 and the tables that `open_images_files` lists. The split:
 
-- test: the pictures of one official part that have a verified label of the 300 classes;
-- train: the pictures of the official part train that have a Localized Narrative; each of its
+- test: the images of one official part that have a verified label of the 300 classes;
+- train: the images of the official part train that have a Localized Narrative; each of its
   sentences is a caption;
-- val: a fixed share of these, chosen by a hash of the image id. pairs: train as captioned pairs.
+- val: a fixed fraction of these, chosen by a hash of the image id. pairs: train as captioned pairs.
 
 Not every object is outlined: one that has a box only gets an empty mask. Boxes of groups are
 crowds. Labels hold for the leaf classes that people named; `ancestors` says what includes them.
-Frame: pixels of the stored picture.
+Frame: pixels of the stored image.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -23,7 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stages.common.formats.images import Picture
+from stages.common.formats.images import EncodedImage
 from stages.common.geometry.masks import encode_mask
 from stages.download.examples import CAPTIONED, Example, Listed, Skipped, Source
 from stages.download.params import OpenImagesParams
@@ -52,7 +52,7 @@ from stages.download.sources.open_images.index import BoxRow, Index, IndexWriter
 from stages.download.sources.open_images.zip_members import Member, read_member
 
 VAL = "open-images-val"
-SAME_BOX = 0.002  # of the picture's side: the tables round a box to six digits or to nine
+SAME_BOX = 0.002  # of the image's side: the tables round a box to six digits or to nine
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Annotators:
 
 
 def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
-    """Return the source; reads the tables into an index in `scratch`, and no picture.
+    """Return the source; reads the tables into an index in `scratch`, and no image.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -102,7 +102,7 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
         writer.add_images(folder / table("images", part))
         writer.add_boxes(folder / table("boxes", part))
         writer.add_masks(folder / table("masks", part))
-        for digit in MASK_DIGITS:  # of those that are there: few pictures need few of them
+        for digit in MASK_DIGITS:  # of those that are there: few images need few of them
             if (archive := folder / outlines(part, digit)).is_file():
                 writer.add_archive(archive)
         writer.add_labels(
@@ -116,7 +116,7 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
     tested = _names_with("verified", indices[params.test_part])
     if both := set(narrated) & set(tested):
         raise ValueError(
-            f"{folder}: {len(both)} pictures such as {min(both)} are listed in train and in"
+            f"{folder}: {len(both)} images such as {min(both)} are listed in train and in"
             f" {params.test_part}; take all tables from one release"
         )
     check_ids([*narrated, *tested])
@@ -146,7 +146,7 @@ def _names_with(table: str, path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What the tables have of one picture; no objects and labels of one of the pairs."""
+    """What the tables have of one image; no objects and labels of one of the pairs."""
 
     path: Path
     captions: tuple[str, ...]
@@ -186,17 +186,17 @@ def make_example(annotators: Annotators, task: OpenImagesTask) -> Example | Skip
     rows = _read_rows(annotators, task)
     if isinstance(rows, Skipped):
         return rows
-    picture = read_photograph(rows.path, task.image_id, rows.path.name)
-    if isinstance(picture, Skipped):
-        return picture
+    image = read_photograph(rows.path, task.image_id, rows.path.name)
+    if isinstance(image, Skipped):
+        return image
     if task.split == "pairs":
-        return Example(picture, rows.captions, ())
+        return Example(image, rows.captions, ())
     annotations = tuple(
-        _annotation(picture, annotators.folder, task, *entry) for entry in rows.objects
+        _annotation(image, annotators.folder, task, *entry) for entry in rows.objects
     )
     named = {box.category_id for box, _ in rows.objects}
     verified = verified_classes(rows.labels, named, annotators.ancestors)
-    return Example(picture, rows.captions, annotations, verified)
+    return Example(image, rows.captions, annotations, verified)
 
 
 def join_objects(
@@ -223,9 +223,9 @@ def _same_object(box: BoxRow, mask: MaskRow) -> bool:
 
 
 def _annotation(
-    picture: Picture, folder: Path, task: OpenImagesTask, box: BoxRow, mask: MaskRow | None
+    image: EncodedImage, folder: Path, task: OpenImagesTask, box: BoxRow, mask: MaskRow | None
 ) -> dict:
-    image_hw = (picture.height, picture.width)
+    image_hw = (image.height, image.width)
     x0, y0, x1, y1 = np.clip(box.corners, 0, 1) * np.array([*image_hw[::-1]] * 2)
     pixels = np.zeros(image_hw, bool)
     if mask is not None:
@@ -252,7 +252,7 @@ def read_mask(folder: Path, part: str, mask: MaskRow, image_hw: tuple[int, int])
     encoded = np.frombuffer(read_member(path, member), np.uint8)
     stored = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE) if encoded.size else None
     if stored is None:
-        raise ValueError(f"{path}: {mask.file_name} cannot be decoded as a picture")
+        raise ValueError(f"{path}: {mask.file_name} cannot be decoded as an image")
     height, width = image_hw
     return cv2.resize(stored, (width, height), interpolation=cv2.INTER_NEAREST) > 0
 

@@ -238,7 +238,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "Winter melon": ("ash gourd", "wax gourd"),
 }
 
-# What is no object of the 300 classes, though a part of its words names one.
+# Names of other things that contain the name of one of the 300 classes.
 OTHERS: dict[str, tuple[str, ...]] = {
     "bus stop": ("bus station", "bus shelter"),
     "champagne flute": (),

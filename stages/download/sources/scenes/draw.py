@@ -22,7 +22,7 @@ from stages.download.sources.scenes.textures import (
 TUNED_SIDE = 128
 FIXED_POINT_BITS = 4  # OpenCV draws at 1/16 pixel
 MIN_AREA = 60  # pixels; a smaller object is drawn again elsewhere
-MIN_VISIBLE = 0.55  # share of an object that later ones must leave visible
+MIN_VISIBLE = 0.55  # fraction of an object that later ones must leave visible
 REPEAT_CLASS = 0.12  # probability that the next object is of the class of the last one
 MAX_TRIES = 12  # per scene, for objects that are too small or hide too much
 DISTRACTOR_RADIUS = (5, 30)
@@ -30,7 +30,7 @@ DISTRACTOR_RADIUS = (5, 30)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between full scenes and the small pictures of image-caption pairs.
+    """What differs between full scenes and the small images of image-caption pairs.
 
     Attributes:
         side: of the canvas, pixels.
@@ -52,7 +52,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and its ground truth.
+    """One image and its ground truth.
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
@@ -74,7 +74,7 @@ def scene_recipe(side: int) -> Recipe:
 
 
 def pair_recipe(side: int, scene_side: int) -> Recipe:
-    """Return the recipe of pair pictures: one or two objects, at the scale of full scenes."""
+    """Return the recipe of pair images: one or two objects, at the scale of full scenes."""
     return Recipe(side, scene_side / TUNED_SIDE, (0.7, 0.3), (10, 31), (10, 24), (0, 3))
 
 
@@ -136,9 +136,9 @@ def _background(recipe: Recipe, generator: np.random.Generator) -> np.ndarray:
     """Return float32 (H, W, 3): two colours in clouds, a texture, and single shapes in front."""
     side = recipe.side
     textures, clouds = texture_bank(side)
-    share = 1 / (1 + np.exp(-2 * cut_window(clouds, side, side, generator)))
+    fraction = 1 / (1 + np.exp(-2 * cut_window(clouds, side, side, generator)))
     first, second = draw_colour(generator)[1], draw_colour(generator)[1]
-    canvas = first * share + second * (1 - share)
+    canvas = first * fraction + second * (1 - fraction)
     contrast = np.float32(generator.uniform(0, 0.28))
     canvas *= 1 + contrast * cut_window(textures, side, side, generator)
     fewest, most = recipe.num_distractors
@@ -176,7 +176,7 @@ def _distractor(recipe: Recipe, generator: np.random.Generator) -> np.ndarray:
 
 
 def _develop(canvas: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return the picture uint8 (H, W, 3): uneven light and a camera's noise over the canvas."""
+    """Return the image uint8 (H, W, 3): uneven light and a camera's noise over the canvas."""
     side = len(canvas)
     light = 1 + np.float32(0.09) * cut_window(texture_bank(side)[1], side, side, generator)
     noise = generator.standard_normal(canvas.shape, np.float32)

@@ -1,11 +1,11 @@
-"""Source `scenes`: any number of drawn pictures, each from (seed, split, image_id) alone."""
+"""Source `scenes`: any number of drawn images, each from (seed, split, image_id) alone."""
 
 from dataclasses import dataclass
 from functools import partial
 
 import cv2
 
-from stages.common.formats.images import Picture
+from stages.common.formats.images import EncodedImage
 from stages.common.geometry.masks import encode_mask, mask_box
 from stages.common.runtime.seeding import numpy_generator
 from stages.download.examples import SPLITS, Example, Source
@@ -21,14 +21,14 @@ FULL_COLOUR = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTO
 
 @dataclass(frozen=True)
 class SceneTask:
-    """Picture `image_id` of a split, counted from 0."""
+    """Image `image_id` of a split, counted from 0."""
 
     split: str
     image_id: int
 
 
 def scene_source(params: ScenesParams, seed: int) -> Source:
-    """Return the source; picture k of a split is the same however many pictures there are."""
+    """Return the source; image k of a split is the same however many images there are."""
     tasks = {
         split: [SceneTask(split, index) for index in range(getattr(params.num_images, split))]
         for split in SPLITS
@@ -41,7 +41,7 @@ def scene_source(params: ScenesParams, seed: int) -> Source:
 def make_example(params: ScenesParams, seed: int, task: SceneTask) -> Example:
     """Draw one scene and write its captions.
 
-    Captions have generators of their own, so that their params never change a picture.
+    Captions have generators of their own, so that their params never change an image.
     """
     recipe = scene_recipe(params.scene_side)
     if task.split == "pairs":
@@ -58,13 +58,13 @@ def make_example(params: ScenesParams, seed: int, task: SceneTask) -> Example:
         )
         for number in range(params.captions_per_image)
     ]
-    picture = Picture(
+    image = EncodedImage(
         task.image_id,
         f"{task.split}_{task.image_id:06d}.jpg",
         *scene.image.shape[:2],
         _encode(scene, params.jpeg_quality),
     )
-    return Example(picture, tuple(captions), tuple(_annotations(scene, task.image_id)))
+    return Example(image, tuple(captions), tuple(_annotations(scene, task.image_id)))
 
 
 def _encode(scene: Scene, quality: int) -> bytes:

@@ -132,5 +132,5 @@ def paint(
     window = (slice(top, top + height), slice(left, left + width))
     textures = texture_bank(max(canvas.shape[:2]))[0]
     texture = cut_window(textures, height, width, generator)
-    share = coverage[window][..., None] * np.float32(1 / 255)
-    canvas[window] += share * (rgb * (1 + np.float32(contrast) * texture) - canvas[window])
+    fraction = coverage[window][..., None] * np.float32(1 / 255)
+    canvas[window] += fraction * (rgb * (1 + np.float32(contrast) * texture) - canvas[window])

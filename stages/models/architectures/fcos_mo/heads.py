@@ -1,4 +1,4 @@
-"""What FCOS-MO says at every location: class features, the four edges of a box, and centerness.
+"""Predictions of FCOS-MO at every location: class features, box edges, and centerness.
 
 Shape legend: N images, L locations of all levels, F features of a location, V classes of a
 vocabulary, D channels of a level, h w its cells.
@@ -45,8 +45,8 @@ class SigmoidClassifier(nn.Module):
 
     The poster says only "CLIP-based open-vocabulary classifier". Our design: the logit of a class
     is its similarity less the background's (0 where that is the zero vector) and a learned number
-    that all classes have in common. It begins at the prior of the focal loss; classes that are
-    never trained have it, too.
+    that all classes have in common. It begins at the prior of the focal loss, and classes that are
+    never trained have it as well.
     """
 
     def __init__(self, texts: TextClassifier, prior: float) -> None:

@@ -1,4 +1,4 @@
-"""A deep hourglass that outlines whatever is in a box, in the frame of the box.
+"""A deep hourglass that outlines the object in a box, in the frame of the box.
 
 Source: Deep-MAC ("The surprising impact of mask-head architecture on novel class segmentation"),
 section 3: crops of a pixel embedding, coordinates, and an instance embedding go through an

@@ -38,7 +38,7 @@ from stages.models.architectures.fcos_mo.mask_head import MaskHead, mask_terms
 from stages.models.architectures.fcos_mo.params import NetworkParams
 from stages.models.detection.backbones import build_backbone
 from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
-from stages.models.detection.global_batch import Counts, Draws, MicroDraws
+from stages.models.detection.global_batch import BatchRng, Counts, MicroBatchRng
 from stages.models.detection.params import PYRAMID_LEVELS
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.text_classifier import TextClassifier
@@ -85,21 +85,21 @@ class Network(Detector):
         images: list[torch.Tensor],
         targets: Targets,
         settings: LossSettings,
-        draws: Draws | None = None,
+        rng: BatchRng | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the four losses.
 
         Those of locations are sums over the batch, divided by the number of locations that learn an
         object, as in FCOS; that of masks is a mean over the objects drawn.
         """
-        draws = draws or Draws()
-        batch, targets = self._resize(images, targets, draws)
+        rng = rng or BatchRng()
+        batch, targets = self._resize(images, targets, rng)
         levels = list(self.backbone(batch.tensors).values())
         said = self.dense(levels[-len(self.grid.strides) :])
         logits = self.classifier_head(said.features, settings.vocabulary)
         locations = self.grid.locations(batch.tensors.shape[-2:], logits.device)
         objects = self._assign(locations, targets)
-        orders, every = draws.orders(_counts(objects, targets))
+        orders, every = rng.orders(_counts(objects, targets))
         count = max(1, sum(positives for positives, _ in every))
         each = [
             self._location_losses(locations, *own, settings.background_weight)
@@ -173,26 +173,26 @@ class Network(Detector):
 
     @torch.no_grad()
     def count_samples(
-        self, images: list[torch.Tensor], targets: Targets, draws: MicroDraws
+        self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
     ) -> None:
-        """Let `draws` take down the locations that learn an object, and the objects."""
-        batch, targets = self._resize(images, targets, draws)
+        """Let `rng` take down the locations that learn an object, and the objects."""
+        batch, targets = self._resize(images, targets, rng)
         locations = self.grid.locations(batch.tensors.shape[-2:], self.device)
-        draws.orders(_counts(self._assign(locations, targets), targets))
+        rng.orders(_counts(self._assign(locations, targets), targets))
 
-    def padded_hw(self, images: list[torch.Tensor], draws: Draws) -> tuple[int, int]:
+    def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
         """Return the size that these images are resized and padded to."""
-        with draws.resizing(len(images)):
+        with rng.resizing(len(images)):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     def _resize(
-        self, images: list[torch.Tensor], targets: Targets, draws: Draws
+        self, images: list[torch.Tensor], targets: Targets, rng: BatchRng
     ) -> tuple[ImageList, Targets]:
         """Return images and targets as the network sees them."""
-        with draws.resizing(len(images)):
+        with rng.resizing(len(images)):
             batch, targets = self.transform(images, targets)
         height, width = batch.tensors.shape[-2:]
-        rows, columns = draws.common_hw((height, width))
+        rows, columns = rng.common_hw((height, width))
         batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
         return batch, targets
 
@@ -247,7 +247,7 @@ class Network(Detector):
         scores = torch.where(usable[:, None], scores, 0.0)
         chosen, first = [], 0
         for level in scores.split(per_level):
-            best = level.flatten().topk(min(inference.before_nms, level.numel()))
+            best = level.flatten().topk(min(inference.pre_nms_top_n, level.numel()))
             chosen.append(best.indices[best.values > inference.score_threshold] + first)
             first += level.numel()
         best = torch.cat(chosen)

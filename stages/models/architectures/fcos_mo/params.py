@@ -56,7 +56,7 @@ class MaskHeadParams(Section):
 class DenseInferenceParams(InferenceParams):
     """From scored locations to detections."""
 
-    before_nms: int = Field(ge=1)
+    pre_nms_top_n: int = Field(ge=1)
 
 
 class NetworkParams(DetectorNetworkParams):
@@ -64,7 +64,7 @@ class NetworkParams(DetectorNetworkParams):
 
     losses = ("classification", "box", "centerness", "mask")
     parts = ("trunk", "pyramid", "class_tower", "box_tower", "classifier", "mask_head")
-    supports = frozenset({"shares", "object_weights"})
+    supports = frozenset({"micro_batches", "object_weights"})
 
     backbone: Annotated[TrunkParams | Resnet50FpnParams, Field(discriminator="kind")]
     resize: ResizeParams

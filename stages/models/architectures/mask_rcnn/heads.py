@@ -20,7 +20,7 @@ from stages.models.detection.text_classifier import TextClassifier, classificati
 
 
 class MaskHead(nn.Sequential):
-    """Convolutions, a doubling of the size, and one mask for whatever the region shows."""
+    """Convolutions, upsampling by two, and one class-agnostic mask per region."""
 
     def __init__(self, inputs: int, channels: int, layers: int) -> None:
         """Take maps of `inputs` channels; C4 has no `layers` before the doubling."""
@@ -121,7 +121,7 @@ class RegionHeads(RoIHeads):
         image_sizes: list[tuple[int, int]],
         vocabularies: Sequence[Sequence[int]],
     ) -> list[Targets]:
-        """Return detections per vocabulary and picture, best score first.
+        """Return detections per vocabulary and image, best score first.
 
         Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
         "masks" (n, M, M), probabilities in the frame of the box. Regions are pooled once for all
@@ -150,7 +150,7 @@ class RegionHeads(RoIHeads):
     def _suppress(
         self, boxes_xyxy: torch.Tensor, scores: torch.Tensor, vocabulary: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Turn boxes (R, 4) and scores (R, V) of one picture into its detections."""
+        """Turn boxes (R, 4) and scores (R, V) of one image into its detections."""
         usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
         region, position = torch.where((scores > self.score_thresh) & usable[:, None])
         scores, boxes = scores[region, position], boxes_xyxy[region]
@@ -168,8 +168,8 @@ def mask_head_loss(
 ) -> torch.Tensor:
     """Return the mean cross-entropy of mask logits (R, M, M) in the frame of the boxes; 0 of none.
 
-    A cell's target is the share of it that the object covers, by RoIAlign as the features have it:
-    without its half-pixel alignment, as in torchvision's loss, targets lie half a pixel off.
+    A cell's target is the fraction of it that the object covers, by RoIAlign as the features have
+    it: without its half-pixel alignment, as in torchvision's loss, targets lie half a pixel off.
 
     Args:
         logits: of the regions of all images.
@@ -233,7 +233,7 @@ class StageRegionHeads(RegionHeads):
     def describe(
         self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the parent, a picture at a time: the maps of 1000 regions take 1.6 GB on the way."""
+        """As the parent, an image at a time: the maps of 1000 regions take 1.6 GB on the way."""
         each = [
             super(StageRegionHeads, self).describe(
                 {name: level[n : n + 1] for name, level in features.items()}, [boxes], [size]

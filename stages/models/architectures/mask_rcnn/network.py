@@ -28,7 +28,7 @@ from stages.models.architectures.mask_rcnn.proposals import ProposalHead, Propos
 from stages.models.backbones.roi_align import PyramidPooling, first_centre
 from stages.models.detection.backbones import REGION_STAGE_CHANNELS, build_backbone
 from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
-from stages.models.detection.global_batch import Draws, MicroDraws, SharedSampler
+from stages.models.detection.global_batch import BatchRng, MicroBatchRng, PartSampler
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.region_hooks import MakeRegionHead
 from stages.models.detection.text_classifier import TextClassifier
@@ -55,7 +55,7 @@ class Network(Detector):
         self.regions.smooth_l1_beta = params.box_head.smooth_l1_beta
 
         for part in (self.proposals, self.regions):
-            part.fg_bg_sampler = SharedSampler.like(part.fg_bg_sampler)
+            part.fg_bg_sampler = PartSampler.like(part.fg_bg_sampler)
 
     @property
     def region_stage(self) -> nn.Module | None:
@@ -81,10 +81,10 @@ class Network(Detector):
         images: list[torch.Tensor],
         targets: Targets,
         settings: LossSettings,
-        draws: Draws | None = None,
+        rng: BatchRng | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the five losses."""
-        batch, targets, features, boxes, losses = self._propose(images, targets, draws or Draws())
+        batch, targets, features, boxes, losses = self._propose(images, targets, rng or BatchRng())
         losses = {
             "objectness": losses["loss_objectness"],
             "proposal_box": losses["loss_rpn_box_reg"],
@@ -102,24 +102,24 @@ class Network(Detector):
         return {name: loss * parts[name] for name, loss in losses.items()}
 
     def use_region_head(self, make: MakeRegionHead) -> None:
-        """Put another head in the place of what describes a region."""
+        """Replace the head that describes a region."""
         head, channels = self.params.box_head, self.backbone.out_channels
-        sizes = channels, head.pooled_side, head.hidden
+        sizes = channels, head.pooler_resolution, head.hidden
         if self.region_stage is not None:  # it halves the maps
-            sizes = REGION_STAGE_CHANNELS, -(-head.pooled_side // 2), REGION_STAGE_CHANNELS
+            sizes = REGION_STAGE_CHANNELS, -(-head.pooler_resolution // 2), REGION_STAGE_CHANNELS
         self.regions.box_head = make(*sizes)
 
     @torch.no_grad()
     def count_samples(
-        self, images: list[torch.Tensor], targets: Targets, draws: MicroDraws
+        self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
     ) -> None:
-        """Let `draws` take down what anchors and regions the losses could be computed from."""
-        _, targets, _, boxes, _ = self._propose(images, targets, draws)
+        """Let `rng` take down what anchors and regions the losses could be computed from."""
+        _, targets, _, boxes, _ = self._propose(images, targets, rng)
         self.regions.select_training_samples(boxes, targets)
 
-    def padded_hw(self, images: list[torch.Tensor], draws: Draws) -> tuple[int, int]:
+    def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
         """Return the size that these images are resized and padded to."""
-        with draws.resizing(len(images)):
+        with rng.resizing(len(images)):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     @torch.no_grad()
@@ -130,15 +130,15 @@ class Network(Detector):
         return resize_boxes(boxes, batch.image_sizes[0], image.shape[-2:])
 
     def _propose(
-        self, images: list[torch.Tensor], targets: Targets, draws: Draws
+        self, images: list[torch.Tensor], targets: Targets, rng: BatchRng
     ) -> tuple[ImageList, Targets, dict, list[torch.Tensor], dict[str, torch.Tensor]]:
         """Return resized images and targets, features, proposals, and their losses."""
         for part in (self.proposals, self.regions):
-            part.fg_bg_sampler.draws = draws
-        with draws.resizing(len(images)):
+            part.fg_bg_sampler.rng = rng
+        with rng.resizing(len(images)):
             batch, targets = self.transform(images, targets)
         height, width = batch.tensors.shape[-2:]
-        rows, columns = draws.common_hw((height, width))
+        rows, columns = rng.common_hw((height, width))
         if (rows, columns) != (height, width):
             batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
         features = self.backbone(batch.tensors)
@@ -166,9 +166,9 @@ class Network(Detector):
 
 def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNetwork:
     proposals = params.proposals
-    per_level = [(side,) for side in proposals.anchor_sides]
+    per_level = [(side,) for side in proposals.anchor_sizes]
     if params.backbone.kind == "resnet50_c4":
-        per_level = [tuple(proposals.anchor_sides)]
+        per_level = [tuple(proposals.anchor_sizes)]
     ratios = (tuple(proposals.aspect_ratios),) * len(per_level)
     anchors = AnchorGenerator(tuple(per_level), ratios)
     # torchvision's first anchors have their centres at 0.
@@ -183,8 +183,8 @@ def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNet
         proposals.negative_iou,
         proposals.anchors_per_image,
         proposals.positive_fraction,
-        {"training": proposals.before_nms, "testing": proposals.before_nms_in_inference},
-        {"training": proposals.kept_in_training, "testing": proposals.kept_in_inference},
+        {"training": proposals.pre_nms_top_n, "testing": proposals.pre_nms_top_n_in_inference},
+        {"training": proposals.post_nms_top_n, "testing": proposals.post_nms_top_n_in_inference},
         proposals.nms_iou,
     )
 
@@ -199,13 +199,16 @@ def _region_heads(
     head, mask, inference = params.box_head, params.mask_head, params.inference
     strides, width = backbone.strides, backbone.out_channels
     grids = strides, backbone.central
-    pool: nn.Module = PyramidPooling(*grids, head.pooled_side, head.canonical_side)
+    pool: nn.Module = PyramidPooling(*grids, head.pooler_resolution, head.canonical_side)
     if region_stage is None:
         heads, mask_pool = (
             RegionHeads,
-            PyramidPooling(*grids, mask.pooled_side, head.canonical_side),
+            PyramidPooling(*grids, mask.pooler_resolution, head.canonical_side),
         )
-        described, box_head = head.hidden, TwoMLPHead(width * head.pooled_side**2, head.hidden)
+        described, box_head = (
+            head.hidden,
+            TwoMLPHead(width * head.pooler_resolution**2, head.hidden),
+        )
     else:
         heads, mask_pool, described = StageRegionHeads, None, REGION_STAGE_CHANNELS
         pool, width = StagePooling(pool, region_stage), described

@@ -6,4 +6,4 @@ from stages.models.detection.params import TwoStageParams
 class NetworkParams(TwoStageParams):
     """Mask R-CNN of torchvision's parts."""
 
-    supports = frozenset({"shares", "proposals", "object_weights", "region_hooks"})
+    supports = frozenset({"micro_batches", "proposals", "object_weights", "region_hooks"})

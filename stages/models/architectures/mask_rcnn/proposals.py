@@ -35,7 +35,7 @@ class ProposalNetwork(RegionProposalNetwork):
     def assign_targets_to_anchors(
         self, anchors: list[torch.Tensor], targets: Targets
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return labels (1, 0, or -1 to leave out) and matched boxes of the anchors per picture."""
+        """Return labels (1, 0, or -1 to leave out) and matched boxes of the anchors per image."""
         taught = [_teaches_boxes(target) for target in targets]
         known = [{"boxes": t["boxes"][own]} for t, own in zip(targets, taught, strict=True)]
         labels, matched = super().assign_targets_to_anchors(anchors, known)

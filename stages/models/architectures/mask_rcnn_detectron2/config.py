@@ -45,14 +45,14 @@ def make_config(
         }
     )
     # Unlike attributes, which detectron2 takes under any name, merged keys must exist.
-    config.merge_from_other_cfg(CfgNode(_picture_keys(params, backbone)))
+    config.merge_from_other_cfg(CfgNode(_image_keys(params, backbone)))
     config.merge_from_other_cfg(CfgNode({"MODEL": _proposal_keys(params, backbone)}))
     config.merge_from_other_cfg(CfgNode({"MODEL": _region_keys(params, backbone, num_classes)}))
     config.freeze()
     return config
 
 
-def _picture_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, Any]:
+def _image_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, Any]:
     shorter, longer = params.resize.shorter_side, params.resize.longer_side
     return {
         "TEST": {"DETECTIONS_PER_IMAGE": params.inference.detections_per_image},
@@ -72,11 +72,11 @@ def _picture_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, A
 
 def _proposal_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, Any]:
     proposals, levels = params.proposals, list(backbone.output_shape())
-    each = [[side] for side in proposals.anchor_sides]
+    each = [[side] for side in proposals.anchor_sizes]
     return {
         "ANCHOR_GENERATOR": {
             "OFFSET": 0.5 if backbone.network.central else 0.0,  # of a stride; rest: `Network`
-            "SIZES": each if len(each) == len(levels) else [list(proposals.anchor_sides)],
+            "SIZES": each if len(each) == len(levels) else [list(proposals.anchor_sizes)],
             "ASPECT_RATIOS": [list(proposals.aspect_ratios)],
         },
         "PROPOSAL_GENERATOR": {"NAME": IgnoringRPN.__name__},
@@ -87,10 +87,10 @@ def _proposal_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, 
             "BATCH_SIZE_PER_IMAGE": proposals.anchors_per_image,
             "POSITIVE_FRACTION": proposals.positive_fraction,
             "NMS_THRESH": proposals.nms_iou,
-            "PRE_NMS_TOPK_TRAIN": proposals.before_nms,
-            "PRE_NMS_TOPK_TEST": proposals.before_nms_in_inference,
-            "POST_NMS_TOPK_TRAIN": proposals.kept_in_training,
-            "POST_NMS_TOPK_TEST": proposals.kept_in_inference,
+            "PRE_NMS_TOPK_TRAIN": proposals.pre_nms_top_n,
+            "PRE_NMS_TOPK_TEST": proposals.pre_nms_top_n_in_inference,
+            "POST_NMS_TOPK_TRAIN": proposals.post_nms_top_n,
+            "POST_NMS_TOPK_TEST": proposals.post_nms_top_n_in_inference,
             "SMOOTH_L1_BETA": SMOOTH_L1_BETA,
         },
     }
@@ -116,7 +116,7 @@ def _region_keys(
             "NAME": "FastRCNNConvFCHead",
             "NUM_FC": 2,
             "FC_DIM": head.hidden,
-            "POOLER_RESOLUTION": head.pooled_side,
+            "POOLER_RESOLUTION": head.pooler_resolution,
             "POOLER_SAMPLING_RATIO": SAMPLES,
             "CLS_AGNOSTIC_BBOX_REG": True,
             "SMOOTH_L1_BETA": head.smooth_l1_beta,
@@ -125,7 +125,7 @@ def _region_keys(
             "NAME": "MaskRCNNConvUpsampleHead",
             "NUM_CONV": mask.layers,
             "CONV_DIM": mask.channels,
-            "POOLER_RESOLUTION": mask.pooled_side,
+            "POOLER_RESOLUTION": mask.pooler_resolution,
             "POOLER_SAMPLING_RATIO": SAMPLES,
             "CLS_AGNOSTIC_MASK": True,
         },

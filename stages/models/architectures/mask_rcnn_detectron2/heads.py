@@ -3,7 +3,7 @@
 detectron2 counts classes from 0 and calls the background K, the number of classes; -1 is ignored.
 Its scores have the background in the last column, ours in the first.
 
-Shape legend: R regions of all pictures, F features of a region, V classes of a vocabulary, M cells
+Shape legend: R regions of all images, F features of a region, V classes of a vocabulary, M cells
 of a mask's side.
 """
 
@@ -102,7 +102,7 @@ class OpenVocabularyHeads(ROIHeads):
         proposals: list[Instances],
         vocabularies: Sequence[Sequence[int]],
     ) -> list[list[dict[str, torch.Tensor]]]:
-        """Return detections per vocabulary and picture, best score first.
+        """Return detections per vocabulary and image, best score first.
 
         Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
         "masks" (n, M, M), probabilities in the frame of the box.

@@ -31,7 +31,7 @@ from stages.models.architectures.mask_rcnn_detectron2.proposals import LevelBack
 from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.backbones import build_backbone
 from stages.models.detection.detector import IGNORED, Detector, LossSettings, Prediction, Targets
-from stages.models.detection.global_batch import Draws
+from stages.models.detection.global_batch import BatchRng
 from stages.models.detection.paste_masks import in_image
 
 
@@ -44,7 +44,7 @@ class Network(Detector):
         """Build with fresh weights for classes with text embeddings float32 (C, D)."""
         super().__init__(params)
         network, region_stage = build_backbone(params.backbone)
-        num_levels = len(params.proposals.anchor_sides) if region_stage is None else 1
+        num_levels = len(params.proposals.anchor_sizes) if region_stage is None else 1
         self.backbone = LevelBackbone(network, num_levels)
         levels = self.backbone.output_shape()
         config = make_config(params, self.backbone, *embeddings.shape)
@@ -86,9 +86,9 @@ class Network(Detector):
         images: list[torch.Tensor],
         targets: Targets,
         settings: LossSettings,
-        draws: Draws | None = None,
+        rng: BatchRng | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the five losses; there are no shares, so no `draws`."""
+        """Return the five losses; there are no micro-batches, so no `rng`."""
         batch, targets = self.transform(images, targets)
         seen = ImageList(batch.tensors, batch.image_sizes)
         features = self.backbone(seen.tensor)

@@ -68,7 +68,7 @@ class IgnoringRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return labels (1, 0, or -1 to leave out) and matched boxes of the anchors per picture."""
+        """Return labels (1, 0, or -1 to leave out) and matched boxes of the anchors per image."""
         every, labels, matched = Boxes.cat(anchors), [], []
         for instances in gt_instances:
             ignored = instances.gt_classes == IGNORED

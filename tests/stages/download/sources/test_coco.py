@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stages.common.formats.captions import MentionFinder
-from stages.common.formats.images import read_pictures
+from stages.common.formats.images import read_images
 from stages.common.geometry.masks import decode_mask, encode_mask
 from stages.download.__main__ import main
 from stages.download.examples import Example, Skipped
@@ -32,7 +32,7 @@ def instance(number: int, image_id: int, segmentation=SQUARE, **changes) -> dict
 
 
 def write_coco(folder: Path) -> Path:
-    """A COCO folder: train pictures 1-3 (colour, grey and narrow, no caption), test picture 9."""
+    """A COCO folder: train images 1-3 (colour, grey and narrow, no caption), test image 9."""
     sizes = {1: (40, 60), 2: (97, 31), 3: (40, 40), 9: (40, 60)}
     for image_id, (height, width) in sizes.items():
         path = folder / ("val2017" if image_id == 9 else "train2017") / f"{image_id:012d}.jpg"
@@ -131,14 +131,14 @@ def test_looking_up_tells_what_making_tells(tmp_path):
         assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
 
 
-def test_original_bytes_of_grey_and_odd_pictures(tmp_path):
+def test_original_bytes_of_grey_and_odd_images(tmp_path):
     write_coco(tmp_path)
     first, second, _ = make_all(make_params(tmp_path), "train")
     assert first.captions == ("Two cats and a hot dog.", "sky")
-    picture = second.picture
-    assert (picture.image_id, picture.height, picture.width) == (2, 97, 31)
-    assert picture.encoded == (tmp_path / "train2017/000000000002.jpg").read_bytes()
-    assert picture.decode().shape == (97, 31, 3)
+    image = second.image
+    assert (image.image_id, image.height, image.width) == (2, 97, 31)
+    assert image.encoded == (tmp_path / "train2017/000000000002.jpg").read_bytes()
+    assert image.decode().shape == (97, 31, 3)
 
 
 def test_what_is_skipped_says_why(tmp_path):
@@ -152,7 +152,7 @@ def test_what_is_skipped_says_why(tmp_path):
     outcomes = make_all(make_params(folder), "train") + make_all(make_params(folder), "test")
     assert reason(outcomes, 1).startswith("JPEG without an end, cut short at")
     assert reason(outcomes, 2) == "is 97 × 31 pixels, annotated as 31 × 97"
-    assert reason(outcomes, 9) == "cannot be decoded as a picture (22 bytes)"
+    assert reason(outcomes, 9) == "cannot be decoded as an image (22 bytes)"
     first.unlink()
     missing = make_all(make_params(folder), "train")[0]
     assert (missing.reason, missing.file_name) == ("no such file", str(first))
@@ -171,7 +171,7 @@ def test_val_is_held_out_of_train(tmp_path):
 
 
 def test_val2017_alone_is_cut_into_train_and_test(tmp_path):
-    """Nothing of train2017 is there; who is in which part depends on no other picture."""
+    """Nothing of train2017 is there; who is in which part depends on no other image."""
     folder, ids = tmp_path / "val2017", range(1, 41)
     folder.mkdir()
     images = [{"id": k, "file_name": f"{k:012d}.jpg", "height": 8 + k, "width": 12} for k in ids]
@@ -227,7 +227,7 @@ def test_files_of_another_format_are_refused(tmp_path):
         coco_source(make_params(tmp_path))
 
 
-def test_pictures_outside_the_folder_are_refused(tmp_path):
+def test_images_outside_the_folder_are_refused(tmp_path):
     path = write_coco(tmp_path) / "annotations/instances_val2017.json"
     content = json.loads(path.read_text())
     content["images"][0]["file_name"] = "../train2017/000000000001.jpg"
@@ -245,7 +245,7 @@ def test_an_annotation_without_mask_is_named(tmp_path):
         make_all(make_params(tmp_path), "test")
     content["annotations"][0]["segmentation"] = encode_mask(np.ones((3, 3), bool))
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"RLE of size \[3, 3\] for a picture of size \[40, 60\]"):
+    with pytest.raises(ValueError, match=r"RLE of size \[3, 3\] for an image of size \[40, 60\]"):
         make_all(make_params(tmp_path), "test")
 
 
@@ -301,4 +301,4 @@ download:
     areas = np.array([annotation["area"] for annotation in truth["annotations"]])
     assert np.corrcoef([mask.sum() for mask in masks], areas)[0, 1] > 0.99
     shards = [out / f"images/train/{shard}.parquet" for shard in (0, 1)]
-    assert sum(1 for _ in read_pictures(*shards)) == splits["train"]["images"]
+    assert sum(1 for _ in read_images(*shards)) == splits["train"]["images"]

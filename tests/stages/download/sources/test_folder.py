@@ -5,14 +5,14 @@ import pytest
 
 from stages.common.formats.captions import MentionFinder, read_captions
 from stages.common.formats.ground_truth import is_annotated
-from stages.common.formats.images import Picture, read_pictures
+from stages.common.formats.images import EncodedImage, read_images
 from stages.download.__main__ import main
 from stages.download.examples import Leaked, Listed, Skipped
 from stages.download.integrity import LeakCheck, check_categories
-from stages.download.params import FolderParams, MaxPictures
+from stages.download.params import FolderParams, MaxImagesWithoutVal
 from stages.download.photographs import check_ids, hashed_id
 from stages.download.sources.folder import folder_source, read_names
-from tests.support.pictures_folder import jpeg, turned
+from tests.support.images_folder import jpeg, turned
 
 
 def write_folder(folder: Path) -> Path:
@@ -22,7 +22,7 @@ def write_folder(folder: Path) -> Path:
         path.write_bytes(jpeg(30 + len(name), 40))
     (folder / "test").mkdir()
     (folder / "test/new.jpg").write_bytes(jpeg(20, 50))
-    (folder / "test/notes.md").write_text("no picture")
+    (folder / "test/notes.md").write_text("no image")
     (folder / "names.txt").write_text("Cat: kitten,  kitty\n\npolar bear\n")
     rows = ["file_name,caption", 'a.jpg,"Two  cats, asleep"', "b/c.JPG,a polar bear", "a.jpg,"]
     (folder / "captions.csv").write_text("\n".join(rows) + "\n")
@@ -31,7 +31,7 @@ def write_folder(folder: Path) -> Path:
 
 def make_params(folder: Path, **limits) -> FolderParams:
     limits = dict.fromkeys(("pairs", "train", "test")) | limits
-    return FolderParams(path=str(folder), max_images=MaxPictures(**limits))
+    return FolderParams(path=str(folder), max_images=MaxImagesWithoutVal(**limits))
 
 
 def make_all(folder: Path, split: str) -> dict:
@@ -39,7 +39,7 @@ def make_all(folder: Path, split: str) -> dict:
     return {task.file_name: source.make(task) for task in source.tasks[split]}
 
 
-def test_pictures_captions_and_names(tmp_path):
+def test_images_captions_and_names(tmp_path):
     folder = write_folder(tmp_path)
     source = folder_source(make_params(folder))
     assert not source.annotated and source.tasks["val"] == []
@@ -53,10 +53,10 @@ def test_pictures_captions_and_names(tmp_path):
     assert MentionFinder(source.categories).classes(["Polar bears"]) == {bear.id}
     made = make_all(folder, "train")
     assert made["a.jpg"].captions == ("Two cats, asleep",) and made["a.jpg"].annotations == ()
-    assert made["a.jpg"].picture.encoded == (folder / "train/a.jpg").read_bytes()
+    assert made["a.jpg"].image.encoded == (folder / "train/a.jpg").read_bytes()
     assert made["b/d.png"].reason == "has no caption"
     (new,) = make_all(folder, "test").values()
-    assert (new.captions, new.picture.file_name, new.picture.width) == ((), "new.jpg", 50)
+    assert (new.captions, new.image.file_name, new.image.width) == ((), "new.jpg", 50)
 
 
 def test_looking_up_tells_what_making_tells(tmp_path):
@@ -104,14 +104,14 @@ def test_captions_as_json(tmp_path):
         folder_source(make_params(folder))
 
 
-def test_pictures_are_turned_upright(tmp_path):
+def test_images_are_turned_upright(tmp_path):
     folder = write_folder(tmp_path)
     stored = jpeg(30, 40)
     (folder / "test/new.jpg").write_bytes(turned(stored))
-    picture = make_all(folder, "test")["new.jpg"].picture
-    assert (picture.height, picture.width) == picture.decode().shape[:2] == (40, 30)
+    image = make_all(folder, "test")["new.jpg"].image
+    assert (image.height, image.width) == image.decode().shape[:2] == (40, 30)
     (folder / "test/new.jpg").write_bytes(turned(stored, orientation=1))
-    assert make_all(folder, "test")["new.jpg"].picture.height == 30
+    assert make_all(folder, "test")["new.jpg"].image.height == 30
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,10 @@ def test_classes_belong_to_one_part(tmp_path):
         check_categories([twice])
 
 
-def test_training_pictures_that_are_held_out_are_found():
+def test_training_images_that_are_held_out_are_found():
     leaks = LeakCheck()
     found = [
-        leaks.check(split, Picture(number, name, 1, 1, content))
+        leaks.check(split, EncodedImage(number, name, 1, 1, content))
         for number, (split, name, content) in enumerate(
             (
                 ("val", "b.jpg", b"two"),
@@ -210,10 +210,10 @@ download:
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    """Give a folder of pictures, and go where params.yaml will be."""
+    """Give a folder of images, and go where params.yaml will be."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OVIS_WORKERS", "1")
-    return write_folder(tmp_path / "pictures")
+    return write_folder(tmp_path / "images")
 
 
 def test_stage_writes_the_internal_form(tmp_path, source):
@@ -230,14 +230,14 @@ def test_stage_writes_the_internal_form(tmp_path, source):
     assert "objects" not in report["splits"]["test"]
     captions = read_captions(*out.glob("captions/train/*.json"))
     shards = [out / f"images/train/{shard}.parquet" for shard in (0, 1)]
-    assert {p.image_id for p in read_pictures(*shards)} == set(captions) and len(captions) == 2
+    assert {p.image_id for p in read_images(*shards)} == set(captions) and len(captions) == 2
 
 
 def read_report() -> dict:
     return json.loads(Path("data/download/report.json").read_text())
 
 
-def test_a_training_picture_that_is_held_out_is_dropped_and_reported(tmp_path, source, capsys):
+def test_a_training_image_that_is_held_out_is_dropped_and_reported(tmp_path, source, capsys):
     (source / "test/old.jpg").write_bytes((source / "train/a.jpg").read_bytes())
     write_params(tmp_path, source, leaked=0.5, missing=1.0)
     main()
@@ -245,7 +245,7 @@ def test_a_training_picture_that_is_held_out_is_dropped_and_reported(tmp_path, s
     assert set(read_captions(*out.glob("captions/*/*.json"), out / "captions/pairs.json")) == {
         hashed_id("train/b/c.JPG")
     }
-    names = [picture.file_name for picture in read_pictures(*out.glob("images/train/*.parquet"))]
+    names = [image.file_name for image in read_images(*out.glob("images/train/*.parquet"))]
     assert names == ["b/c.JPG"]
     leaked = {
         "image_id": hashed_id("train/a.jpg"),
@@ -256,17 +256,17 @@ def test_a_training_picture_that_is_held_out_is_dropped_and_reported(tmp_path, s
     assert splits["train"]["leaked"] == splits["pairs"]["leaked"] == [leaked]
     assert (splits["train"]["images"], splits["test"]["images"]) == (1, 2)
     assert splits["train"]["mentioned_in_images"] == {"Cat": 0, "polar bear": 1}
-    assert "train: 1 pictures were left out, as they are held-out ones" in capsys.readouterr().err
+    assert "train: 1 images were left out, as they are held-out ones" in capsys.readouterr().err
 
 
-def test_too_many_held_out_training_pictures_are_refused(tmp_path, source):
+def test_too_many_held_out_training_images_are_refused(tmp_path, source):
     (source / "test/old.jpg").write_bytes((source / "train/a.jpg").read_bytes())
     write_params(tmp_path, source, leaked=0.49, missing=1.0)
     with pytest.raises(SystemExit, match=r"split train: 1 of 2 .*: a\.jpg is old\.jpg of test\. "):
         main()
 
 
-def test_what_tables_tell_is_judged_before_a_picture_is_read(tmp_path, source, monkeypatch):
+def test_what_tables_tell_is_checked_before_an_image_is_read(tmp_path, source, monkeypatch):
     monkeypatch.setattr("stages.download.sources.folder.read_photograph", None)
     with (source / "names.txt").open("a") as file:
         file.write("dragon\n")
@@ -282,9 +282,9 @@ def test_what_tables_tell_is_judged_before_a_picture_is_read(tmp_path, source, m
 
 def test_files_of_other_formats_are_counted_and_named(tmp_path, source, capsys):
     for name in ("train/.DS_Store", "train/e.heic", "train/b/f.HEIC", "train/g.mov"):
-        (source / name).write_text("no picture")
+        (source / name).write_text("no image")
     for number in range(12):
-        (source / f"test/{number:02}.avif").write_text("no picture")
+        (source / f"test/{number:02}.avif").write_text("no image")
     write_params(tmp_path, source)
     main()
     ignored = read_report()["ignored_files"]

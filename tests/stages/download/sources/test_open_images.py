@@ -128,11 +128,11 @@ def test_splits_are_by_narrative_and_verified_label(folder, scratch):
 
 def test_each_sentence_of_a_narrative_is_a_caption(folder, scratch):
     first = folder / narratives("train")[0]
-    text = "In this picture  there is a cat. It sits, as we see, on a mat!\n Is that 2.5 bears?"
+    text = "In this image  there is a cat. It sits, as we see, on a mat!\n Is that 2.5 bears?"
     first.write_text(json.dumps({"image_id": TRAIN[3], "caption": text}) + "\n")
     made = make_all(folder, scratch, "train")[TRAIN[3]]
     assert made.captions == (
-        "In this picture there is a cat.",
+        "In this image there is a cat.",
         "It sits, as we see, on a mat!",
         "Is that 2.5 bears?",
     )
@@ -148,7 +148,7 @@ def test_val_is_held_out_and_limits_take_the_smallest_ids(folder, scratch):
     assert [task.name for task in source.tasks["test"]] == [min(TEST[:2], key=hashed_id)]
 
 
-def test_objects_have_their_outlines_scaled_to_the_picture(folder, scratch):
+def test_objects_have_their_outlines_scaled_to_the_image(folder, scratch):
     made = make_all(folder, scratch, "train")[TRAIN[0]]
     assert made.captions == ("Two cats and a bear.", "A cat")
     outlined, boxed = made.annotations
@@ -209,13 +209,13 @@ def test_looking_up_tells_what_making_tells(folder, scratch):
         assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
 
 
-def test_missing_pictures_are_skipped(folder, scratch):
+def test_missing_images_are_skipped(folder, scratch):
     (folder / "train" / f"{TRAIN[0]}.jpg").unlink()
     assert make_all(folder, scratch, "train")[TRAIN[0]].reason == "no such file"
 
 
 def second(folder: Path, scratch: Path) -> tuple[Source, OpenImagesTask]:
-    """Index the tables; return the source and the task of the second training picture."""
+    """Index the tables; return the source and the task of the second training image."""
     source = open_images_source(make_params(folder), scratch)
     (task,) = (task for task in source.tasks["train"] if task.name == TRAIN[1])
     return source, task
@@ -243,7 +243,7 @@ def test_missing_archives_are_named_with_the_fix(folder, scratch):
             call(task)
 
 
-def test_broken_archives_are_found_before_any_picture_is_read(folder, scratch):
+def test_broken_archives_are_found_before_any_image_is_read(folder, scratch):
     archive = folder / f"train-masks-{TRAIN[1][0]}.zip"
     archive.write_bytes(archive.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"train-masks-3\.zip: .*not a zip file; remove the arch"):
@@ -278,7 +278,7 @@ def test_files_of_another_form_are_refused(folder, scratch, name, content, messa
         open_images_source(make_params(folder), scratch)
 
 
-def test_a_picture_of_two_parts_is_refused(folder, scratch):
+def test_an_image_of_two_parts_is_refused(folder, scratch):
     with (folder / table("images", "validation")).open("a") as file:
         file.write(f"{TRAIN[0]},validation,http://…,0.0\n")
     with (folder / table("labels", "validation")).open("a") as file:

@@ -204,26 +204,26 @@ def test_captions_read_like_english():
     assert three.count(",") == 1
 
 
-def test_picture_depends_on_seed_split_and_number_alone():
+def test_image_depends_on_seed_split_and_number_alone():
     more = PARAMS.model_copy(
         update={"num_images": NumImages(pairs=9, train=90, val=5, test=50), "synonym_fraction": 1.0}
     )
     task = SceneTask("train", 3)
-    first, second = (make_example(params, 0, task).picture for params in (PARAMS, more))
+    first, second = (make_example(params, 0, task).image for params in (PARAMS, more))
     assert first == second
-    assert make_example(PARAMS, 1, task).picture.encoded != first.encoded
-    assert make_example(PARAMS, 0, SceneTask("test", 3)).picture.encoded != first.encoded
+    assert make_example(PARAMS, 1, task).image.encoded != first.encoded
+    assert make_example(PARAMS, 0, SceneTask("test", 3)).image.encoded != first.encoded
 
 
 def test_example_is_complete():
     source = scene_source(PARAMS, 0)
     assert [len(source.tasks[s]) for s in ("pairs", "train", "val", "test")] == [3, 4, 0, 2]
     assert [task.image_id for task in source.tasks["train"]] == [0, 1, 2, 3]
-    assert source.make(source.tasks["pairs"][0]).picture.width == 64
+    assert source.make(source.tasks["pairs"][0]).image.width == 64
     example = source.make(source.tasks["train"][1])
-    picture = example.picture
-    assert (picture.image_id, picture.file_name) == (1, "train_000001.jpg")
-    assert decode_image(picture.encoded, "").shape == (128, 128, 3)
+    image = example.image
+    assert (image.image_id, image.file_name) == (1, "train_000001.jpg")
+    assert decode_image(image.encoded, "").shape == (128, 128, 3)
     assert len(example.captions) == 2
     for annotation in example.annotations:
         mask = decode_mask(annotation["segmentation"], (128, 128))

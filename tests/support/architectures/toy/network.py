@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from stages.models.detection.backbones import build_backbone
 from stages.models.detection.detector import Detector, Prediction
-from stages.models.detection.global_batch import Draws
+from stages.models.detection.global_batch import BatchRng
 from stages.models.detection.text_classifier import TextClassifier
 
 
@@ -28,13 +28,13 @@ class Network(Detector):
             "heads": nn.ModuleList([self.texts, self.deltas]),
         }
 
-    def losses(self, images, targets, settings, draws=None):
-        draws = draws or Draws()
-        common_hw = draws.common_hw(self.padded_hw(images, draws))
+    def losses(self, images, targets, settings, rng=None):
+        rng = rng or BatchRng()
+        common_hw = rng.common_hw(self.padded_hw(images, rng))
         regions, centres = self._regions(images, common_hw)
         objects = [self._objects(centres, target) for target in targets]
         labels = torch.cat([labels for labels, _ in objects])
-        _, every = draws.orders([(int((own > 0).sum()), 0) for own, _ in objects])
+        _, every = rng.orders([(int((own > 0).sum()), 0) for own, _ in objects])
         count = max(1, sum(positives for positives, _ in every))
         logits = self.texts(regions.flatten(0, 1), settings.vocabulary)
         boxes = self._boxes(regions, centres).flatten(0, 1)[labels > 0]
@@ -44,18 +44,18 @@ class Network(Detector):
             "box": (boxes - goals).abs().sum() / count,
         }
 
-    def count_samples(self, images, targets, draws):
-        centres = self._centres(draws.common_hw(self.padded_hw(images, draws)))
+    def count_samples(self, images, targets, rng):
+        centres = self._centres(rng.common_hw(self.padded_hw(images, rng)))
         found = [self._objects(centres, target)[0] for target in targets]
-        draws.orders([(int((labels > 0).sum()), 0) for labels in found])
+        rng.orders([(int((labels > 0).sum()), 0) for labels in found])
 
-    def padded_hw(self, images, draws):
+    def padded_hw(self, images, rng):
         sizes = torch.tensor([image.shape[-2:] for image in images]).amax(0)
         coarsest = self.backbone.strides[-1]
         return tuple((-(-sizes // coarsest) * coarsest).tolist())
 
     def detect(self, images, vocabularies):
-        regions, centres = self._regions(images, self.padded_hw(images, Draws()))
+        regions, centres = self._regions(images, self.padded_hw(images, BatchRng()))
         boxes = self._boxes(regions, centres)
         return [
             [

@@ -6,6 +6,6 @@ from stages.models.detection.params import NetworkParams as DetectorNetworkParam
 class NetworkParams(DetectorNetworkParams):
     losses = ("classification", "box")
     parts = ("trunk", "pyramid", "heads")
-    supports = frozenset({"shares"})
+    supports = frozenset({"micro_batches"})
 
     detections_per_image: int
