@@ -99,6 +99,8 @@ def test_default_shape_has_every_stage_and_output(tmp_path):
     assert (root / "data/proposals/1.parquet").is_file()
     assert set(own_seconds(root)) == {"download", "proposals@1", "evaluation"}
     assert own_seconds(root) == {}
+    replace_param(root, "evaluation", 7)  # to what the flow's own check lets through
+    subprocess.run([sys.executable, "-m", "stages.preflight", "evaluation"], cwd=root, check=True)
 
 
 def test_a_stage_benchmark_prints_its_table(repository):
