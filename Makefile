@@ -14,38 +14,38 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test test-agents agents-demo lint docs deps verify readme
-.PHONY: sweep claims pools agent bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
+.PHONY: help repro plan predict profile fetch test test-workers workers-demo lint docs verify readme
+.PHONY: sweep claims pools worker bench bench-flow bench-memory bench-photographs cost lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-repro: $(STAMP) ## run the experiment, as far as it is not done; POOL=1: on agents
+repro: $(STAMP) ## run the experiment, as far as it is not done; POOL=1: on workers
 	@$(BIN)/python -m flows run $(if $(POOL),--pools)
 
 plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
 	@$(BIN)/python -m flows plan
 
-predict: $(STAMP) ## PICTURES=folder NAMES="cup,red car": find and outline objects in new pictures
-	@$(BIN)/python -m flows predict "$(or $(PICTURES),$(error PICTURES is missing: make predict PICTURES=folder NAMES="a,b"))" \
+predict: $(STAMP) ## IMAGES=folder NAMES="cup,red car": find and outline objects in new images
+	@$(BIN)/python -m flows predict "$(or $(IMAGES),$(error IMAGES is missing: make predict IMAGES=folder NAMES="a,b"))" \
 		$(if $(NAMES),--names "$(NAMES)") $(if $(MODEL),--model "$(MODEL)")
 
 profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
 
 fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls for; MIRROR=folder|address WORKERS=32
-	@$(BIN)/python -m stages.download.fetch $(if $(MIRROR),--mirror $(MIRROR)) \
+	@$(BIN)/python -m fetch $(if $(MIRROR),--mirror $(MIRROR)) \
 		$(if $(WORKERS),--workers $(WORKERS))
 
 test: $(STAMP) ## run all tests on two workers; SEED=n: in the order of the run that printed this seed
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not agents" \
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not workers" \
 		$(if $(SEED),--randomly-seed=$(SEED)) tests
 
-test-agents: $(STAMP) ## break a fleet of real processes on loopback, for up to a quarter of an hour
-	@$(BIN)/python -m pytest -m agents tests/flows
+test-workers: $(STAMP) ## break a fleet of real processes on loopback, for up to a quarter of an hour
+	@$(BIN)/python -m pytest -m workers tests/flows
 
-agents-demo: $(STAMP) ## run the smoke profile on a fleet on loopback that loses a machine
-	@$(BIN)/python -m benchmarks.agents_demo
+workers-demo: $(STAMP) ## run the smoke profile on a fleet on loopback that loses a machine
+	@$(BIN)/python -m benchmarks.workers_demo
 
 lint: $(STAMP) ## check style and the layers of imports
 	@$(BIN)/ruff check .
@@ -56,19 +56,16 @@ docs: $(STAMP) ## build the pages of docs/ as a site in site/; broken links are 
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-deps: $(STAMP) ## write each stage's source files into its deps in dvc.yaml
-	@$(BIN)/python -m flows deps --write
-
 verify: $(STAMP) ## hash all results, and their copies in the cache, anew; compare with dvc.lock
 	@$(BIN)/python -m flows verify
 
 readme: $(STAMP) ## write the generated tables of README.md and docs/ anew: results, labels, claims, reruns
 	@$(BIN)/python -m flows readme
 
-sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel; POOL=1: on agents
+sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel; POOL=1: on workers
 	@$(BIN)/python -m flows sweep $(foreach axis,$(SET),-S '$(axis)') $(if $(POOL),--pools) $(OPTIONS)
 
-claims: $(STAMP) ## SEEDS="1 2 3": measure the claims, each seed once, into docs/claims; POOL=1: on agents
+claims: $(STAMP) ## SEEDS="1 2 3": measure the claims, each seed once, into docs/claims; POOL=1: on workers
 	@$(BIN)/python -m flows claims $(if $(SEEDS),--seeds $(SEEDS)) $(if $(POOL),--pools) $(OPTIONS)
 
 bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes, idle machine)
@@ -77,13 +74,13 @@ bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes
 bench-flow: $(STAMP) ## measure what the flow costs over plain `dvc repro`
 	@$(BIN)/python -m benchmarks.flow
 
-bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 pictures (hours)
+bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 images (hours)
 	@$(BIN)/python -m benchmarks.memory
 
 bench-photographs: $(STAMP) ## measure what photographs of 24 megapixels cost
 	@$(BIN)/python -m benchmarks.photographs
 
-cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPU agents
+cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPU workers
 	@$(BIN)/python -m benchmarks.cost
 
 ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
@@ -93,8 +90,8 @@ ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
 pools: $(STAMP) ## make work pools and deployments on the Prefect server of PREFECT_API_URL
 	@$(BIN)/python -m flows pools
 
-agent: $(STAMP) ## POOL=gpu: make this clone an agent of that pool, until it is stopped
-	@exec $(BIN)/python -m flows agent --pool $(or $(POOL),$(error POOL is missing: make agent POOL=gpu))
+worker: $(STAMP) ## POOL=gpu: make this clone a worker of that pool, until it is stopped
+	@exec $(BIN)/python -m flows worker --pool $(or $(POOL),$(error POOL is missing: make worker POOL=gpu))
 
 prefect: $(STAMP) ## open Prefect's pages on http://127.0.0.1:4200
 	@PREFECT_HOME=$(CURDIR)/.prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
@@ -111,7 +108,7 @@ clean: ## remove the environment, results, caches and what flows keep
 	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	git worktree prune
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
-	find benchmarks flows stages tests -name __pycache__ -exec rm -rf {} +
+	find benchmarks comparators fetch flows predict stages tests -name __pycache__ -exec rm -rf {} +
 
 $(UV):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \

@@ -8,7 +8,7 @@ A prediction on paper, from what is measured here and two numbers that are assum
 - bytes an item of what stages write, from the files of the finished default experiment;
 - assumed: the operations a second that a GPU really does (`--tflops`), and its machine's cores.
 
-An agent is a machine with one GPU. Shards spread over agents, a training runs on one of them. What
+A worker is a machine with one GPU. Shards spread over workers, a training runs on one of them. What
 takes no time to speak of is left out: `vlm`, which takes ALBEF as it is, and `vocabulary`.
 """
 
@@ -33,35 +33,35 @@ from flows.dvc.project import load_graph
 from flows.overlay import PARAMS, apply_profile
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
-from stages.boxes.select import choose_boxes
-from stages.common.categories import Category
-from stages.common.masks import encode_mask
-from stages.common.params import read_params
-from stages.common.seeding import torch_generator
-from stages.common.storage import read_tensors
+from stages.common.formats.categories import Category
+from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.params import read_params
+from stages.common.runtime.seeding import torch_generator
+from stages.common.runtime.storage import read_tensors
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial, make_trials
 from stages.evaluation.summary import score
-from stages.labels.merge import make_dataset, split_masks
-from stages.labels.params import LabelsParams
-from stages.masks.params import MasksParams
-from stages.masks.segment import join_crops, make_crops, segment_crops
+from stages.label_quality.params import LabelQualityParams, MapParams
+from stages.label_quality.shard import MapsInUse, ShardInputs, measure_image
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.detection.coco_results import to_results
 from stages.models.detection.detector import Detector, LossSettings, Prediction, build
 from stages.models.detection.params import TrainingParams, network_params
 from stages.models.detection.paste_masks import paste_masks
-from stages.models.proposals.base import Sight, Wspn
+from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.ranking import rank_proposals
 from stages.models.proposals.views import ViewSettings, view_input
 from stages.proposals.params import ProposalsParams
-from stages.proposals.search import search_pictures
-from stages.quality.params import MapParams, QualityParams
-from stages.quality.shard import MapsInUse, ShardInputs, measure_picture
+from stages.proposals.search import search_images
+from stages.pseudo_boxes.select import choose_boxes
+from stages.pseudo_labels.merge import make_dataset, split_masks
+from stages.pseudo_labels.params import PseudoLabelsParams
+from stages.pseudo_masks.params import PseudoMasksParams
+from stages.pseudo_masks.segment import join_crops, make_crops, segment_crops
 from stages.ranking.params import RankingParams
 
-AGENTS = (1, 8, 64)
+WORKER_COUNTS = (1, 8, 64)
 # Boxes that selective search finds in a photograph, as many as the proposal network is trained with
 # at most by the paper's profiles; ranking looks at all of them.
 PROPOSALS = 4000
@@ -73,24 +73,24 @@ class Dataset:
 
     name: str
     profile: str
-    train: int  # pictures
+    train: int  # images
     test: int
     classes: tuple[int, int]  # base, novel
-    captions: int  # a picture
-    objects: float  # a picture, that its captions name
-    bytes: float  # a picture
+    captions: int  # an image
+    objects: float  # an image, that its captions name
+    bytes: float  # an image
 
 
-# Objects as in 80 pictures of COCO. Open Images, of 1024 pixels a side: what our source reads. It
-# trains on pictures with a narrative, of which google.github.io/localized-narratives has 507,444; a
-# caption is a sentence, of which a narrative of 40 words has about three. It tests on all pictures
+# Objects as in 80 images of COCO. Open Images, of 1024 pixels a side: what our source reads. It
+# trains on images with a narrative, of which google.github.io/localized-narratives has 507,444; a
+# caption is a sentence, of which a narrative of 40 words has about three. It tests on all images
 # of validation that have a verified label of the 300 classes: nearly all of the 41,620 that
 # storage.googleapis.com/openimages/web/factsfigures_v7.html counts.
 DATASETS = (
     Dataset("COCO 2017", "paper-coco", 118_287, 5_000, (48, 17), 5, 1.7, 163e3),
     Dataset("Open Images", "paper-open-images", 507_444, 41_620, (200, 100), 3, 1.7, 330e3),
 )
-ANNOTATED = 7  # objects of a picture of COCO, rounded down
+ANNOTATED = 7  # objects of an image of COCO, rounded down
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class Cost:
         """Return the hours of one GPU."""
         return self.items * self.operations / (tflops * 1e12) / 3600
 
-    def hours(self, agents: int, cores: int, tflops: float) -> float:
-        """Return the hours on so many agents; cores and GPU work at the same time."""
+    def hours(self, workers: int, cores: int, tflops: float) -> float:
+        """Return the hours on so many workers; cores and GPU work at the same time."""
         alone = max(self.items * self.core_seconds / 3600 / cores, self.gpu_hours(tflops))
-        return alone / (agents if self.sharded else 1)
+        return alone / (workers if self.sharded else 1)
 
 
 def operations_of(function: Callable[[], object]) -> float:
@@ -148,19 +148,19 @@ class Profile:
         yield from self._detector()
 
     def _copying(self) -> float:
-        """Return the core seconds to read a picture and check that it decodes."""
-        pictures = inputs.pictures(8)
-        return seconds_of(lambda: [picture.decode() for picture in pictures]) / len(pictures)
+        """Return the core seconds to read an image and check that it decodes."""
+        images = inputs.images(8)
+        return seconds_of(lambda: [image.decode() for image in images]) / len(images)
 
     def _proposals(self) -> Cost:
         settings = ProposalsParams.model_validate(self.params["proposals"])
-        pictures = inputs.pictures(4)
-        seconds = seconds_of(lambda: list(search_pictures(pictures, settings, 0, 1)))
+        images = inputs.images(4)
+        seconds = seconds_of(lambda: list(search_images(images, settings, 0, 1)))
         size = self.sizes.proposal * PROPOSALS
-        return Cost("proposals", self.dataset.train, seconds / len(pictures), written=size)
+        return Cost("proposals", self.dataset.train, seconds / len(images), written=size)
 
     def _proposal_network(self) -> Iterator[Cost]:
-        """One picture of a view's size on the meta device, where shapes are enough."""
+        """One image of a view's size on the meta device, where shapes are enough."""
         wspn = self.params["wspn"]
         backbone, training = wspn["model"]["backbone"], wspn["end_to_end"]
         config = ImagenetWspnConfig(
@@ -173,11 +173,11 @@ class Profile:
         with torch.device("meta"):
             model = ImagenetWspn(config)
         freeze_stages(model.trunk, backbone["frozen_stages"])
-        pictures = training["steps"] * training["batch_size"]
+        images = training["steps"] * training["batch_size"]
         seen = min(PROPOSALS, wspn["proposals_per_image"])
         views = training["views"]
         learnt = np.mean([learn_regions(model, view, seen) for view in shapes_of(views)])
-        yield Cost("wspn", pictures, operations=float(learnt), sharded=False)
+        yield Cost("wspn", images, operations=float(learnt), sharded=False)
         ranking = RankingParams.model_validate(self.params["ranking"])
         passes, views = passes_of(ranking), self.params["ranking"]["views"]
         looks = [see_regions(model, view, round(passes * PROPOSALS)) for view in shapes_of(views)]
@@ -198,16 +198,16 @@ class Profile:
     def _boxes(self) -> Cost:
         side = self.params["activation"]["image_size"] // 16
         maps, image_hw = inputs.maps(2, (side, side)), (inputs.HEIGHT, inputs.WIDTH)
-        candidates = inputs.boxes(self.params["boxes"]["top_k"])
-        power = self.params["boxes"]["area_power"]
+        candidates = inputs.boxes(self.params["pseudo_boxes"]["top_k"])
+        power = self.params["pseudo_boxes"]["area_power"]
         seconds = seconds_of(lambda: choose_boxes(maps, candidates, image_hw, power))
         seconds /= len(maps)
-        return Cost("boxes", self.objects, seconds, written=self.sizes.chosen_box)
+        return Cost("pseudo_boxes", self.objects, seconds, written=self.sizes.chosen_box)
 
     def _masks(self) -> Iterator[Cost]:
-        params = MasksParams.model_validate(self.params["masks"])
+        params = PseudoMasksParams.model_validate(self.params["pseudo_masks"])
         few = params.model_copy(update={"steps": 4})
-        image, objects = inputs.pictures(1)[0].decode(), 4
+        image, objects = inputs.images(1)[0].decode(), 4
         boxes = np.tile(np.array([[200, 120, 400, 360]], np.float32), (objects, 1))
         crops = join_crops(
             [make_crops(image, np.tile(inputs.maps(1, (16, 16)), (objects, 1, 1)), boxes, few)]
@@ -215,19 +215,24 @@ class Profile:
         counted = operations_of(lambda: segment_crops(crops, few, torch_generator(0, "masks")))
         large = inputs.maps(16) > 0.3
         seconds = seconds_of(lambda: [encode_mask(mask) for mask in large]) / len(large)
-        size = self.sizes.mask * inputs.WIDTH / self.sizes.picture_side
+        size = self.sizes.mask * inputs.WIDTH / self.sizes.image_side
         operations = counted / objects * params.steps / few.steps
-        yield Cost("masks", self.objects, seconds, operations, size)
+        yield Cost("pseudo_masks", self.objects, seconds, operations, size)
         entries = inputs.mask_entries(large)
-        labels = LabelsParams.model_validate(self.params["labels"])
+        labels = PseudoLabelsParams.model_validate(self.params["pseudo_labels"])
         seconds = seconds_of(lambda: make_dataset(split_masks(entries, labels)[0], [], []))
-        yield Cost("labels", self.objects, seconds / len(entries), written=size, sharded=False)
+        yield Cost(
+            "pseudo_labels", self.objects, seconds / len(entries), written=size, sharded=False
+        )
 
     def _quality(self) -> Cost:
-        """Return the cost of measuring two labels a picture against all that is annotated."""
-        params = QualityParams.model_validate(self.params["quality"])
+        """Return the cost of measuring two labels an image against all that is annotated."""
+        params = LabelQualityParams.model_validate(self.params["label_quality"])
         in_use = MapsInUse(
-            **{name: MapParams.model_validate(self.params[name]) for name in ("boxes", "masks")}
+            **{
+                name: MapParams.model_validate(self.params[name])
+                for name in ("pseudo_boxes", "pseudo_masks")
+            }
         )
         count, labels, names = 4, 2, list(range(ANNOTATED))
         hw = {"height": inputs.HEIGHT, "width": inputs.WIDTH}
@@ -248,12 +253,10 @@ class Profile:
             proposals=dict.fromkeys(range(count), proposals),
             ranking=dict.fromkeys(range(count), proposals[: self.params["ranking"]["top_k"]]),
         )
-        pictures = [*shard.pictures()]
-        seconds = seconds_of(
-            lambda: [measure_picture(p, names, params, in_use, 0) for p in pictures]
-        )
+        images = [*shard.image_inputs()]
+        seconds = seconds_of(lambda: [measure_image(p, names, params, in_use, 0) for p in images])
         seconds /= count
-        return Cost("quality", self.dataset.train, seconds, sharded=False)
+        return Cost("label_quality", self.dataset.train, seconds, sharded=False)
 
     def _detector(self) -> Iterator[Cost]:
         section = self.params["detector"]
@@ -279,7 +282,7 @@ class Profile:
         yield self._evaluation(model.eval())
 
     def _evaluation(self, model: Detector) -> Cost:
-        """Return the cost of as many detections as count, of each picture and trial."""
+        """Return the cost of as many detections as count, of each image and trial."""
         params = EvaluationParams.model_validate(self.params["evaluation"])
         trials = make_trials(_truth(self.dataset, 1), _categories(self.dataset), params.metric)
         detected = detect_operations(model, params.max_detections, len(trials))
@@ -290,7 +293,7 @@ class Profile:
         return Cost("evaluation", 2 * self.dataset.test, seconds, detected, sharded=False)
 
     def _writing_results(self, params: EvaluationParams, trials: int) -> float:
-        """Return the core seconds of one picture's run lengths."""
+        """Return the core seconds of one image's run lengths."""
         count = 20
         prediction = Prediction(
             inputs.boxes(count),
@@ -301,9 +304,9 @@ class Profile:
         seconds = seconds_of(lambda: to_results(1, prediction, [1], params.min_score))
         return seconds / count * params.max_detections * trials
 
-    def _scoring(self, params: EvaluationParams, pictures: int) -> float:
-        """Return the core seconds of comparing results on so many pictures with the truth."""
-        truth, categories = _truth(self.dataset, pictures), _categories(self.dataset)
+    def _scoring(self, params: EvaluationParams, images: int) -> float:
+        """Return the core seconds of comparing results on so many images with the truth."""
+        truth, categories = _truth(self.dataset, images), _categories(self.dataset)
         trials = make_trials(truth, categories, params.metric)
         found = [
             [result for image_id in sorted(trial.image_ids) for result in _results(trial, image_id)]
@@ -313,13 +316,13 @@ class Profile:
 
 
 def detect_operations(model: Detector, detections: int, vocabularies: int) -> float:
-    """Return the operations of a picture in which as much is found as can be.
+    """Return the operations of an image in which as much is found as can be.
 
     Part by part, for what a network of random weights finds is left to chance.
     """
     regions = model.regions
     pool = regions.box_roi_pool if regions.mask_roi_pool is None else regions.mask_roi_pool
-    proposals = torch.from_numpy(inputs.boxes(model.params.proposals.kept_in_inference))
+    proposals = torch.from_numpy(inputs.boxes(model.params.proposals.post_nms_top_n_in_inference))
     hw = inputs.HEIGHT, inputs.WIDTH
     batch, _ = model.transform([torch.rand(3, *hw)])
 
@@ -336,10 +339,10 @@ def detect_operations(model: Detector, detections: int, vocabularies: int) -> fl
 
 
 def shapes_of(views: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """Yield the pixels of each view of a picture, without values."""
-    picture = np.zeros((inputs.HEIGHT, inputs.WIDTH, 3), np.uint8)
+    """Yield the pixels of each view of an image, without values."""
+    image = np.zeros((inputs.HEIGHT, inputs.WIDTH, 3), np.uint8)
     for side in views["shorter_sides"]:
-        yield view_input(picture, side, views["longer_side"], False)[0].to("meta")
+        yield view_input(image, side, views["longer_side"], False)[0].to("meta")
 
 
 def see_regions(model: ImagenetWspn, pixels: torch.Tensor, count: int) -> float:
@@ -379,21 +382,23 @@ class _CountingWspn(Wspn):
         super().__init__()
         self.seen = 0
 
-    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
-        return Sight(None, np.ones(4, np.float32), image.shape[:2])
+    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
+        return ImageFeatures(None, np.ones(4, np.float32), image.shape[:2])
 
     def assess(
-        self, sight: Sight, boxes_xyxy: torch.Tensor
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self.seen += len(boxes_xyxy)
         count = len(boxes_xyxy)
         return torch.rand(count, 2), torch.rand(count), torch.zeros(count, 4)
 
-    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        return self.assess(sight, boxes_xyxy)[0]
+    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        return self.assess(features, boxes_xyxy)[0]
 
-    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.assess(sight, boxes_xyxy)[1:]
+    def score_objects(
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.assess(features, boxes_xyxy)[1:]
 
 
 def _categories(dataset: Dataset) -> list[Category]:
@@ -404,7 +409,7 @@ def _categories(dataset: Dataset) -> list[Category]:
     ]
 
 
-def _truth(dataset: Dataset, pictures: int) -> dict[str, Any]:
+def _truth(dataset: Dataset, images: int) -> dict[str, Any]:
     """Return ground truth with objects of the first base and the last novel classes."""
     ids = [category.id for category in _categories(dataset)]
     masks = inputs.mask_entries(inputs.maps(ANNOTATED) > 0.3)
@@ -414,10 +419,10 @@ def _truth(dataset: Dataset, pictures: int) -> dict[str, Any]:
     ]
     hw = {"height": inputs.HEIGHT, "width": inputs.WIDTH, "verified_category_ids": ids}
     return {
-        "images": [{"id": number, **hw} for number in range(1, pictures + 1)],
+        "images": [{"id": number, **hw} for number in range(1, images + 1)],
         "annotations": [
             {**entry, "id": ANNOTATED * number + place, "image_id": number}
-            for number in range(1, pictures + 1)
+            for number in range(1, images + 1)
             for place, entry in enumerate(objects)
         ],
         "categories": [{"id": category_id} for category_id in ids],
@@ -452,8 +457,8 @@ class Sizes:
     ranked_box: float
     cell: float  # of one object's activation map
     chosen_box: float
-    mask: float  # in a picture of `picture_side` pixels; an outline grows as the side does
-    picture_side: int
+    mask: float  # in an image of `image_side` pixels; an outline grows as the side does
+    image_side: int
 
     @classmethod
     def of(cls, data: Path) -> "Sizes":
@@ -472,10 +477,10 @@ class Sizes:
             )
 
         (proposals, found), (ranking, ranked) = rows("proposals"), rows("ranking")
-        boxes, chosen = rows("boxes")
+        boxes, chosen = rows("pseudo_boxes")
         maps = sorted((data / "activation").glob("*.safetensors"))
         cells = sum(read_tensors(path)[0]["maps"].numel() for path in maps)
-        masks = sum(path.stat().st_size for path in (data / "masks").glob("*.json"))
+        masks = sum(path.stat().st_size for path in (data / "pseudo_masks").glob("*.json"))
         return cls(
             proposals / found,
             ranking / ranked,
@@ -487,9 +492,9 @@ class Sizes:
 
 
 def fetched(costs: list[Cost], dataset: Dataset) -> dict[str, float]:
-    """Return the bytes that the agents of each stage take from the remote, every shard its part."""
+    """Return the bytes that each stage's workers take from the remote, every shard its part."""
     written = {cost.stage: cost.items * cost.written for cost in costs}
-    pictures = {"train": dataset.train * dataset.bytes, "test": dataset.test * dataset.bytes}
+    images = {"train": dataset.train * dataset.bytes, "test": dataset.test * dataset.bytes}
     graph = load_graph(REPOSITORY)
     shards = len(inputs.section("shards"))
     found = dict.fromkeys(written, 0.0)
@@ -502,7 +507,7 @@ def fetched(costs: list[Cost], dataset: Dataset) -> dict[str, float]:
             if group != "download":
                 found[stage.group] += part * written.get(group, 0.0)
             elif rest[0] == "images":
-                found[stage.group] += part * pictures[Path(rest[1]).stem]
+                found[stage.group] += part * images[Path(rest[1]).stem]
     return found
 
 
@@ -510,7 +515,7 @@ def main() -> None:
     """Print a table per data set."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cost", description=__doc__)
     parser.add_argument("--tflops", type=float, default=60.0, help="that a GPU really does, 1e12/s")
-    parser.add_argument("--cores", type=int, default=16, help="of an agent")
+    parser.add_argument("--cores", type=int, default=16, help="of a worker")
     parser.add_argument("--data", type=Path, default=Path("data"), help="of the default experiment")
     options = parser.parse_args()
     torch.set_num_threads(1)  # what is measured in seconds is one core's
@@ -523,7 +528,9 @@ def main() -> None:
             {
                 "stage": cost.stage,
                 "GPU-hours": f"{cost.gpu_hours(options.tflops):.1f}",
-                **{_agents(n): f"{cost.hours(n, *_machine(options)):.1f} h" for n in AGENTS},
+                **{
+                    _workers(n): f"{cost.hours(n, *_machine(options)):.1f} h" for n in WORKER_COUNTS
+                },
                 "writes": _gigabytes(cost.items * cost.written),
                 "fetches": _gigabytes(traffic[cost.stage]),
             }
@@ -533,21 +540,21 @@ def main() -> None:
             "stage": "all, one after the other",
             "GPU-hours": f"{sum(cost.gpu_hours(options.tflops) for cost in costs):.0f}",
             **{
-                _agents(n): f"{sum(cost.hours(n, *_machine(options)) for cost in costs):.0f} h"
-                for n in AGENTS
+                _workers(n): f"{sum(cost.hours(n, *_machine(options)) for cost in costs):.0f} h"
+                for n in WORKER_COUNTS
             },
             "writes": _gigabytes(sum(cost.items * cost.written for cost in costs)),
             "fetches": _gigabytes(sum(traffic.values())),
         }
         title = (
-            f"{dataset.name}, profile {dataset.profile}, predicted for agents of one GPU that does"
+            f"{dataset.name}, profile {dataset.profile}, predicted for workers of one GPU that does"
             f" {options.tflops:g} TFLOP/s and {options.cores} cores"
         )
         print(table(title, [*rows, total]), end="\n\n", flush=True)
 
 
-def _agents(count: int) -> str:
-    return f"{count} agent{'s' * (count > 1)}"
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}"
 
 
 def _machine(options: argparse.Namespace) -> tuple[int, float]:

@@ -2,7 +2,7 @@
 
 Three tables: the default DAG when all, one and no stages must run, also against the best that a
 scheduler without any cost could do with the stages' own seconds; plans and runs of many shards; and
-one sharded stage on one and on two agents, real workers with clones of their own on this machine.
+one sharded stage on one and on two workers, real ones with clones of their own on this machine.
 The commands are trivial (they write their outputs, and wait), so what is measured is the running
 itself; `--real` measures a clone of this repository with its real stages instead, which takes the
 time of several whole experiments.
@@ -171,15 +171,15 @@ def many_shards(root: Path, options: argparse.Namespace) -> list[str]:
     return [table("One sharded stage of trivial work run cold; plans of the default DAG", rows)]
 
 
-def on_agents(root: Path, options: argparse.Namespace) -> list[str]:
-    """Return the table of one sharded stage in a local run, on one agent and on two.
+def on_workers(root: Path, options: argparse.Namespace) -> list[str]:
+    """Return the table of one sharded stage in a local run, on one worker and on two.
 
-    Commands wait and do not compute, so that agents do not compete for this machine's cores.
+    Commands wait and do not compute, so that workers do not compete for this machine's cores.
     """
-    shards, wait = options.agent_shards, options.agent_seconds
+    shards, wait = options.worker_shards, options.worker_seconds
     rows, alone = [], 0.0
     for count in (0, 1, 2):
-        folder = root / f"agents-{count}"
+        folder = root / f"workers-{count}"
         project = folder / "project"
         graph = make_project(project, "fan", shards, wait)
         ideal = ideal_seconds(graph, dict.fromkeys(graph, wait), count or count_cores())
@@ -190,18 +190,18 @@ def on_agents(root: Path, options: argparse.Namespace) -> list[str]:
             with Loopback(folder / "services") as fleet:
                 fleet.make_pools(project)
                 for number in range(count):
-                    fleet.add_agent(project, f"agent{number}", "cpu")
+                    fleet.add_worker(project, f"worker{number}", "cpu")
                 seconds = run([*FLOW, "--pools"], project, **fleet.environment)[0]
             alone = alone or seconds
         if (made := len(own_seconds(project))) != (0 if count else shards + 2):
             raise RuntimeError(f"{made} stages ran in {project}")
         rows.append(
             {
-                "run by": f"{count} agent{'s' * (count > 1)}" if count else "a local run",
+                "run by": f"{count} worker{'s' * (count > 1)}" if count else "a local run",
                 "flow": f"{seconds:.0f} s",
                 "ideal": f"{ideal:.0f} s",
                 "flow / ideal": f"{seconds / ideal:.2f}",
-                "of one agent's time": f"{seconds / alone:.2f}" if count else "–",
+                "of one worker's time": f"{seconds / alone:.2f}" if count else "–",
             }
         )
     title = f"One stage of {shards} shards between two others, commands that wait {wait:g} s"
@@ -235,9 +235,9 @@ def main() -> None:
     parser.add_argument(
         "--dvc-shards", type=int, default=64, help="above so many `dvc repro` takes too long"
     )
-    parser.add_argument("--agent-shards", type=int, default=8)
+    parser.add_argument("--worker-shards", type=int, default=8)
     parser.add_argument(
-        "--agent-seconds", type=float, default=10.0, help="each command waits there"
+        "--worker-seconds", type=float, default=10.0, help="each command waits there"
     )
     parser.add_argument("--real", action="store_true", help="the real stages; takes hours")
     options = parser.parse_args()
@@ -245,7 +245,7 @@ def main() -> None:
         for measure, place in (
             (compare_with_dvc, Path(folder, "default")),
             (many_shards, Path(folder)),
-            (on_agents, Path(folder)),
+            (on_workers, Path(folder)),
         ):
             print("\n\n".join(measure(place, options)), end="\n\n", flush=True)
 

@@ -1,4 +1,4 @@
-"""Inputs of real size, drawn and not read: pictures of 640 × 480, random weights, random boxes."""
+"""Inputs of real size, drawn and not read: images of 640 × 480, random weights, random boxes."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from stages.activation.rounds import Targets
-from stages.common.images import Picture
-from stages.common.masks import encode_mask
-from stages.common.params import read_params
-from stages.common.seeding import numpy_generator
-from stages.download.scenes import draw_scene, scene_recipe
+from stages.common.formats.images import EncodedImage
+from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.params import read_params
+from stages.common.runtime.seeding import numpy_generator
+from stages.download.sources.scenes.draw import draw_scene, scene_recipe
 from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
 from stages.models.vision_language.albef import Albef, AlbefConfig
 from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary
@@ -27,19 +27,19 @@ def section(name: str) -> dict[str, Any]:
     return read_params(PARAMS)[name]
 
 
-def pictures(count: int) -> list[Picture]:
+def images(count: int) -> list[EncodedImage]:
     """Return scenes cut to 640 × 480, as JPEG."""
     found = []
     for number in range(count):
         scene = draw_scene(scene_recipe(WIDTH), numpy_generator(0, "benchmark", number))
         image = scene.image[:HEIGHT, :, ::-1]
         _, encoded = cv2.imencode(".jpg", image)
-        found.append(Picture(number, f"{number}.jpg", HEIGHT, WIDTH, encoded.tobytes()))
+        found.append(EncodedImage(number, f"{number}.jpg", HEIGHT, WIDTH, encoded.tobytes()))
     return found
 
 
 def boxes(count: int, seed: int = 0) -> np.ndarray:
-    """Return float32 (count, 4) corners in a picture, of 16 to 320 pixels a side."""
+    """Return float32 (count, 4) corners in an image, of 16 to 320 pixels a side."""
     generator = np.random.default_rng(seed)
     sides = generator.uniform(16, 320, (count, 2))
     corners = generator.uniform(0, 1, (count, 2)) * (np.array([WIDTH, HEIGHT]) - sides)
@@ -47,7 +47,7 @@ def boxes(count: int, seed: int = 0) -> np.ndarray:
 
 
 def maps(count: int, cells_hw: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
-    """Return smooth activation maps float32 (count, *cells_hw) in [0, 1] of a picture."""
+    """Return smooth activation maps float32 (count, *cells_hw) in [0, 1] of an image."""
     rows, columns = np.mgrid[: cells_hw[0], : cells_hw[1]].astype(np.float32)
     rows = (rows + 0.5) * (HEIGHT / cells_hw[0])
     columns = (columns + 0.5) * (WIDTH / cells_hw[1])
@@ -56,7 +56,7 @@ def maps(count: int, cells_hw: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
 
 
 def base_albef() -> tuple[Albef, CaptionTokenizer]:
-    """Return ALBEF at its official size with random weights; it looks at pictures of 256 pixels."""
+    """Return ALBEF at its official size with random weights; it looks at images of 256 pixels."""
     torch.manual_seed(0)
     config = AlbefConfig(
         vocabulary_size=30522,
@@ -75,7 +75,7 @@ def base_albef() -> tuple[Albef, CaptionTokenizer]:
 
 
 def captioned(tokenizer: CaptionTokenizer, images: int, captions: int, objects: int) -> Targets:
-    """Return targets: every picture has `captions` captions, which name `objects` objects."""
+    """Return targets: every image has `captions` captions, which name `objects` objects."""
     tokens = tokenizer.encode([CAPTION] * captions).expand(images, -1, -1)
     weights = torch.zeros(images * objects, captions, tokens.shape[2])
     for number in range(images * objects):
@@ -84,7 +84,7 @@ def captioned(tokenizer: CaptionTokenizer, images: int, captions: int, objects: 
 
 
 def wspn(image_side: int) -> LanguageWspn:
-    """Return a proposal network with random weights that sees pictures at `image_side`."""
+    """Return a proposal network with random weights that sees images at `image_side`."""
     vlm, settings = section("vlm")["model"], section("wspn")["model"]
     return LanguageWspn(
         LanguageWspnConfig(
@@ -99,7 +99,7 @@ def wspn(image_side: int) -> LanguageWspn:
 
 
 def mask_entries(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Return masks bool (N, H, W) as stage `masks` writes them, each with another score."""
+    """Return masks bool (N, H, W) as stage `pseudo_masks` writes them, each with another score."""
     return [
         {
             "image_id": number,

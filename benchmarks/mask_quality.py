@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 from benchmarks.measure import table
-from stages.boxes.select import binarise_otsu
-from stages.common.activation_maps import enlarge_maps, smooth_maps
-from stages.common.coco import group_by_image
-from stages.common.images import normalise_pixels, read_pictures
-from stages.common.masks import decode_mask, mask_iou
-from stages.common.seeding import derive_seed, numpy_generator
-from stages.common.storage import read_json, read_table, read_tensors
-from stages.common.tables import table_boxes
+from stages.common.formats.coco import group_by_image
+from stages.common.formats.images import normalise_pixels, read_images
+from stages.common.formats.tables import table_boxes
+from stages.common.geometry.activation_maps import enlarge_maps, smooth_maps
+from stages.common.geometry.masks import decode_mask, mask_iou
+from stages.common.runtime.seeding import derive_seed, numpy_generator
+from stages.common.runtime.storage import read_json, read_table, read_tensors
+from stages.pseudo_boxes.select import binarise_otsu
 from tests.reference.masks import seed_labels, segment_crop
 
 DATA = Path("data")
-SEEDS_SHARE = 0.1  # Z of the official code's random object seeds, as a share of the box's pixels
+SEEDS_FRACTION = 0.1  # of the box's pixels: Z of the official code's random object seeds
 
 
 def main() -> None:
@@ -35,11 +35,11 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--steps", type=int, default=400, help="at most, of the official network")
     options = parser.parse_args()
-    table_of_boxes = read_table(DATA / f"boxes/{options.shard}.parquet")
+    table_of_boxes = read_table(DATA / f"pseudo_boxes/{options.shard}.parquet")
     image_ids, boxes = table_of_boxes["image_id"].to_numpy(), table_boxes(table_of_boxes)
     classes = table_of_boxes["category_id"].to_pylist()
     cells = read_tensors(DATA / f"activation/{options.shard}.safetensors")[0]["maps"][:, -1].float()
-    made = read_json(DATA / f"masks/{options.shard}.json")
+    made = read_json(DATA / f"pseudo_masks/{options.shard}.json")
     masks = {(mask["image_id"], mask["category_id"]): mask["segmentation"] for mask in made}
     truth = group_by_image(read_json(DATA / "download/ground_truth/train.json")["annotations"])
     chosen = set(
@@ -47,25 +47,25 @@ def main() -> None:
     )
 
     ours, plain, seconds = [], [], 0.0
-    for picture in read_pictures(DATA / f"download/images/train/{options.shard}.parquet"):
-        rows = [r for r in np.flatnonzero(image_ids == picture.image_id).tolist() if r in chosen]
-        image = picture.decode() if rows else None
+    for image in read_images(DATA / f"download/images/train/{options.shard}.parquet"):
+        rows = [r for r in np.flatnonzero(image_ids == image.image_id).tolist() if r in chosen]
+        pixels = image.decode() if rows else None
         for row in rows:
             objects = [
-                decode_mask(annotation["segmentation"], image.shape[:2])
-                for annotation in truth.get(picture.image_id, [])
+                decode_mask(annotation["segmentation"], pixels.shape[:2])
+                for annotation in truth.get(image.image_id, [])
                 if annotation["category_id"] == classes[row]
             ]
             if not objects:
-                continue  # the caption names what is not in the picture: nothing to compare with
+                continue  # the caption names what is not in the image: nothing to compare with
             started = time.perf_counter()
-            mask = official_mask(image, cells[row].numpy(), boxes[row], row, options.steps)
+            mask = official_mask(pixels, cells[row].numpy(), boxes[row], row, options.steps)
             seconds += time.perf_counter() - started
-            fast = decode_mask(masks[picture.image_id, classes[row]], image.shape[:2])
+            fast = decode_mask(masks[image.image_id, classes[row]], pixels.shape[:2])
             ours.append(max(mask_iou(fast, one) for one in objects))
             plain.append(max(mask_iou(mask, one) for one in objects))
     rows_of_table = [
-        {"masks of": "stage `masks`", "mean IoU": f"{np.mean(ours):.3f}"},
+        {"masks of": "stage `pseudo_masks`", "mean IoU": f"{np.mean(ours):.3f}"},
         {"masks of": "the official network", "mean IoU": f"{np.mean(plain):.3f}"},
     ]
     print(table(f"{len(ours)} objects of the default experiment", rows_of_table))
@@ -93,7 +93,7 @@ def official_mask(
     level = cv2.GaussianBlur(maps[0], (5, 5), 0)
     active = binarise_otsu(level[None], image.shape[:2])[0][window] > 0
     generator = numpy_generator(0, "official mask", item)
-    labels = seed_labels(active, max(1, round(SEEDS_SHARE * active.size)), generator)
+    labels = seed_labels(active, max(1, round(SEEDS_FRACTION * active.size)), generator)
     torch.manual_seed(derive_seed(0, "official mask", item))
     mask[window], _ = segment_crop(normalise_pixels(image[window][None])[0], labels, steps)
     return mask

@@ -1,6 +1,6 @@
-"""Does memory grow with the number of pictures? `python -m benchmarks.memory`.
+"""Does memory grow with the number of images? `python -m benchmarks.memory`.
 
-Runs every stage of the smoke profile on generated pictures, 1,000 to 20,000 of them in shards of
+Runs every stage of the smoke profile on generated images, 1,000 to 20,000 of them in shards of
 1,000, and reports the peak memory of each stage's largest process. Trainings have few steps, and
 what only takes time is cut short, so it is the handling of data that shows. `--only` runs some
 stages; those upstream run as well.
@@ -22,32 +22,32 @@ from flows.environment import stage_environment
 from flows.graph import Graph
 from flows.overlay import apply_profile
 
-SHARD = 1000  # pictures
-FLAT = 1.1  # most by which memory may have grown at 20 times the pictures
+SHARD = 1000  # images
+FLAT = 1.1  # most by which memory may have grown at 20 times the images
 
 
-def make_folder(root: Path, pictures: int) -> Graph:
-    """Make a project of the smoke profile with so many training pictures; return its graph."""
+def make_folder(root: Path, images: int) -> Graph:
+    """Make a project of the smoke profile with so many training images; return its graph."""
     copy_definition(root)
     shutil.copytree(REPOSITORY / "experiments", root / "experiments")
     apply_profile(root, "smoke")
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
-    params["shards"] = list(range(max(1, pictures // SHARD)))
-    params["download"]["shard_images"] = min(SHARD, pictures)
-    params["download"]["scenes"]["num_images"]["train"] = pictures
+    params["shards"] = list(range(max(1, images // SHARD)))
+    params["download"]["shard_images"] = min(SHARD, images)
+    params["download"]["scenes"]["num_images"]["train"] = images
     params["proposals"] |= {"mode": "single", "longer_side": 64}
     params["activation"]["rounds"] = 0
-    params["labels"]["min_labelled_fraction"] = 0.0
-    params["quality"]["activation_thresholds"] = [0.2]
+    params["pseudo_labels"]["min_labelled_fraction"] = 0.0
+    params["label_quality"]["activation_thresholds"] = [0.2]
     params["evaluation"]["training_images"] = 6
     yaml.dump(params, root / "params.yaml")
     return load_graph(root)
 
 
-def measure(root: Path, pictures: int, only: list[str] | None) -> dict[str, float]:
+def measure(root: Path, images: int, only: list[str] | None) -> dict[str, float]:
     """Return the peak memory in MiB of each group of stages, the largest shard's."""
-    graph = make_folder(root, pictures)
+    graph = make_folder(root, images)
     if only:
         graph = load_graph(root, only)
     peaks: dict[str, float] = {}
@@ -55,25 +55,25 @@ def measure(root: Path, pictures: int, only: list[str] | None) -> dict[str, floa
         command = shlex.split(stage.command)
         seconds, peak = run([sys.executable, *command[1:]], root, **stage_environment())
         peaks[stage.group] = max(peak, peaks.get(stage.group, 0.0))
-        print(f"{pictures} pictures: {stage.name} {seconds:.0f} s, {peak:.0f} MiB", flush=True)
+        print(f"{images} images: {stage.name} {seconds:.0f} s, {peak:.0f} MiB", flush=True)
     return peaks
 
 
 def main() -> None:
     """Print the table, and the stages whose memory grows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
-    parser.add_argument("--pictures", type=int, nargs="+", default=[1000, 5000, 20000])
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 5000, 20000])
     parser.add_argument("--only", nargs="+", metavar="stage", help="and what they need")
     options = parser.parse_args()
     found = {}
-    for pictures in options.pictures:
+    for images in options.images:
         with tempfile.TemporaryDirectory(prefix="ovis-benchmark-") as folder:
-            found[pictures] = measure(Path(folder, "project"), pictures, options.only)
-    first, last = found[options.pictures[0]], found[options.pictures[-1]]
+            found[images] = measure(Path(folder, "project"), images, options.only)
+    first, last = found[options.images[0]], found[options.images[-1]]
     rows = [
         {
             "stage": group,
-            **{f"{pictures:,} pictures": f"{found[pictures][group]:.0f}" for pictures in found},
+            **{f"{images:,} images": f"{found[images][group]:.0f}" for images in found},
             "growth": f"× {last[group] / first[group]:.2f}",
         }
         for group in first

@@ -1,4 +1,4 @@
-"""What the stages `boxes` and `masks` read of drawn photographs of any size.
+"""What the stages `pseudo_boxes` and `pseudo_masks` read of drawn photographs of any size.
 
 Run: python -m benchmarks.photograph_inputs <folder> <count> <factor>. A process of its own, since a
 child's peak memory counts from that of its parent.
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from benchmarks import inputs
-from stages.common.images import Picture, write_pictures
-from stages.common.storage import write_table, write_tensors
-from stages.common.tables import boxes_table
+from stages.common.formats.images import EncodedImage, write_images
+from stages.common.formats.tables import boxes_table
+from stages.common.runtime.storage import write_table, write_tensors
 
 OBJECTS, PROPOSALS, CELLS = 2, 50, (16, 16)  # OBJECTS and PROPOSALS per photograph
 
@@ -31,12 +31,12 @@ def make_data(root: Path, count: int, factor: int) -> None:
             "maps": maps.repeat(count, 1, 1, 1),
         },
     )
-    (small,) = inputs.pictures(1)
+    (small,) = inputs.images(1)
     large = cv2.resize(small.decode(), None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
     encoded = cv2.imencode(".jpg", large[..., ::-1])[1].tobytes()
-    write_pictures(
+    write_images(
         root / "data/download/images/train/0.parquet",
-        (Picture(int(k), f"{k}.jpg", *large.shape[:2], encoded) for k in image_ids),
+        (EncodedImage(int(k), f"{k}.jpg", *large.shape[:2], encoded) for k in image_ids),
     )
     boxes = np.tile(inputs.boxes(PROPOSALS) * factor, (count, 1)).astype(np.float32)
     scores = np.tile(np.linspace(1, 0, PROPOSALS, dtype=np.float32), count)

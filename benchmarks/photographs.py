@@ -1,7 +1,8 @@
 """What large photographs cost: `python -m benchmarks.photographs`.
 
-The stages `boxes` and `masks` run on as many photographs of 0.3 as of 24 megapixels, with the same
-maps, and with proposals and boxes that cover the same parts of them. Reading and decoding count.
+The stages `pseudo_boxes` and `pseudo_masks` run on as many photographs of 0.3 as of 24 megapixels,
+with the same maps, and with proposals and boxes that cover the same parts of them. Reading and
+decoding count.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def main() -> None:
             yaml.dump(params | {"shards": [0]}, root / "params.yaml")
             make = [sys.executable, "-m", "benchmarks.photograph_inputs"]
             run([*make, str(root), str(count), str(factor)], root, PYTHONPATH=str(REPOSITORY))
-            for stage in ("boxes", "masks"):
+            for stage in ("pseudo_boxes", "pseudo_masks"):
                 seconds, peak = run([sys.executable, "-m", f"stages.{stage}", "0"], root)
                 rows.append(
                     {"stage": stage, "of": size, "s": f"{seconds:.1f}", "peak MiB": f"{peak:.0f}"}

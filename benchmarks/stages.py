@@ -1,7 +1,7 @@
 """How fast the core of each stage is on inputs of real size: `python -m benchmarks.stages`.
 
 Where the official code's algorithm is the same or serves the same end, a plain implementation of it
-(tests/reference) runs on the same input, and the ratio is held against an aim. Pictures have
+(tests/reference) runs on the same input, and the ratio is held against an aim. Images have
 640 × 480 pixels, the vision-language model the size of ALBEF-base with random weights.
 """
 
@@ -20,20 +20,20 @@ from benchmarks.measure import medians, table
 from flows.resources import count_cores
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
-from stages.boxes.select import choose_boxes
-from stages.common.masks import encode_mask
-from stages.common.seeding import numpy_generator, torch_generator
-from stages.common.storage import write_json
-from stages.download.scenes import draw_scene, scene_recipe
-from stages.labels.merge import make_dataset, split_masks
-from stages.labels.params import LabelsParams
-from stages.masks.params import MasksParams
-from stages.masks.segment import join_crops, make_crops, paste_mask, segment_crops
+from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.seeding import numpy_generator, torch_generator
+from stages.common.runtime.storage import write_json
+from stages.download.sources.scenes.draw import draw_scene, scene_recipe
 from stages.models.detection.detector import build, predict
 from stages.models.detection.params import network_params
 from stages.models.proposals.ranking import RankingSettings, rank_proposals
 from stages.proposals.params import ProposalsParams
-from stages.proposals.search import search_pictures
+from stages.proposals.search import search_images
+from stages.pseudo_boxes.select import choose_boxes
+from stages.pseudo_labels.merge import make_dataset, split_masks
+from stages.pseudo_labels.params import PseudoLabelsParams
+from stages.pseudo_masks.params import PseudoMasksParams
+from stages.pseudo_masks.segment import join_crops, make_crops, paste_mask, segment_crops
 from stages.wspn.examples import make_examples
 from tests.reference import activation as plain_activation
 from tests.reference import boxes as plain_boxes
@@ -71,11 +71,11 @@ def proposals(options: argparse.Namespace) -> Iterator[Case]:
     """Selective search at full size, on one core and on all."""
     settings = ProposalsParams.model_validate(inputs.section("proposals") | {"longer_side": 640})
     count = max(2 * options.items, 2 * count_cores())
-    pictures = inputs.pictures(count)
-    search = partial(search_pictures, pictures, settings, 0)
+    images = inputs.images(count)
+    search = partial(search_images, images, settings, 0)
     yield Case(
         "proposals",
-        f"pictures, {count_cores()} processes (plain: one)",
+        f"images, {count_cores()} processes (plain: one)",
         count,
         lambda: list(search(count_cores())),
         lambda: list(search(1)),
@@ -85,27 +85,27 @@ def proposals(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def proposal_network(options: argparse.Namespace) -> Iterator[Case]:
-    """Features for training, and ranking, of 2,000 proposals a picture."""
-    model, pictures = inputs.wspn(WIDEST), inputs.pictures(options.items)
-    proposals = {picture.image_id: inputs.boxes(2000) for picture in pictures}
+    """Features for training, and ranking, of 2,000 proposals an image."""
+    model, images = inputs.wspn(WIDEST), inputs.images(options.items)
+    proposals = {image.image_id: inputs.boxes(2000) for image in images}
     yield Case(
         "wspn",
-        "pictures, features of 2,000 proposals",
-        len(pictures),
-        lambda: list(make_examples(model, pictures, proposals, {}, 2000, 0)),
+        "images, features of 2,000 proposals",
+        len(images),
+        lambda: list(make_examples(model, images, proposals, {}, 2000, 0)),
     )
     settings = RankingSettings.model_validate(inputs.section("ranking"))
-    images = [picture.decode() for picture in pictures]
+    decoded = [image.decode() for image in images]
     yield Case(
         "ranking",
-        "pictures, 2,000 proposals",
-        len(images),
-        lambda: [rank_proposals(model, image, proposals[0], settings) for image in images],
+        "images, 2,000 proposals",
+        len(decoded),
+        lambda: [rank_proposals(model, image, proposals[0], settings) for image in decoded],
     )
 
 
 def activation(options: argparse.Namespace) -> Iterator[Case]:
-    """Two pictures with five captions and two objects each, three rounds."""
+    """Two images with five captions and two objects each, three rounds."""
     model, tokenizer = inputs.base_albef()
     images = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     targets = inputs.captioned(tokenizer, len(images), 5, 2)
@@ -115,7 +115,7 @@ def activation(options: argparse.Namespace) -> Iterator[Case]:
         arguments = (model, images, targets, params)
         yield Case(
             "activation",
-            f"pictures, 5 captions, 3 rounds, hidden per {scope}",
+            f"images, 5 captions, 3 rounds, hidden per {scope}",
             len(images),
             partial(iterate_masking, *arguments),
             partial(plain_activation.activation_maps, *arguments),
@@ -125,10 +125,10 @@ def activation(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def boxes(options: argparse.Namespace) -> Iterator[Case]:
-    """The best of 2,000 proposals for each of three objects of a picture."""
+    """The best of 2,000 proposals for each of three objects of an image."""
     maps, cells, candidates = inputs.maps(3), inputs.maps(3, CELLS), inputs.boxes(2000)
     yield Case(
-        "boxes",
+        "pseudo_boxes",
         "objects, 2,000 proposals",
         len(maps),
         lambda: choose_boxes(cells, candidates, maps.shape[1:], 0.5),
@@ -140,8 +140,8 @@ def boxes(options: argparse.Namespace) -> Iterator[Case]:
 
 def masks(options: argparse.Namespace) -> Iterator[Case]:
     """Objects of 200 × 240 pixels; the plain network runs some of its 400 steps."""
-    params = MasksParams.model_validate(inputs.section("masks"))
-    image, count = inputs.pictures(1)[0].decode(), max(params.batch_size, options.items)
+    params = PseudoMasksParams.model_validate(inputs.section("pseudo_masks"))
+    image, count = inputs.images(1)[0].decode(), max(params.batch_size, options.items)
     objects = np.tile(np.array([[200, 120, 400, 360]], np.float32), (count, 1))
     activation = np.tile(inputs.maps(1, CELLS), (count, 1, 1))
     crops = join_crops([make_crops(image, activation, objects, params)])
@@ -156,7 +156,7 @@ def masks(options: argparse.Namespace) -> Iterator[Case]:
     crop = torch.randn(3, *active.shape)
     steps = options.plain_steps
     yield Case(
-        "masks",
+        "pseudo_masks",
         "objects of 200 × 240 px",
         count,
         ours,
@@ -175,11 +175,11 @@ def writing(options: argparse.Namespace) -> Iterator[Case]:
         with tempfile.TemporaryDirectory() as folder:
             write_json(Path(folder, "masks.json"), [encode_mask(mask) for mask in large], None)
 
-    yield Case("masks", "masks written as RLE in JSON", len(large), write)
+    yield Case("pseudo_masks", "masks written as RLE in JSON", len(large), write)
     entries = inputs.mask_entries(large)
-    params = LabelsParams.model_validate(inputs.section("labels"))
+    params = PseudoLabelsParams.model_validate(inputs.section("pseudo_labels"))
     yield Case(
-        "labels",
+        "pseudo_labels",
         "masks measured and merged",
         len(entries),
         lambda: make_dataset(split_masks(entries, params)[0], [], []),
@@ -187,15 +187,15 @@ def writing(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def detector(options: argparse.Namespace) -> Iterator[Case]:
-    """The default detector on pictures at 480 pixels."""
+    """The default detector on images at 480 pixels."""
     section = inputs.section("detector")
     settings = section["network"] | {"resize": {"shorter_side": 480, "longer_side": 640}}
     network = network_params(section["architecture"]).model_validate(settings)
     model = build(section["architecture"], network, torch.randn(65, 128))
-    images = [picture.decode() for picture in inputs.pictures(options.items)]
+    images = [image.decode() for image in inputs.images(options.items)]
     yield Case(
         "evaluation",
-        "pictures detected by the default network, 65 classes",
+        "images detected by the default network, 65 classes",
         len(images),
         lambda: predict(model, images, [list(range(65))]),
     )
@@ -211,7 +211,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(names)}")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the median is shown")
-    parser.add_argument("--items", type=int, default=8, help="pictures of a run, about")
+    parser.add_argument("--items", type=int, default=8, help="images of a run, about")
     parser.add_argument("--plain-steps", type=int, default=20, help="of the official mask network")
     options = parser.parse_args()
     unknown = sorted(set(options.cases) - set(names))

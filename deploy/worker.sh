@@ -16,4 +16,4 @@ git remote set-head origin --auto
 git checkout --quiet --force --detach origin/HEAD
 dvc remote add --local --force --default store "s3://$S3_BUCKET"
 dvc remote modify --local store endpointurl "$S3_ENDPOINT"
-exec python -m flows agent --pool "$1"
+exec python -m flows worker --pool "$1"

@@ -52,23 +52,27 @@ def run(root: Path, options: argparse.Namespace) -> int:
     """Bring the targets up to date through Prefect; with nothing to do, only show the results."""
     # Imported where needed: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
     from flows.dvc.plan import make_plan
-    from flows.journal import was_tracked
+    from flows.journal import is_edited, was_tracked
+    from flows.server import LocalServer, call_flow
 
     started = time.monotonic()
+    server = LocalServer(root)
     if options.pools:
         _require_fleet(root)
+    elif is_edited(root):
+        server.start()  # beside the plan, which will hardly be empty
     steps = make_plan(root, options.targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
-        from flows.server import call_flow
         from flows.stage import Preflight
 
-        check = None if options.pools else Preflight(root, steps).finish  # agents have the weights
+        check = None if options.pools else Preflight(root, steps).finish  # workers have the weights
         arguments = (options.targets, options.cores, options.pools)
         name = name_execution(steps)
         outcomes, failed = call_flow(
-            root, "flows.flow:experiment", *arguments, run_name=name, check=check
+            root, "flows.flow:experiment", *arguments, run_name=name, check=check, server=server
         )
     else:
+        server.stop()
         outcomes, failed = _unchanged(steps), False
         if not was_tracked(root, os.environ["MLFLOW_TRACKING_URI"]):
             from flows.tracking import Tracking
@@ -79,15 +83,15 @@ def run(root: Path, options: argparse.Namespace) -> int:
 
 
 def _require_fleet(root: Path) -> None:
-    """Raise before anything starts if agents could not do what this working tree says."""
-    from flows.agents.request import take_snapshot
+    """Raise before anything starts if workers could not do what this working tree says."""
     from flows.dvc.project import load_graph
     from flows.dvc.remote import check_remote
+    from flows.workers.request import take_snapshot
 
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
     commit = take_snapshot(root, load_graph(root)).commit
-    print(f"Agents work at commit {commit[:12]}, with results through {check_remote(root)}")
+    print(f"Workers work at commit {commit[:12]}, with results through {check_remote(root)}")
 
 
 def _unchanged(steps: list[Step]) -> list[Outcome]:
@@ -101,8 +105,8 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     if not failed:
         print("\n" + results_table(read_results(root)))
-    pictures = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
-    print(f"\nPictures  {'  '.join(path for path in pictures if (root / path).is_file()) or '–'}")
+    images = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
+    print(f"\nImages  {'  '.join(path for path in images if (root / path).is_file()) or '–'}")
     print(f"Metrics   {MLFLOW_PAGE}")
     if all(outcome.outcome == "unchanged" for outcome in outcomes):
         print(f"Nothing to do: all {len(outcomes)} stages and shards are up to date", end=" ")
@@ -127,11 +131,11 @@ def plan(root: Path, options: argparse.Namespace) -> int:
 
 
 def predict(root: Path, options: argparse.Namespace) -> int:
-    """Find objects of any names in new pictures, with a trained detector."""
+    """Find objects of any names in new images, with a trained detector."""
     from flows.predictor import find
 
     folder = find(root, options.model)
-    command = [sys.executable, "-m", "stages.predict", *options.more, "--model", str(folder)]
+    command = [sys.executable, "-m", "predict", *options.more, "--model", str(folder)]
     return subprocess.run(command, cwd=root).returncode
 
 
@@ -143,15 +147,6 @@ def profile(root: Path, options: argparse.Namespace) -> int:
         print(change)
     print("`git checkout params.yaml` takes the default back")
     return 0
-
-
-def deps(root: Path, options: argparse.Namespace) -> int:
-    """Check, or write, the source files among each stage's deps in dvc.yaml."""
-    from flows.closure import check_deps, write_deps
-
-    problems = (write_deps if options.write else check_deps)(root)
-    print("\n".join(problems) or "dvc.yaml: the deps of every stage are its import closure")
-    return int(bool(problems) and not options.write)
 
 
 def verify(root: Path, options: argparse.Namespace) -> int:
@@ -209,15 +204,15 @@ def claims(root: Path, options: argparse.Namespace) -> int:
 
 def pools(root: Path, options: argparse.Namespace) -> int:
     """Make the work pools and deployments of prefect.yaml on the server of PREFECT_API_URL."""
-    from flows.agents.pools import make_pools
+    from flows.workers.pools import make_pools
 
     print("\n".join(make_pools(root)))
     return 0
 
 
-def agent(root: Path, options: argparse.Namespace) -> int:
-    """Make this clone an agent: run stages of one pool until it is stopped."""
-    from flows.agents.worker import become_worker
+def worker(root: Path, options: argparse.Namespace) -> int:
+    """Make this clone a worker: run stages of one pool until it is stopped."""
+    from flows.workers.worker import become_worker
 
     become_worker(root, options.pool, options.name, options.stages)
     return 0
@@ -238,7 +233,7 @@ def _seed(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (run, plan, predict, profile, deps, verify, readme, sweep, claims, pools, agent):
+    for command in (run, plan, predict, profile, verify, readme, sweep, claims, pools, worker):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.set_defaults(command=command)
         if command in (run, plan, sweep):
@@ -246,13 +241,13 @@ def _parser() -> argparse.ArgumentParser:
         if command in (run, sweep, claims):
             sub.add_argument("--cores", type=_positive, help="cores to keep busy; all by default")
         if command in (run, sweep, claims):
-            sub.add_argument("--pools", action="store_true", help="run stages on agents, not here")
-        if command is agent:
+            sub.add_argument("--pools", action="store_true", help="run stages on workers, not here")
+        if command is worker:
             sub.add_argument("--pool", required=True, help="cpu or gpu")
             sub.add_argument("--name", help="as shown in Prefect; by default host, pool and PID")
             sub.add_argument("--stages", type=_positive, help="how many at once")
         if command is predict:
-            sub.epilog = "Everything else goes to `python -m stages.predict`; see its --help."
+            sub.epilog = "Everything else goes to `python -m predict`; see its --help."
             sub.add_argument("--model", help="finetune, detector, a folder, or an MLflow URI")
         if command is profile:
             sub.add_argument("name", help="experiments/<name>.yaml")
@@ -264,10 +259,6 @@ def _parser() -> argparse.ArgumentParser:
             )
             older = "count records of other params, code or packages, too"
             sub.add_argument("--accept-older", action="store_true", help=older)
-        if command is deps:
-            mode = sub.add_mutually_exclusive_group(required=True)
-            mode.add_argument("--write", action="store_true", help="rewrite dvc.yaml")
-            mode.add_argument("--check", action="store_true", help="fail if it differs")
     return parser
 
 

@@ -14,8 +14,6 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.agents.agent import CLONE
-from flows.agents.coordinator import Fleet
 from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
@@ -27,6 +25,8 @@ from flows.server import outlives_this_process
 from flows.stage import StageFailedError
 from flows.table import name_execution, summarize_plan
 from flows.tracking import PREFECT_LINK_TAG, Tracking
+from flows.workers.coordinator import Fleet
+from flows.workers.reproduce import CLONE
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
 
@@ -69,7 +69,7 @@ def experiment(
 ) -> State:
     """Bring the targets (all stages by default) and their upstream up to date, and publish.
 
-    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final
+    Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
     state carries the list of `Outcome`; it is failed if any stage failed. Without `root`, as a
     deployment, it runs in the clone of its worker.
     """
@@ -88,12 +88,12 @@ def experiment(
 
 
 def open_place(labels: dict[Path, str], cores: int | None, pools: bool) -> Place:
-    """Return where the stages of these worktrees run: on agents, or on so many cores here.
+    """Return where the stages of these worktrees run: on workers, or on so many cores here.
 
     A worktree's label goes before the lines that its stages print.
     """
     if pools:
-        from flows.agents.dispatch import PrefectDispatcher  # most are spared its imports
+        from flows.workers.dispatch import PrefectDispatcher  # most are spared its imports
 
         dispatcher = PrefectDispatcher()
         return Place({root: Fleet(root, dispatcher, label) for root, label in labels.items()})
@@ -132,7 +132,7 @@ def outcome_of(step: Step, future: PrefectFuture) -> Outcome:
 def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[Outcome]) -> State:
     sort_lock(root)
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    show_outcomes(root, steps, outcomes)
+    show_outcomes(outcomes)
     done = {outcome.stage for outcome in outcomes if outcome.outcome not in ("failed", "not run")}
     stages = [step.stage for step in steps if step.stage.name in done]
     tracking.publish(stages, outcomes)

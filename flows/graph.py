@@ -1,7 +1,7 @@
 """The graph of stages as plain values: what flows and tests ask of it, without DVC.
 
 A graph is a mapping from stage name to `Stage`, upstream first. A sharded stage is several entries
-(`boxes@0`, `boxes@1` …) of one group (`boxes`).
+(`pseudo_boxes@0`, `pseudo_boxes@1` …) of one group (`pseudo_boxes`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ class Stage:
     description: str
     needs: tuple[str, ...]  # names of the stages right upstream
     inputs: tuple[str, ...]  # files it depends on: data and source code
-    params: tuple[str, ...]  # keys of params.yaml, such as "boxes" or "wspn.rounds"
+    params: tuple[str, ...]  # keys of params.yaml, such as "pseudo_boxes" or "wspn.rounds"
     outputs: tuple[str, ...]  # every output, metrics and plots too
     metrics: tuple[str, ...]
     plots: tuple[str, ...]
@@ -51,9 +51,6 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
-COLOURS = {Status.MUST_RUN: "#ffb454", Status.UNKNOWN: "#ffe0a3", Status.RESTORABLE: "#a8d8ff"}
-
-
 @dataclass(frozen=True)
 class Step:
     """A stage of a plan: its status, and why."""
@@ -82,7 +79,7 @@ def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
     """Return the targets (names or groups) and everything upstream of them.
 
     The default is all stages of the repository's own dvc.yaml: those of another one, such as
-    claims/dvc.yaml:rpn, run only when they are asked for.
+    comparators/dvc.yaml:rpn, run only when they are asked for.
 
     Raises:
         ValueError: there is no such stage.
@@ -137,31 +134,3 @@ def is_within(key: str, section: str) -> bool:
 def overlap(path: str, other: str) -> bool:
     """Say whether two paths with `/` are equal or one is a folder that holds the other."""
     return path == other or path.startswith(other + "/") or other.startswith(path + "/")
-
-
-def mermaid(steps: Iterable[Step]) -> str:
-    """Return the graph of groups as a mermaid block, shards folded into one box.
-
-    What is up to date is white; the other colours are those of `COLOURS`, of a group's first shard
-    that has one.
-    """
-    steps = list(steps)
-    group_of = {step.stage.name: step.stage.group for step in steps}
-    counts = {group: list(group_of.values()).count(group) for group in group_of.values()}
-    edges = dict.fromkeys(
-        (group_of[need], step.stage.group)
-        for step in steps
-        for need in step.stage.needs
-        if need in group_of
-    )
-    boxes = [
-        f'  {group}["{group}{f" × {count}" if count > 1 else ""}"]'
-        for group, count in counts.items()
-    ]
-    arrows = [f"  {upstream} --> {group}" for upstream, group in edges]
-    colours = {
-        step.stage.group: f"  style {step.stage.group} fill:{COLOURS[step.status]},color:#000"
-        for step in reversed(steps)
-        if step.status in COLOURS
-    }
-    return "\n".join(["```mermaid", "graph TD", *boxes, *arrows, *colours.values(), "```"])

@@ -70,3 +70,14 @@ def is_shown(root: Path, steps: Iterable[Step]) -> bool:
     """Say whether nothing is to be done, and MLflow's store shows all that was."""
     done = all(step.status is Status.UP_TO_DATE for step in steps)
     return done and was_tracked(root, os.environ["MLFLOW_TRACKING_URI"])
+
+
+def is_edited(root: Path) -> bool:
+    """Say whether params, graph or code are newer than dvc.lock, so that a run has to be expected.
+
+    A guess that costs no time: what must run, the plan says.
+    """
+    lock = root / "dvc.lock"
+    files = (root / "params.yaml", root / "dvc.yaml", *(root / "stages").rglob("*.py"))
+    newest = max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
+    return not lock.is_file() or newest > lock.stat().st_mtime

@@ -26,7 +26,7 @@ from flows.resources import (
 )
 from flows.stage import StageFailedError, StageRunner
 
-WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.parallel.num_workers
+WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.runtime.parallel.num_workers
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Log = Callable[[str], None]

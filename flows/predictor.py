@@ -1,6 +1,6 @@
 """Where predictors come from: this repository's results, or a model in MLflow.
 
-A predictor is a folder of four files that `python -m stages.predict` takes; stages/models/
+A predictor is a folder of four files that `python -m predict` takes; stages/models/
 predictor.py says what they are. This module only gathers them.
 """
 

@@ -15,7 +15,7 @@ from flows.dvc.project import load_graph
 from flows.graph import reruns_table
 from flows.table import read_results, results_table
 
-QUALITY = Path("data/quality/metrics.json")
+QUALITY = Path("data/label_quality/metrics.json")
 GROUPS = ("base", "novel")
 RECALLS = {
     "WSPN": "ranking",
@@ -24,7 +24,7 @@ RECALLS = {
 }
 RECALL_AT = (10, 50, 100)
 BOXES = {
-    "pseudo-boxes, mean IoU (share ≥ 0.5)": "boxes",
+    "pseudo-boxes, mean IoU (fraction ≥ 0.5)": "boxes",
     "the best fixed square at the peak of the map": "fixed_square",
 }
 MASKS = {
@@ -83,7 +83,7 @@ def _results(root: Path) -> str:
 
 
 def _labels(root: Path) -> str:
-    """Return the quality of pseudo-labels and proposals on the training pictures."""
+    """Return the quality of pseudo-labels and proposals on the training images."""
     quality = json.loads((root / QUALITY).read_text(encoding="utf-8"))
     masks, recall = quality["masks"], quality["recall"]
     rows = [

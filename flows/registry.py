@@ -93,7 +93,7 @@ def _log(root: Path, model: str, run_id: str) -> str:
             shutil.copytree(root / package, folder / package, ignore=ignored)
         (folder / "stages/__init__.py").touch()
         with warnings.catch_warnings():
-            # An example would be a picture; the signature says what one looks like.
+            # An example would be an image; the signature says what one looks like.
             warnings.filterwarnings("ignore", message=".*input example was not provided")
             info = mlflow.pyfunc.log_model(
                 name=model,

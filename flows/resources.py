@@ -2,7 +2,7 @@
 
 A stage says in dvc.yaml how many cores it keeps busy and starts when they are free: two trainings
 that each take all cores ran five times slower side by side than one after the other. A device is
-held by a lock that the stage's own processes inherit. So flows, agents and SLURM jobs that share a
+held by a lock that the stage's own processes inherit. So flows, workers and SLURM jobs that share a
 machine share its devices, and a stage whose flow was killed keeps its own until it ends.
 """
 

@@ -60,5 +60,5 @@ def read_curves(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, int,
 
 
 def legal(name: str) -> str:
-    """Return the name with what MLflow refuses in keys replaced: `boxes@0` becomes `boxes.0`."""
+    """Return a name that MLflow accepts: `pseudo_boxes@0` becomes `pseudo_boxes.0`."""
     return "".join(c if c.isalnum() or c in "_-. /" else "." for c in name)

@@ -1,4 +1,4 @@
-"""The detector as an MLflow model: pictures and names in, instances out.
+"""The detector as an MLflow model: images and names in, instances out.
 
 MLflow copies this file into the model ("models from code"), with stages/common and stages/models
 beside it: a process that loads the model needs the packages, but nothing of this repository, and
@@ -17,7 +17,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
         """Read the predictor's folder; PyTorch is imported here, not when the model is logged."""
-        from stages.common.devices import compute_device
+        from stages.common.runtime.devices import compute_device
         from stages.models.detection.predictor import load_predictor
 
         self._predictor = load_predictor(Path(context.artifacts["predictor"]), compute_device())
@@ -28,13 +28,13 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Return one row per picture: `instances`, best first, in the frame that a viewer shows.
+        """Return one row per image: `instances`, best first, in the frame that a viewer shows.
 
         An instance has name, score in [0, 1], bbox (x, y, width, height in pixels) and a
         segmentation as COCO's RLE.
 
         Raises:
-            ValueError: bytes that are no picture, or names with unknown words; with row number.
+            ValueError: bytes that are no image, or names with unknown words; with row number.
         """
         params = params or {}
         rows = [
@@ -46,7 +46,7 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
         return pd.DataFrame({"instances": rows}, index=model_input.index)
 
     def _instances(self, row: str, image: bytes, names: Any, params: dict) -> list[dict]:
-        from stages.common.images import decode_upright
+        from stages.common.formats.images import decode_upright
         from stages.models.detection.coco_results import to_results
 
         pixels, names = decode_upright(bytes(image), row), [str(name) for name in names]

@@ -50,7 +50,7 @@ class LocalServer:
         self.url = os.environ.get("PREFECT_API_URL", "")
 
     def start(self) -> Self:
-        """Start the server, unless PREFECT_API_URL names one."""
+        """Start the server, unless that is done or PREFECT_API_URL names one; return at once."""
         if self.url:
             return self
         home = Path(self._settings["PREFECT_HOME"])
@@ -101,6 +101,8 @@ class LocalServer:
         """End the server, if this started it."""
         if self._process is None:
             return
+        if self._starting:
+            self._starting.close()
         self._process.terminate()
         try:
             self._process.wait(timeout=10)
@@ -169,6 +171,7 @@ def call_flow(
     *arguments: Any,
     run_name: str | None = None,
     check: Callable[[], None] | None = None,
+    server: LocalServer | None = None,
 ) -> tuple[list, bool]:
     """Run the flow "<module>:<name>" on the project and return its list, and whether it failed.
 
@@ -178,12 +181,13 @@ def call_flow(
         arguments: of the flow, behind the root.
         run_name: Prefect makes one up if there is none.
         check: is called when all is loaded, before the flow.
+        server: that may be starting already.
 
     Raises:
         ValueError: the flow, or `check`, found wrong input.
         RuntimeError: there is no server, or the flow ended without a list.
     """
-    server = LocalServer(root).start()
+    server = (server or LocalServer(root)).start()
     module, _, name = path.partition(":")
     flow = getattr(importlib.import_module(module), name)  # imports Prefect meanwhile
     from flows.store import open_store  # MLflow's, which takes long to make for the first time

@@ -34,7 +34,7 @@ LAST_LINES = 25
 # DVC's advice about git and remotes, which is noise here.
 NOISE = re.compile(
     r"(Updating|Generating) lock file|To track the changes with git|\tgit add|To enable auto"
-    r"|\tdvc config core\.autostage|Use `dvc push`|> python -m stages |\s*$"
+    r"|\tdvc config core\.autostage|Use `dvc push`|> python -m (stages|comparators) |\s*$"
 )
 RECEIPT = "OVIS_RECEIPT"  # file for what a stage was made from and with, stages/__main__.py
 BUSY = re.compile(r"\(PID (\d+)\)")
@@ -56,7 +56,7 @@ class Preflight:
         due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
         self._gpus = max((stage.gpus for stage in due), default=0)
         keys = {key.split(".")[0] for stage in due for key in stage.params}
-        sections = sorted(k for k in keys if (root / "stages" / k / "params.py").is_file())
+        sections = sorted(k for k in keys if any(root.glob(f"*/{k}/params.py")))
         command = [sys.executable, "-m", "stages.preflight", *sections]
         self._process = (
             subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)

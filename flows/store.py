@@ -20,7 +20,7 @@ from flows.environment import STATE_FOLDER
 
 EXPERIMENT = "ovis-dag"
 EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # its pages are of agents otherwise
+    "mlflow.experimentKind": "custom_model_development",  # otherwise its pages are for LLM agents
     "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
 }
 SQLITE = "sqlite:///"

@@ -89,7 +89,7 @@ def describe_execution(root: Path, outcomes: Sequence[Outcome]) -> str:
     lines += [f"- `{o.stage}` failed: {o.message[:200]}" for o in outcomes if o.outcome == "failed"]
     rows = result_rows(read_results(root) or {})
     if rows:
-        lines += ["Results on the test pictures: AP50 (AP), percent", ""]
+        lines += ["Results on the test images: AP50 (AP), percent", ""]
         lines += [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]))]
         lines += [f"| {' | '.join(row.values())} |" for row in rows]
         lines += ["", "Predictions: *Artifacts*, `data/evaluation/montage.png`."]
@@ -129,7 +129,7 @@ def results_table(results: dict[str, Any] | None) -> str:
         return "\n".join([f"Nothing was measured, says {RESULTS}", *told])
     if not rows:
         return f"No results yet: there is no {RESULTS}"
-    title = "Results on the test pictures: AP50 (AP), percent"
+    title = "Results on the test images: AP50 (AP), percent"
     table = align([list(rows[0]), *(list(row.values()) for row in rows)], right=range(2, 6))
     return f"{title}\n{table}"
 

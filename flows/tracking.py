@@ -35,7 +35,7 @@ from flows.table import describe_execution
 BATCH_METRICS, BATCH_PARAMS = 1000, 100  # what one request of MLflow may carry
 PARENT_TAG = "mlflow.parentRunId"
 PREFECT_LINK_TAG = "prefect.flow_run_url"
-PICTURES = {".png", ".svg", ".jpg"}
+IMAGES = {".png", ".svg", ".jpg"}
 REPORT = "report.json"  # what a stage left out, and why
 SECONDS_BETWEEN_LOOKS = 10.0  # at curves of stages that run
 
@@ -192,7 +192,7 @@ class Tracking:
             remember(self._root, tracked_to=self.uri, fingerprint=fingerprint(self._root))
 
     def _show(self, stages: list[Stage], outcomes: list[Outcome]) -> None:
-        """Log params, metrics, curves and pictures of stages, and how `outcomes` came about."""
+        """Log params, metrics, curves and images of stages, and how `outcomes` came about."""
         entries = recorded(self._root, [stage.name for stage in stages])
         self._log_params(entries)
         now = int(time.time() * 1000)
@@ -266,7 +266,7 @@ class Tracking:
             seen = [
                 path
                 for path in stage.outputs
-                if Path(path).suffix in PICTURES or Path(path).name == REPORT
+                if Path(path).suffix in IMAGES or Path(path).name == REPORT
             ]
             for path in dict.fromkeys((*stage.metrics, *stage.plots, *seen)):
                 if (self._root / path).is_file():

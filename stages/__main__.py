@@ -1,8 +1,8 @@
-"""`python -m stages boxes 0`: run a stage as dvc.yaml does, so that no false result is recorded.
+"""`python -m stages pseudo_boxes 0`: run a stage as dvc.yaml does, and record no false result.
 
-It is `python -m stages.boxes 0`, and fails if what the stage depends on changed meanwhile: DVC
-records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was made
-from and with.
+It is `python -m stages.pseudo_boxes 0`, and fails if what the stage depends on changed meanwhile:
+DVC records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was
+made from and with.
 """
 
 import errno
@@ -22,15 +22,15 @@ RECEIPT = "OVIS_RECEIPT"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def main() -> None:
-    """Run the stage named on the command line; guarded if DVC runs it.
+def main(package: str = "stages") -> None:
+    """Run the stage of a package that the command line names; guarded if DVC runs it.
 
     Raises:
         SystemExit: the stage failed, its inputs changed, or the packages are not the lock's.
     """
     if len(sys.argv) < 2:
-        raise SystemExit("usage: python -m stages <stage> [its arguments]")
-    name, stage = sys.argv.pop(1), os.environ.get(STAGE)
+        raise SystemExit(f"usage: python -m {package} <stage> [its arguments]")
+    name, stage = f"{package}.{sys.argv.pop(1)}", os.environ.get(STAGE)
     if stage is None:
         _run(name)
         return
@@ -57,13 +57,13 @@ def main() -> None:
 
 
 def _run(name: str) -> None:
-    """Run the stage's `__main__`.
+    """Run the `__main__` of a stage's package, such as stages.pseudo_boxes.
 
     Raises:
-        SystemExit: it failed; a full disk is told in one line.
+        SystemExit: it failed; a full disk is reported in one line.
     """
     try:
-        runpy.run_module(f"stages.{name}", run_name="__main__", alter_sys=True)
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as error:
         if error.code:
             raise

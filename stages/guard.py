@@ -21,11 +21,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 from ruamel.yaml import YAML
 
-from stages.common.params import PARAMS_FILE, read_params
+from stages.common.runtime.params import PARAMS_FILE, read_params
 
 DVC_FILE = "dvc.yaml"
 LOCK = "requirements-stages.lock"
-IGNORED = ("__pycache__", ".partial")  # ends of names that .dvcignore leaves out
+IGNORED = ("__pycache__", ".partial", "README.md")  # ends of names that .dvcignore leaves out
 LARGEST_HASHED = 1 << 20  # bytes; sources are far smaller, data is not
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 MISSING = "–"
@@ -36,7 +36,7 @@ class Inputs:
     """What a stage depends on, at one moment.
 
     Attributes:
-        params: value of each key of params.yaml that the stage reads, such as "boxes".
+        params: value of each key of params.yaml that the stage reads, such as "pseudo_boxes".
         files: [size, time of change in ns, inode, MD5 or "" if it is large] of each file.
     """
 
@@ -65,7 +65,7 @@ def find_declared(stage: str) -> Declared:
     """Return what a stage depends on; run from the repository's root.
 
     Args:
-        stage: as DVC names it, such as "boxes@0" or "claims/dvc.yaml:rpn".
+        stage: as DVC names it, such as "pseudo_boxes@0" or "comparators/dvc.yaml:rpn".
 
     Raises:
         ValueError: no dvc.yaml has the stage, or a file that it names is not there.
@@ -84,7 +84,12 @@ def find_declared(stage: str) -> Declared:
     known = read_params()
     for variables in content.get("vars", []):
         known |= variables if isinstance(variables, dict) else {}  # a file is params.yaml
-    known |= {"item": _item(entry, name, known)}
+    if "foreach" in entry:
+        key = name.partition("@")[2]
+        known |= {"key": key, "item": entry["foreach"][key]}
+        entry = entry["do"]
+    else:
+        known |= {"item": _item(entry, name, known)}
     deps = [dep if isinstance(dep, str) else next(iter(dep)) for dep in entry.get("deps", [])]
     keys = entry.get("params", [])
     files = [file for key in keys if isinstance(key, dict) for file in key]  # each as a whole
@@ -133,7 +138,7 @@ def other_packages(root: Path) -> list[str]:
 
 
 def _item(entry: dict, name: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Return which member of a matrix this is: `boxes@0` has the first shard's number."""
+    """Return which member of a matrix this is: `pseudo_boxes@0` has the first shard's number."""
     axes = {
         key: _look_up(known, found[1]) if (found := REFERENCE.fullmatch(str(values))) else values
         for key, values in entry.get("matrix", {}).items()

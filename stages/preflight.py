@@ -4,13 +4,13 @@ A stage finds them too, but perhaps hours after the execution began. Params and 
 there may still not fit each other: that a stage sees when it builds its network.
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
-from stages.common.hub import find_hub_file
-from stages.common.params import (
+from stages.common.runtime.hub import find_hub_file
+from stages.common.runtime.params import (
     PARAMS_FILE,
     Section,
     read_exactness,
@@ -19,10 +19,14 @@ from stages.common.params import (
     read_seed,
 )
 
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("stages", "comparators")
+
 
 def section_model(name: str) -> type[Section]:
-    """Return what a section of params.yaml has to be: `XParams` of stages.x.params."""
-    return getattr(importlib.import_module(f"stages.{name}.params"), f"{name.title()}Params")
+    """Return what a section of params.yaml has to be: `XParams` of x.params in a package."""
+    (home,) = (own for own in PACKAGES if (ROOT / own / name / "params.py").is_file())
+    return getattr(import_module(f"{home}.{name}.params"), f"{name.title().replace('_', '')}Params")
 
 
 def problems(names: Sequence[str], path: Path = PARAMS_FILE) -> list[str]:

@@ -5,13 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Two workers with two threads each would fight for two cores. Before torch is imported.
 os.environ.setdefault("OVIS_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from flows.server import LocalServer
-from tests.process_state import State, changes, read_state, seed_torch, write_state
+from tests.support.process_state import State, changes, read_state, seed_torch, write_state
+
+# The first example pays for what a module loads or compiles, and other processes for the rest: in
+# another order, or on a busy machine, any limit of time fails.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 LOOPBACK = "127.0.0.1"
 BEFORE = pytest.StashKey[State]()  # the running test

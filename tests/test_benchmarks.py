@@ -22,12 +22,12 @@ from benchmarks.flow import Bench, ideal_seconds
 from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
 from flows.dvc.plan import make_plan
-from flows.graph import Stage, Status
+from flows.graph import Stage, Status, overlap
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.views import ViewSettings
 from stages.ranking.params import RankingParams
-from tests.stages.tiny_detector import RESNETS, tiny_detector
+from tests.support.tiny_detector import RESNETS, tiny_detector
 
 
 def stage(name: str, needs: str = "", cores: int = 1) -> Stage:
@@ -87,6 +87,10 @@ def test_default_shape_has_every_stage_and_output(tmp_path):
     root = tmp_path / "default"
     graph = make_project(root, "default", 2)
     assert sole_section(graph) == "evaluation"
+    made = [path for stage in graph.values() for path in stage.outputs]
+    given = {path for stage in graph.values() for path in stage.inputs}
+    lacking = [p for p in given if not any(overlap(p, out) for out in made)]
+    assert [path for path in lacking if not (root / path).exists()] == []
     for name in ("download", "proposals@1", "evaluation"):
         subprocess.run(["sh", "work.sh", *name.split("@")], cwd=root, check=True)
     outputs = [path for name in ("download", "evaluation") for path in graph[name].outputs]
@@ -95,15 +99,17 @@ def test_default_shape_has_every_stage_and_output(tmp_path):
     assert (root / "data/proposals/1.parquet").is_file()
     assert set(own_seconds(root)) == {"download", "proposals@1", "evaluation"}
     assert own_seconds(root) == {}
+    replace_param(root, "evaluation", 7)  # to what the flow's own check lets through
+    subprocess.run([sys.executable, "-m", "stages.preflight", "evaluation"], cwd=root, check=True)
 
 
 def test_a_stage_benchmark_prints_its_table(repository):
-    command = [sys.executable, "-m", "benchmarks.stages", "boxes", "--repeats", "1"]
+    command = [sys.executable, "-m", "benchmarks.stages", "pseudo_boxes", "--repeats", "1"]
     output = subprocess.check_output(command, cwd=repository, text=True)
     assert "| boxes | objects, 2,000 proposals |" in output
 
 
-def test_cost_spreads_shards_over_agents_and_takes_the_longer_of_cores_and_gpu():
+def test_cost_spreads_shards_over_workers_and_takes_the_longer_of_cores_and_gpu():
     an_hour_of_gpu = Cost("activation", 3600, core_seconds=8.0, operations=60e12)
     assert an_hour_of_gpu.gpu_hours(60) == 1.0
     assert [an_hour_of_gpu.hours(n, 16, 60) for n in (1, 8)] == [1.0, 0.125]
@@ -112,9 +118,9 @@ def test_cost_spreads_shards_over_agents_and_takes_the_longer_of_cores_and_gpu()
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.profile)
-def test_cost_of_measuring_is_that_of_every_training_picture(dataset):
+def test_cost_of_measuring_is_that_of_every_training_image(dataset):
     cost = Profile(dataset, Sizes(1.0, 1.0, 1.0, 1.0, 1.0, 128))._quality()
-    assert (cost.stage, cost.items, cost.operations) == ("quality", dataset.train, 0)
+    assert (cost.stage, cost.items, cost.operations) == ("label_quality", dataset.train, 0)
     assert 0.001 < cost.core_seconds < 5
 
 
@@ -162,10 +168,10 @@ def test_cost_of_learning_counts_neither_frozen_stages_nor_what_is_not_computed_
     assert learn(0, 64) > learn(2, 64)
 
 
-def test_each_agent_fetches_what_its_stage_reads():
+def test_each_worker_fetches_what_its_stage_reads():
     dataset = Dataset("test", "smoke", 100, 10, (2, 1), captions=1, objects=1.0, bytes=1000.0)
-    costs = [Cost(name, 1) for name in ("proposals", "boxes", "masks", "evaluation")]
+    costs = [Cost(name, 1) for name in ("proposals", "pseudo_boxes", "pseudo_masks", "evaluation")]
     found = fetched([*costs, Cost("activation", 10, written=5.0)], dataset)
     assert found["proposals"] == 100_000
-    assert found["boxes"] == 100_000 + 50
+    assert found["pseudo_boxes"] == 100_000 + 50
     assert found["evaluation"] == 110_000

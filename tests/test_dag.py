@@ -9,23 +9,33 @@ import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
-from flows.closure import LOCK, check_deps, import_closures, params_read, stage_modules
 from flows.dvc.project import load_graph
 from flows.graph import Graph, overlap, reruns, reruns_table
 from flows.overlay import apply_overlay
 from flows.readme import pages, place
 from stages.guard import find_declared
+from tests.support.closure import (
+    DVC_FILES,
+    LOCK,
+    check_deps,
+    import_closures,
+    params_read,
+    read_stages,
+    stage_module,
+)
 from tests.support.upstream import inputs_through
 
 ROOT = Path(__file__).parents[1]
 GROUND_TRUTH = "data/download/ground_truth"
 ANNOTATED_CLASSES = "data/download/annotations"  # of base classes, without where they are
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
-BLIND = "vlm vocabulary proposals wspn ranking activation boxes masks labels detector".split()
-ARCHITECTURE_DEP = re.compile(r"stages/models/detection/\$\{(detector|rpn)\.architecture\}")
+BLIND = (
+    "vlm vocabulary proposals wspn ranking activation"
+    " pseudo_boxes pseudo_masks pseudo_labels detector"
+).split()
+ARCHITECTURE_DEP = re.compile(r"stages/models/architectures/\$\{(detector|rpn)\.architecture\}")
 NO_SECTION = {"seed", "shards", "deterministic", "gpus_per_training"}
-NO_STAGE = {"common", "models", "predict"}  # predict uses what the stages have made
-PACKAGES_OF_CLAIMS = {"rpn", "true_masks", "wsddn"}  # others run a stage differently
+NO_STAGE = {"common", "models"}
 
 
 @pytest.fixture(scope="module")
@@ -39,39 +49,41 @@ def graph() -> Graph:
 
 
 @pytest.fixture(scope="module")
-def closures(content) -> dict[str, list[str]]:
+def stages() -> dict[str, dict]:
+    """Give the stages of the experiment and those of the comparators."""
+    return {name: stage for file in DVC_FILES for name, stage in read_stages(ROOT / file).items()}
+
+
+@pytest.fixture(scope="module")
+def closures(stages) -> dict[str, list[str]]:
     """Give the source files of each stage."""
-    modules = stage_modules(content)
-    files = import_closures(ROOT, list(modules.values()))
+    modules = {name: stage_module(stage) for name, stage in stages.items()}
+    files = import_closures(ROOT, sorted(set(modules.values())))
     return {name: files[module] for name, module in modules.items()}
 
 
-def test_deps_are_data_and_the_import_closure():
+def test_deps_are_data_and_folders_that_hold_the_import_closure():
     assert check_deps(ROOT) == []
 
 
-def test_who_makes_or_loads_a_detector_depends_on_the_chosen_architecture():
+def test_both_files_have_stages_of_other_names(stages):
+    assert len(stages) == sum(len(read_stages(ROOT / file)) for file in DVC_FILES)
+
+
+def test_who_makes_or_loads_a_detector_depends_on_the_chosen_architecture(stages, closures):
     """Its package is imported by name, which no import graph sees."""
-    declared, users = set(), set()
-    for file in ("dvc.yaml", "claims/dvc.yaml"):
-        content = YAML(typ="safe").load(ROOT / file)
-        modules = stage_modules(content)
-        files = import_closures(ROOT, [*set(modules.values())])
-        for name, module in modules.items():
-            deps = content["stages"][name]["deps"]
-            users |= {name} if "stages/models/detection/detector.py" in files[module] else set()
-            declared |= {name} if any(map(ARCHITECTURE_DEP.fullmatch, deps)) else set()
-    assert declared == users >= {"detector", "finetune", "evaluation", "oracle", "rpn"}
+    detector = "stages/models/detection/detector.py"
+    users = {name for name, files in closures.items() if detector in files}
+    declared = {
+        name for name in stages if any(map(ARCHITECTURE_DEP.fullmatch, stages[name]["deps"]))
+    }
+    assert declared == users >= {"detector", "finetune", "evaluation", "trained", "rpn"}
 
 
-def test_whoever_computes_on_a_device_asks_for_one():
-    for file in ("dvc.yaml", "claims/dvc.yaml"):
-        content = YAML(typ="safe").load(ROOT / file)
-        for name, module in stage_modules(content).items():
-            main = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
-            meta = content["stages"][name]["meta"]
-            computes = "prepare_device(" in main
-            assert (meta["pool"] == "gpu") == ("gpus" in meta) == computes, name
+def test_whoever_computes_on_a_device_asks_for_one(stages, closures):
+    for name, stage in stages.items():
+        computes = "stages/common/runtime/devices.py" in closures[name]
+        assert (stage["meta"]["pool"] == "gpu") == ("gpus" in stage["meta"]) == computes, name
 
 
 def test_trainings_ask_for_as_many_devices_as_params_say(graph, content):
@@ -95,23 +107,15 @@ def test_what_guards_a_stage_compares_all_that_dvc_hashes(graph, monkeypatch):
         assert sorted(declared.keys) == sorted(stage.params), name
 
 
-def test_params_are_the_sections_that_the_code_reads(content, closures):
-    declared = {name: set(stage.get("params", [])) for name, stage in content["stages"].items()}
+def test_params_are_the_sections_that_the_code_reads(stages, closures):
+    declared = {name: set(stage.get("params", [])) for name, stage in stages.items()}
     assert declared == {name: params_read(ROOT, files) for name, files in closures.items()}
-    claims = YAML(typ="safe").load(ROOT / "claims/dvc.yaml")
-    modules = stage_modules(claims)
-    files = import_closures(ROOT, [*set(modules.values())])
-    declared = {name: set(stage.get("params", [])) for name, stage in claims["stages"].items()}
-    assert declared == {name: params_read(ROOT, files[modules[name]]) for name in declared}
 
 
-def test_whoever_reads_held_out_images_follows_the_split_that_is_measured():
-    for file in ("dvc.yaml", "claims/dvc.yaml"):
-        for name, stage in YAML(typ="safe").load(ROOT / file)["stages"].items():
-            fixed = [
-                dep for dep in stage["deps"] if re.search(r"\b(test|val)\.(parquet|json)$", dep)
-            ]
-            assert fixed == [], name
+def test_whoever_reads_held_out_images_follows_the_split_that_is_measured(stages):
+    for name, stage in stages.items():
+        fixed = [dep for dep in stage["deps"] if re.search(r"\b(test|val)\.(parquet|json)$", dep)]
+        assert fixed == [], name
 
 
 def test_every_data_input_is_made_by_a_stage(graph):
@@ -125,16 +129,20 @@ def test_every_data_input_is_made_by_a_stage(graph):
     assert orphans == set()
 
 
+def packages(folder: str) -> set[str]:
+    return {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+
+
 def test_one_name_in_five_places(content):
-    claims = YAML(typ="safe").load(ROOT / "claims/dvc.yaml")["stages"]
-    stages = set(content["stages"]) | (set(claims) & PACKAGES_OF_CLAIMS)
+    comparators = read_stages(ROOT / "comparators/dvc.yaml")
     sections = set(YAML(typ="safe").load(ROOT / "params.yaml")) - NO_SECTION
-    packages = {path.parent.name for path in (ROOT / "stages").glob("*/__init__.py")} - NO_STAGE
-    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests/stages").glob("test_*.py")}
-    assert packages == stages
-    assert sections == {name for name in stages if (ROOT / f"stages/{name}/params.py").is_file()}
-    assert stages <= tests
-    assert all(stage["cmd"].startswith("python -m stages ") for stage in claims.values())
+    assert packages("stages") - NO_STAGE == set(content["stages"])
+    assert packages("comparators") <= set(comparators)
+    assert sections == {path.parent.name for path in ROOT.glob("*/*/params.py")}
+    for folder in ("stages", "comparators"):
+        assert packages(folder) - NO_STAGE <= packages(f"tests/{folder}")
+    for name in packages("comparators"):
+        assert comparators[name]["cmd"].startswith(f"python -m comparators {name}"), name
     for name, stage in content["stages"].items():
         module = f"python -m stages {name}"
         assert stage["cmd"].split()[:4] == module.split(), name
@@ -171,7 +179,7 @@ def test_nothing_turns_the_run_cache_off(content):
 def test_empty_init_files():
     full = [
         path.relative_to(ROOT).as_posix()
-        for folder in ("flows", "stages")
+        for folder in ("comparators", "fetch", "flows", "predict", "stages")
         for path in (ROOT / folder).rglob("__init__.py")
         if path.read_text().strip()
     ]
@@ -208,7 +216,7 @@ def test_no_stage_up_to_the_detector_reads_ground_truth(graph):
 
 
 def test_if_asked_the_proposal_network_alone_reads_which_base_classes_people_saw(tmp_path):
-    for name in ("dvc.yaml", "params.yaml", "claims/dvc.yaml"):
+    for name in ("dvc.yaml", "params.yaml", "comparators/dvc.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".dvc").mkdir()
@@ -247,7 +255,7 @@ def test_ground_truth_is_read_where_it_may_be(graph):
         if any(overlap(path, GROUND_TRUTH) for path in stage.inputs)
     }
     assert readers.isdisjoint(BLIND)
-    assert {"quality", "finetune", "evaluation"} <= readers
+    assert {"label_quality", "finetune", "evaluation"} <= readers
 
 
 def test_the_docs_say_which_stages_a_param_reruns(graph):

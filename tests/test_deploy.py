@@ -165,4 +165,4 @@ def test_a_workers_clone_is_made_and_brought_up_to_date_at_each_start(tmp_path):
     for _ in range(2):
         git("commit", "--quiet", "--allow-empty", "--message", "x")
         last = start().splitlines()[-1]
-        assert last == f"python -m flows agent --pool gpu in {git('rev-parse', 'HEAD')}"
+        assert last == f"python -m flows worker --pool gpu in {git('rev-parse', 'HEAD')}"

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from flows.__main__ import main
 from flows.readme import TABLES, pages, place
-from tests.run_module import run_module
+from tests.support.run_module import run_module
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -25,8 +25,10 @@ PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
 FOLDERS = (
     "stages",
+    "comparators",
+    "fetch",
+    "predict",
     "flows",
-    "claims",
     "experiments",
     "benchmarks",
     "deploy",
@@ -41,7 +43,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(rf"(?<![\w./~-])((?:{'|'.join(FOLDERS)})/[\w./<>*-]*)")
 ROOT_FILE = re.compile(r"(?<![\w./-])([\w-]+\.(?:yaml|lock|toml))(?![\w/])")
 PARAM = re.compile(rf"(?<![\w./-])((?:{'|'.join(PARAMS)})(?:\.[a-z_]\w*)+)(?![\w(/])")
-MODULE = re.compile(r"-m ((?:stages|flows|benchmarks|tests)[\w.]*)")
+MODULE = re.compile(r"-m ((?:stages|comparators|fetch|predict|flows|benchmarks|tests)[\w.]*)")
 VARIABLE = re.compile(r"\b(OVIS_[A-Z_]+|DEVICE)\b")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
@@ -207,7 +209,7 @@ def test_options_of_commands_exist(capsys, monkeypatch):
         if command == "predict":  # hands over what it does not know
             monkeypatch.setattr(sys, "argv", ["predict", "--help"])
             with pytest.raises(SystemExit):
-                run_module("stages.predict")
+                run_module("predict")
             has += capsys.readouterr().out
         assert set(OPTION.findall(rest)) <= set(OPTION.findall(has)), command
 

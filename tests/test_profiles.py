@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from flows.dvc.project import load_graph
 from flows.overlay import apply_profile, read_params, read_profile
-from stages.common.params import read_section
+from stages.common.runtime.params import read_section
 from stages.preflight import section_model
 
 ROOT = Path(__file__).parents[1]
@@ -40,27 +40,27 @@ OURS_AS_FOR_THE_SCENES = {
     "download.max_missing_class_fraction": "a guard, changes no result",
     "download.coco.folder": "a path",
     "download.open_images.folder": "a path",
-    "download.open_images.test_part": "which pictures to test on",
+    "download.open_images.test_part": "which images to test on",
     "download.open_images.max_images.train": "all",
     "download.open_images.max_images.val": "all",
     "download.open_images.max_images.test": "all",
     "download.folder.path": "a path",
     "vlm.pretrained.sha256": "not checked",
     "vocabulary.max_unknown_fraction": "a guard, changes no result",
-    "wspn.image_labels": "pictures without annotations have nothing else",
+    "wspn.image_labels": "images without annotations have nothing else",
     "wspn.model.backbone.sha256": "not checked",
     "wspn.model.backbone.regions_at_once": "memory, changes no result",
     "activation.captions": "as the papers' eq. 1-3 say nothing of one caption, none is left out",
     "activation.forms": "whoever writes of cats names the class cat",
     "activation.union": "the code adds its maps, too; any above 0 is on, for they are binary",
     "activation.batch_size": "memory, changes no result",
-    "masks.batch_size": "memory, changes no result",
-    "labels.min_labelled_fraction": "a guard, changes no result",
-    "quality.recall_at": "what is measured",
-    "quality.activation_thresholds": "what is measured",
-    "quality.activation_fractions": "what is measured",
-    "quality.square_sides": "what is measured",
-    "quality.montage_rows": "what is shown",
+    "pseudo_masks.batch_size": "memory, changes no result",
+    "pseudo_labels.min_labelled_fraction": "a guard, changes no result",
+    "label_quality.recall_at": "what is measured",
+    "label_quality.activation_thresholds": "what is measured",
+    "label_quality.activation_fractions": "what is measured",
+    "label_quality.square_sides": "what is measured",
+    "label_quality.montage_rows": "what is shown",
     "detector.architecture": "whose library is always installed",
     "detector.region_head": "the method has no other",
     "detector.supervision.draw": "of a single source it makes no difference",
@@ -72,7 +72,7 @@ OURS_AS_FOR_THE_SCENES = {
     "detector.training.precision": "speed: rounding, a known-good choice for detectors",
     "finetune.training.precision": "speed: rounding, a known-good choice for detectors",
     "evaluation.expand_detections": "the challenge's usual submission",
-    "evaluation.montage_pictures": "what is shown",
+    "evaluation.montage_images": "what is shown",
     "evaluation.montage_min_score": "what is shown",
     "shards": "how the work is divided",
     "gpus_per_training": "how the work is divided",
@@ -111,8 +111,8 @@ def not_counting(params: dict) -> Iterator[str]:
         yield "wspn.classify"
         for key in ("epochs", "batch_size", "learning_rate", "weight_decay"):
             yield f"wspn.localise.{key}"
-    if params["masks"]["method"] != "threshold":
-        yield "masks.threshold"
+    if params["pseudo_masks"]["method"] != "threshold":
+        yield "pseudo_masks.threshold"
     if params["finetune"]["unlabelled"] == "background":
         yield "finetune.detection_score"
     if params["evaluation"]["metric"] == "coco":
@@ -165,7 +165,7 @@ def test_profiles_fit(profile, tmp_path):
             read_section(name, section_model(name), path)
 
 
-def test_your_own_pictures_are_seen_at_one_size(tmp_path):
+def test_your_own_images_are_seen_at_one_size(tmp_path):
     params = read_params(applied("folder", tmp_path).parent)
     assert params["vlm"]["image_size"] == params["activation"]["image_size"]
 
@@ -178,7 +178,12 @@ def test_the_paper_profiles_inherit_no_value_that_counts(profile, tmp_path):
 def test_what_a_profile_inherits_is_found(tmp_path):
     found = inherited("smoke", tmp_path)
     assert {"seed", "proposals.min_side", "detector.network.classifier.similarity"} <= set(found)
-    assert not {"shards", "masks.steps", "masks.threshold", "download.coco.folder"} & set(found)
+    assert not {
+        "shards",
+        "pseudo_masks.steps",
+        "pseudo_masks.threshold",
+        "download.coco.folder",
+    } & set(found)
 
 
 def not_as_their_sources(profile: str, params: dict) -> dict[str, Any]:
@@ -223,9 +228,9 @@ def test_no_value_for_the_scenes_leaks_into_the_paper_profiles(profile):
 
 def test_a_wrong_source_and_a_leak_are_found():
     params = read_profile(ROOT, "paper-coco")
-    params["masks"] |= {"channels": 8, "learning_rate": 0.03}
-    assert not_as_their_sources("paper-coco", params) == {"masks.channels": 8}
-    assert leaked("paper-coco", params) == ["masks.learning_rate"]
+    params["pseudo_masks"] |= {"channels": 8, "learning_rate": 0.03}
+    assert not_as_their_sources("paper-coco", params) == {"pseudo_masks.channels": 8}
+    assert leaked("paper-coco", params) == ["pseudo_masks.learning_rate"]
 
 
 def test_sources_tell_nothing_that_no_profile_takes():
@@ -236,8 +241,8 @@ def test_sources_tell_nothing_that_no_profile_takes():
 
 def test_object_and_background_have_seeds_alike_and_few(tmp_path):
     """The paper has one Z for both; where it is large, seeds of the object lie beside it."""
-    seeds = read_params(applied("paper-coco", tmp_path).parent)["masks"]["seeds"]
-    assert seeds["foreground_share"] == seeds["background_share"] <= 0.2
+    seeds = read_params(applied("paper-coco", tmp_path).parent)["pseudo_masks"]["seeds"]
+    assert seeds["foreground_fraction"] == seeds["background_fraction"] <= 0.2
 
 
 def test_the_code_s_profile_has_every_switch_the_code_s_way():
@@ -247,11 +252,11 @@ def test_the_code_s_profile_has_every_switch_the_code_s_way():
     both = set(leaves(told["paper"])) & set(leaves(told["code"]))
     assert both >= {
         "activation.mask_scope",
-        "boxes.activation_round",
-        "boxes.binarise",
-        "masks.seeds.foreground",
-        "masks.seeds.background",
-        "masks.self_training",
+        "pseudo_boxes.activation_round",
+        "pseudo_boxes.binarise",
+        "pseudo_masks.seeds.foreground",
+        "pseudo_masks.seeds.background",
+        "pseudo_masks.self_training",
     }
     for key in both:
         assert value_at(paper, key) == value_at(told["paper"], key)

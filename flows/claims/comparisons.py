@@ -1,15 +1,15 @@
 """What the claims say, letter by letter, and which numbers are compared for each.
 
 Where a default of ours decides, the paper's procedure is measured, too: a letter has rows of our
-procedure, rows of the paper's, and rows that are told beside and that nothing depends on. A number
+procedure, rows of the paper's, and rows beside them that no verdict depends on. A number
 is named by a path, "<file>.<key>.<key>…", into the metrics of the experiment, of its comparators
-(claims/dvc.yaml), or of the experiment with a param changed (`ARMS`).
+(comparators/dvc.yaml), or of the experiment with a param changed (`ARMS`).
 """
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-PIPELINE = "claims/dvc.yaml"
+PIPELINE = "comparators/dvc.yaml"
 GROUPS = ("base", "novel")
 KINDS = {"bbox": "box", "segm": "mask"}
 NOT_BELOW = -2.0  # points of AP50 that "not below" allows
@@ -23,9 +23,9 @@ def seed_params(seed: int) -> dict[str, Any]:
     return {"seed": seed, "download.scenes.class_split": seed % CLASS_SPLITS}
 
 
-FIRST_LOOK = {"boxes.activation_round": "first", "masks.activation_round": "first"}
+FIRST_LOOK = {"pseudo_boxes.activation_round": "first", "pseudo_masks.activation_round": "first"}
 PLAIN_LOOKS = {"activation.reach": 0, "activation.weigh_visible": False}
-NO_BLUR = {"boxes.smoothing": 0, "masks.smoothing": 0}
+NO_BLUR = {"pseudo_boxes.smoothing": 0, "pseudo_masks.smoothing": 0}
 # The experiment, and what else is run of it for the claims: params that are changed.
 ARMS: dict[str, dict[str, Any]] = {
     "own": {},
@@ -39,7 +39,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "plain_first_look": {**NO_BLUR, **FIRST_LOOK},
 }
 # Metrics files by the names that paths begin with, and the arm that makes each.
-QUALITY, EVALUATION = "data/quality/metrics.json", "data/evaluation/metrics.json"
+QUALITY, EVALUATION = "data/label_quality/metrics.json", "data/evaluation/metrics.json"
 FILES: dict[str, tuple[str, str]] = {
     "quality": ("own", QUALITY),
     "evaluation": ("own", EVALUATION),
@@ -87,9 +87,11 @@ class Claim:
     comparisons: tuple[Comparison, ...]
 
 
-BLURS = "`boxes.smoothing`, `masks.smoothing`"
+BLURS = "`pseudo_boxes.smoothing`, `pseudo_masks.smoothing`"
 VISIBLE = "`activation.weigh_visible`"
-CROPS = "`masks.smoothing`, `masks.context`, unequal shares of `masks.seeds`"
+CROPS = (
+    "`pseudo_masks.smoothing`, `pseudo_masks.context`, unequal fractions of `pseudo_masks.seeds`"
+)
 HEAD = "`wspn.model.backbone`, `wspn.seeds`"
 LABELS = f"of the labels: `activation.reach`, `ranking`, `wspn.model.backbone`, {BLURS}"
 
@@ -323,7 +325,7 @@ def _boxes() -> Claim:
             ours=own,
         )
         for part, arm, name, own in (
-            ("ours", "quality", "", "`boxes.smoothing`, `ranking.score`"),
+            ("ours", "quality", "", "`pseudo_boxes.smoothing`, `ranking.score`"),
             ("paper", "plain", "without a blur ", "`ranking.score`"),
         )
         for group in GROUPS

@@ -43,7 +43,7 @@ def measure_claims(
         seeds: to be measured; the table has all seeds with a record of this experiment.
         cores: to keep busy; all if None.
         accept_older: take records of other params, code or packages for measured, too.
-        pools: run stages on agents, not here.
+        pools: run stages on workers, not here.
 
     Raises:
         RuntimeError: an experiment of a seed failed; what is finished stays.
@@ -94,11 +94,11 @@ def seed_points(root: Path, seed: int) -> dict[str, Point]:
     """Return the points of a seed by arm: the experiment, and what is changed of it."""
     comparators = YAML(typ="safe").load(root / PIPELINE)["stages"]
     compared = tuple(f"{PIPELINE}:{name}" for name in comparators)
-    targets = {"own": ("quality", "evaluation", *compared)}
+    targets = {"own": ("label_quality", "evaluation", *compared)}
     points = {}
     for arm, changes in ARMS.items():
         values = {**seed_params(seed), **changes}
-        points[arm] = Point(point_name(values), values, targets.get(arm, ("quality",)))
+        points[arm] = Point(point_name(values), values, targets.get(arm, ("label_quality",)))
     return points
 
 

@@ -1,10 +1,10 @@
 """One record per seed, docs/claims/seed-<n>.json: every number that the claims compare.
 
 A record knows what made it, by a digest of the params that stages read (but for those that differ
-from seed to seed), of their commands and code, and of the locked packages. So a seed is measured
-once, on whichever machine and day, and no table mixes what was measured differently unless that is
-asked for. It also knows the outputs of the committed experiment: while rearranged code gives the
-same bytes, what was measured stays.
+from seed to seed), of their commands and code, and of the locked packages. So each seed is measured
+once, on any machine and day, and a table mixes different measurements only if that is asked for.
+It also knows the outputs of the committed experiment: while rearranged code gives the
+same results, under whatever names, what was measured stays.
 """
 
 import hashlib
@@ -25,8 +25,12 @@ from flows.overlay import flatten, look_up, read_params
 FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)
 LOCK = "requirements.lock"
-CODE = "stages/"
-TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in stages/models/detection/${detector.architecture}
+CODE = ("stages/", "comparators/")
+# Of outputs that hold results alone. Headers of weights, plots, metrics and reports also hold names
+# of params and metrics: with another name they have other bytes.
+RESULTS = {"", ".json", ".parquet"}  # "": folders of such files
+NAMED = {"metrics.json", "report.json"}
+TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in …/architectures/${detector.architecture}
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def experiment_digest(root: Path) -> str:
     stages: dict[str, dict[str, Any]] = {}
     for file in DVC_FILES:
         content = YAML(typ="safe").load(root / file)
-        stages |= {f"{file}:{name}": stage for name, stage in content["stages"].items()}
+        for name, stage in content["stages"].items():
+            stages |= {f"{file}:{own}": one for own, one in _members(name, stage)}
     keys = {key for stage in stages.values() for key in stage.get("params", [])}
     facts = [
         {
@@ -78,10 +83,13 @@ def experiment_digest(root: Path) -> str:
 
 
 def outputs_digest(root: Path) -> str | None:
-    """Return a digest of the committed experiment's outputs, as dvc.lock has them.
+    """Return a digest of the committed experiment's results, as dvc.lock has them.
 
-    What the comparators alone compute is not among them. None if there is no dvc.lock, or if it is
-    of other code or params than those of now.
+    It is one of their hashes alone: stages, params and metrics may get other names. All that is
+    learned shows in the boxes, masks and predictions made with it, so weights need not be among
+    them. What the comparators alone compute is not either.
+
+    None if there is no dvc.lock, or if it is of other code or params than those of now.
 
     Raises:
         RuntimeError: DVC could not tell.
@@ -101,8 +109,24 @@ def outputs_digest(root: Path) -> str | None:
             if any(not dep.startswith("data/") for dep in deps):
                 return None
     stages = YAML(typ="safe").load(lock)["stages"]
-    made = {o["path"]: o["md5"] for stage in stages.values() for o in stage.get("outs", [])}
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    outs = [(Path(out["path"]), out["md5"]) for s in stages.values() for out in s.get("outs", [])]
+    results = [md5 for path, md5 in outs if path.suffix in RESULTS and path.name not in NAMED]
+    return hashlib.sha256(json.dumps(sorted(results)).encode()).hexdigest()
+
+
+def _members(name: str, stage: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the stage, or what a `foreach` makes of it, each with its name."""
+    if "foreach" not in stage:
+        yield name, stage
+        return
+    for key, item in stage["foreach"].items():
+        known = {"key": key, "item": item}
+
+        def fill(text: str, known: dict[str, Any] = known) -> str:
+            return TEMPLATE.sub(lambda m: str(look_up(known, m[1]) or m[0]), text)
+
+        own = stage["do"]
+        yield f"{name}@{key}", {**own, "cmd": fill(own["cmd"]), "deps": [*map(fill, own["deps"])]}
 
 
 def _code(root: Path, stages: Iterable[dict[str, Any]], params: dict[str, Any]) -> Iterator[str]:
@@ -114,7 +138,8 @@ def _code(root: Path, stages: Iterable[dict[str, Any]], params: dict[str, Any]) 
                 continue
             path = TEMPLATE.sub(lambda match: str(look_up(params, match[1])), dep)
             if (root / path).is_dir():
-                files = (file for file in (root / path).rglob("*.py") if file.is_file())
+                found = (root / path).rglob("*")
+                files = (file for file in found if file.suffix in (".py", ".yaml"))
                 yield from (file.relative_to(root).as_posix() for file in files)
             else:
                 yield path
@@ -144,7 +169,7 @@ def read_facts(folders: dict[str, Path]) -> dict[str, float]:
 
 
 def write_record(root: Path, record: Record) -> Path:
-    """Write the record in the place of an older one of its seed, whole or not at all."""
+    """Write the record in place of an older one of its seed, whole or not at all."""
     path = root / FOLDER / f"seed-{record.seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

@@ -1,6 +1,6 @@
-"""Frees an agent's cache by a rule that loses nothing: what the remote has and nobody uses goes.
+"""Frees a worker's cache by a rule that loses nothing: what the remote has and nobody uses goes.
 
-`dvc gc` asks what dvc.lock records, and an agent's clone records nothing of what its workspaces
+`dvc gc` asks what dvc.lock records, and a worker's clone records nothing of what its workspaces
 made, nor of a result that could not be pushed yet.
 """
 

@@ -2,7 +2,7 @@
 
 `dvc push --run-cache` and `dvc repro --pull` copy every entry that there is, each time, and
 `repro --pull` executes what it cannot find; these functions move one stage's and never run
-anything. tests/flows/test_remote.py holds them to what `dvc repro` then does.
+anything. tests/flows/dvc/test_remote.py holds them to what `dvc repro` then does.
 """
 
 import os

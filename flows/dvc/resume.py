@@ -1,9 +1,9 @@
 """Resume points of trainings on the DVC remote: another machine goes on where one was lost.
 
-A stage keeps its points in .resume (stages/common/checkpoints.py), which an agent links to a folder
-of its own per result. The remote has them under resume/<key of the result>: files named by their
-hash, then an index of them, so that whoever reads gets a whole point or none. All of it may be
-deleted at any time; trainings then begin anew.
+A stage keeps its points in .resume (stages/common/runtime/checkpoints.py), which a worker links to
+a folder of its own per result. The remote has them under resume/<key of the result>: files named by
+their hash, then an index of them, so that whoever reads gets a whole point or none. All of it may
+be deleted at any time; trainings then begin anew.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The Prefect flow of a sweep: points and their stages side by side.
 
-Each point is an execution in a worktree of its own, on this machine or on agents. What several want
-is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
+Each point is an execution in a worktree of its own, on this machine or on workers. What several
+want is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
 experiment and as an MLflow run.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -25,7 +24,7 @@ from flows.git import git
 from flows.graph import Outcome, Status
 from flows.place import Place, interruptible
 from flows.results import read_metrics
-from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep
+from flows.sweeps.plan import PlannedPoint, plan_sweep
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result, write_report, write_results
 from flows.sweeps.worktrees import results_folder
@@ -43,7 +42,7 @@ def sweep(
 ) -> State:
     """Make every point, each stage run once that points have in common, and answer the question.
 
-    Stages run on this machine, on so many of its cores, or on agents of the work pools. The final
+    Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
     state carries the list of `Result`; it is failed if any point failed.
 
     Raises:
@@ -53,7 +52,6 @@ def sweep(
     folder = Path(root)
     plan = plan_sweep(folder, points)
     print(f"{plan.table()}\n\n{plan.summary()}", flush=True)
-    _show_plan(plan)
     parent = Tracking(folder, name, {"sweep.workspace": plan.workspace}, resume=True)
     client = MlflowClient(parent.uri)
     client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
@@ -147,18 +145,6 @@ def _save_experiment(planned: PlannedPoint) -> None:
         raise RuntimeError(f"{' '.join(command[2:])} in {folder}: {done.stderr.strip()}")
 
 
-def _show_plan(plan: SweepPlan) -> None:
-    names = ("in all points", "distinct", "cached", "to run")
-    create_table_artifact(
-        key="sweep-plan",
-        table=[
-            {"stage": group, **dict(zip(names, counts, strict=True))}
-            for group, counts in plan.counts().items()
-        ],
-        description=plan.summary(),
-    )
-
-
 def _close(
     root: Path, name: str, parent: Tracking, results: list[Result], question: Question | None
 ) -> State:
@@ -167,9 +153,7 @@ def _close(
     write_results(folder, results)
     client.set_terminated(parent.run_id, "FAILED" if failed else "FINISHED")
     if question is not None:
-        text, cells = write_report(root, folder, results, question)
-        print(f"\n{text}", flush=True)
-        create_table_artifact(key="sweep-results", table=cells, description=text)
+        print(f"\n{write_report(root, folder, results, question)}", flush=True)
     client.log_artifacts(parent.run_id, str(folder))
     if failed:
         return Failed(message=f"{len(failed)} points failed: {', '.join(failed)}", data=results)

@@ -81,7 +81,7 @@ def run_points(
     question: Question | None = None,
     pools: bool = False,
 ) -> list[Result]:
-    """Run the sweep, here or on agents, and return what came out of each point, failed ones too.
+    """Run the sweep, here or on workers, and return what came out of each point, failed ones too.
 
     Raises:
         ValueError: there is no such target or metric.

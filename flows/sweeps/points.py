@@ -1,6 +1,6 @@
 """The points of a sweep: a grid of params, a list of them in a file, or both crossed.
 
-A value is YAML, so `-S boxes.smoothing=0,0.1` gives numbers and `-S shards=[0],[0,1]` lists.
+A value is YAML, so `-S pseudo_boxes.smoothing=0,0.1` gives numbers and `-S shards=[0],[0,1]` lists.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """Stage `activation`: activation maps of the objects that a shard's captions name.
 
 A target whose map is the same everywhere says nothing of where the object is and is left out. The
-file's facts name such targets and count the images that are left without any; stage `labels` judges
-their share over all shards.
+file's facts name such targets and count the images that are left without any; stage
+`pseudo_labels` checks their fraction over all shards.
 """
 
 import math
@@ -17,15 +17,15 @@ import torch
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.activation.targets import choose_captions, find_targets, make_finder
-from stages.common.captions import read_captions
-from stages.common.categories import ALL_SPLITS, read_categories
-from stages.common.devices import prepare_device, send
-from stages.common.images import Picture, count_pictures, normalise_pixels, read_pictures
-from stages.common.params import read_exactness, read_section, read_seed
-from stages.common.prefetch import prefetch
-from stages.common.progress import track
-from stages.common.seeding import make_deterministic
-from stages.common.storage import write_tensors
+from stages.common.formats.captions import read_captions
+from stages.common.formats.categories import ALL_SPLITS, read_categories
+from stages.common.formats.images import EncodedImage, count_images, normalise_pixels, read_images
+from stages.common.runtime.devices import prepare_device, send
+from stages.common.runtime.params import read_exactness, read_section, read_seed
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import write_tensors
 from stages.models.vision_language.base import VisionLanguageModel, load_vlm
 
 DOWNLOAD = Path("data/download")
@@ -45,31 +45,31 @@ def main(shard: str) -> None:
             f"params.yaml: activation.fusion_layer: {params.fusion_layer} is too high: the last of"
             f" the {model.fusion_depth} fusion layers has no gradient at the words"
         )
-    pictures = DOWNLOAD / f"images/train/{shard}.parquet"
+    images = DOWNLOAD / f"images/train/{shard}.parquet"
     captions = read_captions(DOWNLOAD / f"captions/train/{shard}.json")
     finder = make_finder(read_categories(DOWNLOAD / "categories.json", ALL_SPLITS), params)
 
     image_ids, category_ids, maps, scores = [], [], [], []
     constant: list[dict] = []
     cut_off = 0
-    total = count_pictures(pictures)
-    batches = _batches(read_pictures(pictures), params.batch_size)
+    total = count_images(images)
+    batches = _batches(read_images(images), params.batch_size)
 
-    def prepare(batch: list[Picture]) -> tuple[list[Picture], torch.Tensor]:
-        squares = [_square(picture.decode(), params.image_size) for picture in batch]
+    def prepare(batch: list[EncodedImage]) -> tuple[list[EncodedImage], torch.Tensor]:
+        squares = [_square(image.decode(), params.image_size) for image in batch]
         return batch, send(normalise_pixels(np.stack(squares)), device)
 
     prepared = prefetch(prepare, batches, ahead=2)
-    for batch, images in track(prepared, "activation", total, size=lambda pair: len(pair[0])):
+    for batch, pixels in track(prepared, "activation", total, size=lambda pair: len(pair[0])):
         targets, classes, lost = find_targets(
-            [choose_captions(captions, picture.image_id, params, seed) for picture in batch],
+            [choose_captions(captions, image.image_id, params, seed) for image in batch],
             finder,
             tokenizer,
         )
         cut_off += lost
         if not classes:
             continue  # counted below: images without a target
-        batch_maps, batch_scores = iterate_masking(model, images, targets.to(device), params)
+        batch_maps, batch_scores = iterate_masking(model, pixels, targets.to(device), params)
         batch_maps = batch_maps.half().cpu()
         telling = has_contrast(batch_maps)
         for row, category_id, kept in zip(
@@ -86,7 +86,7 @@ def main(shard: str) -> None:
     if not maps:
         maps.append(_no_maps(model, params, device))
         scores.append(torch.zeros(0, params.rounds + 1))
-    facts = {"pictures": total, "pictures_without_target": total - len(set(image_ids))}
+    facts = {"images": total, "images_without_target": total - len(set(image_ids))}
     if constant:
         facts["constant_maps"] = constant
     if cut_off:
@@ -97,7 +97,7 @@ def main(shard: str) -> None:
             file=sys.stderr,
         )
     print(
-        f"activation {shard}: {len(image_ids)} targets; {facts['pictures_without_target']} of"
+        f"activation {shard}: {len(image_ids)} targets; {facts['images_without_target']} of"
         f" {total} images have none; {len(constant)} left out for a constant map",
         file=sys.stderr,
     )
@@ -143,10 +143,10 @@ def _square(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
-def _batches(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
+def _batches(images: Iterator[EncodedImage], size: int) -> Iterator[list[EncodedImage]]:
     batch = []
-    for picture in pictures:
-        batch.append(picture)
+    for image in images:
+        batch.append(image)
         if len(batch) == size:
             yield batch
             batch = []

@@ -1,4 +1,4 @@
-"""GradCAM on a cross-attention layer: where the picture speaks for a word of its caption.
+"""GradCAM on a cross-attention layer: where the image supports a word of its caption.
 
 Frame: maps have the patch grid of the model's square input, row 0 at the top.
 Shape legend: B images, M captions per image, L tokens, P = h·w patches, A heads.
@@ -16,7 +16,7 @@ def token_activation(
 
     φ = X · max(∂S/∂X, 0), averaged over the heads, where X is the attention of the layer and S the
     matching logit. Each caption's S depends on its own attention only, so one backward pass of the
-    sum gives all gradients; it starts at the matching head and stops at X, and the picture is
+    sum gives all gradients; it starts at the matching head and stops at X, and the image is
     encoded once for all of its captions. Columns of X that are no patches are left out.
 
     Args:

@@ -38,11 +38,11 @@ def iterate_masking(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the united map after every round, and the matching score of every round.
 
-    With `mask_scope: object` each target hides its own evidence on its own copy of the picture
-    (the paper's per-object t); with `image` all targets of a picture hide theirs together (the
-    official code). Hidden pixels take the picture's mean, and stay hidden. Two weights of later
-    rounds are ours. With `weigh_visible` a cell counts by the share of it that is still visible: a
-    look at a hidden place sees nothing of the object. With `reach` > 0 it counts the less the
+    With `mask_scope: object` each target hides its own evidence on its own copy of the image
+    (the paper's per-object t); with `image` all targets of an image hide theirs together (the
+    official code). Hidden pixels take the image's mean, and stay hidden. Two weights of later
+    rounds are ours. With `weigh_visible` a cell counts by the fraction of it that is still visible:
+    the model sees nothing of the object in a hidden place. With `reach` > 0 it counts the less the
     farther it is from the first round's finding: when the object is all hidden, attention, whose
     sum is always 1, goes elsewhere.
 
@@ -82,7 +82,7 @@ def iterate_masking(
 
 
 def _visible(hidden: torch.Tensor, cells_hw: torch.Size) -> torch.Tensor:
-    """Return the share of each cell that is not hidden, (T, h, w), of masks bool (T, 1, H, W)."""
+    """Return the visible fraction of each cell, (T, h, w), of masks bool (T, 1, H, W)."""
     return 1 - functional.adaptive_avg_pool2d(hidden.float(), cells_hw)[:, 0]
 
 

@@ -10,16 +10,16 @@ import torch
 
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import Targets
-from stages.common.captions import MentionFinder, normalise
-from stages.common.categories import Category
-from stages.common.seeding import numpy_generator
+from stages.common.formats.captions import MentionFinder, normalise
+from stages.common.formats.categories import Category
+from stages.common.runtime.seeding import numpy_generator
 from stages.models.vision_language.tokenizer import CaptionTokenizer
 
 
 def choose_captions(
     captions: Mapping[int, list[str]], image_id: int, params: ActivationParams, seed: int
 ) -> list[str]:
-    """Return the captions of a picture that count: all, or one of them drawn at random."""
+    """Return the captions of an image that count: all, or one of them drawn at random."""
     own = captions.get(image_id, [])
     if params.captions == "all" or not own:
         return own
@@ -38,7 +38,7 @@ def find_targets(
 ) -> tuple[Targets, list[int], int]:
     """Return the targets of a batch, the class id of each, and how many mentions were cut off.
 
-    All mentions of a class in all captions of the picture count, multi-word names with all their
+    All mentions of a class in all captions of the image count, multi-word names with all their
     tokens. Targets are ordered by image, then by class id. A mention behind the tokeniser's limit
     is cut off: it does not count.
 

@@ -4,22 +4,23 @@ Run: python -m stages.detector. Reads no ground truth. With `--annotations` anot
 same form takes the place of the pseudo-annotations (the oracle of the claims: ground truth of all
 classes), with `--source name=file` detector.supervision may name a further one. With `--output`
 another folder takes the place of data/detector, with `--section` another section of params.yaml
-that of `detector`. With `--label-splits base` only objects of base classes are learned, by a
-softmax over these classes, as if nobody had labelled the others.
+that of `detector`, and with `--method` a comparator's params are merged into it. With
+`--label-splits base` only objects of base classes are learned, by a softmax over these classes, as
+if nobody had labelled the others.
 """
 
 import argparse
 from pathlib import Path
 
-from stages.common.categories import read_categories
-from stages.common.checkpoints import Checkpoint, fingerprint
-from stages.common.curves import Curve
-from stages.common.devices import choose_device, prepare_device
-from stages.common.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.processes import process_index, run_in_processes
-from stages.common.seeding import make_deterministic
-from stages.common.storage import read_tensors, write_json
-from stages.common.stored_pictures import StoredPictures
+from stages.common.formats.categories import read_categories
+from stages.common.formats.stored_images import StoredImages
+from stages.common.runtime.checkpoints import Checkpoint, fingerprint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import choose_device, prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.runtime.processes import process_index, run_in_processes
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import read_tensors, write_json
 from stages.detector.params import DetectorParams
 from stages.models.detection.detector import build, save
 from stages.models.detection.initial_weights import load_start
@@ -35,7 +36,8 @@ VLM = Path("data/vlm/model.safetensors")
 def main() -> None:
     """Run the stage."""
     options = _read_options()
-    params, seed = read_section(options.section, DetectorParams), read_seed()
+    params = read_section(options.section, DetectorParams, method=options.method)
+    seed = read_seed()
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
     make_deterministic(seed, "detector")
     device = prepare_device(read_exactness())
@@ -47,7 +49,7 @@ def main() -> None:
     files = {"pseudo_labels": options.annotations, **dict(options.source)}
     files = {name: (path, labels) for name, path in files.items()}
     sources = read_sources(
-        params.supervision, files, [c.id for c in every], StoredPictures(*shards), options.section
+        params.supervision, files, [c.id for c in every], StoredImages(*shards), options.section
     )
     supervision = Supervision(sources, params.supervision.draw)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
@@ -83,11 +85,12 @@ def main() -> None:
 def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--annotations", type=Path, default=Path("data/labels/pseudo_annotations.json")
+        "--annotations", type=Path, default=Path("data/pseudo_labels/pseudo_annotations.json")
     )
     parser.add_argument("--source", action="append", type=source_file, default=[])
     parser.add_argument("--output", type=Path, default=Path("data/detector"))
     parser.add_argument("--section", default="detector")
+    parser.add_argument("--method", type=Path)
     splits = ["base", "novel"]
     parser.add_argument("--label-splits", nargs="+", default=splits, choices=splits)
     return parser.parse_args()
@@ -95,8 +98,9 @@ def _read_options() -> argparse.Namespace:
 
 def start() -> None:
     """Run the stage in as many processes as its batch and the devices allow."""
-    params = read_section(_read_options().section, DetectorParams)
-    batch_size = params.training.batch_size if "shares" in params.network.supports else 1
+    options = _read_options()
+    params = read_section(options.section, DetectorParams, method=options.method)
+    batch_size = params.training.batch_size if "micro_batches" in params.network.supports else 1
     run_in_processes("stages.detector.__main__", choose_device(read_exactness()), batch_size)
 
 

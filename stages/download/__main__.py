@@ -1,10 +1,10 @@
-"""Stage `download`: pictures, captions, ground truth and classes of one source, in one form.
+"""Stage `download`: images, captions, ground truth and classes of one source, in one form.
 
 Run: python -m stages.download. Reads nothing (source scenes) or a folder: COCO's (coco), Open
-Images' (open_images), or a user's own pictures (folder). Writes under data/download:
+Images' (open_images), or a user's own images (folder). Writes under data/download:
 categories.json, images/, captions/, ground_truth/, report.json, and annotations/: which base
-classes people have found in the training pictures, and nothing else. It never reaches for the
-network; `python -m stages.download.fetch` fills a folder of COCO or Open Images.
+classes people have found in the training images, and nothing else. It never reaches for the
+network; `python -m fetch` fills a folder of COCO or Open Images.
 """
 
 import shutil
@@ -14,20 +14,20 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from stages.common.images import Picture, write_pictures
-from stages.common.parallel import map_in_order, num_workers
-from stages.common.params import read_section, read_seed, read_shards
-from stages.common.progress import track
-from stages.common.storage import write_json
-from stages.download.coco import coco_source
+from stages.common.formats.images import EncodedImage, write_images
+from stages.common.runtime.parallel import map_in_order, num_workers
+from stages.common.runtime.params import read_section, read_seed, read_shards
+from stages.common.runtime.progress import track
+from stages.common.runtime.storage import write_json
 from stages.download.examples import CAPTIONED, SPLITS, Example, Skipped, Source, group_by_file
-from stages.download.folder import folder_source
 from stages.download.ground_truth import GroundTruth
 from stages.download.integrity import LeakCheck, check_categories, check_tasks
-from stages.download.open_images import open_images_source
 from stages.download.params import DownloadParams
 from stages.download.report import SplitReport, empty_reports, find_problems, notices, summarise
-from stages.download.scene_source import scene_source
+from stages.download.sources.coco.source import coco_source
+from stages.download.sources.folder import folder_source
+from stages.download.sources.open_images.source import open_images_source
+from stages.download.sources.scenes.source import scene_source
 
 FOLDER = Path("data/download")
 
@@ -51,9 +51,9 @@ def write_split(
     leaks: LeakCheck,
     scratch: Path,
 ) -> None:
-    """Write the pictures and captions of each file's tasks, and the split's ground truth.
+    """Write the images and captions of each file's tasks, and the split's ground truth.
 
-    Pictures and annotations stream to disk; only the captions of one file stay in memory.
+    Images and annotations stream to disk; only the captions of one file stay in memory.
     """
     truth = GroundTruth(scratch) if split != "pairs" else None
     base = {category.id for category in source.categories if category.split == "base"}
@@ -63,28 +63,28 @@ def write_split(
         for outcome in track(made, f"download {name}", len(tasks)):
             if isinstance(outcome, Skipped):
                 report.add(outcome)
-            elif leaked := leaks.check(split, outcome.picture):
+            elif leaked := leaks.check(split, outcome.image):
                 report.add(leaked)
             else:
                 report.add(outcome.listed)
                 yield outcome
 
-    def pictures(
+    def images(
         made: Iterator[Example], captions: list[dict], labels: list[dict]
-    ) -> Iterator[Picture]:
+    ) -> Iterator[EncodedImage]:
         for example in made:
-            image_id = example.picture.image_id
+            image_id = example.image.image_id
             captions.append({"image_id": image_id, "captions": list(example.captions)})
             found = base.intersection(entry["category_id"] for entry in example.annotations)
             labels.append({"image_id": image_id, "category_ids": sorted(found)})
-            yield example.picture
+            yield example.image
 
     for name, tasks in files.items():
         captions: list[dict] = []
         labels: list[dict] = []
         made = examples(name, tasks)
         made = truth.collect(made) if truth else made
-        write_pictures(FOLDER / f"images/{name}.parquet", pictures(made, captions, labels))
+        write_images(FOLDER / f"images/{name}.parquet", images(made, captions, labels))
         if split in CAPTIONED:
             write_json(FOLDER / f"captions/{name}.json", captions, indent=None)
         if split == "train":
@@ -95,7 +95,7 @@ def write_split(
 
 
 def look_up_all(source: Source) -> dict[str, SplitReport]:
-    """Return what is known before a picture is read; the source must have tables."""
+    """Return what is known before an image is read; the source must have tables."""
     reports = empty_reports(source)
     for split in SPLITS:
         found = map_in_order(source.look_up, source.tasks[split], num_workers())
@@ -104,7 +104,9 @@ def look_up_all(source: Source) -> dict[str, SplitReport]:
     return reports
 
 
-def judge(reports: dict[str, SplitReport], source: Source, params: DownloadParams) -> list[str]:
+def check_reports(
+    reports: dict[str, SplitReport], source: Source, params: DownloadParams
+) -> list[str]:
     """Write report.json and return notices; stop if something in it is not acceptable."""
     report = summarise(reports, source)
     write_json(FOLDER / "report.json", report)
@@ -129,13 +131,13 @@ def main() -> None:
                 shutil.rmtree(FOLDER / name)
         write_json(FOLDER / "categories.json", [asdict(category) for category in source.categories])
         if source.look_up:  # for an error to come before hundreds of gigabytes are copied
-            judge(look_up_all(source), source, params)
+            check_reports(look_up_all(source), source, params)
         reports, leaks = empty_reports(source), LeakCheck()
         for split in SPLITS:
             spools = Path(scratch, split)
             spools.mkdir()
             write_split(source, split, files[split], reports[split], leaks, spools)
-    for notice in judge(reports, source, params):
+    for notice in check_reports(reports, source, params):
         print(f"{FOLDER / 'report.json'}: {notice}", file=sys.stderr)
 
 

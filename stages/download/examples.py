@@ -1,6 +1,6 @@
 """What every source of data gives: classes, and per split a list of tasks that make examples.
 
-Splits: `pairs` (pictures with captions, for the vision-language model), `train` (pictures with
+Splits: `pairs` (images with captions, for the vision-language model), `train` (images with
 captions, later with pseudo-labels), `val` and `test`. Ground truth is COCO's instances format.
 """
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from stages.common.categories import Category
-from stages.common.images import Picture
+from stages.common.formats.categories import Category
+from stages.common.formats.images import EncodedImage
 
 SPLITS = ("val", "test", "pairs", "train")  # those held out first: what they have, no other may
 HELD_OUT = frozenset({"val", "test"})
@@ -24,7 +24,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Listed:
-    """What tables say of one picture; `category_ids` has one entry per annotation."""
+    """What tables say of one image; `category_ids` has one entry per annotation."""
 
     image_id: int
     captions: tuple[str, ...]
@@ -33,19 +33,19 @@ class Listed:
 
 @dataclass(frozen=True)
 class Example:
-    """One picture with what is known about it.
+    """One image with what is known about it.
 
     Attributes:
-        picture: encoded.
-        captions: of the picture, at least one in captioned splits.
+        image: encoded.
+        captions: of the image, at least one in captioned splits.
         annotations: COCO annotations: image_id, category_id, bbox [x, y, width, height] in pixels,
             area in square pixels, iscrowd, segmentation as RLE; `id` is added on writing. The mask
             of an object that nobody has outlined is empty.
-        verified: ids of the classes of which it is known whether the picture has an object, where
+        verified: ids of the classes of which it is known whether the image has an object, where
             that is not so for all classes.
     """
 
-    picture: Picture
+    image: EncodedImage
     captions: tuple[str, ...]
     annotations: tuple[dict, ...]
     verified: Collection[int] | None = None
@@ -54,12 +54,12 @@ class Example:
     def listed(self) -> Listed:
         """Return what the report counts."""
         category_ids = tuple(annotation["category_id"] for annotation in self.annotations)
-        return Listed(self.picture.image_id, self.captions, category_ids)
+        return Listed(self.image.image_id, self.captions, category_ids)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """One picture that is left out, and why."""
+    """One image that is left out, and why."""
 
     image_id: int
     file_name: str
@@ -68,7 +68,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Leaked:
-    """One picture that is left out of training, as it is the held-out picture `same_as`."""
+    """One image that is left out of training, as it is the held-out image `same_as`."""
 
     image_id: int
     file_name: str
@@ -82,11 +82,11 @@ class Source:
     Attributes:
         categories: all classes, of every part of the class split.
         tasks: split → tasks in order of their image_id.
-        make: turns a task into an example, alike in whichever process and order.
-        look_up: says without reading the picture what is known of a task, and whether it will be
+        make: turns a task into an example; the process and the order do not matter.
+        look_up: says without reading the image what is known of a task, and whether it will be
             skipped; None where only making an example tells.
         ignored: folder → names of files in it that are in no format we read, if there are any.
-        annotated: whether anybody has annotated the pictures' objects.
+        annotated: whether anybody has annotated the images' objects.
         ancestors: category id → ids of all classes that include it, where there is a hierarchy.
     """
 
@@ -105,7 +105,7 @@ def group_by_file(
     """Return split → name of an image file, "test" or "train/0" say → its tasks, in their order.
 
     `shard_images` consecutive ids, counted from 0, fall in one shard of train, so that a new
-    picture changes one shard.
+    image changes one shard.
 
     Raises:
         ValueError: `shards` are not 0, 1, …, n - 1.

@@ -1,7 +1,7 @@
 """The ground truth of a split, as COCO's instances file, written with flat memory.
 
-What is known of each picture waits on disk, one file per image shard, until the shards are merged
-in order of image ids. The bytes are those of `stages.common.storage.write_json`.
+What is known of each image waits on disk, one file per image shard, until the shards are merged
+in order of image ids. The bytes are those of `stages.common.runtime.storage.write_json`.
 """
 
 import heapq
@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from stages.common.storage import replace_file
+from stages.common.runtime.storage import replace_file
 from stages.download.examples import Example, Source
 
-PICTURE_FACTS = ("file_name", "height", "width")
+IMAGE_FACTS = ("file_name", "height", "width")
 
 
 def dump(content: Any) -> str:
@@ -36,18 +36,18 @@ class GroundTruth:
         self._spools.append(spool)
         with spool.open("w", encoding="utf-8") as file:
             for example in examples:
-                picture = example.picture
-                image = {"id": picture.image_id}
-                image |= {fact: getattr(picture, fact) for fact in PICTURE_FACTS}
+                image = example.image
+                entry = {"id": image.image_id}
+                entry |= {fact: getattr(image, fact) for fact in IMAGE_FACTS}
                 if example.verified is not None:
-                    image["verified_category_ids"] = sorted(example.verified)
-                file.write(dump([image, example.annotations]) + "\n")
+                    entry["verified_category_ids"] = sorted(example.verified)
+                file.write(dump([entry, example.annotations]) + "\n")
                 yield example
 
     def write(self, path: Path, source: Source) -> None:
         """Write COCO's instances file in order of image ids; new annotations get ids from 1.
 
-        More than COCO's: `annotated`, false where nobody has annotated the pictures at all;
+        More than COCO's: `annotated`, false where nobody has annotated the images at all;
         `verified_category_ids` of an image, the classes known to be in it or not; `ancestors` of a
         category, the ids of all classes that include it.
         """

@@ -1,14 +1,14 @@
-"""Is the data set fit to measure generalisation on? Classes of one part only, no test picture seen.
+"""Is the data set fit to measure generalisation on? Classes of one part only, no test image seen.
 
-Pictures are compared by their bytes, so that one photograph under two names is found.
+Images are compared by their bytes, so that one photograph under two names is found.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from stages.common.categories import ALL_SPLITS, Category
-from stages.common.images import Picture
+from stages.common.formats.categories import ALL_SPLITS, Category
+from stages.common.formats.images import EncodedImage
 from stages.download.examples import HELD_OUT, Leaked, Task
 
 
@@ -36,7 +36,7 @@ def check_categories(categories: Iterable[Category]) -> None:
 
 
 def check_tasks(tasks: Mapping[str, Sequence[Task]]) -> None:
-    """Check that the ids of a split's pictures are unique.
+    """Check that the ids of a split's images are unique.
 
     Raises:
         ValueError: two have one.
@@ -46,21 +46,21 @@ def check_tasks(tasks: Mapping[str, Sequence[Task]]) -> None:
         if twice := [image_id for image_id, count in counts.items() if count > 1]:
             raise ValueError(
                 f"split {split}: {len(twice)} image ids are given more than once, such as"
-                f" {twice[0]}; the source's list of pictures must have each once"
+                f" {twice[0]}; the source's list of images must have each once"
             )
 
 
 class LeakCheck:
-    """Finds training pictures that are held-out pictures, too, by their bytes."""
+    """Finds training images that are held-out images, too, by their bytes."""
 
     def __init__(self) -> None:
         self._held_out: dict[bytes, str] = {}
 
-    def check(self, split: str, picture: Picture) -> Leaked | None:
-        """Take the next picture, held-out ones first; say which of these it is, if any."""
-        digest = hashlib.blake2b(picture.encoded, digest_size=16).digest()
+    def check(self, split: str, image: EncodedImage) -> Leaked | None:
+        """Take the next image, held-out ones first; say which of these it is, if any."""
+        digest = hashlib.blake2b(image.encoded, digest_size=16).digest()
         if split in HELD_OUT:
-            self._held_out.setdefault(digest, f"{picture.file_name} of {split}")
+            self._held_out.setdefault(digest, f"{image.file_name} of {split}")
         elif digest in self._held_out:
-            return Leaked(picture.image_id, picture.file_name, self._held_out[digest])
+            return Leaked(image.image_id, image.file_name, self._held_out[digest])
         return None

@@ -1,10 +1,10 @@
-"""Section `download` of params.yaml: where pictures come from, and how many."""
+"""Section `download` of params.yaml: where images come from, and how many."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stages.common.params import Section
+from stages.common.runtime.params import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -31,7 +31,7 @@ class ScenesParams(Section):
     class_split: Annotated[int, Field(ge=0, le=16)]
 
 
-class MaxPictures(Section):
+class MaxImagesWithoutVal(Section):
     """How many photographs of each split to take at most; null is all of them."""
 
     pairs: NonNegativeInt | None
@@ -39,8 +39,8 @@ class MaxPictures(Section):
     test: PositiveInt | None
 
 
-class MaxImages(MaxPictures):
-    """The same where pictures are held out for tuning."""
+class MaxImages(MaxImagesWithoutVal):
+    """The same where images are held out for tuning."""
 
     val: NonNegativeInt | None
 
@@ -65,10 +65,10 @@ class OpenImagesParams(Section):
 
 
 class FolderParams(Section):
-    """A user's own pictures."""
+    """A user's own images."""
 
     path: str
-    max_images: MaxPictures
+    max_images: MaxImagesWithoutVal
 
 
 class DownloadParams(Section):

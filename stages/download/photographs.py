@@ -1,6 +1,6 @@
-"""Photographs from a folder: read and checked, their bytes kept, and dealt out to the splits.
+"""Reads and checks photographs of a folder, keeps their bytes, and assigns them to splits.
 
-Frame: pixels of the stored picture.
+Frame: pixels of the stored image.
 """
 
 import hashlib
@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from stages.common.images import Picture, decode_image
-from stages.common.seeding import derive_seed
+from stages.common.formats.images import EncodedImage, decode_image
+from stages.common.runtime.seeding import derive_seed
 from stages.download.examples import Skipped, Task
 
 JPEG_START = b"\xff\xd8"
@@ -36,7 +36,7 @@ def skip_unread(path: Path, image_id: int, captions: Sequence[str] | None) -> Sk
     return None if path.is_file() else Skipped(image_id, str(path), "no such file")
 
 
-def read_photograph(path: Path, image_id: int, file_name: str) -> Picture | Skipped:
+def read_photograph(path: Path, image_id: int, file_name: str) -> EncodedImage | Skipped:
     """Read and check one photograph that is there; its bytes are kept as they are."""
     encoded = path.read_bytes()
     if is_cut_short(encoded):
@@ -45,16 +45,16 @@ def read_photograph(path: Path, image_id: int, file_name: str) -> Picture | Skip
     try:
         image_hw = decode_image(encoded, path.name).shape[:2]
     except ValueError:
-        reason = f"cannot be decoded as a picture ({len(encoded)} bytes)"
+        reason = f"cannot be decoded as an image ({len(encoded)} bytes)"
         return Skipped(image_id, str(path), reason)
-    return Picture(image_id, file_name, *image_hw, encoded)
+    return EncodedImage(image_id, file_name, *image_hw, encoded)
 
 
 def is_cut_short(encoded: bytes) -> bool:
-    """Return whether a JPEG ends before its picture does; many decoders fill in grey.
+    """Return whether a JPEG ends before its image does; many decoders fill in grey.
 
-    Its segments are walked up to the end of the picture. So neither a thumbnail inside a segment
-    nor what follows the picture, such as the film of a phone's motion photo, is taken for its end.
+    Its segments are walked up to the end of the image. So neither a thumbnail inside a segment
+    nor what follows the image, such as the film of a phone's motion photo, is taken for its end.
     Source: ITU-T T.81, annex B.
     """
     if not encoded.startswith(JPEG_START):
@@ -71,7 +71,7 @@ def is_cut_short(encoded: bytes) -> bool:
 
 
 def hashed_id(name: str) -> int:
-    """Return an image id for a picture that has only a name: the same whatever else is there."""
+    """Return an image id for an image that has only a name: the same whatever else is there."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> (64 - ID_BITS)
 
@@ -90,7 +90,7 @@ def check_ids(names: Iterable[str]) -> None:
 
 
 def is_held_out(image_id: int, purpose: str, val_fraction: float) -> bool:
-    """Return whether a training picture is in val: the same for every seed and image count."""
+    """Return whether a training image is in val: the same for every seed and image count."""
     return derive_seed(0, purpose, image_id) < val_fraction * 2**63
 
 

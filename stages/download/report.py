@@ -1,23 +1,23 @@
 """What was written, what was left out and why, and whether that is still acceptable.
 
-The report names every picture and class it counts, so that a reader can look at them. It is made
-twice: of what tables say, before pictures are read, and of the pictures.
+The report names every image and class it counts, so that a reader can look at them. It is made
+twice: of what tables say, before images are read, and of the images.
 """
 
 from collections import Counter
 from dataclasses import dataclass, field
 
-from stages.common.captions import MentionFinder
+from stages.common.formats.captions import MentionFinder
 from stages.download.examples import CAPTIONED, SPLITS, Leaked, Listed, Skipped, Source
 from stages.download.params import DownloadParams
 
-NAMED_IN_ERROR = 3  # pictures that a message lists; the report has all
+NAMED_IN_ERROR = 3  # images that a message lists; the report has all
 NAMED_IN_REPORT = 10  # files that are in no format we read
 
 
 @dataclass
 class SplitReport:
-    """Counts of one split, taken one picture at a time."""
+    """Counts of one split, taken one image at a time."""
 
     finder: MentionFinder
     skipped: list[Skipped] = field(default_factory=list)
@@ -30,7 +30,7 @@ class SplitReport:
     objects: Counter = field(default_factory=Counter)
 
     def add(self, outcome: Listed | Skipped | Leaked) -> None:
-        """Count one picture, or one that is left out."""
+        """Count one image, or one that is left out."""
         if isinstance(outcome, Skipped):
             self.skipped.append(outcome)
             return
@@ -56,9 +56,9 @@ def empty_reports(source: Source) -> dict[str, SplitReport]:
 def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
     """Return the content of report.json.
 
-    Classes are those of the base and novel parts; `mentioned_in_images` counts pictures whose
+    Classes are those of the base and novel parts; `mentioned_in_images` counts images whose
     captions name the class, `objects` counts annotations, crowds too. Of a source without
-    annotations it says nothing about objects. `leaked` is there if a training picture was left out
+    annotations it says nothing about objects. `leaked` is there if a training image was left out
     because it is a held-out one, `ignored_files` if a folder has files that are not read.
     """
     scored = [category for category in source.categories if category.split != "excluded"]
@@ -96,7 +96,7 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
 
 
 def notices(report: dict) -> list[str]:
-    """Return a line for each thing that was left out and that nobody is told of otherwise."""
+    """Return a line for each omission that no other message mentions."""
     lines = []
     for folder, ignored in report.get("ignored_files", {}).items():
         first = ", ".join(ignored["first"][:NAMED_IN_ERROR])
@@ -111,7 +111,7 @@ def notices(report: dict) -> list[str]:
             ("leaked", "left out, as they are held-out ones"),
         ):
             if number := len(split.get(kind, [])):
-                lines.append(f"{name}: {number} pictures were {what}")
+                lines.append(f"{name}: {number} images were {what}")
     return lines
 
 
@@ -124,7 +124,7 @@ def find_problems(report: dict, params: DownloadParams) -> list[str]:
         if name in CAPTIONED:
             problems += _unmatched_problem(name, split, params.max_unmatched_fraction)
         if name in ("train", "test") and not split["images"]:
-            problems.append(f"split {name} has no picture left; see report.json for the reasons")
+            problems.append(f"split {name} has no image left; see report.json for the reasons")
     for key in ("classes_without_caption_in_train", "classes_without_object_in_test"):
         if key in report:
             problems += _class_problem(key, report, params.max_missing_class_fraction)
@@ -138,7 +138,7 @@ def _skipped_problem(name: str, split: dict, limit: float) -> list[str]:
         return []
     first = "; ".join(f"{s['file_name']}: {s['reason']}" for s in skipped[:NAMED_IN_ERROR])
     return [
-        f"split {name}: {len(skipped)} of {total} pictures skipped, more than "
+        f"split {name}: {len(skipped)} of {total} images skipped, more than "
         f"download.max_skipped_fraction = {limit} allows: {first}"
         f"{'; …' if len(skipped) > NAMED_IN_ERROR else ''}. Copy the named files again from their "
         "source, or allow a larger fraction in params.yaml"
@@ -152,7 +152,7 @@ def _leaked_problem(name: str, split: dict, limit: float) -> list[str]:
         return []
     first = "; ".join(f"{one['file_name']} is {one['same_as']}" for one in leaked[:NAMED_IN_ERROR])
     return [
-        f"split {name}: {len(leaked)} of {total} pictures are held-out pictures, byte for byte,"
+        f"split {name}: {len(leaked)} of {total} images are held-out images, byte for byte,"
         f" more than download.max_leaked_fraction = {limit} allows: {first}"
         f"{'; …' if len(leaked) > NAMED_IN_ERROR else ''}. Remove them from one of the two, or"
         " allow a larger fraction in params.yaml: they are left out of training"
@@ -164,7 +164,7 @@ def _unmatched_problem(name: str, split: dict, limit: float) -> list[str]:
     if len(unmatched) <= limit * split["images"]:
         return []
     return [
-        f"split {name}: the captions of {len(unmatched)} of {split['images']} pictures name no "
+        f"split {name}: the captions of {len(unmatched)} of {split['images']} images name no "
         f"class, more than download.max_unmatched_fraction = {limit} allows (first ids: "
         f"{unmatched[:NAMED_IN_ERROR]}). Add the words they use to the classes' synonyms, or "
         "allow a larger fraction in params.yaml"
@@ -177,6 +177,6 @@ def _class_problem(key: str, report: dict, limit: float) -> list[str]:
         return []
     return [
         f"{key.replace('_', ' ')}: {len(missing)} of {total} ({', '.join(missing)}), more than "
-        f"download.max_missing_class_fraction = {limit} allows. Take more pictures, or allow a "
+        f"download.max_missing_class_fraction = {limit} allows. Take more images, or allow a "
         "larger fraction in params.yaml"
     ]

@@ -1,10 +1,10 @@
-"""Measure detectors on held-out pictures.
+"""Measure detectors on held-out images.
 
 `python -m stages.evaluation detector=data/detector/model.safetensors [more=…] [--output folder]
 [--training-objects detector]`: any number of name=weights; the last option also measures that model
-on the pictures it was trained on. A name=file.json is detections that somebody else has made, in
-the form of `stages.common.result_files`, which says what images they are of: those of another split
-are refused. Where nobody has annotated the pictures it predicts and measures nothing.
+on the images it was trained on. A name=file.json is detections that somebody else has made, in
+the form of `stages.common.formats.result_files`, which says what images they are of: those of
+another split are refused. Where nobody has annotated the images it predicts and measures nothing.
 Writes metrics.json, report.json, per_class.csv, pr_<kind>.csv, predictions_<name>.json and
 montage.png.
 """
@@ -14,21 +14,21 @@ import re
 from functools import partial
 from pathlib import Path
 
-from stages.common.categories import ALL_SPLITS, read_categories
-from stages.common.coco import group_by_image
-from stages.common.devices import prepare_device
-from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.images import read_pictures
-from stages.common.montage import write_png
-from stages.common.outlines import ignore_unoutlined
-from stages.common.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.result_files import read_results, write_results
-from stages.common.seeding import make_deterministic, numpy_generator
-from stages.common.storage import read_json, write_json, write_rows
-from stages.common.stored_pictures import find_pictures
+from stages.common.drawing.montage import write_png
+from stages.common.formats.categories import ALL_SPLITS, read_categories
+from stages.common.formats.coco import group_by_image
+from stages.common.formats.ground_truth import SKIPPED, is_annotated
+from stages.common.formats.images import read_images
+from stages.common.formats.outlines import ignore_unoutlined
+from stages.common.formats.result_files import read_results, write_results
+from stages.common.formats.stored_images import find_images
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.runtime.seeding import make_deterministic, numpy_generator
+from stages.common.runtime.storage import read_json, write_json, write_rows
 from stages.evaluation import figure, self_training, summary, unannotated
 from stages.evaluation.average_precision import KINDS
-from stages.evaluation.detections import Predict, detect, share_out
+from stages.evaluation.detections import Predict, detect, split_by_trial
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import (
     check_truth,
@@ -63,11 +63,11 @@ def main() -> None:
         if weights.suffix == ".json":
             listed = [image["id"] for image in truth["images"]]
             given = read_results(weights, params.split, listed, trials[0].image_ids)
-            found = share_out(given, trials)
+            found = split_by_trial(given, trials)
         else:
             predictor = partial(predict, load(weights).to(device))
             found = detect(
-                predictor, read_pictures(shard), trials, params, what=f"evaluation, {name}"
+                predictor, read_images(shard), trials, params, what=f"evaluation, {name}"
             )
         detections[name] = found[0]
         predictions = output / f"predictions_{name}.json"
@@ -91,8 +91,8 @@ def main() -> None:
     for kind, rows in curves.items():
         write_rows(output / f"pr_{kind}.csv", rows)
     random = numpy_generator(seed, "evaluation montage")
-    chosen = figure.choose_images(trials[0], params.montage_pictures, random)
-    images = {p.image_id: (p.file_name, p.decode()) for p in find_pictures(set(chosen), shard)}
+    chosen = figure.choose_images(trials[0], params.montage_images, random)
+    images = {p.image_id: (p.file_name, p.decode()) for p in find_images(set(chosen), shard)}
     examples = figure.make_examples(images, trials[0], detections, params.montage_min_score)
     sheet = figure.draw_montage(examples, categories, params.montage_min_score, annotated)
     write_png(output / "montage.png", sheet)
@@ -102,14 +102,14 @@ def main() -> None:
 
 def _in_words(metrics: dict) -> str:
     if "skipped" in metrics:
-        counts = f"{metrics['detections']} detections on {metrics['pictures']} pictures"
+        counts = f"{metrics['detections']} detections on {metrics['images']} images"
         return f"{metrics['skipped']}; {counts} are in its predictions file"
     novel = metrics["generalized"]["novel"]
     return f"novel AP50 {novel['bbox']['AP50']} box, {novel['segm']['AP50']} mask"
 
 
 def _measure_training(predictor: Predict, params: EvaluationParams, seed: int) -> dict:
-    labels = read_json(DATA / "labels/pseudo_annotations.json")["annotations"]
+    labels = read_json(DATA / "pseudo_labels/pseudo_annotations.json")["annotations"]
     truth = ignore_unoutlined(read_json(TRAINING_TRUTH)["annotations"])
     annotations = group_by_image(labels)
     random = numpy_generator(seed, "evaluation on training objects")
@@ -117,7 +117,7 @@ def _measure_training(predictor: Predict, params: EvaluationParams, seed: int) -
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
     return self_training.measure_training_objects(
         predictor,
-        find_pictures(chosen, *shards),
+        find_images(chosen, *shards),
         annotations,
         group_by_image(truth),
         read_categories(DOWNLOAD / "categories.json"),

@@ -26,19 +26,19 @@ def precision_table(
 
     Args:
         trial: vocabulary and ground truth; its crowds are ignored, as COCO does.
-        detections: COCO results with bbox, segmentation and score, of the trial's pictures.
+        detections: COCO results with bbox, segmentation and score, of the trial's images.
         kind: compare boxes or masks.
-        max_detections: how many of a picture and class count, best first.
+        max_detections: how many of an image and class count, best first.
     """
     with redirect_stdout(StringIO()):
-        judge = COCOeval(_coco(trial, trial.annotations), _coco(trial, detections), kind)
-        judge.params.imgIds = sorted(trial.image_ids)
-        judge.params.catIds = [category.id for category in trial.categories]
-        judge.params.maxDets = [max_detections]
-        judge.params.areaRng, judge.params.areaRngLbl = [EVERY_SIZE], ["all"]
-        judge.evaluate()
-        judge.accumulate()
-    return judge.eval["precision"][..., 0, 0]
+        evaluator = COCOeval(_coco(trial, trial.annotations), _coco(trial, detections), kind)
+        evaluator.params.imgIds = sorted(trial.image_ids)
+        evaluator.params.catIds = [category.id for category in trial.categories]
+        evaluator.params.maxDets = [max_detections]
+        evaluator.params.areaRng, evaluator.params.areaRngLbl = [EVERY_SIZE], ["all"]
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator.eval["precision"][..., 0, 0]
 
 
 def _coco(trial: Trial, annotations: list[dict]) -> COCO:

@@ -1,19 +1,19 @@
-"""Runs a detector over pictures, for all vocabularies at once, into COCO's results format."""
+"""Runs a detector over images, for all vocabularies at once, into COCO's results format."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
-from stages.common.prefetch import prefetch
-from stages.common.progress import track
-from stages.common.stored_pictures import AnyPicture
+from stages.common.formats.stored_images import AnyImage
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.progress import track
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial
 from stages.models.detection.coco_results import to_results
 from stages.models.detection.detector import Prediction
 
-# Pictures per call. Of mixed sizes they are padded to the largest of the batch, which changes
+# Images per call. Of mixed sizes they are padded to the largest of the batch, which changes
 # results in the last digits, so this is fixed rather than tuned to a machine.
 BATCH = 8
 
@@ -22,52 +22,52 @@ Predict = Callable[[list[np.ndarray], list[list[int]]], list[list[Prediction]]]
 
 def detect(
     predict: Predict,
-    pictures: Iterable[AnyPicture],
+    images: Iterable[AnyImage],
     trials: Sequence[Trial],
     params: EvaluationParams,
     what: str = "evaluation",
 ) -> list[list[dict]]:
-    """Return the detections of each trial, by picture and falling score.
+    """Return the detections of each trial, by image and falling score.
 
     Args:
-        predict: pictures uint8 (H, W, 3) and vocabularies of class indices to predictions per
-            vocabulary and picture, e.g. `partial(detector.predict, model)`.
-        pictures: all pictures of the split; those of no trial are not looked at.
-        trials: vocabularies; the first one's pictures include all others'.
+        predict: images uint8 (H, W, 3) and vocabularies of class indices to predictions per
+            vocabulary and image, e.g. `partial(detector.predict, model)`.
+        images: all images of the split; those of no trial are not looked at.
+        trials: vocabularies; the first one's images include all others'.
         params: which detections count.
         what: the name of the work, for reports of its progress.
 
     Raises:
-        ValueError: a picture of a trial is not among `pictures`.
+        ValueError: an image of a trial is not among `images`.
     """
     image_ids = [trial.image_ids for trial in trials]
     vocabularies = [trial.class_indices for trial in trials]
     found: list[list[dict]] = [[] for _ in trials]
     needed, category_ids = set(image_ids[0]), [category.id for category in trials[0].categories]
-    wanted = (picture for picture in pictures if picture.image_id in image_ids[0])
-    for batch, images in decoded_batches(wanted, what, len(needed)):
-        predictions = predict(images, vocabularies)
+    wanted = (image for image in images if image.image_id in image_ids[0])
+    for batch, pixels in decoded_batches(wanted, what, len(needed)):
+        predictions = predict(pixels, vocabularies)
         for trial, per_image in enumerate(predictions):
-            for picture, prediction in zip(batch, per_image, strict=True):
-                if picture.image_id in image_ids[trial]:
+            for image, prediction in zip(batch, per_image, strict=True):
+                if image.image_id in image_ids[trial]:
                     found[trial] += to_results(
-                        picture.image_id,
+                        image.image_id,
                         prediction,
                         category_ids,
                         params.min_score,
                         params.max_detections,
                     )
-        needed -= {picture.image_id for picture in batch}
+        needed -= {image.image_id for image in batch}
     if needed:
         raise ValueError(
-            f"data/download/images: {len(needed)} pictures of the ground truth are missing, first"
+            f"data/download/images: {len(needed)} images of the ground truth are missing, first"
             f" image_id {min(needed)}; run `dvc repro download`"
         )
     return found
 
 
-def share_out(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dict]]:
-    """Return those of given COCO results that belong to each trial, by picture and falling score.
+def split_by_trial(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dict]]:
+    """Return those of given COCO results that belong to each trial, by image and falling score.
 
     A detector that was not asked for a vocabulary cannot classify anew within it, so what it calls
     by another name is left out.
@@ -81,10 +81,10 @@ def share_out(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dic
 
 
 def decoded_batches(
-    pictures: Iterable[AnyPicture], what: str, total: int
-) -> Iterator[tuple[list[AnyPicture], list[np.ndarray]]]:
-    """Yield the pictures in lists of `BATCH`, decoded in the background, and report progress."""
-    source = iter(pictures)
+    images: Iterable[AnyImage], what: str, total: int
+) -> Iterator[tuple[list[AnyImage], list[np.ndarray]]]:
+    """Yield the images in lists of `BATCH`, decoded in the background, and report progress."""
+    source = iter(images)
     batches = iter(lambda: list(islice(source, BATCH)), [])
     decoded = prefetch(lambda batch: (batch, [p.decode() for p in batch]), batches, ahead=2)
     yield from track(decoded, what, total, size=lambda batch: len(batch[0]))

@@ -5,10 +5,10 @@ from pathlib import PurePath
 
 import numpy as np
 
-from stages.common.categories import Category
-from stages.common.coco import group_by_image
-from stages.common.instance_panels import show_instances
-from stages.common.montage import Row, draw_sheet
+from stages.common.drawing.montage import Row, draw_sheet
+from stages.common.drawing.panels import show_instances
+from stages.common.formats.categories import Category
+from stages.common.formats.coco import group_by_image
 from stages.evaluation.protocols import Trial
 
 SIDE = 320  # of a panel, pixels
@@ -17,8 +17,8 @@ NOVEL_MARK = "★"
 
 
 @dataclass(frozen=True)
-class Example:
-    """A picture RGB uint8 (H, W, 3), its objects, and each detector's results by its name."""
+class ShownImage:
+    """An image RGB uint8 (H, W, 3), its objects, and each detector's results by its name."""
 
     image: np.ndarray
     file_name: str
@@ -27,7 +27,7 @@ class Example:
 
 
 def choose_images(trial: Trial, number: int, random: np.random.Generator) -> list[int]:
-    """Return the ids of `number` pictures, drawn blindly from those with a novel object, if any."""
+    """Return the ids of `number` images, drawn blindly from those with a novel object, if any."""
     novel = {category.id for category in trial.categories if category.split == "novel"}
     with_novel = {a["image_id"] for a in trial.annotations if a["category_id"] in novel}
     candidates = sorted(with_novel or trial.image_ids)
@@ -39,15 +39,15 @@ def make_examples(
     trial: Trial,
     detections: dict[str, list[dict]],
     min_score: float,
-) -> list[Example]:
-    """Put together pictures (image id → file name and pixels), objects and predictions to show."""
+) -> list[ShownImage]:
+    """Put together images (image id → file name and pixels), objects and predictions to show."""
     truth = group_by_image(trial.annotations)
     by_model = {
         model: group_by_image(result for result in results if result["score"] >= min_score)
         for model, results in detections.items()
     }
     return [
-        Example(
+        ShownImage(
             image,
             file_name,
             [a for a in truth.get(image_id, []) if not a.get("iscrowd", 0)],
@@ -58,17 +58,17 @@ def make_examples(
 
 
 def draw_montage(
-    examples: list[Example], categories: list[Category], min_score: float, annotated: bool = True
+    examples: list[ShownImage], categories: list[Category], min_score: float, annotated: bool = True
 ) -> np.ndarray:
-    """Return the sheet RGB uint8, one row per picture.
+    """Return the sheet RGB uint8, one row per image.
 
-    Where nobody has annotated the pictures there is no column of ground truth.
+    Where nobody has annotated the images there is no column of ground truth.
     """
-    drawn = "Drawn blindly from the pictures with a novel object. Generalized protocol, scores of"
+    drawn = "Drawn blindly from the images with a novel object. Generalized protocol, scores of"
     if not annotated:
         drawn = "Drawn blindly; there is no ground truth to compare them with. Scores of"
     return draw_sheet(
-        "Predictions on held-out pictures",
+        "Predictions on held-out images",
         f"{drawn} {min_score:.2f} and more. {NOVEL_MARK} novel class.",
         [*(["ground truth"] if annotated else []), *examples[0].results],
         [_row(example, categories, annotated) for example in examples],
@@ -76,7 +76,7 @@ def draw_montage(
     )
 
 
-def _row(example: Example, categories: list[Category], annotated: bool) -> Row:
+def _row(example: ShownImage, categories: list[Category], annotated: bool) -> Row:
     novel = {category.id for category in categories if category.split == "novel"}
     names = {c.id: f"{NOVEL_MARK} {c.name}" if c.id in novel else c.name for c in categories}
     shown = list(example.results.values())

@@ -2,7 +2,7 @@
 
 What differs from COCO's:
 
-- a picture counts for those classes only of which people have verified whether they are in it;
+- an image counts for those classes only of which people have verified whether they are in it;
 - an object is one of every class that includes its own;
 - the box of a group is one object that any number of detections inside it find, together once;
 - not all objects are outlined: a mask that finds an object with a box only is neither right nor
@@ -10,9 +10,9 @@ What differs from COCO's:
 - the area under the whole precision-recall curve counts, precision made monotone.
 
 Source: the challenge's evaluation page and its published evaluator (instance segmentation track,
-weight 1 of groups). Frame: pixels of the stored picture.
+weight 1 of groups). Frame: pixels of the stored image.
 
-Shape legend: D detections and N objects of one picture and class.
+Shape legend: D detections and N objects of one image and class.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from stages.common.outlines import is_outlined
+from stages.common.formats.outlines import is_outlined
 from stages.evaluation.average_precision import Kind
 from stages.evaluation.protocols import Trial
 
@@ -65,7 +65,7 @@ def measure(trial: Trial, detections: list[dict], kind: Kind, max_detections: in
         trial: its images may have verified_category_ids; without, all classes are verified.
         detections: COCO results with bbox, segmentation and score.
         kind: compare boxes or masks.
-        max_detections: how many of a picture and class count, best first.
+        max_detections: how many of an image and class count, best first.
     """
     objects, found = _group(trial.annotations), _group(detections)
     verified = {image["id"]: image.get("verified_category_ids") for image in trial.images}
@@ -80,10 +80,10 @@ def measure(trial: Trial, detections: list[dict], kind: Kind, max_detections: in
             entries = sorted(entries, key=lambda entry: -entry["score"])[:max_detections]
             if not here and not entries:
                 continue
-            judged = judge_picture(entries, here, kind)
-            scores.append(judged[0])
-            right.append(judged[1])
-            num_objects += judged[2]
+            scored = score_image(entries, here, kind)
+            scores.append(scored[0])
+            right.append(scored[1])
+            num_objects += scored[2]
         ap, curve = average_precision(np.concatenate(scores), np.concatenate(right), num_objects)
         ap50.append(ap)
         curves.append(curve)
@@ -97,10 +97,10 @@ def _group(entries: Iterable[dict]) -> dict[tuple[int, int], list[dict]]:
     return groups
 
 
-def judge_picture(
+def score_image(
     detections: list[dict], objects: list[dict], kind: Kind
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Say which detections of one picture and class are right.
+    """Say which detections of one image and class are right.
 
     Args:
         detections: by falling score.
@@ -170,7 +170,7 @@ def average_precision(
     """Return the area under the precision-recall curve, and its precision at 101 recalls.
 
     Args:
-        scores: of the detections of one class in all pictures.
+        scores: of the detections of one class in all images.
         right: bool, of the same shape.
         num_objects: to find; of none, area and curve are -1.
     """

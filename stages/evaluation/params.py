@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.common.params import Section, Split
+from stages.common.runtime.params import Section, Split
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -18,5 +18,5 @@ class EvaluationParams(Section):
     min_score: Fraction
     max_detections: Annotated[int, Field(ge=1)]
     training_images: Annotated[int, Field(ge=1)]
-    montage_pictures: Annotated[int, Field(ge=1, le=50)]
+    montage_images: Annotated[int, Field(ge=1, le=50)]
     montage_min_score: Fraction

@@ -1,17 +1,17 @@
-"""The open-vocabulary protocols: which classes a detector chooses from, on which pictures.
+"""The open-vocabulary protocols: which classes a detector chooses from, on which images.
 
-Generalized: it chooses from all base and novel classes, on pictures with any object of them.
-Constrained: it chooses from the novel classes only, on pictures with an object of these; the others
-in the picture are not labelled and detections of them count as wrong. Likewise for base.
+Generalized: it chooses from all base and novel classes, on images with any object of them.
+Constrained: it chooses from the novel classes only, on images with an object of these; the others
+in the image are not labelled and detections of them count as wrong. Likewise for base.
 Source: the 48/17 protocol of zero-shot detection on COCO, `coco_zeroshot_val` and its companions.
-Objects of neither (excluded classes) are dropped, and pictures that have no others with them.
+Objects of neither (excluded classes) are dropped, and images that have no others with them.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.common.categories import Category
-from stages.common.outlines import fill_unoutlined, ignore_unoutlined
+from stages.common.formats.categories import Category
+from stages.common.formats.outlines import fill_unoutlined, ignore_unoutlined
 
 Metric = Literal["coco", "open_images"]
 
@@ -37,7 +37,7 @@ class Trial:
 
     @property
     def image_ids(self) -> set[int]:
-        """Return the ids of the pictures it is measured on."""
+        """Return the ids of the images it is measured on."""
         return {image["id"] for image in self.images}
 
 
@@ -47,13 +47,13 @@ def make_trials(truth: dict, categories: list[Category], metric: Metric = "coco"
     Args:
         truth: COCO's instances format, excluded classes included.
         categories: base and novel classes in the order of the text embeddings.
-        metric: by whose rules; by those of Open Images, pictures of which people have verified that
+        metric: by whose rules; by those of Open Images, images of which people have verified that
             a class is not in them count, too. By COCO's, whose masks are all there, objects of Open
             Images that nobody has outlined are crowds, with their filled boxes as masks: what
             detects one counts neither for nor against, as a box and as a mask.
 
     Raises:
-        ValueError: no picture has an object of any of them.
+        ValueError: no image has an object of any of them.
     """
     verified = metric == "open_images"
     if not verified and any("verified_category_ids" in image for image in truth["images"]):
@@ -64,15 +64,15 @@ def make_trials(truth: dict, categories: list[Category], metric: Metric = "coco"
             trials.append(_make_trial("constrained", (group,), truth, categories, verified))
     if not trials[0].images:
         raise ValueError(
-            "data/download/ground_truth: no picture has an object of a base or novel class;"
+            "data/download/ground_truth: no image has an object of a base or novel class;"
             " set params.yaml: evaluation.split to another split (val is empty unless val_fraction"
-            " of download's source is above 0), or download more pictures"
+            " of download's source is above 0), or download more images"
         )
     return trials
 
 
 def unannotated_trial(truth: dict, categories: list[Category]) -> Trial:
-    """Return the trial of pictures that nobody has annotated: all classes, on every picture."""
+    """Return the trial of images that nobody has annotated: all classes, on every image."""
     indices = list(range(len(categories)))
     return Trial("generalized", (), categories, indices, truth["images"], [])
 
@@ -86,7 +86,7 @@ def check_truth(truth: dict, categories: list[Category], path: str) -> None:
         path: of the ground truth, for the message.
 
     Raises:
-        ValueError: they list other classes, or an annotation is of a class or picture not listed.
+        ValueError: they list other classes, or an annotation is of a class or image not listed.
     """
     told = {c["id"]: (c["name"], c["split"]) for c in truth["categories"]}
     listed = {c.id: (c.name, c.split) for c in categories}

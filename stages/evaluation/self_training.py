@@ -1,7 +1,7 @@
 """Is the detector better than its teacher? Its masks on the objects it was trained on.
 
 Mask-free OVIS trains the detector on pseudo-masks and claims that it averages their errors out. For
-a sample of training pictures each pseudo-mask and the detector's best prediction of the same class
+a sample of training images each pseudo-mask and the detector's best prediction of the same class
 are compared with the ground truth; both take the object of the class that they fit best.
 """
 
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.common.categories import Category
-from stages.common.coco import Instances, best_mask_iou, make_instances
-from stages.common.stored_pictures import AnyPicture
+from stages.common.formats.categories import Category
+from stages.common.formats.coco import Instances, best_mask_iou, make_instances
+from stages.common.formats.stored_images import AnyImage
 from stages.evaluation.detections import Predict, decoded_batches
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import in_group
@@ -23,14 +23,14 @@ NOTHING = -1.0
 def choose_images(
     annotations: dict[int, list[dict]], number: int, random: np.random.Generator
 ) -> set[int]:
-    """Return the ids of `number` pictures, drawn from those that have a pseudo-label."""
+    """Return the ids of `number` images, drawn from those that have a pseudo-label."""
     labelled = np.sort(np.array(list(annotations), np.int64))
     return set(random.permutation(labelled)[:number].tolist())
 
 
 def measure_training_objects(
     predict: Predict,
-    pictures: Sequence[AnyPicture],
+    images: Sequence[AnyImage],
     annotations: dict[int, list[dict]],
     truth: dict[int, list[dict]],
     categories: list[Category],
@@ -40,24 +40,24 @@ def measure_training_objects(
 
     Args:
         predict: as `stages.evaluation.detections.detect` takes it.
-        pictures: the sample.
-        annotations: pseudo-labels per picture.
-        truth: ground truth per picture.
+        images: the sample.
+        annotations: pseudo-labels per image.
+        truth: ground truth per image.
         categories: base and novel classes in the order of the text embeddings.
         params: which detections count.
 
     Returns:
-        Per group: labels, how many were compared (those whose class is in the picture, not only as
+        Per group: labels, how many were compared (those whose class is in the image, not only as
         a crowd); pseudo_mask_iou and detector_mask_iou over them, 0 where the detector has no
         prediction of the class; found, how many it has one for, and both means over these.
     """
     rows = []
     vocabularies = [list(range(len(categories)))]
     category_ids = [category.id for category in categories]
-    for batch, images in decoded_batches(pictures, "evaluation, training pictures", len(pictures)):
-        (predictions,) = predict(images, vocabularies)
-        for picture, prediction in zip(batch, predictions, strict=True):
-            image_id = picture.image_id
+    for batch, pixels in decoded_batches(images, "evaluation, training images", len(images)):
+        (predictions,) = predict(pixels, vocabularies)
+        for image, prediction in zip(batch, predictions, strict=True):
+            image_id = image.image_id
             results = to_results(
                 image_id, prediction, category_ids, params.min_score, params.max_detections
             )

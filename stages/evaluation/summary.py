@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stages.common.categories import Category
+from stages.common.formats.categories import Category
 from stages.evaluation import open_images
 from stages.evaluation.average_precision import (
     KINDS,
@@ -82,7 +82,7 @@ def _score_by_hierarchy(
     )
 
 
-def make_metrics(scores: Scores) -> dict:
+def evaluation_metrics(scores: Scores) -> dict:
     """Return protocol → group → kind → AP and AP50 in percent, -1 for a group without objects.
 
     By the rules of Open Images there is no AP over other thresholds.

@@ -1,19 +1,19 @@
-"""What can be told of detections without ground truth: how many there are. The rest stays empty.
+"""Metrics of detections without ground truth: their number. The rest stays empty.
 
 The files have the same columns as with ground truth, so that plots and comparisons find them.
 """
 
 from collections import Counter
 
-from stages.common.categories import Category
-from stages.common.ground_truth import SKIPPED
+from stages.common.formats.categories import Category
+from stages.common.formats.ground_truth import SKIPPED
 from stages.evaluation.average_precision import KINDS
 from stages.evaluation.summary import GROUPS, RECALL_POINTS
 
 
-def make_metrics(detections: list[dict], num_images: int) -> dict:
-    """Return how many detections and pictures there are, and why there is no more."""
-    return {"skipped": SKIPPED, "pictures": num_images, "detections": len(detections)}
+def evaluation_metrics(detections: list[dict], num_images: int) -> dict:
+    """Return how many detections and images there are, and why there is no more."""
+    return {"skipped": SKIPPED, "images": num_images, "detections": len(detections)}
 
 
 def per_class_rows(detections: dict[str, list[dict]], categories: list[Category]) -> list[dict]:

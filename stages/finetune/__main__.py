@@ -1,9 +1,9 @@
 """Stage `finetune`: train the detector on, with the ground truth of base classes only.
 
 Run: python -m stages.finetune. Objects of novel and excluded classes are removed from the labels;
-pictures without a base object are left out. Where nobody has annotated anything, the detector stays
+images without a base object are left out. Where nobody has annotated anything, the detector stays
 as it is. With `--output` another folder takes the place of data/finetune, with `--section` another
-section of params.yaml that of `finetune`.
+section of params.yaml that of `finetune`; with `--method` a comparator's params are merged into it.
 
 finetune.supervision may also draw on the pseudo-labels, of all classes of the softmax, or on a
 further source that `--source name=file` gives.
@@ -19,16 +19,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from stages.common.categories import read_categories
-from stages.common.checkpoints import Checkpoint, fingerprint
-from stages.common.curves import Curve
-from stages.common.devices import choose_device, prepare_device
-from stages.common.ground_truth import SKIPPED, is_annotated
-from stages.common.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.processes import process_index, run_in_processes
-from stages.common.seeding import make_deterministic
-from stages.common.storage import replace_file, write_json
-from stages.common.stored_pictures import StoredPictures
+from stages.common.formats.categories import read_categories
+from stages.common.formats.ground_truth import SKIPPED, is_annotated
+from stages.common.formats.stored_images import StoredImages
+from stages.common.runtime.checkpoints import Checkpoint, fingerprint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import choose_device, prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.runtime.processes import process_index, run_in_processes
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import replace_file, write_json
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
 from stages.models.detection.detector import load, save
@@ -39,7 +39,7 @@ from stages.models.detection.training import train_detector, training_metrics
 DETECTOR = Path("data/detector/model.safetensors")
 TRUTH = "ground_truth"  # whose unlabelled objects `finetune.unlabelled` is about
 ANNOTATIONS = Path("data/download/ground_truth/train.json")
-PSEUDO_LABELS = Path("data/labels/pseudo_annotations.json")
+PSEUDO_LABELS = Path("data/pseudo_labels/pseudo_annotations.json")
 CATEGORIES = Path("data/download/categories.json")
 
 
@@ -48,14 +48,15 @@ def keep_detector(output: Path) -> None:
     with replace_file(output / "model.safetensors") as partial:
         shutil.copyfile(DETECTOR, partial)
     Curve(every=1).write(output / "curve.csv")
-    write_json(output / "metrics.json", {"skipped": SKIPPED, "pictures": 0})
+    write_json(output / "metrics.json", {"skipped": SKIPPED, "images": 0})
     print(f"finetune: {SKIPPED}; its model is the detector's")
 
 
 def main() -> None:
     """Run the stage."""
     options = _read_options()
-    params, seed = read_section(options.section, FinetuneParams), read_seed()
+    params = read_section(options.section, FinetuneParams, method=options.method)
+    seed = read_seed()
     shards = [Path(f"data/download/images/train/{shard}.parquet") for shard in read_shards()]
     make_deterministic(seed, "finetune")
     device = prepare_device(read_exactness())
@@ -74,7 +75,7 @@ def main() -> None:
     files = {TRUTH: (options.annotations, own_labels), "pseudo_labels": (PSEUDO_LABELS, labels)}
     files |= {name: (path, labels) for name, path in options.source}
     sources = read_sources(
-        params.supervision, files, [c.id for c in every], StoredPictures(*shards), options.section
+        params.supervision, files, [c.id for c in every], StoredImages(*shards), options.section
     )
     model = load(DETECTOR).to(device)
 
@@ -91,8 +92,7 @@ def main() -> None:
             min_score=params.detection_score,
         )
         sources = [
-            replace(own, pictures=detect(own.pictures)) if own.name == TRUTH else own
-            for own in sources
+            replace(own, images=detect(own.images)) if own.name == TRUTH else own for own in sources
         ]
     supervision = Supervision(sources, params.supervision.draw)
     growing = options.output / "curve.csv" if process_index() == 0 else None
@@ -113,6 +113,7 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("data/finetune"))
     parser.add_argument("--source", action="append", type=source_file, default=[])
     parser.add_argument("--section", default="finetune")
+    parser.add_argument("--method", type=Path)
     parser.add_argument("--annotations", type=Path, default=ANNOTATIONS)
     splits = ["base", "novel"]
     parser.add_argument("--label-splits", nargs="+", default=["base"], choices=splits)
@@ -121,9 +122,10 @@ def _read_options() -> argparse.Namespace:
 
 def start() -> None:
     """Run the stage in as many processes as its batch and the devices allow."""
-    batch_size = read_section(_read_options().section, FinetuneParams).training.batch_size
+    options = _read_options()
+    params = read_section(options.section, FinetuneParams, method=options.method)
     device = choose_device(read_exactness())
-    run_in_processes("stages.finetune.__main__", device, batch_size)
+    run_in_processes("stages.finetune.__main__", device, params.training.batch_size)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.common.params import Section
+from stages.common.runtime.params import Section
 from stages.models.detection.params import SupervisionParams, TrainingParams
 
 

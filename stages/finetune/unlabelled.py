@@ -1,10 +1,10 @@
-"""Novel objects in pictures of which only base objects are labelled.
+"""Novel objects in images of which only base objects are labelled.
 
 Trained on base labels alone, the detector forgets: regions of novel objects go to base classes and
 their masks get worse. What the starting detector itself is sure to be a novel object can be
 rehearsed as a label beside the ground truth of base classes. No novel annotation is read.
 
-Shape legend: n labelled objects of a picture, k detections.
+Shape legend: n labelled objects of an image, k detections.
 """
 
 from collections.abc import Sequence
@@ -12,37 +12,37 @@ from dataclasses import replace
 
 import numpy as np
 
-from stages.common.boxes import pairwise_iou
-from stages.common.masks import encode_mask
-from stages.common.progress import track
+from stages.common.geometry.boxes import pairwise_iou
+from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.progress import track
 from stages.models.detection.detector import IGNORED, Detector, Prediction, predict
-from stages.models.detection.samples import LabelledPicture
+from stages.models.detection.samples import LabelledImage
 
 LABELLED_IOU = 0.5  # a detection that overlaps a labelled object this much is that object
 SMALLEST_SIDE = 1.0  # pixels
-PICTURES_AT_ONCE = 16
+IMAGES_AT_ONCE = 16
 
 
 def label_novel_detections(
     model: Detector,
-    pictures: Sequence[LabelledPicture],
+    images: Sequence[LabelledImage],
     vocabulary: Sequence[int],
     novel: Sequence[int],
     min_score: float,
-) -> list[LabelledPicture]:
-    """Return the pictures with certain detections of novel classes among their objects.
+) -> list[LabelledImage]:
+    """Return the images with certain detections of novel classes among their objects.
 
     Args:
         model: the detector that fine-tuning starts from; left in inference mode.
-        pictures: with their labelled objects.
+        images: with their labelled objects.
         vocabulary: class indices that the detections compete in, and that labels are positions of.
         novel: class indices of unlabelled classes.
         min_score: in [0, 1]; a less certain detection is left out.
     """
     result = []
-    for start in track(range(0, len(pictures), PICTURES_AT_ONCE), "finetune: novel detections"):
-        group = pictures[start : start + PICTURES_AT_ONCE]
-        found = predict(model, [entry.picture.decode() for entry in group], [vocabulary])[0]
+    for start in track(range(0, len(images), IMAGES_AT_ONCE), "finetune: novel detections"):
+        group = images[start : start + IMAGES_AT_ONCE]
+        found = predict(model, [entry.image.decode() for entry in group], [vocabulary])[0]
         result += [
             add_detections(entry, prediction, vocabulary, novel, min_score)
             for entry, prediction in zip(group, found, strict=True)
@@ -51,13 +51,13 @@ def label_novel_detections(
 
 
 def add_detections(
-    entry: LabelledPicture,
+    entry: LabelledImage,
     prediction: Prediction,
     vocabulary: Sequence[int],
     novel: Sequence[int],
     min_score: float,
-) -> LabelledPicture:
-    """Return the picture with the certain novel detections that are no labelled object.
+) -> LabelledImage:
+    """Return the image with the certain novel detections that are no labelled object.
 
     They come first, because boxes to ignore must stay last.
     """

@@ -1,36 +1,42 @@
-"""Stage `proposals`: selective search boxes of one shard of the training pictures.
+"""Stage `proposals`: selective search boxes of one shard of the training images.
 
 Run: python -m stages.proposals <shard>. Reads data/download/images/train/<shard>.parquet; writes
-data/proposals/<shard>.parquet, rows in selective search's own order per picture.
+data/proposals/<shard>.parquet, rows in selective search's own order per image. With `val` or `test`
+in place of a shard it searches that split's images, for comparators that are measured on them;
+with `--output` another folder takes the place of data/proposals.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
-from stages.common.images import count_pictures, read_pictures
-from stages.common.parallel import num_workers
-from stages.common.params import read_section, read_seed
-from stages.common.progress import track
-from stages.common.storage import write_table
+from stages.common.formats.images import count_images, read_images
+from stages.common.runtime.parallel import num_workers
+from stages.common.runtime.params import Split, read_section, read_seed
+from stages.common.runtime.progress import track
+from stages.common.runtime.storage import write_table
 from stages.proposals.params import ProposalsParams
-from stages.proposals.search import proposal_table, search_pictures
+from stages.proposals.search import proposal_table, search_images
 
 
 def main() -> None:
-    """Search the shard named on the command line."""
+    """Search the images named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("shard", type=int)
-    shard = parser.parse_args().shard
+    parser.add_argument("shard")
+    parser.add_argument("--output", type=Path, default=Path("data/proposals"))
+    options = parser.parse_args()
+    shard = options.shard
     params = read_section("proposals", ProposalsParams)
-    source = Path(f"data/download/images/train/{shard}.parquet")
-    total = count_pictures(source)
-    found = search_pictures(read_pictures(source), params, read_seed(), num_workers())
+    folder = Path("data/download/images")
+    source = (folder if shard in get_args(Split) else folder / "train") / f"{shard}.parquet"
+    total = count_images(source)
+    found = search_images(read_images(source), params, read_seed(), num_workers())
     table, report = proposal_table(track(found, f"proposals {shard}", total))
-    write_table(Path(f"data/proposals/{shard}.parquet"), table)
+    write_table(options.output / f"{shard}.parquet", table)
     print(
-        f"proposals {shard}: {report['proposals']} boxes of {report['images']} pictures; "
-        f"{len(report['whole_image_instead'])} without any got the whole picture",
+        f"proposals {shard}: {report['proposals']} boxes of {report['images']} images; "
+        f"{len(report['whole_image_instead'])} without any got the whole image",
         file=sys.stderr,
     )
 

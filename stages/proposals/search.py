@@ -1,4 +1,4 @@
-"""Selective search of a shard of pictures, by several processes, in the order of the pictures.
+"""Selective search of a shard of images, by several processes, in the order of the images.
 
 N images, R proposals of all of them; boxes x0, y0, x1, y1 in pixels.
 """
@@ -11,41 +11,41 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from stages.common.images import Picture
-from stages.common.parallel import map_in_order
-from stages.common.tables import boxes_table
+from stages.common.formats.images import EncodedImage
+from stages.common.formats.tables import boxes_table
+from stages.common.runtime.parallel import map_in_order
 from stages.models.proposals.selective_search import SearchSettings, selective_search
 
 
 class Found(NamedTuple):
-    """The proposals of one picture; `is_fallback` if they are just the whole picture."""
+    """The proposals of one image; `is_fallback` if they are just the whole image."""
 
     image_id: int
     boxes_xyxy: np.ndarray
     is_fallback: bool
 
 
-def search_picture(settings: SearchSettings, seed: int, picture: Picture) -> Found:
-    """Return the proposals float32 (R, 4), R >= 1, of one picture.
+def search_image(settings: SearchSettings, seed: int, image: EncodedImage) -> Found:
+    """Return the proposals float32 (R, 4), R >= 1, of one image.
 
-    A picture without a proposal gets one box, the whole picture, so that every later stage has
-    something to score and no picture drops out unseen; the shard's report names these pictures.
+    An image without a proposal gets one box, the whole image, so that every later stage has
+    something to score and no image drops out unseen; the shard's report names these images.
     """
-    boxes_xyxy = selective_search(picture.decode(), settings, seed, picture.image_id)
+    boxes_xyxy = selective_search(image.decode(), settings, seed, image.image_id)
     if len(boxes_xyxy):
-        return Found(picture.image_id, boxes_xyxy, False)
-    whole = np.array([[0, 0, picture.width, picture.height]], np.float32)
-    return Found(picture.image_id, whole, True)
+        return Found(image.image_id, boxes_xyxy, False)
+    whole = np.array([[0, 0, image.width, image.height]], np.float32)
+    return Found(image.image_id, whole, True)
 
 
-def search_pictures(
-    pictures: Iterable[Picture], settings: SearchSettings, seed: int, workers: int
+def search_images(
+    images: Iterable[EncodedImage], settings: SearchSettings, seed: int, workers: int
 ) -> Iterator[Found]:
-    """Yield the proposals of each picture in their order, found by `workers` processes.
+    """Yield the proposals of each image in their order, found by `workers` processes.
 
     Processes, not threads: the order of proposals comes from C's global random state.
     """
-    return map_in_order(partial(search_picture, settings, seed), pictures, workers, chunk_size=8)
+    return map_in_order(partial(search_image, settings, seed), images, workers, chunk_size=8)
 
 
 def proposal_table(found: Iterable[Found]) -> tuple[pa.Table, dict]:

@@ -1,7 +1,7 @@
-"""Stage `ranking`: the proposal network's top-K boxes of each picture of one shard.
+"""Stage `ranking`: the proposal network's top-K boxes of each image of one shard.
 
-Run: python -m stages.ranking <shard>. Reads pictures, proposals and data/wspn; writes
-data/ranking/<shard>.parquet, best box first per picture.
+Run: python -m stages.ranking <shard>. Reads images, proposals and data/wspn; writes
+data/ranking/<shard>.parquet, best box first per image.
 """
 
 import argparse
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.devices import prepare_device
-from stages.common.images import count_pictures, read_pictures
-from stages.common.params import read_exactness, read_section, read_seed
-from stages.common.prefetch import prefetch
-from stages.common.progress import track
-from stages.common.seeding import make_deterministic
-from stages.common.storage import read_table, write_table
-from stages.common.tables import boxes_by_image, boxes_table
+from stages.common.formats.images import count_images, read_images
+from stages.common.formats.tables import boxes_by_image, boxes_table
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import read_table, write_table
 from stages.models.proposals.file import load_wspn
 from stages.models.proposals.ranking import rank_proposals
 from stages.ranking.params import RankingParams
@@ -40,14 +40,14 @@ def main() -> None:
         [np.zeros((0, 4), np.float32)],
         [np.zeros(0, np.float32)],
     )
-    stored = track(read_pictures(images), f"ranking {shard}", count_pictures(images))
-    for picture, image in prefetch(lambda picture: (picture, picture.decode()), stored):
-        if picture.image_id not in proposals:
+    stored = track(read_images(images), f"ranking {shard}", count_images(images))
+    for image, pixels in prefetch(lambda image: (image, image.decode()), stored):
+        if image.image_id not in proposals:
             raise ValueError(
-                f"{source}: no row for picture {picture.image_id} of {images}; rerun `proposals`"
+                f"{source}: no row for image {image.image_id} of {images}; rerun `proposals`"
             )
-        best, ranked = rank_proposals(model, image, proposals[picture.image_id], params)
-        image_ids.append(np.full(len(best), picture.image_id))
+        best, ranked = rank_proposals(model, pixels, proposals[image.image_id], params)
+        image_ids.append(np.full(len(best), image.image_id))
         boxes.append(best)
         scores.append(ranked)
     table = boxes_table(

@@ -1,4 +1,4 @@
-"""Section `ranking` of params.yaml: from proposals to a picture's top-K boxes."""
+"""Section `ranking` of params.yaml: from proposals to an image's top-K boxes."""
 
 from stages.models.proposals.ranking import RankingSettings
 

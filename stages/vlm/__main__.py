@@ -7,21 +7,21 @@ from pathlib import Path
 
 import torch
 
-from stages.common.captions import read_captions
-from stages.common.curves import Curve
-from stages.common.devices import prepare_device
-from stages.common.images import read_pictures
-from stages.common.params import read_exactness, read_section, read_seed
-from stages.common.seeding import derive_seed, make_deterministic, torch_generator
-from stages.common.storage import write_json
+from stages.common.formats.captions import read_captions
+from stages.common.formats.images import read_images
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed
+from stages.common.runtime.seeding import derive_seed, make_deterministic, torch_generator
+from stages.common.runtime.storage import write_json
 from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConfig, save_small_albef
 from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary
-from stages.vlm.pairs import PairSampler, load_pictures
+from stages.vlm.pairs import PairSampler, load_images
 from stages.vlm.params import VlmParams
 from stages.vlm.pretrained import convert_albef, convert_blip
 from stages.vlm.train import train_vlm
 
-PICTURES = Path("data/download/images/pairs.parquet")
+IMAGES = Path("data/download/images/pairs.parquet")
 CAPTIONS = Path("data/download/captions/pairs.json")
 OUTPUT = Path("data/vlm")
 MODEL = OUTPUT / "model.safetensors"
@@ -44,10 +44,10 @@ def main() -> None:
 def _train(params: VlmParams, seed: int, curve: Curve) -> dict[str, float]:
     """Train and write the small ALBEF; return facts for the metrics."""
     captions = read_captions(CAPTIONS)
-    images, ids = load_pictures(read_pictures(PICTURES), params.image_size)
+    images, ids = load_images(read_images(IMAGES), params.image_size)
     without = [image_id for image_id in ids if not captions.get(image_id)]
     if without:
-        raise ValueError(f"{CAPTIONS}: no caption for pictures {without[:5]} of {PICTURES}")
+        raise ValueError(f"{CAPTIONS}: no caption for images {without[:5]} of {IMAGES}")
 
     texts = [captions[image_id] for image_id in ids]
     words = build_vocabulary((c for group in texts for c in group), params.min_word_count)

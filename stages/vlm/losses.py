@@ -4,9 +4,9 @@ Source: Align before Fuse §3.2-3.3 (contrastive, matching, masked words).
 
 Two losses are ours, because 12 thousand pairs do not teach what 14 million do: word alignment
 (every word of a caption against every word it does not have, over patches) and replaced-word
-detection (in the fused states of every fusion layer, so that each layer looks at the picture).
+detection (in the fused states of every fusion layer, so that each layer looks at the image).
 
-Shape legend: B pairs, M texts per picture, L tokens, P patches, C content words.
+Shape legend: B pairs, M texts per image, L tokens, P patches, C content words.
 """
 
 import torch
@@ -41,7 +41,7 @@ def contrastive(similarity: torch.Tensor) -> torch.Tensor:
 def hard_negatives(
     similarity: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Return for each picture the row (B,) of another caption, drawn the likelier the more similar.
+    """Return for each image the row (B,) of another caption, drawn the likelier the more similar.
 
     A caption with the same words is never drawn, unless there is no other.
     """
@@ -57,7 +57,7 @@ def matching(logits: torch.Tensor, matches: torch.Tensor, valid: torch.Tensor) -
 
     Args:
         logits: (B, M, 2).
-        matches: bool (B, M), the text belongs to the picture.
+        matches: bool (B, M), the text belongs to the image.
         valid: bool (B, M), the text counts.
     """
     loss = functional.cross_entropy(

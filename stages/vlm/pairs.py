@@ -1,6 +1,6 @@
 """Image-caption pairs as training batches.
 
-Shape legend: N pairs, B pairs of a batch, S pixels a side, L tokens, K captions of a picture.
+Shape legend: N pairs, B pairs of a batch, S pixels a side, L tokens, K captions of an image.
 """
 
 from collections.abc import Iterable
@@ -9,19 +9,19 @@ import cv2
 import numpy as np
 import torch
 
-from stages.common.images import Picture, normalise_pixels
+from stages.common.formats.images import EncodedImage, normalise_pixels
 
 
-def load_pictures(pictures: Iterable[Picture], size: int) -> tuple[np.ndarray, list[int]]:
+def load_images(images: Iterable[EncodedImage], size: int) -> tuple[np.ndarray, list[int]]:
     """Return uint8 (N, S, S, 3) and the image ids; the aspect is not kept, as in ALBEF."""
-    images, ids = [], []
-    for picture in pictures:
-        image = picture.decode()
-        if image.shape[:2] != (size, size):
-            image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-        images.append(image)
-        ids.append(picture.image_id)
-    return np.stack(images), ids
+    squares, ids = [], []
+    for image in images:
+        square = image.decode()
+        if square.shape[:2] != (size, size):
+            square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+        squares.append(square)
+        ids.append(image.image_id)
+    return np.stack(squares), ids
 
 
 class PairSampler:
@@ -30,7 +30,7 @@ class PairSampler:
     def __init__(
         self, images: np.ndarray, tokens: list[torch.Tensor], batch_size: int, seed: int
     ) -> None:
-        """Take pictures (N, S, S, 3) and, for each, token ids (K, L) of its captions.
+        """Take images (N, S, S, 3) and, for each, token ids (K, L) of its captions.
 
         Raises:
             ValueError: fewer pairs than a batch needs.
@@ -45,7 +45,7 @@ class PairSampler:
         self._queue = np.empty(0, np.int64)
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return augmented pictures float32 (B, 3, S, S) and one caption each, int64 (B, L)."""
+        """Return augmented images float32 (B, 3, S, S) and one caption each, int64 (B, L)."""
         if len(self._queue) < self._batch_size:
             self._queue = self._random.permutation(len(self._images))
         rows, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
@@ -56,7 +56,7 @@ class PairSampler:
         return self._augment(self._images[rows]), tokens[:, :longest]
 
     def _augment(self, images: np.ndarray) -> torch.Tensor:
-        """Mirror half of the pictures, vary contrast and colour, shift by up to a tenth."""
+        """Mirror half of the images, vary contrast and colour, shift by up to a tenth."""
         x, random = normalise_pixels(images), self._random
         flip = torch.from_numpy(random.random(len(x)) < 0.5)
         x[flip] = x[flip].flip(3)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.common.params import Section
+from stages.common.runtime.params import Section
 
 
 class ModelParams(Section):

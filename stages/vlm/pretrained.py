@@ -6,7 +6,7 @@ params.yaml is what ties the results to it.
 
 from pathlib import Path
 
-from stages.common.hub import find_hub_file
+from stages.common.runtime.hub import find_hub_file
 from stages.models.backbones.weights import check_digest, read_checkpoint
 from stages.models.vision_language.albef import save_albef
 from stages.models.vision_language.blip import Blip, load_network, save_blip

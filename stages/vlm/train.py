@@ -1,16 +1,16 @@
 """Trains the small ALBEF from image-caption pairs: align words and patches first, then fuse.
 
 Phase `align` trains trunk and word embeddings by word alignment alone, with all content words for
-its first half. Then the words that the pictures show are read off their scores; the others are
+its first half. Then the words that the images show are read off their scores; the others are
 noise and leave the loss. Phase `fuse` trains all parts with all losses.
 """
 
 import torch
 from torch.nn import functional
 
-from stages.common.curves import Curve
-from stages.common.devices import send
-from stages.common.progress import track
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import send
+from stages.common.runtime.progress import track
 from stages.models.solver import cosine, make_optimizer, update
 from stages.models.vision_language.small_albef import SmallAlbef
 from stages.models.vision_language.tokenizer import CaptionTokenizer
@@ -45,7 +45,7 @@ def train_vlm(
         curve: takes the losses of every step.
 
     Raises:
-        ValueError: no word could be told apart in the pictures, so there is nothing to fuse.
+        ValueError: no word could be told apart in the images, so there is nothing to fuse.
     """
     content = words = tokenizer.content_words().to(model.device)
     optimizer = make_optimizer(model, params.weight_decay, betas=BETAS)
@@ -89,12 +89,12 @@ def train_vlm(
 def _visible_words(
     content: torch.Tensor, meter: VisibilityMeter, params: VlmParams
 ) -> torch.Tensor:
-    """Return the ids of the content words that the pictures show."""
+    """Return the ids of the content words that the images show."""
     visible = content[meter.separation().to(content.device) > params.visible_threshold]
     if len(visible) < 2:
         raise ValueError(
             f"half-way through vlm.align only {len(visible)} of {len(content)} words can be told"
-            f" apart in the pictures (d' > vlm.visible_threshold = {params.visible_threshold});"
+            f" apart in the images (d' > vlm.visible_threshold = {params.visible_threshold});"
             " train longer (vlm.align.steps) or lower the threshold"
         )
     return visible
@@ -180,7 +180,7 @@ def _similarity(model: SmallAlbef, encoded: torch.Tensor, text: torch.Tensor) ->
 
 
 def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
-    """Hide a random share of the patches, so that no single one suffices and maps grow wider."""
+    """Hide a random fraction of the patches, so that no single one suffices and maps grow wider."""
     kept = max(1, int(context.shape[1] * (1 - rate)))
     draw = torch.rand(context.shape[:2], generator=generator, device=generator.device)
     order = draw.argsort(1)[:, :kept, None]
@@ -191,7 +191,7 @@ def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator
 def _random_window(
     model: SmallAlbef, images: torch.Tensor, generator: torch.Generator
 ) -> tuple[int, int]:
-    """Return where in the position table this batch's pictures lie."""
+    """Return where in the position table this batch's images lie."""
     free = model.config.max_patches_side - images.shape[-1] // 8 + 1
     top, left = torch.randint(0, max(free, 1), (2,), generator=generator).tolist()
     return top, left

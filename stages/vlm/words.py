@@ -13,7 +13,7 @@ class VisibilityMeter:
     """Measures, per content word, how much higher its score is where a caption names it.
 
     The separation d' = (mean score present − mean score absent) / standard deviation is 0 for a
-    word that the pictures do not show ("morning"), and above 1 for most object names.
+    word that the images do not show ("morning"), and above 1 for most object names.
     """
 
     def __init__(self, words: int) -> None:

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from stages.common.categories import read_categories
-from stages.common.devices import prepare_device
-from stages.common.params import read_exactness, read_section
-from stages.common.seeding import make_deterministic
-from stages.common.storage import write_tensors
+from stages.common.formats.categories import read_categories
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import write_tensors
 from stages.models.vision_language.name_embedding import load_name_embedder
 from stages.vocabulary.embed import embed_categories
 from stages.vocabulary.params import VocabularyParams

@@ -5,7 +5,7 @@ Shape legend: C classes, D width.
 
 import torch
 
-from stages.common.categories import Category
+from stages.common.formats.categories import Category
 from stages.models.vision_language.name_embedding import NameEmbedder
 from stages.vocabulary.params import VocabularyParams
 

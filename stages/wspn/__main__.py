@@ -1,8 +1,8 @@
 """Stage `wspn`: train the proposal network with image labels of base classes.
 
-Run: python -m stages.wspn. Reads the training pictures, their captions and proposals, and the
+Run: python -m stages.wspn. Reads the training images, their captions and proposals, and the
 vision-language model (or the ImageNet weights that params.yaml names); no ground truth, but with
-`wspn.image_labels: annotations` which base classes people have found in each picture. Writes
+`wspn.image_labels: annotations` which base classes people have found in each image. Writes
 data/wspn/. With `--label-splits base novel` the labels are those of all classes, by captions, and
 `--output` names another folder (the claims' detector from image labels alone).
 """
@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.common.captions import read_captions
-from stages.common.categories import ALL_SPLITS, read_categories
-from stages.common.checkpoints import Checkpoint, fingerprint
-from stages.common.curves import Curve
-from stages.common.devices import prepare_device
-from stages.common.images import read_pictures
-from stages.common.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.progress import track
-from stages.common.seeding import make_deterministic
-from stages.common.storage import read_table, write_json
-from stages.common.tables import boxes_by_image
+from stages.common.formats.captions import read_captions
+from stages.common.formats.categories import ALL_SPLITS, read_categories
+from stages.common.formats.images import read_images
+from stages.common.formats.tables import boxes_by_image
+from stages.common.runtime.checkpoints import Checkpoint, fingerprint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import prepare_device
+from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import make_deterministic
+from stages.common.runtime.storage import read_table, write_json
 from stages.models.backbones.imagenet import freeze_stages, load_imagenet_weights
 from stages.models.proposals.file import save_wspn
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
@@ -39,10 +39,10 @@ from stages.wspn.examples import (
     image_labels,
     make_examples,
 )
-from stages.wspn.localise import find_seeds, make_lessons, train_object_part
+from stages.wspn.localise import find_seeds, make_targets, train_object_part
 from stages.wspn.params import WspnParams
-from stages.wspn.refine import picture_losses
-from stages.wspn.stream import PictureStream, read_image_ids
+from stages.wspn.refine import image_losses
+from stages.wspn.stream import ImageStream, read_image_ids
 
 DOWNLOAD = Path("data/download")
 OUTPUT = Path("data/wspn")
@@ -52,7 +52,7 @@ class Inputs(NamedTuple):
     """What both kinds of network are trained with."""
 
     category_ids: list[int]
-    labels: dict[int, np.ndarray]  # picture → (C,)
+    labels: dict[int, np.ndarray]  # image → (C,)
     label_files: list[Path]
     images: list[Path]
     proposals: list[Path]
@@ -111,11 +111,11 @@ def train_on_language(
     model.take_language(vlm, tokenizer)
     model.to(prepare_device(read_exactness()))
 
-    pictures = (picture for picture in read_pictures(*inputs.images) if picture.image_id in chosen)
+    images = (image for image in read_images(*inputs.images) if image.image_id in chosen)
     examples = list(
         track(
             make_examples(
-                model, pictures, proposals, inputs.labels, params.proposals_per_image, seed
+                model, images, proposals, inputs.labels, params.proposals_per_image, seed
             ),
             "wspn features",
             len(chosen),
@@ -124,18 +124,18 @@ def train_on_language(
     curve = Curve(every=50, growing=output / "curve.csv")
     train_class_part(model, examples, params.classify, seed, curve)
     seeds = [find_seeds(model, example, params.seeds) for example in examples]
-    lessons = make_lessons(examples, seeds, params.localise)
+    targets = make_targets(examples, seeds, params.localise)
     done = params.classify.epochs * -(-len(examples) // params.classify.batch_size)
-    train_object_part(model, lessons, params.localise, seed, curve, done)
+    train_object_part(model, targets, params.localise, seed, curve, done)
     save_wspn(output / "model.safetensors", model)
     curve.write(output / "curve.csv")
     return {
-        "pictures": len(examples),
-        "pictures_with_label": sum(bool(example.labels.any()) for example in examples),
+        "images": len(examples),
+        "images_with_label": sum(bool(example.labels.any()) for example in examples),
         "seeds": sum(map(len, seeds)),
         "proposals": sum(len(example.boxes_xyxy) for example in examples),
-        "proposals_with_quality": int(lessons.judged.sum()),
-        "proposals_with_regression": int(lessons.regressed.sum()),
+        "proposals_with_quality": int(targets.has_quality.sum()),
+        "proposals_with_regression": int(targets.has_offsets.sum()),
         **curve.last(),
     }
 
@@ -158,29 +158,29 @@ def train_on_imagenet(
         left_out = load_imagenet_weights(model.trunk, path, backbone.sha256, "wspn.model.backbone")
     model.to(prepare_device(read_exactness()))
     chosen = choose_images(read_image_ids(inputs.images), params.max_images, seed)
-    pictures = PictureStream(inputs.images, inputs.proposals, chosen)
+    images = ImageStream(inputs.images, inputs.proposals, chosen)
     settings = [params.model_dump(), seed, inputs.category_ids, str(model.device)]
     files = [*inputs.label_files, *inputs.images, *inputs.proposals, *weights]
     checkpoint = Checkpoint(fingerprint(settings, files), SECONDS_BETWEEN)
     curve = Curve(every=50, growing=output / "curve.csv")
     run = params.end_to_end
     views = ViewStream(
-        pictures,
+        images,
         inputs.labels,
         len(inputs.category_ids),
         run.views,
         params.proposals_per_image,
         seed,
     )
-    losses = partial(picture_losses, training=run, seeds=params.seeds, localise=params.localise)
+    losses = partial(image_losses, training=run, seeds=params.seeds, localise=params.localise)
     freeze_stages(model.trunk, backbone.frozen_stages)
     train_end_to_end(model, views, losses, run, seed, curve, checkpoint)
     save_wspn(output / "model.safetensors", model)
     curve.write(output / "curve.csv")
     checkpoint.remove()
     return {
-        "pictures": len(pictures),
-        "pictures_with_label": sum(
+        "images": len(images),
+        "images_with_label": sum(
             bool(row.any()) for k, row in inputs.labels.items() if k in chosen
         ),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -1,6 +1,6 @@
 """Training of the class part with image labels of base classes.
 
-Shape legend: R proposals of one picture, C base classes.
+Shape legend: R proposals of one image, C base classes.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stages.common.curves import Curve
-from stages.common.devices import send
-from stages.common.progress import track
-from stages.common.seeding import numpy_generator
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import send
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import numpy_generator
 from stages.models.proposals.base import class_scores
 from stages.models.proposals.language import LanguageWspn
 from stages.models.solver import cosine, make_optimizer, update
-from stages.wspn.examples import Example
+from stages.wspn.examples import ImageExample
 from stages.wspn.params import ClassifyParams
 
 LARGEST_GRADIENT = 5.0  # norm
@@ -24,7 +24,7 @@ LEAST, MOST = 1e-6, 1 - 1e-6  # p_c is a sum of rounded numbers; log needs it in
 
 
 def image_scores(scores: torch.Tensor) -> torch.Tensor:
-    """Return p (C,) in (0, 1), the picture's score per class, from W (R, C).
+    """Return p (C,) in (0, 1), the image's score per class, from W (R, C).
 
     Source: Mask-free OVIS, p_c = Σ_i w_ic.
     """
@@ -41,7 +41,7 @@ def image_label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 def train_class_part(
     model: LanguageWspn,
-    examples: Sequence[Example],
+    examples: Sequence[ImageExample],
     params: ClassifyParams,
     seed: int,
     curve: Curve,
@@ -49,11 +49,11 @@ def train_class_part(
     """Train in place.
 
     Raises:
-        ValueError: no picture has a label.
+        ValueError: no image has a label.
     """
     if not any(example.labels.any() for example in examples):
         raise ValueError(
-            "no picture is labelled with a base class, so the proposal network has nothing to learn"
+            "no image is labelled with a base class, so the proposal network has nothing to learn"
             " from; if captions name them, check `forms` in data/download/categories.json"
         )
     part = model.class_part
@@ -81,7 +81,7 @@ def train_class_part(
     part.eval()
 
 
-def _thin_out(example: Example, limit: int, seed: int, epoch: int) -> torch.Tensor:
+def _thin_out(example: ImageExample, limit: int, seed: int, epoch: int) -> torch.Tensor:
     """Return the features of a random part of the proposals, another one each epoch.
 
     With all of them the score settles on one small telling part of an object; a part that is

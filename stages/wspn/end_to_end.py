@@ -1,10 +1,10 @@
 """Training of the proposal network on an ImageNet backbone, all of it at once.
 
-Step k draws its pictures, their views and dropout from (seed, k) alone, so a resumed run repeats an
-uninterrupted one exactly. Pictures pass one by one and their gradients are added up: memory is that
-of a single picture, whatever the batch. The views of the next ones are made meanwhile.
+Step k draws its images, their views and dropout from (seed, k) alone, so a resumed run repeats an
+uninterrupted one exactly. Images pass one by one and their gradients are added up: memory is that
+of a single image, whatever the batch. The views of the next ones are made meanwhile.
 
-Shape legend: R proposals of one picture, C base classes, h w pixels of a view.
+Shape legend: R proposals of one image, C base classes, h w pixels of a view.
 """
 
 import math
@@ -15,55 +15,55 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from stages.common.checkpoints import Checkpoint
-from stages.common.curves import Curve
-from stages.common.devices import send
-from stages.common.images import Picture
-from stages.common.prefetch import prefetch
-from stages.common.progress import track
-from stages.common.seeding import derive_seed, numpy_generator
+from stages.common.formats.images import EncodedImage
+from stages.common.runtime.checkpoints import Checkpoint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import send
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.models.proposals.imagenet import ImagenetWspn, Outputs
 from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
 from stages.models.solver import make_optimizer, set_rate, step_decay
 from stages.wspn.examples import thin_out
 from stages.wspn.params import EndToEndParams
-from stages.wspn.stream import PictureStream
+from stages.wspn.stream import ImageStream
 
 FIRST_RATE = 1 / 3  # of the learning rate, at the start of the warm-up (wetectron)
 BIAS_FACTOR = 2.0  # of the learning rate (wetectron)
 SECONDS_BETWEEN = 600.0  # a resume point of VGG16 has 1.1 GB
 
 
-# Of a picture's outputs, its boxes (R, 4) and labels (C,): weighted losses, to be added.
+# Of an image's outputs, its boxes (R, 4) and labels (C,): weighted losses, to be added.
 Losses = Callable[[Outputs, torch.Tensor, np.ndarray], Mapping[str, torch.Tensor]]
 
 
 class Task(NamedTuple):
-    """One picture of a step's batch, and what its random view is drawn from."""
+    """One image of a step's batch, and what its random view is drawn from."""
 
     step: int
     place: int  # in the batch
-    picture: Picture
+    image: EncodedImage
     boxes_xyxy: np.ndarray  # float32 (R, 4), its proposals
 
 
-class Example(NamedTuple):
-    """One picture in a random view, on the processor."""
+class ImageView(NamedTuple):
+    """One image in a random view, on the processor."""
 
     step: int
     place: int
     pixels: torch.Tensor  # float32 (1, 3, h, w)
-    boxes_xyxy: torch.Tensor  # float32 (R, 4), in pixels of the picture, mirrored if the view is
+    boxes_xyxy: torch.Tensor  # float32 (R, 4), in pixels of the image, mirrored if the view is
     view_boxes_xyxy: torch.Tensor  # float32 (R, 4), in pixels of the view
     labels: np.ndarray  # (C,)
 
 
 class ViewStream:
-    """Training pictures in random views, with their proposals and labels."""
+    """Training images in random views, with their proposals and labels."""
 
     def __init__(
         self,
-        pictures: PictureStream,
+        images: ImageStream,
         labels: Mapping[int, np.ndarray],
         num_classes: int,
         views: ViewSettings,
@@ -73,47 +73,47 @@ class ViewStream:
         """Put the parts together.
 
         Args:
-            pictures: to train with.
-            labels: (C,) per picture; one without captions has none of the classes.
+            images: to train with.
+            labels: (C,) per image; one without captions has none of the classes.
             num_classes: C.
             views: what a view is drawn from.
             proposals_per_image: more are left out.
             seed: of order and views.
 
         Raises:
-            ValueError: no picture has a label.
+            ValueError: no image has a label.
         """
         if not any(row.any() for row in labels.values()):
             raise ValueError(
-                "no picture is labelled with a base class, so the proposal network has nothing to"
+                "no image is labelled with a base class, so the proposal network has nothing to"
                 " learn from; if captions name them, check `forms` in data/download/categories.json"
             )
-        self._pictures, self._labels, self._views = pictures, labels, views
+        self._images, self._labels, self._views = images, labels, views
         self._nothing = np.zeros(num_classes, np.float32)
         self._limit, self._seed = proposals_per_image, seed
 
-    def examples(self, steps: range, batch_size: int) -> Iterator[Example]:
-        """Yield the pictures of these steps, those of the next ones being prepared meanwhile."""
+    def examples(self, steps: range, batch_size: int) -> Iterator[ImageView]:
+        """Yield the images of these steps, those of the next ones being prepared meanwhile."""
         yield from prefetch(self._prepare, self._tasks(steps, batch_size))
 
     def _tasks(self, steps: range, batch_size: int) -> Iterator[Task]:
         for step in steps:
-            batch = self._pictures.batch(step, batch_size, self._seed)
-            for place, (picture, boxes_xyxy) in enumerate(batch):
-                yield Task(step, place, picture, boxes_xyxy)
+            batch = self._images.batch(step, batch_size, self._seed)
+            for place, (image, boxes_xyxy) in enumerate(batch):
+                yield Task(step, place, image, boxes_xyxy)
 
-    def _prepare(self, task: Task) -> Example:
-        picture, views = task.picture, self._views
-        boxes = thin_out(task.boxes_xyxy, self._limit, self._seed, picture.image_id)
+    def _prepare(self, task: Task) -> ImageView:
+        image, views = task.image, self._views
+        boxes = thin_out(task.boxes_xyxy, self._limit, self._seed, image.image_id)
         random = numpy_generator(self._seed, "wspn view", task.step, task.place)
         side = views.shorter_sides[random.integers(len(views.shorter_sides))]
         flip = views.flip and random.random() < 0.5
-        pixels, scale = view_input(picture.decode(), side, views.longer_side, flip)
+        pixels, scale = view_input(image.decode(), side, views.longer_side, flip)
         seen, own = torch.from_numpy(boxes * scale), torch.from_numpy(boxes)
         if flip:
-            seen, own = mirror_boxes(seen, pixels.shape[3]), mirror_boxes(own, picture.width)
-        wanted = self._labels.get(picture.image_id, self._nothing)
-        return Example(task.step, task.place, pixels, own, seen, wanted)
+            seen, own = mirror_boxes(seen, pixels.shape[3]), mirror_boxes(own, image.width)
+        wanted = self._labels.get(image.image_id, self._nothing)
+        return ImageView(task.step, task.place, pixels, own, seen, wanted)
 
 
 def train_end_to_end(
@@ -130,7 +130,7 @@ def train_end_to_end(
     Args:
         model: starting weights, on the device to compute on.
         views: to train with.
-        losses: of one picture.
+        losses: of one image.
         run: steps, batches, optimizer and precision.
         seed: of dropout.
         curve: takes the losses of every step.
@@ -170,17 +170,17 @@ def train_end_to_end(
 
 def _learn(
     model: ImagenetWspn,
-    example: Example,
+    example: ImageView,
     losses_of: Losses,
     batch_size: int,
     bfloat16: bool,
     seed: int,
 ) -> dict[str, torch.Tensor]:
-    """Add the gradient of one picture; return its losses, on the device."""
+    """Add the gradient of one image; return its losses, on the device."""
     device = model.device
     pixels, seen = send(example.pixels, device), send(example.view_boxes_xyxy, device)
     boxes = send(example.boxes_xyxy, device)
-    # Dropout draws from the global generators, so each picture seeds them; fork_rng gives back the
+    # Dropout draws from the global generators, so each image seeds them; fork_rng gives back the
     # caller's state.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "wspn dropout", example.step, example.place))

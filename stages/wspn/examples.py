@@ -1,9 +1,9 @@
-"""Training examples: proposals of one picture, their features, and the picture's labels.
+"""Training examples: proposals of one image, their features, and the image's labels.
 
-Features are computed once and kept as 16-bit floats: about 0.2 MB a picture of the small
-network, which is why the number of pictures and of their proposals has a limit in params.yaml.
+Features are computed once and kept as 16-bit floats: about 0.2 MB an image of the small
+network, which is why the number of images and of their proposals has a limit in params.yaml.
 
-Shape legend: R proposals of one picture, C base classes, F features.
+Shape legend: R proposals of one image, C base classes, F features.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,20 +13,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from stages.common.captions import MentionFinder
-from stages.common.categories import Category
-from stages.common.images import Picture
-from stages.common.seeding import derive_seed, numpy_generator
-from stages.common.storage import read_json
+from stages.common.formats.captions import MentionFinder
+from stages.common.formats.categories import Category
+from stages.common.formats.images import EncodedImage
+from stages.common.runtime.seeding import derive_seed, numpy_generator
+from stages.common.runtime.storage import read_json
 from stages.models.proposals.language import LanguageWspn
 from stages.models.proposals.views import network_input
 
 
-class Example(NamedTuple):
-    """One picture; boxes are in the frame of the network's input."""
+class ImageExample(NamedTuple):
+    """One image; boxes are in the frame of the network's input."""
 
     image_id: int
-    labels: torch.Tensor  # float32 (C,), 1 if the picture is labelled with it
+    labels: torch.Tensor  # float32 (C,), 1 if the image is labelled with it
     boxes_xyxy: np.ndarray  # float32 (R, 4)
     appearance: torch.Tensor  # float16 (R, F)
     evidence: torch.Tensor  # float16 (R, F)
@@ -37,7 +37,7 @@ def image_labels(
     categories: Sequence[Category],
     labelled_ids: Sequence[int],
 ) -> dict[int, np.ndarray]:
-    """Return, per picture, float32 (C,) that is 1 for each labelled class its captions name.
+    """Return, per image, float32 (C,) that is 1 for each labelled class its captions name.
 
     All `categories` are looked for, so that a "hot dog" is no "dog"; those of `labelled_ids` are
     kept, in that order.
@@ -53,19 +53,19 @@ def image_labels(
 
 
 def annotated_labels(paths: Sequence[Path], labelled_ids: Sequence[int]) -> dict[int, np.ndarray]:
-    """Return, per picture, float32 (C,) that is 1 for each labelled class people found in it.
+    """Return, per image, float32 (C,) that is 1 for each labelled class people found in it.
 
     Args:
         paths: files of data/download/annotations, which have base classes alone.
         labelled_ids: the classes, in order.
 
     Raises:
-        ValueError: nobody has annotated the pictures.
+        ValueError: nobody has annotated the images.
     """
     entries = [entry for path in paths for entry in read_json(path)]
     if not entries:
         raise ValueError(
-            f"{paths[0].parent}: nobody has annotated these pictures; set params.yaml:"
+            f"{paths[0].parent}: nobody has annotated these images; set params.yaml:"
             " wspn.image_labels to captions"
         )
     ids = np.array(labelled_ids)
@@ -76,7 +76,7 @@ def annotated_labels(paths: Sequence[Path], labelled_ids: Sequence[int]) -> dict
 
 
 def choose_images(image_ids: Iterable[int], max_images: int, seed: int) -> set[int]:
-    """Return at most `max_images` of the pictures, at random, whatever order they come in."""
+    """Return at most `max_images` of the images, at random, whatever order they come in."""
     return set(
         sorted(image_ids, key=lambda image_id: derive_seed(seed, "wspn picture", image_id))[
             :max_images
@@ -86,40 +86,40 @@ def choose_images(image_ids: Iterable[int], max_images: int, seed: int) -> set[i
 
 def make_examples(
     model: LanguageWspn,
-    pictures: Iterable[Picture],
+    images: Iterable[EncodedImage],
     proposals: Mapping[int, np.ndarray],
     labels: Mapping[int, np.ndarray],
     proposals_per_image: int,
     seed: int,
-) -> Iterator[Example]:
-    """Yield the example of each picture.
+) -> Iterator[ImageExample]:
+    """Yield the example of each image.
 
     Args:
         model: with the language's trunk; only its frozen part is used.
-        pictures: to train with.
-        proposals: float32 (R, 4) per picture, in its own pixels.
-        labels: (C,) per picture; a picture without captions has none of the classes.
+        images: to train with.
+        proposals: float32 (R, 4) per image, in its own pixels.
+        labels: (C,) per image; an image without captions has none of the classes.
         proposals_per_image: more are thinned out at random.
         seed: the experiment's.
 
     Raises:
-        ValueError: a picture without proposals.
+        ValueError: an image without proposals.
     """
     nothing = np.zeros(len(model.config.category_ids), np.float32)
-    for picture in pictures:
-        boxes = proposals.get(picture.image_id)
+    for image in images:
+        boxes = proposals.get(image.image_id)
         if boxes is None:
             raise ValueError(
-                f"picture {picture.image_id} ({picture.file_name}) has no row in data/proposals;"
+                f"image {image.image_id} ({image.file_name}) has no row in data/proposals;"
                 " rerun `proposals`"
             )
-        boxes = thin_out(boxes, proposals_per_image, seed, picture.image_id)
-        pixels, scale = network_input(picture.decode(), model.config.image_side)
+        boxes = thin_out(boxes, proposals_per_image, seed, image.image_id)
+        pixels, scale = network_input(image.decode(), model.config.image_side)
         maps = model.feature_maps(pixels)
         scaled = torch.from_numpy(boxes * scale).to(model.device)
-        yield Example(
-            picture.image_id,
-            torch.from_numpy(labels.get(picture.image_id, nothing)),
+        yield ImageExample(
+            image.image_id,
+            torch.from_numpy(labels.get(image.image_id, nothing)),
             scaled.cpu().numpy(),
             model.appearance(maps, scaled).half().cpu(),
             model.evidence(maps, scaled).half().cpu(),
@@ -127,7 +127,7 @@ def make_examples(
 
 
 def thin_out(boxes_xyxy: np.ndarray, limit: int, seed: int, image_id: int) -> np.ndarray:
-    """Return at most `limit` of a picture's proposals (R, 4), at random, in their order."""
+    """Return at most `limit` of an image's proposals (R, 4), at random, in their order."""
     if len(boxes_xyxy) <= limit:
         return boxes_xyxy
     generator = numpy_generator(seed, "wspn proposals", image_id)

@@ -5,7 +5,7 @@ it. A proposal that overlaps none may show an object that no base label names, s
 rather than called background: that is what a detector trained on base boxes does to novel classes
 (ours; object localisation networks (OLN) found the same for supervised proposals).
 
-Shape legend: R proposals of one picture, N proposals of all, F features. Boxes in pixels.
+Shape legend: R proposals of one image, N proposals of all, F features. Boxes in pixels.
 """
 
 from collections.abc import Sequence
@@ -15,36 +15,36 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from stages.common.box_coder import encode_boxes
-from stages.common.boxes import pairwise_iou
-from stages.common.curves import Curve
-from stages.common.devices import send
-from stages.common.progress import track
-from stages.common.seeding import numpy_generator
+from stages.common.geometry.box_coder import encode_boxes
+from stages.common.geometry.boxes import pairwise_iou
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import send
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import numpy_generator
 from stages.models.proposals.base import class_scores, consensus
 from stages.models.proposals.language import LanguageWspn
 from stages.models.solver import cosine, make_optimizer, update
 from stages.wspn.classify import LARGEST_GRADIENT
-from stages.wspn.examples import Example
+from stages.wspn.examples import ImageExample
 from stages.wspn.params import LocaliseParams, SeedParams
 from stages.wspn.seeds import match_seeds, select_seeds
 
 OBJECT_IOU = 0.5  # for quality: objectness
 
 
-class Lessons(NamedTuple):
-    """Proposals with something to learn; proposals of all pictures in one table."""
+class ObjectTargets(NamedTuple):
+    """Proposals with something to learn; proposals of all images in one table."""
 
     evidence: torch.Tensor  # float16 (N, F)
     quality: torch.Tensor  # float32 (N,), targets in [0, 1]
     offsets: torch.Tensor  # float32 (N, 4)
-    judged: torch.Tensor  # bool (N,), has a target of quality
-    regressed: torch.Tensor  # bool (N,), has a target of offsets
+    has_quality: torch.Tensor  # bool (N,), has a target of quality
+    has_offsets: torch.Tensor  # bool (N,), has a target of offsets
 
 
 @torch.no_grad()
-def find_seeds(model: LanguageWspn, example: Example, params: SeedParams) -> np.ndarray:
-    """Return the rows of a picture's seeds of all classes that its captions name, ascending."""
+def find_seeds(model: LanguageWspn, example: ImageExample, params: SeedParams) -> np.ndarray:
+    """Return the rows of an image's seeds of all classes that its captions name, ascending."""
     seen = send(example.appearance, model.device).float()
     scores = class_scores(*model.class_logits(seen)).cpu().numpy()
     overlaps = pairwise_iou(example.boxes_xyxy, example.boxes_xyxy)
@@ -55,39 +55,43 @@ def find_seeds(model: LanguageWspn, example: Example, params: SeedParams) -> np.
     return np.array(sorted({row for rows in found for row in rows.tolist()}), np.int64)
 
 
-def make_lessons(
-    examples: Sequence[Example], seeds: Sequence[np.ndarray], params: LocaliseParams
-) -> Lessons:
-    """Return what the proposals learn from the seeds of their pictures.
+def make_targets(
+    examples: Sequence[ImageExample], seeds: Sequence[np.ndarray], params: LocaliseParams
+) -> ObjectTargets:
+    """Return what the proposals learn from the seeds of their images.
 
     Raises:
         ValueError: nothing overlaps a seed enough.
     """
     pieces = [
-        _picture_lessons(example, rows, params)
+        _image_targets(example, rows, params)
         for example, rows in zip(examples, seeds, strict=True)
         if len(rows)
     ]
-    lessons = Lessons(*(torch.cat(column) for column in zip(*pieces, strict=True)))
-    for key, mask in (("quality", lessons.judged), ("regression", lessons.regressed)):
+    targets = ObjectTargets(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+    for key, mask in (("quality", targets.has_quality), ("regression", targets.has_offsets)):
         if not mask.any():
             raise ValueError(
                 f"no proposal overlaps a seed enough to learn {key};"
                 f" lower wspn.localise.{key}_min_iou"
             )
-    return lessons
+    return targets
 
 
-def _picture_lessons(example: Example, rows: np.ndarray, params: LocaliseParams) -> Lessons:
+def _image_targets(
+    example: ImageExample, rows: np.ndarray, params: LocaliseParams
+) -> ObjectTargets:
     nearest_overlap, nearest = match_seeds(example.boxes_xyxy, example.boxes_xyxy[rows])
     overlap = torch.from_numpy(nearest_overlap)
-    quality, judged = quality_targets(overlap, params)
-    regressed = overlap >= params.regression_min_iou
-    used = judged | regressed
+    quality, has_quality = quality_targets(overlap, params)
+    has_offsets = overlap >= params.regression_min_iou
+    used = has_quality | has_offsets
     offsets = encode_boxes(
         torch.from_numpy(example.boxes_xyxy)[used], torch.from_numpy(nearest)[used]
     )
-    return Lessons(example.evidence[used], quality[used], offsets, judged[used], regressed[used])
+    return ObjectTargets(
+        example.evidence[used], quality[used], offsets, has_quality[used], has_offsets[used]
+    )
 
 
 def quality_targets(
@@ -101,35 +105,38 @@ def quality_targets(
 
 
 def localisation_loss(
-    quality_logits: torch.Tensor, offsets: torch.Tensor, lessons: Lessons, regression_weight: float
+    quality_logits: torch.Tensor,
+    offsets: torch.Tensor,
+    targets: ObjectTargets,
+    regression_weight: float,
 ) -> dict[str, torch.Tensor]:
     """Return {"quality", "regression"} of N proposals, the latter weighted.
 
     Source: Mask-free OVIS eq. 5, second term, (1/N) Σ_u smooth-L1(t̂(u_i), u_i).
     """
-    judged, regressed = lessons.judged, lessons.regressed
+    has_quality, has_offsets = targets.has_quality, targets.has_offsets
     quality = functional.binary_cross_entropy_with_logits(
-        quality_logits[judged], lessons.quality[judged], reduction="sum"
+        quality_logits[has_quality], targets.quality[has_quality], reduction="sum"
     )
     regression = functional.smooth_l1_loss(
-        offsets[regressed], lessons.offsets[regressed], reduction="sum"
+        offsets[has_offsets], targets.offsets[has_offsets], reduction="sum"
     )
-    count = max(1, len(judged))
+    count = max(1, len(has_quality))
     return {"quality": quality / count, "regression": regression_weight * regression / count}
 
 
 def train_object_part(
     model: LanguageWspn,
-    lessons: Lessons,
+    targets: ObjectTargets,
     params: LocaliseParams,
     seed: int,
     curve: Curve,
     done: int,
 ) -> None:
     """Train in place; `done` steps of the curve are already taken."""
-    part, count = model.object_part, len(lessons.quality)
+    part, count = model.object_part, len(targets.quality)
     sample = numpy_generator(seed, "wspn evidence").permutation(count)[:20_000]
-    part.fit(lessons.evidence[torch.from_numpy(sample)].float())
+    part.fit(targets.evidence[torch.from_numpy(sample)].float())
     per_epoch = -(-count // params.batch_size)
     optimizer = make_optimizer(part, params.weight_decay, decay_vectors=True)
     rate = cosine(params.learning_rate, params.epochs * per_epoch)
@@ -139,7 +146,7 @@ def train_object_part(
             generator = numpy_generator(seed, "wspn localise", step // per_epoch)
             batches = np.array_split(generator.permutation(count), per_epoch)
         rows = torch.from_numpy(batches[step % per_epoch])
-        batch = Lessons(*(send(column[rows], model.device) for column in lessons))
+        batch = ObjectTargets(*(send(column[rows], model.device) for column in targets))
         quality, offsets = model.objects(batch.evidence.float())
         losses = localisation_loss(quality[:, 0], offsets, batch, params.regression_weight)
         loss = losses["quality"] + losses["regression"]

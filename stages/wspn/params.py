@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from stages.common.params import Section
+from stages.common.runtime.params import Section
 from stages.models.backbones.imagenet import NUM_STAGES
 from stages.models.proposals.views import ViewSettings
 
 
 class BackboneParams(Section):
-    """What looks at the pictures: the small vision-language model's trunk, or one of ImageNet."""
+    """What looks at the images: the small vision-language model's trunk, or one of ImageNet."""
 
     kind: Literal["vlm", "resnet50", "vgg16"]
     weights: str | None
@@ -75,7 +75,7 @@ class LocaliseParams(Section):
 
 
 class EndToEndParams(Section):
-    """Training of an ImageNet backbone with all heads, in the place of both parts' trainings."""
+    """Training of an ImageNet backbone with all heads, in place of both parts' trainings."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)

@@ -8,7 +8,7 @@ therefore first replaced by the sum of its neighbours' flattened scores: a box t
 well-scored proposals agree on is an object, one that few share is a part (ours; it takes
 after proposal clusters, PCL).
 
-Shape legend: R proposals of one picture, B rows of scores (one per class, or per refinement and
+Shape legend: R proposals of one image, B rows of scores (one per class, or per refinement and
 class), k candidates, S seeds. Boxes in pixels.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-from stages.common.boxes import pairwise_iou
+from stages.common.geometry.boxes import pairwise_iou
 from stages.wspn.params import SeedParams
 
 

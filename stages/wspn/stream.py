@@ -1,8 +1,8 @@
-"""Pictures and proposals for a training of many epochs, read from disk a block at a time.
+"""Images and proposals for a training of many epochs, read from disk a block at a time.
 
 A block is a row group of an image shard. An epoch takes the blocks in a new random order and mixes
-the pictures of `MIXED_BLOCKS` of them, so each block is read about once an epoch, and memory holds
-some hundred pictures however many there are; what grows with their number is an index of 24 bytes
+the images of `MIXED_BLOCKS` of them, so each block is read about once an epoch, and memory holds
+some hundred images however many there are; what grows with their number is an index of 24 bytes
 each. The order is a pure function of seed and epoch: a resumed training needs no state of it.
 """
 
@@ -14,16 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.common.images import SCHEMA, Picture, count_pictures
-from stages.common.seeding import numpy_generator
-from stages.common.tables import boxes_by_image
+from stages.common.formats.images import SCHEMA, EncodedImage, count_images
+from stages.common.formats.tables import boxes_by_image
+from stages.common.runtime.seeding import numpy_generator
 
 MIXED_BLOCKS = 64
 KEPT_BLOCKS = 2 * MIXED_BLOCKS  # of this mix and of the next, at the seam
 
 
 class Block(NamedTuple):
-    """Where some pictures and their proposals are."""
+    """Where some images and their proposals are."""
 
     shard: int  # position of the two files
     row_group: int  # of the image shard
@@ -31,16 +31,16 @@ class Block(NamedTuple):
     proposal_groups: range  # row groups of the table of proposals that have all of theirs
 
 
-class PictureStream:
-    """Training pictures by number, with their proposals; the last blocks read are kept."""
+class ImageStream:
+    """Training images by number, with their proposals; the last blocks read are kept."""
 
     def __init__(
         self, images: Sequence[Path], proposals: Sequence[Path], chosen: Collection[int]
     ) -> None:
-        """Index the `chosen` pictures of image shards and their tables of proposals.
+        """Index the `chosen` images of image shards and their tables of proposals.
 
         Raises:
-            ValueError: a chosen picture without proposals, or none at all.
+            ValueError: a chosen image without proposals, or none at all.
         """
         self._images = [pq.ParquetFile(path) for path in images]
         self._proposals = [pq.ParquetFile(path) for path in proposals]
@@ -51,17 +51,17 @@ class PictureStream:
         ]
         sizes = [len(block.image_ids) for block in self._blocks]
         if not sum(sizes):
-            raise ValueError(f"{[*map(str, images)]}: none of the chosen pictures is there")
+            raise ValueError(f"{[*map(str, images)]}: none of the chosen images is there")
         self._starts = np.cumsum([0, *sizes])
-        self._kept: OrderedDict[int, dict[int, tuple[Picture, np.ndarray]]] = OrderedDict()
+        self._kept: OrderedDict[int, dict[int, tuple[EncodedImage, np.ndarray]]] = OrderedDict()
         self._order: tuple[int, int, np.ndarray] | None = None
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return int(self._starts[-1])
 
-    def batch(self, step: int, batch_size: int, seed: int) -> list[tuple[Picture, np.ndarray]]:
-        """Return the pictures of 0-based `step`, each with its proposals float32 (R, 4)."""
+    def batch(self, step: int, batch_size: int, seed: int) -> list[tuple[EncodedImage, np.ndarray]]:
+        """Return the images of 0-based `step`, each with its proposals float32 (R, 4)."""
         places = range(step * batch_size, (step + 1) * batch_size)
         numbers = [self._epoch(place // len(self), seed)[place % len(self)] for place in places]
         return [self._example(int(number)) for number in numbers]
@@ -71,7 +71,7 @@ class PictureStream:
             self._order = epoch, seed, epoch_order(self._starts, epoch, seed)
         return self._order[2]
 
-    def _example(self, number: int) -> tuple[Picture, np.ndarray]:
+    def _example(self, number: int) -> tuple[EncodedImage, np.ndarray]:
         index = int(np.searchsorted(self._starts, number, side="right")) - 1
         image_id = int(self._blocks[index].image_ids[number - self._starts[index]])
         if index not in self._kept:
@@ -81,18 +81,18 @@ class PictureStream:
         self._kept.move_to_end(index)
         return self._kept[index][image_id]
 
-    def _read(self, block: Block) -> dict[int, tuple[Picture, np.ndarray]]:
+    def _read(self, block: Block) -> dict[int, tuple[EncodedImage, np.ndarray]]:
         rows = self._images[block.shard].read_row_group(block.row_group).to_pylist()
         table = self._proposals[block.shard].read_row_groups(list(block.proposal_groups))
         boxes, wanted = boxes_by_image(table), set(block.image_ids.tolist())
         return {
-            row["image_id"]: (Picture(*map(row.get, SCHEMA.names)), boxes[row["image_id"]])
+            row["image_id"]: (EncodedImage(*map(row.get, SCHEMA.names)), boxes[row["image_id"]])
             for row in rows
             if row["image_id"] in wanted
         }
 
     def _index(self, shard: int, path: Path, chosen: set[int]) -> list[Block]:
-        groups: dict[int, tuple[int, int]] = {}  # picture → its first and last row group
+        groups: dict[int, tuple[int, int]] = {}  # image → its first and last row group
         for group, ids in enumerate(_ids_by_group(self._proposals[shard])):
             for image_id in np.unique(ids).tolist():
                 groups[image_id] = groups.get(image_id, (group, group))[0], group
@@ -101,7 +101,7 @@ class PictureStream:
             ids = np.array([image_id for image_id in ids.tolist() if image_id in chosen], np.int64)
             missing = [image_id for image_id in ids.tolist() if image_id not in groups]
             if missing:
-                raise ValueError(f"{path}: no row for picture {missing[0]}; rerun `proposals`")
+                raise ValueError(f"{path}: no row for image {missing[0]}; rerun `proposals`")
             if len(ids):
                 first = min(groups[image_id][0] for image_id in ids.tolist())
                 last = max(groups[image_id][1] for image_id in ids.tolist())
@@ -110,9 +110,9 @@ class PictureStream:
 
 
 def read_image_ids(images: Iterable[Path]) -> Iterator[int]:
-    """Yield the image ids of image shards without reading their pictures."""
+    """Yield the image ids of image shards without reading their images."""
     for path in images:
-        count_pictures(path)  # names a shard that is not there
+        count_images(path)  # names a shard that is not there
         for ids in _ids_by_group(pq.ParquetFile(path)):
             yield from ids.tolist()
 
@@ -123,10 +123,10 @@ def _ids_by_group(file: pq.ParquetFile) -> Iterator[np.ndarray]:
 
 
 def epoch_order(starts: np.ndarray, epoch: int, seed: int) -> np.ndarray:
-    """Return the numbers of all pictures in the order of one epoch.
+    """Return the numbers of all images in the order of one epoch.
 
     Args:
-        starts: number of each block's first picture, and of pictures in all; rising.
+        starts: number of each block's first image, and of images in all; rising.
         epoch: 0-based.
         seed: the experiment's.
     """

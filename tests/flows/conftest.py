@@ -3,7 +3,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from toy import Toy, make_toy
+
+from tests.support.toy import Toy, make_toy
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from toy import wait_until
 
 from flows import resources
 from flows.dvc.plan import make_plan
 from flows.resources import DeviceError, DeviceSlots, list_devices
 from flows.stage import Preflight
+from tests.support.toy import wait_until
 
 TWO = """\
 GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa)

@@ -10,8 +10,9 @@ from contextlib import closing
 
 import psutil
 import pytest
-from toy import PATIENCE, REPOSITORY, wait_until
-from tracked import read_runs
+
+from tests.support.toy import PATIENCE, REPOSITORY, wait_until
+from tests.support.tracked import read_runs
 
 pytestmark = [
     pytest.mark.usefixtures("prefect_server"),

@@ -1,4 +1,4 @@
-"""One place for all worktrees: what two of them want is made once, here or on agents."""
+"""One place for all worktrees: what two of them want is made once, here or on workers."""
 
 import shutil
 import threading
@@ -7,10 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
-from fleet import Agents, make_fleet, store
-from toy import Toy
 
-from flows.agents.coordinator import Fleet
 from flows.dvc.plan import make_plan
 from flows.dvc.project import load_graph
 from flows.graph import Outcome, Stage
@@ -19,6 +16,9 @@ from flows.resources import CoreBudget
 from flows.stage import StageFailedError
 from flows.sweeps.plan import plan_sweep
 from flows.sweeps.points import make_points
+from flows.workers.coordinator import Fleet
+from tests.support.fleet import Workers, make_fleet, store
+from tests.support.toy import Toy
 
 
 @dataclass
@@ -134,19 +134,19 @@ def test_a_local_run_goes_on_without_a_remote_that_is_away_and_says_so_once(toy,
     assert "not looked for results there any more" in told[0]
 
 
-def test_points_of_a_sweep_are_made_by_agents_each_result_once(toy, monkeypatch):
+def test_points_of_a_sweep_are_made_by_workers_each_result_once(toy, monkeypatch):
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "toy")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "toy@localhost")
     monkeypatch.setenv("TOY_FOLDER", str(toy.root))
     (toy.root / "more").mkdir()
-    toy.mark("more/.dvcignore", "/dvc.yaml\n")  # which worktrees and agents do without
+    toy.mark("more/.dvcignore", "/dvc.yaml\n")  # which worktrees and workers do without
     toy.git("add", "-A")
     toy.git("commit", "-qm", "more")
-    agents: Agents = make_fleet(toy, 2)
+    workers: Workers = make_fleet(toy, 2)
     planned = plan_sweep(toy.root, make_points(toy.root, ["side.factor=2,3"])).points
     place = Place(
-        {point.folder: Fleet(point.folder, agents, point.point.name) for point in planned}
+        {point.folder: Fleet(point.folder, workers, point.point.name) for point in planned}
     )
     outcomes = [
         {s.stage.name: place.run(one.folder, s.stage, 0, print).outcome for s in one.steps}

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import cv2
 import pytest
-from toy import PATIENCE, REPOSITORY
-from tracked import read_versions
 
 from flows.environment import default_settings
 from flows.predictor import FILES, find, fingerprint, is_complete
-from tests.stages.pictures_folder import phone_jpeg
-from tests.stages.tiny_detector import draw
-from tests.stages.tiny_predictor import PROMPTS, write_predictor
+from tests.support.images_folder import phone_jpeg
+from tests.support.tiny_detector import draw
+from tests.support.tiny_predictor import PROMPTS, write_predictor
+from tests.support.toy import PATIENCE, REPOSITORY
+from tests.support.tracked import read_versions
 
 PUBLISH = """
 import json, sys
@@ -60,7 +60,7 @@ def project(tmp_path) -> Path:
     for package in ("stages/common", "stages/models"):
         shutil.copytree(REPOSITORY / package, root / package)
     (root / "pyproject.toml").write_text('[project]\ndependencies = ["numpy>=2", "torch>=2.9"]\n')
-    cv2.imwrite(str(tmp_path / "picture.png"), draw(1)[0])
+    cv2.imwrite(str(tmp_path / "image.png"), draw(1)[0])
     return root
 
 
@@ -88,7 +88,7 @@ def test_logged_when_changed_and_served_without_the_repository(project, tmp_path
     shutil.rmtree(project / "stages")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    images = [tmp_path / name for name in ("picture.png", "phone.jpg", "shown.png")]
+    images = [tmp_path / name for name in ("image.png", "phone.jpg", "shown.png")]
     for path, content in zip(images[1:], phone_jpeg(), strict=True):
         path.write_bytes(content)
     told = json.loads(call(elsewhere, project, "-c", LOAD, *map(str, images)))
@@ -105,13 +105,13 @@ def test_logged_when_changed_and_served_without_the_repository(project, tmp_path
             assert len(instance["bbox"]) == 4
 
     # The same model by the command, from its URI and from this project's own results.
-    picture = str(tmp_path / "picture.png")
+    image = str(tmp_path / "image.png")
     uri = ["--model", "models:/ovis-dag-detector@candidate"]
     results = []
     for name, more in (("own", []), ("registry", uri)):
         output = ["--names", "cup,hot dog", "--min-score", "0.1", "--output", name]
-        arguments = ["-m", "flows", "predict", picture, *more, *output]
-        assert "1 pictures, 0 broken" in call(project, project, *arguments, path=str(REPOSITORY))
+        arguments = ["-m", "flows", "predict", image, *more, *output]
+        assert "1 images, 0 broken" in call(project, project, *arguments, path=str(REPOSITORY))
         results.append(json.loads((project / name / "predictions.json").read_text()))
     assert results[0] == results[1]
     scores = [annotation["score"] for annotation in results[0]["annotations"]]

@@ -18,7 +18,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from toy import PATIENCE, REPOSITORY
+
+from tests.support.toy import PATIENCE, REPOSITORY
 
 KEY = "pnu_secret"
 # Says where it went, and how long the answer took, without the time to load Prefect.

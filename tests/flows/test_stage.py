@@ -4,10 +4,10 @@ import time
 
 import psutil
 import pytest
-from toy import wait_until
 
 from flows.dvc.project import load_graph
 from flows.stage import StageFailedError, StageRunner
+from tests.support.toy import wait_until
 
 
 def run(toy, name: str, shown: list[str] | None = None):

@@ -1,7 +1,5 @@
 import json
 
-from test_graph import make
-
 from flows.graph import NEVER_RAN, Outcome, Status, Step
 from flows.table import (
     align,
@@ -13,6 +11,7 @@ from flows.table import (
     stages_table,
     summarize_plan,
 )
+from tests.flows.test_graph import make
 
 STEPS = [
     Step(make("download"), Status.UP_TO_DATE),
@@ -54,7 +53,7 @@ def test_results_table_has_every_model_group_protocol_and_kind():
         }
     }
     lines = results_table(results).splitlines()
-    assert lines[0] == "Results on the test pictures: AP50 (AP), percent"
+    assert lines[0] == "Results on the test images: AP50 (AP), percent"
     assert lines[1].split()[-8:] == (
         "constrained box constrained mask generalized box generalized mask".split()
     )
@@ -69,7 +68,7 @@ def test_without_results_it_says_so(tmp_path):
 
 
 def test_results_table_says_when_nothing_was_measured():
-    results = {"detector": {"skipped": "no annotations: skipped", "pictures": 3}}
+    results = {"detector": {"skipped": "no annotations: skipped", "images": 3}}
     table = results_table(results)
     assert table.startswith("Nothing was measured, says data/evaluation/metrics.json")
     assert "detector: no annotations: skipped" in table

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
-from test_graph import make
-from toy import PATIENCE, wait_until
-from tracked import read_runs
 
 from flows.environment import default_settings
 from flows.graph import Outcome
 from flows.results import read_curves, read_metrics, read_params
 from flows.tracking import Tracking
+from tests.flows.test_graph import make
+from tests.support.toy import PATIENCE, wait_until
+from tests.support.tracked import read_runs
 
 
 def stage(name: str, metrics=(), plots=(), outputs=()):
@@ -95,10 +95,13 @@ def leave_by(error: BaseException, root: Path) -> None:
 
 def in_a_process(code: str, root: Path, **more: str) -> None:
     """Run code of this module in a process of its own, for MLflow leaves its connections open."""
-    here = Path(__file__).parent
-    path = f"{here}{os.pathsep}{here.parents[1]}"
+    path = str(Path(__file__).parents[2])
     subprocess.run(
-        [sys.executable, "-c", f"from test_tracking import *\nroot = Path({str(root)!r})\n{code}"],
+        [
+            sys.executable,
+            "-c",
+            f"from tests.flows.test_tracking import *\nroot = Path({str(root)!r})\n{code}",
+        ],
         env={**os.environ, **default_settings(root), "PYTHONPATH": path, **more},
         check=True,
         timeout=PATIENCE,
@@ -108,7 +111,7 @@ def in_a_process(code: str, root: Path, **more: str) -> None:
 def test_a_run_shows_everything_of_an_execution(tmp_path):
     write(tmp_path, "data/q/m.json", '{"iou": 0.5}')
     write(tmp_path, "data/q/curve.csv", "loss,step\n" + "".join(f"{k},{k}\n" for k in range(2500)))
-    write(tmp_path, "data/q/montage.png", "picture")
+    write(tmp_path, "data/q/montage.png", "image")
     write(tmp_path, "data/q/report.json", "{}")
     write(tmp_path, "data/q/weights.safetensors", "large")
     write(tmp_path, "params.yaml", "p0: of the next execution\n")

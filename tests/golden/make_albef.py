@@ -64,20 +64,20 @@ def build(sizes: Sizes, image_side: int) -> nn.ModuleDict:
     return model.eval()
 
 
-def run(model: nn.ModuleDict, pictures: torch.Tensor, tokens: torch.Tensor) -> dict[str, list]:
+def run(model: nn.ModuleDict, images: torch.Tensor, tokens: torch.Tensor) -> dict[str, list]:
     """Return score, attention, gradient and GradCAM of every caption, one pair after another."""
     found = {"score": [], "attention": [], "gradient": [], "gradcam": []}
     cross = model["text_encoder"].encoder.layer[BLOCK].crossattention.self
     cross.save_attention = True
-    for picture, captions in zip(pictures, tokens, strict=True):
+    for image, captions in zip(images, tokens, strict=True):
         for caption in captions:
             mask = (caption != 0).long()[None]
-            image = model["visual_encoder"](picture[None])
+            states = model["visual_encoder"](image[None])
             output = model["text_encoder"](
                 caption[None],
                 attention_mask=mask,
-                encoder_hidden_states=image,
-                encoder_attention_mask=torch.ones(image.shape[:-1], dtype=torch.long),
+                encoder_hidden_states=states,
+                encoder_attention_mask=torch.ones(states.shape[:-1], dtype=torch.long),
                 return_dict=True,
             )
             score = model["itm_head"](output.last_hidden_state[:, 0])[:, 1]

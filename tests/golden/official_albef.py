@@ -133,10 +133,10 @@ def write_checkpoint(path: Path, sizes: Sizes) -> None:
 def inputs(
     sizes: Sizes, image_side: int, images: int, captions: int, length: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pictures (B, 3, S, S) and token ids (B, M, L), every second caption padded."""
-    pictures = 2 * by_rule(f"pictures {image_side}", (images, 3, image_side, image_side))
+    """Return images (B, 3, S, S) and token ids (B, M, L), every second caption padded."""
+    batch = 2 * by_rule(f"pictures {image_side}", (images, 3, image_side, image_side))
     fractions = by_rule("tokens", (images, captions, length)).double()
     first = WORDS_FIXED
     tokens = first + ((fractions + 1) / 2 * (sizes.words - first)).long()
     tokens[:, 1::2, length - 3 :] = 0
-    return pictures, tokens
+    return batch, tokens

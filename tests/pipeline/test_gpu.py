@@ -17,7 +17,7 @@ import torch
 from ruamel.yaml import YAML
 
 from flows.overlay import apply_overlay, read_profile
-from stages.common.storage import read_tensors
+from stages.common.runtime.storage import read_tensors
 from tests.pipeline.clones import run
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("smoke")]
@@ -29,12 +29,13 @@ BANDS = {
     "wspn": 0.1,
     "ranking@0": 0.05,
     "activation@0": 0.01,
-    "masks@0": 0.05,
+    "pseudo_masks@0": 0.05,
     "detector": 0.1,
     "finetune": 0.1,
     "evaluation": 0.1,
 }
 LOSS = "loss_"
+PRETENDED = "tests.support.pretended_gpu"
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def numbers(folder: Path, stage: str) -> np.ndarray:
         return read_tensors(data / f"{shard}.safetensors")[0]["maps"].float().flatten().numpy()
     if name == "ranking":
         return pq.read_table(data / f"{shard}.parquet")["score"].to_numpy()
-    if name == "masks":
+    if name == "pseudo_masks":
         areas = [entry["area"] for entry in json.loads((data / f"{shard}.json").read_text())]
         return np.array(areas) / np.mean(areas)
     metrics = json.loads((data / "metrics.json").read_text())
@@ -104,7 +105,7 @@ def assert_within_band(made: Path, expected: Path, stage: str) -> None:
 
 REFUSED = """
 import numpy, torch, torchvision
-from tests.pretended_gpu import pretend
+from tests.support.pretended_gpu import pretend
 pretend()
 there = {"device": "pretended"}
 ones, box = torch.ones(3, **there), torch.tensor([[0.0, 0, 0, 2, 2]], **there)
@@ -136,7 +137,7 @@ def test_the_pretended_gpu_has_the_rules_of_a_real_one(repository):
 
 @pytest.mark.parametrize("stage", BANDS)
 def test_a_pretended_gpu_refuses_nothing(smoke, tmp_path, stage):
-    made = run_stage(smoke, tmp_path / "made", stage, "tests.pretended_gpu")
+    made = run_stage(smoke, tmp_path / "made", stage, PRETENDED)
     assert_within_band(made, smoke, stage)
 
 
@@ -144,7 +145,7 @@ def test_a_pretended_gpu_refuses_nothing(smoke, tmp_path, stage):
 def test_it_refuses_nothing_of_the_networks_at_full_size(smoke, tmp_path, stage):
     changes = {stage: read_profile(smoke, "coco-mini-full")[stage]}
     changes["detector"] = changes.get("detector", {}) | {"training": {"steps": 1, "batch_size": 1}}
-    made = run_stage(smoke, tmp_path / "made", stage, "tests.pretended_gpu", changes=changes)
+    made = run_stage(smoke, tmp_path / "made", stage, PRETENDED, changes=changes)
     assert np.isfinite(numbers(made, stage)).all()
 
 
@@ -153,8 +154,7 @@ def test_it_ranks_by_class_scores_as_the_processor_does(smoke, tmp_path, monkeyp
     changes = {"ranking": {"score": "classes", "nms_iou": [0.3]}}
     expected = run_stage(smoke, tmp_path / "expected", "ranking@0", changes=changes)
     monkeypatch.delenv("DEVICE")
-    launcher = "tests.pretended_gpu"
-    made = run_stage(smoke, tmp_path / "made", "ranking@0", launcher, changes=changes)
+    made = run_stage(smoke, tmp_path / "made", "ranking@0", PRETENDED, changes=changes)
     assert_within_band(made, expected, "ranking@0")
     assert not np.array_equal(numbers(expected, "ranking@0"), numbers(smoke, "ranking@0"))
 
@@ -166,7 +166,7 @@ def test_a_stage_on_cuda_is_within_its_band(gpu, smoke, tmp_path, stage):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("stage", ["vlm", "wspn", "activation@0", "masks@0", "detector"])
+@pytest.mark.parametrize("stage", ["vlm", "wspn", "activation@0", "pseudo_masks@0", "detector"])
 def test_the_same_device_gives_the_same_bytes(gpu, smoke, tmp_path, stage):
     first, second = (run_stage(smoke, tmp_path / name, stage) for name in ("a", "b"))
     for path in sorted((first / "data" / stage.partition("@")[0]).glob("*.*")):

@@ -1,4 +1,4 @@
-"""The whole DAG on tiny profiles: same bytes twice, photographs, pictures without annotations."""
+"""The whole DAG on tiny profiles: same bytes twice, photographs, images without annotations."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from tests.pipeline.clones import clone, environment, output_hashes, reproduce, run
-from tests.stages.pictures_folder import write_pictures_folder
+from tests.support.images_folder import write_images_folder
 
 pytestmark = pytest.mark.pipeline
 
@@ -88,7 +88,7 @@ def test_real_photographs_from_end_to_end(repository, tmp_path):
     assert {name.split("@")[0] for name in hashes} == set(STAGES)
 
     report = json.loads((folder / "data/download/report.json").read_text())
-    labels = json.loads((folder / "data/labels/pseudo_annotations.json").read_text())
+    labels = json.loads((folder / "data/pseudo_labels/pseudo_annotations.json").read_text())
     predictions = json.loads((folder / "data/evaluation/predictions_detector.json").read_text())
     assert report
     assert len(labels["annotations"]) > 20
@@ -96,13 +96,13 @@ def test_real_photographs_from_end_to_end(repository, tmp_path):
     assert predictions["split"] == "test" and isinstance(predictions["results"], list)
 
 
-def test_own_pictures_without_annotations_from_end_to_end(repository, tmp_path):
-    pictures = write_pictures_folder(tmp_path / "pictures", num_train=40, num_test=6)
+def test_own_images_without_annotations_from_end_to_end(repository, tmp_path):
+    images = write_images_folder(tmp_path / "images", num_train=40, num_test=6)
     folder = clone(repository, tmp_path / "clone", "smoke")
     params = YAML()
     content = params.load(folder / "params.yaml")
     content["download"] |= {"source": "folder", "shard_images": 1}
-    content["download"]["folder"]["path"] = str(pictures)
+    content["download"]["folder"]["path"] = str(images)
     content["vocabulary"]["max_unknown_fraction"] = 0.5
     params.dump(content, folder / "params.yaml")
     hashes = reproduce(folder)
@@ -111,8 +111,8 @@ def test_own_pictures_without_annotations_from_end_to_end(repository, tmp_path):
     def read(path: str):
         return json.loads((folder / "data" / path).read_text())
 
-    assert len(read("labels/pseudo_annotations.json")["annotations"]) > 10
-    assert read("quality/metrics.json")["skipped"] == "no annotations: skipped"
+    assert len(read("pseudo_labels/pseudo_annotations.json")["annotations"]) > 10
+    assert read("label_quality/metrics.json")["skipped"] == "no annotations: skipped"
     assert read("finetune/metrics.json")["skipped"] == "no annotations: skipped"
     detector, finetuned = (
         (folder / f"data/{stage}/model.safetensors").read_bytes()
@@ -128,7 +128,7 @@ def test_own_pictures_without_annotations_from_end_to_end(repository, tmp_path):
         metrics = read("evaluation/metrics.json")[model]
         assert metrics == {
             "skipped": "no annotations: skipped",
-            "pictures": 6,
+            "images": 6,
             "detections": len(found),
         }
     run([sys.executable, "-m", "dvc", "metrics", "show"], folder)

@@ -1,6 +1,6 @@
 """Activation maps as the official code makes them: one caption at a time, everything anew.
 
-Each (picture, caption) is encoded by itself, each round runs the whole model forwards and backwards
+Each (image, caption) is encoded by itself, each round runs the whole model forwards and backwards
 through every weight, and each object is normalised and masked in a loop. The mathematics is that of
 `stages.activation`, so the maps are equal up to rounding. Slow on purpose.
 
@@ -18,7 +18,7 @@ from stages.models.vision_language.base import VisionLanguageModel
 def caption_activation(
     model: VisionLanguageModel, image: torch.Tensor, tokens: torch.Tensor, fusion_layer: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return φ float32 (L, h, w) of one caption (L,) and picture (3, H, W), and the score ().
+    """Return φ float32 (L, h, w) of one caption (L,) and image (3, H, W), and the score ().
 
     Source: Mask-free OVIS eq. 1-3.
     """
@@ -41,12 +41,12 @@ def activation_maps(
 ) -> torch.Tensor:
     """Return the united map of every target after every round, float32 (T, G+1, h, w).
 
-    As `stages.activation.rounds.iterate_masking` without `reach`. Square pictures.
+    As `stages.activation.rounds.iterate_masking` without `reach`. Square images.
     """
     maps: list[list[torch.Tensor]] = [[] for _ in targets.image]
     for row, image in enumerate(images):
-        of_picture = (targets.image == row).nonzero()[:, 0].tolist()
-        groups = [of_picture] if params.mask_scope == "image" else [[t] for t in of_picture]
+        of_image = (targets.image == row).nonzero()[:, 0].tolist()
+        groups = [of_image] if params.mask_scope == "image" else [[t] for t in of_image]
         for group in groups:
             for target, united in zip(
                 group, _look(model, image, row, group, targets, params), strict=True
@@ -63,7 +63,7 @@ def _look(
     targets: Targets,
     params: ActivationParams,
 ) -> list[list[torch.Tensor]]:
-    """Return the united maps of the targets that hide their evidence in the same picture."""
+    """Return the united maps of the targets that hide their evidence in the same image."""
     view, hidden = image, torch.zeros(image.shape[1:], dtype=torch.bool)
     united: list[torch.Tensor | None] = [None] * len(group)
     maps: list[list[torch.Tensor]] = [[] for _ in group]

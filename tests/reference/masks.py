@@ -2,8 +2,8 @@
 
 A fresh three-layer network of 128 channels is trained on the object's crop alone, at most 400 steps
 of SGD, until its predictions have no more labels than the seeds. Another algorithm than that of
-`stages.masks` (fewer channels, a small square crop, many objects at once), so speed and quality are
-compared and not pixels.
+`stages.pseudo_masks` (fewer channels, a small square crop, many objects at once), so speed and
+quality are compared and not pixels.
 
 Shape legend: H W pixels of the crop.
 """

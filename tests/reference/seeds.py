@@ -6,7 +6,7 @@ Mask-free OVIS for what a proposal learns from its seed.
 
 import numpy as np
 
-from stages.common.boxes import pairwise_iou
+from stages.common.geometry.boxes import pairwise_iou
 from stages.wspn.params import SeedParams
 
 
@@ -42,7 +42,7 @@ def teach(
     Args:
         scores: (R, C) in [0, 1].
         boxes_xyxy: (R, 4).
-        labels: (C,), 1 if the picture shows the class, as it does one at least.
+        labels: (C,), 1 if the image shows the class, as it does one at least.
         params: section `wspn.seeds`.
         min_iou: a proposal that overlaps its seed less is background, class 0.
     """

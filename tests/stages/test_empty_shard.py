@@ -11,13 +11,19 @@ import pytest
 import torch
 
 from flows.overlay import apply_overlay
-from stages.common.images import write_pictures
-from stages.common.storage import read_json, read_table, read_tensors, write_json, write_tensors
+from stages.common.formats.images import write_images
+from stages.common.runtime.storage import (
+    read_json,
+    read_table,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from stages.models.vision_language.small_albef import save_small_albef
-from stages.wspn.stream import PictureStream
-from tests.run_module import run_module
-from tests.stages.small_albef import small_albef
-from tests.stages.tiny_detector import EMBEDDINGS, NETWORK, TRAINING, annotate, picture
+from stages.wspn.stream import ImageStream
+from tests.support.run_module import run_module
+from tests.support.small_albef import small_albef
+from tests.support.tiny_detector import EMBEDDINGS, NETWORK, TRAINING, annotate, make_image
 
 FULL, EMPTY, UNNAMED = 0, 1, 2
 IMAGES = {FULL: [1, 2, 3, 4], EMPTY: [], UNNAMED: [5]}
@@ -31,9 +37,9 @@ PARAMS = {
     "proposals": {"min_side": 4.0},
     "wspn": {"model": {"image_side": 64, "class_hidden": 8, "object_hidden": 8}},
     "activation": {"image_size": 32},
-    "masks": {"steps": 2},
-    "labels": {"min_area": 1},
-    "quality": {"montage_rows": 1},
+    "pseudo_masks": {"steps": 2},
+    "pseudo_labels": {"min_area": 1},
+    "label_quality": {"montage_rows": 1},
     "detector": {"init": "random", "network": NETWORK, "training": TRAINING | {"steps": 1}},
     "finetune": {"training": TRAINING | {"steps": 1}},
 }
@@ -46,7 +52,7 @@ def project(tmp_path, monkeypatch, repository) -> Path:
     download = tmp_path / "data/download"
     write_json(download / "categories.json", CATEGORIES)
     for shard, image_ids in IMAGES.items():
-        write_pictures(download / f"images/train/{shard}.parquet", map(picture, image_ids))
+        write_images(download / f"images/train/{shard}.parquet", map(make_image, image_ids))
         captions = [{"image_id": k, "captions": CAPTIONS[shard]} for k in image_ids]
         write_json(download / f"captions/train/{shard}.json", captions)
     truth = annotate([1, 2, 3, 4, 5])
@@ -79,30 +85,34 @@ def sharded(run, stage: str) -> None:
 def test_empty_shards_go_through_every_stage_and_change_nothing(project, run):
     sharded(run, "proposals")
     run("wspn")
-    for stage in ("ranking", "activation", "boxes", "masks"):
+    for stage in ("ranking", "activation", "pseudo_boxes", "pseudo_masks"):
         sharded(run, stage)
-    for name in ("proposals", "ranking", "boxes"):
+    for name in ("proposals", "ranking", "pseudo_boxes"):
         full, empty = (read_table(project / f"data/{name}/{k}.parquet") for k in (FULL, EMPTY))
         assert len(full) and not len(empty) and full.schema.types == empty.schema.types
-    assert not len(read_table(project / f"data/boxes/{UNNAMED}.parquet"))
+    assert not len(read_table(project / f"data/pseudo_boxes/{UNNAMED}.parquet"))
     assert len(read_table(project / f"data/ranking/{UNNAMED}.parquet"))
     for shard in (EMPTY, UNNAMED):
         assert not len(read_tensors(project / f"data/activation/{shard}.safetensors")[0]["maps"])
-        assert read_json(project / f"data/masks/{shard}.json") == []
+        assert read_json(project / f"data/pseudo_masks/{shard}.json") == []
 
     written = {}
     for shards in ([FULL, EMPTY, UNNAMED], [EMPTY, UNNAMED, FULL], [FULL, UNNAMED]):
         apply_overlay(project / "params.yaml", {"shards": shards}, "test")
-        for stage in ("labels", "quality"):
+        for stage in ("pseudo_labels", "label_quality"):
             run(stage)
-        for path in ("labels/report.json", "quality/metrics.json", "labels/metrics.json"):
+        for path in (
+            "pseudo_labels/report.json",
+            "label_quality/metrics.json",
+            "pseudo_labels/metrics.json",
+        ):
             content = (project / "data" / path).read_bytes()
             assert written.setdefault(path, content) == content
     for stage in ("detector", "finetune"):
         run(stage)
         assert (project / f"data/{stage}/model.safetensors").is_file()
-    report = read_json(project / "data/labels/report.json")
-    assert report["activation"]["pictures_without_target"] == 1
+    report = read_json(project / "data/pseudo_labels/report.json")
+    assert report["activation"]["images_without_target"] == 1
     assert report["labels_per_category"] == {"cup": 4, "dog": 4}
 
 
@@ -110,6 +120,6 @@ def test_an_empty_shard_adds_nothing_to_a_stream_of_images(project, run):
     sharded(run, "proposals")
     images = [project / f"data/download/images/train/{shard}.parquet" for shard in IMAGES]
     proposals = [project / f"data/proposals/{shard}.parquet" for shard in IMAGES]
-    stream = PictureStream(images, proposals, {1, 2, 3, 4, 5})
+    stream = ImageStream(images, proposals, {1, 2, 3, 4, 5})
     seen = [image.image_id for step in range(5) for image, _ in stream.batch(step, 1, 0)]
     assert sorted(seen) == [1, 2, 3, 4, 5]

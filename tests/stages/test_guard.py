@@ -8,24 +8,29 @@ import pytest
 
 from stages.guard import changes, find_declared, other_packages
 
-PARAMS = "shards: [0, 1]\nboxes: {min_score: 0.3, size: {least: 2}}\nseed: 0\nengine: torchvision\n"
+PARAMS = """\
+shards: [0, 1]
+pseudo_boxes: {min_score: 0.3, size: {least: 2}}
+seed: 0
+engine: torchvision
+"""
 DVC_YAML = """\
 vars:
   - shapes: [round, square]
 stages:
-  boxes:
+  pseudo_boxes:
     matrix: {shard: "${shards}"}
-    cmd: python -m stages boxes ${item.shard}
+    cmd: python -m stages pseudo_boxes ${item.shard}
     deps:
       - data/maps/${item.shard}.txt
       - engines/${engine}
-    params: [boxes, seed]
-    outs: ["data/boxes/${item.shard}.txt"]
+    params: [pseudo_boxes, seed]
+    outs: ["data/pseudo_boxes/${item.shard}.txt"]
   drawing:
     matrix: {shape: "${shapes}", shard: [0, 1]}
     cmd: x
     deps: ["data/${item.shape}-${item.shard}.txt"]
-    params: [boxes.size.least, other.yaml: [key]]
+    params: [pseudo_boxes.size.least, other.yaml: [key]]
     outs: [x]
 """
 CLAIMS = "stages:\n  oracle:\n    wdir: ..\n    cmd: x\n    deps: [data/maps]\n    outs: [y]\n"
@@ -37,7 +42,7 @@ def project(tmp_path, monkeypatch) -> Path:
         "params.yaml": PARAMS,
         "other.yaml": "key: 1\n",
         "dvc.yaml": DVC_YAML,
-        "claims/dvc.yaml": CLAIMS,
+        "comparators/dvc.yaml": CLAIMS,
         "data/maps/0.txt": "0",
         "data/maps/1.txt": "1",
         "data/round-1.txt": "",
@@ -52,10 +57,10 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 def test_references_are_filled_in():
-    declared = find_declared("boxes@1")
+    declared = find_declared("pseudo_boxes@1")
     assert declared.paths == ["data/maps/1.txt", "engines/torchvision"]
     inputs = declared.read()
-    assert inputs.params == {"boxes": {"min_score": 0.3, "size": {"least": 2}}, "seed": 0}
+    assert inputs.params == {"pseudo_boxes": {"min_score": 0.3, "size": {"least": 2}}, "seed": 0}
     assert set(inputs.files) == {
         "params.yaml",
         "data/maps/1.txt",
@@ -63,20 +68,20 @@ def test_references_are_filled_in():
     }
     drawing = find_declared("drawing@round-1")
     assert drawing.paths == ["data/round-1.txt", "other.yaml"]
-    assert drawing.read().params == {"boxes.size.least": 2}
+    assert drawing.read().params == {"pseudo_boxes.size.least": 2}
 
 
-@pytest.mark.parametrize("name", ["claims/dvc.yaml:oracle", "oracle", "../claims/dvc.yaml:oracle"])
-def test_a_stage_is_found_however_dvc_names_it(name):
-    assert find_declared(name).paths == ["data/maps"]
+@pytest.mark.parametrize("file", ["comparators/dvc.yaml:", "", "../comparators/dvc.yaml:"])
+def test_a_stage_is_found_however_dvc_names_it(file):
+    assert find_declared(f"{file}oracle").paths == ["data/maps"]
 
 
 def test_what_cannot_be_found_is_named(project):
     with pytest.raises(ValueError, match=r"dvc\.yaml: there is no stage 'box'"):
         find_declared("box")
     (project / "data/maps/1.txt").unlink()
-    with pytest.raises(ValueError, match=r"boxes@1: data/maps/1\.txt is not there"):
-        find_declared("boxes@1")
+    with pytest.raises(ValueError, match=r"pseudo_boxes@1: data/maps/1\.txt is not there"):
+        find_declared("pseudo_boxes@1")
 
 
 def rewrite(path: str, old: str, new: str) -> None:
@@ -91,7 +96,10 @@ def rewrite(path: str, old: str, new: str) -> None:
         (lambda: None, []),
         (lambda: rewrite("params.yaml", "shards", "# a remark\nshards"), []),
         (lambda: rewrite("params.yaml", "torchvision", "detectron2"), []),  # no param of it
-        (lambda: rewrite("params.yaml", "0.3", "0.5"), ["params.yaml: boxes.min_score: 0.3 → 0.5"]),
+        (
+            lambda: rewrite("params.yaml", "0.3", "0.5"),
+            ["params.yaml: pseudo_boxes.min_score: 0.3 → 0.5"],
+        ),
         (lambda: rewrite("params.yaml", "seed: 0", "sead: 0"), ["params.yaml: seed: 0 → None"]),
         (lambda: rewrite("engines/torchvision/__pycache__/network.pyc", "o", "a"), []),
         (lambda: rewrite("data/maps/1.txt", "1", "2"), ["data/maps/1.txt"]),
@@ -105,7 +113,7 @@ def rewrite(path: str, old: str, new: str) -> None:
     ],
 )
 def test_changes_are_those_of_what_the_stage_reads(edit, told):
-    declared = find_declared("boxes@1")
+    declared = find_declared("pseudo_boxes@1")
     before = declared.read()
     edit()
     assert changes(before, declared.read()) == told

@@ -12,13 +12,13 @@ from flows.overlay import apply_overlay
 from stages.preflight import problems
 from tests.pipeline.clones import clone, environment
 
-SECTIONS = ["vlm", "vocabulary", "wspn", "detector", "rpn", "masks"]
+SECTIONS = ["vlm", "vocabulary", "wspn", "detector", "rpn", "pseudo_masks"]
 IMAGENET = {
     "init": "imagenet",
     "imagenet": {"weights": "nowhere.pth"},
     "network": {
         "backbone": {"kind": "resnet50_fpn", "pyramid_width": 64, "frozen_stages": 2},
-        "proposals": {"anchor_sides": [16.0, 32.0, 64.0, 128.0, 256.0]},
+        "proposals": {"anchor_sizes": [16.0, 32.0, 64.0, 128.0, 256.0]},
     },
 }
 
@@ -37,7 +37,7 @@ def test_the_default_has_no_problem(params):
     ("changes", "told"),
     [
         ({"seed": "one"}, "seed: expected a whole number"),
-        ({"masks": {"steps": "many"}}, "masks.steps: .*'many'"),
+        ({"pseudo_masks": {"steps": "many"}}, "pseudo_masks.steps: .*'many'"),
         ({"vlm": {"source": "albef"}}, "vlm.pretrained.checkpoint: is null"),
         (
             {"vlm": {"source": "albef", "pretrained": {"checkpoint": "nowhere.pth"}}},
@@ -70,7 +70,7 @@ def test_a_problem_is_told(params, changes, told, monkeypatch):
 def with_problems(repository, tmp_path_factory):
     """Give a clone whose params have two problems; nothing runs in it."""
     folder = clone(repository, tmp_path_factory.mktemp("clone"), "smoke")
-    changes = {"masks": {"steps": "many"}, "detector": {"training": {"steps": -1}}}
+    changes = {"pseudo_masks": {"steps": "many"}, "detector": {"training": {"steps": -1}}}
     apply_overlay(folder / "params.yaml", changes, "test")
     return folder
 
@@ -83,5 +83,5 @@ def test_an_execution_with_problems_ends_before_its_first_stage(with_problems, a
     )
     assert done.returncode == 2
     assert ("must run" in done.stdout) == (action == "plan")
-    assert "masks.steps" in done.stderr and "detector.training.steps" in done.stderr
+    assert "pseudo_masks.steps" in done.stderr and "detector.training.steps" in done.stderr
     assert not (folder / "dvc.lock").exists() and not (folder / "data/download").exists()

@@ -1,6 +1,6 @@
-"""A whole fleet on this machine, for tests and `make agents-demo`: every process is a real one.
+"""A whole fleet on this machine, for tests and `make workers-demo`: every process is a real one.
 
-Prefect's server, on PostgreSQL where that is installed, and agents in clones of their own that
+Prefect's server, on PostgreSQL where that is installed, and workers in clones of their own that
 exchange results through a folder. All of it ends with the block.
 """
 
@@ -29,7 +29,7 @@ class Loopback:
     def __init__(self, folder: Path) -> None:
         """Keep logs and Prefect's own files in `folder`."""
         self.folder = folder
-        self.agents: list[Service] = []
+        self.workers: list[Service] = []
         port = free_port()
         self.url = f"http://{HOST}:{port}/api"
         self.database = _postgres(folder)
@@ -69,8 +69,8 @@ class Loopback:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End everything, agents first."""
-        self.stop_agents()
+        """End everything, workers first."""
+        self.stop_workers()
         self.server.stop()
         if self.database:
             self.database.remove()
@@ -96,7 +96,7 @@ class Loopback:
         quiet = {"stdout": subprocess.DEVNULL}
         subprocess.run(command, cwd=project, env=self.environment, check=True, **quiet)
 
-    def add_agent(self, project: Path, name: str, pool: str, **environment: str) -> Service:
+    def add_worker(self, project: Path, name: str, pool: str, **environment: str) -> Service:
         """Start a worker that runs one stage at once, in a clone beside the project.
 
         Args:
@@ -105,22 +105,22 @@ class Loopback:
             pool: whose stages it runs.
             environment: on top of the fleet's.
         """
-        worker = f"{name}-{pool}"
-        command = [sys.executable, "-m", "flows", "agent", "--pool", pool, "--name", worker]
-        agent = Service(
+        label = f"{name}-{pool}"
+        command = [sys.executable, "-m", "flows", "worker", "--pool", pool, "--name", label]
+        worker = Service(
             [*command, "--stages", "1"],
             clone_beside(project, name),
             {**self.environment, **environment},
-            self.folder / f"logs/{worker}.log",
+            self.folder / f"logs/{label}.log",
         )
-        agent.start()
-        self.agents.append(agent)
-        return agent
+        worker.start()
+        self.workers.append(worker)
+        return worker
 
-    def stop_agents(self) -> bool:
-        """Stop all agents by SIGTERM; say whether they and their stages ended of themselves."""
-        ended = [agent.stop() for agent in self.agents]
-        self.agents.clear()
+    def stop_workers(self) -> bool:
+        """Stop all workers by SIGTERM; say whether they and their stages ended of themselves."""
+        ended = [worker.stop() for worker in self.workers]
+        self.workers.clear()
         return all(ended)
 
 

@@ -1,4 +1,4 @@
-"""RoIAlign as two matrix products per picture.
+"""RoIAlign as two matrix products per image.
 
 Bilinear sampling on a grid of an upright box is separable: one matrix picks the rows, one the
 columns. Against torchvision's loop over cells, whose backward pass runs on one core, this took a
@@ -56,7 +56,7 @@ class PyramidPooling(nn.Module):
 
         Args:
             levels: maps (N, C, H, W) from fine to coarse; those beyond the strides are not used.
-            boxes_xyxy: (R_n, 4) of each picture, in pixels of the picture as the network sees it.
+            boxes_xyxy: (R_n, 4) of each image, in pixels of the image as the network sees it.
             image_sizes: not used; strides are known.
         """
         boxes = torch.cat(boxes_xyxy)
@@ -93,7 +93,7 @@ def pool_regions(
     Args:
         features: (N, C, H, W).
         boxes_xyxy: (R, 4) in pixels.
-        image: int64 (R,), rising: which picture each region is of.
+        image: int64 (R,), rising: which image each region is of.
         side: pooled cells a side.
         stride: pixels per cell.
         centre: row and column, in pixels, that the first cell looks at; of stride / 2 it is the
@@ -111,26 +111,28 @@ def pool_regions(
     columns = _samples(x0, x1, width, side).to(features.dtype)
     counts = torch.bincount(image, minlength=len(features)).tolist()
     pooled = [
-        _apply(picture, own_rows, own_columns)
-        for picture, own_rows, own_columns in zip(
+        _apply(feature_map, own_rows, own_columns)
+        for feature_map, own_rows, own_columns in zip(
             features.permute(0, 2, 3, 1), rows.split(counts), columns.split(counts), strict=True
         )
     ]
     return torch.cat(pooled)
 
 
-def _apply(picture: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def _apply(feature_map: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Return (R, C, S, S) of a map (H, W, C) and weights (R, S, H) and (R, S, W)."""
-    at_once = max(1, LARGEST_STRIPS // (rows.shape[1] * picture[0].numel()))
+    at_once = max(1, LARGEST_STRIPS // (rows.shape[1] * feature_map[0].numel()))
     parts = zip(rows.split(at_once), columns.split(at_once), strict=True)
-    applied = [_apply_at_once(picture, *part) for part in parts]
+    applied = [_apply_at_once(feature_map, *part) for part in parts]
     return applied[0] if len(applied) == 1 else torch.cat(applied)
 
 
 def _apply_at_once(
-    picture: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+    feature_map: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    strips = (rows.flatten(0, 1) @ picture.flatten(1)).view(*rows.shape[:2], *picture.shape[1:])
+    strips = (rows.flatten(0, 1) @ feature_map.flatten(1)).view(
+        *rows.shape[:2], *feature_map.shape[1:]
+    )
     return (columns[:, None] @ strips).permute(0, 3, 1, 2)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from stages.common.images import PIXEL_MEAN, PIXEL_STD
+from stages.common.formats.images import PIXEL_MEAN, PIXEL_STD
 from stages.models.backbones.fpn import AlignedPyramid
 from stages.models.backbones.imagenet import (
     IMAGENET_MEAN,

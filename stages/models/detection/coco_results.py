@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.common.boxes import xyxy_to_xywh
-from stages.common.masks import encode_mask
+from stages.common.geometry.boxes import xyxy_to_xywh
+from stages.common.geometry.masks import encode_mask
 from stages.models.detection.detector import Prediction
 
 
@@ -20,11 +20,11 @@ def to_results(
     min_score: float,
     max_detections: int | None = None,
 ) -> list[dict]:
-    """Return COCO results of one picture, best first.
+    """Return COCO results of one image, best first.
 
     Args:
-        image_id: of the picture.
-        prediction: of the picture, in its frame.
+        image_id: of the image.
+        prediction: of the image, in its frame.
         category_ids: the id of each class index.
         min_score: of a detection that counts, in [0, 1].
         max_detections: how many count, the best; all if None.

@@ -1,9 +1,9 @@
 """The detector behind one interface, whatever its architecture.
 
-An architecture is a package beside this file, with a `Network(Detector)` in its module `network`
-and a `NetworkParams` in its module `params`. It is imported by name, and only the one that is asked
-for: detectron2 need not be installed, and in dvc.yaml stages depend on the chosen architecture's
-package. Nobody outside that package names its classes.
+An architecture is a package of stages.models.architectures, with a `Network(Detector)` in its
+module `network` and a `NetworkParams` in its module `params`. It is imported by name, and only the
+one that is asked for: detectron2 need not be installed, and in dvc.yaml stages depend on the chosen
+architecture's package. Nobody outside that package names its classes.
 
 Images are uint8 RGB (H, W, 3) of any size; as tensors float (3, H, W) in [0, 1]. Boxes are corners
 in pixels of the image given. Class index k is row k of the text embeddings: `read_categories` of
@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from stages.common.devices import own_kernels
-from stages.common.storage import read_tensors, write_tensors
-from stages.models.detection.global_batch import Draws, MicroDraws
+from stages.common.runtime.devices import own_kernels
+from stages.common.runtime.storage import read_tensors, write_tensors
+from stages.models.detection.global_batch import BatchRng, MicroBatchRng
 from stages.models.detection.params import PACKAGE, Feature, NetworkParams, network_params
 from stages.models.detection.region_hooks import MakeRegionHead, RegionLoss, find_hook
 from stages.models.detection.text_classifier import TextClassifier
@@ -69,8 +69,8 @@ class LossSettings:
 class Detector(nn.Module, ABC):
     """A network that finds and outlines the classes of a vocabulary; `build` makes one.
 
-    What it can be asked for beyond this is in `params.supports`. "shares": `losses` takes `draws`,
-    and there are `padded_hw` and `count_samples`. "proposals": there is `propose`.
+    What it can be asked for beyond this is in `params.supports`. "micro_batches": `losses` takes
+    `rng`, and there are `padded_hw` and `count_samples`. "proposals": there is `propose`.
     "object_weights": targets may have "weights". "region_hooks": `losses` also returns the
     settings' `region_losses`, and there is `use_region_head`.
     """
@@ -114,15 +114,17 @@ class Detector(nn.Module, ABC):
         images: list[torch.Tensor],
         targets: Targets,
         settings: LossSettings,
-        draws: Draws | None = None,
+        rng: BatchRng | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the losses by the names of `params.losses`; of a share its part of the batch's.
+        """Return the losses by the names of `params.losses`.
+
+        Those of a micro-batch add up to those of the batch.
 
         Args:
             images: float (3, H, W) in [0, 1] each.
             targets: as this module describes them.
             settings: of the training.
-            draws: what the images need to know of the others, if they are a share of a batch.
+            rng: what the images need to know of the others, if they are a part of a batch.
         """
 
     @abstractmethod
@@ -132,17 +134,17 @@ class Detector(nn.Module, ABC):
         """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
 
     def use_region_head(self, make: MakeRegionHead) -> None:
-        """Put another head in the place of what describes a region."""
+        """Replace the head that describes a region."""
         raise NotImplementedError
 
-    def padded_hw(self, images: list[torch.Tensor], draws: Draws) -> tuple[int, int]:
+    def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
         """Return the size that these images alone are resized and padded to."""
         raise NotImplementedError
 
     def count_samples(
-        self, images: list[torch.Tensor], targets: Targets, draws: MicroDraws
+        self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
     ) -> None:
-        """Let `draws` take down what the losses could be computed from."""
+        """Let `rng` take down what the losses could be computed from."""
         raise NotImplementedError
 
     def propose(self, image: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""A batch that is trained in shares: by several processes, or some pictures at a time by one.
+"""A batch that is trained in parts: by several processes, or some images at a time by one.
 
-The sum of the shares' losses and gradients is that of the whole batch, up to rounding, for
+The sum of the parts' losses and gradients is that of the whole batch, up to rounding, for
 - the samples of anchors and regions are those that one process would draw for the whole batch,
-- each loss is a mean over the samples of all shares,
-- all pictures are padded to one size,
+- each loss is a mean over the samples of all parts,
+- all images are padded to one size,
 - batch statistics are those of all processes.
 """
 
@@ -15,36 +15,36 @@ import torch.distributed as dist
 from torch import nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from stages.common.processes import add_over_processes, num_processes, own_places
+from stages.common.runtime.processes import add_over_processes, num_processes, own_places
 
-Counts = list[tuple[int, int]]  # positives and negatives that can be drawn, per picture
-Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of either, per picture
+Counts = list[tuple[int, int]]  # positives and negatives that can be drawn, per image
+Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of either, per image
 
 
-class Draws:
+class BatchRng:
     """Random orders for the samplers of a step, where one process has the whole batch."""
 
     def resizing(self, count: int) -> AbstractContextManager[None]:
-        """Within the block torchvision draws the sizes of `count` pictures, one number each."""
+        """Within the block torchvision draws the sizes of `count` images, one number each."""
         return nullcontext()
 
     def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return the size that all pictures are padded to, given that of these."""
+        """Return the size that all images are padded to, given that of these."""
         return image_hw
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:
-        """Return the orders for these pictures, and the counts of the whole batch."""
+        """Return the orders for these images, and the counts of the whole batch."""
         return _random_orders(counts), counts
 
 
-class ShareDraws(Draws):
-    """Draws for a process's part of a batch, which make up those of one process for all of it.
+class PartRng(BatchRng):
+    """Of a process's part of a batch; together the parts draw what one process would for all.
 
-    Every process makes the draws of all pictures, and uses those of its own.
+    Every process makes the draws of all images, and uses those of its own.
     """
 
     def __init__(self, seed: int, batch_size: int, first: int | None = None) -> None:
-        """Take the step's seed, and the place of the first picture if it is not the process's."""
+        """Take the step's seed, and the place of the first image if it is not the process's."""
         self._seed, self._batch_size = seed, batch_size
         self._first = own_places(batch_size).start if first is None else first
 
@@ -73,12 +73,12 @@ class ShareDraws(Draws):
         return _random_orders(every)[own], every
 
 
-class MicroDraws(ShareDraws):
-    """Draws for a micro-batch: first it counts what could be drawn, then it gives what was drawn.
+class MicroBatchRng(PartRng):
+    """Of a micro-batch: first it counts what could be drawn, then it gives what was drawn.
 
     Attributes:
         counts: of the anchors and of the regions, or whatever a network asks for, in its order.
-        prepared: their orders and the batch's counts, as `prepare_draws` leaves them.
+        prepared: their orders and the batch's counts, as `prepare_rngs` leaves them.
     """
 
     def __init__(self, seed: int, batch_size: int, first: int) -> None:
@@ -99,14 +99,14 @@ class MicroDraws(ShareDraws):
         return _random_orders([(0, 0)] * len(counts)), counts
 
 
-def prepare_draws(parts: Sequence[MicroDraws], seed: int, batch_size: int) -> None:
+def prepare_rngs(parts: Sequence[MicroBatchRng], seed: int, batch_size: int) -> None:
     """Draw for this process's micro-batches, in order, which have all counted."""
-    draws = ShareDraws(seed, batch_size)
+    rng = PartRng(seed, batch_size)
     own = own_places(batch_size)
-    with draws.resizing(len(own)):
+    with rng.resizing(len(own)):
         _skip(len(own))
     for kinds in zip(*(part.counts for part in parts), strict=True):  # anchors, then regions
-        orders, every = draws.orders([count for counts in kinds for count in counts])
+        orders, every = rng.orders([count for counts in kinds for count in counts])
         for part, counts in zip(parts, kinds, strict=True):
             part.prepared.append((orders[: len(counts)], every))
             orders = orders[len(counts) :]
@@ -125,33 +125,33 @@ def _random_orders(counts: Counts) -> Orders:
     ]
 
 
-class SharedSampler(BalancedPositiveNegativeSampler):
-    """torchvision's sampler of anchors or regions, for a share of a batch.
+class PartSampler(BalancedPositiveNegativeSampler):
+    """torchvision's sampler of anchors or regions, for a part of a batch.
 
     Attributes:
-        draws: of the step.
+        rng: of the step.
         own: how many positives and negatives the last call has chosen here.
         all: and in the whole batch.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
         super().__init__(batch_size_per_image, positive_fraction)
-        self.draws = Draws()
+        self.rng = BatchRng()
         self.own = self.all = (0, 0)
 
     @classmethod
-    def like(cls, sampler: BalancedPositiveNegativeSampler) -> "SharedSampler":
+    def like(cls, sampler: BalancedPositiveNegativeSampler) -> "PartSampler":
         """Return one that chooses as many."""
         return cls(sampler.batch_size_per_image, sampler.positive_fraction)
 
     def __call__(
         self, matched_idxs: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return masks uint8, per picture, of the chosen positives (>= 1) and negatives (0)."""
+        """Return masks uint8, per image, of the chosen positives (>= 1) and negatives (0)."""
         found = [
             (torch.where(labels >= 1)[0], torch.where(labels == 0)[0]) for labels in matched_idxs
         ]
-        orders, every = self.draws.orders([(len(p), len(n)) for p, n in found])
+        orders, every = self.rng.orders([(len(p), len(n)) for p, n in found])
         self.all = self._total(every)
         chosen = [
             tuple(
@@ -166,7 +166,7 @@ class SharedSampler(BalancedPositiveNegativeSampler):
         return [p for p, _ in chosen], [n for _, n in chosen]
 
     def part(self, positive_weight: float = 1.0, negative_weight: float = 1.0) -> float:
-        """Return this share's part of the weight of all samples, 1 where nobody has any."""
+        """Return this part's fraction of the weight of all samples, 1 where nobody has any."""
         own, whole = (
             positive_weight * positives + negative_weight * negatives
             for positives, negatives in (self.own, self.all)
@@ -174,7 +174,7 @@ class SharedSampler(BalancedPositiveNegativeSampler):
         return own / whole if whole else 1.0
 
     def _limits(self, positives: int, negatives: int) -> tuple[int, int]:
-        """Return how many are chosen of so many positives and negatives of a picture."""
+        """Return how many are chosen of so many positives and negatives of an image."""
         wanted = min(positives, int(self.batch_size_per_image * self.positive_fraction))
         return wanted, min(negatives, self.batch_size_per_image - wanted)
 
@@ -205,7 +205,7 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm with the statistics of all processes; torch's own needs a GPU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -233,13 +233,13 @@ def trained_batch_norms(model: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, norms) and m.training]
 
 
-def share_batch_norms(model: nn.Module) -> None:
+def sync_batch_norms(model: nn.Module) -> None:
     """Let those modules take the statistics of all processes."""
     if num_processes() == 1:
         return
     for name in trained_batch_norms(model):
-        # The class alone, so that weights, names and what the optimiser holds stay as they are.
-        model.get_submodule(name).__class__ = SharedBatchNorm2d
+        # The class alone, so that weights, names and what the optimizer holds stay as they are.
+        model.get_submodule(name).__class__ = SyncBatchNorm2d
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.common.storage import read_tensors
+from stages.common.runtime.storage import read_tensors
 from stages.models.backbones.imagenet import load_imagenet_weights
 from stages.models.detection.backbones import whole_trunk
 from stages.models.detection.detector import Detector

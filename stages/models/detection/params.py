@@ -2,7 +2,7 @@
 
 The stages `detector`, `finetune` and `rpn` put these models into their sections of params.yaml.
 What an architecture can be asked for is in `NetworkParams` of its folder's module `params`, which
-is read without its network: a wrong key is told before anything is imported or runs.
+is read without its network: a wrong key is reported before anything is imported or runs.
 """
 
 from importlib import import_module
@@ -11,13 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from stages.common.params import Section
+from stages.common.runtime.params import Section
 
-PACKAGE = __package__
-# shares: micro-batches and several processes. proposals: `Detector.propose`. object_weights:
+PACKAGE = "stages.models.architectures"
+# micro_batches: and several processes. proposals: `Detector.propose`. object_weights:
 # objects that teach only some aspects of themselves, or with another weight than 1. region_hooks:
 # further losses of its regions, and another head of them.
-Feature = Literal["shares", "proposals", "object_weights", "region_hooks"]
+Feature = Literal["micro_batches", "proposals", "object_weights", "region_hooks"]
 Aspect = Literal["class", "box", "mask"]  # what an object can teach
 
 
@@ -54,7 +54,7 @@ PYRAMID_LEVELS = {"trunk": 3, "resnet50_fpn": 5}
 
 
 class ResizeParams(Section):
-    """Sides of the pictures the network sees, in pixels."""
+    """Sides of the images the network sees, in pixels."""
 
     shorter_side: int = Field(ge=32)
     longer_side: int = Field(ge=32)
@@ -63,23 +63,23 @@ class ResizeParams(Section):
 class ProposalParams(Section):
     """Region proposal network."""
 
-    anchor_sides: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    anchor_sizes: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
     aspect_ratios: list[float] = Field(min_length=1)
     positive_iou: float = Field(gt=0, le=1)
     negative_iou: float = Field(gt=0, le=1)
     anchors_per_image: int = Field(ge=2)
     positive_fraction: float = Field(gt=0, le=1)
     nms_iou: float = Field(gt=0, le=1)
-    before_nms: int = Field(ge=1)
-    before_nms_in_inference: int = Field(ge=1)
-    kept_in_training: int = Field(ge=1)
-    kept_in_inference: int = Field(ge=1)
+    pre_nms_top_n: int = Field(ge=1)
+    pre_nms_top_n_in_inference: int = Field(ge=1)
+    post_nms_top_n: int = Field(ge=1)
+    post_nms_top_n_in_inference: int = Field(ge=1)
 
 
 class BoxHeadParams(Section):
     """Class-agnostic box head."""
 
-    pooled_side: int = Field(ge=1)
+    pooler_resolution: int = Field(ge=1)
     canonical_side: float = Field(gt=0)
     hidden: int = Field(ge=8)
     positive_iou: float = Field(gt=0, le=1)
@@ -99,7 +99,7 @@ class ClassifierParams(Section):
 class MaskHeadParams(Section):
     """Class-agnostic mask head."""
 
-    pooled_side: int = Field(ge=1)
+    pooler_resolution: int = Field(ge=1)
     channels: int = Field(ge=4)
     layers: int = Field(ge=0)
 
@@ -151,12 +151,12 @@ class TwoStageParams(NetworkParams):
     inference: InferenceParams
 
     @model_validator(mode="after")
-    def _one_anchor_side_per_level(self) -> "TwoStageParams":
-        sides = len(self.proposals.anchor_sides)
+    def _one_anchor_size_per_level(self) -> "TwoStageParams":
+        sides = len(self.proposals.anchor_sizes)
         levels = PYRAMID_LEVELS.get(self.backbone.kind, sides)
         if sides != levels:
             raise ValueError(
-                f"proposals.anchor_sides: has {sides} sides, but backbone.kind"
+                f"proposals.anchor_sizes: has {sides} sides, but backbone.kind"
                 f" {self.backbone.kind} has {levels} levels; give one side per level"
             )
         return self

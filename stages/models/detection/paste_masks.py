@@ -45,8 +45,8 @@ def paste_masks(
 
     Args:
         probabilities: float (N, M, M) in [0, 1], rows then columns of the box.
-        boxes_xyxy: float (N, 4) in pixels of the picture.
-        image_hw: the picture's size.
+        boxes_xyxy: float (N, 4) in pixels of the image.
+        image_hw: the image's size.
     """
     height, width = image_hw
     pasted = torch.empty((len(boxes_xyxy), height, width), dtype=torch.bool, device="cpu")

@@ -1,4 +1,4 @@
-"""Finds objects of any names in any pictures: the trained detector with a text encoder beside it.
+"""Finds objects of any names in any images: the trained detector with a text encoder beside it.
 
 The detector tells regions apart by their similarity to text embeddings, so a list of names is all
 that another vocabulary needs. A predictor is a folder of four files:
@@ -9,7 +9,7 @@ that another vocabulary needs. A predictor is a folder of four files:
     categories.json            the classes it was trained on, with their synonyms
     prompts.json               a `NameEmbeddingParams`: encoder, pooling and templates
 
-Frame: pixels of the picture given, whatever size the network sees.
+Frame: pixels of the image given, whatever size the network sees.
 """
 
 import difflib
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from stages.common.categories import Category, read_categories
-from stages.common.storage import read_json
+from stages.common.formats.categories import Category, read_categories
+from stages.common.runtime.storage import read_json
 from stages.models.detection.detector import Detector, Prediction, load, predict
 from stages.models.vision_language.name_embedding import (
     NameEmbedder,
@@ -77,10 +77,10 @@ class Predictor:
     def predict(
         self, images: Sequence[np.ndarray], names: Sequence[str], allow_unknown: bool = False
     ) -> list[Prediction]:
-        """Return the instances of each picture; label k is `names[k]`.
+        """Return the instances of each image; label k is `names[k]`.
 
         A score is the probability among these names and the background, so it depends on the
-        whole list. It does not depend on what other pictures are given.
+        whole list. It does not depend on what other images are given.
 
         Args:
             images: RGB uint8 (H, W, 3) each, of any size.
@@ -98,7 +98,7 @@ class Predictor:
             classifier = self._detector.classifier
             embeddings = self.embed(names, allow_unknown)
             classifier.embeddings = embeddings.to(classifier.embeddings.device)
-            # Pictures of one size only: padding to a common size would change the last digits.
+            # Images of one size only: padding to a common size would change the last digits.
             for indices in _same_size(images):
                 (predictions,) = predict(self._detector, [images[k] for k in indices], vocabulary)
                 found.update(zip(indices, predictions, strict=True))
@@ -181,7 +181,7 @@ def _same_vectors(own: torch.Tensor, trained: torch.Tensor) -> bool:
 
 
 def _same_size(images: Sequence[np.ndarray]) -> list[list[int]]:
-    """Return the indices of the pictures, those of one size together."""
+    """Return the indices of the images, those of one size together."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault(image.shape, []).append(index)

@@ -2,7 +2,7 @@
 
 Ground truth and pseudo-annotations have the same form, so the same code reads both.
 
-Shape legend: n objects of a picture, m of them no crowds, H W pixels.
+Shape legend: n objects of an image, m of them no crowds, H W pixels.
 """
 
 import sys
@@ -14,24 +14,24 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from stages.common.boxes import clip_boxes, xywh_to_xyxy
-from stages.common.masks import decode_mask
-from stages.common.outlines import ignore_unoutlined
-from stages.common.seeding import numpy_generator
-from stages.common.storage import read_json
-from stages.common.stored_pictures import AnyPicture
+from stages.common.formats.outlines import ignore_unoutlined
+from stages.common.formats.stored_images import AnyImage
+from stages.common.geometry.boxes import clip_boxes, xywh_to_xyxy
+from stages.common.geometry.masks import decode_mask
+from stages.common.runtime.seeding import numpy_generator
+from stages.common.runtime.storage import read_json
 from stages.models.detection.detector import IGNORED
 from stages.models.detection.params import Aspect, SourceParams
 
-LARGEST_SKIPPED_SHARE = 0.05
+LARGEST_SKIPPED_FRACTION = 0.05
 SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
 
 
 @dataclass(frozen=True)
-class LabelledPicture:
-    """A picture yet to decode and its objects; crowds come last, with label -1 and no mask."""
+class LabelledImage:
+    """An image yet to decode and its objects; crowds come last, with label -1 and no mask."""
 
-    picture: AnyPicture
+    image: AnyImage
     boxes_xyxy: np.ndarray  # float32 (n, 4)
     labels: np.ndarray  # int64 (n,), 1-based positions in the vocabulary, or -1
     segmentations: list[Any]  # m COCO segmentations, None of an object without
@@ -41,7 +41,7 @@ class LabelledPicture:
 
 @dataclass(frozen=True)
 class Annotations:
-    """The usable objects of an annotation file by picture, and what was left out."""
+    """The usable objects of an annotation file by image, and what was left out."""
 
     objects: dict[int, list[dict]]
     skipped: dict[str, list[int]]  # reason → annotation ids
@@ -89,11 +89,11 @@ def read_annotations(
     broken = sum(map(len, skipped.values()))
     if broken:
         print(f"{path}: annotations left out: {skipped}", file=sys.stderr)
-    if broken > LARGEST_SKIPPED_SHARE * len(wanted):
+    if broken > LARGEST_SKIPPED_FRACTION * len(wanted):
         reasons = {reason: ids[:5] for reason, ids in skipped.items() if ids}
         raise ValueError(
             f"{path}: {broken} of {len(wanted)} annotations are unusable (first ids: {reasons});"
-            f" at most {LARGEST_SKIPPED_SHARE:.0%} may be; correct the file"
+            f" at most {LARGEST_SKIPPED_FRACTION:.0%} may be; correct the file"
         )
     objects = {k: group for k, group in objects.items() if not all(map(_is_crowd, group))}
     if not objects:
@@ -104,29 +104,29 @@ def read_annotations(
     return Annotations(objects, skipped)
 
 
-def label_pictures(
-    pictures: Iterable[AnyPicture],
+def label_images(
+    images: Iterable[AnyImage],
     annotations: Annotations,
     labels: Mapping[int, int],
     path: Path,
     source: SourceParams | None = None,
-) -> list[LabelledPicture]:
-    """Join pictures and objects, in the pictures' order; pictures without an object are left out.
+) -> list[LabelledImage]:
+    """Join images and objects, in the images' order; images without an object are left out.
 
-    With `StoredPictures`, memory holds the objects and some bytes of pictures, however many there
-    are; of `read_pictures` it would hold all bytes, 16 GB of 100 thousand photographs. Without a
+    With `StoredImages`, memory holds the objects and some bytes of images, however many there
+    are; of `read_images` it would hold all bytes, 16 GB of 100 thousand photographs. Without a
     `source` every object teaches all of itself.
 
     Raises:
-        ValueError: an annotation of `path` without its picture.
+        ValueError: an annotation of `path` without its image.
     """
     objects = annotations.objects
     labelled = [
-        _label(picture, objects[picture.image_id], labels, source)
-        for picture in pictures
-        if picture.image_id in objects
+        _label(image, objects[image.image_id], labels, source)
+        for image in images
+        if image.image_id in objects
     ]
-    missing = sorted(objects.keys() - {entry.picture.image_id for entry in labelled})
+    missing = sorted(objects.keys() - {entry.image.image_id for entry in labelled})
     if missing:
         raise ValueError(
             f"{path}: {len(missing)} annotated image_ids such as {missing[:5]} are in no shard of"
@@ -140,16 +140,16 @@ def _is_crowd(annotation: dict) -> bool:
 
 
 def _label(
-    picture: AnyPicture,
+    image: AnyImage,
     group: list[dict],
     labels: Mapping[int, int],
     source: SourceParams | None,
-) -> LabelledPicture:
+) -> LabelledImage:
     group = sorted(group, key=_is_crowd)
     boxes = xywh_to_xyxy(np.array([a["bbox"] for a in group], np.float32))
-    return LabelledPicture(
-        picture,
-        clip_boxes(boxes, (picture.height, picture.width)),
+    return LabelledImage(
+        image,
+        clip_boxes(boxes, (image.height, image.width)),
         np.array([IGNORED if _is_crowd(a) else labels[a["category_id"]] for a in group]),
         [a.get("segmentation") or None for a in group if not _is_crowd(a)],
         None if source is None else object_weights(group, source),
@@ -182,16 +182,16 @@ def batch_rows(step: int, batch_size: int, count: int, seed: int) -> list[int]:
 
 
 def training_sample(
-    labelled: LabelledPicture, random: np.random.Generator, flip: bool, colour_jitter: float
+    labelled: LabelledImage, random: np.random.Generator, flip: bool, colour_jitter: float
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return (image float32 (3, H, W) in [0, 1] before jitter, target), randomly changed.
 
     The target has "boxes" float32 (n, 4), "labels" int64 (n,), "masks" uint8 (m, H, W) and, where
     not all are 1, "weights" float32 (n, 3).
     `colour_jitter` is the deviation of each channel's factor and, in units of 0.27 (the deviation
-    of natural pictures), of its offset.
+    of natural images), of its offset.
     """
-    pixels = labelled.picture.decode()
+    pixels = labelled.image.decode()
     image_hw = pixels.shape[:2]
     boxes = labelled.boxes_xyxy.copy()
     masks = np.zeros((len(labelled.segmentations), *image_hw), np.uint8)

@@ -1,7 +1,7 @@
 """What a detector learns from: one or several sources of labelled images.
 
 Each object of a source says what of it is taught, its class, its box or its mask, and how much that
-weighs (`LabelledPicture.weights`). A batch is drawn from all sources, in their fractions, or from
+weighs (`LabelledImage.weights`). A batch is drawn from all sources, in their fractions, or from
 one after the other. Which images a step draws depends on (seed, step) alone.
 """
 
@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages.common.seeding import derive_seed
-from stages.common.stored_pictures import AnyPicture
+from stages.common.formats.stored_images import AnyImage
+from stages.common.runtime.seeding import derive_seed
 from stages.models.detection.params import SupervisionParams
 from stages.models.detection.samples import (
-    LabelledPicture,
+    LabelledImage,
     batch_rows,
-    label_pictures,
+    label_images,
     read_annotations,
 )
 
@@ -29,15 +29,15 @@ class Source:
     """Labelled images of one kind."""
 
     name: str
-    pictures: Sequence[LabelledPicture]
+    images: Sequence[LabelledImage]
     fraction: float = 1.0  # of the images of a batch, in (0, 1]
     skipped: Mapping[str, Sequence[int]] | None = None  # reason → ids of annotations left out
 
     def facts(self) -> dict[str, Any]:
         """Return what metrics.json tells of it."""
         return {
-            "pictures": len(self.pictures),
-            "objects": sum(len(entry.segmentations) for entry in self.pictures),
+            "images": len(self.images),
+            "objects": sum(len(entry.segmentations) for entry in self.images),
             "skipped": {reason: len(ids) for reason, ids in (self.skipped or {}).items()},
         }
 
@@ -49,16 +49,16 @@ class Supervision:
         self, sources: Sequence[Source], draw: Literal["together", "in_turn"] = "together"
     ) -> None:
         """Take at least one source, each with at least one image."""
-        self.weighted = any(e.weights is not None for own in sources for e in own.pictures)
+        self.weighted = any(e.weights is not None for own in sources for e in own.images)
         self.sources = [_with_weights(own) for own in sources] if self.weighted else list(sources)
         self._in_turn = draw == "in_turn"
 
     @classmethod
-    def of(cls, pictures: Sequence[LabelledPicture]) -> "Supervision":
+    def of(cls, images: Sequence[LabelledImage]) -> "Supervision":
         """Return that of a single source."""
-        return cls([Source("labels", pictures)])
+        return cls([Source("labels", images)])
 
-    def batch(self, step: int, batch_size: int, seed: int) -> list[LabelledPicture]:
+    def batch(self, step: int, batch_size: int, seed: int) -> list[LabelledImage]:
         """Return the images of 0-based `step`; those of a source come one after the other.
 
         Raises:
@@ -71,12 +71,12 @@ class Supervision:
             counts = self.counts(batch_size)
         several = len(self.sources) > 1
         return [
-            source.pictures[row]
+            source.images[row]
             for source, count in zip(self.sources, counts, strict=True)
             for row in batch_rows(
                 step,
                 count,
-                len(source.pictures),
+                len(source.images),
                 derive_seed(seed, "source", source.name) if several else seed,
             )
         ]
@@ -104,19 +104,19 @@ class Supervision:
         each = {source.name: source.facts() for source in self.sources}
         if len(each) == 1:
             return next(iter(each.values()))
-        total = {key: sum(own[key] for own in each.values()) for key in ("pictures", "objects")}
+        total = {key: sum(own[key] for own in each.values()) for key in ("images", "objects")}
         return {**total, "sources": each}
 
 
 def _with_weights(source: Source) -> Source:
     """Return a source whose objects all say what they weigh."""
-    pictures = [
+    images = [
         entry
         if entry.weights is not None
         else replace(entry, weights=np.ones((len(entry.labels), 3), np.float32))
-        for entry in source.pictures
+        for entry in source.images
     ]
-    return replace(source, pictures=pictures)
+    return replace(source, images=images)
 
 
 def source_file(text: str) -> tuple[str, Path]:
@@ -131,7 +131,7 @@ def read_sources(
     params: SupervisionParams,
     files: Mapping[str, tuple[Path, Mapping[int, int]]],
     known_categories: Iterable[int],
-    pictures: Iterable[AnyPicture],
+    images: Iterable[AnyImage],
     section: str,
 ) -> list[Source]:
     """Return the sources that a section of params.yaml asks for.
@@ -141,7 +141,7 @@ def read_sources(
         files: COCO annotations of each source that the stage has, with the label of each category
             that is learned from it.
         known_categories: every id that categories.json knows.
-        pictures: of train; read once per source.
+        images: of train; read once per source.
         section: of params.yaml, for error messages.
 
     Raises:
@@ -158,6 +158,6 @@ def read_sources(
     for source in params.sources:
         path, labels = files[source.name]
         annotations = read_annotations(path, labels, known, need_masks="mask" in source.teaches)
-        own = label_pictures(pictures, annotations, labels, path, source)
+        own = label_images(images, annotations, labels, path, source)
         found.append(Source(source.name, own, source.fraction, annotations.skipped))
     return found

@@ -1,6 +1,6 @@
 """Training of the detector, the same for pseudo-labels and for fine-tuning on base annotations.
 
-Step k draws its pictures, their augmentation and torchvision's samples from (seed, k) alone, so a
+Step k draws its images, their augmentation and torchvision's samples from (seed, k) alone, so a
 resumed run repeats an uninterrupted one exactly, and several processes or micro-batches repeat one
 process up to rounding (`stages.models.detection.global_batch`).
 """
@@ -11,28 +11,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.common.checkpoints import Checkpoint
-from stages.common.curves import Curve
-from stages.common.devices import send
-from stages.common.prefetch import prefetch
-from stages.common.processes import (
-    SHARE,
+from stages.common.runtime.checkpoints import Checkpoint
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import send
+from stages.common.runtime.prefetch import prefetch
+from stages.common.runtime.processes import (
+    MIN_IMAGES,
     add_over_processes,
     environment_number,
     num_processes,
     own_places,
     process_index,
 )
-from stages.common.progress import track
-from stages.common.seeding import derive_seed, numpy_generator
+from stages.common.runtime.progress import track
+from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.models.detection.detector import Detector, LossSettings, Targets
 from stages.models.detection.global_batch import (
-    Draws,
-    MicroDraws,
-    ShareDraws,
+    BatchRng,
+    MicroBatchRng,
+    PartRng,
     add_gradients,
-    prepare_draws,
-    share_batch_norms,
+    prepare_rngs,
+    sync_batch_norms,
     trained_batch_norms,
 )
 from stages.models.detection.params import TrainingParams, check_training
@@ -41,7 +41,7 @@ from stages.models.detection.samples import training_sample
 from stages.models.detection.supervision import Supervision
 from stages.models.solver import Schedule, cosine, make_optimizer, set_rate, step_decay
 
-MICRO_BATCH = "OVIS_MICRO_BATCH"  # pictures at once in a process; gradients are accumulated
+MICRO_BATCH = "OVIS_MICRO_BATCH"  # images at once in a process; gradients are accumulated
 BATCHES_AHEAD = 3
 LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
 Samples = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -85,8 +85,8 @@ def train_detector(
     freeze(model, params)
     losses_of = region_losses(params.region_losses)
     settings = LossSettings(vocabulary, params.background_weight, losses_of)
-    size = _micro_batch(model, params)
-    share_batch_norms(model)
+    size = _micro_batch_size(model, params)
+    sync_batch_norms(model)
     optimizer = make_optimizer(
         model,
         params.weight_decay,
@@ -110,9 +110,9 @@ def train_detector(
         own_seed = derive_seed(seed, "step", step)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(own_seed)
-            for images, targets, draws in _shares(model, samples, size, params, own_seed):
+            for images, targets, rng in _micro_batches(model, samples, size, params, own_seed):
                 with _precision(images[0].device, params):
-                    losses = model.losses(images, targets, settings, draws)
+                    losses = model.losses(images, targets, settings, rng)
                 sum(weights[name] * loss for name, loss in losses.items()).backward()
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + loss.detach()
@@ -174,21 +174,21 @@ def freeze(model: Detector, params: TrainingParams) -> None:
                 module.eval()
 
 
-def _micro_batch(model: Detector, params: TrainingParams) -> int:
-    """Return how many of this process's pictures go through the network at once."""
+def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
+    """Return how many of this process's images go through the network at once."""
     own, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
     split = num_processes() > 1 or (wanted is not None and wanted < own)
-    in_shares, norms = model.supports("shares"), trained_batch_norms(model)
-    if split and not in_shares:
+    in_parts, norms = model.supports("micro_batches"), trained_batch_norms(model)
+    if split and not in_parts:
         raise ValueError(f"{model.architecture} trains in one process, without {MICRO_BATCH}")
     if wanted is None:
-        return min(own, SHARE) if in_shares and not norms else own
+        return min(own, MIN_IMAGES) if in_parts and not norms else own
     if wanted >= own:
         return own
     if norms:
         raise ValueError(
             f"{MICRO_BATCH}={wanted}: {norms[0]} and {len(norms) - 1} more normalise by the"
-            f" statistics of all {own} pictures; unset it, freeze the parts that have them"
+            f" statistics of all {own} images; unset it, freeze the parts that have them"
             f" (trunk, pyramid), or use more processes, which share their statistics"
         )
     return wanted
@@ -224,10 +224,10 @@ def _batches(
     yield from prefetch(prepare, steps, BATCHES_AHEAD)
 
 
-def _shares(
+def _micro_batches(
     model: Detector, samples: Samples, size: int, params: TrainingParams, seed: int
-) -> Iterator[tuple[list[torch.Tensor], Targets, Draws | None]]:
-    """Yield pictures, targets and draws of each micro-batch of at most `size` pictures.
+) -> Iterator[tuple[list[torch.Tensor], Targets, BatchRng | None]]:
+    """Yield images, targets and draws of each micro-batch of at most `size` images.
 
     Where there are several, what they can be sampled from has to be counted first, by a forward
     pass up to the proposals: the samples are those of the whole batch.
@@ -237,18 +237,18 @@ def _shares(
     pairs = [tuple(zip(*samples[start : start + size], strict=True)) for start in starts]
     pairs = [(list(images), list(targets)) for images, targets in pairs]
     if len(pairs) == 1:
-        yield *pairs[0], ShareDraws(seed, count) if num_processes() > 1 else None
+        yield *pairs[0], PartRng(seed, count) if num_processes() > 1 else None
         return
     own = own_places(count)
-    parts = [MicroDraws(seed, count, own.start + start) for start in starts]
+    parts = [MicroBatchRng(seed, count, own.start + start) for start in starts]
     jobs = list(zip(pairs, parts, strict=True))
     sizes_hw = [model.padded_hw(images, part) for (images, _), part in jobs]
-    padded_hw = ShareDraws(seed, count).common_hw(tuple(map(max, *sizes_hw)))
+    padded_hw = PartRng(seed, count).common_hw(tuple(map(max, *sizes_hw)))
     for (images, targets), part in jobs:
         part.padded_hw = padded_hw
         with _precision(images[0].device, params):
             model.count_samples(images, targets, part)
-    prepare_draws(parts, seed, count)
+    prepare_rngs(parts, seed, count)
     for (images, targets), part in jobs:
         yield images, targets, part
 

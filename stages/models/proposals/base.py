@@ -4,7 +4,7 @@ Mask-free OVIS, pseudo bounding box generation, step 2. Two kinds of network do 
 top of the small vision-language model (`wspn_language`), and one on an ImageNet backbone that is
 trained from end to end (`wspn_imagenet`). This is what the stages that use one of them rely on.
 
-Shape legend: R proposals of one picture, C base classes. Boxes: x0, y0, x1, y1 in pixels.
+Shape legend: R proposals of one image, C base classes. Boxes: x0, y0, x1, y1 in pixels.
 """
 
 from abc import ABC, abstractmethod
@@ -19,11 +19,11 @@ from stages.models.proposals.views import ViewSettings
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 
-class Sight(NamedTuple):
-    """One picture as a network has seen it, and the frame of the boxes that it is asked about."""
+class ImageFeatures(NamedTuple):
+    """The features of one image, and the frame of the boxes that the network scores in it."""
 
-    maps: Any  # features, in a form of the network's own
-    scale: np.ndarray  # float32 (4,): boxes of the picture times this lie in the frame
+    maps: Any  # in a form of the network's own
+    scale: np.ndarray  # float32 (4,): box in the image × scale = box in the frame
     image_hw: tuple[int, int]  # pixels of the frame
 
 
@@ -44,26 +44,28 @@ class Wspn(nn.Module, ABC):
         """Where the weights are; boxes that the methods are given have to be there too."""
 
     @abstractmethod
-    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
-        """Return the features of a picture, RGB uint8 (H, W, 3)."""
+    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
+        """Return the features of an image, RGB uint8 (H, W, 3)."""
 
     @abstractmethod
-    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return class scores (R, C) in [0, 1] of boxes (R, 4) in the frame of `sight`."""
+    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+        """Return class scores (R, C) in [0, 1] of boxes (R, 4) in the frame of `features`."""
 
     def assess(
-        self, sight: Sight, boxes_xyxy: torch.Tensor
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return class scores (R, C), qualities (R,), offsets (R, 4); in one pass if possible."""
-        return self.score_classes(sight, boxes_xyxy), *self.judge(sight, boxes_xyxy)
+        return self.score_classes(features, boxes_xyxy), *self.score_objects(features, boxes_xyxy)
 
     @abstractmethod
-    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_objects(
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (expected IoU with an object (R,) in [0, 1], regression offsets (R, 4))."""
 
 
 def class_scores(class_logits: torch.Tensor, detection_logits: torch.Tensor) -> torch.Tensor:
-    """Return W (R, C): softmax over classes times softmax over the picture's proposals.
+    """Return W (R, C): softmax over classes times softmax over the image's proposals.
 
     Source: Mask-free OVIS, W_C = σ(W^cls) ⊙ σ(W^det); the two directions as in WSDDN.
     """
@@ -74,7 +76,7 @@ def consensus(scores: Array, overlaps: Array, neighbour_iou: float, power: float
     """Return agreed scores (R, C): Σ_j IoU_ij · s_j^power over proposals j near proposal i.
 
     Args:
-        scores: of one picture, (R, C) >= 0.
+        scores: of one image, (R, C) >= 0.
         overlaps: IoU of its proposals, (R, R).
         neighbour_iou: proposals that overlap less do not count; 1 keeps the order of `scores`.
         power: below 1 it flattens the scores before they are added.

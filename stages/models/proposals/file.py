@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from stages.common.storage import read_tensors, write_tensors
+from stages.common.runtime.storage import read_tensors, write_tensors
 from stages.models.backbones.weights import load_exactly
 from stages.models.proposals.base import Wspn
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig

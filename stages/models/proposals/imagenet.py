@@ -6,7 +6,7 @@ scores and regress the box, and to a class-agnostic quality. Source: wetectron's
 Ours: regression is class-agnostic, for the boxes serve any class; RoIAlign takes the place of
 RoIPool, whose gradient is not reproducible on a GPU; the quality.
 
-Shape legend: R proposals of one picture, C base classes, K >= 1 refinements, D channels,
+Shape legend: R proposals of one image, C base classes, K >= 1 refinements, D channels,
 F features, h w cells. Boxes: x0, y0, x1, y1 in pixels of what each docstring says.
 """
 
@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stages.common.devices import own_kernels, send
+from stages.common.runtime.devices import own_kernels, send
 from stages.models.backbones.imagenet import resnet50_trunk, vgg16_trunk
 from stages.models.backbones.roi_align import first_centre, pool_regions
-from stages.models.proposals.base import Sight, Wspn
+from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
 
 
@@ -41,7 +41,7 @@ class ImagenetWspnConfig:
 
 
 class Outputs(NamedTuple):
-    """What the heads say of the proposals of one picture; K of the lists."""
+    """What the heads say of the proposals of one image; K of the lists."""
 
     class_logits: torch.Tensor  # W^cls (R, C)
     detection_logits: torch.Tensor  # W^det (R, C)
@@ -51,7 +51,7 @@ class Outputs(NamedTuple):
 
 
 class View(NamedTuple):
-    """One view of a picture; `scale` and `width` lead its boxes there."""
+    """One view of an image; `scale` and `width` lead its boxes there."""
 
     features: torch.Tensor  # (1, D, h, w)
     scale: torch.Tensor  # (4,)
@@ -59,7 +59,7 @@ class View(NamedTuple):
     flipped: bool
 
     def boxes(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return boxes (R, 4) of the picture in the frame of the view."""
+        """Return boxes (R, 4) of the image in the frame of the view."""
         scaled = boxes_xyxy.to(self.scale) * self.scale
         return mirror_boxes(scaled, self.width) if self.flipped else scaled
 
@@ -133,8 +133,8 @@ class ImagenetWspn(Wspn):
         )
 
     @torch.no_grad()
-    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
-        """Return the maps of all views; the frame of boxes is the picture itself."""
+    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
+        """Return the maps of all views; the frame of boxes is the image itself."""
         maps = []
         for side in views.shorter_sides:
             for flipped in (False, True) if views.flip else (False,):
@@ -142,23 +142,25 @@ class ImagenetWspn(Wspn):
                 features = self.feature_map(send(pixels, self.device))
                 scale = torch.from_numpy(scale).to(self.device)
                 maps.append(View(features, scale, pixels.shape[3], flipped))
-        return Sight(maps, np.ones(4, np.float32), image.shape[:2])
+        return ImageFeatures(maps, np.ones(4, np.float32), image.shape[:2])
 
-    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Return the mean over views and refinements of the class scores (R, C)."""
-        return self.assess(sight, boxes_xyxy)[0]
+        return self.assess(features, boxes_xyxy)[0]
 
-    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_objects(
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the means over views: quality (R,), and of all refinements offsets (R, 4)."""
-        return self.assess(sight, boxes_xyxy)[1:]
+        return self.assess(features, boxes_xyxy)[1:]
 
     @torch.no_grad()
     def assess(
-        self, sight: Sight, boxes_xyxy: torch.Tensor
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what `score_classes` and `judge` do; next to the regions, heads cost nothing."""
+        """Return what `score_classes` and `score_objects` do; next to regions, heads are free."""
         scores, qualities, offsets = [], [], []
-        for view in sight.maps:
+        for view in features.maps:
             outputs = self.heads(self.region_features(view.features, view.boxes(boxes_xyxy)))
             logits = torch.stack(outputs.refined_logits)
             scores.append(logits.softmax(2)[:, :, 1:].mean(0))

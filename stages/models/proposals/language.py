@@ -5,12 +5,13 @@ Two parts look at a proposal; the trunk is not trained.
 - The class part (W^cls, W^det of eq. 5) sees the trunk's features in the box and around it, and is
   trained with image labels of base classes. Its scores know base classes only.
 - The object part predicts how well a box is localised and where its object's borders are. It sees
-  only what all classes share: how strongly the frozen vision-language trunk is reminded of a word,
-  whichever word, in the box and around it. So what it learns from boxes of base classes holds for
-  classes that no label ever named (ours: the paper does not say how its scores get class-agnostic).
+  only what all classes have in common: how well the frozen vision-language features in the box and
+  around it match their best word, whichever word that is. So what it learns from boxes of base
+  classes also holds for classes that no label names (ours: the paper does not say how its scores
+  become class-agnostic).
 
-Shape legend: R proposals of one picture, C base classes, W words, E evidence maps, F features,
-h w cells of stride 8. Boxes: x0, y0, x1, y1 in pixels of the picture given to the network.
+Shape legend: R proposals of one image, C base classes, W words, E evidence maps, F features,
+h w cells of stride 8. Boxes: x0, y0, x1, y1 in pixels of the image given to the network.
 """
 
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from torch import nn
 from torch.nn import functional
 from torchvision.ops import roi_align
 
-from stages.common.devices import own_kernels
+from stages.common.runtime.devices import own_kernels
 from stages.models.backbones.trunk import Trunk
-from stages.models.proposals.base import Sight, Wspn, class_scores
+from stages.models.proposals.base import ImageFeatures, Wspn, class_scores
 from stages.models.proposals.views import ViewSettings, network_input
 from stages.models.vision_language.small_albef import SmallAlbef
 from stages.models.vision_language.tokenizer import CaptionTokenizer
@@ -52,7 +53,7 @@ class LanguageWspnConfig:
 
 
 class FeatureMaps(NamedTuple):
-    """What the frozen part makes of one picture."""
+    """What the frozen part makes of one image."""
 
     trunk: torch.Tensor  # (1, D, h, w)
     evidence: torch.Tensor  # (1, E, h, w)
@@ -114,7 +115,7 @@ class LanguageWspn(Wspn):
     def take_language(self, vlm: SmallAlbef, tokenizer: CaptionTokenizer) -> None:
         """Copy trunk, projection and words of the vision-language model.
 
-        All words that a picture can show count alike, so no class is favoured by its name.
+        All words that an image can show count alike, so no class is favoured by its name.
         """
         self.trunk.load_state_dict(vlm.trunk.state_dict())
         self.image_norm.load_state_dict(vlm.image_norm.state_dict())
@@ -124,7 +125,7 @@ class LanguageWspn(Wspn):
 
     @torch.no_grad()
     def feature_maps(self, image: torch.Tensor) -> FeatureMaps:
-        """Return the maps, on the model's device, of one picture's normalised pixels (1, 3, H, W).
+        """Return the maps, on the model's device, of one image's normalised pixels (1, 3, H, W).
 
         The evidence of a cell are the soft and the hard maximum over all words of its similarity,
         its spread, its sharpness, and the lengths of the cell's two feature vectors: numbers that
@@ -171,22 +172,24 @@ class LanguageWspn(Wspn):
         """Return quality logits (R, 1), whose sigmoid is the expected IoU, and offsets (R, 4)."""
         return tuple(self.object_part(evidence).tensor_split([1], dim=1))
 
-    def look(self, image: np.ndarray, views: ViewSettings) -> Sight:
-        """Return the maps of the picture at the size of `config.image_side`; `views` do not count.
+    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
+        """Return the maps of the image at the size of `config.image_side`; `views` do not count.
 
-        The frame of boxes is the picture at that size.
+        The frame of boxes is the image at that size.
         """
         pixels, scale = network_input(image, self.config.image_side)
         maps = self.feature_maps(pixels)
-        return Sight(maps, scale, maps.image_hw)
+        return ImageFeatures(maps, scale, maps.image_hw)
 
-    def score_classes(self, sight: Sight, boxes_xyxy: torch.Tensor) -> torch.Tensor:
+    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Return W (R, C) of eq. 5."""
-        return class_scores(*self.class_logits(self.appearance(sight.maps, boxes_xyxy)))
+        return class_scores(*self.class_logits(self.appearance(features.maps, boxes_xyxy)))
 
-    def judge(self, sight: Sight, boxes_xyxy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_objects(
+        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what the object part says: expected IoU (R,) and offsets (R, 4)."""
-        logits, offsets = self.objects(self.evidence(sight.maps, boxes_xyxy))
+        logits, offsets = self.objects(self.evidence(features.maps, boxes_xyxy))
         return logits[:, 0].sigmoid(), offsets
 
 
@@ -206,7 +209,7 @@ def geometry(boxes_xyxy: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tenso
 
 
 def enlarge(boxes_xyxy: torch.Tensor, factor: float) -> torch.Tensor:
-    """Return boxes of the same centres with sides times `factor`; they may leave the picture."""
+    """Return boxes of the same centres with sides times `factor`; they may leave the image."""
     top_left, bottom_right = boxes_xyxy.split(2, dim=1)
     centres, half = (top_left + bottom_right) / 2, (bottom_right - top_left) / 2 * factor
     return torch.cat([centres - half, centres + half], dim=1)

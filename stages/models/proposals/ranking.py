@@ -1,7 +1,7 @@
-"""Top-K boxes of a picture by the proposal network.
+"""Top-K boxes of an image by the proposal network.
 
 Mask-free OVIS, pseudo bounding box generation, step 3: B = {b_1, …, b_K}.
-Shape legend: R candidates of one picture, C base classes, K ranked boxes. Boxes x0, y0, x1, y1 in
+Shape legend: R candidates of one image, C base classes, K ranked boxes. Boxes x0, y0, x1, y1 in
 pixels.
 """
 
@@ -13,9 +13,9 @@ import torch
 from pydantic import Field, field_validator
 from torchvision.ops import box_iou, nms
 
-from stages.common.box_coder import decode_boxes
-from stages.common.params import Section
-from stages.models.proposals.base import Sight, Wspn, consensus
+from stages.common.geometry.box_coder import decode_boxes
+from stages.common.runtime.params import Section
+from stages.models.proposals.base import ImageFeatures, Wspn, consensus
 from stages.models.proposals.views import ViewSettings
 
 NOT_KEPT = -1.0  # below every score
@@ -31,9 +31,9 @@ class AgreementSettings(Section):
 class RankingSettings(Section):
     """How boxes are refined, scored and kept apart: section `ranking` of params.yaml.
 
-    - `top_k`: most boxes of a picture.
-    - `score`: quality: predicted IoU with the object, of whichever class; classes: the class
-      scores, by which boxes suppress each other within each class only, see `order_by_class`.
+    - `top_k`: most boxes of an image.
+    - `score`: quality: predicted IoU with an object of any class; classes: the class scores, by
+      which boxes suppress each other within each class only, see `order_by_class`.
     - `agreement`: of class scores, with neighbours that overlap less than wholly.
     - `scored`: box: each candidate is scored itself; proposal: as the box was that it was regressed
       from, so that one pass over the regions gives scores and regression.
@@ -64,7 +64,7 @@ class RankingSettings(Section):
 def rank_proposals(
     model: Wspn, image: np.ndarray, proposals_xyxy: np.ndarray, settings: RankingSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best boxes of a picture.
+    """Return the best boxes of an image.
 
     Args:
         model: in evaluation mode.
@@ -75,18 +75,18 @@ def rank_proposals(
     Returns:
         (boxes float32 (K, 4), scores float32 (K,) in [0, 1], not rising)
     """
-    sight = model.look(image, settings.views)
-    boxes = torch.from_numpy(proposals_xyxy * sight.scale).to(model.device)
+    features = model.extract_features(image, settings.views)
+    boxes = torch.from_numpy(proposals_xyxy * features.scale).to(model.device)
     as_they_came = settings.scored == "proposal" and settings.refinements > 0
     find = _scored_before_regression if as_they_came else _scored_themselves
-    pool, scores = find(model, sight, boxes, settings)
+    pool, scores = find(model, features, boxes, settings)
     if settings.score == "classes":
         scores = _agree(scores, pool, settings.agreement)
         rows, ranked = order_by_class(pool, scores, settings.nms_iou, settings.top_k)
     else:
         rows, ranked = order_in_layers(pool, scores, settings.nms_iou)
     height, width = image.shape[:2]
-    found = pool[rows[: settings.top_k]].cpu().numpy() / sight.scale
+    found = pool[rows[: settings.top_k]].cpu().numpy() / features.scale
     limits = np.array([width, height, width, height], np.float32)
     return np.clip(found, 0, limits), ranked[: settings.top_k].cpu().numpy()
 
@@ -94,7 +94,7 @@ def rank_proposals(
 def _agree(
     scores: torch.Tensor, boxes_xyxy: torch.Tensor, settings: AgreementSettings
 ) -> torch.Tensor:
-    """Return class scores (R, C) that neighbours agree on, the highest of a picture 1."""
+    """Return class scores (R, C) that neighbours agree on, the highest of an image 1."""
     if settings.neighbour_iou == 1:
         return scores
     overlaps = box_iou(boxes_xyxy, boxes_xyxy)
@@ -103,7 +103,7 @@ def _agree(
 
 
 def _scored_themselves(
-    model: Wspn, sight: Sight, boxes: torch.Tensor, settings: RankingSettings
+    model: Wspn, features: ImageFeatures, boxes: torch.Tensor, settings: RankingSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return candidates (P, 4), and their own class scores (P, C) or qualities (P,)."""
     candidates, qualities = [], []
@@ -113,28 +113,28 @@ def _scored_themselves(
             candidates.append(boxes)
         if turn == settings.refinements and settings.score == "classes":
             break  # neither its quality nor its regression is asked for
-        quality, offsets = model.judge(sight, boxes)
+        quality, offsets = model.score_objects(features, boxes)
         if kept:
             qualities.append(quality)
-        boxes = decode_boxes(boxes, offsets, sight.image_hw)
+        boxes = decode_boxes(boxes, offsets, features.image_hw)
     pool = torch.cat(candidates)
     if settings.score == "classes":
-        return pool, model.score_classes(sight, pool)
+        return pool, model.score_classes(features, pool)
     return pool, torch.cat(qualities)
 
 
 def _scored_before_regression(
-    model: Wspn, sight: Sight, boxes: torch.Tensor, settings: RankingSettings
+    model: Wspn, features: ImageFeatures, boxes: torch.Tensor, settings: RankingSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the same, but a regressed box has the scores of the box that it was before."""
     candidates, scores = [], []
     for turn in range(settings.refinements):
-        classes, quality, offsets = model.assess(sight, boxes)
+        classes, quality, offsets = model.assess(features, boxes)
         own = classes if settings.score == "classes" else quality
         if turn == 0 and settings.keep_proposals:
             candidates.append(boxes)
             scores.append(own)
-        boxes = decode_boxes(boxes, offsets, sight.image_hw)
+        boxes = decode_boxes(boxes, offsets, features.image_hw)
         candidates.append(boxes)
         scores.append(own)
     return torch.cat(candidates), torch.cat(scores)

@@ -1,11 +1,11 @@
 """Selective search: unsupervised object proposals from grouped segments (OpenCV-contrib's version).
 
 Mask-free OVIS, pseudo bounding box generation, step 1: U = {u_1, …, u_R}. R proposals; boxes are
-x0, y0, x1, y1 in pixels of the picture given, origin top-left, x1 and y1 exclusive edges.
+x0, y0, x1, y1 in pixels of the image given, origin top-left, x1 and y1 exclusive edges.
 
 OpenCV's rank of a proposal is its level in the hierarchy times a random number, and it draws that
-number from C's `rand()`, which `cv2.setRNGSeed` does not reach: without `srand` before each picture
-the order would depend on all pictures that this process saw before.
+number from C's `rand()`, which `cv2.setRNGSeed` does not reach: without `srand` before each image
+the order would depend on all images that this process saw before.
 """
 
 import ctypes
@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from stages.common.params import Section
-from stages.common.seeding import derive_seed
+from stages.common.runtime.params import Section
+from stages.common.runtime.seeding import derive_seed
 
 Mode = Literal["single", "fast", "quality"]
 
@@ -34,16 +34,16 @@ class SearchSettings(Section):
 def selective_search(
     image: np.ndarray, settings: SearchSettings, seed: int, image_id: int
 ) -> np.ndarray:
-    """Return the proposals float32 (R, 4) of one picture, best first in the method's own order.
+    """Return the proposals float32 (R, 4) of one image, best first in the method's own order.
 
     Args:
         image: RGB uint8 (H, W, 3).
         settings: mode, scale and filters.
         seed: the experiment's seed; with `image_id` it fixes the order.
-        image_id: the picture.
+        image_id: the image.
 
     Returns:
-        Distinct boxes inside the picture; R is 0 if no segment passes the filters.
+        Distinct boxes inside the image; R is 0 if no segment passes the filters.
     """
     height, width = image.shape[:2]
     shrink = min(1.0, settings.longer_side / max(height, width))
@@ -60,7 +60,7 @@ def selective_search(
 def keep_usable(
     boxes_xyxy: np.ndarray, image_hw: tuple[int, int], settings: SearchSettings
 ) -> np.ndarray:
-    """Drop thin, tiny and nearly picture-wide boxes and repetitions; keep the order."""
+    """Drop thin, tiny and nearly image-wide boxes and repetitions; keep the order."""
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     shorter, longer = sides.min(axis=1), sides.max(axis=1)
     usable = shorter >= settings.min_side

@@ -1,4 +1,4 @@
-"""What the proposal network is given: a picture at some size and the scale of its boxes."""
+"""What the proposal network is given: an image at some size and the scale of its boxes."""
 
 from typing import Annotated
 
@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torchvision.transforms.functional import normalize
 
-from stages.common.images import normalise_pixels
-from stages.common.params import Section
+from stages.common.formats.images import normalise_pixels
+from stages.common.runtime.params import Section
 from stages.models.backbones.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ViewSettings(Section):
-    """How an ImageNet backbone sees a picture; training draws one view, ranking averages all.
+    """How an ImageNet backbone sees an image; training draws one view, ranking averages all.
 
     - `shorter_sides`: pixels of the shorter side, one view each.
     - `longer_side`: most pixels of the longer side, whatever the shorter one then is.
@@ -27,7 +27,7 @@ class ViewSettings(Section):
 
 
 def network_input(image: np.ndarray, longer_side: int) -> tuple[torch.Tensor, np.ndarray]:
-    """Scale a picture so that its longer side has `longer_side` pixels.
+    """Scale an image so that its longer side has `longer_side` pixels.
 
     Args:
         image: RGB uint8 (H, W, 3).
@@ -35,7 +35,7 @@ def network_input(image: np.ndarray, longer_side: int) -> tuple[torch.Tensor, np
 
     Returns:
         (normalised pixels float32 (1, 3, h, w); float32 (4,), by which boxes x0, y0, x1, y1 of
-        the picture have to be multiplied to lie in them)
+        the image have to be multiplied to lie in them)
     """
     image, scale = _resize(image, longer_side / max(image.shape[:2]))
     return normalise_pixels(image[None]), scale
@@ -44,10 +44,10 @@ def network_input(image: np.ndarray, longer_side: int) -> tuple[torch.Tensor, np
 def view_input(
     image: np.ndarray, shorter_side: int, longer_side: int, flip: bool
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """Scale a picture as the views of an ImageNet backbone are, and mirror it if `flip`.
+    """Scale an image as the views of an ImageNet backbone are, and mirror it if `flip`.
 
     Returns:
-        as `network_input`, normalised as ImageNet's pictures; the scale is that of the picture
+        as `network_input`, normalised as ImageNet's images; the scale is that of the image
         before it is mirrored.
     """
     height, width = image.shape[:2]
@@ -59,7 +59,7 @@ def view_input(
 
 
 def mirror_boxes(boxes_xyxy: torch.Tensor, width: int) -> torch.Tensor:
-    """Return boxes (R, 4) where a mirror turns them, in a picture of `width` pixels."""
+    """Return boxes (R, 4) where a mirror turns them, in an image of `width` pixels."""
     x0, y0, x1, y1 = boxes_xyxy.unbind(1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=1)
 

@@ -1,4 +1,4 @@
-"""ALBEF at its official size: ViT-B/16, BERT-base whose upper half looks at the picture, a score.
+"""ALBEF at its official size: ViT-B/16, BERT-base whose upper half looks at the image, a score.
 
 Its parts have the names and roles of the small model in small_albef.py, its numbers are the
 official implementation's: pre-normalised image layers, post-normalised text layers, GELU.
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stages.common.storage import write_tensors
+from stages.common.runtime.storage import write_tensors
 from stages.models.backbones.weights import load_exactly
 from stages.models.vision_language.small_albef import Attention
 from stages.models.vision_language.tokenizer import PAD, CaptionTokenizer
@@ -30,7 +30,7 @@ class AlbefConfig:
     vocabulary_size: int  # [30522]
     text_positions: int  # [512]
     patch_side: int  # pixels [16]
-    table_side: int  # of the picture's position table, in patches [16]
+    table_side: int  # of the image's position table, in patches [16]
     width: int  # [768]
     heads: int  # [12]
     hidden: int  # of the perceptrons [3072]
@@ -41,10 +41,10 @@ class AlbefConfig:
 
 
 def require_whole_patches(images: torch.Tensor, side: int) -> None:
-    """Raise ValueError unless pictures (B, 3, H, W) can be cut into patches of `side` pixels."""
+    """Raise ValueError unless images (B, 3, H, W) can be cut into patches of `side` pixels."""
     if images.shape[2] % side or images.shape[3] % side:
         raise ValueError(
-            f"pictures of {images.shape[2]}×{images.shape[3]} pixels cannot be cut into patches of"
+            f"images of {images.shape[2]}×{images.shape[3]} pixels cannot be cut into patches of"
             f" {side}×{side}; params.yaml: activation.image_size must be a multiple of {side}"
         )
 
@@ -144,7 +144,7 @@ class Albef(nn.Module):
         """Return image tokens (B, 1 + P, D) of normalised pixels, the class token first.
 
         Raises:
-            ValueError: a side of the pictures is no multiple of the patches'.
+            ValueError: a side of the images is no multiple of the patches'.
         """
         require_whole_patches(images, self.config.patch_side)
         patches = self.patch_embedding(images)
@@ -167,7 +167,7 @@ class Albef(nn.Module):
         return torch.cat([self.image_position[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return text states (B, L, D) of token ids (B, L), before any look at the picture."""
+        """Return text states (B, L, D) of token ids (B, L), before any look at the image."""
         keep = tokens != PAD
         embedded = self.word_embedding(tokens) + self.text_segment[0]
         x = self.text_norm(embedded + self.text_position[: tokens.shape[1]])
@@ -196,7 +196,7 @@ class Albef(nn.Module):
         return states, attentions
 
     def matching_score(self, fused: torch.Tensor) -> torch.Tensor:
-        """Return the raw logit (B*M,) that caption and picture belong together, S in eq. 3."""
+        """Return the raw logit (B*M,) that caption and image belong together, S in eq. 3."""
         return self.matching_head(fused[:, 0])[:, 1]
 
 

@@ -1,4 +1,4 @@
-"""The vision-language model behind one interface, whichever it is: small ALBEF, ALBEF or BLIP.
+"""One interface for the vision-language models: the small ALBEF, ALBEF and BLIP.
 
 Shape legend: B images, M captions per image, L tokens, P patches, A heads, D width.
 """
@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from stages.common.storage import read_tensors
+from stages.common.runtime.storage import read_tensors
 from stages.models.vision_language.albef import build_albef
 from stages.models.vision_language.blip import build_blip
 from stages.models.vision_language.small_albef import build_small_albef
@@ -32,7 +32,7 @@ class VisionLanguageModel(Protocol):
         """Return image tokens of normalised pixels (B, 3, H, W)."""
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return text states (B, L, D) of token ids (B, L), without any picture."""
+        """Return text states (B, L, D) of token ids (B, L), without any image."""
 
     def fusion_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the text states (B, L, D) that enter the fusion layers."""

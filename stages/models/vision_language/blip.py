@@ -1,7 +1,7 @@
 """BLIP's image-text matching model, as transformers implements it, behind our interface.
 
-All its text layers look at the picture, so all are fusion layers and text enters them as mere
-embeddings; without a picture the same layers encode text alone. transformers is imported when a
+All its text layers look at the image, so all are fusion layers and text enters them as mere
+embeddings; without an image the same layers encode text alone. transformers is imported when a
 BLIP is made and not before: it takes seconds.
 
 Shape legend: B images, M captions per image, L tokens, P patches, A heads, D width.
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from stages.common.storage import write_tensors
+from stages.common.runtime.storage import write_tensors
 from stages.models.vision_language.albef import require_whole_patches
 from stages.models.vision_language.tokenizer import PAD, CaptionTokenizer
 
@@ -45,16 +45,16 @@ class Blip(nn.Module):
         return self.network.text_proj
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """Return image tokens (B, 1 + P, D); positions are interpolated to the picture's size.
+        """Return image tokens (B, 1 + P, D); positions are interpolated to the image's size.
 
         Raises:
-            ValueError: a side of the pictures is no multiple of the patches'.
+            ValueError: a side of the images is no multiple of the patches'.
         """
         require_whole_patches(images, self.network.config.vision_config.patch_size)
         return self.network.vision_model(images, interpolate_pos_encoding=True).last_hidden_state
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return text states (B, L, D) of token ids (B, L), without any picture."""
+        """Return text states (B, L, D) of token ids (B, L), without any image."""
         keep = (tokens != PAD).long()
         return self.network.text_encoder(tokens, attention_mask=keep).last_hidden_state
 
@@ -71,7 +71,7 @@ class Blip(nn.Module):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return, per layer, states (B*M, L, D) and cross-attention (B, A, M*L, 1 + P).
 
-        Each layer's parts are called one by one, so that the M captions of a picture share its
+        Each layer's parts are called one by one, so that the M captions of an image share its
         keys and values.
         """
         states, attentions = [], []
@@ -86,7 +86,7 @@ class Blip(nn.Module):
         return states, attentions
 
     def matching_score(self, fused: torch.Tensor) -> torch.Tensor:
-        """Return the raw logit (B*M,) that caption and picture belong together, S in eq. 3."""
+        """Return the raw logit (B*M,) that caption and image belong together, S in eq. 3."""
         return self.network.itm_head(fused[:, 0])[:, 1]
 
 

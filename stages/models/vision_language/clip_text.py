@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from stages.common.hub import find_hub_file
+from stages.common.runtime.hub import find_hub_file
 
 KEY = "vocabulary.clip.folder"
 BATCH = 256  # prompts

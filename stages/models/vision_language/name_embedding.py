@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, field_validator
 from torch.nn import functional
 
-from stages.common.categories import Category
-from stages.common.params import Section
+from stages.common.formats.categories import Category
+from stages.common.runtime.params import Section
 from stages.models.vision_language.base import VisionLanguageModel, load_vlm
 from stages.models.vision_language.clip_text import ClipTextEncoder
 from stages.models.vision_language.tokenizer import CaptionTokenizer

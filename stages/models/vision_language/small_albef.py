@@ -1,4 +1,4 @@
-"""ALBEF: align the picture's patches and the caption's words, then fuse them by cross-attention.
+"""The small ALBEF: align patches and words, then fuse them by cross-attention.
 
 Image encoder, text encoder, fusion layers and a matching score, as in "Align before Fuse". The
 small model differs from the official one in its patch embedding (a convolutional trunk of stride 8
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from stages.common.storage import read_tensors, write_tensors
+from stages.common.runtime.storage import read_tensors, write_tensors
 from stages.models.backbones.trunk import Trunk
 from stages.models.backbones.weights import load_exactly
 from stages.models.vision_language.tokenizer import PAD, CaptionTokenizer
@@ -104,7 +104,7 @@ class Layer(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         )
-        # Layers start as the identity, but for the look at the picture, which is needed at once.
+        # Layers start as the identity, but for the look at the image, which is needed at once.
         nn.init.zeros_(self.self_attention.output.weight)
         nn.init.zeros_(self.mlp[2].weight)
         if cross:
@@ -203,11 +203,11 @@ class SmallAlbef(nn.Module):
     ) -> torch.Tensor:
         """Return image tokens (B, 1 + P, D), the class token first.
 
-        `window` is the top-left patch of the position table that the picture sees, its middle if
-        None: training on small pictures at random places of the table prepares it for large ones.
+        `window` is the top-left patch of the position table that the image sees, its middle if
+        None: training on small images at random places of the table prepares it for large ones.
 
         Raises:
-            ValueError: the picture has more patches a side than the position table.
+            ValueError: the image has more patches a side than the position table.
         """
         features = self.trunk(images)[1]
         position = self._window(features.shape[-2:], window)
@@ -223,15 +223,15 @@ class SmallAlbef(nn.Module):
         rows, columns = patches_hw
         if max(rows, columns) > side:
             raise ValueError(
-                f"a picture of {rows}×{columns} patches does not fit the position table of"
-                f" {side}×{side}; raise vlm.model.max_patches_side or lower the picture size"
+                f"an image of {rows}×{columns} patches does not fit the position table of"
+                f" {side}×{side}; raise vlm.model.max_patches_side or lower the image size"
             )
         top, left = window or ((side - rows) // 2, (side - columns) // 2)
         table = self.image_position[:, 1:].unflatten(1, (side, side))
         return table[:, top : top + rows, left : left + columns].flatten(1, 2)
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return text states (B, L, D) of token ids (B, L), before any look at the picture."""
+        """Return text states (B, L, D) of token ids (B, L), before any look at the image."""
         keep = tokens != PAD
         x = self.word_embedding(tokens) + self.text_position[:, : tokens.shape[1]]
         for layer in self.text_layers:
@@ -259,7 +259,7 @@ class SmallAlbef(nn.Module):
         return states, attentions
 
     def matching_score(self, fused: torch.Tensor) -> torch.Tensor:
-        """Return the raw logit (B*M,) that caption and picture belong together, S in eq. 3."""
+        """Return the raw logit (B*M,) that caption and image belong together, S in eq. 3."""
         return self.matching_head(fused[:, 0])[:, 1]
 
     def word_patch_logits(self, patches: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:

@@ -85,7 +85,7 @@ class CaptionTokenizer:
         return [k for k, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a]
 
     def content_words(self) -> torch.Tensor:
-        """Return the ids of whole words that are no function words: what a picture can show."""
+        """Return the ids of whole words that are no function words: what an image can show."""
         return torch.tensor(
             [
                 index

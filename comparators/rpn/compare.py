@@ -1,0 +1,145 @@
+"""Proposal recall of several methods on images that none of them was trained on.
+
+Mask-free OVIS, figure 2. R boxes of an image, S its objects; boxes in pixels of the image.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from stages.common.formats.images import EncodedImage
+from stages.common.geometry.recall import first_hits
+from stages.common.runtime.seeding import numpy_generator
+from stages.models.detection.detector import Detector, to_unit_range
+from stages.models.proposals.base import Wspn
+from stages.models.proposals.ranking import RankingSettings, order_in_layers, rank_proposals
+
+
+def ordered_boxes(
+    image: EncodedImage,
+    searched: np.ndarray,
+    detector: Detector,
+    wspn: Wspn,
+    heads: Mapping[str, RankingSettings],
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Return the boxes of an image by method, best first; `searched` are selective search's.
+
+    For each of the ways to rank the proposal network's boxes, `heads`, there is also
+    `rpn_like_<head>`: the detector's proposals thinned out the same way, so that no difference
+    comes from suppression alone.
+    """
+    pixels = image.decode()
+    random = numpy_generator(seed, "proposals in random order", image.image_id)
+    proposed = detector.propose(to_unit_range(pixels).to(detector.device)).cpu()
+    falling = torch.linspace(1, 0, len(proposed))
+    boxes = {
+        "selective_search": searched,
+        "random_order": random.permutation(searched),
+        "rpn": proposed.numpy(),
+    }
+    for head, ranking in heads.items():
+        boxes[head] = rank_proposals(wspn, pixels, searched, ranking)[0]
+        kept, _ = order_in_layers(proposed, falling, ranking.nms_iou)
+        boxes[f"rpn_like_{head}"] = proposed[kept].numpy()
+    return boxes
+
+
+@dataclass(frozen=True)
+class Hits:
+    """How many boxes it takes to find each of N objects of all images."""
+
+    category_ids: np.ndarray  # int64 (N,)
+    by_method: dict[str, np.ndarray]  # int64 (N,) each; `recall.NEVER` if none does
+
+
+def find_objects(
+    found: Iterable[Mapping[str, np.ndarray]], objects: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> Hits:
+    """Look for the objects among the boxes.
+
+    Args:
+        found: ordered boxes by method, per image.
+        objects: (boxes (S, 4), category ids (S,)) per image.
+    """
+    hits: dict[str, list[np.ndarray]] = {}
+    categories = []
+    for boxes, (objects_xyxy, category_ids) in zip(found, objects, strict=True):
+        categories.append(category_ids)
+        for method, ordered in boxes.items():
+            hits.setdefault(method, []).append(first_hits(ordered, objects_xyxy))
+    return Hits(
+        np.concatenate([np.zeros(0, np.int64), *categories]),
+        {name: np.concatenate(parts) for name, parts in hits.items()},
+    )
+
+
+def recall_table(
+    hits: Hits, groups: Mapping[str, set[int]], recall_at: Sequence[int]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return method → group → {"recall@K": fraction of the group's objects found at IoU 0.5}.
+
+    Args:
+        hits: of all objects.
+        groups: category ids by name.
+        recall_at: numbers of boxes K.
+
+    Raises:
+        ValueError: a group without any object.
+    """
+    members = {name: np.isin(hits.category_ids, sorted(ids)) for name, ids in groups.items()}
+    empty = sorted(name for name, rows in members.items() if not rows.any())
+    if empty:
+        raise ValueError(f"no object of group {empty} in the images that recall is measured on")
+    return {
+        method: {
+            name: {f"recall@{count}": float((own[rows] <= count).mean()) for count in recall_at}
+            for name, rows in members.items()
+        }
+        for method, own in hits.by_method.items()
+    }
+
+
+def classes_won(
+    hits: Hits, classes: Iterable[int], winners: Iterable[str], recall_at: Sequence[int]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Return winner → other method → {"recall@K": number of classes of higher recall}.
+
+    The paper's figure 2B is per class. Classes of equal recall, or without an object, count for
+    neither.
+    """
+    rows = [hits.category_ids == category_id for category_id in classes]
+    found = {
+        method: np.array([[(own[own_rows] <= k).sum() for k in recall_at] for own_rows in rows])
+        for method, own in hits.by_method.items()
+    }
+    return {
+        winner: {
+            other: {
+                f"recall@{k}": int(number)
+                for k, number in zip(
+                    recall_at, (found[winner] > found[other]).sum(axis=0), strict=True
+                )
+            }
+            for other in found
+            if other != winner
+        }
+        for winner in winners
+    }
+
+
+def image_objects(
+    images: Iterable[EncodedImage], annotations: Sequence[dict]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield (boxes_xyxy float32 (S, 4), category ids (S,)) per image; crowds are left out."""
+    by_image: dict[int, list[dict]] = {}
+    for annotation in annotations:
+        if not annotation.get("iscrowd"):
+            by_image.setdefault(annotation["image_id"], []).append(annotation)
+    for image in images:
+        own = by_image.get(image.image_id, [])
+        boxes = np.array([a["bbox"] for a in own], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        yield boxes, np.array([a["category_id"] for a in own], np.int64)

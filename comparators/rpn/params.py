@@ -1,0 +1,41 @@
+"""Section `rpn` of params.yaml: the supervised comparator of the proposal network."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stages.common.runtime.params import Section
+from stages.models.detection.params import StartParams
+from stages.models.proposals.ranking import AgreementSettings, RankingSettings
+
+
+class HeadParams(Section):
+    """What another head of the proposal network changes in section `ranking`."""
+
+    score: Literal["quality", "classes"]
+    agreement: AgreementSettings
+    refinements: Annotated[int, Field(ge=0)]
+    keep_proposals: bool
+    nms_iou: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
+
+    def apply_to(self, ranking: RankingSettings) -> RankingSettings:
+        """Return the settings with these in place of its own.
+
+        Raises:
+            ValueError: they do not fit together.
+        """
+        return RankingSettings.model_validate(ranking.model_dump() | self.model_dump())
+
+
+class RpnParams(StartParams):
+    """The detector whose region proposals are compared, its training, and where to measure."""
+
+    by_classes: HeadParams
+    by_agreement: HeadParams
+    recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _the_architecture_proposes(self) -> "RpnParams":
+        if "proposals" not in self.network.supports:
+            raise ValueError(f"architecture: {self.architecture} has no region proposals")
+        return self

@@ -1,0 +1,92 @@
+"""Pseudo-labels as perfect stages would have made them.
+
+Perfect is `pseudo_masks` alone, or `pseudo_boxes` as well.
+
+Classes and order stay, and so do labels of classes that are not in the image: they are wrong before
+there is a box. Nothing is added for an object without a label. Crowds are no objects.
+
+Shape legend: R labels of an image, S its objects.
+"""
+
+import numpy as np
+
+from stages.common.formats.coco import Instances, make_instances
+from stages.common.geometry.boxes import pairwise_iou
+from stages.common.geometry.masks import decode_mask, encode_mask
+
+
+def replace_masks(
+    annotations: list[dict], objects: list[dict], image_hw: tuple[int, int]
+) -> list[dict]:
+    """Return the labels of one image with true masks in their own boxes.
+
+    A label's mask is that of the object of its class that its box fits best, cut to the box. A
+    label that overlaps no object of its class is not wrong in its mask alone, and stays as it is.
+
+    Args:
+        annotations: pseudo-annotations of the image in COCO's form.
+        objects: its ground truth.
+        image_hw: the image's size, pixels.
+    """
+    objects = [each for each in objects if not each["iscrowd"]]
+    labels = make_instances(annotations)
+    replaced = []
+    for annotation, box_xyxy, (best, iou) in zip(
+        annotations, labels.boxes_xyxy, _fitting(labels, objects), strict=True
+    ):
+        if best is not None and iou > 0:
+            left, top, right, bottom = np.rint(box_xyxy).astype(int).clip(0)
+            inside = np.zeros(image_hw, bool)
+            inside[top:bottom, left:right] = True
+            mask = inside & decode_mask(objects[best]["segmentation"], image_hw)
+            own = {"segmentation": encode_mask(mask), "area": int(mask.sum())}
+            annotation = {**annotation, **own}
+        replaced.append(annotation)
+    return replaced
+
+
+def replace_objects(
+    annotations: list[dict], objects: list[dict], image_hw: tuple[int, int]
+) -> list[dict]:
+    """Return the labels of one image with true boxes and masks: those of an object of their class.
+
+    It is the one that the box fits best or, where it overlaps none, the nearest one. Arguments as
+    for `replace_masks`.
+    """
+    objects = [each for each in objects if not each["iscrowd"]]
+    replaced = []
+    for annotation, (best, _) in zip(
+        annotations, _fitting(make_instances(annotations), objects), strict=True
+    ):
+        if best is not None:
+            mask = decode_mask(objects[best]["segmentation"], image_hw)
+            own = {"segmentation": encode_mask(mask), "area": int(mask.sum())}
+            annotation = {**annotation, **own, "bbox": objects[best]["bbox"]}
+        replaced.append(annotation)
+    return replaced
+
+
+def _fitting(labels: Instances, objects: list[dict]) -> list[tuple[int | None, float]]:
+    """Return for each label the object of its class that it fits best and their IoU.
+
+    The row is None where there is no such object. Where none overlaps, it is that of the centre
+    nearest to the label's.
+    """
+    if not objects or not len(labels):
+        return [(None, 0.0)] * len(labels)
+    truth = make_instances(objects)
+    iou = pairwise_iou(labels.boxes_xyxy, truth.boxes_xyxy)
+    centres, true_centres = (
+        (boxes[:, :2] + boxes[:, 2:]) / 2 for boxes in (labels.boxes_xyxy, truth.boxes_xyxy)
+    )
+    distance = np.linalg.norm(centres[:, None] - true_centres[None, :], axis=2)
+    found: list[tuple[int | None, float]] = []
+    for row, category_id in enumerate(labels.category_ids):
+        own = np.flatnonzero(truth.category_ids == category_id)
+        if not len(own):
+            found.append((None, 0.0))
+            continue
+        overlaps = iou[row, own].max() > 0
+        best = own[iou[row, own].argmax() if overlaps else distance[row, own].argmin()]
+        found.append((int(best), float(iou[row, best])))
+    return found

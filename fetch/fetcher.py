@@ -1,0 +1,149 @@
+"""Fetches several files at once, from their official places or a mirror, with progress."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from fetch.transfer import (
+    FetchError,
+    Patience,
+    Remote,
+    check_free_space,
+    fetch,
+    in_words,
+    remote_size,
+)
+from stages.common.runtime.progress import SECONDS_BETWEEN_LINES, track
+
+NAMED_IN_ERROR = 5
+LARGE_AT_ONCE = 8  # a few connections fill a line; with small files most time goes into waiting
+
+
+class Fetcher:
+    """Fetches files from their official places or a mirror of them, several at once."""
+
+    def __init__(self, mirror: str | None, workers: int, patience: Patience) -> None:
+        """Take a folder or an address as the mirror (None: the official place), and its pace.
+
+        `workers` is the number of images at once.
+        """
+        self._mirror, self._workers, self._patience = mirror, workers, patience
+
+    def place(self, remote: Remote) -> Remote:
+        """Return the file at the mirror, if there is one."""
+        if self._mirror is None:
+            return remote
+        key = urlsplit(remote.url).path.lstrip("/")
+        if "://" in self._mirror:
+            return replace(remote, url=f"{self._mirror.rstrip('/')}/{key}")
+        nested, flat = Path(self._mirror, key), Path(self._mirror, Path(key).name)
+        path = flat if flat.is_file() and not nested.is_file() else nested
+        return replace(remote, url=path.absolute().as_uri())
+
+    def fetch_files(self, remotes: Sequence[Remote], folder: Path, more_space: int = 0) -> None:
+        """Fetch a few large files, `LARGE_AT_ONCE` at most, with progress in bytes.
+
+        Args:
+            remotes: at their official places.
+            folder: whose disk must have room for them.
+            more_space: bytes needed there besides, to unpack them say.
+
+        Raises:
+            FetchError: of one or more files; the others are there.
+        """
+        wanted = [self.place(remote) for remote in remotes if not remote.path.is_file()]
+        if not wanted:
+            return
+        workers = min(self._workers, LARGE_AT_ONCE)
+        with ThreadPoolExecutor(workers) as pool:
+            sizes = list(pool.map(lambda r: remote_size(r, self._patience.timeout), wanted))
+        there = sum(remote.on_disk() for remote in wanted)
+        total = sum(size or 0 for size in sizes)
+        check_free_space(folder, total - there + more_space)
+        with _report_bytes(f"fetch {folder.name}", there, total) as progress:
+            outcomes = self._fetch_all(wanted, workers, progress)
+            _raise_all(outcomes, len(wanted))
+
+    def fetch_images(self, remotes: Sequence[Remote], folder: Path, bytes_each: int) -> None:
+        """Fetch many small files, with progress in files.
+
+        Raises:
+            FetchError: of one or more files; the others are there.
+        """
+        wanted = [self.place(remote) for remote in remotes if not remote.path.is_file()]
+        check_free_space(folder, bytes_each * len(wanted))
+        outcomes = self._fetch_all(wanted, self._workers, lambda number: None)
+        _raise_all(track(outcomes, f"fetch {folder.name}, images", len(wanted)), len(wanted))
+
+    def _fetch_all(
+        self, remotes: Iterable[Remote], workers: int, progress: Callable[[int], None]
+    ) -> Iterator[FetchError | None]:
+        def attempt(remote: Remote) -> FetchError | None:
+            try:
+                fetch(remote, self._patience, progress)
+            except FetchError as error:
+                return error
+            return None
+
+        source = iter(remotes)
+        with ThreadPoolExecutor(workers) as pool:
+            pending = deque(pool.submit(attempt, r) for r in islice(source, 2 * workers))
+            try:
+                while pending:
+                    yield pending.popleft().result()
+                    pending.extend(pool.submit(attempt, r) for r in islice(source, 1))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _raise_all(outcomes: Iterable[FetchError | None], total: int) -> None:
+    errors = [str(error) for error in outcomes if error is not None]
+    if errors:
+        more = len(errors) - NAMED_IN_ERROR
+        raise FetchError(
+            "\n".join(errors[:NAMED_IN_ERROR])
+            + (f"\n… and {more} more" if more > 0 else "")
+            + (f"\n{total - len(errors)} of {total} files are there" if total > 1 else "")
+        )
+
+
+@contextmanager
+def _report_bytes(what: str, there: int, total: int) -> Iterator[Callable[[int], None]]:
+    """Give a function to call with bytes that came: a bar on a terminal, plain lines in a log."""
+    lock, started = Lock(), time.monotonic()
+    count, last = there, started
+
+    def line() -> str:
+        rate = max(count - there, 0) / max(time.monotonic() - started, 1e-9)
+        left = f", {(total - count) / rate:.0f} s left" if rate and count < total else ""
+        return f"{what}: {in_words(count)} of {in_words(total)} ({in_words(rate)}/s{left})"
+
+    def add_to_log(number: int) -> None:
+        nonlocal count, last
+        with lock:
+            count += number
+            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                print(line(), file=sys.stderr, flush=True)
+
+    if not sys.stderr.isatty():
+        yield add_to_log
+        print(line(), file=sys.stderr, flush=True)
+        return
+    with tqdm(desc=what, initial=there, total=total, unit="B", unit_scale=True) as bar:
+
+        def add_to_bar(number: int) -> None:
+            with lock:
+                bar.update(number)
+
+        yield add_to_bar

@@ -1,0 +1,279 @@
+"""Files over HTTP, whole or not at all: resumed where they broke off, checked before they count.
+
+A file waits under a name of its own (".<name>.partial") until size and checksum are right; only
+then it takes its place. So whatever has its final name is whole, and is not fetched again.
+"""
+
+import hashlib
+import http.client
+import os
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from fetch import answers
+from stages.common.runtime.storage import read_json, write_json
+
+CHUNK = 1 << 20
+# Of the answers that ask for patience; any other refusal is final.
+PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class FetchError(RuntimeError):
+    """A file cannot be had; the message names address, file and what to do."""
+
+
+class _BrokenOffError(Exception):
+    """An attempt failed in a way that another one may not; `wait` is what the server asked for."""
+
+    def __init__(self, reason: str, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file to fetch.
+
+    Attributes:
+        url: http, https or file.
+        path: where it goes.
+        size: published, in bytes.
+        md5: published, in hexadecimal digits.
+    """
+
+    url: str
+    path: Path
+    size: int | None = None
+    md5: str | None = None
+
+    @property
+    def partial(self) -> Path:
+        """Return where it waits until it is whole."""
+        return self.path.with_name(f".{self.path.name}.partial")
+
+    @property
+    def origin(self) -> Path:
+        """Return the note of which version of the file the partial one is of."""
+        return self.path.with_name(f".{self.path.name}.origin.json")
+
+    def on_disk(self) -> int:
+        """Return how many bytes need not be fetched."""
+        for path in (self.path, self.partial):
+            if path.is_file():
+                return path.stat().st_size
+        return 0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to try.
+
+    Attributes:
+        attempts: in a row that bring nothing new, before a file is given up.
+        first_wait: seconds after the first failure; doubled after each.
+        longest_wait: seconds, also of what a server may ask for.
+        timeout: seconds without a byte.
+    """
+
+    attempts: int = 6
+    first_wait: float = 1.0
+    longest_wait: float = 120.0
+    timeout: float = 60.0
+
+
+def fetch(
+    remote: Remote, patience: Patience, progress: Callable[[int], Any] = lambda number: None
+) -> None:
+    """Fetch one file, unless it is there.
+
+    Args:
+        remote: what and where to.
+        patience: how long to try.
+        progress: called with the number of bytes that came; negative where bytes were thrown away.
+
+    Raises:
+        FetchError: it cannot be had, or is not what was published.
+        OSError: it cannot be written.
+    """
+    if remote.path.is_file():
+        return
+    remote.path.parent.mkdir(parents=True, exist_ok=True)
+    failures, wait, most = 0, patience.first_wait, remote.on_disk()
+    while True:
+        try:
+            facts = _attempt(remote, patience.timeout, progress)
+            _check(remote, facts, progress)
+            os.replace(remote.partial, remote.path)
+            remote.origin.unlink(missing_ok=True)
+            return
+        except _BrokenOffError as error:
+            if remote.on_disk() > most:
+                failures, wait, most = 0, patience.first_wait, remote.on_disk()
+            failures += 1
+            if failures >= patience.attempts:
+                raise FetchError(
+                    f"{remote.url}: given up after {failures} attempts: {error}. To go on from what"
+                    f" came, run the command again; or bring the file to {remote.path} by other"
+                    " means"
+                ) from error
+            time.sleep(min(wait if error.wait is None else error.wait, patience.longest_wait))
+            wait *= 2
+
+
+def remote_size(remote: Remote, timeout: float) -> int | None:
+    """Return the size in bytes that is published or that the server tells, None if neither is.
+
+    Raises:
+        FetchError: there is no such file.
+    """
+    if remote.size is not None:
+        return remote.size
+    try:
+        with _open(remote, {}, timeout, method="HEAD") as response:
+            length = response.headers.get("Content-Length")
+            return int(length) if length is not None else None
+    except _BrokenOffError:
+        return None  # not every server answers this; fetching says what is wrong with it
+
+
+def _attempt(remote: Remote, timeout: float, progress: Callable[[int], Any]) -> dict[str, Any]:
+    """Fetch what is missing; return what the server says of the whole file."""
+    have = remote.partial.stat().st_size if remote.partial.is_file() else 0
+    version = _read_origin(remote) if have else None
+    headers = {"Range": f"bytes={have}-", "If-Range": version} if version else {}
+    try:
+        response = _open(remote, headers, timeout)
+    except _RangeRefused:
+        _discard(remote, progress)
+        raise _BrokenOffError("the server has another file than the part that is here") from None
+    with response:
+        resumed = response.status == HTTPStatus.PARTIAL_CONTENT
+        total = answers.total(response, resumed)
+        told = answers.version(response)
+        if resumed and (answers.first_byte(response) != have or told not in (None, version)):
+            _discard(remote, progress)
+            raise _BrokenOffError(f"the server sent another part than asked for, from byte {have}")
+        facts = {"size": total, "md5": answers.told_md5(response)}
+        if not resumed:
+            progress(-have)
+            remote.partial.unlink(missing_ok=True)  # before the note says it is of this version
+            write_json(remote.origin, {"url": remote.url, "version": told})
+        with remote.partial.open("ab" if resumed else "wb") as file:
+            _copy(response, file, progress)
+            have = file.tell()
+    if total is not None and have < total:
+        raise _BrokenOffError(f"the connection ended after {have} of {total} bytes")
+    return facts
+
+
+def _copy(response: Any, file: Any, progress: Callable[[int], Any]) -> None:
+    while True:
+        try:
+            chunk = response.read(CHUNK)
+        except http.client.IncompleteRead as error:
+            chunk = error.partial  # the next read is empty
+        except (OSError, http.client.HTTPException) as error:
+            raise _BrokenOffError(
+                f"the connection broke: {error or type(error).__name__}"
+            ) from error
+        if not chunk:
+            return
+        file.write(chunk)
+        progress(len(chunk))
+
+
+class _RangeRefused(Exception):  # noqa: N818
+    """The part asked for lies beyond the file."""
+
+
+def _open(remote: Remote, headers: dict[str, str], timeout: float, method: str = "GET") -> Any:
+    request = urllib.request.Request(remote.url, headers=headers, method=method)
+    try:
+        return urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise _RangeRefused from None
+        told = f"HTTP {error.code} {error.reason}"
+        if error.code in PASSING:
+            raise _BrokenOffError(
+                told, answers.retry_after(error.headers.get("Retry-After"))
+            ) from error
+        raise FetchError(
+            f"{remote.url}: {told}; {remote.path} cannot be had there: look whether the address is"
+            " still right, or give a mirror that has it by --mirror"
+        ) from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, FileNotFoundError):
+            raise FetchError(
+                f"{remote.url}: no such file, wanted as {remote.path}; does --mirror have it?"
+            ) from error
+        raise _BrokenOffError(f"no connection: {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _BrokenOffError(f"no answer: {error or type(error).__name__}") from error
+
+
+def _check(remote: Remote, facts: dict[str, Any], progress: Callable[[int], Any]) -> None:
+    """Check the whole file against what is published and told; throw it away if it is another."""
+    size = remote.partial.stat().st_size
+    for source, expected in (("published", remote.size), ("told by the server", facts["size"])):
+        if expected is not None and size != expected:
+            _discard(remote, progress)
+            raise _BrokenOffError(f"{size} bytes came, {source} are {expected}")
+    for source, expected in (("published", remote.md5), ("told by the server", facts["md5"])):
+        if expected is not None and (found := _md5(remote.partial)) != expected:
+            _discard(remote, progress)
+            raise _BrokenOffError(f"wrong bytes: MD5 {found}, {source} is {expected}")
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _discard(remote: Remote, progress: Callable[[int], Any]) -> None:
+    progress(-remote.partial.stat().st_size)
+    remote.partial.unlink()
+    remote.origin.unlink(missing_ok=True)
+
+
+def _read_origin(remote: Remote) -> str | None:
+    """Return the version of the file that the partial one is of, if it can be asked for again."""
+    if not remote.origin.is_file():
+        return None
+    facts = read_json(remote.origin)
+    return facts["version"] if facts["url"] == remote.url else None
+
+
+def check_free_space(folder: Path, needed: int) -> None:
+    """Check that a disk has room.
+
+    Raises:
+        FetchError: it has not.
+    """
+    there = folder
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise FetchError(
+            f"{folder.absolute()}: {in_words(needed)} are needed and {in_words(free)} are free;"
+            " make room, or give another folder in params.yaml"
+        )
+
+
+def in_words(size: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

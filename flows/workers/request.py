@@ -1,0 +1,182 @@
+"""What the coordinator asks a worker: one stage, at one commit, with these params and inputs.
+
+A request is small, text, and whole: with it and the DVC remote any clone makes the same bytes.
+"""
+
+import os
+import re
+import sys
+import tomllib
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from flows.dvc.project import IGNORING
+from flows.dvc.records import recorded
+from flows.git import git
+from flows.graph import DagError, Graph, Stage, overlap
+from flows.overlay import PARAMS
+
+SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
+THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/runtime/seeding.py)
+RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs
+KEY = re.compile("[0-9a-f]{64}")  # a folder on the remote, and in a worker's clone
+HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")  # a path in the cache and on the remote
+
+
+class UncommittedError(ValueError):
+    """The working tree has changes that no worker would see."""
+
+
+class RefusedError(ValueError):
+    """No worker does what this request asks; the message says why."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a project that all requests of one execution share."""
+
+    commit: str
+    params: str  # text of params.yaml, which need not be committed
+    versions: dict[str, str]  # of Python and the numeric packages, which results depend on
+
+
+@dataclass(frozen=True)
+class Request:
+    """One stage or shard to make; all values are JSON."""
+
+    stage: str
+    key: str  # the hash of command, params and inputs, which the worker must arrive at too
+    commit: str
+    params: str
+    versions: dict[str, str]
+    records: dict[str, dict[str, Any]]  # dvc.lock → stage upstream → its entry
+
+
+def take_snapshot(root: Path, graph: Graph) -> Snapshot:
+    """Return commit, params and package versions, if workers can see all that matters.
+
+    Raises:
+        UncommittedError: a tracked file other than params.yaml and dvc.lock differs from the
+            commit, or an untracked file is an input of a stage.
+        GitError: git cannot say.
+    """
+    inputs = [path for stage in graph.values() for path in stage.inputs]
+    made = [path for stage in graph.values() for path in stage.outputs]
+    unseen = []
+    for state, path in _git_status(root):
+        if path in SHIPPED or Path(path).name == RECORD:
+            continue
+        if Path(path).name == IGNORING and "/" in path:
+            continue  # no worktree has it, a worker's neither
+        read = any(overlap(path, given) for given in inputs)
+        output = any(overlap(path, given) for given in made)
+        if state != "??" or (read and not output) or path.endswith((".dvc", "dvc.yaml")):
+            unseen.append(path)
+    if unseen:
+        more = f" and {len(unseen) - 5} more" if len(unseen) > 5 else ""
+        raise UncommittedError(
+            f"uncommitted changes, which workers would not see: {', '.join(unseen[:5])}{more}; "
+            f"commit or stash them (only {PARAMS} and {RECORD} travel with the stages)"
+        )
+    commit = git(root, "rev-parse", "HEAD")
+    return Snapshot(commit, (root / PARAMS).read_text(encoding="utf-8"), versions_here(root))
+
+
+def make_request(root: Path, graph: Graph, stage: Stage, key: str, snapshot: Snapshot) -> Request:
+    """Return the request for a stage whose upstream is up to date in the project at `root`.
+
+    Raises:
+        DagError: dvc.lock does not record a stage upstream.
+    """
+    entries = recorded(root, _made_upstream(stage))
+    records: dict[str, dict[str, Any]] = {}
+    for name in _made_upstream(stage):
+        path, short = _place(name)
+        if name not in entries:
+            raise DagError(f"{root / path}: no entry of {short}; run the same again")
+        outputs = {part: entries[name][part] for part in ("cmd", "outs")}
+        records.setdefault(path, {})[short] = outputs
+    return Request(stage.name, key, snapshot.commit, snapshot.params, snapshot.versions, records)
+
+
+def check_stage(request: Request, graph: Graph) -> Stage:
+    """Return the stage that is asked for, if the records are those of its upstream and no others.
+
+    Args:
+        request: what was asked.
+        graph: of the request's commit and params.
+
+    Raises:
+        RefusedError: there is no such stage, the records would write anything else, or the key is
+            no hash.
+    """
+    stage = graph.get(request.stage)
+    if stage is None:
+        raise RefusedError(f"there is no stage {request.stage!r} at {request.commit[:12]}")
+    given = sorted((path, short) for path, entries in request.records.items() for short in entries)
+    expected = sorted(map(_place, _made_upstream(stage)))
+    if given != expected:
+        raise RefusedError(f"it has records of {given}; {stage.name} needs {expected}")
+    for stages in request.records.values():
+        for out in (out for entry in stages.values() for out in entry["outs"]):
+            if not HASH.fullmatch(str(out.get("md5"))):
+                raise RefusedError(f"the record of {out.get('path')!r} has no MD5 hash")
+    if not KEY.fullmatch(request.key):
+        raise RefusedError(f"key {request.key!r} is not 64 hexadecimal digits")
+    return stage
+
+
+def inputs_made_upstream(graph: Graph, stage: Stage) -> list[str]:
+    """Return the paths to pull: outputs of stages upstream, or files in them."""
+    outputs = [path for need in stage.needs for path in graph[need].outputs]
+    return sorted(
+        {
+            given if given.startswith(output + "/") else output
+            for given in stage.inputs
+            for output in outputs
+            if overlap(given, output)
+        }
+    )
+
+
+def versions_here(root: Path) -> dict[str, str]:
+    """Return what results depend on beside the commit, for comparison between machines.
+
+    The versions of Python and of the packages that pyproject.toml lets stages import, and the
+    number of threads if it is not the default. Builds of one version (`2.9.0+cpu`, `2.9.0+cu128`)
+    count as equal: a fleet has both.
+    """
+    path = root / "pyproject.toml"
+    content = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = [Requirement(line).name for line in content.get("project", {}).get("dependencies", [])]
+    return {
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        THREADS: os.environ.get(THREADS, "default"),
+        **{name: _version(name) for name in names},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Return the dvc.lock that records a stage, relative to the root, and its name there."""
+    folder, _, short = name.rpartition(":")
+    return (Path(folder).parent / RECORD).as_posix(), short
+
+
+def _made_upstream(stage: Stage) -> list[str]:
+    return [name for name in stage.needs if not name.endswith(".dvc")]  # whose hash is in git
+
+
+def _git_status(root: Path) -> list[tuple[str, str]]:
+    text = git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+    return [(entry[:2], entry[3:]) for entry in text.split("\0") if entry]

@@ -1,0 +1,95 @@
+"""Prefect's process worker, which leaves its pool in good order.
+
+As soon as a stage finds its machine unfit: such a machine is idle while the good ones are busy, so
+it would take every stage in its turn and fail it. What runs beside that stage may finish.
+And when it is stopped: its stages are told to stop, push how far they came, and give their runs
+back to the pool. Prefect's own would kill them.
+"""
+
+import abc
+import asyncio
+import signal
+import time
+from contextlib import suppress
+from typing import Any
+
+import psutil
+from prefect.client.schemas.objects import FlowRun
+from prefect.workers.process import ProcessWorker, ProcessWorkerResult
+
+from flows.workers.space import UnfitError
+from flows.workers.stage_flow import UNFIT
+
+SECONDS_TO_GIVE_BACK = 45.0  # of the 60 that SLURM's --signal, Compose and Kubernetes are told
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in its own one's place
+    """Runs stages of one pool as processes."""
+
+    _unfit: str | None = None
+    _leaving = False
+
+    async def run(self, flow_run: FlowRun, *arguments: Any, **named: Any) -> ProcessWorkerResult:
+        """Run one stage; its final state says if this machine is unfit."""
+        result = await super().run(flow_run, *arguments, **named)
+        state = (await self.client.read_flow_run(flow_run.id)).state
+        if state is not None and state.name == UNFIT:
+            self._unfit = state.message or UNFIT
+        return result
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Take what the pool has for this worker.
+
+        Raises:
+            UnfitError: the machine is unfit, and no stage runs here any more.
+        """
+        if self._unfit is None and not self._leaving:
+            return await super().get_and_submit_flow_runs()
+        if self._unfit and self.limiter.borrowed_tokens == 0:
+            raise UnfitError(self._unfit)
+        return []
+
+    async def give_back(self) -> None:
+        """Take no more stages, and have those that run stop and give their runs back."""
+        self._leaving = True
+        for process in psutil.Process().children():
+            process.terminate()
+        deadline = time.monotonic() + SECONDS_TO_GIVE_BACK
+        while self.limiter.borrowed_tokens and time.monotonic() < deadline:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def work(pool: str, name: str, limit: int) -> None:
+    """Run so many stages of the pool at once until this process is stopped.
+
+    Raises:
+        UnfitError: the machine turned out unfit.
+    """
+
+    async def start() -> None:
+        stopped = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        worker = StageWorker(
+            work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False
+        )
+        working, stopping = asyncio.create_task(worker.start()), asyncio.create_task(stopped.wait())
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if stopped.is_set():
+            await worker.give_back()
+            print(f"worker {name} was stopped")
+            working.cancel()
+        stopping.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
+
+    try:
+        asyncio.run(start())
+    except BaseExceptionGroup as group:
+        if group.subgroup(UnfitError) is None:
+            raise
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise UnfitError(f"worker {name} has left pool {pool}: {error}") from group

@@ -1,0 +1,155 @@
+"""A checkout for one stage: a git worktree of the worker's clone at the coordinator's exact commit.
+
+Whatever the clone itself has checked out, and however many stages it runs at once, each gets a
+folder of its own and none sees what another left. All share the clone's DVC cache, so an input is
+fetched once per machine and a finished result survives until it is pushed.
+"""
+
+import fcntl
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from ruamel.yaml import YAML
+
+from flows.dvc.project import share_cache
+from flows.dvc.remote import RemoteError
+from flows.environment import STATE_FOLDER
+from flows.git import GitError, git
+from flows.overlay import PARAMS
+from flows.workers.request import RECORD, RefusedError, Request
+
+FOLDER = Path(STATE_FOLDER) / "workspaces"
+COMMIT = re.compile("[0-9a-f]{40}")
+RESUME = ".resume"  # where stages keep resume points
+
+
+def fetch_commit(clone: Path, commit: str) -> None:
+    """Have a commit of a branch of origin here.
+
+    A server also serves commits that are on no branch, such as those of forks and pull requests.
+
+    Raises:
+        RefusedError: it is on no branch, or is not the whole name of a commit.
+        RemoteError: origin cannot be asked.
+    """
+    if not COMMIT.fullmatch(commit):
+        raise RefusedError(f"commit {commit!r} is not 40 hexadecimal digits")
+    with _hold_clone(clone):
+        if _is_on_a_branch(clone, commit):
+            return
+        try:
+            git(clone, "fetch", "--quiet", "origin", "+refs/heads/*:refs/remotes/origin/*")
+        except GitError as error:
+            raise RemoteError(str(error)) from error
+        if not _is_on_a_branch(clone, commit):
+            raise RefusedError(f"commit {commit[:12]} is on no branch of {clone}'s origin; push it")
+
+
+@contextmanager
+def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
+    """Give a folder with the request's commit and params, and no records; remove it afterwards.
+
+    Args:
+        clone: the worker's clone.
+        request: what to check out; `fetch_commit` has brought its commit.
+        name: of the folder; unique among all that run.
+
+    Raises:
+        GitError: git cannot make it.
+    """
+    folder = clone / FOLDER / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _hold(folder.with_suffix(".lock")):
+        with _hold_clone(clone):
+            remove_leftovers(clone)
+            add = ("worktree", "add", "--detach", "--force", "--end-of-options")
+            git(clone, *add, str(folder), request.commit)
+        try:
+            _fill(clone, folder, request)
+            yield folder
+        finally:
+            with _hold_clone(clone):
+                _remove(clone, folder)
+
+
+def remove_leftovers(clone: Path) -> None:
+    """Remove the workspaces of stages that were killed: those whose lock nobody holds."""
+    for lock in (clone / FOLDER).glob("*.lock"):
+        folder = lock.with_suffix("")
+        if folder.is_dir():
+            with suppress(BlockingIOError), _hold(lock):
+                _remove(clone, folder)
+
+
+def _fill(clone: Path, folder: Path, request: Request) -> None:
+    (folder / PARAMS).write_text(request.params, encoding="utf-8")
+    for path in folder.rglob(RECORD):
+        path.unlink()  # what the commit recorded may be of other params
+    share_cache(clone, folder)  # and local settings: the remote's credentials, or the remote itself
+
+
+def _is_on_a_branch(clone: Path, commit: str) -> bool:
+    try:
+        return bool(git(clone, "for-each-ref", f"--contains={commit}", "refs/remotes/origin"))
+    except GitError:
+        return False  # the commit is not here
+
+
+def link_resume(clone: Path, folder: Path, key: str) -> Path:
+    """Return where a checkout's resume points are kept: in the clone, by the key of the result."""
+    place = clone / RESUME / key
+    (folder / RESUME).symlink_to(place)
+    return place
+
+
+def write_records(folder: Path, request: Request) -> None:
+    """Write the records of the stages upstream, which `check_stage` has seen, into a checkout."""
+    for path, stages in request.records.items():
+        YAML(typ="safe").dump({"schema": "2.0", "stages": stages}, folder / path)
+
+
+def _remove(clone: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.with_suffix(".lock").unlink(missing_ok=True)
+    git(clone, "worktree", "prune")
+
+
+def workspaces(clone: Path) -> list[Path]:
+    """Return the checkouts that there are now."""
+    return [path for path in (clone / FOLDER).glob("*") if path.is_dir()]
+
+
+def pulling(clone: Path) -> AbstractContextManager:
+    """Within the block nothing that is in the cache goes; what is recorded stays afterwards too."""
+    return _hold_cache(clone, fcntl.LOCK_SH)
+
+
+def pause_pulls(clone: Path) -> AbstractContextManager:
+    """Within the block nobody is `pulling`."""
+    return _hold_cache(clone, fcntl.LOCK_EX)
+
+
+def _hold_cache(clone: Path, how: int) -> AbstractContextManager:
+    (clone / FOLDER).mkdir(parents=True, exist_ok=True)
+    return _hold(clone / FOLDER / "cache.lock", how)
+
+
+def _hold_clone(clone: Path) -> AbstractContextManager:
+    (clone / FOLDER).mkdir(parents=True, exist_ok=True)
+    return _hold(clone / FOLDER / "clone.lock", fcntl.LOCK_EX)
+
+
+@contextmanager
+def _hold(path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[IO[str]]:
+    """Hold a lock on a file for the block; it ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it, and this was not to wait.
+    """
+    with path.open("w") as file:
+        fcntl.flock(file, how)
+        yield file

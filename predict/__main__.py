@@ -1,0 +1,143 @@
+"""Find and outline objects of any names in new images.
+
+`python -m predict IMAGE_OR_FOLDER --model FOLDER [--names "a,b c,d"] [--output FOLDER]`.
+Writes predictions.json (COCO: images, categories, and annotations with a score) and overlays/, and
+prints a table. Needs the predictor's folder only: no params.yaml, no DVC, no training data.
+"""
+
+import argparse
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from pycocotools import mask as coco_mask
+
+from predict.images import Found, decode_images, list_images
+from predict.overlay import draw_overlay, write_overlay
+from stages.common.runtime.devices import compute_device
+from stages.common.runtime.progress import track
+from stages.common.runtime.storage import write_json
+from stages.models.detection.coco_results import to_results
+from stages.models.detection.predictor import Predictor, load_predictor
+
+AT_ONCE = 8  # decoded images in memory
+
+
+def main() -> int:
+    """Run the command; return 0, or 1 if no image could be read, or 2 for wrong input."""
+    options = _read_arguments()
+    try:
+        files = list_images(options.images)
+        predictor = load_predictor(options.model, compute_device())
+        names = options.names or predictor.names
+        unknown = predictor.unknown_words(names)
+        if not options.allow_unknown:
+            predictor.refuse_unknown_words(names)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 2
+    for name, words in unknown.items():
+        print(f"predict: '{name}': unknown to the model: {', '.join(words)}", file=sys.stderr)
+
+    broken: dict[str, str] = {}
+    content: dict[str, list] = {
+        "images": [],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names, 1)],
+        "annotations": [],
+        "broken": [],
+    }
+    source = decode_images(files.items(), broken)
+    batches = iter(lambda: list(islice(source, AT_ONCE)), [])
+    seconds = 0.0
+    for batch in track(batches, "predict", len(files), size=len):
+        started = time.perf_counter()
+        results = _predict(predictor, batch, names, options, first_id=len(content["images"]) + 1)
+        seconds += time.perf_counter() - started
+        for image, found in zip(batch, results, strict=True):
+            _add(content, image, found)
+            if options.overlays:
+                words = dict(enumerate(names, 1))
+                path = options.output / "overlays" / image.name
+                write_overlay(path, draw_overlay(image.image, found, words))
+    content["broken"] = list(broken.values())
+    write_json(options.output / "predictions.json", content, indent=None)
+    _report(content, options.output, seconds)
+    return int(not content["images"])
+
+
+def _predict(
+    predictor: Predictor,
+    batch: list[Found],
+    names: list[str],
+    options: argparse.Namespace,
+    first_id: int,
+) -> list[list[dict]]:
+    """Return COCO results per image; ids of classes count from 1, of images on."""
+    images = [image.image for image in batch]
+    category_ids = range(1, len(names) + 1)
+    return [
+        to_results(image_id, prediction, category_ids, options.min_score)
+        for image_id, prediction in enumerate(
+            predictor.predict(images, names, options.allow_unknown), first_id
+        )
+    ]
+
+
+def _add(content: dict[str, list], image: Found, results: list[dict]) -> None:
+    """Append an image and its instances to a COCO data set."""
+    height, width = image.image.shape[:2]
+    image_id = len(content["images"]) + 1
+    content["images"].append(
+        {"id": image_id, "file_name": image.name, "height": height, "width": width}
+    )
+    for result in results:
+        number = len(content["annotations"]) + 1
+        area = int(coco_mask.area(result["segmentation"]))
+        content["annotations"].append({"id": number, "area": area, "iscrowd": 0, **result})
+
+
+def _report(content: dict[str, list], output: Path, seconds: float) -> None:
+    rows = [("name", "objects", "images", "best score")]
+    for category in content["categories"]:
+        own = [a for a in content["annotations"] if a["category_id"] == category["id"]]
+        best = f"{max(a['score'] for a in own):.2f}" if own else "–"
+        images = len({a["image_id"] for a in own})
+        rows.append((category["name"], str(len(own)), str(images), best))
+    width = max(len(row[0]) for row in rows)
+    for name, *cells in rows:
+        print("  ".join([name.ljust(width), *(cell.rjust(10) for cell in cells)]))
+    count, broken = len(content["images"]), content["broken"]
+    rate = f", {count / seconds:.1f} images/s" if count else ""
+    print(f"{count} images, {len(broken)} broken{rate} ({torch.get_num_threads()} threads)")
+    for reason in broken:
+        print(f"broken: {reason}", file=sys.stderr)
+    print(f"{output / 'predictions.json'}, {output / 'overlays'}")
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected 0 to 1, found {text}")
+    return value
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m predict", description=__doc__)
+    parser.add_argument("images", type=Path, help="an image, or a folder of them")
+    parser.add_argument("--model", type=Path, required=True, help="the predictor's folder")
+    parser.add_argument("--names", type=_names, help="comma-separated; those of the training")
+    parser.add_argument("--output", type=Path, default=Path("data/predict"))
+    parser.add_argument("--min-score", type=_fraction, default=0.3, help="of a shown instance")
+    parser.add_argument("--allow-unknown", action="store_true", help="warn of unknown words only")
+    parser.add_argument("--no-overlays", dest="overlays", action="store_false")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

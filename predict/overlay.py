@@ -1,0 +1,39 @@
+"""An image with its instances painted on it, for a person to look at."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from stages.common.drawing.montage import draw_panel
+from stages.common.drawing.panels import Panel, panel_box, show_instances
+from stages.common.runtime.storage import replace_file
+
+SHORTEST, LONGEST = 640, 1600  # pixels of the longer side, so that words can be read
+
+
+def draw_overlay(
+    image: np.ndarray, results: Sequence[dict], words: Mapping[int, str]
+) -> np.ndarray:
+    """Return RGB uint8 of the image's shape, its longer side 640 to 1600 pixels.
+
+    Args:
+        image: RGB uint8 (H, W, 3).
+        results: COCO results of it, best first; the best is painted last.
+        words: what each category id is called.
+    """
+    image_hw = image.shape[:2]
+    side = int(np.clip(max(image_hw), SHORTEST, LONGEST))
+    panel = show_instances(image, results, words, side)
+    x0, y0, x1, y1 = np.rint(panel_box([0, 0, *image_hw[::-1]], image_hw, side)).astype(int)
+    tags = [replace(tag, x=tag.x - x0, y=tag.y - y0) for tag in panel.tags]
+    return draw_panel(Panel(panel.pixels[y0:y1, x0:x1], tags))  # without the letterbox
+
+
+def write_overlay(path: Path, pixels: np.ndarray) -> None:
+    """Write RGB uint8 (H, W, 3) in the format of the path's suffix."""
+    _, encoded = cv2.imencode(path.suffix.lower(), np.ascontiguousarray(pixels[..., ::-1]))
+    with replace_file(path) as partial:
+        partial.write_bytes(encoded.tobytes())

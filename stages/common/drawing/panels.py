@@ -1,0 +1,129 @@
+"""The panels of a montage: one scaled-up view of an image with heat, masks, outlines and boxes.
+
+A panel is square, RGB uint8 (P, P, 3); the image of H×W pixels lies centred in it, aspect kept.
+Small images are enlarged, so that a person can see them; masks are smoothed by the enlargement.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import matplotlib
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+
+from stages.common.geometry.masks import decode_mask
+
+GROUND = 246  # grey of the letterbox, just off the sheet's white
+RIM = (20, 20, 20)  # around coloured lines, for objects of the same colour
+GOLDEN_RATIO = 0.618033988749895  # steps of it round the hue circle keep successive classes apart
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A word on a coloured ground whose lower left corner is wanted at (x, y) of its panel."""
+
+    text: str
+    x: float
+    y: float
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Pixels RGB uint8 (P, P, 3), and the words to set on them."""
+
+    pixels: np.ndarray
+    tags: list[Tag] = field(default_factory=list)
+
+
+def class_colour(index: int) -> Colour:
+    """Return the colour of class `index`, bright enough for a photograph."""
+    saturation, value = ((0.80, 0.98), (0.95, 0.80), (0.60, 1.00))[index % 3]
+    rgb = hsv_to_rgb([(0.02 + index * GOLDEN_RATIO) % 1.0, saturation, value])
+    return tuple(round(channel * 255) for channel in rgb)
+
+
+def _place(image_hw: tuple[int, int], side: int) -> tuple[float, int, int, int, int]:
+    """Return (scale, left, top, width, height) of an image in a panel of `side` pixels."""
+    height, width = image_hw
+    scale = side / max(height, width)
+    shown_height, shown_width = max(round(height * scale), 1), max(round(width * scale), 1)
+    return scale, (side - shown_width) // 2, (side - shown_height) // 2, shown_width, shown_height
+
+
+def _enlarge(values: np.ndarray, image_hw: tuple[int, int], side: int, fill: float) -> np.ndarray:
+    _, left, top, width, height = _place(image_hw, side)
+    shrinks = values.shape[0] > height
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    panel = np.full((side, side, *values.shape[2:]), fill, values.dtype)
+    panel[top : top + height, left : left + width] = cv2.resize(
+        values, (width, height), interpolation=method
+    )
+    return panel
+
+
+def show_image(image: np.ndarray, side: int) -> np.ndarray:
+    """Return the panel (P, P, 3) of an RGB uint8 image (H, W, 3)."""
+    return _enlarge(image, image.shape[:2], side, GROUND)
+
+
+def show_heat(image: np.ndarray, heat: np.ndarray, side: int) -> np.ndarray:
+    """Return the panel of an image under `heat` (h, w) in [0, 1], any resolution; 0 is clear."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
+    calm = show_image((0.35 * image + 0.65 * grey).astype(np.uint8), side).astype(np.float32)
+    shown = np.clip(_enlarge(heat.astype(np.float32), image.shape[:2], side, 0.0), 0, 1)
+    colours = matplotlib.colormaps["inferno"](0.15 + 0.85 * shown)[..., :3] * 255
+    weight = (0.9 * shown**0.7)[..., None]
+    return np.rint(calm * (1 - weight) + colours * weight).clip(0, 255).astype(np.uint8)
+
+
+def paint_mask(pixels: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
+    """Return the panel with a boolean mask (H, W) of the image tinted and outlined."""
+    side = pixels.shape[0]
+    shown = _enlarge(mask.astype(np.float32), mask.shape, side, 0.0) > 0.5
+    painted = pixels.copy()
+    painted[shown] = np.rint(0.55 * pixels[shown] + 0.45 * np.array(colour)).astype(np.uint8)
+    contours, _ = cv2.findContours(shown.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(painted, contours, -1, RIM, 3, cv2.LINE_AA)
+    return cv2.drawContours(painted, contours, -1, colour, 2, cv2.LINE_AA)
+
+
+def paint_box(pixels: np.ndarray, box_xyxy: np.ndarray, image_hw: tuple, colour: Colour) -> None:
+    """Draw a box (x0, y0, x1, y1) of the image on its panel."""
+    x0, y0, x1, y1 = np.rint(panel_box(box_xyxy, image_hw, pixels.shape[0])).astype(int).tolist()
+    corners = (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0))
+    cv2.rectangle(pixels, *corners, RIM, 4, cv2.LINE_AA)
+    cv2.rectangle(pixels, *corners, colour, 2, cv2.LINE_AA)
+
+
+def panel_box(box_xyxy: np.ndarray, image_hw: tuple[int, int], side: int) -> np.ndarray:
+    """Return the box (4,) in panel pixels."""
+    scale, left, top, *_ = _place(image_hw, side)
+    return np.asarray(box_xyxy, np.float64) * scale + np.array([left, top, left, top])
+
+
+def show_instances(
+    image: np.ndarray, instances: Sequence[dict], words: Mapping[int, str], side: int
+) -> Panel:
+    """Return the panel of an RGB uint8 image (H, W, 3), the first instances on top.
+
+    Args:
+        image: the image.
+        instances: COCO annotations or results of it, best first; a score is set beside the word.
+        words: what each category id is called; its place in the order is the class's colour.
+        side: of the panel, pixels.
+    """
+    image_hw, places = image.shape[:2], {key: place for place, key in enumerate(words)}
+    pixels, tags = show_image(image, side), []
+    for instance in reversed(instances):
+        colour = class_colour(places[instance["category_id"]])
+        pixels = paint_mask(pixels, decode_mask(instance["segmentation"], image_hw), colour)
+    for instance in instances:
+        key = instance["category_id"]
+        certainty = f" {instance['score']:.2f}" if "score" in instance else ""
+        x, y, *_ = panel_box([*instance["bbox"][:2], 0, 0], image_hw, side)
+        tags.append(Tag(f"{words[key]}{certainty}", x, y, class_colour(places[key])))
+    return Panel(pixels, tags)

@@ -1,0 +1,47 @@
+"""The object categories: id, name, the words people use for it, and its side of the split."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stages.common.runtime.storage import read_json
+
+Split = Literal["base", "novel", "excluded"]
+ALL_SPLITS: tuple[Split, ...] = ("base", "novel", "excluded")
+
+
+@dataclass(frozen=True)
+class Category:
+    """One object class.
+
+    `forms` are all lower-case texts that name it in a caption: its name, synonyms and plurals.
+    """
+
+    id: int
+    name: str
+    split: Split
+    forms: tuple[str, ...]
+
+
+def read_categories(path: Path, splits: tuple[Split, ...] = ("base", "novel")) -> list[Category]:
+    """Return the categories of `splits` in order of their id.
+
+    This order is the class index of every embedding matrix and of every detector: index k is
+    `read_categories(path)[k]`.
+
+    Raises:
+        ValueError: an unknown split, or an id or name given twice.
+    """
+    entries = [
+        Category(entry["id"], entry["name"], entry["split"], tuple(entry["forms"]))
+        for entry in read_json(path)
+    ]
+    for field in ("id", "name"):
+        values = [getattr(category, field) for category in entries]
+        twice = sorted({str(value) for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f"{path}: category {field} given twice: {', '.join(twice)}")
+    unknown = sorted({category.split for category in entries} - set(ALL_SPLITS))
+    if unknown:
+        raise ValueError(f"{path}: unknown split {unknown}; allowed: {', '.join(ALL_SPLITS)}")
+    return sorted((c for c in entries if c.split in splits), key=lambda category: category.id)

@@ -1,0 +1,71 @@
+"""Files of detections: COCO's results, with the split and the images that they are of.
+
+{"split": "test", "image_ids": [1, 2, …], "results": [{"image_id", "category_id", "bbox", …}, …]}
+
+Image ids of one split may be those of another (scenes count from the same number), so a list of
+results alone can be scored on images that it is not of, and nobody would notice.
+"""
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from stages.common.runtime.storage import read_json, write_json
+
+KEYS = {"split", "image_ids", "results"}
+
+
+def write_results(path: Path, split: str, image_ids: Iterable[int], results: list[dict]) -> None:
+    """Write detections.
+
+    Args:
+        path: of the file.
+        split: of the images.
+        image_ids: all images that were searched, with detections or without.
+        results: in COCO's results format.
+    """
+    content = {"split": split, "image_ids": sorted(image_ids), "results": results}
+    write_json(path, content, indent=None)
+
+
+def read_results(
+    path: Path, split: str, listed: Collection[int], measured: Collection[int]
+) -> list[dict]:
+    """Return the detections of a file, in COCO's results format.
+
+    Args:
+        path: of the file.
+        split: that the detections are wanted of.
+        listed: ids of all images of that split.
+        measured: ids of those that all have to have been searched.
+
+    Raises:
+        ValueError: the file does not say what its detections are of, or they are of other images.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.keys() != KEYS:
+        raise ValueError(
+            f"{path}: does not say which images its detections are of; expected"
+            ' {"split": …, "image_ids": [all that were searched], "results": [COCO\'s results]}'
+        )
+    if content["split"] != split:
+        raise ValueError(
+            f"{path}: detections on split '{content['split']}', but params.yaml: evaluation.split"
+            f" is '{split}'; detect anew on that split, or set evaluation.split back"
+        )
+    searched = set(content["image_ids"])
+    truth = f"data/download/ground_truth/{split}.json"
+    if foreign := searched - set(listed):
+        raise ValueError(
+            f"{path}: detections on {len(foreign)} images that {truth} does not list, first"
+            f" image_id {min(foreign)}; they are of another download, so detect anew"
+        )
+    if missing := set(measured) - searched:
+        raise ValueError(
+            f"{path}: {len(missing)} images of {truth} were not searched, first image_id"
+            f" {min(missing)}; they would count as misses, so detect anew"
+        )
+    if stray := {result["image_id"] for result in content["results"]} - searched:
+        raise ValueError(
+            f"{path}: results of image_id {min(stray)}, which is not among its image_ids"
+        )
+    return content["results"]

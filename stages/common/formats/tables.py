@@ -1,0 +1,29 @@
+"""Tables of boxes: one Parquet row per box, columns image_id, x0, y0, x1, y1 and what a stage adds.
+
+Frame: corners in pixels of the original image.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+CORNERS = ("x0", "y0", "x1", "y1")
+
+
+def boxes_table(image_ids: np.ndarray, boxes_xyxy: np.ndarray, **columns: np.ndarray) -> pa.Table:
+    """Return the table of boxes (R, 4) that lie in images `image_ids` (R,)."""
+    corners = {name: boxes_xyxy[:, index].astype(np.float32) for index, name in enumerate(CORNERS)}
+    return pa.table({"image_id": np.asarray(image_ids, np.int64), **corners, **columns})
+
+
+def table_boxes(table: pa.Table) -> np.ndarray:
+    """Return boxes_xyxy float32 (R, 4) of a table."""
+    return np.stack([table[name].to_numpy() for name in CORNERS], axis=1)
+
+
+def boxes_by_image(table: pa.Table) -> dict[int, np.ndarray]:
+    """Return boxes_xyxy float32 (R, 4) per image, rows in their order."""
+    image_ids = table["image_id"].to_numpy()
+    order = np.argsort(image_ids, kind="stable")
+    ids, starts = np.unique(image_ids[order], return_index=True)
+    parts = np.split(table_boxes(table)[order], starts[1:])
+    return dict(zip(ids.tolist(), parts, strict=True)) if len(ids) else {}

@@ -1,0 +1,95 @@
+"""Masks: boolean (H, W), and the run-length encoding of COCO ({"size": [H, W], "counts": str})."""
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+
+def encode_mask(mask: np.ndarray) -> dict:
+    """Return COCO RLE, JSON-ready, of a boolean mask (H, W)."""
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def encode_window(
+    window: np.ndarray, corner_xy: tuple[int, int], image_hw: tuple[int, int]
+) -> dict:
+    """Return COCO RLE, JSON-ready, of a mask that is false outside a window of the image.
+
+    Its cost is that of the window, however large the image.
+
+    Args:
+        window: bool (h, w), inside the image.
+        corner_xy: column and row of the window's first pixel.
+        image_hw: the image's size.
+    """
+    height, width = image_hw
+    left, top = corner_xy
+    # Runs go down the columns; with a false row above and below, none leaves its column.
+    steps = np.diff(np.pad(window, ((1, 1), (0, 0))).astype(np.int8), axis=0).T
+    begin, end = (
+        (left + columns) * height + top + rows
+        for columns, rows in (np.nonzero(steps == 1), np.nonzero(steps == -1))
+    )
+    apart = begin[1:] != end[:-1]  # from the foot of a column to the head of the next is one run
+    bounds = np.stack(
+        [begin[np.r_[True, apart][: len(begin)]], end[np.r_[apart, True][: len(end)]]]
+    )
+    counts = np.diff(bounds.T.ravel(), prepend=0, append=height * width).tolist()
+    if len(counts) > 1 and counts[-1] == 0:
+        counts.pop()
+    rle = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, *image_hw)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def to_rle(segmentation: dict | list, image_hw: tuple[int, int]) -> dict:
+    """Return COCO RLE, JSON-ready, of any COCO segmentation: RLE, uncompressed RLE or polygons.
+
+    Polygons of fewer than three points are left out; without any other the mask is empty.
+
+    Raises:
+        ValueError: an RLE of another size than the image.
+    """
+    height, width = image_hw
+    if isinstance(segmentation, list):
+        usable = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if not usable:
+            return encode_mask(np.zeros(image_hw, bool))
+        rle = coco_mask.merge(coco_mask.frPyObjects(usable, height, width))
+    elif isinstance(segmentation["counts"], list):
+        rle = coco_mask.frPyObjects(segmentation, height, width)
+    else:
+        rle = segmentation
+    size, counts = [int(side) for side in rle["size"]], rle["counts"]
+    if size != [height, width]:
+        raise ValueError(f"RLE of size {size} for an image of size {[height, width]}")
+    return {"size": size, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+
+
+def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> np.ndarray:
+    """Return the boolean mask (H, W) of a COCO segmentation: RLE, uncompressed RLE or polygons.
+
+    Raises:
+        ValueError: an RLE of another size than the image.
+    """
+    return coco_mask.decode(to_rle(segmentation, image_hw)).astype(bool)
+
+
+def mask_iou(mask: np.ndarray, other: np.ndarray) -> float:
+    """Return intersection over union of two boolean masks, 0 if both are empty."""
+    union = np.count_nonzero(mask | other)
+    return float(np.count_nonzero(mask & other) / union) if union else 0.0
+
+
+def pairwise_mask_iou(segmentations: list[dict], others: list[dict]) -> np.ndarray:
+    """Return intersection over union float64 (R, S) of R and S masks in COCO RLE, not decoded."""
+    if not segmentations or not others:
+        return np.zeros((len(segmentations), len(others)))
+    return np.asarray(coco_mask.iou(segmentations, others, [0] * len(others)))
+
+
+def mask_box(mask: np.ndarray) -> np.ndarray:
+    """Return the tight box_xyxy float32 (4,) of a mask, zeros if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if rows.size == 0:
+        return np.zeros(4, np.float32)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)

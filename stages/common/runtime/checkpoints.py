@@ -1,0 +1,80 @@
+"""Resume points of long trainings: a killed run goes on where it was and ends with the same bytes.
+
+They live in .resume/<fingerprint>, outside DVC. The fingerprint covers all that a result depends
+on, so a change of params, inputs or code starts afresh instead of going on with the old run.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.common.runtime.storage import read_tensors, write_tensors
+
+ROOT = Path(".resume")
+SECONDS_BETWEEN = 30.0  # a checkpoint of the small detector takes 0.1 s
+
+
+def fingerprint(settings: Any, inputs: Iterable[Path]) -> str:
+    """Name a run by its settings (JSON values), inputs, loaded code, torch and thread count."""
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+    digest.update(f"torch {torch.__version__}, {torch.get_num_threads()} threads".encode())
+    modules = {name: module for name, module in sys.modules.items() if name.startswith("stages")}
+    code = {Path(m.__file__) for m in modules.values() if getattr(m, "__file__", None)}
+    for path in [*sorted(code), *inputs]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+class Checkpoint:
+    """The resume point of one run; without a name it does nothing."""
+
+    def __init__(self, name: str | None, seconds_between: float | None = None) -> None:
+        """Keep the state in ROOT/name, saved when `seconds_between` have passed since the last."""
+        self._file = None if name is None else ROOT / name / "state.safetensors"
+        self._seconds = SECONDS_BETWEEN if seconds_between is None else seconds_between
+        self._last = time.monotonic()
+
+    def save(
+        self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, facts: Any
+    ) -> None:
+        """Store the state after `step` steps, if it is time; `facts` are JSON values."""
+        if self._file is None or time.monotonic() - self._last < self._seconds:
+            return
+        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        write_tensors(self._file, tensors, {"step": step, "facts": facts})
+        self._last = time.monotonic()
+
+    def restore(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[int, Any] | None:
+        """Put a stored state back; return (steps done, facts), or None if nothing is stored."""
+        if self._file is None or not self._file.is_file():
+            return None
+        tensors, header = read_tensors(self._file)
+        weights, moments = {}, {}
+        for name, value in tensors.items():
+            kind, rest = name.split(".", 1)
+            if kind == "model":
+                weights[rest] = value
+            else:
+                index, moment = rest.split(".", 1)
+                moments.setdefault(int(index), {})[moment] = value
+        model.load_state_dict(weights)
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return header["step"], header["facts"]
+
+    def remove(self) -> None:
+        """Forget the state: the run is finished."""
+        if self._file is not None:
+            shutil.rmtree(self._file.parent, ignore_errors=True)

@@ -1,0 +1,75 @@
+"""Training curves: a CSV with one row per logged step, which DVC plots and MLflow shows."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+from stages.common.runtime.storage import replace_file
+
+SECONDS_BETWEEN = 10.0  # writes of a curve that grows
+
+
+class Curve:
+    """Collects running means of named scalars and writes them as `step,<name>,…` rows."""
+
+    def __init__(self, every: int, growing: Path | None = None) -> None:
+        """Log one row per `every` steps, each the mean over those steps.
+
+        Args:
+            every: steps of a row.
+            growing: file that is written anew every ten seconds, for MLflow to follow a training.
+        """
+        self.every = every
+        self._growing, self._last_write = growing, time.monotonic()
+        self._rows: list[dict[str, float]] = []
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._step = 0
+
+    def add(self, step: int, **scalars: float) -> dict[str, float] | None:
+        """Take the scalars of 1-based `step`; return the row if this step closed one."""
+        self._step = step
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            self._counts[name] = self._counts.get(name, 0) + 1
+        if step % self.every:
+            return None
+        row = self._means()
+        self._rows.append({"step": step, **row})
+        self._sums, self._counts = {}, {}
+        if self._growing and time.monotonic() - self._last_write >= SECONDS_BETWEEN:
+            self.write(self._growing)
+            self._last_write = time.monotonic()
+        return row
+
+    def _means(self) -> dict[str, float]:
+        return {name: self._sums[name] / self._counts[name] for name in self._sums}
+
+    def _written_rows(self) -> list[dict[str, float]]:
+        """Return the rows; of a training too short for one, the means over its steps."""
+        return self._rows or ([{"step": self._step, **self._means()}] if self._sums else [])
+
+    def last(self) -> dict[str, float]:
+        """Return the last row without its step, empty if there is none."""
+        return {k: v for row in self._written_rows()[-1:] for k, v in row.items() if k != "step"}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a resumed training needs to go on, as JSON values."""
+        kept = {"rows": self._rows, "sums": self._sums, "counts": self._counts}
+        return kept | {"step": self._step}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take what `state` returned."""
+        self._rows, self._sums, self._counts = state["rows"], state["sums"], state["counts"]
+        self._step = state["step"]
+
+    def write(self, path: Path) -> None:
+        """Write the rows; scalars that were not logged at a step are left empty."""
+        rows = self._written_rows()
+        names = sorted({name for row in rows for name in row} - {"step"})
+        with replace_file(path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", *names], lineterminator="\n")
+            writer.writeheader()
+            for row in rows:
+                writer.writerow({k: f"{v:.6g}" for k, v in row.items()})

@@ -1,0 +1,161 @@
+"""Read one section of params.yaml into its frozen pydantic model, once, at the stage's boundary."""
+
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+PARAMS_FILE = Path("params.yaml")
+
+Split = Literal["test", "val"]  # held-out images to measure on
+Exactness = Literal["bytes", "device", "band"]  # see stages.common.runtime.devices.prepare_device
+
+
+class Section(BaseModel):
+    """Base of every params section: frozen, strict, no unknown keys, no defaults of its own."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    @classmethod
+    def fitting(cls, content: Any) -> type[Self]:
+        """Return the model of a section with this content: a subclass, where a key of it decides.
+
+        Raises:
+            ValueError: there is none; the message begins with the key.
+        """
+        return cls
+
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+
+def read_params(path: Path = PARAMS_FILE) -> dict:
+    """Return the whole file as plain Python values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not YAML, or not a mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.absolute()}: no such file; run from the repository's root")
+    try:
+        content = YAML(typ="safe").load(path)
+    except YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
+    return content
+
+
+def read_section(
+    name: str, model: type[SectionType], path: Path = PARAMS_FILE, method: Path | None = None
+) -> SectionType:
+    """Return section `name` of params.yaml as `model`.
+
+    Args:
+        name: of the section.
+        model: of it.
+        path: of params.yaml.
+        method: comparators/<method>/method.yaml, whose `params` are merged into those of `path`.
+
+    Raises:
+        ValueError: the section is missing, or a key of it is unknown, missing or of a wrong type;
+            the message names file, key, value and what is allowed.
+    """
+    content = read_params(path)
+    if name not in content:
+        raise ValueError(f"{path}: section '{name}' is missing; it has {sorted(content)}")
+    section, place = content[name], str(path)
+    if method is not None:
+        section, place = _merge(section, _read_method(method, name)), f"{path} with {method}"
+    try:
+        model = model.fitting(section)
+    except ValueError as error:
+        raise ValueError(f"{place}: {name}.{error}") from None
+    try:
+        return model.model_validate(section)
+    except ValidationError as error:
+        raise ValueError(_explain(error, name, model, place)) from None
+
+
+def _read_method(path: Path, name: str) -> Any:
+    changes = read_params(path).get("params")
+    if not isinstance(changes, dict) or set(changes) - {name}:
+        raise ValueError(f"{path}: params: expected {{{name}: …}} or {{}}, found {changes!r}")
+    return changes.get(name, {})
+
+
+def _merge(content: Any, changes: Any) -> Any:
+    """Return the content with the changes in it; mappings are merged, all else is replaced."""
+    if not (isinstance(content, dict) and isinstance(changes, dict)):
+        return changes
+    return {**content, **{key: _merge(content.get(key), new) for key, new in changes.items()}}
+
+
+def read_seed(path: Path = PARAMS_FILE) -> int:
+    """Return the experiment's one seed, a non-negative integer."""
+    seed = read_params(path).get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"{path}: seed: expected a whole number >= 0, found {seed!r}")
+    return seed
+
+
+def read_split(path: Path = PARAMS_FILE) -> Split:
+    """Return the split that everything is measured on, the key `evaluation.split`."""
+    section = read_params(path).get("evaluation")
+    split = section.get("split") if isinstance(section, dict) else None
+    if split not in get_args(Split):
+        raise ValueError(
+            f"{path}: evaluation.split: expected one of {', '.join(get_args(Split))},"
+            f" found {split!r}"
+        )
+    return split
+
+
+def read_exactness(path: Path = PARAMS_FILE) -> Exactness:
+    """Return how exact results have to be, the key `deterministic`."""
+    exactness = read_params(path).get("deterministic")
+    if exactness not in get_args(Exactness):
+        raise ValueError(
+            f"{path}: deterministic: expected one of {', '.join(get_args(Exactness))},"
+            f" found {exactness!r}"
+        )
+    return exactness
+
+
+def read_shards(path: Path = PARAMS_FILE) -> list[int]:
+    """Return the experiment's shard indices, in the order of params.yaml."""
+    shards = read_params(path).get("shards")
+    whole = isinstance(shards, list) and all(type(shard) is int and shard >= 0 for shard in shards)
+    if not whole or not shards or len(set(shards)) != len(shards):
+        raise ValueError(f"{path}: shards: expected different whole numbers, found {shards!r}")
+    return shards
+
+
+def _explain(error: ValidationError, name: str, model: type[Section], place: str) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join([name, *map(str, item["loc"])])
+        line = f"{place}: {key}: {item['msg']}"
+        if item["type"] == "extra_forbidden":
+            line += f"; allowed keys: {sorted(_fields_at(model, item['loc'][:-1]))}"
+        elif item["type"] != "missing" and not isinstance(item["input"], dict):
+            line += f", found {item['input']!r}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _fields_at(model: type[BaseModel], location: tuple) -> dict:
+    choices: tuple = (model,)
+    for key in location:
+        if len(choices) > 1:  # of a union that `kind` tells apart; pydantic's next key is the kind
+            choices = tuple(
+                m for m in choices if key in get_args(m.model_fields["kind"].annotation)
+            )
+            continue
+        field = choices[0].model_fields.get(key) if choices else None
+        inner = (get_args(field.annotation) or (field.annotation,)) if field else ()
+        choices = tuple(m for m in inner if isinstance(m, type) and issubclass(m, BaseModel))
+    return choices[0].model_fields if choices else {}

@@ -1,0 +1,33 @@
+"""Background threads that prepare the next items while the device works on the present one."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+THREADS = 4  # decoding images leaves Python's lock to others
+AHEAD = 8  # items that are prepared or waiting at once; bounds the memory
+
+
+def prefetch(
+    prepare: Callable[[Item], Result], items: Iterable[Item], ahead: int = AHEAD
+) -> Iterator[Result]:
+    """Yield `prepare(item)` for each item, in order, prepared up to `ahead` items early.
+
+    Items are drawn by the caller's thread, in order. `prepare` must depend on its item alone. What
+    it raises comes out at the item's turn.
+    """
+    source = iter(items)
+    with ThreadPoolExecutor(min(THREADS, ahead), "prefetch") as pool:
+        pending = deque(pool.submit(prepare, item) for item in islice(source, ahead))
+        try:
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(prepare, item) for item in islice(source, 1))
+                yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,120 @@
+"""A stage in several processes that train one model together, each on a device of its own.
+
+The command of a stage stays one process; where there are more CUDA devices it starts the others
+itself. Started by torchrun it joins its like instead. How many there are changes a result by
+rounding alone, so it is an environment variable.
+"""
+
+import importlib
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
+
+VARIABLE = "OVIS_PROCESSES"
+MIN_IMAGES = 8  # images
+SECONDS_OF_GRACE = 5.0
+
+
+def environment_number(name: str) -> int | None:
+    """Return the whole number above 0 that an environment variable holds; None if it is not set.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name}={text!r}: expected a whole number above 0, or unset it")
+    return int(text)
+
+
+def run_in_processes(module: str, device: torch.device, batch_size: int) -> None:
+    """Run `main` of a stage's module in this process, or in several at once.
+
+    Args:
+        module: the stage's `__main__`, as it is imported.
+        device: where it computes; with CUDA each process has a device of its own.
+        batch_size: images of a batch. Without OVIS_PROCESSES there are as many processes as
+            devices, but none for less than `MIN_IMAGES` images: the fewer, the more a step waits.
+
+    Raises:
+        SystemExit: a process failed; the message ends with its error.
+        ValueError: OVIS_PROCESSES is no whole number, or above the number of CUDA devices.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # of torchrun
+        _join(device, "env://")
+        importlib.import_module(module).main()
+        dist.destroy_process_group()
+        return
+    devices = torch.cuda.device_count() if device.type == "cuda" else None
+    useful = min(devices or 1, max(1, batch_size // MIN_IMAGES))
+    count = environment_number(VARIABLE) or useful
+    if devices is not None and count > devices:
+        raise ValueError(f"{VARIABLE}={count}: there are {devices} CUDA devices; at most that many")
+    if count == 1:
+        importlib.import_module(module).main()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        work = (module, sys.argv, count, device.type, Path(folder) / "rendezvous")
+        try:
+            spawn(_work, work, count)
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            raise SystemExit(f"{module}, one of {count} processes: {error}") from None
+
+
+def _work(
+    rank: int, module: str, arguments: list[str], count: int, kind: str, rendezvous: Path
+) -> None:
+    sys.argv = arguments
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    try:
+        _join(torch.device(kind), rendezvous.as_uri(), rank, count)
+        importlib.import_module(module).main()
+    except RuntimeError:
+        # A process that merely lost another one lets it end first, so that its error is shown.
+        time.sleep(SECONDS_OF_GRACE)
+        raise
+    dist.destroy_process_group()
+
+
+def _join(device: torch.device, method: str, rank: int = -1, count: int = -1) -> None:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=count)
+
+
+def num_processes() -> int:
+    """Return how many processes train together; 1 unless `run_in_processes` started more."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def process_index() -> int:
+    """Return which of them this is, 0-based. The first one writes and reports."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def own_places(count: int) -> range:
+    """Return which of `count` items fall to this process: even, consecutive parts.
+
+    Raises:
+        ValueError: there are fewer items than processes.
+    """
+    index, processes = process_index(), num_processes()
+    if count < processes:
+        raise ValueError(
+            f"a batch of {count} images for {processes} processes: each needs at least one;"
+            f" set {VARIABLE} to {count} or less"
+        )
+    return range(count * index // processes, count * (index + 1) // processes)
+
+
+def add_over_processes(values: torch.Tensor) -> None:
+    """Put the sum over all processes into a tensor that each has one of."""
+    if num_processes() > 1:
+        dist.all_reduce(values)

@@ -1,0 +1,70 @@
+"""Open Images' labels of the 300 classes, and which of these include which."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from stages.common.runtime.storage import read_json
+from stages.download.sources.open_images.files import CLASSES
+
+
+def read_labels(folder: Path, wanted: Collection[str]) -> dict[str, str]:
+    """Return Open Images' label ("/m/…") → name of the wanted classes.
+
+    Raises:
+        ValueError: the file does not have one of them.
+    """
+    path = folder / CLASSES
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.absolute()}: not found; fetch it with the other tables")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    described = dict(line.partition(",")[::2] for line in lines)
+    labels = {label: name for label, name in described.items() if name in wanted}
+    if missing := sorted(set(wanted) - set(labels.values())):
+        raise ValueError(
+            f"{path}: does not describe {len(missing)} of the {len(wanted)} classes, such as"
+            f" {missing[:3]}; it must be the file of the segmentable classes of 2019"
+        )
+    return labels
+
+
+def read_ancestors(path: Path, category_ids: Mapping[str, int]) -> dict[int, set[int]]:
+    """Return class → all classes that include it, of a hierarchy file; those without are left out.
+
+    Raises:
+        ValueError: it is no hierarchy.
+    """
+    ancestors: dict[int, set[int]] = {}
+
+    def visit(node: dict, above: frozenset[int]) -> None:
+        own = category_ids.get(node["LabelName"])
+        if own is not None and above:
+            ancestors.setdefault(own, set()).update(above - {own})
+        below = above if own is None else above | {own}
+        for child in node.get("Subcategory", ()):
+            visit(child, below)
+
+    try:
+        visit(read_json(path), frozenset())
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no class hierarchy: a node lacks LabelName ({error!r}); fetch it again"
+        ) from error
+    return ancestors
+
+
+def verified_classes(
+    labels: Sequence[tuple[int, bool]],
+    named: Collection[int],
+    ancestors: Mapping[int, Collection[int]],
+) -> set[int]:
+    """Return the classes that are known to be in the image or not.
+
+    An object belongs to all classes that include its own. Where a class is absent, so are all
+    classes that it includes.
+    Source: Open Images Challenge 2019, evaluation, "hierarchy handling".
+    """
+    there = {category_id for category_id, present in labels if present} | set(named)
+    absent = {category_id for category_id, present in labels if not present}
+    above = {parent for category_id in there for parent in ancestors.get(category_id, ())}
+    below = {child for child, parents in ancestors.items() if absent & set(parents)}
+    return there | above | absent | below

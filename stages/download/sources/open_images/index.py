@@ -1,0 +1,245 @@
+"""The tables of Open Images as an index on disk: everything known of one image at once.
+
+The official CSV files have up to 15 million rows in no order that an image could be read from;
+in memory they would take as much as all other data. Coordinates are parts of the image's width
+and height, origin top-left.
+"""
+
+import csv
+import json
+import re
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from stages.download.sources.open_images.zip_members import Member, list_members
+
+SCHEMA = """
+CREATE TABLE image (name TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE box (
+    name TEXT, category INTEGER, x0 REAL, y0 REAL, x1 REAL, y1 REAL, group_of INTEGER);
+CREATE TABLE mask (
+    name TEXT, category INTEGER, x0 REAL, y0 REAL, x1 REAL, y1 REAL, file TEXT);
+CREATE TABLE member (
+    file TEXT PRIMARY KEY, offset INTEGER, packed INTEGER, size INTEGER, method INTEGER,
+    crc INTEGER) WITHOUT ROWID;
+CREATE TABLE verified (name TEXT, category INTEGER, present INTEGER);
+CREATE TABLE caption (name TEXT, text TEXT);
+"""
+IMAGE_ID = re.compile("[0-9a-f]{16}")
+END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+TABLES = ("box", "mask", "verified", "caption")
+BOX = ("XMin", "YMin", "XMax", "YMax")
+MASK_BOX = tuple(f"Box{side}" for side in BOX)
+
+
+@dataclass(frozen=True)
+class BoxRow:
+    """A box of a class; `group_of`: it holds more than five objects that touch each other."""
+
+    category_id: int
+    corners: tuple[float, float, float, float]
+    group_of: bool
+
+
+@dataclass(frozen=True)
+class MaskRow:
+    """The outline of one object: a PNG, the box it was drawn in, and where an archive has it.
+
+    `member` is None if no archive was there that has it.
+    """
+
+    category_id: int
+    corners: tuple[float, float, float, float]
+    file_name: str
+    member: Member | None
+
+
+def rows_of(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the values of some columns of a CSV with a header.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it lacks a column, or a row is cut short.
+    """
+    columns = tuple(columns)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.absolute()}: not found; `python -m fetch open_images` fetches"
+            " what download.open_images.folder of params.yaml needs"
+        )
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        if missing := [column for column in columns if column not in header]:
+            raise ValueError(f"{path}: has no column {', '.join(missing)}, only {header}")
+        places = [header.index(column) for column in columns]
+        for row in reader:
+            if len(row) <= max(places):
+                raise ValueError(f"{path}, line {reader.line_num}: cut short; fetch it again")
+            yield tuple(row[place] for place in places)
+
+
+class IndexWriter:
+    """Fills an index; its methods take the official files."""
+
+    def __init__(self, path: Path, category_ids: Mapping[str, int]) -> None:
+        """Make the file; rows of labels that `category_ids` has no id for are left out."""
+        self._connection = sqlite3.connect(path)
+        self._connection.executescript(SCHEMA)
+        self._connection.execute("PRAGMA synchronous = OFF")  # it is of no use after a crash
+        self._ids = category_ids
+
+    def add_images(self, path: Path) -> None:
+        """Take the list of a part's images.
+
+        Raises:
+            ValueError: an ImageID is none; images are fetched to files of these names.
+        """
+        names = (name for (name,) in rows_of(path, ["ImageID"]))
+        checked = ((_image_id(name, path),) for name in names)
+        self._insert("INSERT OR IGNORE INTO image VALUES (?)", checked)
+
+    def add_boxes(self, path: Path) -> None:
+        """Take the boxes of a part."""
+        rows = rows_of(path, ["ImageID", "LabelName", *BOX, "IsGroupOf"])
+        self._insert(
+            "INSERT INTO box VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                (name, self._ids[label], *map(float, corners), group_of == "1")
+                for name, label, *corners, group_of in rows
+                if label in self._ids
+            ),
+        )
+
+    def add_masks(self, path: Path) -> None:
+        """Take the list of a part's outlines."""
+        rows = rows_of(path, ["ImageID", "LabelName", *MASK_BOX, "MaskPath"])
+        self._insert(
+            "INSERT INTO mask VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                (name, self._ids[label], *map(float, corners), file_name)
+                for name, label, *corners, file_name in rows
+                if label in self._ids
+            ),
+        )
+
+    def add_archive(self, path: Path) -> None:
+        """Take the list of an archive of outlines.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is broken.
+        """
+        # In order of the key, as each archive has a first digit of its own: the table only grows.
+        rows = sorted(astuple(member) for member in list_members(path))
+        self._insert("INSERT OR REPLACE INTO member VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def add_labels(self, path: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Take what people have verified to be in an image, or not to be, of wanted images."""
+        rows = rows_of(path, ["ImageID", "LabelName", "Confidence"])
+        self._insert(
+            "INSERT INTO verified VALUES (?, ?, ?)",
+            (
+                (name, self._ids[label], float(confidence) > 0)
+                for name, label, confidence in rows
+                if label in self._ids and wanted(name)
+            ),
+        )
+
+    def add_captions(self, path: Path) -> None:
+        """Take a file of Localized Narratives.
+
+        Raises:
+            ValueError: a line is no narrative.
+        """
+        self._insert("INSERT INTO caption VALUES (?, ?)", _narratives(path))
+
+    def finish(self) -> None:
+        """Sort the index; call once, after everything is in."""
+        for table in TABLES:
+            self._connection.execute(f"CREATE INDEX {table}_of ON {table} (name)")
+        self._connection.commit()
+        self._connection.close()
+
+    def _insert(self, statement: str, rows: Iterable[tuple]) -> None:
+        self._connection.executemany(statement, rows)
+
+
+def _image_id(name: str, path: Path) -> str:
+    if not IMAGE_ID.fullmatch(name):
+        raise ValueError(f"{path}: ImageID {name!r} is not 16 hexadecimal digits; fetch it again")
+    return name
+
+
+def _narratives(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                entry = json.loads(line)
+                yield entry["image_id"], " ".join(entry["caption"].split())
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: no Localized Narrative ({error!r}); it needs image_id"
+                    " and caption; fetch the file again"
+                ) from error
+
+
+class Index:
+    """Reads an index; open one per use, as a connection must not pass a fork."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def names_with(self, table: str) -> Iterator[str]:
+        """Yield the images of the list that have a row in a table, in order."""
+        assert table in TABLES
+        statement = f"SELECT name FROM image WHERE name IN (SELECT name FROM {table}) ORDER BY name"
+        return (name for (name,) in self._connection.execute(statement))
+
+    def boxes(self, name: str) -> list[BoxRow]:
+        """Return the boxes of one image."""
+        return [
+            BoxRow(category_id, tuple(corners), bool(group_of))
+            for _, category_id, *corners, group_of in self._rows("box", name)
+        ]
+
+    def masks(self, name: str) -> list[MaskRow]:
+        """Return the outlines of one image."""
+        rows = self._connection.execute(
+            "SELECT category, x0, y0, x1, y1, file, offset, packed, size, method, crc"
+            " FROM mask LEFT JOIN member USING (file) WHERE name = ? ORDER BY mask.rowid",
+            [name],
+        )
+        return [
+            MaskRow(category_id, (x0, y0, x1, y1), file, _member(file, place))
+            for category_id, x0, y0, x1, y1, file, *place in rows
+        ]
+
+    def verified(self, name: str) -> list[tuple[int, bool]]:
+        """Return (class, whether it is in the image) where that was verified."""
+        return [
+            (category_id, bool(there)) for _, category_id, there in self._rows("verified", name)
+        ]
+
+    def captions(self, name: str) -> list[str]:
+        """Return the captions of one image: the sentences of its narratives.
+
+        A narrative has about forty words, more than a vision-language model reads of a caption.
+        """
+        narratives = (text for _, text in self._rows("caption", name) if text)
+        return [part for text in narratives for part in END_OF_SENTENCE.split(text)]
+
+    def _rows(self, table: str, name: str) -> sqlite3.Cursor:
+        return self._connection.execute(
+            f"SELECT * FROM {table} WHERE name = ? ORDER BY rowid", [name]
+        )
+
+
+def _member(file: str, place: list) -> Member | None:
+    return None if None in place else Member(file, *place)

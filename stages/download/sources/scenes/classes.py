@@ -1,0 +1,71 @@
+"""The 17 classes of scenes: their names, the words for them, their drawing, and the split.
+
+12 base and 5 novel classes; division 0 was fixed before anything was measured, the others follow
+from it by counting on. Only synonyms that mean one class.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from stages.common.formats.categories import Category
+from stages.download.plurals import forms_of, plural
+from stages.download.sources.scenes import drawings_nature as nature
+from stages.download.sources.scenes import drawings_things as things
+from stages.download.sources.scenes.shapes import Part, Variation
+
+NUM_NOVEL = 5
+
+
+@dataclass(frozen=True)
+class SceneClass:
+    """One class of drawn objects; `synonyms` are singular words for it, beside its name."""
+
+    name: str
+    draw: Callable[[Variation], list[Part]]
+    synonyms: tuple[str, ...] = ()
+
+    def word(self, synonym: str | None, is_plural: bool) -> str:
+        """Return the name, or one of its synonyms, for one or for several objects."""
+        word = synonym or self.name
+        return plural(word) if is_plural else word
+
+
+SCENE_CLASSES = (
+    SceneClass("mushroom", nature.draw_mushroom, ("toadstool",)),
+    SceneClass("bird", nature.draw_bird),
+    SceneClass("lamp", things.draw_lamp),
+    SceneClass("cup", things.draw_cup, ("mug",)),
+    SceneClass("key", things.draw_key),
+    SceneClass("tree", nature.draw_tree),
+    SceneClass("house", things.draw_house, ("cottage",)),
+    SceneClass("boat", things.draw_boat, ("sailboat",)),
+    SceneClass("flower", nature.draw_flower, ("blossom",)),
+    SceneClass("apple", nature.draw_apple),
+    SceneClass("guitar", things.draw_guitar),
+    SceneClass("hat", things.draw_hat),
+    SceneClass("umbrella", things.draw_umbrella, ("parasol",)),
+    SceneClass("fish", nature.draw_fish),
+    SceneClass("car", things.draw_car, ("automobile",)),
+    SceneClass("clock", things.draw_clock, ("alarm clock",)),
+    SceneClass("butterfly", nature.draw_butterfly),
+)
+
+
+def scene_categories(class_split: int) -> list[Category]:
+    """Return the classes as categories, ids from 1 in the order of `SCENE_CLASSES`.
+
+    Args:
+        class_split: 0..16, of the divisions into base and novel classes. Each takes for novel the
+            `NUM_NOVEL` classes that follow those of the one before, round and round; 0 the last.
+    """
+    first = NUM_NOVEL * (class_split - 1)
+    novel = {(first + place) % len(SCENE_CLASSES) for place in range(NUM_NOVEL)}
+    return [
+        Category(
+            index + 1,
+            entry.name,
+            "novel" if index in novel else "base",
+            forms_of((entry.name, *entry.synonyms)),
+        )
+        for index, entry in enumerate(SCENE_CLASSES)
+    ]

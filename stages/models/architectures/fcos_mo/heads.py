@@ -1,0 +1,128 @@
+"""Predictions of FCOS-MO at every location: class features, box edges, and centerness.
+
+Shape legend: N images, L locations of all levels, F features of a location, V classes of a
+vocabulary, D channels of a level, h w its cells.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import nn
+from torchvision.ops import sigmoid_focal_loss
+
+from stages.models.architectures.fcos_mo.params import GROUP, FocalParams
+from stages.models.detection.text_classifier import TextClassifier
+
+LONGEST_EXPONENT = 8.0  # 3000 strides; keeps the first steps finite
+
+
+def conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
+    """Convolution 3×3, group norm, ReLU.
+
+    Group norm is FCOS's own choice for its towers. No image counts for another, so that
+    micro-batches and several processes give the losses of one.
+    """
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+        nn.GroupNorm(outputs // GROUP, outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the head says of N images."""
+
+    features: torch.Tensor  # (N, L, F), for the classifier
+    distances: torch.Tensor  # float32 (N, L, 4), pixels, > 0
+    centerness: torch.Tensor  # float32 (N, L), logits
+
+
+class SigmoidClassifier(nn.Module):
+    """Each class of a vocabulary against the background, by its text alone.
+
+    The poster says only "CLIP-based open-vocabulary classifier". Our design: the logit of a class
+    is its similarity less the background's (0 where that is the zero vector) and a learned number
+    that all classes have in common. It begins at the prior of the focal loss, and classes that are
+    never trained have it as well.
+    """
+
+    def __init__(self, texts: TextClassifier, prior: float) -> None:
+        super().__init__()
+        self.texts = texts
+        self.bias = nn.Parameter(torch.tensor(-log((1 - prior) / prior)))
+
+    def forward(self, features: torch.Tensor, vocabulary: Sequence[int] | None) -> torch.Tensor:
+        """Return logits float32 (N, L, V) of features (N, L, F)."""
+        similar = self.texts(features.flatten(0, 1), vocabulary)
+        return (similar[:, 1:] - similar[:, :1] + self.bias).unflatten(0, features.shape[:2])
+
+
+class DenseHead(nn.Module):
+    """Two towers shared by all levels; box and centerness do not know classes.
+
+    Source: FCOS, section 3 and figure 2, with centerness on the box tower and the exponential of
+    its first version, whose gradient is never zero.
+    """
+
+    def __init__(self, width: int, layers: int, strides: Sequence[int]) -> None:
+        """Take levels of `width` channels."""
+        super().__init__()
+        self.strides = strides
+        self.class_tower, self.box_tower = (
+            nn.Sequential(*[conv_norm_relu(width, width) for _ in range(layers)]) for _ in range(2)
+        )
+        self.edges, self.centerness = nn.Conv2d(width, 4, 3, 1, 1), nn.Conv2d(width, 1, 3, 1, 1)
+        self.scales = nn.Parameter(torch.ones(len(strides)))
+        for module in (self.edges, self.centerness):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, levels: Sequence[torch.Tensor]) -> Said:
+        """Map levels (N, D, h, w) of the strides."""
+        features, distances, central = [], [], []
+        for level, stride, scale in zip(levels, self.strides, self.scales, strict=True):
+            features.append(_rows(self.class_tower(level)))
+            shape = self.box_tower(level)
+            exponents = (scale * _rows(self.edges(shape)).float()).clamp(max=LONGEST_EXPONENT)
+            distances.append(stride * exponents.exp())
+            central.append(_rows(self.centerness(shape)).float()[..., 0])
+        return Said(*(torch.cat(rows, dim=1) for rows in (features, distances, central)))
+
+    def box_part(self) -> nn.Module:
+        """Return all that has to do with boxes."""
+        return nn.ModuleList(
+            [self.box_tower, self.edges, self.centerness, nn.ParameterList([self.scales])]
+        )
+
+
+def _rows(level: torch.Tensor) -> torch.Tensor:
+    return level.flatten(2).transpose(1, 2)
+
+
+def focal_terms(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    focal: FocalParams,
+    annotated: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the focal loss of each location, (L,), of logits (L, V).
+
+    Args:
+        logits: of the vocabulary's classes.
+        labels: int64 (L,), 0 for background, else 1-based positions in the vocabulary.
+        focal: alpha and gamma. Source: Focal Loss for Dense Object Detection, eq. 5.
+        annotated: int64 (k,), labels that are named wherever there is such an object; any if None.
+            A location is no negative of another class: nobody looked for it.
+    """
+    goals = torch.zeros_like(logits)
+    positive = torch.where(labels > 0)[0]
+    goals[positive, labels[positive] - 1] = 1
+    terms = sigmoid_focal_loss(logits, goals, focal.alpha, focal.gamma)
+    if annotated is not None:
+        known = goals > 0
+        known[:, annotated - 1] = True
+        terms = terms * known
+    return terms.sum(1)

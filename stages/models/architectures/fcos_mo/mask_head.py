@@ -1,0 +1,194 @@
+"""A deep hourglass that outlines the object in a box, in the frame of the box.
+
+Source: Deep-MAC ("The surprising impact of mask-head architecture on novel class segmentation"),
+section 3: crops of a pixel embedding, coordinates, and an instance embedding go through an
+hourglass; it is trained on given boxes, never on predicted ones, which is what lets it outline
+classes whose masks it never saw.
+
+The ALP poster says "deep Hourglass mask head" and no more. What is ours: group norm for batch norm,
+so that crops of several processes or micro-batches need not meet; kernels of an even side where
+Deep-MAC halves with 3×3, so that a coarse cell looks at the middle of those it stands for; and the
+instance embedding read at the centre of the box on the level that learns it, for FCOS has no one
+centre cell per object as CenterNet does.
+
+Shape legend: N images, R regions, S cells of a crop's side, D channels of a level.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.ops import roi_align
+
+from stages.common.runtime.devices import own_kernels
+from stages.models.architectures.fcos_mo.heads import conv_norm_relu
+from stages.models.architectures.fcos_mo.locations import Grid
+from stages.models.architectures.fcos_mo.params import GROUP, HOURGLASSES, MaskHeadParams
+from stages.models.backbones.fpn import double
+from stages.models.backbones.roi_align import first_centre, pool_regions
+
+CROPS_AT_ONCE = 128  # in inference: 0.5 GB of activations with Deep-MAC's 52 layers
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions with a skip connection; the first may halve the map."""
+
+    def __init__(self, inputs: int, outputs: int, halve: bool = False) -> None:
+        super().__init__()
+        kernel, stride = (4, 2) if halve else (3, 1)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False),
+            nn.GroupNorm(outputs // GROUP, outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.GroupNorm(outputs // GROUP, outputs),
+        )
+        self.skip = nn.Identity()
+        if halve or inputs != outputs:
+            self.skip = nn.Sequential(
+                nn.Conv2d(inputs, outputs, stride, stride, bias=False),
+                nn.GroupNorm(outputs // GROUP, outputs),
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (R, inputs, S, S) to (R, outputs, S, S), or half the side."""
+        return functional.relu(self.skip(x) + self.convolutions(x))
+
+
+def _residuals(widths: Sequence[int], halve: bool = False) -> nn.Sequential:
+    pairs = enumerate(pairwise(widths))
+    return nn.Sequential(*[Residual(*pair, halve and k == 0) for k, pair in pairs])
+
+
+class Stage(nn.Module):
+    """One resolution of an hourglass and all coarser ones inside it."""
+
+    def __init__(self, blocks: Sequence[int], widths: Sequence[int]) -> None:
+        """Take blocks and channels of at least two resolutions, from fine to coarse."""
+        super().__init__()
+        (count, *inner), (width, coarse, *_) = blocks, widths
+        self.beside = _residuals([width] * (count + 1))
+        self.down = _residuals([width] + [coarse] * count, halve=True)
+        self.inner = (
+            Stage(inner, widths[1:]) if len(inner) > 1 else _residuals([coarse] * (inner[0] + 1))
+        )
+        self.up = _residuals([coarse] * count + [width])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Keep the shape (R, C, S, S)."""
+        within = self.up(self.inner(self.down(x)))
+        for dim in (2, 3):
+            within = double(within, dim, central=True)
+        return self.beside(x) + within
+
+
+def hourglass(depth: int, inputs: int, channels: int) -> nn.Sequential:
+    """Return a network of (R, inputs, S, S) to one logit per cell, (R, 1, S, S).
+
+    `depth` counts the 3×3 convolutions on the longest way, as Deep-MAC does.
+    """
+    blocks, factors = HOURGLASSES[depth]
+    widths = [channels * factor for factor in factors]
+    return nn.Sequential(
+        conv_norm_relu(inputs, channels),
+        Residual(channels, widths[0]),
+        Stage(blocks, widths),
+        conv_norm_relu(widths[0], channels),
+        nn.Conv2d(channels, 1, 1),
+    )
+
+
+class MaskHead(nn.Module):
+    """Pixel and instance embeddings, and the hourglass on both."""
+
+    def __init__(self, params: MaskHeadParams, width: int, grid: Grid, finest_stride: int) -> None:
+        """Take levels of `width` channels; `grid` has those with locations."""
+        super().__init__()
+        self.side, self.grid, self.finest_stride = params.crop_side, grid, finest_stride
+        self.pixels = nn.Sequential(
+            conv_norm_relu(width, width), nn.Conv2d(width, params.pixel_channels, 1)
+        )
+        self.instances = nn.Sequential(
+            nn.Linear(width, width),
+            nn.ReLU(inplace=True),
+            nn.Linear(width, params.instance_channels),
+        )
+        inputs = params.pixel_channels + 2 + params.instance_channels
+        self.hourglass = hourglass(params.depth, inputs, params.channels)
+
+    def forward(
+        self, levels: Sequence[torch.Tensor], boxes_xyxy: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return logits float32 (R, S, S) in the frame of the boxes, of all images in order.
+
+        Args:
+            levels: maps (N, D, h, w), all of the pyramid, from fine to coarse.
+            boxes_xyxy: (R_n, 4) per image, in pixels of the image as the network sees it.
+        """
+        boxes = torch.cat(boxes_xyxy)
+        counts = torch.tensor([len(own) for own in boxes_xyxy], device=boxes.device)
+        image = torch.repeat_interleave(torch.arange(len(counts), device=boxes.device), counts)
+        crops = pool_regions(
+            self.pixels(levels[0]),
+            boxes,
+            image,
+            self.side,
+            self.finest_stride,
+            first_centre(self.finest_stride, self.grid.central),
+        )
+        embedded = self._instances(levels[-len(self.grid.strides) :], boxes, image)
+        position = (torch.arange(self.side, device=boxes.device) + 0.5) / self.side * 2 - 1
+        position = position.to(crops.dtype)
+        shape = len(boxes), 1, self.side, self.side
+        inputs = torch.cat(
+            [
+                crops,
+                position[:, None].expand(shape),
+                position.expand(shape),
+                embedded.to(crops.dtype)[..., None, None].expand(-1, -1, *shape[2:]),
+            ],
+            dim=1,
+        )
+        parts = [inputs] if self.training else inputs.split(CROPS_AT_ONCE)
+        return torch.cat([self.hourglass(part)[:, 0].float() for part in parts])
+
+    def _instances(
+        self, levels: Sequence[torch.Tensor], boxes_xyxy: torch.Tensor, image: torch.Tensor
+    ) -> torch.Tensor:
+        """Return embeddings (R, E), of the features at the centres of the boxes."""
+        own_level = self.grid.level(boxes_xyxy)
+        points = ((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2).repeat(1, 2)
+        rows, read = [], []
+        for index, (level, stride) in enumerate(zip(levels, self.grid.strides, strict=True)):
+            here = torch.where(own_level == index)[0]
+            first = first_centre(stride, self.grid.central)
+            rows.append(here)
+            read.append(pool_regions(level, points[here], image[here], 1, stride, first))
+        return self.instances(torch.cat(read)[torch.cat(rows).argsort()].flatten(1))
+
+
+def mask_terms(
+    logits: torch.Tensor, boxes_xyxy: list[torch.Tensor], masks: list[torch.Tensor]
+) -> torch.Tensor:
+    """Return the mean cross-entropy of each region's cells (R,), of logits (R, S, S).
+
+    A cell's target is the fraction of it that the object covers.
+
+    Args:
+        logits: of the regions of all images.
+        boxes_xyxy: the regions (R_n, 4) of each image.
+        masks: uint8 (R_n, H, W) of each image, one per region.
+    """
+    side = logits.shape[-1]
+    with own_kernels():  # no gradient goes through it
+        goals = [
+            roi_align(own[:, None].float(), list(boxes[:, None]), side, aligned=True)[:, 0]
+            for own, boxes in zip(masks, boxes_xyxy, strict=True)
+            if len(own)
+        ]
+    if not goals:
+        return logits.sum((1, 2)) * 0
+    terms = functional.binary_cross_entropy_with_logits(logits, torch.cat(goals), reduction="none")
+    return terms.mean((1, 2))

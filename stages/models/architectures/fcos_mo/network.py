@@ -1,0 +1,272 @@
+"""FCOS-MO: FCOS with a deep hourglass mask head and a text-embedding classifier.
+
+Source: "Scaling up Instance Segmentation using Approximately Localized Phrases" (BMVC 2022), whose
+poster names these three parts and the reason for FCOS: it learns where the centre of a box is, and
+so minds loose boxes less than matching by overlap does. The rest of the network is not told there;
+what is ours, and why, stands where it is done. FCOS: sections 3.1 to 3.3 of the journal version.
+Parts of torchvision: the transform, the focal and GIoU losses, suppression.
+
+- A class is taught where the centre of a box is, and weighs as its object does.
+- Box and centerness are taught by every object that teaches its box, whatever its class.
+- A mask is taught in the object's given box, where there is a mask; without one nothing of the mask
+  head moves.
+- Where an image's targets say which labels are "annotated", its locations are no negatives of other
+  classes.
+
+It has no region proposals: all its scores are of classes.
+Frames and targets as in stages.models.detection.detector.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss
+
+from stages.models.architectures.fcos_mo.heads import DenseHead, SigmoidClassifier, focal_terms
+from stages.models.architectures.fcos_mo.locations import (
+    LEFT_OUT,
+    Grid,
+    Locations,
+    centerness,
+    edge_distances,
+)
+from stages.models.architectures.fcos_mo.mask_head import MaskHead, mask_terms
+from stages.models.architectures.fcos_mo.params import NetworkParams
+from stages.models.detection.backbones import build_backbone
+from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
+from stages.models.detection.global_batch import BatchRng, Counts, MicroBatchRng
+from stages.models.detection.params import PYRAMID_LEVELS
+from stages.models.detection.paste_masks import in_image
+from stages.models.detection.text_classifier import TextClassifier
+
+
+class Network(Detector):
+    """The network; `losses` trains it, `detect` uses it."""
+
+    classifier_name = "classifier_head.texts"
+
+    def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
+        """Build with fresh weights for classes with text embeddings float32 (C, D)."""
+        super().__init__(params)
+        self.backbone, _ = build_backbone(params.backbone)
+        width, finest = self.backbone.out_channels, self.backbone.strides[0]
+        strides = [finest << level for level in range(PYRAMID_LEVELS[params.backbone.kind])]
+        strides = strides[params.locations.finest_level :]
+        self.transform = GeneralizedRCNNTransform(
+            params.resize.shorter_side,
+            params.resize.longer_side,
+            list(self.backbone.pixel_mean),
+            list(self.backbone.pixel_std),
+            size_divisible=strides[-1],
+        )
+        self.grid = Grid(strides, self.backbone.central, params.locations.regressed_up_to)
+        self.dense = DenseHead(width, params.tower_layers, strides)
+        texts = TextClassifier(width, embeddings, **params.classifier.model_dump())
+        self.classifier_head = SigmoidClassifier(texts, params.focal.prior)
+        self.mask_head = MaskHead(params.mask_head, width, self.grid, finest)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return what training may freeze, by name."""
+        return {
+            "trunk": self.backbone.trunk,
+            "pyramid": self.backbone.pyramid,
+            "class_tower": self.dense.class_tower,
+            "box_tower": self.dense.box_part(),
+            "classifier": self.classifier_head,
+            "mask_head": self.mask_head,
+        }
+
+    def losses(
+        self,
+        images: list[torch.Tensor],
+        targets: Targets,
+        settings: LossSettings,
+        rng: BatchRng | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the four losses.
+
+        Those of locations are sums over the batch, divided by the number of locations that learn an
+        object, as in FCOS; that of masks is a mean over the objects drawn.
+        """
+        rng = rng or BatchRng()
+        batch, targets = self._resize(images, targets, rng)
+        levels = list(self.backbone(batch.tensors).values())
+        said = self.dense(levels[-len(self.grid.strides) :])
+        logits = self.classifier_head(said.features, settings.vocabulary)
+        locations = self.grid.locations(batch.tensors.shape[-2:], logits.device)
+        objects = self._assign(locations, targets)
+        orders, every = rng.orders(_counts(objects, targets))
+        count = max(1, sum(positives for positives, _ in every))
+        each = [
+            self._location_losses(locations, *own, settings.background_weight)
+            for own in zip(logits, said.distances, said.centerness, objects, targets, strict=True)
+        ]
+        classification, box, central = (sum(own) / count for own in zip(*each, strict=True))
+        mask = self._mask_loss(levels, targets, orders, every)
+        return {"classification": classification, "box": box, "centerness": central, "mask": mask}
+
+    def _location_losses(
+        self,
+        locations: Locations,
+        logits: torch.Tensor,
+        distances: torch.Tensor,
+        central: torch.Tensor,
+        objects: torch.Tensor,
+        target: dict[str, torch.Tensor],
+        background_weight: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the sums of an image's terms: of classes, boxes and centerness.
+
+        Args:
+            locations: of the image.
+            logits: float32 (L, V).
+            distances: (L, 4).
+            central: (L,), logits of the centerness.
+            objects: int64 (L,), as `Locations.assign` returns them.
+            target: of the image.
+            background_weight: of a location that no object is of.
+        """
+        positive = objects >= 0
+        index = objects[positive]
+        class_weight, box_weight, _ = _weights(target)[index].unbind(1)
+        weight = logits.new_full((len(objects),), background_weight)
+        weight[positive], weight[objects == LEFT_OUT] = class_weight, 0.0
+        labels = torch.zeros_like(objects)
+        labels[positive] = target["labels"][index]
+        terms = focal_terms(logits, labels, self.params.focal, target.get("annotated"))
+        goals = target["boxes"][index]
+        overlap = generalized_box_iou_loss(locations.boxes(distances)[positive], goals)
+        centering = functional.binary_cross_entropy_with_logits(
+            central[positive],
+            centerness(edge_distances(locations.centres[positive], goals)),
+            reduction="none",
+        )
+        return (terms * weight).sum(), (overlap * box_weight).sum(), (centering * box_weight).sum()
+
+    def _mask_loss(
+        self, levels: list[torch.Tensor], targets: Targets, orders: list, every: Counts
+    ) -> torch.Tensor:
+        """Return the loss of objects in a random order, as many as params say of each image.
+
+        Those that teach no mask are not drawn; the mean is over as many as if they were.
+        """
+        most = self.params.mask_head.objects_per_image
+        count = max(1, sum(min(objects, most) for _, objects in every))
+        weights = [_weights(target)[:, 2] for target in targets]
+        chosen = [
+            order.to(own.device)[own[order.to(own.device)] > 0][:most]
+            for (_, order), own in zip(orders, weights, strict=True)
+        ]
+        pairs = list(zip(targets, chosen, strict=True))
+        boxes = [target["boxes"][own] for target, own in pairs]
+        if not any(map(len, chosen)):
+            return levels[0].new_zeros(()).float()
+        terms = mask_terms(
+            self.mask_head(levels, boxes), boxes, [t["masks"][own] for t, own in pairs]
+        )
+        weight = torch.cat([own[index] for own, index in zip(weights, chosen, strict=True)])
+        return (terms * weight).sum() / count
+
+    @torch.no_grad()
+    def count_samples(
+        self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
+    ) -> None:
+        """Let `rng` take down the locations that learn an object, and the objects."""
+        batch, targets = self._resize(images, targets, rng)
+        locations = self.grid.locations(batch.tensors.shape[-2:], self.device)
+        rng.orders(_counts(self._assign(locations, targets), targets))
+
+    def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
+        """Return the size that these images are resized and padded to."""
+        with rng.resizing(len(images)):
+            return tuple(self.transform(images)[0].tensors.shape[-2:])
+
+    def _resize(
+        self, images: list[torch.Tensor], targets: Targets, rng: BatchRng
+    ) -> tuple[ImageList, Targets]:
+        """Return images and targets as the network sees them."""
+        with rng.resizing(len(images)):
+            batch, targets = self.transform(images, targets)
+        height, width = batch.tensors.shape[-2:]
+        rows, columns = rng.common_hw((height, width))
+        batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
+        return batch, targets
+
+    def _assign(self, locations: Locations, targets: Targets) -> list[torch.Tensor]:
+        radius = self.params.locations.centre_radius
+        return [locations.assign(t["boxes"], t["labels"], radius) for t in targets]
+
+    def detect(
+        self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
+    ) -> list[list[Prediction]]:
+        """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1].
+
+        The score is the geometric mean of the class's probability and the centerness, as in
+        detectron2's and torchvision's FCOS.
+        """
+        original = [tuple(image.shape[-2:]) for image in images]
+        batch, _ = self.transform(images)
+        levels = list(self.backbone(batch.tensors).values())
+        said = self.dense(levels[-len(self.grid.strides) :])
+        locations = self.grid.locations(batch.tensors.shape[-2:], batch.tensors.device)
+        boxes = locations.boxes(said.distances)
+        central = said.centerness.sigmoid()[..., None]
+        found = []
+        for vocabulary in vocabularies:
+            scores = (self.classifier_head(said.features, vocabulary).sigmoid() * central).sqrt()
+            detections = [
+                self._suppress(clip_boxes_to_image(b, hw), s, locations.per_level, vocabulary)
+                for b, s, hw in zip(boxes, scores, batch.image_sizes, strict=True)
+            ]
+            own = [d["boxes"] for d in detections]
+            masks = self.mask_head(levels, own).sigmoid().split([len(b) for b in own])
+            found.append(
+                [
+                    in_image({**d, "masks": mask}, seen, image_hw)
+                    for d, mask, seen, image_hw in zip(
+                        detections, masks, batch.image_sizes, original, strict=True
+                    )
+                ]
+            )
+        return found
+
+    def _suppress(
+        self,
+        boxes_xyxy: torch.Tensor,
+        scores: torch.Tensor,
+        per_level: list[int],
+        vocabulary: Sequence[int],
+    ) -> dict[str, torch.Tensor]:
+        """Turn boxes (L, 4) and scores (L, V) of an image into its detections, best score first."""
+        inference = self.params.inference
+        usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
+        scores = torch.where(usable[:, None], scores, 0.0)
+        chosen, first = [], 0
+        for level in scores.split(per_level):
+            best = level.flatten().topk(min(inference.pre_nms_top_n, level.numel()))
+            chosen.append(best.indices[best.values > inference.score_threshold] + first)
+            first += level.numel()
+        best = torch.cat(chosen)
+        location, position = best // len(vocabulary), best % len(vocabulary)
+        boxes, scores = boxes_xyxy[location], scores.flatten()[best]
+        kept = batched_nms(boxes, scores, position, inference.nms_iou)
+        kept = kept[: inference.detections_per_image]
+        labels = torch.tensor(list(vocabulary), device=boxes.device)[position[kept]]
+        return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
+
+
+def _weights(target: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return what class, box and mask of each object weigh, (n, 3)."""
+    return target.get("weights", target["boxes"].new_ones(len(target["boxes"]), 3))
+
+
+def _counts(objects: list[torch.Tensor], targets: Targets) -> Counts:
+    """Return the locations that learn an object, and the objects with a mask, of each image."""
+    return [
+        (int((own >= 0).sum()), len(target["masks"]))
+        for own, target in zip(objects, targets, strict=True)
+    ]

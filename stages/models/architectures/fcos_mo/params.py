@@ -1,0 +1,107 @@
+"""What `detector.architecture: fcos_mo` can be asked for."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from stages.common.runtime.params import Section
+from stages.models.detection.params import (
+    PYRAMID_LEVELS,
+    InferenceParams,
+    ResizeParams,
+    Resnet50FpnParams,
+    TrunkParams,
+)
+from stages.models.detection.params import NetworkParams as DetectorNetworkParams
+
+# Depth → blocks per stage, and their width in units of `channels`, from the full resolution to the
+# coarsest. Source: Deep-MAC, appendix on the mask heads, and its official code.
+HOURGLASSES = {
+    10: ((1, 1), (2, 2)),
+    20: ((1, 2, 2), (2, 2, 3)),
+    32: ((2, 2, 2, 2), (2, 2, 3, 3)),
+    52: ((2, 2, 2, 2, 2, 4), (2, 2, 3, 3, 3, 4)),
+}
+GROUP = 8  # channels that are normalised together; 32 groups of FCOS's 256
+Width = Annotated[int, Field(ge=GROUP, multiple_of=GROUP)]
+
+
+class LocationParams(Section):
+    """Which locations learn which objects."""
+
+    finest_level: int = Field(ge=0)
+    regressed_up_to: list[Annotated[float, Field(gt=0)]]
+    centre_radius: float = Field(gt=0)
+
+
+class FocalParams(Section):
+    """Sigmoid focal loss, and the probability that a location begins with."""
+
+    alpha: float = Field(ge=0, le=1)
+    gamma: float = Field(ge=0)
+    prior: float = Field(gt=0, lt=1)
+
+
+class MaskHeadParams(Section):
+    """Deep class-agnostic mask head."""
+
+    depth: Literal[10, 20, 32, 52]
+    channels: Width
+    crop_side: int = Field(ge=2)
+    pixel_channels: int = Field(ge=1)
+    instance_channels: int = Field(ge=1)
+    objects_per_image: int = Field(ge=1)
+
+
+class DenseInferenceParams(InferenceParams):
+    """From scored locations to detections."""
+
+    pre_nms_top_n: int = Field(ge=1)
+
+
+class NetworkParams(DetectorNetworkParams):
+    """FCOS with a deep mask head and an open vocabulary."""
+
+    losses = ("classification", "box", "centerness", "mask")
+    parts = ("trunk", "pyramid", "class_tower", "box_tower", "classifier", "mask_head")
+    supports = frozenset({"micro_batches", "object_weights"})
+
+    backbone: Annotated[TrunkParams | Resnet50FpnParams, Field(discriminator="kind")]
+    resize: ResizeParams
+    tower_layers: int = Field(ge=1)
+    locations: LocationParams
+    focal: FocalParams
+    mask_head: MaskHeadParams
+    inference: DenseInferenceParams
+
+    @model_validator(mode="after")
+    def _one_limit_between_two_levels(self) -> "NetworkParams":
+        limits, finest = self.locations.regressed_up_to, self.locations.finest_level
+        wanted = PYRAMID_LEVELS[self.backbone.kind] - finest - 1
+        if wanted < 0 or len(limits) != wanted or limits != sorted(set(limits)):
+            raise ValueError(
+                f"locations.regressed_up_to: expected {max(wanted, 0)} rising limits, one less than"
+                f" the levels of backbone.kind {self.backbone.kind} from finest_level {finest} on,"
+                f" found {limits}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _widths_can_be_normalised(self) -> "NetworkParams":
+        width = self.backbone.pyramid_width
+        if width % GROUP:
+            raise ValueError(
+                f"backbone.pyramid_width: expected a multiple of {GROUP}, found {width}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crops_can_be_halved(self) -> "NetworkParams":
+        head = self.mask_head
+        multiple = 2 ** (len(HOURGLASSES[head.depth][0]) - 1)
+        if head.crop_side % multiple:
+            raise ValueError(
+                f"mask_head.crop_side: expected a multiple of {multiple}, as depth {head.depth}"
+                f" halves it to one, found {head.crop_side}"
+            )
+        return self

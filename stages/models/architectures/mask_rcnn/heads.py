@@ -1,0 +1,245 @@
+"""Region heads of Mask R-CNN: torchvision's, made class-agnostic and open.
+
+Shape legend: N images, R regions, C classes, V classes of a vocabulary, M cells of a mask's side.
+Targets as in stages.models.detection.detector.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
+
+from stages.common.runtime.devices import own_kernels
+from stages.models.detection.detector import LossSettings, Targets
+from stages.models.detection.region_hooks import SampledRegions
+from stages.models.detection.text_classifier import TextClassifier, classification_loss
+
+
+class MaskHead(nn.Sequential):
+    """Convolutions, upsampling by two, and one class-agnostic mask per region."""
+
+    def __init__(self, inputs: int, channels: int, layers: int) -> None:
+        """Take maps of `inputs` channels; C4 has no `layers` before the doubling."""
+        convolutions = [
+            module
+            for k in range(layers)
+            for module in (
+                nn.Conv2d(channels if k else inputs, channels, 3, 1, 1),
+                nn.ReLU(inplace=True),
+            )
+        ]
+        super().__init__(
+            *convolutions,
+            # A transposed 2×2 convolution of stride 2, ten times as fast on a CPU in this form.
+            nn.Conv2d(channels if layers else inputs, 4 * channels, 1),
+            nn.PixelShuffle(2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, 1, 1),
+        )
+
+
+class RegionHeads(RoIHeads):
+    """Box and mask heads that do not know classes, and the text classifier beside them.
+
+    Matching, sampling and box coding are the parent's. Its losses and its post-processing expect
+    deltas and masks per class; here there is one of each per region. Without a `mask_roi_pool` of
+    their own, masks are made from the maps that boxes are.
+    """
+
+    box_predictor: nn.ModuleDict  # {"classifier": TextClassifier, "deltas": nn.Linear}
+    smooth_l1_beta: float
+
+    def describe(
+        self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (features of the regions (R, F), box deltas (R, 4))."""
+        return self._describe(self.box_roi_pool(features, proposals, image_sizes))
+
+    def _describe(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        regions = self.box_head(maps)
+        return regions, self.box_predictor["deltas"](regions).float()
+
+    def losses(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[torch.Tensor],
+        batch: ImageList,
+        targets: Targets,
+        settings: LossSettings,
+    ) -> dict[str, torch.Tensor]:
+        """Return {"classification", "box", "mask"} and further losses of proposals sampled."""
+        image_sizes = batch.image_sizes
+        proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
+        maps = self.box_roi_pool(features, proposals, image_sizes)
+        regions, deltas = self._describe(maps)
+        classifier: TextClassifier = self.box_predictor["classifier"]
+        all_labels = torch.cat(labels)
+        positive = all_labels > 0
+        weights = _region_weights(targets, matched, positive)
+        # As torchvision's fastrcnn_loss, without picking the deltas of the right class.
+        box = functional.smooth_l1_loss(
+            deltas[positive],
+            torch.cat(goals)[positive],
+            beta=self.smooth_l1_beta,
+            reduction="sum" if weights is None else "none",
+        )
+        if weights is not None:
+            box = (box.sum(1) * weights[positive, 1]).sum()
+        inside = [boxes[own > 0] for boxes, own in zip(proposals, labels, strict=True)]
+        objects = [index[own > 0] for index, own in zip(matched, labels, strict=True)]
+        if self.mask_roi_pool is None:
+            logits = self.mask_head(maps[positive])
+        else:
+            logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
+        masks = [target["masks"] for target in targets]
+        mask_weights = None if weights is None else weights[positive, 2]
+        mask_loss = mask_head_loss(logits[:, 0].float(), inside, masks, objects, mask_weights)
+        class_logits = classifier(regions, settings.vocabulary)
+        sampled = SampledRegions(
+            batch.tensors, proposals, all_labels, regions, class_logits, classifier
+        )
+        return {
+            **{name: loss(sampled) for name, loss in settings.region_losses.items()},
+            "classification": classification_loss(
+                class_logits,
+                all_labels,
+                settings.background_weight,
+                None if weights is None else weights[:, 0],
+            ),
+            "box": box / len(all_labels),
+            "mask": mask_loss,
+        }
+
+    def detect(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+        vocabularies: Sequence[Sequence[int]],
+    ) -> list[Targets]:
+        """Return detections per vocabulary and image, best score first.
+
+        Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
+        "masks" (n, M, M), probabilities in the frame of the box. Regions are pooled once for all
+        vocabularies; what depends on a vocabulary is the softmax, then suppression per class.
+        """
+        regions, deltas = self.describe(features, proposals, image_sizes)
+        counts = [len(boxes) for boxes in proposals]
+        boxes = self.box_coder.decode(deltas, proposals)[:, 0].split(counts)
+        found = []
+        for vocabulary in vocabularies:
+            logits = self.box_predictor["classifier"](regions, vocabulary)
+            scores = logits.softmax(1)[:, 1:].split(counts)
+            detections = [
+                self._suppress(clip_boxes_to_image(b, size), s, torch.tensor(list(vocabulary)))
+                for b, s, size in zip(boxes, scores, image_sizes, strict=True)
+            ]
+            pool = self.box_roi_pool if self.mask_roi_pool is None else self.mask_roi_pool
+            pooled = pool(features, [d["boxes"] for d in detections], image_sizes)
+            masks = self.mask_head(pooled)[:, 0].sigmoid()
+            per_image = masks.split([len(d["boxes"]) for d in detections])
+            found.append(
+                [{**d, "masks": own} for d, own in zip(detections, per_image, strict=True)]
+            )
+        return found
+
+    def _suppress(
+        self, boxes_xyxy: torch.Tensor, scores: torch.Tensor, vocabulary: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Turn boxes (R, 4) and scores (R, V) of one image into its detections."""
+        usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
+        region, position = torch.where((scores > self.score_thresh) & usable[:, None])
+        scores, boxes = scores[region, position], boxes_xyxy[region]
+        kept = batched_nms(boxes, scores, position, self.nms_thresh)[: self.detections_per_img]
+        labels = vocabulary.to(boxes.device)[position[kept]]
+        return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
+
+
+def mask_head_loss(
+    logits: torch.Tensor,
+    boxes_xyxy: list[torch.Tensor],
+    masks: list[torch.Tensor],
+    objects: list[torch.Tensor],
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the mean cross-entropy of mask logits (R, M, M) in the frame of the boxes; 0 of none.
+
+    A cell's target is the fraction of it that the object covers, by RoIAlign as the features have
+    it: without its half-pixel alignment, as in torchvision's loss, targets lie half a pixel off.
+
+    Args:
+        logits: of the regions of all images.
+        boxes_xyxy: those regions, (R_n, 4) per image.
+        masks: uint8 (m, H, W) per image.
+        objects: which of its masks each region is to show, int64 (R_n,) per image.
+        weights: (R,) that the regions' terms are times.
+    """
+    side = logits.shape[-1]
+    with own_kernels():  # no gradient goes through it
+        goals = torch.cat(
+            [
+                roi_align(
+                    own[:, None].to(boxes),
+                    torch.cat([index[:, None].to(boxes), boxes], dim=1),
+                    side,
+                    aligned=True,
+                )[:, 0]
+                for own, boxes, index in zip(masks, boxes_xyxy, objects, strict=True)
+            ]
+        )
+    if not len(goals):
+        return logits.sum() * 0
+    if weights is not None:
+        weights = weights[:, None, None]
+    return functional.binary_cross_entropy_with_logits(logits, goals, weights)
+
+
+def _region_weights(
+    targets: Targets, matched: list[torch.Tensor], positive: torch.Tensor
+) -> torch.Tensor | None:
+    """Return what class, box and mask of each region weigh (R, 3): as its object does, or 1."""
+    if "weights" not in targets[0]:
+        return None
+    pairs = zip(targets, matched, strict=True)
+    weights = torch.cat([target["weights"][index] for target, index in pairs])
+    return torch.where(positive[:, None], weights, 1.0)
+
+
+class StagePooling(nn.Module):
+    """Pools regions, then runs the last stage of a residual network on each of them."""
+
+    def __init__(self, pool: nn.Module, stage: nn.Module) -> None:
+        """Chain `pool`, as RoIHeads calls it, and `stage`, maps to maps."""
+        super().__init__()
+        self.pool, self.stage = pool, stage
+
+    def forward(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        """Return maps (R, F, S, S) of all regions."""
+        return self.stage(self.pool(features, proposals, image_sizes))
+
+
+class StageRegionHeads(RegionHeads):
+    """Region heads on `StagePooling`, as a C4 Faster R-CNN has them."""
+
+    def describe(
+        self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the parent, an image at a time: the maps of 1000 regions take 1.6 GB on the way."""
+        each = [
+            super(StageRegionHeads, self).describe(
+                {name: level[n : n + 1] for name, level in features.items()}, [boxes], [size]
+            )
+            for n, (boxes, size) in enumerate(zip(proposals, image_sizes, strict=True))
+        ]
+        return torch.cat([regions for regions, _ in each]), torch.cat(
+            [deltas for _, deltas in each]
+        )

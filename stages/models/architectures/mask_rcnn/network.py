@@ -1,0 +1,231 @@
+"""Mask R-CNN with class-agnostic box and mask heads and a text-embedding classifier.
+
+The parts are torchvision's (transform, anchors, proposal network, RoIAlign, matching); the class
+below is the wiring. Source: Mask-free OVIS, section 3.3; its code is a C4 Faster R-CNN, which
+`backbone.kind: resnet50_c4` is, with class-agnostic masks as in XPM.
+
+Frames and targets as in stages.models.detection.detector.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+
+from stages.models.architectures.mask_rcnn.heads import (
+    MaskHead,
+    RegionHeads,
+    StagePooling,
+    StageRegionHeads,
+)
+from stages.models.architectures.mask_rcnn.params import NetworkParams
+from stages.models.architectures.mask_rcnn.proposals import ProposalHead, ProposalNetwork
+from stages.models.backbones.roi_align import PyramidPooling, first_centre
+from stages.models.detection.backbones import REGION_STAGE_CHANNELS, build_backbone
+from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
+from stages.models.detection.global_batch import BatchRng, MicroBatchRng, PartSampler
+from stages.models.detection.paste_masks import in_image
+from stages.models.detection.region_hooks import MakeRegionHead
+from stages.models.detection.text_classifier import TextClassifier
+
+
+class Network(Detector):
+    """The network; `losses` trains it, `detect` uses it."""
+
+    classifier_name = "regions.box_predictor.classifier"
+
+    def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
+        """Build with fresh weights for classes with text embeddings float32 (C, D)."""
+        super().__init__(params)
+        self.backbone, region_stage = build_backbone(params.backbone)
+        self.transform = GeneralizedRCNNTransform(
+            params.resize.shorter_side,
+            params.resize.longer_side,
+            list(self.backbone.pixel_mean),
+            list(self.backbone.pixel_std),
+            size_divisible=self.backbone.strides[-1],
+        )
+        self.proposals = _proposal_network(params, self.backbone)
+        self.regions = _region_heads(params, embeddings, self.backbone, region_stage)
+        self.regions.smooth_l1_beta = params.box_head.smooth_l1_beta
+
+        for part in (self.proposals, self.regions):
+            part.fg_bg_sampler = PartSampler.like(part.fg_bg_sampler)
+
+    @property
+    def region_stage(self) -> nn.Module | None:
+        """Return the last stage of C4, which sees each region by itself; pyramids have none."""
+        return getattr(self.regions.box_roi_pool, "stage", None)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return what training may freeze, by name."""
+        predictor = self.regions.box_predictor
+        return {
+            "trunk": self.backbone.trunk,
+            "pyramid": self.backbone.pyramid,
+            "proposals": self.proposals,
+            # C4's last stage is part of the pooling, a pyramid's pooling has no weights.
+            "box_head": nn.ModuleList([self.regions.box_roi_pool, self.regions.box_head]),
+            "classifier": predictor["classifier"],
+            "box_deltas": predictor["deltas"],
+            "mask_head": self.regions.mask_head,
+        }
+
+    def losses(
+        self,
+        images: list[torch.Tensor],
+        targets: Targets,
+        settings: LossSettings,
+        rng: BatchRng | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the five losses."""
+        batch, targets, features, boxes, losses = self._propose(images, targets, rng or BatchRng())
+        losses = {
+            "objectness": losses["loss_objectness"],
+            "proposal_box": losses["loss_rpn_box_reg"],
+            **self.regions.losses(features, boxes, batch, targets, settings),
+        }
+        anchors, regions = self.proposals.fg_bg_sampler, self.regions.fg_bg_sampler
+        parts = {
+            "objectness": anchors.part(),
+            "proposal_box": anchors.part(),
+            "classification": regions.part(1.0, settings.background_weight),
+            "box": regions.part(),
+            "mask": regions.part(1.0, 0.0),
+        }
+        parts |= dict.fromkeys(settings.region_losses, regions.part())
+        return {name: loss * parts[name] for name, loss in losses.items()}
+
+    def use_region_head(self, make: MakeRegionHead) -> None:
+        """Replace the head that describes a region."""
+        head, channels = self.params.box_head, self.backbone.out_channels
+        sizes = channels, head.pooler_resolution, head.hidden
+        if self.region_stage is not None:  # it halves the maps
+            sizes = REGION_STAGE_CHANNELS, -(-head.pooler_resolution // 2), REGION_STAGE_CHANNELS
+        self.regions.box_head = make(*sizes)
+
+    @torch.no_grad()
+    def count_samples(
+        self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
+    ) -> None:
+        """Let `rng` take down what anchors and regions the losses could be computed from."""
+        _, targets, _, boxes, _ = self._propose(images, targets, rng)
+        self.regions.select_training_samples(boxes, targets)
+
+    def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
+        """Return the size that these images are resized and padded to."""
+        with rng.resizing(len(images)):
+            return tuple(self.transform(images)[0].tensors.shape[-2:])
+
+    @torch.no_grad()
+    def propose(self, image: torch.Tensor) -> torch.Tensor:
+        """Return region proposals (R, 4) of an image, best first."""
+        batch, _ = self.transform([image])
+        (boxes,), _ = self.proposals(batch, self.backbone(batch.tensors))
+        return resize_boxes(boxes, batch.image_sizes[0], image.shape[-2:])
+
+    def _propose(
+        self, images: list[torch.Tensor], targets: Targets, rng: BatchRng
+    ) -> tuple[ImageList, Targets, dict, list[torch.Tensor], dict[str, torch.Tensor]]:
+        """Return resized images and targets, features, proposals, and their losses."""
+        for part in (self.proposals, self.regions):
+            part.fg_bg_sampler.rng = rng
+        with rng.resizing(len(images)):
+            batch, targets = self.transform(images, targets)
+        height, width = batch.tensors.shape[-2:]
+        rows, columns = rng.common_hw((height, width))
+        if (rows, columns) != (height, width):
+            batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
+        features = self.backbone(batch.tensors)
+        return batch, targets, features, *self.proposals(batch, features, targets)
+
+    def detect(
+        self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
+    ) -> list[list[Prediction]]:
+        """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
+        original = [tuple(image.shape[-2:]) for image in images]
+        batch, _ = self.transform(images)
+        features = self.backbone(batch.tensors)
+        boxes, _ = self.proposals(batch, features)
+        found = self.regions.detect(features, boxes, batch.image_sizes, vocabularies)
+        return [
+            [
+                in_image(detections, seen, image_hw)
+                for detections, seen, image_hw in zip(
+                    per_image, batch.image_sizes, original, strict=True
+                )
+            ]
+            for per_image in found
+        ]
+
+
+def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNetwork:
+    proposals = params.proposals
+    per_level = [(side,) for side in proposals.anchor_sizes]
+    if params.backbone.kind == "resnet50_c4":
+        per_level = [tuple(proposals.anchor_sizes)]
+    ratios = (tuple(proposals.aspect_ratios),) * len(per_level)
+    anchors = AnchorGenerator(tuple(per_level), ratios)
+    # torchvision's first anchors have their centres at 0.
+    anchors.cell_anchors = [
+        anchor + first_centre(backbone.strides[0] << level, backbone.central)
+        for level, anchor in enumerate(anchors.cell_anchors)
+    ]
+    return ProposalNetwork(
+        anchors,
+        ProposalHead(backbone.out_channels, anchors.num_anchors_per_location()[0]),
+        proposals.positive_iou,
+        proposals.negative_iou,
+        proposals.anchors_per_image,
+        proposals.positive_fraction,
+        {"training": proposals.pre_nms_top_n, "testing": proposals.pre_nms_top_n_in_inference},
+        {"training": proposals.post_nms_top_n, "testing": proposals.post_nms_top_n_in_inference},
+        proposals.nms_iou,
+    )
+
+
+def _region_heads(
+    params: NetworkParams,
+    embeddings: torch.Tensor,
+    backbone: nn.Module,
+    region_stage: nn.Module | None,
+) -> RegionHeads:
+    """Build the heads of a pyramid or, with a stage that is left to the regions, those of C4."""
+    head, mask, inference = params.box_head, params.mask_head, params.inference
+    strides, width = backbone.strides, backbone.out_channels
+    grids = strides, backbone.central
+    pool: nn.Module = PyramidPooling(*grids, head.pooler_resolution, head.canonical_side)
+    if region_stage is None:
+        heads, mask_pool = (
+            RegionHeads,
+            PyramidPooling(*grids, mask.pooler_resolution, head.canonical_side),
+        )
+        described, box_head = (
+            head.hidden,
+            TwoMLPHead(width * head.pooler_resolution**2, head.hidden),
+        )
+    else:
+        heads, mask_pool, described = StageRegionHeads, None, REGION_STAGE_CHANNELS
+        pool, width = StagePooling(pool, region_stage), described
+        box_head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier = TextClassifier(described, embeddings, **params.classifier.model_dump())
+    return heads(
+        box_roi_pool=pool,
+        box_head=box_head,
+        box_predictor=nn.ModuleDict({"classifier": classifier, "deltas": nn.Linear(described, 4)}),
+        fg_iou_thresh=head.positive_iou,
+        bg_iou_thresh=head.positive_iou,
+        batch_size_per_image=head.regions_per_image,
+        positive_fraction=head.positive_fraction,
+        bbox_reg_weights=None,
+        score_thresh=inference.score_threshold,
+        nms_thresh=inference.nms_iou,
+        detections_per_img=inference.detections_per_image,
+        mask_roi_pool=mask_pool,
+        mask_head=MaskHead(width, mask.channels, mask.layers),
+    )

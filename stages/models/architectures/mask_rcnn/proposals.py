@@ -1,0 +1,87 @@
+"""Region proposals of Mask R-CNN: torchvision's network, which also knows boxes to ignore.
+
+Shape legend: N images, A anchors a cell, H W cells of a level. Targets as in
+stages.models.detection.detector.
+"""
+
+import torch
+from torch.nn import functional
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import box_iou
+
+from stages.models.detection.detector import IGNORED, Targets
+
+
+class ProposalHead(RPNHead):
+    """torchvision's head, whose results stay float32 under autocast.
+
+    Boxes are decoded in the type of the deltas, and bfloat16 knows only every half pixel at 100.
+    """
+
+    def forward(self, x: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return objectness logits (N, A, H, W) and deltas (N, 4A, H, W) per level."""
+        logits, deltas = super().forward(x)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """torchvision's region proposal network, which also knows boxes to ignore and what boxes weigh.
+
+    An object that does not teach its box is ignored, too.
+    """
+
+    _anchor_weights: torch.Tensor | None = None  # of all anchors, as the last targets weigh them
+
+    def assign_targets_to_anchors(
+        self, anchors: list[torch.Tensor], targets: Targets
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return labels (1, 0, or -1 to leave out) and matched boxes of the anchors per image."""
+        taught = [_teaches_boxes(target) for target in targets]
+        known = [{"boxes": t["boxes"][own]} for t, own in zip(targets, taught, strict=True)]
+        labels, matched = super().assign_targets_to_anchors(anchors, known)
+        self._anchor_weights = None
+        if "weights" in targets[0]:
+            weights = [t["weights"][own, 1] for t, own in zip(targets, taught, strict=True)]
+            self._anchor_weights = torch.cat(
+                [
+                    own[box_iou(objects["boxes"], boxes).argmax(0)]
+                    if len(own)
+                    else boxes.new_ones(len(boxes))
+                    for own, objects, boxes in zip(weights, known, anchors, strict=True)
+                ]
+            )
+        for own, boxes, target, kept in zip(labels, anchors, targets, taught, strict=True):
+            ignored = target["boxes"][~kept]
+            if len(ignored):
+                near = box_iou(ignored, boxes).amax(0) >= self.proposal_matcher.low_threshold
+                own[near & (own == 0)] = -1.0
+        return labels, matched
+
+    def compute_loss(
+        self,
+        objectness: torch.Tensor,
+        pred_bbox_deltas: torch.Tensor,
+        labels: list[torch.Tensor],
+        regression_targets: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return torchvision's losses; a positive anchor's terms are times its weight, if any."""
+        if self._anchor_weights is None:
+            return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
+        chosen = [torch.where(torch.cat(own))[0] for own in self.fg_bg_sampler(labels)]
+        positive, sampled = chosen[0], torch.cat(chosen)
+        weights = torch.where(torch.cat(labels) > 0, self._anchor_weights, 1.0)
+        box = functional.smooth_l1_loss(
+            pred_bbox_deltas[positive],
+            torch.cat(regression_targets)[positive],
+            beta=1 / 9,
+            reduction="none",
+        )
+        known = functional.binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], torch.cat(labels)[sampled], weights[sampled]
+        )
+        return known, (box.sum(1) * weights[positive]).sum() / len(sampled)
+
+
+def _teaches_boxes(target: dict[str, torch.Tensor]) -> torch.Tensor:
+    known = target["labels"] != IGNORED
+    return known & (target["weights"][:, 1] > 0) if "weights" in target else known

@@ -1,0 +1,229 @@
+"""Region heads made of detectron2's: class-agnostic boxes and masks, classes by their texts.
+
+detectron2 counts classes from 0 and calls the background K, the number of classes; -1 is ignored.
+Its scores have the background in the last column, ours in the first.
+
+Shape legend: R regions of all images, F features of a region, V classes of a vocabulary, M cells
+of a mask's side.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import (
+    FastRCNNOutputLayers,
+    Res5ROIHeads,
+    ROIHeads,
+    StandardROIHeads,
+    build_box_head,
+    select_foreground_proposals,
+)
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from stages.models.backbones.roi_align import first_centre
+from stages.models.detection.backbones import REGION_STAGE_CHANNELS
+from stages.models.detection.detector import LossSettings
+from stages.models.detection.params import BackboneParams
+from stages.models.detection.text_classifier import TextClassifier, classification_loss
+
+CANONICAL_LEVEL = 3  # of stride 8: regions of the canonical side are pooled there
+Predictions = tuple[torch.Tensor, torch.Tensor]
+
+
+class TextBoxPredictor(FastRCNNOutputLayers):
+    """detectron2's predictor with the text classifier in place of its linear one."""
+
+    @configurable
+    def __init__(self, *args, classifier: TextClassifier, **settings) -> None:
+        """Take the classifier, and all that the parent takes."""
+        super().__init__(*args, **settings)
+        del self.cls_score
+        self.classifier = classifier
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
+        """Return the arguments that the configuration stands for; texts are ones at first."""
+        own = cfg.MODEL.OPEN_VOCABULARY
+        texts = torch.ones(cfg.MODEL.ROI_HEADS.NUM_CLASSES, own.TEXT_WIDTH)
+        classifier = TextClassifier(input_shape.channels, texts, **own.CLASSIFIER)
+        return {**super().from_config(cfg, input_shape), "classifier": classifier}
+
+    def forward(
+        self, regions: torch.Tensor, vocabulary: Sequence[int] | None = None
+    ) -> Predictions:
+        """Return logits (R, V + 1), background last, and deltas (R, 4), of features (R, F)."""
+        logits = self.classifier(regions, vocabulary).roll(-1, dims=1)
+        return logits, self.bbox_pred(regions).float()
+
+    def losses(
+        self, predictions: Predictions, proposals: list[Instances], background_weight: float
+    ) -> dict[str, torch.Tensor]:
+        """Return {"classification", "box"} of sampled proposals."""
+        logits, deltas = predictions
+        classes = torch.cat([p.gt_classes for p in proposals])
+        labels = torch.where(classes == self.num_classes, 0, classes + 1)
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        goals = torch.cat([p.gt_boxes.tensor for p in proposals])
+        return {
+            "classification": classification_loss(
+                logits.roll(1, dims=1), labels, background_weight
+            ),
+            "box": self.box_reg_loss(boxes, goals, deltas, classes),
+        }
+
+
+class OpenVocabularyHeads(ROIHeads):
+    """Losses and detections of heads that take the vocabulary with each call."""
+
+    def losses(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        settings: LossSettings,
+    ) -> dict[str, torch.Tensor]:
+        """Return {"classification", "box", "mask"} of proposals sampled from those given."""
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        maps = self._pool(features, [p.proposal_boxes for p in sampled])
+        predictions = self.box_predictor(self._describe(maps), settings.vocabulary)
+        return {
+            **self.box_predictor.losses(predictions, sampled, settings.background_weight),
+            "mask": self._mask_losses(features, maps, sampled)["loss_mask"],
+        }
+
+    def detect(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        vocabularies: Sequence[Sequence[int]],
+    ) -> list[list[dict[str, torch.Tensor]]]:
+        """Return detections per vocabulary and image, best score first.
+
+        Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
+        "masks" (n, M, M), probabilities in the frame of the box.
+        """
+        regions = self._describe(self._pool(features, [p.proposal_boxes for p in proposals]))
+        found = []
+        for vocabulary in vocabularies:
+            predictions = self.box_predictor(regions, vocabulary)
+            instances, _ = self.box_predictor.inference(predictions, proposals)
+            instances = self.forward_with_given_boxes(features, instances)
+            indices = torch.tensor(list(vocabulary), device=regions.device)
+            found.append([_detections(own, indices) for own in instances])
+        return found
+
+
+@ROI_HEADS_REGISTRY.register()
+class OpenVocabularyROIHeads(OpenVocabularyHeads, StandardROIHeads):
+    """detectron2's heads of a pyramid."""
+
+    @classmethod
+    def _init_box_head(cls, config: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        levels, head = config.MODEL.ROI_HEADS.IN_FEATURES, config.MODEL.ROI_BOX_HEAD
+        pooler = _make_pooler(config, head, [input_shape[name] for name in levels])
+        side, channels = head.POOLER_RESOLUTION, input_shape[levels[0]].channels
+        box_head = build_box_head(config, ShapeSpec(channels=channels, height=side, width=side))
+        return {
+            "box_in_features": levels,
+            "box_pooler": pooler,
+            "box_head": box_head,
+            "box_predictor": TextBoxPredictor(config, box_head.output_shape),
+        }
+
+    @classmethod
+    def _init_mask_head(cls, config: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        levels = [input_shape[name] for name in config.MODEL.ROI_HEADS.IN_FEATURES]
+        pooler = _make_pooler(config, config.MODEL.ROI_MASK_HEAD, levels)
+        return {**super()._init_mask_head(config, input_shape), "mask_pooler": pooler}
+
+    def _pool(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        return self.box_pooler([features[name] for name in self.box_in_features], boxes)
+
+    def _describe(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.box_head(maps)
+
+    def _mask_losses(
+        self, features: dict[str, torch.Tensor], maps: torch.Tensor, sampled: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        return self._forward_mask(features, sampled)
+
+
+@ROI_HEADS_REGISTRY.register()
+class OpenVocabularyRes5ROIHeads(OpenVocabularyHeads, Res5ROIHeads):
+    """detectron2's heads of a C4 network; boxes and masks are made from the same maps."""
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        """Return the arguments that the configuration stands for, but for the stage `res5`."""
+        described = ShapeSpec(channels=REGION_STAGE_CHANNELS, height=1, width=1)
+        predictor = TextBoxPredictor(cfg, described)
+        levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
+        pooler = _make_pooler(cfg, cfg.MODEL.ROI_BOX_HEAD, levels)
+        settings = super().from_config(cfg, input_shape)
+        return {**settings, "pooler": pooler, "box_predictor": predictor}
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
+        return nn.Identity(), REGION_STAGE_CHANNELS  # the caller gives it with its trunk
+
+    def _pool(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
+        return self._shared_roi_transform([features[name] for name in self.in_features], boxes)
+
+    def _describe(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.mean((2, 3))
+
+    def _mask_losses(
+        self, features: dict[str, torch.Tensor], maps: torch.Tensor, sampled: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        objects, chosen = select_foreground_proposals(sampled, self.num_classes)
+        return self.mask_head(maps[torch.cat(chosen)], objects)
+
+
+def region_heads_class(params: BackboneParams) -> type[OpenVocabularyHeads]:
+    """Return the heads that fit a backbone."""
+    return OpenVocabularyRes5ROIHeads if params.kind == "resnet50_c4" else OpenVocabularyROIHeads
+
+
+class _ShiftedAlign(nn.Module):
+    """RoIAlign of boxes moved by some pixels, for cells that do not look where it takes them to."""
+
+    def __init__(self, align: nn.Module, shift: float) -> None:
+        super().__init__()
+        self.align, self.shift = align, shift
+
+    def forward(self, features: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        return self.align(features, rois + rois.new_tensor([0, *[self.shift] * 4]))
+
+
+def _make_pooler(config: CfgNode, head: CfgNode, levels: list[ShapeSpec]) -> ROIPooler:
+    """Return detectron2's pooler with our canonical side, which it has no configuration key for.
+
+    ROIAlignV2 takes each cell to look at the middle of the pixels that it stands for.
+    """
+    own = config.MODEL.OPEN_VOCABULARY
+    pooler = ROIPooler(
+        output_size=head.POOLER_RESOLUTION,
+        scales=tuple(1 / level.stride for level in levels),
+        sampling_ratio=head.POOLER_SAMPLING_RATIO,
+        pooler_type=head.POOLER_TYPE,
+        canonical_box_size=own.CANONICAL_SIDE,
+        canonical_level=CANONICAL_LEVEL,
+    )
+    for index, level in enumerate(levels):
+        if shift := level.stride / 2 - first_centre(level.stride, own.CENTRAL_CELLS):
+            pooler.level_poolers[index] = _ShiftedAlign(pooler.level_poolers[index], shift)
+    return pooler
+
+
+def _detections(instances: Instances, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {
+        "boxes": instances.pred_boxes.tensor,
+        "labels": indices[instances.pred_classes],
+        "scores": instances.scores,
+        "masks": instances.pred_masks[:, 0],
+    }

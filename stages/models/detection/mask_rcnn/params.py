@@ -1,9 +1,0 @@
-"""What `detector.architecture: mask_rcnn` can be asked for."""
-
-from stages.models.detection.params import TwoStageParams
-
-
-class NetworkParams(TwoStageParams):
-    """Mask R-CNN of torchvision's parts."""
-
-    supports = frozenset({"shares", "proposals", "object_weights", "region_hooks"})

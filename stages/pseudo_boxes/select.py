@@ -1,0 +1,55 @@
+"""The pseudo-box: the proposal that holds the most activation for its size.
+
+Frame: maps cover the whole image; boxes are corners in pixels.
+Shape legend: T targets of one image, R proposals, h w map cells, H W pixels.
+"""
+
+import cv2
+import numpy as np
+
+from stages.common.geometry.activation_maps import bounded_hw, enlarge_maps, integrate_boxes
+
+LONGEST_BINARY = 320  # pixels a side of a binary map: its edges are as fine as cells are coarse
+
+
+def binarise_otsu(maps: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
+    """Return maps (T, h, w) in [0, 1] cut at their Otsu thresholds, float32 0 or 1.
+
+    They are cut at the image's resolution, or at `LONGEST_BINARY` where that is less. The official
+    code scores boxes by such maps; the paper by Φ itself.
+    """
+    enlarged = enlarge_maps(maps, bounded_hw(image_hw, LONGEST_BINARY))
+    levels = (enlarged * 255).astype(np.uint8)
+    cut = [cv2.threshold(m, 0, 1, cv2.THRESH_BINARY + cv2.THRESH_OTSU)[1] for m in levels]
+    return np.stack(cut).astype(np.float32)
+
+
+def box_scores(
+    maps: np.ndarray, boxes_xyxy: np.ndarray, image_hw: tuple[int, int], area_power: float
+) -> np.ndarray:
+    """Return Σ_b Φ / |b|^p of every map and box, float64 (T, R), in pixels.
+
+    The sum is the exact integral of the bilinear map over the box cut to the image; |b| is the area
+    of that same box, at least one pixel.
+
+    Source: Mask-free OVIS §3.2, b* = argmax Σ_b Φ / √|b|; the paper has p = 1/2.
+    """
+    height, width = image_hw
+    boxes = np.clip(boxes_xyxy.astype(np.float64), 0, [width, height, width, height])
+    area = np.maximum((boxes[:, 2:] - boxes[:, :2]).prod(1), 1.0)
+    return integrate_boxes(maps, boxes, image_hw) / area**area_power
+
+
+def choose_boxes(
+    maps: np.ndarray, boxes_xyxy: np.ndarray, image_hw: tuple[int, int], area_power: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the best box of each map, its index (T,) and score (T,); the first of equals wins.
+
+    Raises:
+        ValueError: no box to choose from.
+    """
+    if len(boxes_xyxy) == 0:
+        raise ValueError("there is no proposal to choose from")
+    scores = box_scores(maps, boxes_xyxy, image_hw, area_power)
+    best = scores.argmax(1)
+    return best, scores[np.arange(len(maps)), best]

@@ -1,0 +1,128 @@
+"""Crops around the pseudo-boxes, and the pixels of them that are labelled before training.
+
+Frame: a crop is the pseudo-box widened by `context` on every side, resampled to a square.
+Shape legend: K objects, S pixels a side of the crop, H W pixels of the image, h w cells of a map.
+"""
+
+import cv2
+import numpy as np
+import torch
+from torchvision.ops import roi_align
+
+from stages.common.formats.images import normalise_pixels
+from stages.pseudo_masks.params import PseudoMasksParams, SeedParams
+
+LARGEST_WINDOW = 4  # sides of a crop; two samples a pixel and axis miss little of so large a window
+
+
+def widen_boxes(boxes_xyxy: torch.Tensor, context: float) -> torch.Tensor:
+    """Return boxes (K, 4) grown by `context` of their width and height on every side."""
+    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
+    return torch.cat(
+        [boxes_xyxy[:, :2] - context * sides, boxes_xyxy[:, 2:] + context * sides], dim=1
+    )
+
+
+def cut_pixels(image: np.ndarray, widened_xyxy: torch.Tensor, size: int) -> torch.Tensor:
+    """Return normalised crops float32 (K, 3, S, S) of one image uint8 (H, W, 3), 0 outside it.
+
+    Of the image only a window around each crop is looked at; one of more than `LARGEST_WINDOW`
+    crops' sides is shrunk to that first, by means over its pixels.
+    """
+    crops = [_cut_window(image, box, size) for box in widened_xyxy]
+    return torch.cat(crops) if crops else torch.zeros(0, 3, size, size)
+
+
+def _cut_window(image: np.ndarray, box_xyxy: torch.Tensor, size: int) -> torch.Tensor:
+    limits = torch.tensor(image.shape[1::-1])
+    corner = (box_xyxy[:2].floor() - 1).clamp(min=0)  # a neighbour more on each side to interpolate
+    end = torch.minimum(box_xyxy[2:].ceil() + 1, limits)
+    (left, top), (right, bottom) = corner.int().tolist(), end.int().tolist()
+    window, most = image[top:bottom, left:right], LARGEST_WINDOW * size
+    scale = torch.ones(2)
+    if max(window.shape[:2]) > most:
+        shrunk = [min(side, most) for side in window.shape[1::-1]]
+        scale = torch.tensor(shrunk) / torch.tensor(window.shape[1::-1])
+        window = cv2.resize(window, shrunk, interpolation=cv2.INTER_AREA)
+    box = (box_xyxy.view(2, 2) - corner) * scale
+    pixels = normalise_pixels(window[None])
+    return roi_align(pixels, [box.view(1, 4)], size, sampling_ratio=2, aligned=True)
+
+
+def cut_maps(
+    maps: torch.Tensor, widened_xyxy: torch.Tensor, image_hw: tuple[int, int], size: int
+) -> torch.Tensor:
+    """Return the activation (K, S, S) in the crops, each of its own map (K, h, w) of the image."""
+    cells_per_pixel = torch.tensor(maps.shape[1:]) / torch.tensor(image_hw)
+    boxes = widened_xyxy * cells_per_pixel.flip(0).repeat(2)
+    rows = torch.cat([torch.arange(len(boxes))[:, None].to(boxes), boxes], dim=1)
+    return roi_align(maps[:, None], rows, size, sampling_ratio=2, aligned=True)[:, 0]
+
+
+def inside_box(size: int, context: float, device: torch.device | None = None) -> torch.Tensor:
+    """Return bool (S, S): the crop's pixels that lie in the box itself."""
+    place = (torch.arange(size, device=device) + 0.5) / size * (1 + 2 * context) - context
+    within = (place > 0) & (place < 1)
+    return within[:, None] & within[None, :]
+
+
+def label_pixels(
+    activation: torch.Tensor, inside: torch.Tensor, params: SeedParams, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which pixels are labelled object and background, bool (K, S, S) each.
+
+    The paper labels the Z most activated pixels in the box as object and the Z least activated as
+    background; Z is a fraction of the box here, so that it does not depend on the object's size.
+    The official code draws the object's pixels at random among the activated ones and takes the
+    border of the box for background. What lies outside the box is background in both.
+
+    Args:
+        activation: Φ in the crops, float32 (K, S, S).
+        inside: bool (S, S) from `inside_box`.
+        params: section pseudo_masks.seeds.
+        generator: for the random draw.
+
+    Source: Mask-free OVIS §3.3, F_z and B_z.
+    """
+    within = activation[:, inside]
+    count = within.shape[1]
+    wanted = max(1, round(params.foreground_fraction * count))
+    if params.foreground == "most_activated":
+        chosen = _highest(within, wanted)
+    else:
+        active = within >= within.mean(1, keepdim=True)
+        # One draw for all, so that no mask depends on others.
+        draw = torch.rand(1, count, generator=generator, device=generator.device)
+        chosen = _highest(draw.to(within.device) + active, wanted) & active
+    foreground = torch.zeros_like(activation, dtype=torch.bool)
+    foreground[:, inside] = chosen
+    if params.background == "least_activated":
+        lowest = _highest(-within, max(1, round(params.background_fraction * count)))
+        background = torch.zeros_like(foreground)
+        background[:, inside] = lowest & ~chosen
+    else:
+        background = (inside & ~_erode(inside)).expand_as(foreground) & ~foreground
+    return foreground, background | ~inside
+
+
+def _highest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Return bool (K, N): the `count` highest of each row; exact whatever ties there are."""
+    chosen = torch.zeros_like(values, dtype=torch.bool)
+    order = values.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return chosen.scatter_(1, order, True)
+
+
+def _erode(inside: torch.Tensor) -> torch.Tensor:
+    """Return the box without its outermost pixels."""
+    padded = torch.nn.functional.pad(inside, (1, 1, 1, 1))
+    return inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def network_input(crops: torch.Tensor, params: PseudoMasksParams) -> torch.Tensor:
+    """Return the crops (K, C, S, S), with two channels of pixel coordinates if params say so."""
+    if not params.coordinates:
+        return crops
+    ramp = torch.linspace(-1, 1, crops.shape[-1], device=crops.device)
+    rows, columns = torch.meshgrid(ramp, ramp, indexing="ij")
+    grid = torch.stack([columns, rows]).expand(len(crops), -1, -1, -1)
+    return torch.cat([crops, grid], dim=1)

@@ -1,0 +1,112 @@
+"""The weakly supervised segmentation network: a three-layer CNN per object, trained on that object.
+
+K networks with their own weights run as one: a convolution is a batched matrix product of unfolded
+patches, so the cost per object is that of the arithmetic and not of K small programs.
+
+Shape legend: K objects, C channels in, F channels within, S pixels a side.
+"""
+
+import torch
+from torch.nn import functional
+
+
+def init_weights(
+    objects: int, inputs: int, channels: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Return the weights of K networks, all of them starting from the same draw.
+
+    The same start for all makes an object's mask independent of the batch it is trained in.
+    """
+    device = generator.device
+
+    def draw(outputs: int, fan_in: int) -> torch.Tensor:
+        weights = torch.randn(1, outputs, fan_in, generator=generator, device=device)
+        return (weights * (2 / fan_in) ** 0.5).repeat(objects, 1, 1)
+
+    return {
+        "weight1": draw(channels, inputs * 9),
+        "bias1": torch.zeros(objects, channels, 1, device=device),
+        "weight2": draw(channels, channels * 9),
+        "bias2": torch.zeros(objects, channels, 1, device=device),
+        "weight3": draw(1, channels),
+        "bias3": torch.zeros(objects, 1, 1, device=device),
+    }
+
+
+def forward(weights: dict[str, torch.Tensor], columns: torch.Tensor, size: int) -> torch.Tensor:
+    """Return object logits (K, S, S) of unfolded input (K, C·9, S·S)."""
+    first = functional.relu(torch.baddbmm(weights["bias1"], weights["weight1"], columns))
+    unfolded = functional.unfold(first.unflatten(2, (size, size)), 3, padding=1)
+    second = functional.relu(torch.baddbmm(weights["bias2"], weights["weight2"], unfolded))
+    logits = torch.baddbmm(weights["bias3"], weights["weight3"], second)
+    return logits.view(len(logits), size, size)
+
+
+def seed_loss(
+    logits: torch.Tensor,
+    foreground: torch.Tensor,
+    background: torch.Tensor,
+    inside: torch.Tensor,
+    self_training: float,
+) -> torch.Tensor:
+    """Return the loss (K,) of each object: two cross-entropies over the labelled pixels.
+
+    Object and background weigh the same. Where there is background in the box and around it, each
+    is half of the background's; with `context: 0` nothing is around it. With `self_training` the
+    other pixels in the box are drawn to their own prediction, as in the official code.
+
+    Source: Mask-free OVIS §3.3, L_wss; means instead of sums, so that seed counts do not matter.
+    """
+    object_loss = _mean(functional.softplus(-logits), foreground)
+    rest = functional.softplus(logits)
+    parts = [background & inside, background & ~inside]
+    there = sum(part.any(2).any(1).float() for part in parts)
+    loss = object_loss + sum(_mean(rest, part) for part in parts) / there.clamp(min=1)
+    if self_training > 0:
+        unlabelled = inside & ~foreground & ~background
+        loss = loss + self_training * _mean(functional.softplus(-logits.abs()), unlabelled)
+    return loss
+
+
+def _mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    return (values * where).sum((1, 2)) / where.sum((1, 2)).clamp(min=1)
+
+
+def train_networks(
+    inputs: torch.Tensor,
+    foreground: torch.Tensor,
+    background: torch.Tensor,
+    inside: torch.Tensor,
+    channels: int,
+    steps: int,
+    learning_rate: float,
+    self_training: float,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Train K networks with Adam and return their logits (K, S, S) after the last step.
+
+    Args:
+        inputs: (K, C, S, S).
+        foreground: labelled object pixels, bool (K, S, S).
+        background: labelled background pixels, bool (K, S, S).
+        inside: pixels of the box itself, bool (S, S).
+        channels: F.
+        steps: of the optimizer.
+        learning_rate: of the optimizer.
+        self_training: weight of the third loss term.
+        generator: of the common start.
+    """
+    size = inputs.shape[-1]
+    columns = functional.unfold(inputs, 3, padding=1)
+    start = init_weights(len(inputs), inputs.shape[1], channels, generator)
+    weights = {name: drawn.to(inputs.device).requires_grad_() for name, drawn in start.items()}
+    optimizer = torch.optim.Adam(list(weights.values()), learning_rate)
+    for _ in range(steps):
+        loss = seed_loss(
+            forward(weights, columns, size), foreground, background, inside, self_training
+        )
+        optimizer.zero_grad()
+        loss.sum().backward()  # networks are independent: the sum gives each its own gradient
+        optimizer.step()
+    with torch.no_grad():
+        return forward(weights, columns, size)

@@ -1,0 +1,35 @@
+"""The `pseudo_masks` section of params.yaml."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.common.runtime.params import Section
+
+
+class SeedParams(Section):
+    """Which pixels of the crop are labelled object and background before training."""
+
+    foreground: Literal["most_activated", "random_activated"]
+    background: Literal["least_activated", "border"]
+    foreground_fraction: float = Field(gt=0, lt=1)
+    background_fraction: float = Field(gt=0, lt=1)
+
+
+class PseudoMasksParams(Section):
+    """The weakly supervised segmentation network, one per object, many trained at once."""
+
+    method: Literal["network", "box", "threshold"]
+    activation_round: Literal["last", "first"]
+    smoothing: float = Field(ge=0)
+    threshold: float = Field(gt=0, lt=1)
+    crop_size: int = Field(ge=8)
+    context: float = Field(ge=0, le=2)
+    channels: int = Field(ge=1)
+    coordinates: bool
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    self_training: float = Field(ge=0)
+    seeds: SeedParams
+    largest_component: bool
+    batch_size: int = Field(ge=1)

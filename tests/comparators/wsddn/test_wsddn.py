@@ -1,0 +1,89 @@
+"""Stage wsddn: class scores of proposals as detections."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from comparators.wsddn.detect import detect_classes
+from flows.overlay import apply_overlay
+from stages.common.formats.images import EncodedImage, write_images
+from stages.common.formats.result_files import read_results
+from stages.models.proposals.base import class_scores
+from stages.models.proposals.file import save_wspn
+from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
+from stages.models.proposals.views import ViewSettings
+from tests.support.held_out import search_held_out
+from tests.support.run_module import run_module
+
+VIEWS = ViewSettings(shorter_sides=[64], longer_side=64, flip=False)
+
+
+def small_network(classes: int = 3) -> LanguageWspn:
+    torch.manual_seed(0)
+    config = LanguageWspnConfig(
+        category_ids=list(range(1, classes + 1)),
+        image_side=64,
+        stem_width=4,
+        width=8,
+        residual_blocks=0,
+        num_words=5,
+        class_hidden=8,
+        object_hidden=8,
+        dropout=0.0,
+    )
+    return LanguageWspn(config).eval()
+
+
+def test_scores_sum_to_at_most_one_per_class():
+    scores = class_scores(torch.randn(7, 3), torch.randn(7, 3))
+    assert (scores.sum(0) <= 1).all()
+    assert (scores >= 0).all()
+
+
+def test_overlapping_boxes_of_a_class_are_suppressed_and_the_best_come_first():
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    boxes = np.array([[4, 4, 30, 30], [4, 4, 30, 31], [36, 36, 60, 60]], np.float32)
+    found, labels, scores = detect_classes(small_network(), image, boxes, VIEWS, 0.3, 100)
+    assert (np.diff(scores) <= 0).all()
+    for label in range(3):
+        own = found[labels == label]
+        assert len(own) == 2  # one of the first two, and the third
+        assert (own[:, 0] == 36).sum() == 1
+    assert len(detect_classes(small_network(), image, boxes, VIEWS, 0.3, 4)[0]) == 4
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, repository):
+    """Give a project whose splits have images of the same ids, one of them plain."""
+    shutil.copy(repository / "params.yaml", tmp_path)
+    for split, seed in (("test", 0), ("val", 1)):
+        pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
+        large = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_NEAREST)
+        images = [
+            EncodedImage(k, f"{k}.png", 64, 64, cv2.imencode(".png", image)[1].tobytes())
+            for k, image in ((1, large), (2, np.full_like(large, 90)))
+        ]
+        write_images(tmp_path / f"data/download/images/{split}.parquet", images)
+    save_wspn(tmp_path / "data/wsddn_network/model.safetensors", small_network())
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_split_that_is_measured_is_searched_and_named(project, monkeypatch):
+    found = {}
+    for split in ("test", "val"):
+        apply_overlay(project / "params.yaml", {"evaluation": {"split": split}}, "test")
+        search_held_out(monkeypatch, split)
+        run_module("comparators.wsddn")
+        path = project / "data/wsddn/predictions.json"
+        found[split] = read_results(path, split, [1, 2], [1, 2])  # the plain one was searched too
+        assert found[split]
+        assert json.loads(path.read_text())["split"] == split
+    assert found["test"] != found["val"]

@@ -1,0 +1,270 @@
+"""Points, what they have in common, and what is said of them; no stage runs."""
+
+import re
+import subprocess
+from dataclasses import replace
+
+import pytest
+from matplotlib.figure import Figure
+
+from flows.graph import Status, Step
+from flows.sweeps.plan import PlannedPoint, SweepPlan, recipes
+from flows.sweeps.points import Point, make_points, point_name, sweep_name
+from flows.sweeps.report import (
+    Question,
+    Result,
+    choose_metrics,
+    count_outcomes,
+    find_best,
+    group_seeds,
+    write_report,
+    write_results,
+)
+from tests.flows.test_graph import make
+
+PARAMS = """\
+seed: 0
+activation: {rounds: 2, reach: 1.5}
+pseudo_boxes: {binarise: none}
+evaluation: {split: test}
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    return tmp_path
+
+
+def values(points: list[Point]) -> list[dict]:
+    return [point.values for point in points]
+
+
+def test_grid_is_every_combination_with_yaml_values(project):
+    points = make_points(
+        project, ["activation.rounds=0,1", "pseudo_boxes.binarise=otsu", "seed=0,1"]
+    )
+    assert [tuple(point.values.values()) for point in points] == [
+        (0, "otsu", 0),
+        (0, "otsu", 1),
+        (1, "otsu", 0),
+        (1, "otsu", 1),
+    ]
+    assert points[0].name == "activation.rounds=0,pseudo_boxes.binarise=otsu,seed=0"
+    assert sweep_name(points) == "activation.rounds+pseudo_boxes.binarise+seed"
+    assert values(make_points(project, ["activation.reach=1e-3,[0, 1]"])) == [
+        {"activation.reach": 1e-3},
+        {"activation.reach": [0, 1]},
+    ]
+
+
+def test_points_of_a_file_are_crossed_with_the_grid_and_completed(project):
+    file = project / "points.yaml"
+    file.write_text(
+        "- {activation.rounds: 0}\n- activation: {reach: 0}\n- {activation.rounds: 0}\n"
+    )
+    points = make_points(project, ["seed=1,2"], file, ["pseudo_boxes"])
+    assert values(points) == [
+        {"activation.rounds": 0, "activation.reach": 1.5, "seed": 1},
+        {"activation.rounds": 0, "activation.reach": 1.5, "seed": 2},
+        {"activation.rounds": 2, "activation.reach": 0, "seed": 1},
+        {"activation.rounds": 2, "activation.reach": 0, "seed": 2},
+    ]
+    assert {point.targets for point in points} == {("pseudo_boxes",)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("activation.round=1", "activation.round: params.yaml has no such key; did you mean"),
+        ("activation=1", "activation: params.yaml has a section here, found 1"),
+        ("seed", "-S seed: expected key=value"),
+        ("seed=", "-S seed=: expected key=value"),
+        ("seed=[1", "-S seed=.*: the values are no YAML"),
+    ],
+)
+def test_wrong_settings_are_named(project, setting, message):
+    with pytest.raises(ValueError, match=message.replace("[", r"\[")):
+        make_points(project, [setting])
+
+
+def test_wrong_files_are_named(project):
+    (project / "points.yaml").write_text("{seed: 1}")
+    with pytest.raises(ValueError, match="expected a list of points"):
+        make_points(project, [], project / "points.yaml")
+    with pytest.raises(ValueError, match="cannot be read"):
+        make_points(project, [], project / "nowhere.yaml")
+    with pytest.raises(ValueError, match="-S key=value"):
+        make_points(project, [])
+
+
+def test_names_are_legal_and_tell_points_apart():
+    odd = [
+        {"download.coco.folder": "../coco"},
+        {"download.coco.folder": "__/coco"},
+        {"a": "x" * 300},
+        {"a": "x" * 301},
+        {"a": "ends."},
+        {"a": [1, {"b": None}]},
+        {"a": "ä b"},
+    ]
+    names = [point_name(one) for one in odd]
+    assert len(set(names)) == len(odd)
+    for name in names:
+        reference = f"refs/exps/ab/cd/{name}"
+        assert subprocess.run(["git", "check-ref-format", reference]).returncode == 0, name
+        assert len(name) <= 100
+
+
+GRAPH = [
+    replace(make("download", params="seed"), outputs=("data/images",)),
+    replace(
+        make("activation@0", "download", "activation", "data/images"), outputs=("data/maps/0",)
+    ),
+    replace(
+        make("activation@1", "download", "activation", "data/images"), outputs=("data/maps/1",)
+    ),
+    replace(
+        make("pseudo_boxes", "activation@0 activation@1", "pseudo_boxes.top_k", "data/maps"),
+        outputs=("b",),
+    ),
+]
+
+
+def planned(tmp_path, rounds: int, top_k: int, seed: int, cached=()) -> PlannedPoint:
+    params = {"seed": seed, "activation": {"rounds": rounds}, "pseudo_boxes": {"top_k": top_k}}
+    steps = [
+        Step(stage, Status.RESTORABLE if stage.group in cached else Status.MUST_RUN)
+        for stage in GRAPH
+    ]
+    point = Point(f"{rounds} {top_k} {seed}", {})
+    return PlannedPoint(point, tmp_path, steps, recipes(steps, params))
+
+
+def test_two_params_and_two_seeds_share_what_is_upstream(tmp_path):
+    points = [
+        planned(tmp_path, rounds, top_k, seed, cached=("download",) if seed == 1 else ())
+        for rounds in (0, 1)
+        for top_k in (10, 50)
+        for seed in (0, 1)
+    ]
+    plan = SweepPlan(points, "")
+    # In all points, distinct, cached, to run.
+    assert plan.counts() == {
+        "download": (8, 2, 1, 1),
+        "activation": (16, 8, 0, 8),
+        "pseudo_boxes": (8, 8, 0, 8),
+    }
+    assert plan.summary() == (
+        "8 points, 32 stage runs: 18 distinct, of these 1 cached and 17 to run"
+    )
+    assert "activation               16         8       0       8" in plan.table()
+
+
+def test_recipes_follow_what_is_upstream(tmp_path):
+    one, other = planned(tmp_path, 0, 10, 0).recipes, planned(tmp_path, 1, 10, 0).recipes
+    assert [name for name in one if one[name] == other[name]] == ["download"]
+    assert one["activation@0"] != one["activation@1"]
+
+
+SEGM = "evaluation/detector/generalized/novel/segm/AP50"
+BBOX = "evaluation/detector/generalized/novel/bbox/AP50"
+
+
+def result(rounds: int, seed: int, segm: float, failed: bool = False, **more) -> Result:
+    point_values = {"activation.rounds": rounds, "seed": seed, **more}
+    metrics = {} if failed else {BBOX: 2 * segm, SEGM: segm}
+    point = Point(point_name(point_values), point_values)
+    return Result(point, failed, metrics, {"executed": 2, "failed": int(failed)})
+
+
+RESULTS = [
+    result(0, 0, 40.0),
+    result(0, 1, 44.0),
+    result(1, 0, 50.0),
+    result(1, 1, 52.0),
+    result(2, 0, 99.0),
+    result(2, 1, 0.0, failed=True),
+]
+
+
+def test_best_is_by_the_mean_of_whole_rows():
+    rows = group_seeds(RESULTS, "seed")
+    assert [row.values for row in rows] == [{"activation.rounds": k} for k in (0, 1, 2)]
+    assert find_best(rows, SEGM, "max") is rows[1]
+    assert find_best(rows, SEGM, "min") is rows[0]
+    assert find_best(rows[2:], SEGM, "max") is None
+
+
+def test_metrics_are_chosen_by_pattern():
+    assert choose_metrics(RESULTS, ["*/segm/*", "*"]) == [SEGM, BBOX]
+    with pytest.raises(ValueError, match="no metric matches 'AP75'; there are 2: evaluation"):
+        choose_metrics(RESULTS, ["AP75"])
+
+
+def test_report_has_table_best_plot_and_a_warning(project):
+    folder = project / "sweep"
+    write_results(folder, RESULTS)
+    text = write_report(project, folder, RESULTS, Question())
+    table = (folder / "table.txt").read_text()
+    assert table in text + "\n"
+    assert "mean ± standard deviation over seed" in table
+    rows = [re.split("  +", line.strip()) for line in table.splitlines()[1:]]
+    assert rows[0] == ["activation.rounds", "points", "bbox", "segm"]
+    assert rows[1] == ["0", "2", "84.0 ± 5.7", "42.0 ± 2.8"]
+    assert rows[3][1] == "1 of 2"
+    assert f"Best: activation.rounds = 1, with {SEGM} 51.0 ± 1.4" in text
+    assert "activation.rounds=1,seed=0, activation.rounds=1,seed=1" in text
+    assert "choose with -S evaluation.split=val" in text
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "results.json").read_text().count(SEGM) == 5
+
+
+def test_chosen_on_validation_images_there_is_no_warning(project):
+    results = [result(k, 0, 40.0 + k, **{"evaluation.split": "val"}) for k in (0, 1)]
+    text = write_report(project, project, results, Question(direction="min"))
+    assert "flatter" not in text
+    assert "Best: activation.rounds = 0, with" in text
+    assert text.splitlines()[1].split() == ["activation.rounds", "points", "bbox", "segm"]
+
+
+def test_seeds_alone_give_their_mean_and_no_best(project):
+    results = [result(0, seed, 40.0 + seed) for seed in (0, 1)]
+    text = write_report(project, project, results, Question())
+    assert text.splitlines()[2].split() == "2 81.0 ± 1.4 40.5 ± 0.7".split()
+    assert "Best" not in text
+
+
+def test_one_best_metric_and_something_to_compare(project):
+    with pytest.raises(ValueError, match="--best \\*: matches 2 metrics"):
+        write_report(project, project, RESULTS, Question(best="*"))
+    text = write_report(project, project, RESULTS[-1:], Question())
+    assert text == "No point was finished, so there is nothing to compare"
+
+
+@pytest.mark.parametrize("kinds", [("none",), ("none", "otsu")], ids=["one", "two"])
+def test_the_plot_has_each_metric_with_its_spread_at_each_point(kinds, monkeypatch, project):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+    results = [
+        result(rounds, seed, 40.0 + rounds, **{"pseudo_boxes.binarise": kind})
+        for rounds in (0, 1, 2)
+        for kind in kinds
+        for seed in (0, 1)
+    ]
+    write_report(project, project, results, Question())
+    (axes,) = drawn[0].axes
+    assert [bars.get_label() for bars in axes.containers] == ["bbox", "segm"]
+    texts = [label.get_text() for label in axes.get_xticklabels()]
+    if len(kinds) == 1:
+        assert texts == ["0", "1", "2"]
+        assert axes.get_xlabel() == "activation.rounds"
+    else:
+        assert texts[:2] == ["0\nnone", "0\notsu"]
+        assert axes.get_xlabel() == "activation.rounds, pseudo_boxes.binarise"
+    segm = axes.containers[1].lines[0]
+    assert list(segm.get_ydata())[:: len(kinds)] == [40.0, 41.0, 42.0]
+
+
+def test_outcomes_are_counted_over_all_points():
+    assert count_outcomes(RESULTS) == "5 of 6 points done; their stages: 12 executed, 1 failed"

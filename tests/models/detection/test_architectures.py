@@ -1,0 +1,217 @@
+"""Whatever its architecture, a detector is trained and used through one interface."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+import stages.detector.__main__ as detector
+import stages.finetune.__main__ as finetune
+from comparators.rpn.params import RpnParams
+from stages.common.formats.images import write_images
+from stages.common.runtime import checkpoints
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.devices import choose_device
+from stages.common.runtime.params import read_section
+from stages.common.runtime.processes import run_in_processes
+from stages.common.runtime.storage import read_json, read_tensors, write_json
+from stages.detector.params import DetectorParams
+from stages.models import architectures
+from stages.models.detection.detector import load, predict, save
+from stages.models.detection.predictor import DETECTOR, load_predictor
+from stages.preflight import problems
+from tests.support.run_module import run_module
+from tests.support.tiny_detector import (
+    CATEGORIES,
+    NETWORK,
+    annotate,
+    draw,
+    make_image,
+    make_repository,
+    tiny_detector,
+)
+from tests.support.tiny_predictor import write_predictor
+from tests.support.toy_detector import LOSSES, TOY, join, make_toy_repository, toy_detector
+
+ROOT = Path(__file__).parents[3]
+OUTPUTS = ("model.safetensors", "metrics.json", "curve.csv")
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """Give a repository whose detector is of the toy architecture."""
+    monkeypatch.setattr(architectures, "__path__", [*architectures.__path__])
+    join()
+    make_toy_repository(tmp_path, steps=6)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["detector"])
+    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
+
+
+def change(section: str, **changes) -> None:
+    yaml, path = YAML(typ="safe"), Path("params.yaml")
+    params = yaml.load(path)
+    params[section] |= changes
+    yaml.dump(params, path)
+
+
+def outputs(folder: str) -> list[bytes]:
+    return [Path(folder, name).read_bytes() for name in OUTPUTS]
+
+
+def test_another_architecture_trains_is_saved_and_trains_on(toy, monkeypatch):
+    detector.main()
+    tensors, facts = read_tensors(Path("data/detector/model.safetensors"))
+    assert facts["architecture"] == "toy" and "texts.embeddings" in tensors
+    losses = {k for k in read_json(Path("data/detector/metrics.json")) if k.startswith("loss_")}
+    assert losses == {f"loss_{name}" for name in LOSSES}
+    monkeypatch.setattr("sys.argv", ["finetune"])
+    finetune.main()
+    before, after = (load(Path(f"data/{k}/model.safetensors")) for k in ("detector", "finetune"))
+    for name, part in after.parts().items():
+        pairs = zip(before.parts()[name].parameters(), part.parameters(), strict=True)
+        assert all(torch.equal(*pair) for pair in pairs) == (name == "heads"), name
+
+
+def test_another_architecture_learns(toy):
+    change("detector", training=params_of_toy(steps=150, learning_rate=0.01, colour_jitter=0.0))
+    detector.main()
+    (found,), _ = predict(
+        load(Path("data/detector/model.safetensors")), [draw(1)[0]], [[0, 1], [1]]
+    )
+    assert found.scores[0] > 0.5
+    mask = draw(1)[1][3 if found.labels[0] == 0 else 5]
+    assert (found.masks[0] & mask).sum() / (found.masks[0] | mask).sum() > 0.4
+
+
+def params_of_toy(**changes) -> dict:
+    return YAML(typ="safe").load(Path("params.yaml"))["detector"]["training"] | changes
+
+
+def test_another_architecture_resumes_to_the_same_bytes(toy, monkeypatch):
+    check_that_it_resumes(monkeypatch)
+
+
+def check_that_it_resumes(monkeypatch) -> None:
+    """Train the architecture of this folder's params.yaml, whole and killed; compare the bytes."""
+    detector.main()
+    expected = outputs("data/detector")
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+
+    class DyingCurve(Curve):
+        def add(self, step, **scalars):
+            if step == 4:
+                raise KeyboardInterrupt
+            return super().add(step, **scalars)
+
+    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: DyingCurve(1))
+    monkeypatch.setattr("sys.argv", ["detector", "--output", "data/again"])
+    with pytest.raises(KeyboardInterrupt):
+        detector.main()
+    (state,) = Path(".resume").glob("*/state.safetensors")
+    assert read_tensors(state)[1]["step"] == 3
+    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
+    detector.main()
+    assert outputs("data/again") == expected
+
+
+@pytest.mark.parametrize("parts", [("OVIS_PROCESSES", "2"), ("OVIS_MICRO_BATCH", "1")])
+def test_another_architecture_trains_in_parts(toy, monkeypatch, parts):
+    rows = []
+    for number, variable in enumerate((None, parts)):
+        changes = {"batch_size": 4, "steps": 3}
+        if parts[0] == "OVIS_MICRO_BATCH":
+            changes["frozen"] = ["trunk", "pyramid"]  # which have batch norms
+        change("detector", training=params_of_toy(**changes))
+        if variable:
+            monkeypatch.setenv(*variable)
+        output = Path(f"data/{number}")
+        monkeypatch.setattr("sys.argv", ["detector", "--output", str(output)])
+        device = choose_device("device")
+        run_in_processes("tests.support.toy_detector", device, 8)
+        rows.append(load(output / "model.safetensors").state_dict())
+    for name, value in rows[1].items():
+        torch.testing.assert_close(value, rows[0][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_another_architecture_is_evaluated(toy, monkeypatch):
+    detector.main()
+    params = YAML(typ="safe").load(ROOT / "params.yaml")["evaluation"]
+    own = YAML(typ="safe").load(Path("params.yaml")) | {"evaluation": params | {"min_score": 0.0}}
+    YAML(typ="safe").dump(own, Path("params.yaml"))
+    truth = annotate([6, 7]) | {"categories": CATEGORIES}
+    write_json(Path("data/download/ground_truth/test.json"), truth)
+    write_images(Path("data/download/images/test.parquet"), map(make_image, (6, 7)))
+    monkeypatch.setattr("sys.argv", ["evaluation", "toy=data/detector/model.safetensors"])
+    run_module("stages.evaluation")
+    assert set(read_json(Path("data/evaluation/metrics.json"))["toy"]) >= {"generalized"}
+    found = read_json(Path("data/evaluation/predictions_toy.json"))
+    assert found["image_ids"] == [6, 7] and found["results"]
+
+
+def test_another_architecture_predicts_with_any_names(toy, tmp_path):
+    folder = write_predictor(tmp_path)
+    embeddings = load(folder / DETECTOR).classifier.embeddings
+    save(folder / DETECTOR, toy_detector(embeddings))
+    (found,) = load_predictor(folder).predict([draw(1)[0]], ["dog", "cup", "wall"])
+    assert found.masks.shape == (3, 64, 64)
+    assert set(found.labels.tolist()) <= {0, 1, 2}
+
+
+def test_an_architecture_without_region_proposals_is_no_rpn(toy):
+    rpn = YAML(typ="safe").load(ROOT / "params.yaml")["rpn"]
+    changes = TOY | {"training": rpn["training"] | {"loss_weights": LOSSES}}
+    write_json(Path("params.yaml"), {"rpn": rpn | changes})
+    with pytest.raises(ValueError, match=r"params\.yaml: rpn: .*toy has no region proposals"):
+        read_section("rpn", RpnParams)
+
+
+def test_the_default_architecture_is_that_of_weights_that_name_none(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save(path, tiny_detector())
+    assert set(read_tensors(path)[1]) == {"network"}
+    assert load(path).architecture == "mask_rcnn"
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    make_repository(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "jax"}, r"detector\.architecture: expected one of .*mask_rcnn, .*'jax'"),
+        ({"engine": "torchvision"}, r"detector\.engine: torchvision: the key is architecture now"),
+        (
+            {"network": NETWORK | {"mask_head": {"depth": 3}}},
+            r"mask_head\.depth: .*allowed keys: \['channels', 'layers', 'pooler_resolution'\]",
+        ),
+    ],
+)
+def test_a_wrong_architecture_is_told_by_file_and_key(repository, changes, message):
+    change("detector", **changes)
+    with pytest.raises(ValueError, match=rf"params\.yaml: .*{message}"):
+        read_section("detector", DetectorParams)
+
+
+@pytest.mark.parametrize("section", ["detector", "finetune"])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("frozen", ["neck"], "training.frozen: expected some of trunk, .*, found neck"),
+        ("loss_weights", {"box": 1.0}, "training.loss_weights: expected objectness, .*found box"),
+    ],
+)
+def test_names_that_the_architecture_does_not_declare_are_refused(
+    repository, section, key, value, message
+):
+    training = YAML(typ="safe").load(Path("params.yaml"))[section]["training"]
+    change(section, training=training | {key: value})
+    (told,) = problems([section])
+    assert f"params.yaml: {section}" in told
+    assert re.search(message, told), told

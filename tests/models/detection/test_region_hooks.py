@@ -1,0 +1,128 @@
+"""A method adds a loss of regions or another head of them by a file that params.yaml names."""
+
+import re
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from torch import nn
+
+import stages.detector.__main__ as detector
+import stages.finetune.__main__ as finetune
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.storage import read_json, read_tensors
+from stages.models.detection.detector import LossSettings, build, load, predict
+from stages.models.detection.params import TrainingParams, network_params
+from stages.models.detection.supervision import Supervision
+from stages.models.detection.training import train_detector
+from stages.preflight import problems
+from tests.support.tiny_detector import (
+    EMBEDDINGS,
+    NETWORK,
+    RESNETS,
+    TRAINING,
+    draw,
+    make_repository,
+    tiny_detector,
+)
+from tests.support.train_in_parts import labelled_images
+
+MODULE = "tests.support.region_hook"
+PULL = {"name": "pull", "module": MODULE, "weight": 0.5}
+WEIGHTS = Path("data/detector/model.safetensors")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    make_repository(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["stage"])
+
+
+def change(section: str, training: dict, **changes) -> None:
+    yaml, path = YAML(typ="safe"), Path("params.yaml")
+    params = yaml.load(path)
+    params[section] |= changes
+    params[section]["training"] |= training
+    yaml.dump(params, path)
+
+
+def test_both_are_named_in_params_and_go_with_the_weights(repository):
+    change("detector", {"region_losses": [PULL]}, region_head=MODULE)
+    change("finetune", {"region_losses": [PULL]})
+    detector.main()
+    finetune.main()
+    for stage in ("detector", "finetune"):
+        assert read_json(Path(f"data/{stage}/metrics.json"))["loss_pull"] > 0
+        assert read_tensors(Path(f"data/{stage}/model.safetensors"))[1]["region_head"] == MODULE
+    model = load(WEIGHTS)
+    assert isinstance(model.regions.box_head[0], nn.Conv2d)
+    assert len(predict(model, [draw(1)[0]], [[0, 1]])[0]) == 1
+
+
+def test_a_further_loss_is_learned():
+    params = {"steps": 40, "batch_size": 5, "learning_rate": 0.01, "colour_jitter": 0.0}
+    pulled = []
+    for weight in (0.0, 2.0):
+        training = TRAINING | params | {"region_losses": [PULL | {"weight": weight}]}
+        curve = Curve(every=1)
+        train_detector(
+            tiny_detector(),
+            Supervision.of(labelled_images()),
+            TrainingParams.model_validate(training),
+            0,
+            curve,
+        )
+        pulled.append(curve.last()["loss_pull"])
+    assert pulled[1] < 0.8 * pulled[0]
+
+
+def test_micro_batches_add_up_to_the_loss_of_the_batch(monkeypatch):
+    rows = []
+    for size in ("5", "2"):
+        monkeypatch.setenv("OVIS_MICRO_BATCH", size)
+        changes = {"steps": 2, "batch_size": 5, "frozen": ["trunk", "pyramid"]}
+        training = TRAINING | changes | {"region_losses": [PULL]}
+        params, curve = TrainingParams.model_validate(training), Curve(every=1)
+        train_detector(tiny_detector(), Supervision.of(labelled_images()), params, 7, curve)
+        rows.append(curve.state()["rows"])
+    assert rows[1][0] == pytest.approx(rows[0][0], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", RESNETS)
+def test_every_backbone_takes_another_head(kind):
+    params = network_params("mask_rcnn").model_validate(NETWORK | RESNETS[kind])
+    model = build("mask_rcnn", params, EMBEDDINGS, MODULE)
+    assert len(predict(model, [draw(1)[0]], [[0, 1]])[0]) == 1
+    assert LossSettings(None, 1.0).region_losses == {}
+
+
+@pytest.mark.parametrize(
+    ("training", "changes", "message"),
+    [
+        ({"region_losses": [PULL | {"module": "nowhere"}]}, {}, "module nowhere: No module named"),
+        (
+            {"region_losses": [PULL | {"module": "json"}]},
+            {},
+            "module json: expected a function region_loss",
+        ),
+        ({"region_losses": [PULL, PULL]}, {}, "each once, found pull, pull"),
+        ({"region_losses": [PULL | {"name": "box"}]}, {}, "names beside objectness, .*found box"),
+        (
+            {"region_losses": [PULL]},
+            {"architecture": "mask_rcnn_detectron2"},
+            "this architecture takes none; set it to",
+        ),
+        ({}, {"region_head": "json"}, "module json: expected a function region_head"),
+        (
+            {},
+            {"region_head": MODULE, "architecture": "mask_rcnn_detectron2"},
+            "region_head: this architecture takes none",
+        ),
+    ],
+)
+def test_what_cannot_be_hooked_in_is_told_before_a_run(repository, training, changes, message):
+    change("detector", training, **changes)
+    (told,) = problems(["detector"])
+    assert told.startswith("params.yaml: ")
+    assert re.search(message, told), told

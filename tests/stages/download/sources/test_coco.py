@@ -1,0 +1,304 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from stages.common.formats.captions import MentionFinder
+from stages.common.formats.images import read_images
+from stages.common.geometry.masks import decode_mask, encode_mask
+from stages.download.__main__ import main
+from stages.download.examples import Example, Skipped
+from stages.download.params import CocoParams, MaxImages
+from stages.download.photographs import is_held_out
+from stages.download.sources.coco.classes import BASE, EXCLUDED, NOVEL, coco_category
+from stages.download.sources.coco.source import VAL, coco_source
+
+COCO_MINI = Path(__file__).parents[5] / "shared/coco-mini"
+CATEGORIES = [{"id": 1, "name": "person"}, {"id": 17, "name": "cat"}, {"id": 58, "name": "hot dog"}]
+SQUARE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]]
+
+
+def jpeg(height: int, width: int, grey: bool = False) -> bytes:
+    shape = (height, width) if grey else (height, width, 3)
+    image = np.random.default_rng(height).integers(0, 255, shape).astype(np.uint8)
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+def instance(number: int, image_id: int, segmentation=SQUARE, **changes) -> dict:
+    whole = {"id": number, "image_id": image_id, "category_id": 17, "area": 400.0, "iscrowd": 0}
+    return whole | {"bbox": [10, 5, 20, 20], "segmentation": segmentation} | changes
+
+
+def write_coco(folder: Path) -> Path:
+    """A COCO folder: train images 1-3 (colour, grey and narrow, no caption), test image 9."""
+    sizes = {1: (40, 60), 2: (97, 31), 3: (40, 40), 9: (40, 60)}
+    for image_id, (height, width) in sizes.items():
+        path = folder / ("val2017" if image_id == 9 else "train2017") / f"{image_id:012d}.jpg"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(jpeg(height, width, grey=image_id == 2))
+
+    def entries(*ids: int) -> list[dict]:
+        return [
+            {"id": k, "file_name": f"{k:012d}.jpg", "height": sizes[k][0], "width": sizes[k][1]}
+            for k in ids
+        ]
+
+    crowd = {"size": [97, 31], "counts": [31, 97, 97 * 31 - 128]}
+    train = [instance(11, 1), instance(12, 2, crowd, iscrowd=1), instance(13, 1, [[1, 2, 3, 4]])]
+    captions = [{"image_id": 1, "caption": "Two cats\n and a hot dog. "}]
+    captions += [{"image_id": 1, "caption": "sky"}, {"image_id": 2, "caption": "A man"}]
+    contents = {
+        "instances_train2017": (entries(3, 1, 2), train),
+        "instances_val2017": (entries(9), [instance(21, 9)]),
+        "captions_train2017": (entries(1, 2, 3), captions),
+    }
+    for name, (images, annotations) in contents.items():
+        path = folder / f"annotations/{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+        path.write_text(json.dumps(content))
+    return folder
+
+
+def make_params(folder: Path, val_fraction: float = 0.0, **limits) -> CocoParams:
+    limits = dict.fromkeys(("pairs", "train", "val", "test")) | limits
+    return CocoParams(
+        folder=str(folder),
+        train_part="train2017",
+        test_fraction=0.5,
+        val_fraction=val_fraction,
+        max_images=MaxImages(**limits),
+    )
+
+
+def make_all(params: CocoParams, split: str) -> list[Example | Skipped]:
+    source = coco_source(params)
+    return [source.make(task) for task in source.tasks[split]]
+
+
+def reason(outcomes: list, image_id: int) -> str:
+    return next(o.reason for o in outcomes if isinstance(o, Skipped) and o.image_id == image_id)
+
+
+def test_split_is_the_published_one():
+    assert (len(BASE), len(NOVEL), len(EXCLUDED)) == (48, 17, 15)
+    assert len({*BASE, *NOVEL, *EXCLUDED}) == 80
+    assert {"airplane", "scissors", "couch"} <= set(NOVEL)
+    categories = [coco_category(k, name) for k, name in enumerate([*BASE, *NOVEL, *EXCLUDED])]
+    MentionFinder(categories)  # no word means two classes
+    assert categories[0].split == "base" and "people" in categories[0].forms
+    with pytest.raises(ValueError, match=r"class 'dragon' is none of COCO's 80"):
+        coco_category(1, "dragon")
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("Two women eat hot-dogs.", {"person"}),  # an excluded class, but no dog
+        ("A kitten beside a teddy bear", {"cat"}),  # and no bear
+        ("sofas, knives and doughnuts", {"couch", "knife", "donut"}),
+        ("things in a truck bed", {"truck"}),
+        ("a microwave oven", {"microwave"}),
+        ("a bike on a ski slope", set()),
+    ],
+)
+def test_words_people_use(caption, expected):
+    names = [*BASE, *NOVEL, *EXCLUDED]
+    finder = MentionFinder([coco_category(k, name) for k, name in enumerate(names)])
+    assert {names[k] for k in finder.classes([caption])} == expected
+
+
+def test_ground_truth_keeps_polygons_crowds_and_ids(tmp_path):
+    first, second, _ = make_all(make_params(write_coco(tmp_path)), "train")
+    square, specks = first.annotations
+    assert (square["id"], square["bbox"], square["area"]) == (11, [10.0, 5.0, 20.0, 20.0], 400.0)
+    mask = decode_mask(square["segmentation"], (40, 60))
+    assert mask.sum() == 400 and mask[5:25, 10:30].all()
+    assert not decode_mask(specks["segmentation"], (40, 60)).any()  # fewer than three points
+    (crowd,) = second.annotations
+    assert crowd["iscrowd"] == 1 and isinstance(crowd["segmentation"]["counts"], str)
+    column_major = decode_mask(crowd["segmentation"], (97, 31)).T.ravel()
+    assert column_major.sum() == 97 and column_major[31:128].all()
+
+
+def test_looking_up_tells_what_making_tells(tmp_path):
+    source = coco_source(make_params(write_coco(tmp_path)))
+    (tmp_path / "val2017/000000000009.jpg").unlink()
+    for tasks in source.tasks.values():
+        found = [source.look_up(task) for task in tasks]
+        assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
+
+
+def test_original_bytes_of_grey_and_odd_images(tmp_path):
+    write_coco(tmp_path)
+    first, second, _ = make_all(make_params(tmp_path), "train")
+    assert first.captions == ("Two cats and a hot dog.", "sky")
+    image = second.image
+    assert (image.image_id, image.height, image.width) == (2, 97, 31)
+    assert image.encoded == (tmp_path / "train2017/000000000002.jpg").read_bytes()
+    assert image.decode().shape == (97, 31, 3)
+
+
+def test_what_is_skipped_says_why(tmp_path):
+    folder = write_coco(tmp_path)
+    assert reason(make_all(make_params(folder), "train"), 3) == "has no caption"
+    first, second = (folder / f"train2017/00000000000{k}.jpg" for k in (1, 2))
+    whole = first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    second.write_bytes(jpeg(31, 97))
+    (folder / "val2017/000000000009.jpg").write_bytes(b"<html>not found</html>")
+    outcomes = make_all(make_params(folder), "train") + make_all(make_params(folder), "test")
+    assert reason(outcomes, 1).startswith("JPEG without an end, cut short at")
+    assert reason(outcomes, 2) == "is 97 × 31 pixels, annotated as 31 × 97"
+    assert reason(outcomes, 9) == "cannot be decoded as an image (22 bytes)"
+    first.unlink()
+    missing = make_all(make_params(folder), "train")[0]
+    assert (missing.reason, missing.file_name) == ("no such file", str(first))
+
+
+def test_val_is_held_out_of_train(tmp_path):
+    source = coco_source(make_params(write_coco(tmp_path), 0.5))
+    ids = {split: {task.image_id for task in tasks} for split, tasks in source.tasks.items()}
+    assert ids["train"] | ids["val"] == {1, 2, 3} and not ids["train"] & ids["val"]
+    assert ids["pairs"] == ids["train"] and ids["test"] == {9}
+    held_out = [is_held_out(image_id, VAL, 0.1) for image_id in range(5000)]
+    assert 420 < sum(held_out) < 580
+    assert all(is_held_out(k, VAL, 0.2) for k in range(5000) if held_out[k]), (
+        "a larger val holds it"
+    )
+
+
+def test_val2017_alone_is_cut_into_train_and_test(tmp_path):
+    """Nothing of train2017 is there; who is in which part depends on no other image."""
+    folder, ids = tmp_path / "val2017", range(1, 41)
+    folder.mkdir()
+    images = [{"id": k, "file_name": f"{k:012d}.jpg", "height": 8 + k, "width": 12} for k in ids]
+    for image in images:
+        (folder / image["file_name"]).write_bytes(jpeg(image["height"], 12))
+    (tmp_path / "annotations").mkdir()
+    contents = {
+        "instances_val2017": [instance(100 + k, k, [[1.0, 1, 9, 1, 9, 7]]) for k in ids],
+        "captions_val2017": [{"image_id": k, "caption": "a cat"} for k in ids],
+    }
+    for name, annotations in contents.items():
+        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
+        (tmp_path / f"annotations/{name}.json").write_text(json.dumps(content))
+    params = make_params(tmp_path, 0.2).model_copy(update={"train_part": "val2017"})
+    found = {
+        split: {task.image_id for task in tasks}
+        for split, tasks in coco_source(params).tasks.items()
+    }
+    assert found["pairs"] == found["train"]
+    parts = [found["train"], found["val"], found["test"]]
+    assert sorted(k for part in parts for k in part) == list(ids) and min(map(len, parts)) >= 2
+    (made, *_) = make_all(params, "train")
+    assert made.captions == ("a cat",) and len(made.annotations) == 1
+    assert all(isinstance(made, Example) for made in make_all(params, "test"))
+    smaller = params.model_copy(update={"test_fraction": 0.2})
+    assert {task.image_id for task in coco_source(smaller).tasks["test"]} < found["test"]
+
+
+def test_limits_take_the_smallest_ids(tmp_path):
+    source = coco_source(make_params(write_coco(tmp_path), train=2, pairs=0))
+    assert [task.image_id for task in source.tasks["train"]] == [1, 2]
+    assert source.tasks["pairs"] == []
+
+
+def test_a_missing_file_is_named_with_the_fix(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json.*download\.coco"):
+        coco_source(make_params(tmp_path))
+    folder = write_coco(tmp_path)
+    (folder / "val2017/000000000009.jpg").unlink()
+    (folder / "val2017").rmdir()
+    with pytest.raises(FileNotFoundError, match=r"val2017: not found; download\.coco\.folder"):
+        coco_source(make_params(folder))
+
+
+def test_files_of_another_format_are_refused(tmp_path):
+    path = write_coco(tmp_path) / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"categories": CATEGORIES[:1]}))
+    with pytest.raises(ValueError, match=r"list different categories"):
+        coco_source(make_params(tmp_path))
+    path.write_text(json.dumps({"images": []}))
+    with pytest.raises(ValueError, match=r"instances_val2017\.json: not a COCO file: it lacks"):
+        coco_source(make_params(tmp_path))
+
+
+def test_images_outside_the_folder_are_refused(tmp_path):
+    path = write_coco(tmp_path) / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = "../train2017/000000000001.jpg"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"file_name '\.\./train2017/.*': expected a plain name"):
+        coco_source(make_params(tmp_path))
+
+
+def test_an_annotation_without_mask_is_named(tmp_path):
+    path = write_coco(tmp_path) / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    del content["annotations"][0]["segmentation"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"annotation 21 of .*9\.jpg: KeyError\('segmentation'\)"):
+        make_all(make_params(tmp_path), "test")
+    content["annotations"][0]["segmentation"] = encode_mask(np.ones((3, 3), bool))
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"RLE of size \[3, 3\] for an image of size \[40, 60\]"):
+        make_all(make_params(tmp_path), "test")
+
+
+def test_real_photographs(tmp_path, monkeypatch):
+    if not COCO_MINI.is_dir():
+        pytest.skip(f"{COCO_MINI} is absent: 159 real COCO photographs, not part of the repository")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OVIS_WORKERS", "1")
+    (tmp_path / "params.yaml").write_text(f"""
+seed: 0
+shards: [0, 1]
+download:
+  source: coco
+  shard_images: 4000
+  max_skipped_fraction: 0.0
+  max_leaked_fraction: 0.0
+  max_unmatched_fraction: 0.2
+  max_missing_class_fraction: 0.5
+  scenes:
+    num_images: {{pairs: 1, train: 1, val: 1, test: 1}}
+    scene_side: 64
+    pair_side: 32
+    captions_per_image: 1
+    synonym_fraction: 0.0
+    omission_fraction: 0.0
+    jpeg_quality: 95
+    class_split: 0
+  coco:
+    folder: {COCO_MINI}
+    train_part: train2017
+    test_fraction: 0.5
+    val_fraction: 0.1
+    max_images: {{pairs: 5, train: null, val: null, test: 20}}
+  open_images:
+    folder: nowhere
+    test_part: validation
+    val_fraction: 0.1
+    max_images: {{pairs: null, train: null, val: null, test: null}}
+  folder:
+    path: nowhere
+    max_images: {{pairs: null, train: null, test: null}}
+""")
+    main()
+    out = tmp_path / "data/download"
+    splits = json.loads((out / "report.json").read_text())["splits"]
+    assert splits["train"]["images"] + splits["val"]["images"] == 80
+    assert (splits["pairs"]["images"], splits["test"]["images"]) == (5, 20)
+    assert splits["train"]["mentioned_in_images"]["person"] > 20
+    truth = json.loads((out / "ground_truth/test.json").read_text())
+    assert len(truth["categories"]) == 80
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    masks = [decode_mask(a["segmentation"], sizes[a["image_id"]]) for a in truth["annotations"]]
+    areas = np.array([annotation["area"] for annotation in truth["annotations"]])
+    assert np.corrcoef([mask.sum() for mask in masks], areas)[0, 1] > 0.99
+    shards = [out / f"images/train/{shard}.parquet" for shard in (0, 1)]
+    assert sum(1 for _ in read_images(*shards)) == splits["train"]["images"]

@@ -1,0 +1,313 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from stages.common.formats.captions import MentionFinder, read_captions
+from stages.common.formats.ground_truth import is_annotated
+from stages.common.formats.images import EncodedImage, read_images
+from stages.download.__main__ import main
+from stages.download.examples import Leaked, Listed, Skipped
+from stages.download.integrity import LeakCheck, check_categories
+from stages.download.params import FolderParams, MaxImagesWithoutVal
+from stages.download.photographs import check_ids, hashed_id
+from stages.download.sources.folder import folder_source, read_names
+from tests.support.images_folder import jpeg, turned
+
+
+def write_folder(folder: Path) -> Path:
+    for name in ("a.jpg", "b/c.JPG", "b/d.png"):
+        path = folder / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(30 + len(name), 40))
+    (folder / "test").mkdir()
+    (folder / "test/new.jpg").write_bytes(jpeg(20, 50))
+    (folder / "test/notes.md").write_text("no image")
+    (folder / "names.txt").write_text("Cat: kitten,  kitty\n\npolar bear\n")
+    rows = ["file_name,caption", 'a.jpg,"Two  cats, asleep"', "b/c.JPG,a polar bear", "a.jpg,"]
+    (folder / "captions.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def make_params(folder: Path, **limits) -> FolderParams:
+    limits = dict.fromkeys(("pairs", "train", "test")) | limits
+    return FolderParams(path=str(folder), max_images=MaxImagesWithoutVal(**limits))
+
+
+def make_all(folder: Path, split: str) -> dict:
+    source = folder_source(make_params(folder))
+    return {task.file_name: source.make(task) for task in source.tasks[split]}
+
+
+def test_images_captions_and_names(tmp_path):
+    folder = write_folder(tmp_path)
+    source = folder_source(make_params(folder))
+    assert not source.annotated and source.tasks["val"] == []
+    cat, bear = source.categories
+    assert (cat.id, cat.name, cat.split, cat.forms[:3]) == (
+        1,
+        "Cat",
+        "base",
+        ("cat", "cats", "kitten"),
+    )
+    assert MentionFinder(source.categories).classes(["Polar bears"]) == {bear.id}
+    made = make_all(folder, "train")
+    assert made["a.jpg"].captions == ("Two cats, asleep",) and made["a.jpg"].annotations == ()
+    assert made["a.jpg"].image.encoded == (folder / "train/a.jpg").read_bytes()
+    assert made["b/d.png"].reason == "has no caption"
+    (new,) = make_all(folder, "test").values()
+    assert (new.captions, new.image.file_name, new.image.width) == ((), "new.jpg", 50)
+
+
+def test_looking_up_tells_what_making_tells(tmp_path):
+    folder = write_folder(tmp_path)
+    with (folder / "captions.csv").open("a") as file:
+        file.write("gone.jpg,a cat\n")
+    source = folder_source(make_params(folder))
+    tasks = source.tasks["train"] + source.tasks["test"]
+    found = [source.look_up(task) for task in tasks]
+    assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
+    assert [type(one) for one in found].count(Skipped) == 2
+    assert Listed(hashed_id("train/a.jpg"), ("Two cats, asleep",), ()) in found
+
+
+def test_an_id_depends_on_the_name_alone(tmp_path):
+    folder = write_folder(tmp_path)
+    before = {t.file_name: t.image_id for t in folder_source(make_params(folder)).tasks["train"]}
+    (folder / "train/0.jpg").write_bytes(jpeg(9, 9))
+    after = {t.file_name: t.image_id for t in folder_source(make_params(folder)).tasks["train"]}
+    assert before.items() < after.items() and len(after) == 4
+    assert hashed_id("train/a.jpg") != hashed_id("test/a.jpg")
+    few = folder_source(make_params(folder, train=1, test=1, pairs=0)).tasks
+    assert [len(few[split]) for split in ("pairs", "train", "test")] == [0, 1, 1]
+    assert few["train"][0].image_id == min(after.values())
+
+
+def test_ids_must_not_collide(monkeypatch):
+    check_ids(["a", "b", "a"])
+    monkeypatch.setattr("stages.download.photographs.ID_BITS", 1)
+    with pytest.raises(ValueError, match=r"'\w' and '\w' hash to one image id; rename"):
+        check_ids("abcdef")
+
+
+def test_captions_as_json(tmp_path):
+    folder = write_folder(tmp_path)
+    (folder / "captions.csv").unlink()
+    (folder / "captions.json").write_text(json.dumps({"a.jpg": ["x", "y "], "gone.jpg": "z"}))
+    made = make_all(folder, "train")
+    assert made["a.jpg"].captions == ("x", "y")
+    assert made["gone.jpg"] == Skipped(
+        hashed_id("train/gone.jpg"), str(folder / "train/gone.jpg"), "no such file"
+    )
+    (folder / "captions.json").write_text('["a.jpg"]')
+    with pytest.raises(ValueError, match=r"captions\.json: must be \{file_name: caption or list"):
+        folder_source(make_params(folder))
+
+
+def test_images_are_turned_upright(tmp_path):
+    folder = write_folder(tmp_path)
+    stored = jpeg(30, 40)
+    (folder / "test/new.jpg").write_bytes(turned(stored))
+    image = make_all(folder, "test")["new.jpg"].image
+    assert (image.height, image.width) == image.decode().shape[:2] == (40, 30)
+    (folder / "test/new.jpg").write_bytes(turned(stored, orientation=1))
+    assert make_all(folder, "test")["new.jpg"].image.height == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("captions.csv", None, r"captions\.csv: not found, nor captions\.json; download\.folder"),
+        ("captions.csv", "image,text\n", r"captions\.csv: has no column caption and file_name"),
+        ("captions.csv", "file_name,caption\na.jpg\n", r"captions\.csv, row 2: has no caption"),
+        ("captions.json", "{}", r"has captions\.csv and captions\.json; remove one"),
+        ("names.txt", None, r"names\.txt: not found; download\.folder\.path of params\.yaml"),
+        ("names.txt", "\n\n", r"names\.txt: names no class; write one per line"),
+        ("names.txt", "cat\nkitty: Cats\n", r"names\.txt, line 2: 'cats' already stands for 'cat'"),
+    ],
+)
+def test_files_of_another_form_are_refused(tmp_path, name, content, message):
+    folder = write_folder(tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        folder_source(make_params(folder))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    folder = write_folder(tmp_path)
+    (folder / "test").rename(folder / "tests")
+    with pytest.raises(FileNotFoundError, match=r"test: no such folder; download\.folder\.path"):
+        folder_source(make_params(folder))
+
+
+def test_classes_belong_to_one_part(tmp_path):
+    categories = read_names(write_folder(tmp_path) / "names.txt")
+    check_categories(categories)
+    cat, bear = categories
+    twice = type(cat)(3, "Cat", "novel", ("puss",))
+    with pytest.raises(ValueError, match=r"class name 'Cat' is given 2 times \(in base, novel\)"):
+        check_categories([cat, bear, twice])
+    with pytest.raises(ValueError, match="no class is of the part base"):
+        check_categories([twice])
+
+
+def test_training_images_that_are_held_out_are_found():
+    leaks = LeakCheck()
+    found = [
+        leaks.check(split, EncodedImage(number, name, 1, 1, content))
+        for number, (split, name, content) in enumerate(
+            (
+                ("val", "b.jpg", b"two"),
+                ("test", "copy of a.jpg", b"one"),
+                ("test", "b again.jpg", b"two"),
+                ("pairs", "c.jpg", b"three"),
+                ("train", "c.jpg", b"three"),
+                ("train", "a.jpg", b"one"),
+                ("train", "b.jpg", b"two"),
+            )
+        )
+    ]
+    assert found == [None] * 5 + [
+        Leaked(5, "a.jpg", "copy of a.jpg of test"),
+        Leaked(6, "b.jpg", "b.jpg of val"),
+    ]
+
+
+def write_params(folder: Path, source: Path, leaked: float = 0.0, missing: float = 0.0) -> None:
+    limits = "{pairs: null, train: null, val: null, test: null}"
+    (folder / "params.yaml").write_text(f"""
+seed: 0
+shards: [0, 1]
+download:
+  source: folder
+  shard_images: 1
+  max_skipped_fraction: 0.5
+  max_leaked_fraction: {leaked}
+  max_unmatched_fraction: 0.0
+  max_missing_class_fraction: {missing}
+  scenes:
+    num_images: {{pairs: 1, train: 1, val: 1, test: 1}}
+    scene_side: 64
+    pair_side: 32
+    captions_per_image: 1
+    synonym_fraction: 0.0
+    omission_fraction: 0.0
+    jpeg_quality: 95
+    class_split: 0
+  coco:
+    folder: nowhere
+    train_part: train2017
+    test_fraction: 0.5
+    val_fraction: 0.1
+    max_images: {limits}
+  open_images:
+    {{folder: nowhere, test_part: test, val_fraction: 0.0, max_images: {limits}}}
+  folder: {{path: {source}, max_images: {{pairs: null, train: null, test: null}}}}
+""")
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """Give a folder of images, and go where params.yaml will be."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OVIS_WORKERS", "1")
+    return write_folder(tmp_path / "images")
+
+
+def test_stage_writes_the_internal_form(tmp_path, source):
+    write_params(tmp_path, source)
+    main()
+    out = tmp_path / "data/download"
+    for split in ("train", "val", "test"):
+        assert not is_annotated(out / f"ground_truth/{split}.json")
+    assert json.loads((out / "annotations/train/0.json").read_text()) == []
+    truth = json.loads((out / "ground_truth/test.json").read_text())
+    assert [image["file_name"] for image in truth["images"]] == ["new.jpg"]
+    report = json.loads((out / "report.json").read_text())
+    assert "classes_without_object_in_test" not in report
+    assert "objects" not in report["splits"]["test"]
+    captions = read_captions(*out.glob("captions/train/*.json"))
+    shards = [out / f"images/train/{shard}.parquet" for shard in (0, 1)]
+    assert {p.image_id for p in read_images(*shards)} == set(captions) and len(captions) == 2
+
+
+def read_report() -> dict:
+    return json.loads(Path("data/download/report.json").read_text())
+
+
+def test_a_training_image_that_is_held_out_is_dropped_and_reported(tmp_path, source, capsys):
+    (source / "test/old.jpg").write_bytes((source / "train/a.jpg").read_bytes())
+    write_params(tmp_path, source, leaked=0.5, missing=1.0)
+    main()
+    out = tmp_path / "data/download"
+    assert set(read_captions(*out.glob("captions/*/*.json"), out / "captions/pairs.json")) == {
+        hashed_id("train/b/c.JPG")
+    }
+    names = [image.file_name for image in read_images(*out.glob("images/train/*.parquet"))]
+    assert names == ["b/c.JPG"]
+    leaked = {
+        "image_id": hashed_id("train/a.jpg"),
+        "file_name": "a.jpg",
+        "same_as": "old.jpg of test",
+    }
+    splits = read_report()["splits"]
+    assert splits["train"]["leaked"] == splits["pairs"]["leaked"] == [leaked]
+    assert (splits["train"]["images"], splits["test"]["images"]) == (1, 2)
+    assert splits["train"]["mentioned_in_images"] == {"Cat": 0, "polar bear": 1}
+    assert "train: 1 images were left out, as they are held-out ones" in capsys.readouterr().err
+
+
+def test_too_many_held_out_training_images_are_refused(tmp_path, source):
+    (source / "test/old.jpg").write_bytes((source / "train/a.jpg").read_bytes())
+    write_params(tmp_path, source, leaked=0.49, missing=1.0)
+    with pytest.raises(SystemExit, match=r"split train: 1 of 2 .*: a\.jpg is old\.jpg of test\. "):
+        main()
+
+
+def test_what_tables_tell_is_checked_before_an_image_is_read(tmp_path, source, monkeypatch):
+    monkeypatch.setattr("stages.download.sources.folder.read_photograph", None)
+    with (source / "names.txt").open("a") as file:
+        file.write("dragon\n")
+    write_params(tmp_path, source)
+    with pytest.raises(SystemExit, match=r"classes without caption in train: 1 of 3 \(dragon\)"):
+        main()
+    assert not (tmp_path / "data/download/images").exists()
+    assert read_report()["classes_without_caption_in_train"] == ["dragon"]
+    assert [skipped["reason"] for skipped in read_report()["splits"]["train"]["skipped"]] == [
+        "has no caption"
+    ]
+
+
+def test_files_of_other_formats_are_counted_and_named(tmp_path, source, capsys):
+    for name in ("train/.DS_Store", "train/e.heic", "train/b/f.HEIC", "train/g.mov"):
+        (source / name).write_text("no image")
+    for number in range(12):
+        (source / f"test/{number:02}.avif").write_text("no image")
+    write_params(tmp_path, source)
+    main()
+    ignored = read_report()["ignored_files"]
+    assert ignored["train"] == {"number": 3, "first": ["b/f.HEIC", "e.heic", "g.mov"]}
+    assert ignored["test"]["number"] == 13 and len(ignored["test"]["first"]) == 10
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "ignored" in line] == [
+        "data/download/report.json: train/: 3 files are in no format that is read and were"
+        " ignored: b/f.HEIC, e.heic, g.mov",
+        "data/download/report.json: test/: 13 files are in no format that is read and were"
+        " ignored: 00.avif, 01.avif, 02.avif, …",
+    ]
+
+
+def test_a_folder_of_one_format_says_nothing_of_others(tmp_path, source):
+    (source / "test/notes.md").unlink()
+    write_params(tmp_path, source)
+    main()
+    assert "ignored_files" not in read_report()
+
+
+def test_there_must_be_ground_truth_to_ask(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"train\.json: no such file; `dvc repro download`"):
+        is_annotated(tmp_path / "train.json")
+    (tmp_path / "train.json").write_text('{"annotations": [], "categories": [], "images": []}')
+    assert is_annotated(tmp_path / "train.json")

@@ -1,0 +1,150 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+import stages.finetune.__main__ as stage
+from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.storage import read_json, write_json
+from stages.finetune.unlabelled import add_detections
+from stages.models.detection.detector import Prediction, load, save
+from stages.models.detection.samples import label_images, read_annotations
+from tests.support.tiny_detector import annotate, make_image, make_repository, tiny_detector
+
+WEIGHTS = Path("data/finetune/model.safetensors")
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    make_repository(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["finetune"])
+    save(Path("data/detector/model.safetensors"), tiny_detector())
+
+
+def change(**changes) -> None:
+    yaml, path = YAML(typ="safe"), Path("params.yaml")
+    params = yaml.load(path)
+    params["finetune"] |= changes
+    yaml.dump(params, path)
+
+
+def base_only(tmp_path):
+    path = tmp_path / "truth.json"
+    write_json(path, annotate([1, 2]))
+    annotations = read_annotations(path, {3: 1}, [3, 5, 9])
+    return label_images(map(make_image, (1, 2)), annotations, {3: 1}, path)
+
+
+def test_only_base_objects_are_learned_and_the_classifier_stays(repository):
+    stage.main()
+    metrics = json.loads(Path("data/finetune/metrics.json").read_text())
+    assert (metrics["images"], metrics["objects"]) == (5, 5)
+    before, after = tiny_detector().parts(), load(WEIGHTS).parts()
+    for name, value in before["classifier"].state_dict().items():
+        assert torch.equal(value, after["classifier"].state_dict()[name]), name
+    assert not torch.equal(before["box_deltas"].weight, after["box_deltas"].weight)
+
+
+def test_equal_inputs_give_equal_bytes(repository, monkeypatch):
+    stage.main()
+    monkeypatch.setattr("sys.argv", ["finetune", "--output", "data/again"])
+    stage.main()
+    for name in ("model.safetensors", "metrics.json", "curve.csv"):
+        assert Path("data/again", name).read_bytes() == Path("data/finetune", name).read_bytes()
+
+
+def test_softmax_over_base_or_all_classes_gives_other_weights(repository):
+    stage.main()
+    base = WEIGHTS.read_bytes()
+    change(vocabulary="all")
+    stage.main()
+    assert WEIGHTS.read_bytes() != base
+
+
+def novel_and_base_detections() -> Prediction:
+    boxes = np.array([[40, 4, 60, 24], [41, 5, 61, 25], [2, 40, 12, 60]], np.float32)
+    masks = np.zeros((3, 64, 64), bool)
+    masks[:, 10:20, 45:55] = True
+    return Prediction(boxes, np.array([1, 1, 0]), np.array([0.9, 0.2, 0.8]), masks)
+
+
+def test_certain_novel_detections_become_labels(repository, monkeypatch):
+    found = novel_and_base_detections()
+    monkeypatch.setattr(
+        "stages.finetune.unlabelled.predict", lambda model, images, v: [[found] * len(images)]
+    )
+    change(vocabulary="all", unlabelled="detections")
+    stage.main()
+    metrics = json.loads(Path("data/finetune/metrics.json").read_text())
+    assert (metrics["images"], metrics["objects"]) == (5, 10)
+
+
+def test_only_certain_detections_of_unlabelled_novel_objects_count(tmp_path):
+    entry, found = base_only(tmp_path)[0], novel_and_base_detections()
+    changed = add_detections(entry, found, [0, 1], [1], 0.5)
+    assert changed.labels.tolist() == [2, 1]
+    assert changed.boxes_xyxy[0].tolist() == [40, 4, 60, 24]
+    assert len(changed.segmentations) == 2
+    assert changed.segmentations[1] == entry.segmentations[0]
+    on_top = replace(found, boxes_xyxy=np.repeat(entry.boxes_xyxy + 1, 3, 0))
+    assert add_detections(entry, on_top, [0, 1], [1], 0.5).labels.tolist() == [1]
+    empty = replace(found, masks=np.zeros_like(found.masks))
+    assert add_detections(entry, empty, [0, 1], [1], 0.5).labels.tolist() == [1]
+
+
+def test_detections_need_the_novel_classes_in_the_softmax(repository):
+    change(unlabelled="detections")
+    with pytest.raises(ValueError, match=r"params\.yaml: finetune: .*set vocabulary to all"):
+        stage.main()
+
+
+def test_it_goes_on_with_pseudo_annotations_of_all_classes(repository, monkeypatch):
+    options = "--annotations data/pseudo_labels/pseudo_annotations.json --label-splits base novel"
+    monkeypatch.setattr("sys.argv", ["finetune", *options.split(), "--output", "data/longer"])
+    Path("data/download/ground_truth/train.json").unlink()
+    stage.main()
+    metrics = read_json(Path("data/longer/metrics.json"))
+    assert (metrics["images"], metrics["objects"]) == (4, 8)
+    assert Path("data/longer/model.safetensors").exists()
+    assert not WEIGHTS.exists()
+
+
+def test_without_a_base_object_there_is_nothing_to_learn(repository):
+    content = annotate([1])
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 3]
+    write_json(Path("data/download/ground_truth/train.json"), content)
+    with pytest.raises(ValueError, match=r"train\.json: none of its 1 annotations"):
+        stage.main()
+
+
+def test_without_annotations_the_detector_stays_as_it_is(repository, capsys):
+    truth = Path("data/download/ground_truth/train.json")
+    write_json(truth, {"annotated": False, "annotations": []}, indent=None)
+    stage.main()
+    assert WEIGHTS.read_bytes() == stage.DETECTOR.read_bytes()
+    output = WEIGHTS.parent
+    assert read_json(output / "metrics.json") == {
+        "skipped": "no annotations: skipped",
+        "images": 0,
+    }
+    assert (output / "curve.csv").read_text() == "step\n"
+    assert "its model is the detector's" in capsys.readouterr().out
+
+
+def test_objects_without_outline_are_not_learned(repository):
+    truth = Path("data/download/ground_truth/train.json")
+    content = read_json(truth)
+    empty = encode_mask(np.zeros((64, 64), bool))
+    for entry in content["annotations"]:
+        if entry["image_id"] != 2:
+            entry["segmentation"] = empty
+    write_json(truth, content)
+    labels = {3: 1}
+    annotations = read_annotations(truth, labels, [3, 5, 9])
+    assert list(annotations.objects) == [2]
+    assert annotations.skipped == {"box_under_a_pixel": [], "no_segmentation": []}

@@ -1,0 +1,332 @@
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.common.formats.categories import Category
+from stages.common.formats.images import EncodedImage
+from stages.common.geometry.box_coder import decode_boxes, encode_boxes
+from stages.common.geometry.boxes import pairwise_iou
+from stages.common.runtime.curves import Curve
+from stages.common.runtime.storage import read_tensors, write_json, write_tensors
+from stages.models.proposals.base import class_scores, consensus
+from stages.models.proposals.file import load_wspn, save_wspn
+from stages.models.proposals.language import EVIDENCE_FEATURES, LanguageWspn, LanguageWspnConfig
+from stages.models.proposals.views import network_input
+from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConfig
+from stages.models.vision_language.tokenizer import SPECIAL, CaptionTokenizer
+from stages.wspn.classify import image_label_loss, image_scores, train_class_part
+from stages.wspn.examples import (
+    ImageExample,
+    annotated_labels,
+    choose_images,
+    image_labels,
+    make_examples,
+)
+from stages.wspn.localise import (
+    ObjectTargets,
+    find_seeds,
+    localisation_loss,
+    make_targets,
+    train_object_part,
+)
+from stages.wspn.params import ClassifyParams, LocaliseParams, SeedParams
+from stages.wspn.seeds import select_seeds
+
+SEEDS = SeedParams(
+    select="mist",
+    top_fraction=0.5,
+    max_iou=0.2,
+    min_relative_score=0.0,
+    neighbour_iou=0.3,
+    power=0.25,
+)
+CLASSIFY = ClassifyParams(
+    epochs=2, batch_size=2, proposals_per_visit=6, learning_rate=0.01, weight_decay=0.0
+)
+LOCALISE = LocaliseParams(
+    quality="overlap",
+    quality_min_iou=0.1,
+    regression_min_iou=0.4,
+    regression_weight=0.5,
+    epochs=2,
+    batch_size=8,
+    learning_rate=0.01,
+    weight_decay=0.0,
+)
+CONFIG = LanguageWspnConfig(
+    category_ids=[3, 7],
+    image_side=64,
+    stem_width=4,
+    width=8,
+    residual_blocks=0,
+    num_words=2,
+    class_hidden=8,
+    object_hidden=8,
+    dropout=0.0,
+)
+
+
+def small_model() -> LanguageWspn:
+    torch.manual_seed(0)
+    sizes = dict(vocabulary_size=8, max_tokens=8, max_patches_side=8, heads=2, projection=8)
+    layers = dict(image_layers=0, text_layers=0, fusion_layers=1)
+    vlm = SmallAlbef(
+        SmallAlbefConfig(width=8, stem_width=4, residual_blocks=0, **sizes, **layers)
+    ).eval()
+    model = LanguageWspn(CONFIG).eval()
+    model.take_language(vlm, CaptionTokenizer([*SPECIAL, "a", "bird", "lamp"], 8))
+    return model
+
+
+def make_image(image_id: int, side: int = 64) -> EncodedImage:
+    pixels = np.random.default_rng(image_id).integers(0, 255, (side, side, 3)).astype(np.uint8)
+    encoded = cv2.imencode(".png", pixels)[1].tobytes()
+    return EncodedImage(image_id, f"{image_id}.png", side, side, encoded)
+
+
+def random_boxes(seed: int, count: int, side: int = 64) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    corner = generator.uniform(0, side - 12, (count, 2))
+    sides = generator.uniform(10, side - corner)
+    return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
+
+
+def examples_of(model: LanguageWspn, count: int = 4) -> list[ImageExample]:
+    boxes = {k: random_boxes(k, 12) for k in range(count)}
+    labels = {k: np.array([k % 2, 1 - k % 2], np.float32) for k in range(count)}
+    return list(make_examples(model, map(make_image, range(count)), boxes, labels, 100, 0))
+
+
+def test_image_score_and_loss_by_hand():
+    # equal logits, 2 classes, 4 proposals: w = 1/2 · 1/4, p_c = 4 · 1/8 = 1/2
+    scores = class_scores(torch.zeros(4, 2), torch.zeros(4, 2))
+    assert torch.allclose(scores, torch.full((4, 2), 0.125))
+    assert torch.allclose(image_scores(scores), torch.tensor([0.5, 0.5]))
+    loss = image_label_loss(scores, torch.tensor([1.0, 0.0]))
+    assert loss.item() == pytest.approx(2 * math.log(2))
+
+
+def test_the_two_softmaxes_run_in_different_directions():
+    classes = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])  # 3/4, 1/4 and 1/2, 1/2
+    detection = torch.tensor([[math.log(4), 0.0], [0.0, 0.0]])  # 4/5, 1/5 and 1/2, 1/2, by column
+    expected = torch.tensor([[0.75 * 0.8, 0.25 * 0.5], [0.5 * 0.2, 0.5 * 0.5]])
+    assert torch.allclose(class_scores(classes, detection), expected)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 30), st.integers(1, 8), st.floats(0.1, 60))
+def test_image_scores_are_probabilities(seed, proposals, classes, spread):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, proposals, classes, generator=generator) * spread
+    p = image_scores(class_scores(*logits))
+    assert ((p > 0) & (p < 1)).all()
+    assert torch.isfinite(image_label_loss(class_scores(*logits), torch.ones(classes)))
+
+
+# Four boxes: a whole object, the same a little shifted, its small part, and something far away.
+BOXES = np.array(
+    [[0, 0, 20, 20], [0, 0, 20, 18], [0, 0, 10, 10], [40, 40, 60, 60]], np.float32
+)  # IoU 0-1: 0.9, 0-2: 0.25, 1-2: 100 / 360 = 0.278
+OVERLAPS = pairwise_iou(BOXES, BOXES)
+
+
+def test_consensus_prefers_the_whole_to_the_part():
+    scores = np.array([[0.0016], [0.0016], [0.0625], [0.0]])  # WSDDN likes the part
+    agreed = consensus(scores, OVERLAPS, neighbour_iou=0.3, power=0.25)
+    # fourth roots 0.2, 0.2, 0.5: the whole has 0.2 + 0.9 · 0.2, the part only itself
+    assert agreed[:, 0] == pytest.approx([0.38, 0.38, 0.5, 0.0])
+    agreed = consensus(scores, OVERLAPS, neighbour_iou=0.2, power=0.25)
+    assert agreed[:, 0] == pytest.approx([0.505, 0.38 + 0.5 / 3.6, 0.5 + 0.05 + 0.2 / 3.6, 0.0])
+    alone = consensus(scores, OVERLAPS, neighbour_iou=1.0, power=0.25)
+    assert np.argmax(alone) == 2 and alone[0, 0] == pytest.approx(0.2)
+
+
+def seeds_of(scores: list[float], **changes) -> list[int]:
+    """Return the seeds of one class among the first boxes of BOXES."""
+    usual = {"select": "mist", "top_fraction": 1.0, "max_iou": 0.2, "min_relative_score": 0.0}
+    params = SEEDS.model_copy(update=usual | changes)
+    boxes = torch.from_numpy(BOXES[: len(scores)])
+    (seeds,) = select_seeds(torch.tensor(scores)[:, None], boxes, params)
+    return seeds.tolist()
+
+
+def test_seed_selection_by_hand():
+    scores = [0.5, 0.9, 0.4, 0.3]
+    assert seeds_of(scores, select="oicr") == [1]
+    # greedily: 1 first; 0 and 2 overlap it by 0.9 and 0.28; 3 is far away
+    assert seeds_of(scores) == [1, 3]
+    assert seeds_of(scores, top_fraction=0.75) == [1]
+    assert seeds_of(scores, max_iou=0.3) == [1, 2, 3]
+    # 0.3 is less than half of 0.9
+    assert seeds_of(scores, min_relative_score=0.5) == [1]
+    assert seeds_of(scores[:1], top_fraction=0.15) == [0]
+
+
+def test_a_suppressed_candidate_suppresses_nobody():
+    # IoU 0-1: 0.5, 1-2: 0.5, 0-2: 0.2
+    boxes = torch.tensor([[0.0, 0, 12, 6], [4, 0, 16, 6], [8, 0, 20, 6]])
+    scores = torch.tensor([[3.0, 1], [2, 2], [1, 3]])
+    params = SEEDS.model_copy(update={"top_fraction": 1.0, "max_iou": 0.3})
+    assert [seeds.tolist() for seeds in select_seeds(scores, boxes, params)] == [[0, 2], [2, 0]]
+
+
+def test_offsets_by_hand():
+    box, target = torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[5.0, 0, 25, 20]])
+    # centre 5 → 15 in sides of 10, weighted by 10; width doubles, weighted by 5
+    expected = torch.tensor([[10.0, 0.0, 5 * math.log(2), 0.0]])
+    assert torch.allclose(encode_boxes(box, target), expected)
+
+
+@given(st.integers(0, 2**31))
+def test_decoding_inverts_encoding(seed):
+    boxes = torch.from_numpy(random_boxes(seed, 10))
+    shift = torch.from_numpy(random_boxes(seed + 1, 10)) - boxes
+    targets = boxes + 0.3 * shift  # sides change by a factor below e
+    near = ((targets[:, 2:] - targets[:, :2]) / (boxes[:, 2:] - boxes[:, :2])).log().abs()
+    inside = (near < 1).all(1)
+    decoded = decode_boxes(boxes, encode_boxes(boxes, targets), (64, 64))
+    assert torch.allclose(decoded[inside], targets[inside], atol=1e-3)
+
+
+@given(st.integers(0, 2**31))
+def test_decoded_boxes_stay_in_the_image(seed):
+    boxes = torch.from_numpy(random_boxes(seed, 10))
+    offsets = torch.randn(10, 4, generator=torch.Generator().manual_seed(seed)) * 50
+    decoded = decode_boxes(boxes, offsets, (64, 80))
+    assert decoded.min() >= 0 and decoded[:, [0, 2]].max() <= 80 and decoded[:, [1, 3]].max() <= 64
+    assert ((decoded[:, 2:] - decoded[:, :2]) >= 0.999).all()
+
+
+def test_localisation_loss_by_hand():
+    targets = ObjectTargets(
+        evidence=torch.zeros(2, 1),
+        quality=torch.tensor([0.5, 0.0]),
+        offsets=torch.tensor([[2.0, 0, 0, 0], [9.0, 9, 9, 9]]),
+        has_quality=torch.tensor([True, False]),
+        has_offsets=torch.tensor([True, False]),
+    )
+    losses = localisation_loss(torch.zeros(2), torch.zeros(2, 4), targets, regression_weight=3.0)
+    assert losses["quality"].item() == pytest.approx(math.log(2) / 2)
+    assert losses["regression"].item() == pytest.approx(3 * 1.5 / 2)  # smooth-L1(2) = 2 - 1/2
+
+
+def example(boxes: np.ndarray) -> ImageExample:
+    evidence = torch.zeros(len(boxes), EVIDENCE_FEATURES).half()
+    return ImageExample(1, torch.ones(1), boxes, torch.zeros(len(boxes), 1).half(), evidence)
+
+
+def test_far_proposals_teach_nothing_unless_objectness_is_asked_for():
+    seeds = [np.array([0])]
+    targets = make_targets([example(BOXES)], seeds, LOCALISE)
+    assert targets.quality.tolist() == pytest.approx([1.0, 0.9, 0.25])  # the far box is left out
+    assert targets.has_offsets.tolist() == [True, True, False]
+    assert torch.allclose(targets.offsets[0], torch.zeros(4))
+    as_usual = LOCALISE.model_copy(update={"quality": "objectness"})
+    targets = make_targets([example(BOXES)], seeds, as_usual)
+    assert targets.quality.tolist() == [1.0, 1.0, 0.0, 0.0] and targets.has_quality.all()
+
+
+def test_image_labels_keep_base_classes_only():
+    categories = [
+        Category(1, "dog", "base", ("dog", "dogs")),
+        Category(2, "hot dog", "novel", ("hot dog",)),
+        Category(5, "cup", "base", ("cup", "cups")),
+    ]
+    captions = {4: ["two Cups", "a hot dog"], 9: ["a dog"], 10: ["the sky"]}
+    base = [category.id for category in categories if category.split == "base"]
+    labels = image_labels(captions, categories, base)
+    assert {k: row.tolist() for k, row in labels.items()} == {4: [0, 1], 9: [1, 0], 10: [0, 0]}
+
+
+def test_annotated_labels_by_hand(tmp_path):
+    entries = [[{"image_id": 4, "category_ids": [9, 30]}], [{"image_id": 9, "category_ids": []}]]
+    paths = [tmp_path / f"{shard}.json" for shard in (0, 1)]
+    for path, own in zip(paths, entries, strict=True):
+        write_json(path, own)
+    labels = annotated_labels(paths, [9, 12, 30])
+    assert {k: row.tolist() for k, row in labels.items()} == {4: [1, 0, 1], 9: [0, 0, 0]}
+
+
+def test_images_are_chosen_whatever_their_order():
+    chosen = choose_images(range(50), 10, seed=3)
+    assert len(chosen) == 10 and chosen == choose_images(reversed(range(50)), 10, seed=3)
+    assert chosen != choose_images(range(50), 10, seed=4)
+
+
+def test_proposals_are_thinned_out_the_same_way_each_time():
+    model, boxes = small_model(), {1: random_boxes(1, 30)}
+    first, second = (next(make_examples(model, [make_image(1)], boxes, {}, 8, 0)) for _ in range(2))
+    assert len(first.boxes_xyxy) == 8 and np.array_equal(first.boxes_xyxy, second.boxes_xyxy)
+    assert first.labels.tolist() == [0, 0]
+
+
+def test_boxes_follow_the_image_to_the_networks_size():
+    pixels, scale = network_input(np.zeros((50, 200, 3), np.uint8), 128)
+    assert tuple(pixels.shape) == (1, 3, 32, 128)
+    assert scale.tolist() == pytest.approx([0.64] * 4)
+
+
+def test_an_image_without_proposals_is_named():
+    with pytest.raises(ValueError, match=r"image 8 \(8\.png\) has no row in data/proposals"):
+        list(make_examples(small_model(), [make_image(8)], {}, {}, 10, 0))
+
+
+def test_no_label_at_all_is_an_error():
+    model = small_model()
+    unlabelled = [e._replace(labels=torch.zeros(2)) for e in examples_of(model)]
+    with pytest.raises(ValueError, match="no image is labelled with a base class"):
+        train_class_part(model, unlabelled, CLASSIFY, 0, Curve(every=1))
+
+
+def test_one_image_with_one_proposal_and_one_word_gives_finite_numbers():
+    model = small_model()
+    model.words = model.words[:1]
+    boxes, labels = {1: random_boxes(1, 1)}, {1: np.array([1, 0], np.float32)}
+    (one,) = make_examples(model, [make_image(1)], boxes, labels, 9, 0)
+    assert torch.isfinite(one.evidence).all() and len(one.evidence) == 1
+    train_class_part(model, [one], CLASSIFY, 0, Curve(every=1))
+    targets = make_targets([one], [np.array([0])], LOCALISE)
+    train_object_part(model, targets, LOCALISE, 0, Curve(every=1), 0)
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+def test_the_same_seed_gives_the_same_weights_and_the_trunk_stays():
+    trained = []
+    for _ in range(2):
+        model = small_model()
+        before = {k: v.clone() for k, v in model.trunk.state_dict().items()}
+        examples = examples_of(model)
+        train_class_part(model, examples, CLASSIFY, 0, Curve(every=1))
+        seeds = [find_seeds(model, e, SEEDS) for e in examples]
+        targets = make_targets(examples, seeds, LOCALISE)
+        curve = Curve(every=1)
+        train_object_part(model, targets, LOCALISE, 0, curve, done=4)
+        assert {"loss_quality", "loss_regression"} <= curve.last().keys()
+        assert all(torch.equal(v, model.trunk.state_dict()[k]) for k, v in before.items())
+        trained.append(model.state_dict())
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+@settings(max_examples=5)
+@given(st.permutations(range(12)))
+def test_features_of_a_box_do_not_depend_on_its_neighbours(order):
+    model = small_model()
+    boxes = torch.from_numpy(random_boxes(0, 12))
+    maps = model.feature_maps(network_input(make_image(0).decode(), 64)[0])
+    assert torch.equal(model.evidence(maps, boxes)[list(order)], model.evidence(maps, boxes[order]))
+
+
+def test_weights_come_back_and_foreign_ones_are_refused(tmp_path):
+    model, path = small_model(), tmp_path / "model.safetensors"
+    save_wspn(path, model)
+    loaded = load_wspn(path)
+    assert loaded.config == CONFIG
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
+    weights, facts = read_tensors(path)
+    write_tensors(path, weights, {**facts, "class_hidden": 9})
+    with pytest.raises(ValueError, match=r"model\.safetensors: not weights of this WSPN"):
+        load_wspn(path)

@@ -1,0 +1,84 @@
+"""Workers of the toy project without Prefect: clones that do in this process what workers would."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from flows.dvc.plan import make_plan
+from flows.dvc.project import load_graph
+from flows.dvc.records import sort_lock
+from flows.dvc.remote import RemoteError, result_key
+from flows.graph import DagError, Outcome, Status
+from flows.workers.coordinator import Fleet, LostError
+from flows.workers.reproduce import reproduce
+from flows.workers.request import Request, make_request, take_snapshot
+from flows.workers.space import UnfitError
+from tests.support.loopback import clone_beside, share_folder
+from tests.support.toy import Toy
+
+
+@dataclass
+class Workers:
+    """A dispatcher whose clones take turns; `upset` may break something before each request.
+
+    An unfit one leaves, as its worker would, and the next one has its turn.
+    """
+
+    clones: list[Path]
+    upset: Callable[[Request, int], None] = lambda request, attempt: None
+    asked: list[str] = field(default_factory=list)
+    logged: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def make(self, request: Request, pool: str, log: Callable) -> Outcome:
+        while self.clones:
+            self.upset(request, self.asked.count(request.stage))
+            clone = self.clones.pop(0)
+            self.clones.append(clone)
+            self.asked.append(request.stage)
+            try:
+                return reproduce(clone, request, f"run-{len(self.asked)}", self.logged.append)
+            except UnfitError as error:
+                self.clones.remove(clone)
+                self.left.append(f"{clone.name}: {error}")
+            except (RemoteError, DagError) as error:
+                raise LostError(f"on {clone.name}: {error}") from error
+        raise LostError(f"nobody is left: {self.left}")
+
+    def stop(self) -> None:
+        raise AssertionError("nobody stops these")
+
+
+def make_fleet(toy: Toy, count: int = 1) -> Workers:
+    """Give the toy a shared folder as its remote, and clones that have it as origin."""
+    share_folder(toy.root)
+    return Workers([clone_beside(toy.root, f"worker{number}") for number in range(count)])
+
+
+def store(toy: Toy) -> Path:
+    return toy.root.parent / "store"
+
+
+def clone_of(toy: Toy, name: str) -> Toy:
+    return Toy(clone_beside(toy.root, name))
+
+
+def run_on(workers: Workers, toy: Toy, *targets: str) -> dict[str, str]:
+    """Do what the flow does, one stage after the other, and return stage → outcome.
+
+    The first failure raises.
+    """
+    fleet, outcomes = Fleet(toy.root, workers), {}
+    for step in make_plan(toy.root, list(targets) or None):
+        if step.status is not Status.UP_TO_DATE:
+            outcome = fleet.run(step.stage, 0, workers.logged.append)
+            outcomes[step.stage.name] = outcome.outcome
+    sort_lock(toy.root)
+    return outcomes
+
+
+def request_for(toy: Toy, name: str) -> Request:
+    """Return what a coordinator would ask for, once all upstream of the stage is made."""
+    graph = load_graph(toy.root)
+    key, snapshot = result_key(toy.root, name), take_snapshot(toy.root, graph)
+    return make_request(toy.root, graph, graph[name], key, snapshot)
