@@ -70,11 +70,11 @@ readme: $(PROGRAM) ## write the generated tables of README.md and docs/ anew: re
 schema: $(PROGRAM) ## write the schemas of params.yaml and profiles, and the table in docs/params.md
 	@$(BIN)/ovis-dag schema
 
-sweep: $(PROGRAM) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel
-	@$(BIN)/ovis-dag sweep $(foreach axis,$(SET),-S '$(axis)') $(OPTIONS)
+sweep: $(PROGRAM) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel; POOL=1: on workers
+	@$(BIN)/ovis-dag sweep $(foreach axis,$(SET),-S '$(axis)') $(if $(POOL),--pools) $(OPTIONS)
 
-claims: $(PROGRAM) ## SEEDS="1 2 3": measure the claims, each seed once, into docs/claims
-	@$(BIN)/ovis-dag claims $(SEEDS) $(OPTIONS)
+claims: $(PROGRAM) ## SEEDS="1 2 3": measure the claims, each seed once, into docs/claims; POOL=1: on workers
+	@$(BIN)/ovis-dag claims $(SEEDS) $(if $(POOL),--pools) $(OPTIONS)
 
 bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes, idle machine)
 	@$(BIN)/python -m benchmarks.stages

@@ -101,6 +101,7 @@ targets_argument = click.argument("targets", nargs=-1, shell_complete=_complete(
 cores_option = click.option(
     "--cores", type=click.IntRange(min=1), help="Cores to keep busy; all by default."
 )
+pools_option = click.option("--pools", is_flag=True, help="Run stages on workers, not here.")
 
 
 class _InOrder(click.Group):
@@ -123,7 +124,7 @@ def app() -> None:
 @app.command()
 @targets_argument
 @cores_option
-@click.option("--pools", is_flag=True, help="Run stages on workers, not here.")
+@pools_option
 def run(targets: tuple[str, ...], cores: int | None, pools: bool) -> int:
     """Run the experiment, as far as it is not done.
 
@@ -236,6 +237,7 @@ def _run_module(root: Path, module: str, *arguments: str, **options: Any) -> int
     "--direction", type=click.Choice(["max", "min"]), default="max", help="Which value is best."
 )
 @cores_option
+@pools_option
 def sweep(
     targets: tuple[str, ...],
     settings: tuple[str, ...],
@@ -247,19 +249,22 @@ def sweep(
     best: str | None,
     direction: str,
     cores: int | None,
+    pools: bool,
 ) -> int:
     """Compare params: run a grid of them, shared stages once.
 
     TARGETS are stages, with all that they need; all by default.
     """
     root = _project()
-    from flows.execution import MLFLOW_PAGE
+    from flows.execution import MLFLOW_PAGE, require_fleet
     from flows.sweeps.plan import plan_sweep, run_points
     from flows.sweeps.points import make_points, sweep_name
     from flows.sweeps.report import BEST, METRICS, Question, count_outcomes
     from flows.sweeps.worktrees import only_sweep, results_folder
 
     grid = make_points(root, settings, points, targets or None)
+    if pools:
+        require_fleet(root)
     if only_plan:
         with only_sweep(root):
             planned = plan_sweep(root, grid)
@@ -267,7 +272,7 @@ def sweep(
         return 0
     question = Question(metric or METRICS, best or BEST, direction, over)
     title = sweep_name(grid, name)
-    results = run_points(root, title, grid, cores, question)
+    results = run_points(root, title, grid, cores, question, pools)
     print(f"\n{count_outcomes(results)}\nAll of it  {results_folder(root, title)}")
     print(f"Metrics    {MLFLOW_PAGE}; `dvc exp show` has the points too")
     return int(any(result.failed for result in results))
@@ -280,7 +285,10 @@ def sweep(
     "--accept-older", is_flag=True, help="Count records of other params, code or packages, too."
 )
 @cores_option
-def claims(seeds: tuple[int, ...], table: bool, accept_older: bool, cores: int | None) -> None:
+@pools_option
+def claims(
+    seeds: tuple[int, ...], table: bool, accept_older: bool, cores: int | None, pools: bool
+) -> None:
     """Measure the claims, each seed once, into docs/claims.
 
     SEEDS are 1 2 3 by default.
@@ -290,8 +298,12 @@ def claims(seeds: tuple[int, ...], table: bool, accept_older: bool, cores: int |
     root = _project()
     from flows.claims.measure import measure_claims
 
+    if pools:
+        from flows.execution import require_fleet
+
+        require_fleet(root)
     measured = [] if table else list(seeds) or [1, 2, 3]
-    print(measure_claims(root, measured, cores, accept_older))
+    print(measure_claims(root, measured, cores, accept_older, pools))
 
 
 @app.command()

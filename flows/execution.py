@@ -7,7 +7,8 @@ from pathlib import Path
 
 from flows.dvc.plan import make_plan
 from flows.graph import Outcome, Status, Step
-from flows.journal import last_seconds, was_tracked
+from flows.journal import is_edited, last_seconds, was_tracked
+from flows.server import LocalServer, call_flow
 from flows.table import name_execution, read_results, results_table, stages_table
 
 MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
@@ -28,17 +29,16 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
         ValueError: the project or its params are wrong, or workers could not do what it says.
     """
     started = time.monotonic()
+    server = LocalServer(root)
     if pools:
         require_fleet(root)
+    elif is_edited(root):
+        server.start()  # beside the plan, which will hardly be empty
     steps = make_plan(root, targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
         from flows.stage import Preflight
 
-        preflight = Preflight(root, steps) if not pools else None  # workers have the weights
-        from flows.server import call_flow
-
-        if preflight:
-            preflight.finish()
+        check = None if pools else Preflight(root, steps).finish  # workers have the weights
         outcomes, failed = call_flow(
             root,
             "flows.flow:experiment",
@@ -46,8 +46,11 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
             cores,
             pools,
             run_name=name_execution(steps),
+            check=check,
+            server=server,
         )
     else:
+        server.stop()
         outcomes, failed = _unchanged(steps), False
         if not was_tracked(root, os.environ["MLFLOW_TRACKING_URI"]):
             from flows.tracking import Tracking

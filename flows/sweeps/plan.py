@@ -2,7 +2,7 @@
 
 A stage run has a recipe: its command, params, files and the recipes of what it needs. Points with
 the same recipe for a stage get the same bytes. Sources are no part of it: all points have the same.
-When it runs, the key of its result says the same of what was really made (flows/machine.py).
+When it runs, the key of its result says the same of what was really made (flows/place.py).
 """
 
 import hashlib
@@ -79,15 +79,17 @@ def run_points(
     points: Sequence[Point],
     cores: int | None = None,
     question: Question | None = None,
+    pools: bool = False,
 ) -> list[Result]:
-    """Run the sweep and return what came out of each point, failed ones too.
+    """Run the sweep, here or on workers, and return what came out of each point, failed ones too.
 
     Raises:
         ValueError: there is no such target or metric.
         RuntimeError: another sweep is running, or git, Prefect or MLflow cannot be used.
     """
     with only_sweep(root):
-        results, _ = call_flow(root, "flows.sweeps.flow:sweep", name, list(points), cores, question)
+        arguments = (name, list(points), cores, question, pools)
+        results, _ = call_flow(root, "flows.sweeps.flow:sweep", *arguments)
     return results
 
 
