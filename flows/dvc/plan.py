@@ -78,7 +78,9 @@ class Files:
         if is_params(dep):
             values = self.params(dep)
             known = all(key in values for key in dep.params)
-            return HashInfo(dep.PARAM_PARAMS, values) if known else dep.get_hash()  # which raises
+            if not known:
+                return dep.get_hash()  # which raises
+            return HashInfo(dep.PARAM_PARAMS, values)  # type: ignore[arg-type]  # as DVC keeps them
         return dep.get_hash() if dep.exists else None
 
     def params(self, dep: Any) -> dict[str, Any]:
