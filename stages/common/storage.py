@@ -8,7 +8,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ def replace_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: what the system said (a full disk, say), with the file's name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
@@ -37,7 +37,8 @@ def replace_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # whose folder could not be made
+            partial.unlink(missing_ok=True)
 
 
 def _require(path: Path) -> Path:
@@ -47,10 +48,13 @@ def _require(path: Path) -> Path:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write sorted keys, so that equal content gives equal bytes; NaN and infinity are refused."""
+    """Write sorted keys, so that equal content gives equal bytes; NaN and infinity are refused.
+
+    The bytes of a file name that are no UTF-8 are escaped, and come back by `read_json`.
+    """
     text = json.dumps(content, sort_keys=True, indent=indent, allow_nan=False, ensure_ascii=False)
     with replace_file(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:

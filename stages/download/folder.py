@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from stages.common.categories import Category
+from stages.common.image_files import ImageFiles, list_images
 from stages.common.images import Picture, decode_upright
 from stages.common.storage import read_json
 from stages.download.examples import Example, Listed, Skipped, Source
@@ -32,7 +33,6 @@ from stages.download.photographs import (
 )
 from stages.download.plurals import forms_of
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 COLUMNS = ("file_name", "caption")
 QUALITY = 95  # of pictures that had to be turned
 LAYOUT = (
@@ -60,44 +60,36 @@ def folder_source(params: FolderParams) -> Source:
     """
     folder = Path(params.path)
     captions = read_captions(folder)
-    learned_from, not_read = list_files(folder / "train")
-    test, not_shown = list_files(folder / "test")
-    train = sorted({*learned_from, *captions})
+    there = {part: _list_files(folder / part) for part in ("train", "test")}
+    # A file that a caption names is read whatever it is called.
+    train = {name: folder / "train" / name for name in captions} | there["train"].images
+    test = there["test"].images
     check_ids(f"train/{name}" for name in train)
     check_ids(f"test/{name}" for name in test)
-    learned = [_task(folder, "train", name, tuple(captions.get(name, ()))) for name in train]
+    learned = [
+        FolderTask(hashed_id(f"train/{name}"), path, name, tuple(captions.get(name, ())))
+        for name, path in train.items()
+    ]
+    shown = (FolderTask(hashed_id(f"test/{name}"), path, name, None) for name, path in test.items())
     tasks = {
         "pairs": first_images(learned, params.max_images.pairs),
         "train": first_images(learned, params.max_images.train),
         "val": [],
-        "test": first_images(
-            (_task(folder, "test", name, None) for name in test), params.max_images.test
-        ),
+        "test": first_images(shown, params.max_images.test),
     }
     names = read_names(folder / "names.txt")
-    others = {"train": [name for name in not_read if name not in captions], "test": not_shown}
-    ignored = {part: files for part, files in others.items() if files}
+    others = {
+        part: [name for name in files.others if part == "test" or name not in captions]
+        for part, files in there.items()
+    }
+    ignored = {part: left for part, left in others.items() if left}
     return Source(names, tasks, make_example, look_up, ignored, annotated=False)
 
 
-def _task(folder: Path, part: str, name: str, captions: tuple[str, ...] | None) -> FolderTask:
-    return FolderTask(hashed_id(f"{part}/{name}"), folder / part / name, name, captions)
-
-
-def list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of all pictures below a folder and of its other files, but hidden ones.
-
-    Names are relative to the folder, and in order. What is a picture is told by `SUFFIXES`.
-    """
+def _list_files(folder: Path) -> ImageFiles:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.absolute()}: no such folder; {LAYOUT}")
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    pictures = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    others = [path for path in paths if path.suffix.lower() not in SUFFIXES]
-    return (
-        sorted(path.as_posix() for path in pictures),
-        sorted(path.as_posix() for path in others if not path.name.startswith(".")),
-    )
+    return list_images(folder)
 
 
 def read_names(path: Path) -> tuple[Category, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from stages.common.images import Picture, decode_image
+from stages.common.images import BrokenImageError, Picture, decode_image
 from stages.common.seeding import derive_seed
 from stages.download.examples import Skipped, Task
 
@@ -38,15 +38,17 @@ def skip_unread(path: Path, image_id: int, captions: Sequence[str] | None) -> Sk
 
 def read_photograph(path: Path, image_id: int, file_name: str) -> Picture | Skipped:
     """Read and check one photograph that is there; its bytes are kept as they are."""
-    encoded = path.read_bytes()
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        return Skipped(image_id, str(path), f"cannot be read: {error.strerror}")
     if is_cut_short(encoded):
         reason = f"JPEG without an end, cut short at {len(encoded)} bytes"
         return Skipped(image_id, str(path), reason)
     try:
         image_hw = decode_image(encoded, path.name).shape[:2]
-    except ValueError:
-        reason = f"cannot be decoded as a picture ({len(encoded)} bytes)"
-        return Skipped(image_id, str(path), reason)
+    except BrokenImageError as error:
+        return Skipped(image_id, str(path), error.reason)
     return Picture(image_id, file_name, *image_hw, encoded)
 
 

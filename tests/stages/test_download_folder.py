@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -311,3 +312,28 @@ def test_there_must_be_ground_truth_to_ask(tmp_path):
         is_annotated(tmp_path / "train.json")
     (tmp_path / "train.json").write_text('{"annotations": [], "categories": [], "images": []}')
     assert is_annotated(tmp_path / "train.json")
+
+
+def test_files_that_cannot_be_read_are_named_and_counted(tmp_path, source):
+    """/proc/self/mem stands for a file without read permission, which root can read."""
+    (source / "train/a.jpg").unlink()
+    (source / "train/a.jpg").symlink_to("/proc/self/mem")
+    (source / "train/._a.jpg").write_bytes(b"of macOS")
+    (source / "test/thin.png").write_bytes(jpeg(8, 3000))
+    (source / os.fsdecode(b"test/caf\xe9.jpg")).write_bytes(jpeg(20, 20))
+    write_params(tmp_path, source, missing=1.0)
+    main()
+    report = read_report()
+    skipped = {
+        Path(one["file_name"]).name: one["reason"]
+        for split in ("train", "test")
+        for one in report["splits"][split]["skipped"]
+    }
+    assert skipped == {
+        "a.jpg": "cannot be read: Input/output error",
+        "d.png": "has no caption",
+        "thin.png": "is 3000 × 8 pixels, thinner than 1 : 25; crop it",
+    }
+    assert report["ignored_files"]["train"]["first"] == ["._a.jpg"]
+    shown = json.loads(Path("data/download/ground_truth/test.json").read_text())["images"]
+    assert {image["file_name"] for image in shown} == {"caf%E9.jpg", "new.jpg"}
