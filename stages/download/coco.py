@@ -21,7 +21,7 @@ from stages.common.coco import group_by_image
 from stages.common.masks import to_rle
 from stages.common.storage import read_json
 from stages.download.coco_classes import coco_category
-from stages.download.examples import CAPTIONED, Example, Listed, Skipped, Source
+from stages.download.examples import CAPTIONED, Example, Listed, Skipped, Source, plain
 from stages.download.params import CocoParams
 from stages.download.photographs import first_images, is_held_out, read_photograph, skip_unread
 
@@ -57,7 +57,7 @@ def coco_source(params: CocoParams) -> Source:
     test = _read_annotations(folder, "instances_val2017", ("images", "annotations"))
     captions: dict[int, list[str]] = {}
     for entry in _read_annotations(folder, f"captions_{part}", ("annotations",))["annotations"]:
-        captions.setdefault(entry["image_id"], []).append(" ".join(entry["caption"].split()))
+        captions.setdefault(entry["image_id"], []).append(plain(entry["caption"]))
     tested, held_out, kept = [], [], []
     for image in train["images"]:
         if part == "val2017" and is_held_out(image["id"], TEST, params.test_fraction):

@@ -4,6 +4,7 @@ Splits: `pairs` (pictures with captions, for the vision-language model), `train`
 captions, later with pseudo-labels), `val` and `test`. Ground truth is COCO's instances format.
 """
 
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -64,6 +65,11 @@ class Skipped:
     image_id: int
     file_name: str
     reason: str
+
+
+def plain(text: str) -> str:
+    """Return a caption or name on one line, its accents composed: one word is one text."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 @dataclass(frozen=True)

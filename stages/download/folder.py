@@ -3,7 +3,8 @@
 <folder>/train        captioned pictures, in subfolders or not
 <folder>/captions.csv columns file_name and caption, a row per caption; or
 <folder>/captions.json {file_name: caption or list of captions}
-<folder>/names.txt    one class per line; other words for it after a colon, with commas between
+<folder>/names.txt    one class per line; other words for it after a colon, with commas between;
+                      a comment after #
 <folder>/test         new pictures to predict on
 
 File names are relative to train/. All classes are base classes: without annotations there is
@@ -12,17 +13,21 @@ such a picture is encoded anew.
 """
 
 import csv
+import io
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from stages.common.categories import Category
-from stages.common.image_files import ImageFiles, list_images
+from stages.common.image_files import SUFFIXES, ImageFiles, list_images, plain_text
 from stages.common.images import Picture, decode_upright
-from stages.common.storage import read_json
-from stages.download.examples import Example, Listed, Skipped, Source
+from stages.common.storage import read_json, read_text
+from stages.download.examples import Example, Listed, Skipped, Source, plain
 from stages.download.params import FolderParams
 from stages.download.photographs import (
     check_ids,
@@ -34,6 +39,11 @@ from stages.download.photographs import (
 from stages.download.plurals import forms_of
 
 COLUMNS = ("file_name", "caption")
+QUOTES = "put the whole caption within quotes, and write a quote in it twice"
+# A further row of captions.csv, within a caption: its quote was none.
+ROW = re.compile(rf"^\s*([^,\n]+({'|'.join(map(re.escape, sorted(SUFFIXES)))}))\s*,", re.I | re.M)
+COMMENT = re.compile(r"(^|\s)#.*")
+LISTED = re.compile(r"([-*•]|\d+[.)])\s+(.*)")  # an item of a list: "- cat", "1. cat"
 QUALITY = 95  # of pictures that had to be turned
 LAYOUT = (
     "download.folder.path of params.yaml must have train/, test/, names.txt and captions.csv or"
@@ -102,12 +112,13 @@ def read_names(path: Path) -> tuple[Category, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: not found; {LAYOUT}")
     categories, owners = [], {}
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines, 1):
-        name, _, others = line.partition(":")
-        if not (name := " ".join(name.split())):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        name, _, others = COMMENT.sub("", line).partition(":")
+        if not (name := plain(name)):
             continue
-        synonyms = (" ".join(word.split()) for word in others.split(","))
+        if fault := _fault_of_name(name, others):
+            raise ValueError(f"{path}, line {number}: {fault}")
+        synonyms = (plain(word) for word in others.split(","))
         forms = forms_of(word.lower() for word in (name, *synonyms) if word)
         for form in forms:
             if form in owners:
@@ -120,6 +131,19 @@ def read_names(path: Path) -> tuple[Category, ...]:
     if not categories:
         raise ValueError(f"{path}: names no class; write one per line, e.g. 'cat: kitten, kitty'")
     return tuple(categories)
+
+
+def _fault_of_name(name: str, others: str) -> str | None:
+    if not any(letter.isalpha() for letter in name):
+        class_name = others.split(",")[0].strip() or "cat"
+        return (
+            f"'{name}' is no name; write the class alone, '{class_name}': its place is its number"
+        )
+    if found := LISTED.match(name):
+        return f"'{name}' begins with '{found[1]}'; write the class alone, '{found[2]}'"
+    if "," in name:
+        return f"'{name}' has a comma; write one class per line, its other words behind a colon"
+    return None
 
 
 def read_captions(folder: Path) -> dict[str, list[str]]:
@@ -136,24 +160,47 @@ def read_captions(folder: Path) -> dict[str, list[str]]:
         raise FileNotFoundError(f"{table.absolute()}: not found, nor captions.json; {LAYOUT}")
     captions: dict[str, list[str]] = {}
     for name, caption in _csv_rows(table) if table.is_file() else _json_items(mapping):
-        if text := " ".join(caption.split()):
-            captions.setdefault(name, []).append(text)
+        if text := plain(caption):
+            captions.setdefault(plain_text(name), []).append(text)
     return captions
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := sorted(set(COLUMNS) - set(reader.fieldnames or ())):
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    numbered = _number_rows(reader, path)
+    header = [name.strip() for name in next(numbered, (1, []))[1]]
+    if missing := sorted(set(COLUMNS) - set(header)):
+        raise ValueError(
+            f"{path}: has no column {' and '.join(missing)}, only {header}; its first line must be"
+            f" {','.join(COLUMNS)}"
+        )
+    rows = []
+    for number, row in numbered:
+        if header == list(COLUMNS):  # what follows the name is the caption, commas and all
+            row[1:] = [",".join(row[1:])] if row[1:] else []
+        if len(row) != len(header):
+            fault = "has no caption" if len(row) < len(header) else "has too many columns"
+            raise ValueError(f"{path}, row {number}: {fault}; put a caption's commas within quotes")
+        name, caption = (row[header.index(column)] for column in COLUMNS)
+        if swallowed := ROW.search(caption):
             raise ValueError(
-                f"{path}: has no column {' and '.join(missing)}, only {reader.fieldnames}; its"
-                f" first line must be {','.join(COLUMNS)}"
+                f"{path}, row {number}: a quote opens that does not close before the row of"
+                f" '{swallowed[1]}'; {QUOTES}"
             )
-        rows = [(row["file_name"], row["caption"]) for row in reader]
-    short = [number for number, row in enumerate(rows, 2) if None in row]
-    if short:
-        raise ValueError(f"{path}, row {short[0]}: has no caption; put commas within quotes")
+        rows.append((name, caption))
     return rows
+
+
+def _number_rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line that a row begins in, counted from 1, and its fields; no empty rows."""
+    number = 1
+    try:
+        for row in reader:
+            if row:
+                yield number, row
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, row {number}: {error}; {QUOTES}") from None
 
 
 def _json_items(path: Path) -> list[tuple[str, str]]:
