@@ -82,6 +82,19 @@ class Leaked:
 
 
 @dataclass(frozen=True)
+class AnnotationFile:
+    """What an annotation file has.
+
+    Attributes:
+        number: of annotations.
+        unusable: what is wrong with annotations → their ids.
+    """
+
+    number: int
+    unusable: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
 class Source:
     """A data set.
 
@@ -92,6 +105,8 @@ class Source:
         look_up: says without reading the picture what is known of a task, and whether it will be
             skipped; None where only making an example tells.
         ignored: folder → names of files in it that are in no format we read, if there are any.
+        files: name → annotation file, where annotations can be unusable.
+        problems: why no experiment can be made of it, if so.
         annotated: whether anybody has annotated the pictures' objects.
         ancestors: category id → ids of all classes that include it, where there is a hierarchy.
     """
@@ -101,6 +116,8 @@ class Source:
     make: Callable[[Task], Example | Skipped]
     look_up: Callable[[Task], Listed | Skipped] | None = None
     ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    files: Mapping[str, AnnotationFile] = field(default_factory=dict)
+    problems: Sequence[str] = ()
     annotated: bool = True
     ancestors: Mapping[int, Collection[int]] = field(default_factory=dict)
 

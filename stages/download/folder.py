@@ -20,12 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from stages.common.categories import Category
 from stages.common.image_files import SUFFIXES, ImageFiles, list_images, plain_text
-from stages.common.images import Picture, decode_upright
 from stages.common.storage import read_json, read_text
 from stages.download.examples import Example, Listed, Skipped, Source, plain
 from stages.download.params import FolderParams
@@ -35,6 +31,7 @@ from stages.download.photographs import (
     hashed_id,
     read_photograph,
     skip_unread,
+    upright,
 )
 from stages.download.plurals import forms_of
 
@@ -44,7 +41,6 @@ QUOTES = "put the whole caption within quotes, and write a quote in it twice"
 ROW = re.compile(rf"^\s*([^,\n]+({'|'.join(map(re.escape, sorted(SUFFIXES)))}))\s*,", re.I | re.M)
 COMMENT = re.compile(r"(^|\s)#.*")
 LISTED = re.compile(r"([-*•]|\d+[.)])\s+(.*)")  # an item of a list: "- cat", "1. cat"
-QUALITY = 95  # of pictures that had to be turned
 LAYOUT = (
     "download.folder.path of params.yaml must have train/, test/, names.txt and captions.csv or"
     " captions.json"
@@ -68,7 +64,7 @@ def folder_source(params: FolderParams) -> Source:
         FileNotFoundError: a file or folder is not there.
         ValueError: names or captions cannot be understood.
     """
-    folder = Path(params.path)
+    folder = Path(params.path).expanduser()
     captions = read_captions(folder)
     there = {part: _list_files(folder / part) for part in ("train", "test")}
     # A file that a caption names is read whatever it is called.
@@ -229,13 +225,4 @@ def make_example(task: FolderTask) -> Example | Skipped:
     picture = read_photograph(task.path, task.image_id, task.file_name)
     if isinstance(picture, Skipped):
         return picture
-    return Example(_upright(picture), task.captions or (), ())
-
-
-def _upright(picture: Picture) -> Picture:
-    upright = decode_upright(picture.encoded, picture.file_name)
-    if np.array_equal(upright, picture.decode()):
-        return picture
-    quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-    turned = cv2.imencode(".jpg", upright[..., ::-1], quality)[1].tobytes()
-    return Picture(picture.image_id, picture.file_name, *upright.shape[:2], turned)
+    return Example(upright(picture), task.captions or (), ())

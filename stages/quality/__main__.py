@@ -32,7 +32,7 @@ from stages.quality.shard import (
     join_tables,
     measure_picture,
 )
-from stages.quality.summary import make_metrics, per_class_rows, recall_rows
+from stages.quality.summary import NOTHING, make_metrics, per_class_rows, recall_rows
 
 DATA = Path("data")
 DOWNLOAD = DATA / "download"
@@ -78,7 +78,10 @@ def main() -> None:
     write_rows(OUTPUT / "recall.csv", recall_rows(metrics, params))
     for group in ("base", "novel"):
         box, mask = metrics["boxes"][group], metrics["masks"]["pseudo"][group]
-        print(f"quality, {group}: IoU of boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}")
+        ious = f"IoU of boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}"
+        print(
+            f"quality, {group}: {'no objects to measure' if box['mean_iou'] == NOTHING else ious}"
+        )
 
 
 def _read_shard(
