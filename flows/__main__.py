@@ -121,10 +121,9 @@ def plan(root: Path, options: argparse.Namespace) -> int:
     from flows.stage import Preflight
 
     steps = make_plan(root, options.targets)
-    preflight = Preflight(root, steps)
+    Preflight(root, steps).finish()
     print(plan_table(steps))
     print("\n" + summarize_plan(steps), flush=True)
-    preflight.finish()
     return 0
 
 

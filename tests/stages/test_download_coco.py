@@ -224,7 +224,9 @@ def test_a_missing_file_is_named_with_the_fix(tmp_path):
 def test_files_of_another_format_are_refused(tmp_path):
     path = write_coco(tmp_path) / "annotations/instances_val2017.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"categories": [*CATEGORIES, {"id": 2, "name": "bicycle"}]}))
+    path.write_text(
+        json.dumps(content | {"categories": [*CATEGORIES, {"id": 2, "name": "bicycle"}]})
+    )
     with pytest.raises(ValueError, match=r"list different categories"):
         coco_source(make_params(tmp_path))
     path.write_text(json.dumps({"images": []}))

@@ -82,6 +82,6 @@ def test_an_execution_with_problems_ends_before_its_first_stage(with_problems, a
         command, cwd=folder, env=environment(folder), capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert ("must run" in done.stdout) == (action == "plan")
+    assert not done.stdout  # the problems come first, and alone
     assert "masks.steps" in done.stderr and "detector.training.steps" in done.stderr
     assert not (folder / "dvc.lock").exists() and not (folder / "data/download").exists()
