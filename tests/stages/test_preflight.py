@@ -66,6 +66,16 @@ def test_a_problem_is_told(params, changes, told, monkeypatch):
     assert re.search(told, found), found
 
 
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [("OVIS_WORKERS", "OVIS_WORKERS='abc': expected a"), ("DEVICE", "DEVICE='abc': expected one")],
+)
+def test_a_wrong_variable_is_told(params, variable, told, monkeypatch):
+    monkeypatch.setenv(variable, "abc")
+    (found,) = problems(["masks"], params)
+    assert found.startswith(told)
+
+
 @pytest.fixture(scope="module")
 def with_problems(repository, tmp_path_factory):
     """Give a clone whose params have two problems; nothing runs in it."""
