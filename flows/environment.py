@@ -17,9 +17,13 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 RESERVED = re.compile("[%?#]")  # what SQLAlchemy's URL of a file would take for something else
 
 
-def sqlite_url(path: Path, driver: str = "sqlite") -> str:
-    """Return SQLAlchemy's URL of a database, whose path may have what means something in a URL."""
-    return f"{driver}:///{RESERVED.sub(lambda found: f'%{ord(found[0]):02X}', str(path))}"
+def sqlite_url(path: Path, driver: str = "pysqlite") -> str:
+    """Return SQLAlchemy's URL of a database, whose path may have what means something in a URL.
+
+    In that case it names the driver: of a plain one MLflow makes the folder, as it is escaped.
+    """
+    escaped = RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", str(path))
+    return f"sqlite:///{path}" if escaped == str(path) else f"sqlite+{driver}:///{escaped}"
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -55,7 +59,7 @@ def apply_settings(root: Path) -> None:
     settings = default_settings(root)
     database = Path(os.environ.get("PREFECT_HOME", settings["PREFECT_HOME"])) / "prefect.db"
     if RESERVED.search(str(database)):  # Prefect would not escape them
-        url = sqlite_url(database, "sqlite+aiosqlite")
+        url = sqlite_url(database, "aiosqlite")
         settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
     if url := _server_of_profile():
         del settings["PREFECT_HOME"]  # where Prefect finds the profile, with its keys
