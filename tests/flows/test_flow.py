@@ -233,24 +233,6 @@ def test_unreachable_tracking_store_is_told_before_any_stage(toy):
     assert toy.ran() == []
 
 
-def test_results_stay_when_the_tracking_store_dies_and_are_published_later(toy):
-    hold = toy.mark("hold.evaluation")
-    process = toy.start("-m", "flows", "run")
-    wait_until(lambda: toy.ran().count("merge"))
-    for path in toy.root.glob("mlflow.db*"):
-        path.unlink()
-    (toy.root / "mlflow.db").write_text("no database" * 1000)
-    hold.unlink()
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    assert "does not have this execution" in output and "Done" in output
-    (toy.root / "mlflow.db").unlink()
-    code, output = toy.flows("run")
-    assert code == 0 and "Nothing to do" in output
-    (run,) = read_runs(toy.root)
-    assert run.status == "FINISHED"
-
-
 def test_plan_is_printed_with_reasons(done_toy):
     done_toy.replace("factor: 2", "factor: 3")
     code, output = done_toy.flows("plan")
