@@ -19,6 +19,13 @@ from flows.table import (
     summarize_plan,
 )
 
+FIXES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "take a checkout that can be written",
+    errno.EACCES: "take a checkout that this user can write",
+    errno.EPERM: "take a checkout that this user can write",
+}
 MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 
 
@@ -39,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"flows: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FIXES:
             raise
-        print(f"flows: {error}; make room and run the same again", file=sys.stderr)
+        print(f"flows: {error}; {FIXES[error.errno]} and run the same again", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("flows: stopped; run the same again to go on from here", file=sys.stderr)
@@ -123,10 +130,9 @@ def plan(root: Path, options: argparse.Namespace) -> int:
     from flows.stage import Preflight
 
     steps = make_plan(root, options.targets)
-    preflight = Preflight(root, steps)
+    Preflight(root, steps).finish()
     print(plan_table(steps))
     print("\n" + summarize_plan(steps), flush=True)
-    preflight.finish()
     return 0
 
 

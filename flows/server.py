@@ -10,6 +10,8 @@ import atexit
 import fcntl
 import importlib
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from flows.environment import STATE_FOLDER, default_settings
 HOST = "127.0.0.1"
 SECONDS_TO_START = 600  # of a server here, whose end is seen at once; 100 on a starved machine
 SECONDS_TO_ANSWER = 120  # of one elsewhere
+FULL_DISK = re.compile(r"disk is full|No space left on device|Disk quota exceeded")
 _temporary: set[str] = set()  # API URLs of servers that end with this process
 
 
@@ -37,6 +40,7 @@ class LocalServer:
         """Keep the server's database and log in the project at `root`."""
         self._log = root / STATE_FOLDER / "logs" / "prefect-server.log"
         self._process: subprocess.Popen | None = None
+        self._before = 0  # letters of the log that are of servers before
         self._settings = {**default_settings(root), **os.environ}
         self._starting: IO[str] | None = None
         self.url = os.environ.get("PREFECT_API_URL", "")
@@ -54,6 +58,7 @@ class LocalServer:
         self.url = f"http://{HOST}:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("a", encoding="utf-8") as out:  # another's words may be in it
+            self._before = len(self._log.read_text(encoding="utf-8", errors="replace"))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
                 # Its pages would look for the API at the usual port.
@@ -79,8 +84,7 @@ class LocalServer:
         deadline = time.monotonic() + seconds
         while not _answers(self.url):
             if self._process and self._process.poll() is not None:
-                code = self._process.returncode
-                raise RuntimeError(f"Prefect's server ended with code {code}; see {self._log}")
+                raise RuntimeError(self._why_it_ended())
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"Prefect's server at {self.url} did not answer in {seconds} s"
@@ -89,6 +93,13 @@ class LocalServer:
             time.sleep(0.1)
         if self._starting:
             self._starting.close()
+
+    def _why_it_ended(self) -> str:
+        told = self._log.read_text(encoding="utf-8", errors="replace")[self._before :]
+        if FULL_DISK.search(told) or not shutil.disk_usage(self._settings["PREFECT_HOME"]).free:
+            home = self._settings["PREFECT_HOME"]
+            return f"{home}: the disk is full; make room and run the same again"
+        return f"Prefect's server ended with code {self._process.returncode}; see {self._log}"
 
     def stop(self) -> None:
         """End the server, if this started it."""

@@ -4,6 +4,7 @@ Splits: `pairs` (images with captions, for the vision-language model), `train` (
 captions, later with pseudo-labels), `val` and `test`. Ground truth is COCO's instances format.
 """
 
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -66,6 +67,11 @@ class Skipped:
     reason: str
 
 
+def plain(text: str) -> str:
+    """Return a caption or name on one line, its accents composed: one word is one text."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
 @dataclass(frozen=True)
 class Leaked:
     """One image that is left out of training, as it is the held-out image `same_as`."""
@@ -73,6 +79,19 @@ class Leaked:
     image_id: int
     file_name: str
     same_as: str
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """What an annotation file has.
+
+    Attributes:
+        number: of annotations.
+        unusable: what is wrong with annotations → their ids.
+    """
+
+    number: int
+    unusable: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,8 @@ class Source:
         look_up: says without reading the image what is known of a task, and whether it will be
             skipped; None where only making an example tells.
         ignored: folder → names of files in it that are in no format we read, if there are any.
+        files: name → annotation file, where annotations can be unusable.
+        problems: why no experiment can be made of it, if so.
         annotated: whether anybody has annotated the images' objects.
         ancestors: category id → ids of all classes that include it, where there is a hierarchy.
     """
@@ -95,6 +116,8 @@ class Source:
     make: Callable[[Task], Example | Skipped]
     look_up: Callable[[Task], Listed | Skipped] | None = None
     ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    files: Mapping[str, AnnotationFile] = field(default_factory=dict)
+    problems: Sequence[str] = ()
     annotated: bool = True
     ancestors: Mapping[int, Collection[int]] = field(default_factory=dict)
 
