@@ -13,10 +13,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from flows.graph import DagError
 from flows.overlay import PARAMS
 
 REFERENCE = re.compile(r"\$\{(\w+)")
-LOCAL = {"item"}  # of a matrix
+LOCAL = {"item", "key"}  # of a stage for each of something
 SHARDS = "shards"
 
 
@@ -24,7 +25,7 @@ def check_params(root: Path) -> None:
     """Check that params.yaml has the sections that stages read, no other, and right shards.
 
     Raises:
-        ValueError: it does not; the message names the file, the section and the fix.
+        DagError: it does not; the message names the file, the section and the fix.
     """
     files = [
         path for path in [root / "dvc.yaml", *sorted(root.glob("*/dvc.yaml"))] if path.is_file()
@@ -34,23 +35,23 @@ def check_params(root: Path) -> None:
         return
     params = _load(root / PARAMS) if (root / PARAMS).is_file() else None
     if not isinstance(params, dict):
-        raise ValueError(
+        raise DagError(
             f"{PARAMS}: expected sections, found {'nothing' if params is None else repr(params)};"
             f" `git checkout {PARAMS}` takes the default back"
         )
     for key in sorted(params.keys() - read, key=str):
         near = difflib.get_close_matches(str(key), read - params.keys() or read, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"sections are {', '.join(sorted(read))}"
-        raise ValueError(f"{PARAMS}: {key}: no stage reads a section of this name; {hint}")
+        raise DagError(f"{PARAMS}: {key}: no stage reads a section of this name; {hint}")
     for key in sorted(read - params.keys()):
-        raise ValueError(
+        raise DagError(
             f"{PARAMS}: section '{key}' is missing; `git diff {PARAMS}` shows what it was"
         )
     shards = params.get(SHARDS, [0])
     whole = isinstance(shards, list) and all(type(shard) is int for shard in shards)
     if not whole or not shards or shards != list(range(len(shards))):
         count = shards if type(shards) is int and 0 < shards < 9 else 4
-        raise ValueError(
+        raise DagError(
             f"{PARAMS}: {SHARDS}: expected numbers from 0 on, such as {list(range(count))} for"
             f" {count} shards, found {shards!r}"
         )
@@ -61,7 +62,7 @@ def _sections(path: Path) -> Iterator[str]:
     content = _load(path) or {}
     own = {key for names in content.get("vars", []) if isinstance(names, dict) for key in names}
     for stage in content.get("stages", {}).values():
-        for key in stage.get("params", []):
+        for key in stage.get("do", stage).get("params", []):
             if isinstance(key, str):
                 yield key.split(".")[0]
     for key in REFERENCE.findall(path.read_text(encoding="utf-8")):
@@ -73,4 +74,4 @@ def _load(path: Path) -> Any:
     try:
         return YAML(typ="safe").load(path)
     except YAMLError as error:
-        raise ValueError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise DagError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None

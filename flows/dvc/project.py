@@ -97,7 +97,7 @@ def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
     """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages.
 
     Raises:
-        ValueError: params.yaml is not what the stages read.
+        DagError: params.yaml is not what the stages read.
     """
     check_params(root)
     edges = repo.index.graph  # an edge goes from a stage to its dependency

@@ -20,7 +20,7 @@ def root(tmp_path):
     (tmp_path / "dvc.yaml").write_text(DVC_YAML)
     (tmp_path / "comparators").mkdir()
     (tmp_path / "comparators/dvc.yaml").write_text(
-        "stages: {other: {cmd: echo, params: [more.x]}}\n"
+        "stages: {other: {foreach: {a: 1}, do: {cmd: 'echo ${key} ${item}', params: [more.x]}}}\n"
     )
     return tmp_path
 
