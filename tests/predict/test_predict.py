@@ -54,7 +54,7 @@ def test_folder_to_coco_overlays_and_table(monkeypatch, capsys, tmp_path, model,
     assert [image["height"] for image in content["images"]] == [64, 50]
     assert [image["width"] for image in content["images"]] == [64, 120]
     assert content["categories"] == [{"id": 1, "name": "cup"}, {"id": 2, "name": "hot dog"}]
-    assert content["broken"] == ["broken.png: cannot be decoded as an image (13 bytes)"]
+    assert content["broken"] == ["broken.png: cannot be decoded as an image (12 bytes)"]
     assert "broken: broken.png" in told
     assert "2 images, 1 broken, " in shown
 
