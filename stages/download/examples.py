@@ -15,6 +15,9 @@ from stages.common.formats.images import EncodedImage
 SPLITS = ("val", "test", "pairs", "train")  # those held out first: what they have, no other may
 HELD_OUT = frozenset({"val", "test"})
 CAPTIONED = frozenset({"pairs", "train"})
+# Why an annotation is unusable.
+NO_MASK, NO_AREA = "without a mask", "with a box under a pixel"
+NEITHER, NO_IMAGE = "without box and mask", "of an image that is not listed"
 
 
 class Task(Protocol):

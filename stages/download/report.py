@@ -8,9 +8,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from stages.common.formats.captions import MentionFinder
-from stages.download.examples import CAPTIONED, SPLITS, Leaked, Listed, Skipped, Source
+from stages.download.examples import (
+    CAPTIONED,
+    NEITHER,
+    NO_AREA,
+    SPLITS,
+    Leaked,
+    Listed,
+    Skipped,
+    Source,
+)
 from stages.download.params import DownloadParams
-from stages.download.sources.coco.annotations import NEITHER, NO_AREA
 
 NAMED_IN_ERROR = 3  # images that a message lists; the report has all
 NAMED_IN_REPORT = 10  # files that are in no format we read, and annotations that are unusable

@@ -17,12 +17,10 @@ from pycocotools import mask as coco_mask
 
 from stages.common.geometry.masks import check_rle, to_rle
 from stages.common.runtime.storage import read_json
-from stages.download.examples import AnnotationFile
+from stages.download.examples import NEITHER, NO_AREA, NO_IMAGE, NO_MASK, AnnotationFile
 
 LARGEST_ID = 2**53  # every id is exact as a float
 SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
-NO_MASK, NO_AREA = "without a mask", "with a box under a pixel"
-NEITHER, NO_IMAGE = "without box and mask", "of an image that is not listed"
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,18 @@ from stages.common.formats.captions import MentionFinder
 from stages.common.formats.images import read_images
 from stages.common.geometry.masks import check_rle, decode_mask, encode_mask
 from stages.download.__main__ import main
-from stages.download.examples import AnnotationFile, Example, Skipped
+from stages.download.examples import (
+    NEITHER,
+    NO_AREA,
+    NO_IMAGE,
+    NO_MASK,
+    AnnotationFile,
+    Example,
+    Skipped,
+)
 from stages.download.params import CocoParams, DownloadParams, MaxImages
 from stages.download.photographs import is_held_out
 from stages.download.report import empty_reports, find_problems, notices, summarise
-from stages.download.sources.coco.annotations import NEITHER, NO_AREA, NO_IMAGE, NO_MASK
 from stages.download.sources.coco.classes import BASE, EXCLUDED, NOVEL, coco_category
 from stages.download.sources.coco.source import VAL, coco_source
 from tests.support.images_folder import phone_jpeg
