@@ -16,6 +16,13 @@ import click
 PROGRAM = "ovis-dag"
 COMPLETE = "_OVIS_DAG_COMPLETE"  # variable by which a shell asks click for completions
 STOPPED = 130
+FIXES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "take a checkout that can be written",
+    errno.EACCES: "take a checkout that this user can write",
+    errno.EPERM: "take a checkout that this user can write",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,9 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError as error:
         return _tell(error, 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FIXES:
             raise
-        return _tell(f"{error}; make room and run the same again", 1)
+        return _tell(f"{error}; {FIXES[error.errno]} and run the same again", 1)
 
 
 def _tell(what: object, code: int) -> int:
@@ -149,10 +156,9 @@ def plan(targets: tuple[str, ...]) -> None:
     from flows.table import plan_table, summarize_plan
 
     steps = make_plan(root, list(targets) or None)
-    preflight = Preflight(root, steps)
+    Preflight(root, steps).finish()
     print(plan_table(steps))
-    print("\n" + summarize_plan(steps), flush=True)
-    preflight.finish()
+    print("\n" + summarize_plan(steps))
 
 
 @app.command()

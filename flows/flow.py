@@ -8,6 +8,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
@@ -135,7 +136,14 @@ def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[O
     show_outcomes(outcomes)
     done = {outcome.stage for outcome in outcomes if outcome.outcome not in ("failed", "not run")}
     stages = [step.stage for step in steps if step.stage.name in done]
-    tracking.publish(stages, outcomes)
+    try:
+        tracking.publish(stages, outcomes)
+    except MlflowException as error:
+        print(
+            f"MLflow at {tracking.uri} does not have this execution: {str(error).splitlines()[0]}."
+            " Its results are in data/ and dvc.lock, and the same again publishes them",
+            flush=True,
+        )
     if failed:
         names = ", ".join(outcome.stage for outcome in failed)
         return Failed(message=f"{len(failed)} stages failed: {names}", data=outcomes)

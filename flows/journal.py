@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.environment import STATE_FOLDER
+from flows.environment import STATE_FOLDER, sqlite_path
 from flows.graph import Status, Step
 
 JOURNAL = Path(STATE_FOLDER) / "journal.jsonl"
@@ -60,7 +60,7 @@ def fingerprint(root: Path) -> str:
 
 def was_tracked(root: Path, tracking_uri: str) -> bool:
     """Say whether the results in dvc.lock are the last ones published to this MLflow store."""
-    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri[10:]).is_file():
+    if (database := sqlite_path(tracking_uri)) and not database.is_file():
         return False
     tracked = [line for line in _lines(root) if line.get("tracked_to") == tracking_uri]
     return bool(tracked) and tracked[-1]["fingerprint"] == fingerprint(root)

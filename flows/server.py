@@ -11,6 +11,8 @@ import atexit
 import fcntl
 import importlib
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,6 +33,7 @@ UNUSED = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
 }
+FULL_DISK = re.compile(r"disk is full|No space left on device|Disk quota exceeded")
 _temporary: set[str] = set()  # API URLs of servers that end with this process
 
 
@@ -45,6 +48,7 @@ class LocalServer:
         """Keep the server's database and log in the project at `root`."""
         self._log = root / STATE_FOLDER / "logs" / "prefect-server.log"
         self._process: subprocess.Popen | None = None
+        self._before = 0  # letters of the log that are of servers before
         self._settings = {**default_settings(root), **os.environ}
         self._starting: IO[str] | None = None
         self.url = os.environ.get("PREFECT_API_URL", "")
@@ -62,6 +66,7 @@ class LocalServer:
         self.url = f"http://{HOST}:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("a", encoding="utf-8") as out:  # another's words may be in it
+            self._before = len(self._log.read_text(encoding="utf-8", errors="replace"))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(port), str(os.getpid()), "--temporary"],
                 env={**UNUSED, **self._settings},
@@ -85,9 +90,8 @@ class LocalServer:
         seconds = SECONDS_TO_START if self._process else SECONDS_TO_ANSWER
         deadline = time.monotonic() + seconds
         while not _answers(self.url):
-            if self._process and self._process.poll() is not None:
-                code = self._process.returncode
-                raise RuntimeError(f"Prefect's server ended with code {code}; see {self._log}")
+            if self._process and (code := self._process.poll()) is not None:
+                raise RuntimeError(self._why_it_ended(code))
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"Prefect's server at {self.url} did not answer in {seconds} s"
@@ -96,6 +100,13 @@ class LocalServer:
             time.sleep(0.1)
         if self._starting:
             self._starting.close()
+
+    def _why_it_ended(self, code: int) -> str:
+        told = self._log.read_text(encoding="utf-8", errors="replace")[self._before :]
+        if FULL_DISK.search(told) or not shutil.disk_usage(self._settings["PREFECT_HOME"]).free:
+            home = self._settings["PREFECT_HOME"]
+            return f"{home}: the disk is full; make room and run the same again"
+        return f"Prefect's server ended with code {code}; see {self._log}"
 
     def stop(self) -> None:
         """End the server, if this started it."""

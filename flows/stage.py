@@ -59,7 +59,7 @@ class Preflight:
         sections = sorted(k for k in keys if any(root.glob(f"*/{k}/params.py")))
         command = [sys.executable, "-m", "stages.preflight", *sections]
         self._process = (
-            subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, encoding="utf-8")
             if sections
             else None
         )

@@ -4,6 +4,7 @@ A stage finds them too, but perhaps hours after the execution began. Params and 
 there may still not fit each other: that a stage sees when it builds its network.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -34,6 +35,7 @@ def section_model(name: str) -> type[Section]:
 def problems(names: Sequence[str], path: Path = PARAMS_FILE) -> list[str]:
     """Return what is wrong with these sections of params.yaml, in words."""
     found = _problems(lambda: (read_seed(path), read_exactness(path)))
+    found += _problems(lambda: _check_environment(path))
     for name in names:
         found += _problems(partial(_check, name, path))
     return found
@@ -45,6 +47,18 @@ def _problems(check: Callable[[], object]) -> list[str]:
     except (ValueError, FileNotFoundError) as error:
         return [str(error)]
     return []
+
+
+def _check_environment(path: Path) -> None:
+    """Check the variables that the stages will read, without torch where there is none of them."""
+    if "OVIS_WORKERS" in os.environ:
+        from stages.common.runtime.parallel import num_workers
+
+        num_workers()
+    if "DEVICE" in os.environ:
+        from stages.common.runtime.devices import choose_device
+
+        choose_device(read_exactness(path))
 
 
 def _check(name: str, path: Path) -> None:

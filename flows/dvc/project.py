@@ -21,6 +21,7 @@ from dvc_data.hashfile.meta import Meta
 
 from flows.graph import DagError, Graph, Stage, select
 from flows.overlay import flatten
+from flows.params_file import check_params
 
 ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
@@ -104,7 +105,12 @@ def _message(error: BaseException) -> str:
 
 
 def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
-    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages."""
+    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages.
+
+    Raises:
+        DagError: params.yaml is not what the stages read.
+    """
+    check_params(root)
     edges = repo.index.graph  # an edge goes from a stage to its dependency
     _refuse_lost_params(repo)
     originals = {_name(original): original for original in nx.dfs_postorder_nodes(edges)}

@@ -111,7 +111,7 @@ def check_reports(
     """Write report.json and return notices; stop if something in it is not acceptable."""
     report = summarise(reports, source)
     write_json(FOLDER / "report.json", report)
-    told, problems = notices(report), find_problems(report, params)
+    told, problems = notices(report), [*source.problems, *find_problems(report, params)]
     if problems:
         sys.exit("\n".join(f"{FOLDER / 'report.json'}: {line}" for line in [*told, *problems]))
     return told
@@ -142,5 +142,14 @@ def main() -> None:
         print(f"{FOLDER / 'report.json'}: {notice}", file=sys.stderr)
 
 
+def start() -> None:
+    """Run the stage; what is wrong with its input is told in one line."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"download: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    main()
+    start()

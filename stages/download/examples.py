@@ -4,6 +4,7 @@ Splits: `pairs` (images with captions, for the vision-language model), `train` (
 captions, later with pseudo-labels), `val` and `test`. Ground truth is COCO's instances format.
 """
 
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -14,6 +15,9 @@ from stages.common.formats.images import EncodedImage
 SPLITS = ("val", "test", "pairs", "train")  # those held out first: what they have, no other may
 HELD_OUT = frozenset({"val", "test"})
 CAPTIONED = frozenset({"pairs", "train"})
+# Why an annotation is unusable.
+NO_MASK, NO_AREA = "without a mask", "with a box under a pixel"
+NEITHER, NO_IMAGE = "without box and mask", "of an image that is not listed"
 
 
 class Task(Protocol):
@@ -71,6 +75,11 @@ class Skipped:
     reason: str
 
 
+def plain(text: str) -> str:
+    """Return a caption or name on one line, its accents composed: one word is one text."""
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
 @dataclass(frozen=True)
 class Leaked:
     """One image that is left out of training, as it is the held-out image `same_as`."""
@@ -78,6 +87,19 @@ class Leaked:
     image_id: int
     file_name: str
     same_as: str
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """What an annotation file has.
+
+    Attributes:
+        number: of annotations.
+        unusable: what is wrong with annotations → their ids.
+    """
+
+    number: int
+    unusable: Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,8 @@ class Source(Generic[TaskType]):
         look_up: says without reading the image what is known of a task, and whether it will be
             skipped; None where only making an example tells.
         ignored: folder → names of files in it that are in no format we read, if there are any.
+        files: name → annotation file, where annotations can be unusable.
+        problems: why no experiment can be made of it, if so.
         annotated: whether anybody has annotated the images' objects.
         ancestors: category id → ids of all classes that include it, where there is a hierarchy.
     """
@@ -100,6 +124,8 @@ class Source(Generic[TaskType]):
     make: Callable[[TaskType], Example | Skipped]
     look_up: Callable[[TaskType], Listed | Skipped] | None = None
     ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    files: Mapping[str, AnnotationFile] = field(default_factory=dict)
+    problems: Sequence[str] = ()
     annotated: bool = True
     ancestors: Mapping[int, Collection[int]] = field(default_factory=dict)
 
