@@ -214,13 +214,15 @@ def _numbers(values: Any, key: str, count: int | None = None) -> list[float]:
 
 def _id(entry: Any, key: str, where: str) -> int:
     """Return a whole number that may be written as a text, as 7, 7.0 or "7"."""
-    value = entry.get(key) if isinstance(entry, dict) else None
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if value % 1 == 0 and 0 <= value < LARGEST_ID:
-            return int(value)
-    raise ValueError(f"{where}: {key} is {value!r}, expected a whole number of at least 0")
+    found = entry.get(key) if isinstance(entry, dict) else None
+    value: float = math.nan
+    if isinstance(found, str) and found.isdecimal():
+        value = int(found)
+    elif isinstance(found, int | float) and not isinstance(found, bool):
+        value = found
+    if value % 1 == 0 and 0 <= value < LARGEST_ID:
+        return int(value)
+    raise ValueError(f"{where}: {key} is {found!r}, expected a whole number of at least 0")
 
 
 def _require_once(path: Path, what: str, values: Iterable[Any]) -> None:
