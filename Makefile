@@ -88,6 +88,10 @@ bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 images (hours
 bench-photographs: $(STAMP) ## measure what photographs of 24 megapixels cost
 	@$(BIN)/python -m benchmarks.photographs
 
+bench-laptop: $(STAMP) ## COCO=folder: measure the profile coco-laptop in part, with random weights
+	@$(BIN)/python -m benchmarks.laptop "$(or $(COCO),$(error COCO is missing: make bench-laptop COCO=folder))" \
+		$(OPTIONS)
+
 cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPU workers
 	@$(BIN)/python -m benchmarks.cost
 

@@ -17,8 +17,8 @@ from tests.support.images_folder import write_images_folder
 pytestmark = pytest.mark.pipeline
 
 STAGES = (
-    "download vlm vocabulary proposals wspn ranking activation boxes masks labels quality detector"
-    " finetune evaluation"
+    "download vlm vocabulary proposals wspn ranking activation pseudo_boxes pseudo_masks"
+    " pseudo_labels label_quality detector finetune evaluation"
 ).split()
 
 
