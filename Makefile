@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 # uv lives in a venv of its own, so that installing the lock exactly does not remove it.
 UV := $(VENV)/installer/bin/uv
 STAMP := $(VENV)/.installed
+# The command line of this project; most targets below are aliases of its commands.
+PROGRAM := $(BIN)/ovis-dag
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_NO_CONFIG := 1
@@ -14,30 +16,30 @@ export UV_NO_CONFIG := 1
 export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro plan predict profile fetch test test-workers workers-demo lint docs verify readme
+.PHONY: help repro plan predict profile fetch test test-workers workers-demo lint types docs verify readme schema
 .PHONY: sweep claims pools worker bench bench-flow bench-memory bench-photographs bench-laptop cost lock ui prefect clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-repro: $(STAMP) ## run the experiment, as far as it is not done; POOL=1: on workers
-	@$(BIN)/python -m flows run $(if $(POOL),--pools)
+repro: $(PROGRAM) ## run the experiment, as far as it is not done; POOL=1: on workers
+	@$(BIN)/ovis-dag run $(if $(POOL),--pools)
 
-plan: $(STAMP) ## say what `make repro` would run, and why; run nothing
-	@$(BIN)/python -m flows plan
+plan: $(PROGRAM) ## say what `make repro` would run, and why; run nothing
+	@$(BIN)/ovis-dag plan
 
-predict: $(STAMP) ## IMAGES=folder NAMES="cup,red car": find and outline objects in new images
-	@$(BIN)/python -m flows predict "$(or $(IMAGES),$(error IMAGES is missing: make predict IMAGES=folder NAMES="a,b"))" \
+predict: $(PROGRAM) ## IMAGES=folder NAMES="cup,red car": find and outline objects in new images
+	@$(BIN)/ovis-dag predict "$(or $(IMAGES),$(error IMAGES is missing: make predict IMAGES=folder NAMES="a,b"))" \
 		$(if $(NAMES),--names "$(NAMES)") $(if $(MODEL),--model "$(MODEL)")
 
-profile: $(STAMP) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
-	@$(BIN)/python -m flows profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
+profile: $(PROGRAM) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
+	@$(BIN)/ovis-dag profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
 
-fetch: $(STAMP) ## fetch the COCO or Open Images files that params.yaml calls for; MIRROR=folder|address WORKERS=32
-	@$(BIN)/python -m fetch $(if $(MIRROR),--mirror $(MIRROR)) \
+fetch: $(PROGRAM) ## fetch the COCO or Open Images files that params.yaml calls for; MIRROR=folder|address WORKERS=32
+	@$(BIN)/ovis-dag fetch $(if $(MIRROR),--mirror $(MIRROR)) \
 		$(if $(WORKERS),--workers $(WORKERS))
 
-test: $(STAMP) ## run all tests on two workers; SEED=n: in the order of the run that printed this seed
+test: $(PROGRAM) ## run all tests on two workers; SEED=n: in the order of the run that printed this seed
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not workers" \
 		$(if $(SEED),--randomly-seed=$(SEED)) tests
 
@@ -52,21 +54,27 @@ lint: $(STAMP) ## check style and the layers of imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-cache
 
+types: $(STAMP) ## check types; what changed takes seconds, all of it a minute
+	@$(BIN)/mypy
+
 docs: $(STAMP) ## build the pages of docs/ as a site in site/; broken links are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-verify: $(STAMP) ## hash all results, and their copies in the cache, anew; compare with dvc.lock
-	@$(BIN)/python -m flows verify
+verify: $(PROGRAM) ## hash all results, and their copies in the cache, anew; compare with dvc.lock
+	@$(BIN)/ovis-dag verify
 
-readme: $(STAMP) ## write the generated tables of README.md and docs/ anew: results, labels, claims, reruns
-	@$(BIN)/python -m flows readme
+readme: $(PROGRAM) ## write the generated tables of README.md and docs/ anew: results, labels, claims, reruns
+	@$(BIN)/ovis-dag readme
 
-sweep: $(STAMP) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel
-	@$(BIN)/python -m flows sweep $(foreach axis,$(SET),-S '$(axis)') $(OPTIONS)
+schema: $(PROGRAM) ## write the schemas of params.yaml and profiles, and the table in docs/params.md
+	@$(BIN)/ovis-dag schema
 
-claims: $(STAMP) ## SEEDS="1 2 3": measure the claims, each seed once, into docs/claims
-	@$(BIN)/python -m flows claims $(if $(SEEDS),--seeds $(SEEDS)) $(OPTIONS)
+sweep: $(PROGRAM) ## SET="activation.rounds=0,1 seed=0,1": compare params, in parallel; POOL=1: on workers
+	@$(BIN)/ovis-dag sweep $(foreach axis,$(SET),-S '$(axis)') $(if $(POOL),--pools) $(OPTIONS)
+
+claims: $(PROGRAM) ## SEEDS="1 2 3": measure the claims, each seed once, into docs/claims; POOL=1: on workers
+	@$(BIN)/ovis-dag claims $(SEEDS) $(if $(POOL),--pools) $(OPTIONS)
 
 bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes, idle machine)
 	@$(BIN)/python -m benchmarks.stages
@@ -87,19 +95,17 @@ bench-laptop: $(STAMP) ## COCO=folder: measure the profile coco-laptop in part, 
 cost: $(STAMP) ## predict hours and traffic of the paper's experiments on 1, 8 and 64 GPU workers
 	@$(BIN)/python -m benchmarks.cost
 
-ui: $(STAMP) ## open the MLflow page on http://127.0.0.1:5000
-	@MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=1 $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 \
-		--backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+ui: $(PROGRAM) ## open the MLflow page on http://127.0.0.1:5000
+	@exec $(BIN)/ovis-dag ui
 
-pools: $(STAMP) ## make work pools and deployments on the Prefect server of PREFECT_API_URL
-	@$(BIN)/python -m flows pools
+pools: $(PROGRAM) ## make work pools and deployments on the Prefect server of PREFECT_API_URL
+	@$(BIN)/ovis-dag pools
 
-worker: $(STAMP) ## POOL=gpu: make this clone a worker of that pool, until it is stopped
-	@exec $(BIN)/python -m flows worker --pool $(or $(POOL),$(error POOL is missing: make worker POOL=gpu))
+worker: $(PROGRAM) ## POOL=gpu: make this clone a worker of that pool, until it is stopped
+	@exec $(BIN)/ovis-dag worker --pool $(or $(POOL),$(error POOL is missing: make worker POOL=gpu))
 
-prefect: $(STAMP) ## open Prefect's pages on http://127.0.0.1:4200
-	@PREFECT_HOME=$(CURDIR)/.prefect PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1 \
-		$(BIN)/prefect server start --host 127.0.0.1 --port 4200
+prefect: $(PROGRAM) ## open Prefect's pages on http://127.0.0.1:4200
+	@exec $(BIN)/ovis-dag prefect
 
 lock: $(UV) ## pin the newest packages that pyproject.toml allows, and those of the stages alone
 	@$(UV) pip compile pyproject.toml --extra flows --extra dev --universal --generate-hashes \
@@ -109,7 +115,7 @@ lock: $(UV) ## pin the newest packages that pyproject.toml allows, and those of 
 
 clean: ## remove the environment, results, caches and what flows keep
 	rm -rf $(VENV) site .prefect .flows .resume .sweeps mlflow.db* mlruns .dvc/cache .dvc/tmp
-	rm -rf .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
 	git worktree prune
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
 	find benchmarks comparators fetch flows predict stages tests -name __pycache__ -exec rm -rf {} +
@@ -124,4 +130,10 @@ $(UV):
 $(STAMP): requirements.lock | $(UV)
 	$(PYTHON) -m venv --without-pip $(VENV)
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@touch $@
+
+# `compat` puts the folder itself on the path: no hook that every process of every stage runs.
+$(PROGRAM): pyproject.toml $(STAMP)
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation \
+		--config-settings editable_mode=compat --editable .
 	@touch $@

@@ -19,6 +19,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from flows.environment import STATE_FOLDER
+from flows.resources import FEWER
 from tests.support.loopback import Loopback, environment_without_servers, share_folder
 from tests.support.service import Service
 
@@ -70,7 +71,8 @@ class Account:
 
 
 def _run_and_lose_a_machine(fleet: Loopback, project: Path, account: Account) -> None:
-    doomed = fleet.add_worker(project, "one", "gpu")
+    cores = {FEWER: "1"}  # pool gpu, too
+    doomed = fleet.add_worker(project, "one", "gpu", **cores)
     fleet.add_worker(project, "two", "cpu")
     account.say(
         "machine one serves pool gpu, machine two serves pool cpu; the same profile on them"
@@ -79,7 +81,7 @@ def _run_and_lose_a_machine(fleet: Loopback, project: Path, account: Account) ->
         while not (stages := doomed.running("stages")) and run.process.poll() is None:
             time.sleep(0.2)
         if stages:
-            fleet.add_worker(project, "two", "gpu")
+            fleet.add_worker(project, "two", "gpu", **cores)
             account.say("machine two serves pool gpu too")
             time.sleep(SECONDS_OF_WORK)
             what = " ".join(stages[-1].cmdline()[1:])

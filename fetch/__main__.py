@@ -34,7 +34,7 @@ COCO_IMAGE, OPEN_IMAGES_IMAGE = 165_000, 330_000
 
 def fetch_coco(params: CocoParams, fetcher: Fetcher) -> None:
     """Fetch COCO 2017: a part's images as the archive, or one by one where that is less."""
-    folder = Path(params.folder)
+    folder = Path(params.folder).expanduser()
     wanted = coco_files.annotation_files(params.train_part)
     if any(not (folder / name).is_file() for name in wanted):
         _fetch_archive(coco_files.ANNOTATION_ARCHIVE, folder, fetcher, wanted)
@@ -81,7 +81,7 @@ def _fetch_archive(
 
 def fetch_open_images(params: OpenImagesParams, fetcher: Fetcher) -> None:
     """Fetch tables, narratives and archives of outlines, then the images that these call for."""
-    folder = Path(params.folder)
+    folder = Path(params.folder).expanduser()
     urls = open_images_files.official_urls(params.test_part)
     fetcher.fetch_files([Remote(url, folder / name) for name, url in urls.items()], folder)
     for name in urls:
@@ -114,10 +114,10 @@ def run(params: DownloadParams, fetcher: Fetcher) -> None:
         FetchError: a file cannot be had, or the source needs none.
     """
     if params.source == "coco":
-        with alone(Path(params.coco.folder)):
+        with alone(Path(params.coco.folder).expanduser()):
             fetch_coco(params.coco, fetcher)
     elif params.source == "open_images":
-        with alone(Path(params.open_images.folder)):
+        with alone(Path(params.open_images.folder).expanduser()):
             fetch_open_images(params.open_images, fetcher)
     else:
         raise FetchError(

@@ -4,13 +4,33 @@ Every setting is a default: what the user's environment already says wins, and o
 what the active profile says (`prefect cloud login`, `prefect config set`).
 """
 
+import io
 import os
+import re
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import unquote
 
 STATE_FOLDER = ".flows"  # logs, times and locks of this machine; git and DVC ignore it
 DATABASE = "mlflow.db"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+RESERVED = re.compile("[%?#]")  # what SQLAlchemy's URL of a file would take for something else
+
+
+def sqlite_url(path: Path, driver: str = "pysqlite") -> str:
+    """Return SQLAlchemy's URL of a database, whose path may have what means something in a URL.
+
+    In that case it names the driver: of a plain one MLflow makes the folder, as it is escaped.
+    """
+    escaped = RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", str(path))
+    return f"sqlite:///{path}" if escaped == str(path) else f"sqlite+{driver}:///{escaped}"
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Return the file of an sqlite URL, None of another one."""
+    _, scheme, path = url.rpartition("sqlite:///")
+    return Path(unquote(path)) if scheme else None
 
 
 def default_settings(root: Path) -> dict[str, str]:
@@ -22,7 +42,9 @@ def default_settings(root: Path) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{root / DATABASE}",
+        "MLFLOW_TRACKING_URI": sqlite_url(root / DATABASE),
+        # A server that is away is told after a quarter of a minute, not after four.
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
         "PREFECT_HOME": str(root / ".prefect"),
         # DO_NOT_TRACK alone leaves the server's heartbeat on.
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -36,11 +58,23 @@ def default_settings(root: Path) -> dict[str, str]:
 def apply_settings(root: Path) -> None:
     """Put the defaults into this process's environment, before Prefect or MLflow is imported."""
     settings = default_settings(root)
-    if url := _server_of_profile():
+    database = Path(os.environ.get("PREFECT_HOME", settings["PREFECT_HOME"])) / "prefect.db"
+    if RESERVED.search(str(database)):  # Prefect would not escape them
+        url = sqlite_url(database, "aiosqlite")
+        settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
+    if server := _server_of_profile():
         del settings["PREFECT_HOME"]  # where Prefect finds the profile, with its keys
-        settings["PREFECT_API_URL"] = url
+        settings["PREFECT_API_URL"] = server
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    for name in ("no_proxy", "NO_PROXY"):  # no proxy can reach a server on this machine
+        others = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*others, *LOOPBACK]))
+    # What starts from here writes and reads UTF-8 under LC_ALL=C, too; a terminal may not.
+    os.environ["PYTHONUTF8"] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _server_of_profile() -> str | None:

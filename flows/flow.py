@@ -4,9 +4,11 @@ DVC decides what must run and is the only cache; Prefect decides when, and shows
 do not depend on a failed stage go on; what depends on it is not run.
 """
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
@@ -17,21 +19,22 @@ from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
 from flows.graph import Outcome, Status, Step
-from flows.journal import remember
-from flows.machine import Machine, interruptible
+from flows.journal import is_shown, remember
+from flows.place import Machine, Place, interruptible
 from flows.resources import CoreBudget
 from flows.server import outlives_this_process
 from flows.stage import StageFailedError
-from flows.table import summarize_plan
+from flows.table import name_execution, summarize_plan
 from flows.tracking import PREFECT_LINK_TAG, Tracking
 from flows.workers.coordinator import Fleet
+from flows.workers.reproduce import CLONE
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
 
 
 @task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(
-    step: Step, place: Machine | Fleet, order: int, root: Path, tracking: Tracking | None = None
+    step: Step, place: Place, order: int, root: Path, tracking: Tracking | None = None
 ) -> State:
     """Bring one stage up to date and show it in MLflow; the state carries its `Outcome`."""
     stage = step.stage
@@ -47,7 +50,7 @@ def run_stage(
     if tracking:
         tracking.begin(stage)
     try:
-        outcome = place.run(stage, order, take)
+        outcome = place.run(root, stage, order, take)
     except StageFailedError as error:
         outcome = Outcome(stage.name, stage.group, "failed", 0.0, str(error))
     if tracking:
@@ -58,30 +61,45 @@ def run_stage(
     return Completed(name=outcome.outcome.capitalize(), data=outcome, message=outcome.message)
 
 
-@flow(name="experiment", validate_parameters=False, persist_result=False)
+@flow(name="ovis-dag-experiment", validate_parameters=False, persist_result=False)
 def experiment(
-    root: str, targets: list[str] | None = None, cores: int | None = None, pools: bool = False
+    root: str | None = None,
+    targets: list[str] | None = None,
+    cores: int | None = None,
+    pools: bool = False,
 ) -> State:
     """Bring the targets (all stages by default) and their upstream up to date, and publish.
 
     Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
-    state carries the list of `Outcome`; it is failed if any stage failed.
+    state carries the list of `Outcome`; it is failed if any stage failed. Without `root`, as a
+    deployment, it runs in the clone of its worker.
     """
-    folder = Path(root)
+    folder = Path(root or os.environ[CLONE])
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
     show_plan(steps)
-    place = _fleet(folder) if pools else Machine(folder, CoreBudget(cores))
-    with Tracking(folder, flow_run.name, _prefect_tags()) as tracking:
+    if is_shown(folder, steps):  # by the last run of a schedule
+        outcomes = [Outcome(step.stage.name, step.stage.group, "unchanged") for step in steps]
+        return Completed(name="Unchanged", data=outcomes)
+    place = open_place({folder: ""}, cores, pools)
+    with Tracking(folder, name_execution(steps), _prefect_tags()) as tracking:
         with interruptible(place.stop):
             outcomes = _run_all(steps, place, folder, tracking)
         return _publish(folder, tracking, steps, outcomes)
 
 
-def _fleet(root: Path) -> Fleet:
-    from flows.workers.dispatch import PrefectDispatcher  # most executions are spared its imports
+def open_place(labels: dict[Path, str], cores: int | None, pools: bool) -> Place:
+    """Return where the stages of these worktrees run: on workers, or on so many cores here.
 
-    return Fleet(root, PrefectDispatcher())
+    A worktree's label goes before the lines that its stages print.
+    """
+    if pools:
+        from flows.workers.dispatch import PrefectDispatcher  # most are spared its imports
+
+        dispatcher = PrefectDispatcher()
+        return Place({root: Fleet(root, dispatcher, label) for root, label in labels.items()})
+    budget = CoreBudget(cores)
+    return Place({root: Machine(root, budget, label) for root, label in labels.items()})
 
 
 def _prefect_tags() -> dict[str, str]:
@@ -91,9 +109,7 @@ def _prefect_tags() -> dict[str, str]:
     return tags
 
 
-def _run_all(
-    steps: list[Step], place: Machine | Fleet, root: Path, tracking: Tracking
-) -> list[Outcome]:
+def _run_all(steps: list[Step], place: Place, root: Path, tracking: Tracking) -> list[Outcome]:
     futures: dict[str, PrefectFuture] = {}
     for order, step in enumerate(steps):
         upstream = [futures[name] for name in step.stage.needs]
@@ -117,10 +133,17 @@ def outcome_of(step: Step, future: PrefectFuture) -> Outcome:
 def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[Outcome]) -> State:
     sort_lock(root)
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    show_outcomes(root, steps, outcomes)
+    show_outcomes(outcomes)
     done = {outcome.stage for outcome in outcomes if outcome.outcome not in ("failed", "not run")}
     stages = [step.stage for step in steps if step.stage.name in done]
-    tracking.publish(stages, outcomes)
+    try:
+        tracking.publish(stages, outcomes)
+    except MlflowException as error:
+        print(
+            f"MLflow at {tracking.uri} does not have this execution: {str(error).splitlines()[0]}."
+            " Its results are in data/ and dvc.lock, and the same again publishes them",
+            flush=True,
+        )
     if failed:
         names = ", ".join(outcome.stage for outcome in failed)
         return Failed(message=f"{len(failed)} stages failed: {names}", data=outcomes)

@@ -20,7 +20,8 @@ def git(folder: Path, *arguments: str, **environment: str) -> str:
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
     )
     if done.returncode:
         raise GitError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip()}")

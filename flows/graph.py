@@ -51,9 +51,6 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
-COLOURS = {Status.MUST_RUN: "#ffb454", Status.UNKNOWN: "#ffe0a3", Status.RESTORABLE: "#a8d8ff"}
-
-
 @dataclass(frozen=True)
 class Step:
     """A stage of a plan: its status, and why."""
@@ -137,31 +134,3 @@ def is_within(key: str, section: str) -> bool:
 def overlap(path: str, other: str) -> bool:
     """Say whether two paths with `/` are equal or one is a folder that holds the other."""
     return path == other or path.startswith(other + "/") or other.startswith(path + "/")
-
-
-def mermaid(steps: Iterable[Step]) -> str:
-    """Return the graph of groups as a mermaid block, shards folded into one box.
-
-    What is up to date is white; the other colours are those of `COLOURS`, of a group's first shard
-    that has one.
-    """
-    steps = list(steps)
-    group_of = {step.stage.name: step.stage.group for step in steps}
-    counts = {group: list(group_of.values()).count(group) for group in group_of.values()}
-    edges = dict.fromkeys(
-        (group_of[need], step.stage.group)
-        for step in steps
-        for need in step.stage.needs
-        if need in group_of
-    )
-    boxes = [
-        f'  {group}["{group}{f" × {count}" if count > 1 else ""}"]'
-        for group, count in counts.items()
-    ]
-    arrows = [f"  {upstream} --> {group}" for upstream, group in edges]
-    colours = {
-        step.stage.group: f"  style {step.stage.group} fill:{COLOURS[step.status]},color:#000"
-        for step in reversed(steps)
-        if step.status in COLOURS
-    }
-    return "\n".join(["```mermaid", "graph TD", *boxes, *arrows, *colours.values(), "```"])

@@ -7,12 +7,13 @@ is lost, and no other.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.environment import STATE_FOLDER
+from flows.environment import STATE_FOLDER, sqlite_path
+from flows.graph import Status, Step
 
 JOURNAL = Path(STATE_FOLDER) / "journal.jsonl"
 
@@ -59,7 +60,24 @@ def fingerprint(root: Path) -> str:
 
 def was_tracked(root: Path, tracking_uri: str) -> bool:
     """Say whether the results in dvc.lock are the last ones published to this MLflow store."""
-    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri[10:]).is_file():
+    if (database := sqlite_path(tracking_uri)) and not database.is_file():
         return False
     tracked = [line for line in _lines(root) if line.get("tracked_to") == tracking_uri]
     return bool(tracked) and tracked[-1]["fingerprint"] == fingerprint(root)
+
+
+def is_shown(root: Path, steps: Iterable[Step]) -> bool:
+    """Say whether nothing is to be done, and MLflow's store shows all that was."""
+    done = all(step.status is Status.UP_TO_DATE for step in steps)
+    return done and was_tracked(root, os.environ["MLFLOW_TRACKING_URI"])
+
+
+def is_edited(root: Path) -> bool:
+    """Say whether params, graph or code are newer than dvc.lock, so that a run has to be expected.
+
+    A guess that costs no time: what must run, the plan says.
+    """
+    lock = root / "dvc.lock"
+    files = (root / "params.yaml", root / "dvc.yaml", *(root / "stages").rglob("*.py"))
+    newest = max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
+    return not lock.is_file() or newest > lock.stat().st_mtime

@@ -54,8 +54,9 @@ def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     joined = lower.copy()  # with its tag
     for key, value in upper.items():
         old = lower.get(key)
-        merged = isinstance(old, dict) and not _replaces(old, value)
-        joined[key] = _join(old, value) if merged else value
+        if isinstance(old, dict) and not _replaces(old, value):
+            value = _join(old, value)
+        joined[key] = value
     return joined
 
 

@@ -77,12 +77,13 @@ def find(root: Path, model: str | None) -> Path:
         return gather(root, model, root / STATE_FOLDER / "predictors" / model)
     if ":/" in model:
         return _fetch(root, model)
-    if not (root / model).is_dir():
+    folder = root / Path(model).expanduser()
+    if not folder.is_dir():
         raise ValueError(
             f"--model {model}: expected {' or '.join(MODELS)}, a predictor's folder, or the URI of"
             " an MLflow model such as models:/ovis-dag-detector@candidate"
         )
-    return root / model
+    return folder
 
 
 def _fetch(root: Path, uri: str) -> Path:

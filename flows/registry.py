@@ -117,5 +117,5 @@ def _measured(root: Path, model: str) -> dict[str, float]:
 def _requirements(root: Path) -> list[str]:
     """Return all that a stage may import, as it is installed; local builds by their release."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = [re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]]
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in project["dependencies"]]
     return [f"{name}=={version(name).split('+')[0]}" for name in names]

@@ -2,22 +2,34 @@
 
 A stage says in dvc.yaml how many cores it keeps busy and starts when they are free: two trainings
 that each take all cores ran five times slower side by side than one after the other. A device is
-held by a lock on a file. So flows and workers that share a machine share its devices, and a process
-that is killed gives its own back.
+held by a lock that the stage's own processes inherit. So flows, workers and SLURM jobs that share a
+machine share its devices, and a stage whose flow was killed keeps its own until it ends.
 """
 
 import fcntl
+import hashlib
 import os
-import shutil
+import re
+import struct
 import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+FEWER = "OVIS_FEWER_GPUS"  # =1: stages take the GPUs that are there, or cores where there are none
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_FOR_DRIVER = 120  # it takes its time where nothing else keeps it awake
+SYSTEM = Path("/")  # where Linux shows its devices
+NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor and class on the PCI bus
+LISTED = re.compile(r"(?P<inside>\s*)(?:GPU|MIG) .*\(UUID: (?P<uuid>[^)]+)\)")
+
+
+class DeviceError(ValueError):
+    """The CUDA devices are not those that are wanted; the message says what to mend."""
 
 
 class CoresClosedError(RuntimeError):
@@ -93,64 +105,175 @@ class CoreBudget:
 
 
 def list_devices() -> list[str]:
-    """Return the devices that this process may use: those of CUDA_VISIBLE_DEVICES, or all."""
+    """Return the UUIDs of the CUDA devices that this process may use; instances of MIG are devices.
+
+    CUDA_VISIBLE_DEVICES names them by number, by UUID or by the beginning of one; without it they
+    are all. Two SLURM jobs on one node both say "0" and mean different ones, so only a UUID tells
+    devices apart.
+
+    Raises:
+        DeviceError: it names a device that is not there, or the driver of one that is fails.
+    """
     named = os.environ.get(VARIABLE)
-    if named is None and shutil.which("nvidia-smi"):
-        command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        named = ",".join(done.stdout.split()) if done.returncode == 0 else ""
-    devices = [device.strip() for device in (named or "").split(",")]
-    return [device for device in devices if device not in ("", "-1")]
+    entries = [entry.strip() for entry in (named or "").split(",")]
+    entries = entries[: entries.index("-1")] if "-1" in entries else list(filter(None, entries))
+    if named is not None and not entries:
+        return []
+    gpus = _ask_driver()
+    if named is None:
+        return [device for gpu in gpus for device in gpu]
+    return list(dict.fromkeys(device for entry in entries for device in _find(entry, gpus)))
+
+
+def _find(entry: str, gpus: list[list[str]]) -> list[str]:
+    """Return the devices of an entry of CUDA_VISIBLE_DEVICES."""
+    if entry.isdigit():
+        found = gpus[int(entry)] if int(entry) < len(gpus) else []
+    else:
+        found = [device for gpu in gpus for device in gpu if device.startswith(entry)]
+    if not found:
+        there = ", ".join(device for gpu in gpus for device in gpu) or "none"
+        raise DeviceError(
+            f"{VARIABLE}: there is no device {entry!r}; `nvidia-smi -L` lists {there}. "
+            f"{VARIABLE}= (empty) computes on cores"
+        )
+    return found
+
+
+def _ask_driver() -> list[list[str]]:
+    """Return the devices of each GPU: its instances if MIG divides it, else itself."""
+    command = ["nvidia-smi", "-L"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_FOR_DRIVER)
+        answer, failed = done.stdout + done.stderr, done.returncode != 0
+    except (FileNotFoundError, PermissionError):
+        answer, failed = "it is not on PATH", any((SYSTEM / "dev").glob("nvidia[0-9]*"))
+    except subprocess.TimeoutExpired:
+        answer, failed = f"no answer in {SECONDS_FOR_DRIVER} s", True
+    # In a SLURM job that was given no GPU the driver shows none, and nvidia-smi fails.
+    hardware = None if "No devices" in answer or not failed else _hardware()
+    if hardware:
+        told = answer.strip().splitlines()[0] if answer.strip() else f"exit code {done.returncode}"
+        raise DeviceError(
+            f"this machine has an NVIDIA device, {hardware}, but `nvidia-smi -L` fails: {told}; "
+            f"mend the driver, or set {VARIABLE}= (empty) to compute on cores"
+        )
+    gpus: list[list[str]] = []
+    for line in map(LISTED.match, answer.splitlines()):
+        if line and not line["inside"]:
+            gpus.append([line["uuid"]])
+        elif line:
+            parent = gpus[-1]
+            gpus[-1] = [*(uuid for uuid in parent if uuid.startswith("MIG")), line["uuid"]]
+    return gpus
+
+
+def _hardware() -> str | None:
+    """Name an NVIDIA device of this machine, with or without a driver."""
+    if nodes := sorted((SYSTEM / "dev").glob("nvidia[0-9]*")):
+        return f"/dev/{nodes[0].name}"
+    for vendor in sorted((SYSTEM / "sys/bus/pci/devices").glob("*/vendor")):
+        kind = vendor.with_name("class").read_text(encoding="utf-8")
+        if vendor.read_text(encoding="utf-8").strip() == NVIDIA and kind.startswith(DISPLAY):
+            return f"PCI {vendor.parent.name}"
+    return None
+
+
+def require_devices(there: int, wanted: int) -> None:
+    """Raise if a stage, or a pool's worker, would compute on fewer CUDA devices than it wants.
+
+    Raises:
+        DeviceError: as said, unless OVIS_FEWER_GPUS=1.
+    """
+    if there < wanted and os.environ.get(FEWER) != "1":
+        cores = "" if there else ", on cores"
+        raise DeviceError(
+            f"{wanted} CUDA devices are wanted and this machine has {there}; "
+            f"{FEWER}=1 computes all the same{cores}, for longer and with other rounding"
+        )
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Devices that are held: a stage's environment, and the lock for its processes to inherit."""
+
+    environment: dict[str, str]
+    lock: int | None = None  # descriptor of an empty file
 
 
 class DeviceSlots:
-    """Hands out devices to threads and processes of one user on one machine."""
+    """Hands out devices to threads, processes and users of one machine."""
 
-    def __init__(self, devices: list[str] | None = None, folder: Path | None = None) -> None:
-        """Take these devices, by default all, whose locks are files in `folder`."""
+    def __init__(self, devices: list[str] | None = None, locks: Path | None = None) -> None:
+        """Take these devices, by default all, with their locks on the file `locks`.
+
+        Raises:
+            DeviceError: as `list_devices`.
+        """
         self.devices = list_devices() if devices is None else devices
-        user = os.getuid() if hasattr(os, "getuid") else 0
-        self._folder = folder or Path(tempfile.gettempdir()) / f"ovis-dag-devices-{user}"
+        self._locks = locks or Path(tempfile.gettempdir()) / "ovis-dag-devices.lock"
         self._closed = threading.Event()
 
     @contextmanager
-    def reserve(self, wanted: int) -> Iterator[dict[str, str]]:
-        """Wait for `wanted` devices, hold them for the block, and give a stage's environment.
+    def reserve(self, wanted: int) -> Iterator[Reservation]:
+        """Wait for `wanted` devices, and hold them for the block and for who inherits the lock.
 
-        A stage that wants more than there are gets all. Where there are none it gets no variable,
-        and computes on its cores. A stage that wants none sees none, so that it cannot take one,
-        and computes on its cores even where DEVICE names a device for the others.
-        Returns with nothing as soon as `close` is called.
+        Where there are none a stage gets no variable and computes on its cores. A stage that wants
+        none sees none, so that it cannot take one, and computes on its cores even where DEVICE
+        names a device for the others. Returns with nothing as soon as `close` is called.
+
+        Raises:
+            DeviceError: there are some, but fewer than wanted, and OVIS_FEWER_GPUS is not 1.
         """
-        wanted = min(wanted, len(self.devices))
-        with ExitStack() as held:
-            taken = self._wait_for(wanted, held) if wanted else []
-            none = {"DEVICE": "cpu"} if self.devices and not wanted else {}
-            yield {VARIABLE: ",".join(taken), **none} if self.devices else {}
+        if not self.devices:
+            yield Reservation({})
+        elif not wanted:
+            yield Reservation({VARIABLE: "", "DEVICE": "cpu"})
+        else:
+            require_devices(len(self.devices), wanted)
+            taken, lock = self._wait_for(min(wanted, len(self.devices)))
+            try:
+                yield Reservation({VARIABLE: ",".join(taken)}, lock)
+            finally:
+                if lock is not None:
+                    os.close(lock)
 
     def close(self) -> None:
         """Let nobody wait any more."""
         self._closed.set()
 
-    def _wait_for(self, wanted: int, held: ExitStack) -> list[str]:
+    def _wait_for(self, wanted: int) -> tuple[list[str], int | None]:
         while not self._closed.is_set():
-            taken = []
+            lock, taken = _open_for_all(self._locks), []
             for device in self.devices:
-                if len(taken) < wanted and self._lock(device, held):
+                if len(taken) < wanted and _take(lock, device):
                     taken.append(device)
             if len(taken) == wanted:
-                return taken
-            held.close()  # all or nothing: two that each hold half would wait for ever
+                return taken, lock
+            os.close(lock)  # all or nothing: two that each hold half would wait for ever
             self._closed.wait(SECONDS_BETWEEN_LOOKS)
-        return []
+        return [], None
 
-    def _lock(self, device: str, held: ExitStack) -> bool:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = (self._folder / device.replace("/", "_")).open("w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
-        held.enter_context(file)
-        return True
+
+def _open_for_all(path: Path) -> int:
+    """Return a descriptor of the file, which is every user's."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+        os.fchmod(lock, 0o666)
+        return lock
+
+
+def _take(lock: int, device: str) -> bool:
+    """Lock the device's byte for the open file, which all that inherit the descriptor share.
+
+    One file for all devices: a stage inherits one descriptor, however many devices it holds.
+    """
+    byte = int.from_bytes(hashlib.blake2b(device.encode(), digest_size=7).digest())
+    wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+    try:
+        fcntl.fcntl(lock, fcntl.F_OFD_SETLK, wanted)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

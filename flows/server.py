@@ -1,20 +1,25 @@
 """A Prefect server on this machine that lives exactly as long as the flow that started it.
 
 Prefect's own temporary server survives a flow that is killed (270 MB each time) and gives up after
-20 seconds, which a busy two-core machine exceeds. `python -m flows.server <port> <parent>` is the
-server's process: it ends with its parent. A server named by PREFECT_API_URL is used instead, with
-the key, password and certificates that Prefect's own settings or profile have for it.
+20 seconds, which a busy two-core machine exceeds. `python -m flows.server <port> <parent>` is a
+server's process, which ends with its parent; with `--temporary` it has neither pages nor what only
+deployments need, as Prefect's own. A server named by PREFECT_API_URL is used instead, with the key,
+password and certificates that Prefect's own settings or profile have for it.
 """
 
 import atexit
 import fcntl
 import importlib
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -23,6 +28,12 @@ from flows.environment import STATE_FOLDER, default_settings
 HOST = "127.0.0.1"
 SECONDS_TO_START = 600  # of a server here, whose end is seen at once; 100 on a starved machine
 SECONDS_TO_ANSWER = 120  # of one elsewhere
+# What a flow of one process has no use for; half a second of its start, and work in a loop.
+UNUSED = {
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+}
+FULL_DISK = re.compile(r"disk is full|No space left on device|Disk quota exceeded")
 _temporary: set[str] = set()  # API URLs of servers that end with this process
 
 
@@ -37,12 +48,13 @@ class LocalServer:
         """Keep the server's database and log in the project at `root`."""
         self._log = root / STATE_FOLDER / "logs" / "prefect-server.log"
         self._process: subprocess.Popen | None = None
+        self._before = 0  # letters of the log that are of servers before
         self._settings = {**default_settings(root), **os.environ}
         self._starting: IO[str] | None = None
         self.url = os.environ.get("PREFECT_API_URL", "")
 
     def start(self) -> Self:
-        """Start the server, unless PREFECT_API_URL names one."""
+        """Start the server, unless that is done or PREFECT_API_URL names one; return at once."""
         if self.url:
             return self
         home = Path(self._settings["PREFECT_HOME"])
@@ -54,10 +66,10 @@ class LocalServer:
         self.url = f"http://{HOST}:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("a", encoding="utf-8") as out:  # another's words may be in it
+            self._before = len(self._log.read_text(encoding="utf-8", errors="replace"))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.server", str(port), str(os.getpid())],
-                # Its pages would look for the API at the usual port.
-                env={**self._settings, "PREFECT_SERVER_UI_API_URL": self.url},
+                [sys.executable, "-m", "flows.server", str(port), str(os.getpid()), "--temporary"],
+                env={**UNUSED, **self._settings},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -78,9 +90,8 @@ class LocalServer:
         seconds = SECONDS_TO_START if self._process else SECONDS_TO_ANSWER
         deadline = time.monotonic() + seconds
         while not _answers(self.url):
-            if self._process and self._process.poll() is not None:
-                code = self._process.returncode
-                raise RuntimeError(f"Prefect's server ended with code {code}; see {self._log}")
+            if self._process and (code := self._process.poll()) is not None:
+                raise RuntimeError(self._why_it_ended(code))
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"Prefect's server at {self.url} did not answer in {seconds} s"
@@ -90,10 +101,19 @@ class LocalServer:
         if self._starting:
             self._starting.close()
 
+    def _why_it_ended(self, code: int) -> str:
+        told = self._log.read_text(encoding="utf-8", errors="replace")[self._before :]
+        if FULL_DISK.search(told) or not shutil.disk_usage(self._settings["PREFECT_HOME"]).free:
+            home = self._settings["PREFECT_HOME"]
+            return f"{home}: the disk is full; make room and run the same again"
+        return f"Prefect's server ended with code {code}; see {self._log}"
+
     def stop(self) -> None:
         """End the server, if this started it."""
         if self._process is None:
             return
+        if self._starting:
+            self._starting.close()
         self._process.terminate()
         try:
             self._process.wait(timeout=10)
@@ -157,22 +177,35 @@ def outlives_this_process() -> bool:
 
 
 def call_flow(
-    root: Path, path: str, *arguments: Any, run_name: str | None = None
+    root: Path,
+    path: str,
+    *arguments: Any,
+    run_name: str | None = None,
+    check: Callable[[], None] | None = None,
+    server: LocalServer | None = None,
 ) -> tuple[list, bool]:
     """Run the flow "<module>:<name>" on the project and return its list, and whether it failed.
 
-    Prefect makes up a name for the run if there is none.
+    Args:
+        root: of the project.
+        path: of the flow.
+        arguments: of the flow, behind the root.
+        run_name: Prefect makes one up if there is none.
+        check: is called when all is loaded, before the flow.
+        server: that may be starting already.
 
     Raises:
-        ValueError: the flow found wrong input.
+        ValueError: the flow, or `check`, found wrong input.
         RuntimeError: there is no server, or the flow ended without a list.
     """
-    server = LocalServer(root).start()
+    server = (server or LocalServer(root)).start()
     module, _, name = path.partition(":")
     flow = getattr(importlib.import_module(module), name)  # imports Prefect meanwhile
     from flows.store import open_store  # MLflow's, which takes long to make for the first time
 
     open_store(root, os.environ["MLFLOW_TRACKING_URI"])
+    if check:
+        check()
     server.wait_until_ready()
     if run_name:
         flow = flow.with_options(flow_run_name=lambda: run_name)  # a text would be a template
@@ -191,17 +224,18 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _serve(port: int, parent: int) -> None:
-    import uvicorn
-
+def _serve(port: int, parent: int, temporary: bool) -> None:
     def end_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    import uvicorn
+    from prefect.server.api.server import create_app
+
     uvicorn.run(
-        "prefect.server.api.server:create_app",
+        partial(create_app, ephemeral=temporary, final=True),
         factory=True,
         host=HOST,
         port=port,
@@ -211,4 +245,4 @@ def _serve(port: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    _serve(int(sys.argv[1]), int(sys.argv[2]), "--temporary" in sys.argv[3:])

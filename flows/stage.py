@@ -25,6 +25,7 @@ from flows.dvc.command import Command
 from flows.dvc.records import forget, late_changes
 from flows.environment import STATE_FOLDER, stage_environment
 from flows.graph import Outcome, Stage, Status, Step
+from flows.resources import list_devices, require_devices
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
@@ -44,20 +45,21 @@ class StageFailedError(RuntimeError):
 
 
 class Preflight:
-    """A check of the params of all stages that are to run, in a process of its own.
+    """A check of the params of all stages that are to run, in a process of its own, and of devices.
 
-    So no execution ends hours later for a param or file that is wrong now. It takes two seconds, in
-    which Prefect is loaded.
+    So no execution ends hours later for a param, file or GPU that is wrong now. It takes two
+    seconds, in which Prefect is loaded.
     """
 
     def __init__(self, root: Path, steps: list[Step]) -> None:
         """Begin to check."""
         due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
+        self._gpus = max((stage.gpus for stage in due), default=0)
         keys = {key.split(".")[0] for stage in due for key in stage.params}
         sections = sorted(k for k in keys if any(root.glob(f"*/{k}/params.py")))
         command = [sys.executable, "-m", "stages.preflight", *sections]
         self._process = (
-            subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, encoding="utf-8")
             if sections
             else None
         )
@@ -72,6 +74,8 @@ class Preflight:
             _, told = self._process.communicate()
             if self._process.returncode:
                 raise ValueError(told.strip())
+        if self._gpus and (devices := list_devices()):  # without any, stages compute on cores
+            require_devices(len(devices), self._gpus)
 
 
 class StageRunner:
@@ -97,6 +101,7 @@ class StageRunner:
         stage: Stage,
         log: Callable[[str], None] = lambda line: None,
         environment: Mapping[str, str] | None = None,
+        lock: int | None = None,
     ) -> Outcome:
         """Run the stage to its end and return how that was.
 
@@ -104,6 +109,7 @@ class StageRunner:
             stage: what to run.
             log: gets each line of output as well.
             environment: variables on top of this process's own.
+            lock: descriptor of an empty file that the stage's processes hold too.
 
         Raises:
             StageFailedError: the stage failed, was stopped, or what it read changed meanwhile.
@@ -112,7 +118,7 @@ class StageRunner:
         receipt = self._state_file("receipts", stage.name, "json")
         receipt.unlink(missing_ok=True)
         more = {**(environment or {}), RECEIPT: str(receipt.absolute())}
-        lines = self._run_to_end(stage.name, log, more)
+        lines = self._run_to_end(stage.name, log, more, lock)
         seconds = round(time.monotonic() - started, 2)
         outcome, made = _outcome(stage, lines), {}
         if outcome == "executed" and receipt.is_file():
@@ -132,12 +138,12 @@ class StageRunner:
             )
 
     def _run_to_end(
-        self, name: str, log: Callable[[str], None], more: Mapping[str, str]
+        self, name: str, log: Callable[[str], None], more: Mapping[str, str], lock: int | None
     ) -> list[str]:
-        code, lines = self._run_once(name, log, more)
+        code, lines = self._run_once(name, log, more, lock)
         while code and any(map(_is_alive, blockers := _blockers(lines))):
             self._wait_for(name, blockers)
-            code, lines = self._run_once(name, log, more)
+            code, lines = self._run_once(name, log, more, lock)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
@@ -151,7 +157,7 @@ class StageRunner:
         return path
 
     def _run_once(
-        self, name: str, log: Callable[[str], None], more: Mapping[str, str]
+        self, name: str, log: Callable[[str], None], more: Mapping[str, str], lock: int | None
     ) -> tuple[int, list[str]]:
         path = self._state_file("logs", name, "log")
         path.unlink(missing_ok=True)  # an orphan may still write to the old file
@@ -162,7 +168,7 @@ class StageRunner:
         with path.open(encoding="utf-8") as follow:
             arguments = ["--wait-for-lock", "repro", "-s", name]
             environment = {**stage_environment(), **more}
-            process = dvc.run(arguments, self._root, environment, path, self._server_log)
+            process = dvc.run(arguments, self._root, environment, path, self._server_log, lock)
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):

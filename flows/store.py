@@ -16,14 +16,13 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
 
-from flows.environment import STATE_FOLDER
+from flows.environment import STATE_FOLDER, sqlite_path
 
 EXPERIMENT = "ovis-dag"
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # otherwise its pages are for LLM agents
     "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
 }
-SQLITE = "sqlite:///"
 PROCESS_TAG = "process"
 SECONDS_OF_ROUNDING = 2.0  # of a process's start, which psutil derives from the clock
 
@@ -47,7 +46,7 @@ def _find_experiment(client: MlflowClient, root: Path, uri: str) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     if found:
         return found.experiment_id
-    artifacts = (root / "mlruns").as_uri() if uri.startswith(SQLITE) else None
+    artifacts = (root / "mlruns").as_uri() if sqlite_path(uri) else None
     try:
         return client.create_experiment(EXPERIMENT, artifacts, EXPERIMENT_TAGS)
     except MlflowException as error:
@@ -64,8 +63,8 @@ def _one_process_at_a_time(root: Path, uri: str) -> Iterator[None]:
     the database, for worktrees of a sweep share one.
     """
     lock = root / STATE_FOLDER / "mlflow.lock"
-    if uri.startswith(SQLITE):
-        lock = Path(uri.removeprefix(SQLITE) + ".lock")
+    if database := sqlite_path(uri):
+        lock = Path(f"{database}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

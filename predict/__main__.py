@@ -6,6 +6,8 @@ prints a table. Needs the predictor's folder only: no params.yaml, no DVC, no tr
 """
 
 import argparse
+import io
+import shutil
 import sys
 import time
 from itertools import islice
@@ -14,8 +16,8 @@ from pathlib import Path
 import torch
 from pycocotools import mask as coco_mask
 
-from predict.images import Found, decode_images, list_images
-from predict.overlay import draw_overlay, write_overlay
+from predict.images import Found, decode_images, find_images
+from predict.overlay import draw_overlay, overlay_name, write_overlay
 from stages.common.runtime.devices import compute_device
 from stages.common.runtime.progress import track
 from stages.common.runtime.storage import write_json
@@ -23,19 +25,25 @@ from stages.models.detection.coco_results import to_results
 from stages.models.detection.predictor import Predictor, load_predictor
 
 AT_ONCE = 8  # decoded images in memory
+PREDICTIONS, OVERLAYS = "predictions.json", "overlays"
+NUMBER_WIDTH = 10  # letters of a column of the table
+NAMED = 5  # files that a message lists
 
 
 def main() -> int:
     """Run the command; return 0, or 1 if no image could be read, or 2 for wrong input."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII only
     options = _read_arguments()
     try:
-        files = list_images(options.images)
+        files = find_images(options.images)
         predictor = load_predictor(options.model, compute_device())
         names = options.names or predictor.names
         unknown = predictor.unknown_words(names)
-        if not options.allow_unknown:
+        if options.names and not options.allow_unknown:
             predictor.refuse_unknown_words(names)
-    except (FileNotFoundError, ValueError) as error:
+        _clear(options.output)
+    except (OSError, ValueError) as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2
     for name, words in unknown.items():
@@ -48,23 +56,30 @@ def main() -> int:
         "annotations": [],
         "broken": [],
     }
-    source = decode_images(files.items(), broken)
+    source = decode_images(files.images.items(), broken)
     batches = iter(lambda: list(islice(source, AT_ONCE)), [])
     seconds = 0.0
-    for batch in track(batches, "predict", len(files), size=len):
+    for batch in track(batches, "predict", len(files.images), size=len):
         started = time.perf_counter()
         results = _predict(predictor, batch, names, options, first_id=len(content["images"]) + 1)
         seconds += time.perf_counter() - started
         for image, found in zip(batch, results, strict=True):
             _add(content, image, found)
             if options.overlays:
-                words = dict(enumerate(names, 1))
-                path = options.output / "overlays" / image.name
-                write_overlay(path, draw_overlay(image.image, found, words))
+                by_id = dict(enumerate(names, 1))
+                path = options.output / OVERLAYS / overlay_name(image.name)
+                write_overlay(path, draw_overlay(image.image, found, by_id))
     content["broken"] = list(broken.values())
-    write_json(options.output / "predictions.json", content, indent=None)
-    _report(content, options.output, seconds)
+    write_json(options.output / PREDICTIONS, content, indent=None)
+    _report(content, files.others, options.output, seconds)
     return int(not content["images"])
+
+
+def _clear(output: Path) -> None:
+    """Make the folder, and remove the overlays of an earlier call, whose list will be replaced."""
+    output.mkdir(parents=True, exist_ok=True)
+    if (output / PREDICTIONS).is_file() and (output / OVERLAYS).is_dir():
+        shutil.rmtree(output / OVERLAYS)
 
 
 def _predict(
@@ -80,8 +95,8 @@ def _predict(
     return [
         to_results(image_id, prediction, category_ids, options.min_score)
         for image_id, prediction in enumerate(
-            predictor.predict(images, names, options.allow_unknown), first_id
-        )
+            predictor.predict(images, names, allow_unknown=True), first_id
+        )  # what is unknown has been refused by now
     ]
 
 
@@ -98,22 +113,27 @@ def _add(content: dict[str, list], image: Found, results: list[dict]) -> None:
         content["annotations"].append({"id": number, "area": area, "iscrowd": 0, **result})
 
 
-def _report(content: dict[str, list], output: Path, seconds: float) -> None:
+def _report(content: dict[str, list], others: list[str], output: Path, seconds: float) -> None:
     rows = [("name", "objects", "images", "best score")]
     for category in content["categories"]:
         own = [a for a in content["annotations"] if a["category_id"] == category["id"]]
         best = f"{max(a['score'] for a in own):.2f}" if own else "–"
         images = len({a["image_id"] for a in own})
         rows.append((category["name"], str(len(own)), str(images), best))
-    width = max(len(row[0]) for row in rows)
+    room = shutil.get_terminal_size().columns - 3 * (2 + NUMBER_WIDTH)
+    width = min(max(len(row[0]) for row in rows), max(room, NUMBER_WIDTH))
     for name, *cells in rows:
-        print("  ".join([name.ljust(width), *(cell.rjust(10) for cell in cells)]))
+        shown = name if len(name) <= width else f"{name[: width - 1]}…"
+        print("  ".join([shown.ljust(width), *(cell.rjust(NUMBER_WIDTH) for cell in cells)]))
     count, broken = len(content["images"]), content["broken"]
     rate = f", {count / seconds:.1f} images/s" if count else ""
     print(f"{count} images, {len(broken)} broken{rate} ({torch.get_num_threads()} threads)")
     for reason in broken:
         print(f"broken: {reason}", file=sys.stderr)
-    print(f"{output / 'predictions.json'}, {output / 'overlays'}")
+    if others:
+        first = ", ".join(others[:NAMED]) + (", …" if len(others) > NAMED else "")
+        print(f"not read, {len(others)} files of other formats: {first}", file=sys.stderr)
+    print(f"{output / PREDICTIONS}, {output / OVERLAYS}")
 
 
 def _fraction(text: str) -> float:
@@ -123,16 +143,30 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _path(text: str) -> Path:
+    """Return a path; not every shell expands the ~ of `make predict IMAGES=~/photos`."""
+    return Path(text).expanduser()
+
+
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    """Return the names between commas; empty ones and repetitions are left out, with a note."""
+    given = [" ".join(part.split()) for part in text.split(",")]
+    names = {name.lower(): name for name in reversed(given) if name}
+    if not names:
+        raise argparse.ArgumentTypeError(f"expected names with commas between, found {text!r}")
+    if len(names) < len(given):
+        told = ", ".join(reversed(names.values()))
+        note = "empty and repeated names are left out; looking for"
+        print(f"predict: --names: {note} {told}", file=sys.stderr)
+    return list(reversed(names.values()))
 
 
 def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m predict", description=__doc__)
-    parser.add_argument("images", type=Path, help="an image, or a folder of them")
-    parser.add_argument("--model", type=Path, required=True, help="the predictor's folder")
+    parser.add_argument("images", type=_path, help="an image, or a folder of them")
+    parser.add_argument("--model", type=_path, required=True, help="the predictor's folder")
     parser.add_argument("--names", type=_names, help="comma-separated; those of the training")
-    parser.add_argument("--output", type=Path, default=Path("data/predict"))
+    parser.add_argument("--output", type=_path, default=Path("data/predict"))
     parser.add_argument("--min-score", type=_fraction, default=0.3, help="of a shown instance")
     parser.add_argument("--allow-unknown", action="store_true", help="warn of unknown words only")
     parser.add_argument("--no-overlays", dest="overlays", action="store_false")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common.formats.image_files import SUFFIXES, ImageFiles, list_images, plain_text
 from stages.common.formats.images import decode_upright
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -19,24 +18,20 @@ class Found:
     image: np.ndarray
 
 
-def list_images(path: Path) -> dict[str, Path]:
-    """Return name → file of an image, or of all in a folder and those below it, sorted by name.
+def find_images(path: Path) -> ImageFiles:
+    """Return an image, or all in a folder and those below it, and what else is there.
 
     Raises:
         FileNotFoundError: there is nothing at `path`, or no image in the folder.
     """
     if path.is_file():
-        return {path.name: path}
+        return ImageFiles({plain_text(path.name): path})
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such image or folder")
-    files = {
-        file.relative_to(path).as_posix(): file
-        for file in path.rglob("*")
-        if file.suffix.lower() in SUFFIXES and file.is_file()
-    }
-    if not files:
-        raise FileNotFoundError(f"{path}: no image in it ({', '.join(SUFFIXES)})")
-    return dict(sorted(files.items()))
+    files = list_images(path)
+    if not files.images:
+        raise FileNotFoundError(f"{path}: no image in it ({', '.join(sorted(SUFFIXES))})")
+    return files
 
 
 def decode_images(files: Iterable[tuple[str, Path]], broken: dict[str, str]) -> Iterator[Found]:

@@ -12,6 +12,7 @@ from stages.common.drawing.panels import Panel, panel_box, show_instances
 from stages.common.runtime.storage import replace_file
 
 SHORTEST, LONGEST = 640, 1600  # pixels of the longer side, so that words can be read
+WRITTEN = (".jpg", ".jpeg", ".png")  # formats of overlays
 
 
 def draw_overlay(
@@ -32,8 +33,13 @@ def draw_overlay(
     return draw_panel(Panel(panel.pixels[y0:y1, x0:x1], tags))  # without the letterbox
 
 
+def overlay_name(name: str) -> str:
+    """Return what the overlay of an image is called: as the image, or that with .jpg added."""
+    return name if Path(name).suffix.lower() in WRITTEN else f"{name}.jpg"
+
+
 def write_overlay(path: Path, pixels: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3) in the format of the path's suffix."""
+    """Write RGB uint8 (H, W, 3) in the format of the path's suffix, one of `WRITTEN`."""
     _, encoded = cv2.imencode(path.suffix.lower(), np.ascontiguousarray(pixels[..., ::-1]))
     with replace_file(path) as partial:
         partial.write_bytes(encoded.tobytes())

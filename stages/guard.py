@@ -90,11 +90,13 @@ def find_declared(stage: str) -> Declared:
         entry = entry["do"]
     else:
         known |= {"item": _item(entry, name, known)}
-    deps = [dep if isinstance(dep, str) else next(iter(dep)) for dep in entry.get("deps", [])]
+    deps: list[str] = [
+        dep if isinstance(dep, str) else next(iter(dep)) for dep in entry.get("deps", [])
+    ]
     keys = entry.get("params", [])
-    files = [file for key in keys if isinstance(key, dict) for file in key]  # each as a whole
+    whole: list[str] = [file for key in keys if isinstance(key, dict) for file in key]
     paths = [
-        REFERENCE.sub(lambda found: str(_look_up(known, found[1])), path) for path in deps + files
+        REFERENCE.sub(lambda found: str(_look_up(known, found[1])), path) for path in deps + whole
     ]
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:

@@ -4,10 +4,13 @@ A stage finds them too, but perhaps hours after the execution began. Params and 
 there may still not fit each other: that a stage sees when it builds its network.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from stages.common.runtime.hub import find_hub_file
 from stages.common.runtime.params import (
@@ -32,8 +35,9 @@ def section_model(name: str) -> type[Section]:
 def problems(names: Sequence[str], path: Path = PARAMS_FILE) -> list[str]:
     """Return what is wrong with these sections of params.yaml, in words."""
     found = _problems(lambda: (read_seed(path), read_exactness(path)))
+    found += _problems(lambda: _check_environment(path))
     for name in names:
-        found += _problems(lambda name=name: _check(name, path))
+        found += _problems(partial(_check, name, path))
     return found
 
 
@@ -45,8 +49,20 @@ def _problems(check: Callable[[], object]) -> list[str]:
     return []
 
 
+def _check_environment(path: Path) -> None:
+    """Check the variables that the stages will read, without torch where there is none of them."""
+    if "OVIS_WORKERS" in os.environ:
+        from stages.common.runtime.parallel import num_workers
+
+        num_workers()
+    if "DEVICE" in os.environ:
+        from stages.common.runtime.devices import choose_device
+
+        choose_device(read_exactness(path))
+
+
 def _check(name: str, path: Path) -> None:
-    params = read_section(name, section_model(name), path)
+    params: Any = read_section(name, section_model(name), path)
     if name == "vlm" and params.source != "train":
         from stages.vlm.pretrained import find_pretrained, read_vocabulary
 
@@ -64,7 +80,7 @@ def _check(name: str, path: Path) -> None:
         _check_imagenet(params.imagenet, f"{name}.imagenet")
 
 
-def _check_hooks(params: Section) -> None:
+def _check_hooks(params: Any) -> None:
     hooks = [(own.module, "region_loss") for own in params.training.region_losses]
     if head := getattr(params, "region_head", None):
         hooks.append((head, "region_head"))
@@ -75,7 +91,7 @@ def _check_hooks(params: Section) -> None:
             find_hook(module, function)
 
 
-def _check_training(training: Section, path: Path) -> None:
+def _check_training(training: Any, path: Path) -> None:
     from stages.models.detection.params import check_training, network_params
 
     detector = read_params(path).get("detector")
@@ -86,7 +102,7 @@ def _check_training(training: Section, path: Path) -> None:
         raise ValueError(f"{path}: finetune: {error}") from None
 
 
-def _check_imagenet(weights: Section, key: str) -> None:
+def _check_imagenet(weights: Any, key: str) -> None:
     from stages.models.backbones.imagenet import find_imagenet_weights
 
     find_imagenet_weights(Path(weights.weights), weights.sha256, key)

@@ -26,7 +26,7 @@ from benchmarks.laptop import whole, write_coco
 from benchmarks.measure import medians, run, table
 from benchmarks.project import dvc, make_project, own_seconds, replace_param, sole_section
 from flows.dvc.plan import make_plan
-from flows.graph import Stage, Status
+from flows.graph import Stage, Status, overlap
 from stages.common.runtime.params import read_params
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
@@ -92,6 +92,10 @@ def test_default_shape_has_every_stage_and_output(tmp_path):
     root = tmp_path / "default"
     graph = make_project(root, "default", 2)
     assert sole_section(graph) == "evaluation"
+    made = [path for stage in graph.values() for path in stage.outputs]
+    given = {path for stage in graph.values() for path in stage.inputs}
+    lacking = [p for p in given if not any(overlap(p, out) for out in made)]
+    assert [path for path in lacking if not (root / path).exists()] == []
     for name in ("download", "proposals@1", "evaluation"):
         subprocess.run(["sh", "work.sh", *name.split("@")], cwd=root, check=True)
     outputs = [path for name in ("download", "evaluation") for path in graph[name].outputs]
@@ -100,6 +104,8 @@ def test_default_shape_has_every_stage_and_output(tmp_path):
     assert (root / "data/proposals/1.parquet").is_file()
     assert set(own_seconds(root)) == {"download", "proposals@1", "evaluation"}
     assert own_seconds(root) == {}
+    replace_param(root, "evaluation", 7)  # to what the flow's own check lets through
+    subprocess.run([sys.executable, "-m", "stages.preflight", "evaluation"], cwd=root, check=True)
 
 
 def test_a_stage_benchmark_prints_its_table(repository):

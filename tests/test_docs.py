@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import pytest
 from markdown.extensions.toc import slugify
 from ruamel.yaml import YAML
 
-from flows.__main__ import main
+from flows.cli import app, main
 from flows.readme import TABLES, pages, place
-from tests.support.run_module import run_module
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -51,7 +49,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 def prose(path: Path) -> str:
     """Return a page without its generated tables."""
     text = path.read_text(encoding="utf-8")
-    for name in TABLES:
+    for name in (*TABLES, "params"):
         text = place(name).sub("", text)
     return text
 
@@ -190,28 +188,27 @@ def test_variables_are_read(path):
     assert {name for name in named(VARIABLE, prose(path)) if name not in read} == set()
 
 
-def test_options_of_commands_exist(capsys, monkeypatch):
-    """Those behind `python -m flows <command>`, and in OPTIONS of `make`."""
+def test_commands_and_their_options_exist(capsys):
+    """Those of `ovis-dag <command>`, and in OPTIONS of `make`."""
 
-    def known(command: str) -> str:
-        with pytest.raises(SystemExit):
-            main([command, "--help"])
-        return capsys.readouterr().out
+    def known(command: str) -> set[str]:
+        assert main([command, "--help"]) == 0
+        return set(OPTION.findall(capsys.readouterr().out))
 
     text = "\n".join(map(prose, PAGES.values()))
     of_make = set().union(*map(OPTION.findall, re.findall(r"OPTIONS=([^`\n]+)", text)))
     assert {"--plan", "--accept-older", "--metric"} <= of_make
-    assert of_make <= set(OPTION.findall(known("sweep") + known("claims")))
-    commands = re.findall(r"-m flows\s+(\w+)([^`\n]*)", text)
-    assert {"claims", "predict"} <= {command for command, _ in commands}
+    assert of_make <= known("sweep") | known("claims")
+    spans = [span.replace("\n", " ") for span in code(text)]
+    commands = [found for span in spans for found in re.findall(r"ovis-dag ([a-z]+)([^#]*)", span)]
+    assert {"run", "claims", "predict"} <= {command for command, _ in commands}
     for command, rest in commands:
-        has = known(command)
-        if command == "predict":  # hands over what it does not know
-            monkeypatch.setattr(sys, "argv", ["predict", "--help"])
-            with pytest.raises(SystemExit):
-                run_module("predict")
-            has += capsys.readouterr().out
-        assert set(OPTION.findall(rest)) <= set(OPTION.findall(has)), command
+        assert set(OPTION.findall(rest)) <= known(command), command
+
+
+def test_make_calls_commands_that_there_are():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert set(re.findall(r"\$\(BIN\)/ovis-dag ([a-z]+)", makefile)) <= app.commands.keys()
 
 
 def test_readme_is_an_entrance():

@@ -30,7 +30,11 @@ TABLE = FOLDER / "table.md"
 
 
 def measure_claims(
-    root: Path, seeds: list[int], cores: int | None = None, accept_older: bool = False
+    root: Path,
+    seeds: list[int],
+    cores: int | None = None,
+    accept_older: bool = False,
+    pools: bool = False,
 ) -> str:
     """Measure the seeds that have no record yet, write docs/claims/table.md and return it.
 
@@ -39,6 +43,7 @@ def measure_claims(
         seeds: to be measured; the table has all seeds with a record of this experiment.
         cores: to keep busy; all if None.
         accept_older: take records of other params, code or packages for measured, too.
+        pools: run stages on workers, not here.
 
     Raises:
         RuntimeError: an experiment of a seed failed; what is finished stays.
@@ -50,7 +55,7 @@ def measure_claims(
         if seed in known and is_usable(known[seed], experiment_digest(root), outputs, accept_older):
             print(f"claims: seed {seed} was measured at commit {known[seed].commit}", flush=True)
             continue
-        record = _measure(root, seed, outputs, cores)
+        record = _measure(root, seed, outputs, cores, pools)
         print(f"claims: {write_record(root, record).relative_to(root)} written", flush=True)
     return write_table(root, accept_older)
 
@@ -73,9 +78,9 @@ def write_table(root: Path, accept_older: bool = False) -> str:
     return table
 
 
-def _measure(root: Path, seed: int, outputs: str | None, cores: int | None) -> Record:
+def _measure(root: Path, seed: int, outputs: str | None, cores: int | None, pools: bool) -> Record:
     points, commit = seed_points(root, seed), _commit(root)
-    results = run_points(root, f"claims-seed-{seed}", list(points.values()), cores)
+    results = run_points(root, f"claims-seed-{seed}", list(points.values()), cores, pools=pools)
     failed = [result.point.name for result in results if result.failed]
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed; mend it and run `make claims` again")

@@ -108,8 +108,10 @@ def outputs_digest(root: Path) -> str | None:
             deps = change.get("changed deps", {}) if isinstance(change, dict) else {}
             if any(not dep.startswith("data/") for dep in deps):
                 return None
-    stages = YAML(typ="safe").load(lock)["stages"]
-    outs = [(Path(out["path"]), out["md5"]) for s in stages.values() for out in s.get("outs", [])]
+    yaml = YAML(typ="safe")
+    known = yaml.load(root / DVC_FILES[0])["stages"]
+    stages = [s for name, s in yaml.load(lock)["stages"].items() if name.partition("@")[0] in known]
+    outs = [(Path(out["path"]), out["md5"]) for stage in stages for out in stage.get("outs", [])]
     results = [md5 for path, md5 in outs if path.suffix in RESULTS and path.name not in NAMED]
     return hashlib.sha256(json.dumps(sorted(results)).encode()).hexdigest()
 

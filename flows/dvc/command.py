@@ -66,7 +66,12 @@ def load(log: Path) -> None:
 
 
 def run(
-    arguments: Sequence[str], folder: Path, environment: dict[str, str], output: Path, log: Path
+    arguments: Sequence[str],
+    folder: Path,
+    environment: dict[str, str],
+    output: Path,
+    log: Path,
+    given: int | None = None,
 ) -> Command:
     """Start `dvc <arguments>` and return when it runs.
 
@@ -76,11 +81,14 @@ def run(
         environment: of the command, all of it.
         output: existing file that gets what it prints.
         log: as for `load`.
+        given: descriptor of an empty file that takes the place of /dev/null as its standard input,
+            which is all that DVC hands on to what it runs.
     """
     ours, theirs = socket.socketpair()
     request = json.dumps([list(arguments), str(folder), environment]).encode()
     with output.open("ab") as out, theirs, _lock, suppress(BrokenPipeError):  # or it is LOST
-        socket.send_fds(_ensure_server(log), [b"."], [theirs.fileno(), out.fileno()])
+        handed = [theirs.fileno(), out.fileno(), *([] if given is None else [given])]
+        socket.send_fds(_ensure_server(log), [b"."], handed)
         ours.sendall(request)
         ours.shutdown(socket.SHUT_WR)
     return Command(ours)
@@ -119,7 +127,7 @@ def _serve() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes away those that ended
     with socket.socket(fileno=os.dup(0)) as requests:
         while True:
-            asked, descriptors, _, _ = socket.recv_fds(requests, 1, 2)
+            asked, descriptors, _, _ = socket.recv_fds(requests, 1, 3)
             if not asked:
                 break
             if os.fork() == 0:
@@ -132,13 +140,13 @@ def _serve() -> None:
             os.killpg(command.pid, signal.SIGTERM)
 
 
-def _become(answers: int, output: int) -> NoReturn:
+def _become(answers: int, output: int, given: int | None = None) -> NoReturn:
     """Turn this fork into the command and never return."""
     code = 255
     try:
         os.setsid()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY) if given is None else given, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
         sys.stdout.reconfigure(line_buffering=True)

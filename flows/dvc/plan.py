@@ -20,7 +20,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
-from flows.dvc.project import is_params, locked_repo, read_graph
+from flows.dvc.project import ParamsFiles, is_params, locked_repo, read_graph
 from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, STATES, Stage, Status, Step, overlap, select
 from flows.overlay import flatten
 
@@ -30,14 +30,14 @@ SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
 class Files:
     """The hashes of dependencies: those that they have, or will have once others are restored.
 
-    Each file is hashed once, and each params file read once, for nothing changes under DVC's lock.
+    Each file is hashed once and each params file parsed once: nothing changes under DVC's lock.
     """
 
     def __init__(self) -> None:
         """Begin with nothing that will be restored."""
         self._coming: dict[str, HashInfo] = {}
         self._folders: set[str] = set()
-        self._params: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._params = ParamsFiles()
         self._now: dict[tuple[str, ...], HashInfo | None] = {}
 
     def restore(self, hashes: dict[str, HashInfo]) -> None:
@@ -71,15 +71,21 @@ class Files:
         """Return the hash of a file, folder or params as they are; None if they are missing."""
         question = (dep.fs_path, *(dep.params if is_params(dep) else ()))
         if question not in self._now:
-            self._now[question] = dep.get_hash() if is_params(dep) or dep.exists else None
+            self._now[question] = self._hash(dep)
         return self._now[question]
+
+    def _hash(self, dep: Any) -> HashInfo | None:
+        if is_params(dep):
+            values = self.params(dep)
+            known = all(key in values for key in dep.params)
+            if not known:
+                return dep.get_hash()  # which raises
+            return HashInfo(dep.PARAM_PARAMS, values)  # type: ignore[arg-type]  # as DVC keeps them
+        return dep.get_hash() if dep.exists else None
 
     def params(self, dep: Any) -> dict[str, Any]:
         """Return those keys of a params file that the dependency is on and that are there."""
-        question = (dep.fs_path, *dep.params)
-        if question not in self._params:
-            self._params[question] = dep.read_params()
-        return self._params[question]
+        return self._params.read(dep)
 
 
 def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:

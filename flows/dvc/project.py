@@ -5,8 +5,10 @@ version, and tests/flows/dvc/test_dvc_contract.py names what is used of it.
 """
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from dvc_data.hashfile.meta import Meta
 
 from flows.graph import DagError, Graph, Stage, select
 from flows.overlay import flatten
+from flows.params_file import check_params
 
+ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
+IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for
 
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
@@ -48,8 +53,8 @@ def share_cache(root: Path, folder: Path) -> None:
     ):
         settings.update(source.config.load_one("local"))
         settings.setdefault("cache", {})["dir"] = source.cache.local_cache_dir
-    for hidden in folder.glob("*/.dvcignore"):  # comparators/.dvcignore says why
-        hidden.unlink()
+    for path in folder.glob(f"*/{IGNORING}"):
+        path.unlink()
 
 
 @contextmanager
@@ -80,8 +85,15 @@ def locked_repo(root: Path) -> Iterator[Repo]:
     Raises:
         DagError: as for `open_repo`.
     """
-    with open_repo(root) as repo, lock_repo(repo):
+    with open_repo(root) as repo, lock(repo):
         yield repo
+
+
+@contextmanager
+def lock(repo: Repo) -> Iterator[None]:
+    """Within the block no command of DVC, nor another thread, writes dvc.lock."""
+    with ONE_BY_ONE, lock_repo(repo):
+        yield
 
 
 def _message(error: BaseException) -> str:
@@ -93,7 +105,12 @@ def _message(error: BaseException) -> str:
 
 
 def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
-    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages."""
+    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages.
+
+    Raises:
+        DagError: params.yaml is not what the stages read.
+    """
+    check_params(root)
     edges = repo.index.graph  # an edge goes from a stage to its dependency
     _refuse_lost_params(repo)
     originals = {_name(original): original for original in nx.dfs_postorder_nodes(edges)}
@@ -128,6 +145,33 @@ def is_params(dep: Any) -> bool:
     return hasattr(dep, "params")
 
 
+class ParamsFiles:
+    """The values of params files, each parsed once; DVC parses them for every stage that reads."""
+
+    def __init__(self) -> None:
+        """Begin with none; nothing may change while this is used."""
+        self._contents: dict[str, Any] = {}
+
+    def read(self, dep: Any) -> dict[str, Any]:
+        """Return those keys of the dependency that are there, as its `read_params` does."""
+        if dep.fs_path not in self._contents:
+            whole = copy(dep)
+            whole.params = []
+            self._contents[dep.fs_path] = whole.read_params()
+        content = self._contents[dep.fs_path]
+        if not dep.params:
+            return content
+        found = {}
+        for key in dep.params:
+            inner = content
+            for part in key.split("."):
+                if not isinstance(inner, dict) or part not in inner:
+                    return dep.read_params()  # it is missing, or a pattern of DVC's
+                inner = inner[part]
+            found[key] = inner
+        return found
+
+
 def _refuse_lost_params(repo: Repo) -> None:
     """Raise if a param has a name that DVC 3.67 leaves out of the run cache's key, at any depth.
 
@@ -135,8 +179,9 @@ def _refuse_lost_params(repo: Repo) -> None:
     name: a changed `download.size` would bring the old result back.
     """
     deps = [dep for stage in repo.index.stages for dep in stage.deps if is_params(dep)]
+    files = ParamsFiles()
     for dep in {(dep.fs_path, *dep.params): dep for dep in deps}.values():
-        for key, _ in flatten(dep.read_params(), "."):
+        for key, _ in flatten(files.read(dep), "."):
             if LOST_PARAMS.intersection(key.split(".")):
                 raise DagError(
                     f"{dep.def_path}: {key}: DVC's run cache does not see params called "

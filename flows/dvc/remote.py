@@ -21,7 +21,7 @@ from dvc.stage import Stage as DvcStage
 from dvc.stage.cache import _can_hash, _get_stage_hash
 from dvc.stage.loader import StageLoader
 
-from flows.dvc.project import load_stage, locked_repo, open_repo
+from flows.dvc.project import load_stage, lock, locked_repo, open_repo
 from flows.graph import DagError
 
 Result = TypeVar("Result")
@@ -41,11 +41,21 @@ def check_remote(root: Path) -> str:
         DagError: the project has no default remote.
         RemoteError: it cannot be reached or written, or its folder or bucket is not there.
     """
-    with _remote(root) as (_, remote):
+    with open_remote(root) as (_, remote):
         probe = remote.fs.join(remote.path, f".probe-{uuid.uuid4().hex}")
         remote.fs.fs.pipe_file(probe, b"ovis-dag")
         remote.fs.remove(probe)
         return remote.fs.unstrip_protocol(remote.path)
+
+
+def has_remote(root: Path) -> bool:
+    """Say whether the project has a default remote, which may be away.
+
+    Raises:
+        DagError: `root` is no DVC project.
+    """
+    with open_repo(root) as repo:
+        return bool(repo.config["core"].get("remote"))
 
 
 def result_key(root: Path, name: str) -> str:
@@ -57,8 +67,8 @@ def result_key(root: Path, name: str) -> str:
     Raises:
         DagError: there is no such stage, an input is missing, or DVC cannot cache the stage.
     """
-    with _stage(root, name) as (_, stage):
-        return _key(stage)
+    with locked_repo(root) as repo:
+        return _key(load_stage(repo, root, name))
 
 
 def fetch_result(root: Path, name: str) -> bool:
@@ -70,18 +80,21 @@ def fetch_result(root: Path, name: str) -> bool:
         DagError: as `result_key`.
         RemoteError: the remote failed.
     """
-    with _stage(root, name) as (repo, stage), _remote(root) as (_, remote):
-        if not stage.changed():
-            return True
-        key, cache = _key(stage), repo.stage_cache
-        if cache._load(stage) is None:
-            _copy_entries(key, remote.legacy_odb, repo.cache.legacy)
-        entry = cache._load(stage)
-        if entry is None:
-            return False
-        StageLoader.fill_from_lock(stage, entry)  # in memory only
-        if not stage.outs_cached():
-            _move(repo.cloud.pull, stage)
+    with open_remote(root) as (repo, remote):
+        with lock(repo):
+            stage = load_stage(repo, root, name)
+            if not stage.changed():
+                return True
+            key, cache = _key(stage), repo.stage_cache
+            if cache._load(stage) is None:
+                _copy_entries(key, remote.legacy_odb, repo.cache.legacy)
+            entry = cache._load(stage)
+            if entry is None:
+                return False
+            StageLoader.fill_from_lock(stage, entry)  # in memory only
+            if stage.outs_cached():
+                return True
+        _move(repo.cloud.pull, stage)  # while others ask and transfer, too
         return stage.outs_cached()
 
 
@@ -91,9 +104,12 @@ def push_result(root: Path, name: str) -> None:
     Raises:
         RemoteError: the remote failed.
     """
-    with _stage(root, name) as (repo, stage), _remote(root) as (_, remote):
+    with open_remote(root) as (repo, remote):
+        with lock(repo):
+            stage = load_stage(repo, root, name)
+            key = _key(stage)
         _push_outputs(stage)
-        _copy_entries(_key(stage), repo.cache.legacy, remote.legacy_odb)
+        _copy_entries(key, repo.cache.legacy, remote.legacy_odb)
 
 
 def push_outputs(root: Path, names: Iterable[str]) -> None:
@@ -103,7 +119,9 @@ def push_outputs(root: Path, names: Iterable[str]) -> None:
         RemoteError: the remote failed, or an output is not in the local cache.
     """
     for name in names:
-        with _stage(root, name) as (_, stage), _remote(root):
+        with open_remote(root) as (repo, _):
+            with lock(repo):
+                stage = load_stage(repo, root, name)
             _push_outputs(stage)
 
 
@@ -118,7 +136,7 @@ def pull_inputs(root: Path, targets: list[str]) -> None:
         RemoteError: the remote failed, or does not have one of them.
     """
     if targets:
-        with _remote(root) as (repo, _):
+        with open_remote(root) as (repo, _):
             repo.pull([str(root / target) for target in targets])
 
 
@@ -151,7 +169,13 @@ def with_patience(
 
 
 @contextmanager
-def _remote(root: Path) -> Iterator[tuple[Repo, Any]]:
+def open_remote(root: Path) -> Iterator[tuple[Repo, Any]]:
+    """Give DVC's view of a project, and its default remote, which is there.
+
+    Raises:
+        DagError: the project has no default remote.
+        RemoteError: it cannot be reached, or fails within the block.
+    """
     with open_repo(root) as repo:
         try:
             remote = repo.cloud.get_remote()
@@ -185,12 +209,6 @@ def _require_holder(remote: Any) -> None:
         raise RemoteError(
             f"DVC remote {address}: there is no {what} {holder}; mount or make it"
         ) from error
-
-
-@contextmanager
-def _stage(root: Path, name: str) -> Iterator[tuple[Repo, DvcStage]]:
-    with locked_repo(root) as repo:
-        yield repo, load_stage(repo, root, name)
 
 
 def _key(stage: DvcStage) -> str:

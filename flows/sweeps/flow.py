@@ -1,7 +1,7 @@
-"""The Prefect flow of a sweep: points and their stages side by side on one budget of cores.
+"""The Prefect flow of a sweep: points and their stages side by side.
 
-Each point is an execution in a worktree of its own. What several want is made in one of them, and
-the others take it out of the run cache. A point whose stages are all done is recorded as a DVC
+Each point is an execution in a worktree of its own, on this machine or on workers. What several
+want is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
 experiment and as an MLflow run.
 """
 
@@ -13,37 +13,37 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 from prefect import flow, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.dvc.records import sort_lock
-from flows.flow import outcome_of, run_stage
+from flows.flow import open_place, outcome_of, run_stage
 from flows.git import git
 from flows.graph import Outcome, Status
-from flows.machine import InFlight, Machine, interruptible
-from flows.resources import CoreBudget
+from flows.place import Place, interruptible
 from flows.results import read_metrics
-from flows.sweeps.plan import PlannedPoint, SweepPlan, plan_sweep
+from flows.sweeps.plan import PlannedPoint, plan_sweep
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result, write_report, write_results
 from flows.sweeps.worktrees import results_folder
 from flows.tracking import PARENT_TAG, Tracking
 
 
-@flow(name="sweep", validate_parameters=False, persist_result=False)
+@flow(name="ovis-dag-sweep", validate_parameters=False, persist_result=False)
 def sweep(
     root: str,
     name: str,
     points: list[Point],
     cores: int | None = None,
     question: Question | None = None,
+    pools: bool = False,
 ) -> State:
     """Make every point, each stage run once that points have in common, and answer the question.
 
-    The final state carries the list of `Result`; it is failed if any point failed.
+    Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
+    state carries the list of `Result`; it is failed if any point failed.
 
     Raises:
         RuntimeError: git or MLflow's store cannot be used.
@@ -52,21 +52,15 @@ def sweep(
     folder = Path(root)
     plan = plan_sweep(folder, points)
     print(f"{plan.table()}\n\n{plan.summary()}", flush=True)
-    _show_plan(plan)
     parent = Tracking(folder, name, {"sweep.workspace": plan.workspace}, resume=True)
     client = MlflowClient(parent.uri)
     client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
     client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
-    budget, in_flight, orders = CoreBudget(cores), InFlight(), itertools.count()
-    machines = [
-        Machine(planned.folder, budget, f"{planned.point.name} ", in_flight)
-        for planned in plan.points
-    ]
-    with interruptible(lambda: [machine.stop() for machine in machines]):
-        futures = [
-            _submit(planned, machine, orders)
-            for planned, machine in zip(plan.points, machines, strict=True)
-        ]
+    orders = itertools.count()
+    labels = {planned.folder: f"{planned.point.name} " for planned in plan.points}
+    place = open_place(labels, cores, pools)
+    with interruptible(place.stop):
+        futures = [_submit(planned, place, orders) for planned in plan.points]
         results = [
             _finish(planned, own, parent.run_id)
             for planned, own in zip(plan.points, futures, strict=True)
@@ -74,9 +68,7 @@ def sweep(
     return _close(folder, name, parent, results, question)
 
 
-def _submit(
-    planned: PlannedPoint, machine: Machine, orders: Iterator[int]
-) -> dict[str, PrefectFuture]:
+def _submit(planned: PlannedPoint, place: Place, orders: Iterator[int]) -> dict[str, PrefectFuture]:
     """Start a task per stage that is not up to date; those of the first points go first."""
     futures: dict[str, PrefectFuture] = {}
     labelled = run_stage.with_options(task_run_name=f"{planned.point.name}/{{step.stage.name}}")
@@ -85,7 +77,7 @@ def _submit(
             continue
         upstream = [futures[need] for need in step.stage.needs if need in futures]
         futures[step.stage.name] = labelled.submit(
-            step, machine, next(orders), planned.folder, wait_for=upstream
+            step, place, next(orders), planned.folder, wait_for=upstream
         )
     return futures
 
@@ -153,18 +145,6 @@ def _save_experiment(planned: PlannedPoint) -> None:
         raise RuntimeError(f"{' '.join(command[2:])} in {folder}: {done.stderr.strip()}")
 
 
-def _show_plan(plan: SweepPlan) -> None:
-    names = ("in all points", "distinct", "cached", "to run")
-    create_table_artifact(
-        key="sweep-plan",
-        table=[
-            {"stage": group, **dict(zip(names, counts, strict=True))}
-            for group, counts in plan.counts().items()
-        ],
-        description=plan.summary(),
-    )
-
-
 def _close(
     root: Path, name: str, parent: Tracking, results: list[Result], question: Question | None
 ) -> State:
@@ -173,9 +153,7 @@ def _close(
     write_results(folder, results)
     client.set_terminated(parent.run_id, "FAILED" if failed else "FINISHED")
     if question is not None:
-        text, cells = write_report(root, folder, results, question)
-        print(f"\n{text}", flush=True)
-        create_table_artifact(key="sweep-results", table=cells, description=text)
+        print(f"\n{write_report(root, folder, results, question)}", flush=True)
     client.log_artifacts(parent.run_id, str(folder))
     if failed:
         return Failed(message=f"{len(failed)} points failed: {', '.join(failed)}", data=results)

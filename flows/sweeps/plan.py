@@ -2,7 +2,7 @@
 
 A stage run has a recipe: its command, params, files and the recipes of what it needs. Points with
 the same recipe for a stage get the same bytes. Sources are no part of it: all points have the same.
-When it runs, the key of its result says the same of what was really made (flows/machine.py).
+When it runs, the key of its result says the same of what was really made (flows/place.py).
 """
 
 import hashlib
@@ -68,7 +68,7 @@ class SweepPlan:
 
     def table(self) -> str:
         """Return one line of counts per group of shards."""
-        rows = [("stage", "in all points", "distinct", "cached", "to run")]
+        rows: list[tuple[str, ...]] = [("stage", "in all points", "distinct", "cached", "to run")]
         rows += [(group, *map(str, counts)) for group, counts in self.counts().items()]
         return align(rows, right=range(1, 5))
 
@@ -79,15 +79,17 @@ def run_points(
     points: Sequence[Point],
     cores: int | None = None,
     question: Question | None = None,
+    pools: bool = False,
 ) -> list[Result]:
-    """Run the sweep and return what came out of each point, failed ones too.
+    """Run the sweep, here or on workers, and return what came out of each point, failed ones too.
 
     Raises:
         ValueError: there is no such target or metric.
         RuntimeError: another sweep is running, or git, Prefect or MLflow cannot be used.
     """
     with only_sweep(root):
-        results, _ = call_flow(root, "flows.sweeps.flow:sweep", name, list(points), cores, question)
+        arguments = (name, list(points), cores, question, pools)
+        results, _ = call_flow(root, "flows.sweeps.flow:sweep", *arguments)
     return results
 
 

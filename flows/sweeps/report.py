@@ -59,24 +59,23 @@ def write_results(folder: Path, results: Iterable[Result]) -> None:
     (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
 
 
-def write_report(
-    root: Path, folder: Path, results: Sequence[Result], question: Question
-) -> tuple[str, list[dict[str, str]]]:
-    """Write table and plot into the sweep's folder; return all that is to say, and the table.
+def write_report(root: Path, folder: Path, results: Sequence[Result], question: Question) -> str:
+    """Write table and plot into the sweep's folder; return all that is to say.
 
     Raises:
         ValueError: nothing matches a pattern of the question.
     """
     if all(result.failed for result in results):
-        return "No point was finished, so there is nothing to compare", []
+        return "No point was finished, so there is nothing to compare"
     rows = group_seeds(results, question.over)
     metrics = choose_metrics(results, question.metrics)
     best_metric, *others = choose_metrics(results, [question.best])
     if others:
         raise ValueError(f"--best {question.best}: matches {1 + len(others)} metrics; give one")
     cells = report_rows(rows, metrics)
-    header = list(cells[0])
-    table = align([header, *(list(row.values()) for row in cells)], right=range(len(header)))
+    table = align(
+        [list(cells[0]), *(list(row.values()) for row in cells)], right=range(len(cells[0]))
+    )
     drawn = rows if rows[0].values else group_seeds(results, over="")  # seeds alone: no mean
     plot(drawn, metrics, folder / PLOT)
     spread = f", mean ± standard deviation over {question.over}"
@@ -86,7 +85,7 @@ def write_report(
     lines = [text]
     if len(rows) > 1:
         lines += _choose(root, rows, results, best_metric, question.direction)
-    return "\n".join(lines), cells
+    return "\n".join(lines)
 
 
 def _choose(

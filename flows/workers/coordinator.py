@@ -1,4 +1,4 @@
-"""The coordinator's side of pool mode: a fleet that makes stages as `Machine` does, elsewhere.
+"""The coordinator's side of pool mode: a fleet that makes stages, as `Machine` does here.
 
 Before it asks a worker for a stage it asks the remote. What any machine has finished for any
 coordinator is restored and never made again.
@@ -42,19 +42,20 @@ class Dispatcher(Protocol):
 class Fleet:
     """Makes stages on workers and restores their results here."""
 
-    def __init__(self, root: Path, dispatcher: Dispatcher) -> None:
-        """Take the project at `root` as it is now.
+    def __init__(self, root: Path, dispatcher: Dispatcher, label: str = "") -> None:
+        """Take the project at `root` as it is now; `label` goes before lines of output.
 
         Raises:
             UncommittedError: workers would not see all of it.
         """
         self._root = root
         self._dispatcher = dispatcher
+        self._label = label
         self._graph = load_graph(root)
         self._snapshot = take_snapshot(root, self._graph)
         self._runner = StageRunner(root, echo=lambda line: None)  # only restores here
         self._on_remote: set[str] = set()  # stages whose outputs are known to be there
-        self._one_by_one = threading.Lock()  # DVC locks its repository as a whole anyway
+        self._pushing = threading.Lock()  # inputs, each once
         self._stopping = threading.Event()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
@@ -65,7 +66,7 @@ class Fleet:
         """
 
         def tell(line: str) -> None:
-            print(f"[{stage.name}] {line}", flush=True)
+            print(f"{self._label}[{stage.name}] {line}", flush=True)
             log(line)
 
         try:
@@ -89,10 +90,9 @@ class Fleet:
         self._sleep(0)
         if self._fetch(stage, log):
             return self._restore(stage, log)
-        with self._one_by_one:
-            key = result_key(self._root, stage.name)
-            self._push_inputs(stage, log)
-            request = make_request(self._root, self._graph, stage, key, self._snapshot)
+        key = result_key(self._root, stage.name)
+        self._push_inputs(stage, log)
+        request = make_request(self._root, self._graph, stage, key, self._snapshot)
         made = self._make(request, stage, log)
         log(f"{made.outcome} {made.message}")
         self._on_remote.add(stage.name)
@@ -118,16 +118,13 @@ class Fleet:
         raise StageFailedError(f"{stage.name}: given up after {ATTEMPTS} attempts:\n  {told}")
 
     def _fetch(self, stage: Stage, log: Log) -> bool:
-        def fetch() -> bool:
-            with self._one_by_one:
-                return fetch_result(self._root, stage.name)
-
-        return with_patience(fetch, log, self._sleep)
+        return with_patience(lambda: fetch_result(self._root, stage.name), log, self._sleep)
 
     def _push_inputs(self, stage: Stage, log: Log) -> None:
-        missing = [need for need in stage.needs if need not in self._on_remote]
-        with_patience(lambda: push_outputs(self._root, missing), log, self._sleep)
-        self._on_remote.update(missing)
+        with self._pushing:
+            missing = [need for need in stage.needs if need not in self._on_remote]
+            with_patience(lambda: push_outputs(self._root, missing), log, self._sleep)
+            self._on_remote.update(missing)
 
     def _restore(self, stage: Stage, log: Log) -> Outcome:
         return self._runner.run(stage, log)

@@ -1,20 +1,25 @@
 """Turns requests into runs of a Prefect deployment; Prefect finds a worker, and notices its loss.
 
 A run's idempotency key is made of the hash of the stage's inputs. Two coordinators that want the
-same stage, or one that was killed and started again, so wait for the same run.
+same stage, or one that was killed and started again, so wait for the same run. The server says when
+a run changes: one connection for all runs that are waited for.
 """
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import TypeVar
+from uuid import UUID
 
 import httpx
 from prefect import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
+from prefect.events.clients import RETRYABLE_EXCEPTIONS, get_events_subscriber
+from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
@@ -22,10 +27,12 @@ from flows.graph import Outcome
 from flows.stage import StageFailedError
 from flows.workers.coordinator import LostError
 from flows.workers.request import Request
-from flows.workers.stage_flow import FLOW, STAGE_FAILED, UNFIT
+from flows.workers.stage_flow import FLOW, MADE, STAGE_FAILED, UNFIT
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LOOKS = 30.0  # at a run of which nothing is heard
+SECONDS_BETWEEN_ATTEMPTS = 1.0  # to reach the server
 SECONDS_WITHOUT_SERVER = 300.0
+PREFIX = "prefect.flow-run."  # of the names of events, and of what they are about
 MOST_RUNS = 100  # of one stage, from all coordinators so far
 STOPPED = "ovis-dag-stopped"  # tag of a run that a coordinator cancelled as it was stopped
 
@@ -39,6 +46,8 @@ class PrefectDispatcher:
     def __init__(self) -> None:
         """Use the server of PREFECT_API_URL."""
         self._stopping = threading.Event()
+        self._news = _News()
+        self._client = ExitStack().enter_context(get_client(sync_client=True))
 
     def make(self, request: Request, pool: str, log: Log) -> Outcome:
         """As `Dispatcher.make`.
@@ -58,7 +67,10 @@ class PrefectDispatcher:
                 break
         if state.is_completed():
             group, seconds = request.stage.split("@")[0], run.total_run_time.total_seconds()
-            return Outcome(request.stage, group, state.name.lower(), round(seconds, 2), told)
+            labels = run.labels.items()
+            made = {k.removeprefix(MADE): v for k, v in labels if k.startswith(MADE)}
+            outcome = state.name.lower()
+            return Outcome(request.stage, group, outcome, round(seconds, 2), told, made)
         if state.is_cancelled():
             raise StageFailedError(f"{request.stage} was cancelled on Prefect's server")
         if state.name == STAGE_FAILED:
@@ -68,6 +80,7 @@ class PrefectDispatcher:
     def stop(self) -> None:
         """Have each `make` cancel its run, whose worker then stops the stage, and return."""
         self._stopping.set()
+        self._news.wake()
 
     def _start(self, request: Request, pool: str, log: Log) -> FlowRun:
         """Join the run of this stage that is not final yet, or start the next one."""
@@ -90,32 +103,35 @@ class PrefectDispatcher:
     def _wait(self, run: FlowRun, stage: str, log: Log) -> FlowRun:
         """Return the run in its final state, and tell of every state on the way there.
 
-        A state may last for less than the time between looks, so all of them are read.
+        Several states may have passed between looks, so all of them are read.
         """
 
         def look() -> tuple[FlowRun, list[State]]:
-            with get_client(sync_client=True) as client:
-                found = client.read_flow_run(run.id)
-                changed = found.state.id not in told
-                return found, client.read_flow_run_states(run.id) if changed else []
+            found = self._client.read_flow_run(run.id)
+            changed = found.state.id not in told
+            return found, self._client.read_flow_run_states(run.id) if changed else []
 
         told = {run.state.id}
-        while not run.state.is_final():
-            if self._stopping.wait(SECONDS_BETWEEN_LOOKS):
-                self._cancel(run)
-                raise StageFailedError(f"{stage} was stopped")
-            run, states = self._ask(look, log)
-            for state in states:
-                if state.id not in told:
-                    log(f"{state.name}: {state.message}" if state.message else state.name)
-            told |= {state.id for state in states}
+        with self._news.of(run.id) as news:
+            while not run.state.is_final():
+                news.wait(SECONDS_BETWEEN_LOOKS)
+                news.clear()
+                if self._stopping.is_set():
+                    self._cancel(run)
+                    raise StageFailedError(f"{stage} was stopped")
+                run, states = self._ask(look, log)
+                for state in states:
+                    if state.id not in told:
+                        log(f"{state.name}: {state.message}" if state.message else state.name)
+                told |= {state.id for state in states}
         return run
 
     def _cancel(self, run: FlowRun) -> None:
         # A server that is away cannot be asked; the run then ends by itself and its result is kept.
-        with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
-            client.update_flow_run(run.id, tags=[*run.tags, STOPPED])
-            client.set_flow_run_state(run.id, Cancelling(message="the coordinator was stopped"))
+        with suppress(httpx.HTTPError):
+            self._client.update_flow_run(run.id, tags=[*run.tags, STOPPED])
+            stopped = Cancelling(message="the coordinator was stopped")
+            self._client.set_flow_run_state(run.id, stopped)
 
     def _ask(self, question: Callable[[], Result], log: Log) -> Result:
         """Return the server's answer, if need be after a restart of it."""
@@ -134,5 +150,49 @@ class PrefectDispatcher:
                 if time.monotonic() > deadline:
                     raise LostError(f"Prefect's server does not answer: {error!r}") from error
                 log(f"Prefect's server does not answer ({error!r}); trying again")
-                if self._stopping.wait(SECONDS_BETWEEN_LOOKS):
+                if self._stopping.wait(SECONDS_BETWEEN_ATTEMPTS):
                     raise StageFailedError("stopped") from error
+
+
+class _News:
+    """Wakes those who wait for flow runs when the server has an event of theirs."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[threading.Event, str] = {}  # of several threads for one run, too
+        self._lock = threading.Lock()
+        self._listener: threading.Thread | None = None
+
+    @contextmanager
+    def of(self, run: UUID) -> Iterator[threading.Event]:
+        """Give what is set now and then: when the run changed, or may have."""
+        mine = threading.Event()
+        mine.set()  # it may have changed before anybody listened
+        with self._lock:
+            self._waiting[mine] = f"{PREFIX}{run}"
+            if self._listener is None or not self._listener.is_alive():
+                self._listener = threading.Thread(target=asyncio.run, args=[self._listen()])
+                self._listener.daemon = True
+                self._listener.start()
+        try:
+            yield mine
+        finally:
+            with self._lock:
+                del self._waiting[mine]
+
+    def wake(self, resource: str | None = None) -> None:
+        """Wake those who wait for this run, by the name that events have for it, or all."""
+        with self._lock:
+            for news, run in self._waiting.items():
+                if resource in (None, run):
+                    news.set()
+
+    async def _listen(self) -> None:
+        names = EventNameFilter(prefix=[PREFIX], exclude_name=[f"{PREFIX}heartbeat"])
+        while True:
+            # While the server is away, `_ask` says so.
+            with suppress(*RETRYABLE_EXCEPTIONS, httpx.HTTPError):
+                async with get_events_subscriber(EventFilter(event=names)) as subscriber:
+                    self.wake()
+                    async for event in subscriber:
+                        self.wake(event.resource.id)
+            await asyncio.sleep(SECONDS_BETWEEN_ATTEMPTS)

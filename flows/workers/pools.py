@@ -50,7 +50,7 @@ def make_pools(root: Path) -> list[str]:
         raise RuntimeError(f"{' '.join(command[2:])} failed:\n{done.stdout}{done.stderr}")
     _make_rule()
     return [
-        *(f"deployment {FLOW}/{d['name']} in pool {d['work_pool']['name']}" for d in deployments),
+        *(f"deployment {d['name']} in pool {d['work_pool']['name']}" for d in deployments),
         f"automation: {LOST_RULE}",
     ]
 

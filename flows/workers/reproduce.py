@@ -4,9 +4,9 @@ It runs nothing unless it arrives at the coordinator's own hash of command, para
 stale clone, another environment or a wrong remote can refuse work but never make a wrong result.
 """
 
-import shutil
+import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from flows.dvc.project import load_graph
@@ -19,9 +19,10 @@ from flows.dvc.remote import (
     result_key,
     with_patience,
 )
+from flows.dvc.resume import ResumePoint
 from flows.git import GitError
-from flows.graph import DagError, Outcome, Stage
-from flows.resources import DeviceSlots
+from flows.graph import DagError, Graph, Outcome, Stage
+from flows.resources import DeviceError, DeviceSlots, Reservation, require_devices
 from flows.stage import StageFailedError, StageRunner
 from flows.workers.request import (
     RefusedError,
@@ -30,33 +31,36 @@ from flows.workers.request import (
     inputs_made_upstream,
     versions_here,
 )
-from flows.workers.workspace import checkout, fetch_commit, write_records
+from flows.workers.space import FULL_DISK, UnfitError, require_space
+from flows.workers.workspace import (
+    checkout,
+    fetch_commit,
+    link_resume,
+    pulling,
+    write_records,
+)
 
 CLONE = "OVIS_WORKER_CLONE"  # where the worker was started
 NAME = "OVIS_WORKER_NAME"
-MIN_FREE_BYTES = 64 * 2**20  # below it nothing is started
-FULL_DISK = "No space left on device"
+PERIOD = "OVIS_RESUME_PERIOD"  # seconds between pushes of a training's resume point
+DEFAULT_PERIOD = 300.0
+MOST_STARTS = 3  # of one run from the same resume point, each after its machine was lost
 
 Log = Callable[[str], None]
 
 
-class UnfitError(RuntimeError):
-    """This worker cannot do it and another may; the message says what to mend here."""
-
-
-def require_space(clone: Path) -> None:
-    """Raise if there is too little room to start anything.
-
-    Raises:
-        UnfitError: as said.
-    """
-    free = shutil.disk_usage(clone).free
-    if free < MIN_FREE_BYTES:
-        raise UnfitError(f"{clone}: {FULL_DISK}: {free >> 20} MiB; make room there")
-
-
-def reproduce(clone: Path, request: Request, name: str, log: Log) -> Outcome:
+def reproduce(
+    clone: Path, request: Request, name: str, log: Log, run: str = "", start: int = 1
+) -> Outcome:
     """Make one stage or shard in a checkout called `name`, and push it with its run-cache entry.
+
+    Args:
+        clone: the worker's.
+        request: what to make.
+        name: of the checkout; unique among all that run.
+        log: gets each line of output.
+        run: what asks for it, again after each loss.
+        start: how often it was started for this run, with this time.
 
     Raises:
         StageFailedError: the stage itself failed, or the request is wrong; it would be anywhere.
@@ -64,21 +68,44 @@ def reproduce(clone: Path, request: Request, name: str, log: Log) -> Outcome:
         RemoteError, DagError: something failed that may be this machine's fault or not.
     """
     try:
-        require_space(clone)
+        require_space(clone, log)
         _require(lambda: fetch_commit(clone, request.commit), log)
         with checkout(clone, request, name) as folder:
             _require_versions(folder, request)
             _require(lambda: check_remote(folder), log)
-            return _reproduce(folder, request, log)
+            graph = load_graph(folder)
+            stage = check_stage(request, graph)
+            slots = DeviceSlots()
+            wanted = max(stage.gpus, 1) if stage.pool == "gpu" else stage.gpus
+            require_devices(len(slots.devices), wanted)
+            point = ResumePoint(folder, link_resume(clone, folder, request.key), request.key)
+            _require_progress(stage, point, run, start, log)
+            with pulling(clone):
+                _pull(folder, request, graph, stage, log)
+            with slots.reserve(stage.gpus) as devices:
+                outcome = _run(folder, stage, log, devices, point)
+            with_patience(lambda: push_result(folder, stage.name), log)
+            with_patience(point.remove, log)
+            return outcome
     except RefusedError as error:
         raise StageFailedError(f"{request.stage}: refused: {error}") from error
-    except (GitError, OSError) as error:
+    except (GitError, OSError, DeviceError) as error:
         raise UnfitError(f"{request.stage}: {error}") from error
 
 
-def _reproduce(folder: Path, request: Request, log: Log) -> Outcome:
-    graph = load_graph(folder)
-    stage = check_stage(request, graph)
+def _require_progress(stage: Stage, point: ResumePoint, run: str, start: int, log: Log) -> None:
+    """Take the newest resume point; raise if the last starts of this run came no further."""
+    with_patience(lambda: point.pull(log), log)
+    starts = with_patience(lambda: point.count_start(run, start), log)
+    if starts > MOST_STARTS:
+        raise StageFailedError(
+            f"{stage.name}: {starts - 1} machines were lost while they ran it, and it came no "
+            "further; does it need more memory than they have?"
+        )
+
+
+def _pull(folder: Path, request: Request, graph: Graph, stage: Stage, log: Log) -> None:
+    """Bring the stage's inputs, and its result if the remote has it."""
     write_records(folder, request)
     with_patience(lambda: pull_inputs(folder, inputs_made_upstream(graph, stage)), log)
     if result_key(folder, stage.name) != request.key:
@@ -87,18 +114,20 @@ def _reproduce(folder: Path, request: Request, log: Log) -> Outcome:
             "coordinator's working tree; did it change since it was started?"
         )
     with_patience(lambda: fetch_result(folder, stage.name), log)
-    with DeviceSlots().reserve(stage.gpus) as visible:
-        outcome = _run(folder, stage, log, visible)
-    with_patience(lambda: push_result(folder, stage.name), log)
-    return outcome
 
 
-def _run(folder: Path, stage: Stage, log: Log, visible: dict[str, str]) -> Outcome:
-    """Run the stage in a thread: a signal reaches this one, which then stops it."""
+def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: ResumePoint) -> Outcome:
+    """Run the stage in a thread: a signal reaches this one, which then stops it.
+
+    Its resume point is pushed now and then, and when it is stopped.
+    """
     runner = StageRunner(folder, echo=lambda line: None)
+    period = float(os.environ.get(PERIOD, DEFAULT_PERIOD))
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(runner.run, stage, log, visible)
+        future = pool.submit(runner.run, stage, log, devices.environment, devices.lock)
         try:
+            while not wait([future], period).done:
+                _push(point, log)
             return future.result()
         except StageFailedError as error:
             if FULL_DISK in str(error):
@@ -106,7 +135,16 @@ def _run(folder: Path, stage: Stage, log: Log, visible: dict[str, str]) -> Outco
             raise
         except BaseException:
             runner.stop()
+            wait([future])
+            _push(point, log)
             raise
+
+
+def _push(point: ResumePoint, log: Log) -> None:
+    try:
+        point.push(log)
+    except (RemoteError, DagError) as error:  # the stage goes on without
+        log(f"its resume point could not be pushed: {error}")
 
 
 def _require_versions(folder: Path, request: Request) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from flows.dvc.project import IGNORING
 from flows.dvc.records import recorded
 from flows.git import git
 from flows.graph import DagError, Graph, Stage, overlap
@@ -22,6 +23,7 @@ from flows.overlay import PARAMS
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
 THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/runtime/seeding.py)
 RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs
+KEY = re.compile("[0-9a-f]{64}")  # a folder on the remote, and in a worker's clone
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")  # a path in the cache and on the remote
 
 
@@ -68,6 +70,8 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
     for state, path in _git_status(root):
         if path in SHIPPED or Path(path).name == RECORD:
             continue
+        if Path(path).name == IGNORING and "/" in path:
+            continue  # no worktree has it, a worker's neither
         read = any(overlap(path, given) for given in inputs)
         output = any(overlap(path, given) for given in made)
         if state != "??" or (read and not output) or path.endswith((".dvc", "dvc.yaml")):
@@ -107,7 +111,8 @@ def check_stage(request: Request, graph: Graph) -> Stage:
         graph: of the request's commit and params.
 
     Raises:
-        RefusedError: there is no such stage, or the records would write anything else.
+        RefusedError: there is no such stage, the records would write anything else, or the key is
+            no hash.
     """
     stage = graph.get(request.stage)
     if stage is None:
@@ -120,6 +125,8 @@ def check_stage(request: Request, graph: Graph) -> Stage:
         for out in (out for entry in stages.values() for out in entry["outs"]):
             if not HASH.fullmatch(str(out.get("md5"))):
                 raise RefusedError(f"the record of {out.get('path')!r} has no MD5 hash")
+    if not KEY.fullmatch(request.key):
+        raise RefusedError(f"key {request.key!r} is not 64 hexadecimal digits")
     return stage
 
 

@@ -1,26 +1,34 @@
-"""Prefect's process worker, which leaves its pool as soon as a stage finds its machine unfit.
+"""Prefect's process worker, which leaves its pool in good order.
 
-An unfit machine is idle while the good ones are busy, so it would take every stage in its turn and
-fail it. What runs beside the stage that found out may finish.
+As soon as a stage finds its machine unfit: such a machine is idle while the good ones are busy, so
+it would take every stage in its turn and fail it. What runs beside that stage may finish.
+And when it is stopped: its stages are told to stop, push how far they came, and give their runs
+back to the pool. Prefect's own would kill them.
 """
 
 import abc
 import asyncio
-import os
+import signal
+import time
+from contextlib import suppress
 from typing import Any
 
+import psutil
 from prefect.client.schemas.objects import FlowRun
-from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
-from flows.workers.reproduce import UnfitError
+from flows.workers.space import UnfitError
 from flows.workers.stage_flow import UNFIT
+
+SECONDS_TO_GIVE_BACK = 45.0  # of the 60 that SLURM's --signal, Compose and Kubernetes are told
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in its own one's place
     """Runs stages of one pool as processes."""
 
     _unfit: str | None = None
+    _leaving = False
 
     async def run(self, flow_run: FlowRun, *arguments: Any, **named: Any) -> ProcessWorkerResult:
         """Run one stage; its final state says if this machine is unfit."""
@@ -36,11 +44,20 @@ class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in i
         Raises:
             UnfitError: the machine is unfit, and no stage runs here any more.
         """
-        if self._unfit is None:
+        if self._unfit is None and not self._leaving:
             return await super().get_and_submit_flow_runs()
-        if self.limiter.borrowed_tokens == 0:
+        if self._unfit and self.limiter.borrowed_tokens == 0:
             raise UnfitError(self._unfit)
         return []
+
+    async def give_back(self) -> None:
+        """Take no more stages, and have those that run stop and give their runs back."""
+        self._leaving = True
+        for process in psutil.Process().children():
+            process.terminate()
+        deadline = time.monotonic() + SECONDS_TO_GIVE_BACK
+        while self.limiter.borrowed_tokens and time.monotonic() < deadline:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def work(pool: str, name: str, limit: int) -> None:
@@ -51,15 +68,24 @@ def work(pool: str, name: str, limit: int) -> None:
     """
 
     async def start() -> None:
-        setup_signal_handlers_worker(os.getpid(), f"worker {name}", print)
-        await StageWorker(
+        stopped = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        worker = StageWorker(
             work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False
-        ).start()
+        )
+        working, stopping = asyncio.create_task(worker.start()), asyncio.create_task(stopped.wait())
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if stopped.is_set():
+            await worker.give_back()
+            print(f"worker {name} was stopped")
+            working.cancel()
+        stopping.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
 
     try:
         asyncio.run(start())
-    except KeyboardInterrupt:
-        print(f"worker {name} was stopped")
     except BaseExceptionGroup as group:
         if group.subgroup(UnfitError) is None:
             raise

@@ -24,7 +24,7 @@ from flows.workers.request import RECORD, RefusedError, Request
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
 COMMIT = re.compile("[0-9a-f]{40}")
-RESUME = ".resume"  # where stages keep resume points, by fingerprint
+RESUME = ".resume"  # where stages keep resume points
 
 
 def fetch_commit(clone: Path, commit: str) -> None:
@@ -90,8 +90,6 @@ def _fill(clone: Path, folder: Path, request: Request) -> None:
     for path in folder.rglob(RECORD):
         path.unlink()  # what the commit recorded may be of other params
     share_cache(clone, folder)  # and local settings: the remote's credentials, or the remote itself
-    (clone / RESUME).mkdir(exist_ok=True)
-    (folder / RESUME).symlink_to(clone / RESUME)
 
 
 def _is_on_a_branch(clone: Path, commit: str) -> bool:
@@ -99,6 +97,13 @@ def _is_on_a_branch(clone: Path, commit: str) -> bool:
         return bool(git(clone, "for-each-ref", f"--contains={commit}", "refs/remotes/origin"))
     except GitError:
         return False  # the commit is not here
+
+
+def link_resume(clone: Path, folder: Path, key: str) -> Path:
+    """Return where a checkout's resume points are kept: in the clone, by the key of the result."""
+    place = clone / RESUME / key
+    (folder / RESUME).symlink_to(place)
+    return place
 
 
 def write_records(folder: Path, request: Request) -> None:
@@ -113,18 +118,38 @@ def _remove(clone: Path, folder: Path) -> None:
     git(clone, "worktree", "prune")
 
 
+def workspaces(clone: Path) -> list[Path]:
+    """Return the checkouts that there are now."""
+    return [path for path in (clone / FOLDER).glob("*") if path.is_dir()]
+
+
+def pulling(clone: Path) -> AbstractContextManager:
+    """Within the block nothing that is in the cache goes; what is recorded stays afterwards too."""
+    return _hold_cache(clone, fcntl.LOCK_SH)
+
+
+def pause_pulls(clone: Path) -> AbstractContextManager:
+    """Within the block nobody is `pulling`."""
+    return _hold_cache(clone, fcntl.LOCK_EX)
+
+
+def _hold_cache(clone: Path, how: int) -> AbstractContextManager:
+    (clone / FOLDER).mkdir(parents=True, exist_ok=True)
+    return _hold(clone / FOLDER / "cache.lock", how)
+
+
 def _hold_clone(clone: Path) -> AbstractContextManager:
     (clone / FOLDER).mkdir(parents=True, exist_ok=True)
-    return _hold(clone / FOLDER / "clone.lock", wait=True)
+    return _hold(clone / FOLDER / "clone.lock", fcntl.LOCK_EX)
 
 
 @contextmanager
-def _hold(path: Path, wait: bool = False) -> Iterator[IO[str]]:
+def _hold(path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[IO[str]]:
     """Hold a lock on a file for the block; it ends with the process, however that ends.
 
     Raises:
         BlockingIOError: another process holds it, and this was not to wait.
     """
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, how)
         yield file

@@ -111,6 +111,7 @@ def write_split(
 def look_up_all(source: Source) -> dict[str, SplitReport]:
     """Return what is known before an image is read; the source must have tables."""
     reports = empty_reports(source)
+    assert source.look_up is not None
     for split in SPLITS:
         found = map_in_order(source.look_up, source.tasks[split], num_workers())
         for outcome in track(found, f"look up {split}", len(source.tasks[split])):
@@ -124,7 +125,7 @@ def check_reports(
     """Write report.json and return notices; stop if something in it is not acceptable."""
     report = summarise(reports, source)
     write_json(FOLDER / "report.json", report)
-    told, problems = notices(report), find_problems(report, params)
+    told, problems = notices(report), [*source.problems, *find_problems(report, params)]
     if problems:
         sys.exit("\n".join(f"{FOLDER / 'report.json'}: {line}" for line in [*told, *problems]))
     return told
@@ -160,5 +161,14 @@ def main() -> None:
         print(f"{FOLDER / 'report.json'}: {notice}", file=sys.stderr)
 
 
+def start() -> None:
+    """Run the stage; what is wrong with its input is told in one line."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"download: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    main()
+    start()

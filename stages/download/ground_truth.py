@@ -37,7 +37,7 @@ class GroundTruth:
         with spool.open("w", encoding="utf-8") as file:
             for example in examples:
                 image = example.image
-                entry = {"id": image.image_id}
+                entry: dict[str, Any] = {"id": image.image_id}
                 entry |= {fact: getattr(image, fact) for fact in IMAGE_FACTS}
                 if example.verified is not None:
                     entry["verified_category_ids"] = sorted(example.verified)

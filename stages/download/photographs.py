@@ -9,10 +9,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from stages.common.formats.images import EncodedImage, decode_image
+import cv2
+import numpy as np
+
+from stages.common.formats.images import (
+    BrokenImageError,
+    EncodedImage,
+    decode_image,
+    decode_upright,
+)
 from stages.common.runtime.seeding import derive_seed
 from stages.download.examples import Skipped, Task
 
+QUALITY = 95  # of images that had to be turned
 JPEG_START = b"\xff\xd8"
 SCAN, END = 0xDA, 0xD9  # JPEG markers, the second byte
 MARKER = re.compile(rb"\xff+[^\x00\xff]", re.DOTALL)
@@ -38,16 +47,29 @@ def skip_unread(path: Path, image_id: int, captions: Sequence[str] | None) -> Sk
 
 def read_photograph(path: Path, image_id: int, file_name: str) -> EncodedImage | Skipped:
     """Read and check one photograph that is there; its bytes are kept as they are."""
-    encoded = path.read_bytes()
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        return Skipped(image_id, str(path), f"cannot be read: {error.strerror}")
     if is_cut_short(encoded):
         reason = f"JPEG without an end, cut short at {len(encoded)} bytes"
         return Skipped(image_id, str(path), reason)
     try:
-        image_hw = decode_image(encoded, path.name).shape[:2]
-    except ValueError:
-        reason = f"cannot be decoded as an image ({len(encoded)} bytes)"
-        return Skipped(image_id, str(path), reason)
-    return EncodedImage(image_id, file_name, *image_hw, encoded)
+        height, width = decode_image(encoded, path.name).shape[:2]
+    except BrokenImageError as error:
+        return Skipped(image_id, str(path), error.reason)
+    return EncodedImage(image_id, file_name, height, width, encoded)
+
+
+def upright(image: EncodedImage) -> EncodedImage:
+    """Return a photograph as a viewer shows it: encoded anew if its EXIF tag turns it."""
+    shown = decode_upright(image.encoded, image.file_name)
+    if np.array_equal(shown, image.decode()):
+        return image
+    quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
+    turned = cv2.imencode(".jpg", shown[..., ::-1], quality)[1].tobytes()
+    height, width = shown.shape[:2]
+    return EncodedImage(image.image_id, image.file_name, height, width, turned)
 
 
 def is_cut_short(encoded: bytes) -> bool:

@@ -1,25 +1,48 @@
 """English plurals: the regular rule, and the exceptions among the words the classes use."""
 
+import re
 from collections.abc import Iterable
 
 IRREGULAR = {
     "person": "people",
     "man": "men",
-    "woman": "women",
-    "gentleman": "gentlemen",
-    "child": "children",
-    "mouse": "mice",
+    "foot": "feet",
     "goose": "geese",
-    "knife": "knives",
-    "calf": "calves",
-    "loaf": "loaves",
+    "louse": "lice",
+    "ox": "oxen",
+    "die": "dice",
+    "life": "lives",
     "scarf": "scarves",
     "headscarf": "headscarves",
-    "ox": "oxen",
+    "hoof": "hooves",
+    "quiz": "quizzes",
+    "hero": "heroes",
+    "echo": "echoes",
     "tomato": "tomatoes",
     "potato": "potatoes",
     "mango": "mangoes",
+    "mosquito": "mosquitoes",
 }
+# Ends of words, and what they become: a tooth, a wisdom tooth and an eyetooth.
+ENDS = {
+    "woman": "women",
+    "mouse": "mice",
+    "tooth": "teeth",
+    "child": "children",
+    "knife": "knives",
+    "calf": "calves",
+    "elf": "elves",  # shelf, too
+    "half": "halves",
+    "leaf": "leaves",
+    "loaf": "loaves",
+    "thief": "thieves",
+    "wife": "wives",
+    "wolf": "wolves",
+}
+MEN = re.compile(
+    r"(air|bar|business|camera|crafts|door|fire|fisher|gentle|horse|police|post|rain"
+    r"|repair|snow|spider|sports|super|trades)man"
+)
 # One form for one and for many, or already a plural, or not countable.
 UNCHANGED = frozenset(
     "baggage bags binoculars broccoli cattle chopsticks dice drawers fish fishes heels jeans"
@@ -40,6 +63,11 @@ def _plural_word(word: str) -> str:
         return word
     if word in IRREGULAR:
         return IRREGULAR[word]
+    if MEN.fullmatch(word):
+        return f"{word[:-3]}men"
+    for end, ends in ENDS.items():
+        if word.endswith(end):
+            return word.removesuffix(end) + ends
     if word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
     if word.endswith("y") and word[-2:-1] not in VOWELS:

@@ -6,13 +6,24 @@ twice: of what tables say, before images are read, and of the images.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from stages.common.formats.captions import MentionFinder
-from stages.download.examples import CAPTIONED, SPLITS, Leaked, Listed, Skipped, Source
+from stages.download.examples import (
+    CAPTIONED,
+    NEITHER,
+    NO_AREA,
+    SPLITS,
+    Leaked,
+    Listed,
+    Skipped,
+    Source,
+)
 from stages.download.params import DownloadParams
 
 NAMED_IN_ERROR = 3  # images that a message lists; the report has all
-NAMED_IN_REPORT = 10  # files that are in no format we read
+NAMED_IN_REPORT = 10  # files that are in no format we read, and annotations that are unusable
+LARGEST_UNUSABLE = 0.05  # part of a file's annotations; stage `finetune` allows no more of its own
 
 
 @dataclass
@@ -59,10 +70,11 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
     Classes are those of the base and novel parts; `mentioned_in_images` counts images whose
     captions name the class, `objects` counts annotations, crowds too. Of a source without
     annotations it says nothing about objects. `leaked` is there if a training image was left out
-    because it is a held-out one, `ignored_files` if a folder has files that are not read.
+    because it is a held-out one, `unusable_annotations` if a file has some, `ignored_files` if a
+    folder has files that are not read.
     """
     scored = [category for category in source.categories if category.split != "excluded"]
-    report = {
+    report: dict[str, Any] = {
         "splits": {
             name: {
                 "images": split.num_images,
@@ -86,6 +98,17 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
             folder: {"number": len(names), "first": list(names[:NAMED_IN_REPORT])}
             for folder, names in source.ignored.items()
         }
+    if unusable := {name: file for name, file in source.files.items() if file.unusable}:
+        report["unusable_annotations"] = {
+            name: {
+                "annotations": file.number,
+                "unusable": {
+                    reason: {"number": len(ids), "first": list(ids[:NAMED_IN_REPORT])}
+                    for reason, ids in file.unusable.items()
+                },
+            }
+            for name, file in unusable.items()
+        }
     if source.annotated:
         for name, split in splits.items():
             report["splits"][name]["objects"] = {c.name: split.objects[c.id] for c in scored}
@@ -105,6 +128,8 @@ def notices(report: dict) -> list[str]:
             f"{folder}/: {ignored['number']} files are in no format that is read and were ignored:"
             f" {first}{more}"
         )
+    for name, file in report.get("unusable_annotations", {}).items():
+        lines += [f"{name}: {_tell(reason, found)}" for reason, found in file["unusable"].items()]
     for name, split in report["splits"].items():
         for kind, what in (
             ("skipped", "skipped"),
@@ -125,6 +150,8 @@ def find_problems(report: dict, params: DownloadParams) -> list[str]:
             problems += _unmatched_problem(name, split, params.max_unmatched_fraction)
         if name in ("train", "test") and not split["images"]:
             problems.append(f"split {name} has no image left; see report.json for the reasons")
+    for name, file in report.get("unusable_annotations", {}).items():
+        problems += _unusable_problem(name, file)
     for key in ("classes_without_caption_in_train", "classes_without_object_in_test"):
         if key in report:
             problems += _class_problem(key, report, params.max_missing_class_fraction)
@@ -156,6 +183,24 @@ def _leaked_problem(name: str, split: dict, limit: float) -> list[str]:
         f" more than download.max_leaked_fraction = {limit} allows: {first}"
         f"{'; …' if len(leaked) > NAMED_IN_ERROR else ''}. Remove them from one of the two, or"
         " allow a larger fraction in params.yaml: they are left out of training"
+    ]
+
+
+def _tell(reason: str, found: dict) -> str:
+    first = ", ".join(map(str, found["first"][:NAMED_IN_ERROR]))
+    more = ", …" if found["number"] > NAMED_IN_ERROR else ""
+    return f"{found['number']} annotations {reason} (ids {first}{more})"
+
+
+def _unusable_problem(name: str, file: dict) -> list[str]:
+    broken = {r: found for r, found in file["unusable"].items() if r in (NO_AREA, NEITHER)}
+    number = sum(found["number"] for found in broken.values())
+    if number <= LARGEST_UNUSABLE * file["annotations"]:
+        return []
+    told = "; ".join(_tell(reason, found) for reason, found in broken.items())
+    return [
+        f"{name}: {number} of {file['annotations']} annotations cannot be learned from, more than"
+        f" {LARGEST_UNUSABLE:.0%}: {told}. Correct or remove them"
     ]
 
 

@@ -38,7 +38,7 @@ from stages.label_quality.shard import (
     join_tables,
     measure_image,
 )
-from stages.label_quality.summary import per_class_rows, quality_metrics, recall_rows
+from stages.label_quality.summary import NOTHING, per_class_rows, quality_metrics, recall_rows
 
 DATA = Path("data")
 DOWNLOAD = DATA / "download"
@@ -92,8 +92,9 @@ def main() -> None:
     write_rows(OUTPUT / "recall.csv", recall_rows(metrics, params))
     for group in ("base", "novel"):
         box, mask = metrics["boxes"][group], metrics["masks"]["pseudo"][group]
-        ious = f"boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}"
-        print(f"label_quality, {group}: IoU of {ious}")
+        ious = f"IoU of boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}"
+        found = "no objects to measure" if box["mean_iou"] == NOTHING else ious
+        print(f"label_quality, {group}: {found}")
 
 
 def _read_shard(

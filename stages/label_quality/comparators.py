@@ -23,6 +23,8 @@ from stages.common.geometry.masks import decode_mask
 from stages.label_quality.agreement import Columns
 from stages.label_quality.params import LabelQualityParams
 
+Count = int | np.signedinteger
+
 
 @dataclass(frozen=True)
 class LabelMaps:
@@ -61,7 +63,7 @@ def measure_masks(
     """
     shown = objects.select(np.isin(objects.category_ids, labels.category_ids))
     pixels = [decode_mask(segmentation, image_hw) for segmentation in shown.segmentations]
-    thresholds = np.float32(params.activation_thresholds)
+    thresholds = np.array(params.activation_thresholds, np.float32)
     fractions = np.array(params.activation_fractions)
     filled, ellipse = np.zeros(len(labels)), np.zeros(len(labels))
     above = np.zeros((len(labels), len(thresholds)))
@@ -196,7 +198,7 @@ def _ellipse(box_xyxy: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
     return y[:, None] ** 2 + x[None, :] ** 2 <= 1
 
 
-def _first_iou(inside: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
+def _first_iou(inside: np.ndarray, counts: np.ndarray, size: Count) -> np.ndarray:
     """Return the IoU of the first `counts` of ordered pixels with an object.
 
     Args:
@@ -208,7 +210,7 @@ def _first_iou(inside: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
     return common / np.maximum(counts + size - common, 1)
 
 
-def _iou(pixels: int, common: int, size: int) -> float:
+def _iou(pixels: Count, common: Count, size: Count) -> float:
     return common / max(pixels + size - common, 1)
 
 

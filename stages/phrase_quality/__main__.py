@@ -46,7 +46,8 @@ def best_iou(phrases: list[dict], truth: list[dict]) -> np.ndarray:
 
 def make_metrics(phrases: list[dict], truth: list[dict], categories: list[Category]) -> dict:
     """Return count, mean IoU, and fractions at IoU 0.5 and without overlap, by group of classes."""
-    iou, metrics = best_iou(phrases, truth), {}
+    iou = best_iou(phrases, truth)
+    metrics: dict[str, dict[str, float]] = {}
     for group in GROUPS:
         ids = {category.id for category in categories if group in (category.split, "all")}
         own = iou[[phrase["category_id"] in ids for phrase in phrases]]

@@ -78,6 +78,7 @@ def _window(example: Example, name: str, colour: tuple[int, int, int]) -> Panel:
     pixels, image_hw = show_image(example.image, SIDE), example.image.shape[:2]
     _paint_trace(pixels, _own_points(example), image_hw, WINDOW)
     box = example.phrase.located.box_xyxy
+    assert box is not None, "only phrases with a box are drawn"
     paint_box(pixels, box, image_hw, colour)
     x, y, *_ = panel_box(box, image_hw, SIDE)
     return Panel(pixels, [Tag(name, x, y, colour)])

@@ -67,7 +67,9 @@ def narrated_phrases(
         if window is not None:
             located = locate(trace, window, image_hw, params.box)
         mention = ends.get(phrase.end)
-        named = mention is not None and mention.start >= phrase.start
+        category_id = FREE
+        if mention is not None and mention.start >= phrase.start:
+            category_id = mention.category_id
         found.append(
             Narrated(
                 int(narrative.image_id),
@@ -75,7 +77,7 @@ def narrated_phrases(
                 phrase.start,
                 phrase.end,
                 _sentence(text, phrase.start),
-                mention.category_id if named else FREE,
+                category_id,
                 phrase.several,
                 located,
             )

@@ -25,7 +25,7 @@ def make_dataset(
     Annotations also have `phrase`, their row in the table. A box around several objects is a crowd
     if `several` says so.
     """
-    annotations = []
+    annotations: list[dict] = []
     for row, phrase in enumerate(phrases):
         box = phrase.located.box_xyxy
         if phrase.category_id == FREE or box is None:

@@ -65,8 +65,8 @@ def align(caption: str, utterances: Sequence[Utterance]) -> list[tuple[int, int]
     for block in matcher.get_matching_blocks():
         for offset in range(block.size):
             match, index = words[block.a + offset], spoken[block.b + offset][1]
-            start = match.start() if spans[index] is None else spans[index][0]
-            spans[index] = (start, match.end())
+            known = spans[index]
+            spans[index] = (known[0] if known else match.start(), match.end())
     return spans
 
 

@@ -9,8 +9,9 @@ annotations come from: where nothing is learned from pseudo-masks, nobody makes 
 
 import argparse
 from pathlib import Path
+from typing import cast
 
-from stages.common.formats.categories import read_categories
+from stages.common.formats.categories import Split, read_categories
 from stages.common.runtime.params import read_detector_sources
 from stages.common.runtime.storage import read_json, write_json
 
@@ -38,13 +39,14 @@ def main() -> None:
         if path.stem not in sources:
             path.unlink()
     source = sources[name]
-    splits = ("base", "novel") if source["classes"] == "all" else (source["classes"],)
+    classes = source["classes"]
+    splits: tuple[Split, ...] = ("base", "novel")
+    if classes != "all":
+        splits = (cast(Split, classes),)  # read_categories refuses others
     wanted = {category.id for category in read_categories(CATEGORIES, splits)}
     content = keep_classes(read_json(Path(source["annotations"])), wanted)
     write_json(OUTPUT / f"{name}.json", content, indent=None)
-    print(
-        f"supervision: {name}: {len(content['annotations'])} objects of {source['classes']} classes"
-    )
+    print(f"supervision: {name}: {len(content['annotations'])} objects of {classes} classes")
 
 
 if __name__ == "__main__":

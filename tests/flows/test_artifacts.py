@@ -1,12 +1,8 @@
 """What Prefect's pages are given; the pages themselves are Prefect's."""
 
-import base64
-from dataclasses import replace
 from uuid import uuid4
 
-import cv2
 import httpx
-import numpy as np
 import pytest
 
 from flows import artifacts
@@ -27,44 +23,24 @@ def shown(monkeypatch):
 
         return create
 
-    for kind in ("image", "markdown", "progress", "table"):
+    for kind in ("progress", "table"):
         monkeypatch.setattr(artifacts, f"create_{kind}_artifact", record(kind))
     monkeypatch.setattr(artifacts, "update_progress_artifact", record("update"))
     return calls
 
 
-def test_plan_is_a_table_and_a_graph(shown):
+def test_plan_is_a_table(shown):
     show_plan([Step(make("cut@0"), Status.MUST_RUN, ("cut.by: 1 → 2", "more"))])
-    assert [kind for kind, *_ in shown] == ["table", "markdown"]
+    assert [kind for kind, *_ in shown] == ["table"]
     row = {"stage": "cut@0", "plan": "must run", "why": "cut.by: 1 → 2; more"}
     assert shown[0][2]["table"] == [row]
-    assert "```mermaid" in shown[1][2]["markdown"]
 
 
-def test_images_are_shown_small_without_a_file_server(shown, tmp_path):
-    paths = (
-        "data/label_quality/montage.png",
-        "data/label_quality/odd.png",
-        "data/label_quality/m.json",
-    )
-    (tmp_path / "data/label_quality").mkdir(parents=True)
-    cv2.imwrite(str(tmp_path / paths[0]), np.full((300, 1800, 3), 200, np.uint8))
-    (tmp_path / paths[1]).write_text("no image")
-    steps = [
-        Step(replace(make("label_quality"), outputs=paths), Status.MUST_RUN),
-        Step(replace(make("lost"), outputs=paths), Status.MUST_RUN),
-    ]
-    outcomes = [
-        Outcome("label_quality", "label_quality", "executed"),
-        Outcome("lost", "lost", "failed"),
-    ]
-    show_outcomes(tmp_path, steps, outcomes)
-    ((_, _, image),) = (call for call in shown if call[0] == "image")
-    assert image["key"] == "label-quality-montage"
-    head, _, encoded = image["image_url"].partition(",")
-    assert head == "data:image/jpeg;base64"
-    jpeg = np.frombuffer(base64.b64decode(encoded), np.uint8)
-    assert cv2.imdecode(jpeg, cv2.IMREAD_COLOR).shape == (150, 900, 3)
+def test_outcomes_are_a_table(shown):
+    show_outcomes([Outcome("cut@0", "cut", "executed", 1.5)])
+    ((kind, _, named),) = shown
+    assert kind == "table"
+    assert named["table"] == [{"stage": "cut@0", "outcome": "executed", "seconds": 1.5}]
 
 
 LINES = [

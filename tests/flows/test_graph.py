@@ -2,9 +2,6 @@ import pytest
 
 from flows.graph import (
     Stage,
-    Status,
-    Step,
-    mermaid,
     overlap,
     reruns,
     reruns_table,
@@ -91,15 +88,3 @@ def test_inputs_stop_at_the_source_of_the_raw_data():
 )
 def test_overlap_of_paths(path, other, expected):
     assert overlap(path, other) is expected
-
-
-def test_mermaid_folds_shards():
-    text = mermaid(Step(stage, Status.UNKNOWN) for stage in GRAPH.values())
-    assert text.splitlines()[:2] == ["```mermaid", "graph TD"]
-    assert '  cut["cut × 2"]' in text
-    assert text.count("cut --> merge") == 1
-    assert text.count("style cut fill:#ffe0a3") == 1
-
-
-def test_mermaid_leaves_what_is_up_to_date_without_colour():
-    assert "style" not in mermaid(Step(stage, Status.UP_TO_DATE) for stage in GRAPH.values())

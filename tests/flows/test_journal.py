@@ -1,7 +1,7 @@
 """What a full disk or a lost machine does to the journal."""
 
 from flows import __main__ as command
-from flows.journal import JOURNAL, last_seconds, remember
+from flows.journal import JOURNAL, is_edited, last_seconds, remember
 
 
 def test_a_line_that_was_cut_short_is_lost_and_no_other(tmp_path):
@@ -30,3 +30,13 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     assert command.main(["readme"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "No space left on device" in line and "make room" in line
+
+
+def test_what_is_newer_than_the_lock_was_edited(done_toy):
+    assert not is_edited(done_toy.root)
+    (done_toy.root / "stages/merge/__main__.py").touch()
+    assert is_edited(done_toy.root)
+    (done_toy.root / "dvc.lock").touch()
+    assert not is_edited(done_toy.root)
+    (done_toy.root / "dvc.lock").unlink()
+    assert is_edited(done_toy.root)

@@ -1,7 +1,11 @@
 """`python -m predict`: images of a folder to COCO JSON, overlays and a table."""
 
+import io
 import json
+import os
+import re
 import sys
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -9,13 +13,13 @@ import pytest
 from pycocotools.coco import COCO
 
 from predict.__main__ import main
-from predict.images import list_images
+from predict.images import find_images
 from predict.overlay import draw_overlay
 from stages.common.formats.images import decode_image, decode_upright
 from stages.common.geometry.masks import decode_mask
 from tests.support.images_folder import phone_jpeg
 from tests.support.tiny_detector import draw
-from tests.support.tiny_predictor import write_predictor
+from tests.support.tiny_predictor import CATEGORIES, write_predictor
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def test_folder_to_coco_overlays_and_table(monkeypatch, capsys, tmp_path, model,
     assert [image["height"] for image in content["images"]] == [64, 50]
     assert [image["width"] for image in content["images"]] == [64, 120]
     assert content["categories"] == [{"id": 1, "name": "cup"}, {"id": 2, "name": "hot dog"}]
-    assert content["broken"] == ["broken.png: cannot be decoded as an image (13 bytes)"]
+    assert content["broken"] == ["broken.png: cannot be decoded as an image (12 bytes)"]
     assert "broken: broken.png" in told
     assert "2 images, 1 broken, " in shown
 
@@ -115,7 +119,9 @@ def test_overlay_keeps_the_shape_and_paints_the_mask():
 
 
 def test_images_are_listed_by_name(images):
-    assert list(list_images(images)) == ["b.jpg", "below/a.PNG", "broken.png"]
+    found = find_images(images)
+    assert list(found.images) == ["b.jpg", "below/a.PNG", "broken.png"]
+    assert found.others == ["notes.txt"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -148,3 +154,183 @@ def test_a_phones_image_is_searched_and_drawn_upright(monkeypatch, tmp_path, mod
     overlays = [cv2.imread(str(tmp_path / "out/overlays" / f)) for f in ("phone.jpg", "shown.png")]
     assert [overlay.shape for overlay in overlays] == [(640, 400, 3)] * 2
     assert np.abs(overlays[0].astype(int) - overlays[1]).mean() < 12  # one of them is a JPEG
+
+
+def png_of(width: int, height: int) -> bytes:
+    """Return a grey PNG that says its size and then breaks off."""
+
+    def chunk(content: bytes) -> bytes:
+        return (len(content) - 4).to_bytes(4, "big") + content + crc32(content).to_bytes(4, "big")
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + size + bytes([8, 0, 0, 0, 0])) + chunk(b"IDAT")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.png", cv2.imencode(".png", np.zeros((1, 500), np.uint8))[1].tobytes(), r"500 × 1 pix"),
+        ("a.png", cv2.imencode(".png", np.zeros((60, 2), np.uint8))[1].tobytes(), r"2 × 60 pixels"),
+        ("a.png", png_of(40_000, 40_000), r"OpenCV refuses it: .*CV_IO_MAX_IMAGE_PIXELS"),
+        ("a.jpg", b"", r"cannot be decoded as an image \(0 bytes\)"),
+    ],
+    ids=["low", "narrow", "huge", "empty"],
+)
+def test_a_broken_image_is_named_and_the_others_go_on(
+    monkeypatch, capsys, tmp_path, model, images, name, content, reason
+):
+    (images / name).write_bytes(content)
+    options = ["--model", model, "--output", tmp_path / "out"]
+    assert call(monkeypatch, images, *options) == 0
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["b.jpg", "below/a.PNG"]
+    assert re.search(f"broken: {re.escape(name)}: .*{reason}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 25), (25, 1), (3, 70), (70, 3), (12, 300)])
+def test_images_as_thin_as_can_be_are_searched_and_drawn(
+    monkeypatch, capsys, tmp_path, model, shape
+):
+    cv2.imwrite(str(tmp_path / "thin.png"), np.zeros((*shape, 3), np.uint8))
+    options = ["--model", model, "--output", tmp_path / "out"]
+    assert call(monkeypatch, tmp_path / "thin.png", *options) == 0
+    assert "1 images, 0 broken" in capsys.readouterr().out
+    assert (tmp_path / "out/overlays/thin.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "overlay"),
+    [
+        ("photo.jfif", "photo.jfif.jpg"),
+        ("photo", "photo.jpg"),
+        ("photo.JPEG", "photo.JPEG"),
+        ("photo.tif", "photo.tif.jpg"),
+        (b"caf\xe9.jpg", "caf%E9.jpg"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+    ],
+)
+def test_an_image_of_any_name_is_listed_and_drawn(monkeypatch, tmp_path, model, name, overlay):
+    image = tmp_path / "in" / os.fsdecode(name)
+    image.parent.mkdir()
+    image.write_bytes(cv2.imencode(".png", draw(1)[0])[1].tobytes())
+    # A file without a suffix is an image if it is named, not if its folder is.
+    asked = image.parent if image.suffix else image
+    assert call(monkeypatch, asked, "--model", model, "--output", tmp_path / "out") == 0
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [f"{image['file_name']}.jpg"[:4] for image in content["images"]] == [overlay[:4]]
+    assert os.listdir(tmp_path / "out/overlays") == [overlay]
+
+
+def test_what_is_not_read_is_counted_and_named(monkeypatch, capsys, tmp_path, model, images):
+    for name in ("a.heic", "below/b.avif", "c.gif", "._b.jpg", ".DS_Store"):
+        (images / name).write_bytes(b"any")
+    options = ["--model", model, "--output", tmp_path / "out"]
+    assert call(monkeypatch, images, *options) == 0
+    told = capsys.readouterr().err
+    assert "not read, 5 files of other formats: ._b.jpg, a.heic, below/b.avif, c.gif, no" in told
+
+
+def test_linked_folders_are_searched_once(tmp_path, images):
+    other = tmp_path / "other"
+    other.mkdir()
+    cv2.imwrite(str(other / "far.png"), draw(1)[0])
+    (images / "link").symlink_to(other)
+    (other / "back").symlink_to(images)
+    (images / "nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
+    names = list(find_images(images).images)
+    assert names == ["b.jpg", "below/a.PNG", "broken.png", "link/far.png"]
+
+
+def test_overlays_are_those_of_the_last_call(monkeypatch, tmp_path, model, images):
+    out = tmp_path / "out"
+    (out / "overlays").mkdir(parents=True)
+    (out / "overlays/of another.txt").write_text("not ours: no predictions are beside it")
+    options = ["--model", model, "--output", out]
+    assert call(monkeypatch, images / "b.jpg", *options) == 0
+    assert sorted(os.listdir(out / "overlays")) == ["b.jpg", "of another.txt"]
+    assert call(monkeypatch, images / "below", *options) == 0
+    assert os.listdir(out / "overlays") == ["a.PNG"]
+
+
+@pytest.mark.parametrize(
+    ("names", "taken", "note"),
+    [
+        ("cup,cup", ["cup"], True),
+        ("cup,Cup, wall ", ["cup", "wall"], True),
+        ("cup,", ["cup"], True),
+        ("hot  dog,HOT DOG", ["hot dog"], True),
+        ("cup,wall", ["cup", "wall"], False),
+    ],
+)
+def test_empty_and_repeated_names_are_dropped(
+    monkeypatch, capsys, tmp_path, model, images, names, taken, note
+):
+    options = ["--model", model, "--output", tmp_path / "out", "--no-overlays", "--names", names]
+    assert call(monkeypatch, images / "b.jpg", *options) == 0
+    content = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert [category["name"] for category in content["categories"]] == taken
+    told = f"empty and repeated names are left out; looking for {', '.join(taken)}\n"
+    assert (told in capsys.readouterr().err) == note
+
+
+def test_names_that_are_all_empty_are_refused(monkeypatch, capsys, tmp_path, model, images):
+    with pytest.raises(SystemExit, match="2"):
+        call(monkeypatch, images, "--model", model, "--names", " , ")
+    assert "--names: expected names with commas between, found ' , '" in capsys.readouterr().err
+
+
+def test_the_models_own_names_need_not_be_known(monkeypatch, capsys, tmp_path):
+    """A class that no caption named was trained as [UNK]; the model can still be asked for it."""
+    strange = {"id": 7, "name": "zebra", "split": "novel", "forms": ["zebra"]}
+    model = write_predictor(tmp_path / "model", categories=[*CATEGORIES, strange])
+    cv2.imwrite(str(tmp_path / "a.png"), draw(1)[0])
+    options = ["--model", model, "--output", tmp_path / "out"]
+    assert call(monkeypatch, tmp_path / "a.png", *options) == 0
+    shown, told = capsys.readouterr()
+    assert "'zebra': unknown to the model: zebra" in told and "zebra" in shown
+    assert call(monkeypatch, tmp_path / "a.png", *options, "--names", "zebra") == 2
+
+
+def test_a_home_folder_is_found_in_every_shell(monkeypatch, tmp_path, model, images):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["--model", model, "--output", "~/out", "--no-overlays"]
+    assert call(monkeypatch, "~/images", *options) == 0
+    assert (tmp_path / "out/predictions.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("variables", "output", "words"),
+    [
+        ({}, "file/out", "file/out"),
+        ({}, "file", "file"),
+        ({"DEVICE": "gpu"}, "out", "DEVICE='gpu': expected one of auto, cuda, mps, cpu"),
+    ],
+)
+def test_what_cannot_work_is_one_line_before_anything(
+    monkeypatch, capsys, tmp_path, model, images, variables, output, words
+):
+    (tmp_path / "file").write_text("no folder")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    options = ["--model", model, "--output", tmp_path / output]
+    assert call(monkeypatch, images, *options) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1
+
+
+def test_the_table_fits_the_terminal(monkeypatch, capsys, tmp_path, model, images):
+    monkeypatch.setenv("COLUMNS", "80")
+    options = ["--model", model, "--output", tmp_path / "out", "--allow-unknown"]
+    assert call(monkeypatch, images / "b.jpg", *options, "--names", f"cup,{'x' * 400}") == 0
+    table = capsys.readouterr().out.splitlines()[:3]
+    assert [len(line) for line in table] == [80] * 3 and "x…" in table[2]
+
+
+def test_a_terminal_of_ascii_gets_the_table(monkeypatch, tmp_path, model, images):
+    """As with LC_ALL=C PYTHONUTF8=0."""
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    options = ["--model", model, "--output", tmp_path / "out", "--min-score", "1"]
+    assert call(monkeypatch, images / "b.jpg", *options) == 0
+    terminal.flush()
+    assert rb"\u2013" in terminal.buffer.getvalue()

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flows.dvc.plan import make_plan
+from flows.dvc.project import load_graph
 from flows.dvc.records import sort_lock
-from flows.dvc.remote import RemoteError
+from flows.dvc.remote import RemoteError, result_key
 from flows.graph import DagError, Outcome, Status
 from flows.workers.coordinator import Fleet, LostError
-from flows.workers.reproduce import UnfitError, reproduce
-from flows.workers.request import Request
+from flows.workers.reproduce import reproduce
+from flows.workers.request import Request, make_request, take_snapshot
+from flows.workers.space import UnfitError
 from tests.support.loopback import clone_beside, share_folder
 from tests.support.toy import Toy
 
@@ -73,3 +75,10 @@ def run_on(workers: Workers, toy: Toy, *targets: str) -> dict[str, str]:
             outcomes[step.stage.name] = outcome.outcome
     sort_lock(toy.root)
     return outcomes
+
+
+def request_for(toy: Toy, name: str) -> Request:
+    """Return what a coordinator would ask for, once all upstream of the stage is made."""
+    graph = load_graph(toy.root)
+    key, snapshot = result_key(toy.root, name), take_snapshot(toy.root, graph)
+    return make_request(toy.root, graph, graph[name], key, snapshot)

@@ -1,6 +1,7 @@
 """A predictor whose parts are tiny and untrained but fit together."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,17 +29,22 @@ CATEGORIES = [
 ]
 
 
-def write_predictor(folder: Path, changes: dict | None = None, prompts: dict | None = None) -> Path:
+def write_predictor(
+    folder: Path,
+    changes: dict | None = None,
+    prompts: dict | None = None,
+    categories: Sequence[dict] = CATEGORIES,
+) -> Path:
     """Write the four files; `changes` are of the detector's network, `prompts` of `PROMPTS`."""
     prompts = PROMPTS | (prompts or {})
     model, tokenizer = small_albef()
-    write_json(folder / "categories.json", CATEGORIES)
+    write_json(folder / "categories.json", list(categories))
     (folder / "prompts.json").write_text(json.dumps(prompts))
     save_small_albef(folder / "text_encoder.safetensors", model, tokenizer)
     settings = NameEmbeddingParams.model_validate(prompts)
     embedder = load_name_embedder(settings, folder / "text_encoder.safetensors")
     embeddings = [
-        embedder.embed_forms(embedder.known_forms(category, all_forms=False))
+        embedder.embed_forms(embedder.known_forms(category, all_forms=False) or [category.name])
         for category in read_categories(folder / "categories.json")
     ]
     # The seed finds something in noise.

@@ -252,3 +252,34 @@ def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
     toy.git("add", "-A")
     toy.git("commit", "-qm", "toy")
     return toy
+
+
+TRAINING = """
+state, steps = Path(".resume/abc/state.txt"), 40
+done = state.read_text() if state.exists() else ""
+with open(folder / "starts.log", "a") as log:
+    log.write(f"{len(done)}\\n")
+while len(done) < steps:
+    time.sleep(float(os.environ.get("TOY_STEP", 0)))
+    done += "ab"[len(done) % 2]
+    write(".resume/abc/.new.partial", done)
+    os.replace(".resume/abc/.new.partial", state)
+    write(folder / "slow.step", str(len(done)))
+state.unlink()
+for part in "ab":
+    write(f"data/download/parts/{part}.txt", part + done)
+"""
+
+
+def make_training(toy: Toy) -> None:
+    """Have `download` train: forty steps of TOY_STEP seconds, with a resume point after each."""
+    code = toy.root / "stages/download/__main__.py"
+    head, _, _ = code.read_text().partition('write("data')
+    code.write_text(f"{head}{TRAINING}# {toy.root}\n")
+    toy.git("commit", "-qam", "training")
+
+
+def until_step(toy: Toy, step: int) -> None:
+    """Return once the training has done so many steps."""
+    path = toy.root / "slow.step"
+    wait_until(lambda: path.is_file() and int(path.read_text() or 0) >= step)

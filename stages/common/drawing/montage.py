@@ -150,7 +150,8 @@ def _set_words(setter: _TypeSetter, row: Row, y: int, width: int, height: int) -
 
 def _set_tags(setter: _TypeSetter, panel: Panel, x: int, y: int) -> None:
     """Set the tags of a panel inside it, each moved as little as keeps it off the earlier ones."""
-    points, height, taken = 8, 18, []
+    points, height = 8, 18
+    taken: list[tuple[float, float, float, int]] = []
     panel_height, panel_width = panel.pixels.shape[:2]
     for tag in panel.tags:
         width = setter.measure(tag.text, points) + 8
@@ -158,7 +159,7 @@ def _set_tags(setter: _TypeSetter, panel: Panel, x: int, y: int) -> None:
         top = float(np.clip(tag.y - height, 2, max(panel_height - height - 2, 2)))
         places = sorted(range(2, panel_height - height - 1), key=lambda place: abs(place - top))
         free = [p for p in places if not any(_cover(left, p, width, height, t) for t in taken)]
-        top = (free or [top])[0]
+        top = free[0] if free else top
         taken.append((left, top, width, height))
         setter.set(tag.text, x + left + 4, y + top + 4, points, ground=tag.colour)
 

@@ -11,6 +11,7 @@ import cv2
 import matplotlib
 import numpy as np
 from matplotlib.colors import hsv_to_rgb
+from numpy.typing import ArrayLike
 
 from stages.common.geometry.masks import decode_mask
 
@@ -99,7 +100,7 @@ def paint_box(pixels: np.ndarray, box_xyxy: np.ndarray, image_hw: tuple, colour:
     cv2.rectangle(pixels, *corners, colour, 2, cv2.LINE_AA)
 
 
-def panel_box(box_xyxy: np.ndarray, image_hw: tuple[int, int], side: int) -> np.ndarray:
+def panel_box(box_xyxy: ArrayLike, image_hw: tuple[int, int], side: int) -> np.ndarray:
     """Return the box (4,) in panel pixels."""
     scale, left, top, *_ = _place(image_hw, side)
     return np.asarray(box_xyxy, np.float64) * scale + np.array([left, top, left, top])

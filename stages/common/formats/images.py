@@ -30,9 +30,26 @@ SCHEMA = pa.schema(
     ]
 )
 
+# Longer side over shorter side of an image. No network sees a longer side under 32 pixels, so the
+# shorter one keeps more than one; what is thinner would be resized to nothing.
+LARGEST_ASPECT = 25
+
 # Per-channel mean and standard deviation of natural images in 0..1, as CLIP and ALBEF use them.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class BrokenImageError(ValueError):
+    """An image that nothing here can look at.
+
+    Attributes:
+        reason: what is wrong, without the image's name.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        """Say `reason` of the image called `name`."""
+        super().__init__(f"{name}: {reason}")
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,7 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     COCO's boxes and masks are in the stored frame, so the rotation tag must not turn the image.
 
     Raises:
-        ValueError: the bytes are no image; the message has `name`.
+        BrokenImageError: the bytes are no image, or one too large or too thin.
     """
     return _decode(encoded, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
@@ -70,9 +87,17 @@ def decode_upright(encoded: bytes, name: str) -> np.ndarray:
 
 
 def _decode(encoded: bytes, name: str, flags: int) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
+    except cv2.error as error:  # such as one of more than 2^30 pixels
+        raise BrokenImageError(name, f"OpenCV refuses it: {' '.join(error.err.split())}") from None
     if image is None:
-        raise ValueError(f"{name}: cannot be decoded as an image ({len(encoded)} bytes)")
+        raise BrokenImageError(name, f"cannot be decoded as an image ({len(encoded)} bytes)")
+    height, width = image.shape[:2]
+    if max(height, width) > LARGEST_ASPECT * min(height, width):
+        raise BrokenImageError(
+            name, f"is {width} × {height} pixels, thinner than 1 : {LARGEST_ASPECT}; crop it"
+        )
     return image
 
 
@@ -84,7 +109,8 @@ def normalise_pixels(images: np.ndarray) -> torch.Tensor:
 
 def write_images(path: Path, images: Iterable[EncodedImage]) -> int:
     """Write one shard, streaming; return how many images it holds."""
-    count, rows = 0, []
+    count = 0
+    rows: list[tuple[int, str, int, int, bytes]] = []
 
     def flush(writer: pq.ParquetWriter) -> None:
         if rows:

@@ -46,7 +46,8 @@ def enlarge_maps(maps: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 def bounded_hw(image_hw: tuple[int, int], longest: int) -> tuple[int, int]:
     """Return the size of an image shrunk until no side is longer than `longest` pixels."""
     scale = min(1.0, longest / max(image_hw))
-    return tuple(max(1, round(side * scale)) for side in image_hw)
+    height, width = (max(1, round(side * scale)) for side in image_hw)
+    return height, width
 
 
 def integrate_boxes(

@@ -26,7 +26,8 @@ def fingerprint(settings: Any, inputs: Iterable[Path]) -> str:
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     digest.update(f"torch {torch.__version__}, {torch.get_num_threads()} threads".encode())
     modules = {name: module for name, module in sys.modules.items() if name.startswith("stages")}
-    code = {Path(m.__file__) for m in modules.values() if getattr(m, "__file__", None)}
+    files = (getattr(module, "__file__", None) for module in modules.values())
+    code = {Path(file) for file in files if file}
     for path in [*sorted(code), *inputs]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
@@ -61,7 +62,8 @@ class Checkpoint:
         if self._file is None or not self._file.is_file():
             return None
         tensors, header = read_tensors(self._file)
-        weights, moments = {}, {}
+        weights: dict[str, torch.Tensor] = {}
+        moments: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             kind, rest = name.split(".", 1)
             if kind == "model":

@@ -97,7 +97,8 @@ def prepare_device(exactness: Exactness) -> torch.device:
         torch.backends.cudnn.deterministic = exact
         precision = "ieee" if exact else "tf32"
         torch.backends.cuda.matmul.fp32_precision = precision
-        torch.backends.cudnn.conv.fp32_precision = precision
+        # Of a module that torch makes at run time
+        torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
         torch.cuda.set_device(device)
     return device
 

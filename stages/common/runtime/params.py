@@ -1,7 +1,7 @@
 """Read one section of params.yaml into its frozen pydantic model, once, at the stage's boundary."""
 
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -111,7 +111,7 @@ def read_split(path: Path = PARAMS_FILE) -> Split:
             f"{path}: evaluation.split: expected one of {', '.join(get_args(Split))},"
             f" found {split!r}"
         )
-    return split
+    return cast(Split, split)
 
 
 def read_exactness(path: Path = PARAMS_FILE) -> Exactness:
@@ -122,7 +122,7 @@ def read_exactness(path: Path = PARAMS_FILE) -> Exactness:
             f"{path}: deterministic: expected one of {', '.join(get_args(Exactness))},"
             f" found {exactness!r}"
         )
-    return exactness
+    return cast(Exactness, exactness)
 
 
 def read_detector_sources(path: Path = PARAMS_FILE) -> list[dict[str, str]]:

@@ -141,10 +141,8 @@ def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
     reached = torch.tensor([p.grad is not None for p in trained], dtype=torch.int64, device="cpu")
     add_over_processes(reached)
     trained = [p for p, count in zip(trained, reached.tolist(), strict=True) if count]
-    for parameter in trained:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in trained])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     for parameter, total in zip(trained, flat.split([p.numel() for p in trained]), strict=True):
-        parameter.grad.copy_(total.view_as(parameter))
+        parameter.grad = total.view_as(parameter).clone()

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -25,7 +25,7 @@ def track(
         total: how much there is to do, if `items` have no length.
         size: how much an item counts for, such as the images of a batch.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():
         with tqdm(desc=what, total=total, smoothing=0.1) as bar:

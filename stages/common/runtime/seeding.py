@@ -33,5 +33,6 @@ def make_deterministic(seed: int, stage: str, threads: int | None = None) -> Non
     torch.use_deterministic_algorithms(True)
     # Deterministic mode also fills fresh memory, 1700 times in a training step of the detector;
     # no stage reads memory that it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    # torch sets it through its module's class, which its types do not show.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(derive_seed(seed, stage))

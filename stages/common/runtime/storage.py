@@ -4,11 +4,12 @@ JSON for small facts, Parquet for tables, safetensors for weights and dense maps
 beside its place and renamed: a reader never meets half a file, a crash loses nothing finished.
 """
 
+import codecs
 import csv
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ def replace_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: what the system said (a full disk, say), with the file's name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
@@ -37,7 +38,8 @@ def replace_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # whose folder could not be made
+            partial.unlink(missing_ok=True)
 
 
 def _require(path: Path) -> Path:
@@ -47,16 +49,44 @@ def _require(path: Path) -> Path:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write sorted keys, so that equal content gives equal bytes; NaN and infinity are refused."""
+    """Write sorted keys, so that equal content gives equal bytes; NaN and infinity are refused.
+
+    The bytes of a file name that are no UTF-8 are escaped, and come back by `read_json`.
+    """
     text = json.dumps(content, sort_keys=True, indent=indent, allow_nan=False, ensure_ascii=False)
     with replace_file(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that a person may have written: UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is of another encoding, which nobody can be sure of.
+    """
+    encoded = _require(path).read_bytes()
+    utf16 = encoded.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = encoded.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = len(encoded) - len(error.object) + error.start  # the mark is no part of it
+        raise ValueError(
+            f"{path}: byte {place} ({error.object[error.start]:#04x}) is not {error.encoding}; save"
+            " the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise ValueError(
+            f"{path}: byte {text.index(chr(0))} is 0, as in UTF-16 without its mark; save the file"
+            " as UTF-8"
+        )
+    return text
 
 
 def read_json(path: Path) -> Any:
     """Return the file's content; a syntax error names the file."""
     try:
-        return json.loads(_require(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
 

@@ -5,7 +5,8 @@
 <folder>/captions.json {file_name: caption or list of captions}
 <folder>/narratives.jsonl Localized Narratives, each image_id a file_name; without a file of
                       captions their sentences are the captions
-<folder>/names.txt    one class per line; other words for it after a colon, with commas between
+<folder>/names.txt    one class per line; other words for it after a colon, with commas between;
+                      a comment after #
 <folder>/test         new images to predict on
 
 File names are relative to train/. All classes are base classes: without annotations there is
@@ -14,18 +15,18 @@ such an image is encoded anew.
 """
 
 import csv
+import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import cv2
-import numpy as np
+from typing import Any
 
 from stages.common.formats.categories import Category
-from stages.common.formats.images import EncodedImage, decode_upright
+from stages.common.formats.image_files import SUFFIXES, ImageFiles, list_images, plain_text
 from stages.common.formats.narratives import NarrativeReader, split_sentences
-from stages.common.runtime.storage import read_json
-from stages.download.examples import Example, Listed, NarrativeFiles, Skipped, Source
+from stages.common.runtime.storage import read_json, read_text
+from stages.download.examples import Example, Listed, NarrativeFiles, Skipped, Source, plain
 from stages.download.params import FolderParams
 from stages.download.photographs import (
     check_ids,
@@ -33,13 +34,17 @@ from stages.download.photographs import (
     hashed_id,
     read_photograph,
     skip_unread,
+    upright,
 )
 from stages.download.plurals import forms_of
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 COLUMNS = ("file_name", "caption")
 NARRATIVES = "narratives.jsonl"
-QUALITY = 95  # of images that had to be turned
+QUOTES = "put the whole caption within quotes, and write a quote in it twice"
+# A further row of captions.csv, within a caption: its quote was none.
+ROW = re.compile(rf"^\s*([^,\n]+({'|'.join(map(re.escape, sorted(SUFFIXES)))}))\s*,", re.I | re.M)
+COMMENT = re.compile(r"(^|\s)#.*")
+LISTED = re.compile(r"([-*•]|\d+[.)])\s+(.*)")  # an item of a list: "- cat", "1. cat"
 LAYOUT = (
     "download.folder.path of params.yaml must have train/, test/, names.txt and captions.csv,"
     " captions.json or narratives.jsonl"
@@ -63,49 +68,41 @@ def folder_source(params: FolderParams) -> Source:
         FileNotFoundError: a file or folder is not there.
         ValueError: names or captions cannot be understood.
     """
-    folder = Path(params.path)
+    folder = Path(params.path).expanduser()
     captions = read_captions(folder)
-    learned_from, not_read = list_files(folder / "train")
-    test, not_shown = list_files(folder / "test")
-    train = sorted({*learned_from, *captions})
+    there = {part: _list_files(folder / part) for part in ("train", "test")}
+    # A file that a caption names is read whatever it is called.
+    train = {name: folder / "train" / name for name in captions} | there["train"].images
+    test = there["test"].images
     check_ids(f"train/{name}" for name in train)
     check_ids(f"test/{name}" for name in test)
-    learned = [_task(folder, "train", name, tuple(captions.get(name, ()))) for name in train]
+    learned = [
+        FolderTask(hashed_id(f"train/{name}"), path, name, tuple(captions.get(name, ())))
+        for name, path in train.items()
+    ]
+    shown = (FolderTask(hashed_id(f"test/{name}"), path, name, None) for name, path in test.items())
     tasks = {
         "pairs": first_images(learned, params.max_images.pairs),
         "train": first_images(learned, params.max_images.train),
         "val": [],
-        "test": first_images(
-            (_task(folder, "test", name, None) for name in test), params.max_images.test
-        ),
+        "test": first_images(shown, params.max_images.test),
     }
     names = read_names(folder / "names.txt")
-    others = {"train": [name for name in not_read if name not in captions], "test": not_shown}
-    ignored = {part: files for part, files in others.items() if files}
+    others = {
+        part: [name for name in files.others if part == "test" or name not in captions]
+        for part, files in there.items()
+    }
+    ignored = {part: left for part, left in others.items() if left}
     path, traces = folder / NARRATIVES, None
     if path.is_file():
-        traces = NarrativeFiles([path], lambda name: hashed_id(f"train/{name}"))
+        traces = NarrativeFiles([path], lambda name: hashed_id(f"train/{plain_text(name)}"))
     return Source(names, tasks, make_example, look_up, ignored, annotated=False, narratives=traces)
 
 
-def _task(folder: Path, part: str, name: str, captions: tuple[str, ...] | None) -> FolderTask:
-    return FolderTask(hashed_id(f"{part}/{name}"), folder / part / name, name, captions)
-
-
-def list_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of all images below a folder and of its other files, but hidden ones.
-
-    Names are relative to the folder, and in order. `SUFFIXES` are those of images.
-    """
+def _list_files(folder: Path) -> ImageFiles:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder.absolute()}: no such folder; {LAYOUT}")
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    images = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    others = [path for path in paths if path.suffix.lower() not in SUFFIXES]
-    return (
-        sorted(path.as_posix() for path in images),
-        sorted(path.as_posix() for path in others if not path.name.startswith(".")),
-    )
+    return list_images(folder)
 
 
 def read_names(path: Path) -> tuple[Category, ...]:
@@ -117,13 +114,15 @@ def read_names(path: Path) -> tuple[Category, ...]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: not found; {LAYOUT}")
-    categories, owners = [], {}
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines, 1):
-        name, _, others = line.partition(":")
-        if not (name := " ".join(name.split())):
+    categories: list[Category] = []
+    owners: dict[str, str] = {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        name, _, others = COMMENT.sub("", line).partition(":")
+        if not (name := plain(name)):
             continue
-        synonyms = (" ".join(word.split()) for word in others.split(","))
+        if fault := _fault_of_name(name, others):
+            raise ValueError(f"{path}, line {number}: {fault}")
+        synonyms = (plain(word) for word in others.split(","))
         forms = forms_of(word.lower() for word in (name, *synonyms) if word)
         for form in forms:
             if form in owners:
@@ -136,6 +135,19 @@ def read_names(path: Path) -> tuple[Category, ...]:
     if not categories:
         raise ValueError(f"{path}: names no class; write one per line, e.g. 'cat: kitten, kitty'")
     return tuple(categories)
+
+
+def _fault_of_name(name: str, others: str) -> str | None:
+    if not any(letter.isalpha() for letter in name):
+        class_name = others.split(",")[0].strip() or "cat"
+        return (
+            f"'{name}' is no name; write the class alone, '{class_name}': its place is its number"
+        )
+    if found := LISTED.match(name):
+        return f"'{name}' begins with '{found[1]}'; write the class alone, '{found[2]}'"
+    if "," in name:
+        return f"'{name}' has a comma; write one class per line, its other words behind a colon"
+    return None
 
 
 def read_captions(folder: Path) -> dict[str, list[str]]:
@@ -158,24 +170,47 @@ def read_captions(folder: Path) -> dict[str, list[str]]:
         rows = _csv_rows(table) if table.is_file() else _json_items(mapping)
     captions: dict[str, list[str]] = {}
     for name, caption in rows:
-        if text := " ".join(caption.split()):
-            captions.setdefault(name, []).append(text)
+        if text := plain(caption):
+            captions.setdefault(plain_text(name), []).append(text)
     return captions
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := sorted(set(COLUMNS) - set(reader.fieldnames or ())):
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    numbered = _number_rows(reader, path)
+    header = [name.strip() for name in next(numbered, (1, []))[1]]
+    if missing := sorted(set(COLUMNS) - set(header)):
+        raise ValueError(
+            f"{path}: has no column {' and '.join(missing)}, only {header}; its first line must be"
+            f" {','.join(COLUMNS)}"
+        )
+    rows = []
+    for number, row in numbered:
+        if header == list(COLUMNS):  # what follows the name is the caption, commas and all
+            row[1:] = [",".join(row[1:])] if row[1:] else []
+        if len(row) != len(header):
+            fault = "has no caption" if len(row) < len(header) else "has too many columns"
+            raise ValueError(f"{path}, row {number}: {fault}; put a caption's commas within quotes")
+        name, caption = (row[header.index(column)] for column in COLUMNS)
+        if swallowed := ROW.search(caption):
             raise ValueError(
-                f"{path}: has no column {' and '.join(missing)}, only {reader.fieldnames}; its"
-                f" first line must be {','.join(COLUMNS)}"
+                f"{path}, row {number}: a quote opens that does not close before the row of"
+                f" '{swallowed[1]}'; {QUOTES}"
             )
-        rows = [(row["file_name"], row["caption"]) for row in reader]
-    short = [number for number, row in enumerate(rows, 2) if None in row]
-    if short:
-        raise ValueError(f"{path}, row {short[0]}: has no caption; put commas within quotes")
+        rows.append((name, caption))
     return rows
+
+
+def _number_rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the line that a row begins in, counted from 1, and its fields; no empty rows."""
+    number = 1
+    try:
+        for row in reader:
+            if row:
+                yield number, row
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, row {number}: {error}; {QUOTES}") from None
 
 
 def _json_items(path: Path) -> list[tuple[str, str]]:
@@ -191,11 +226,13 @@ def _json_items(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def _narrated(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield file names and sentences; broken lines are counted when narratives are copied."""
-    for narrative in NarrativeReader(1.0).read([path]):
-        for sentence in split_sentences(narrative.caption):
-            yield narrative.image_id, sentence
+def _narrated(path: Path) -> list[tuple[str, str]]:
+    """Return file names and sentences; broken lines are counted when narratives are copied."""
+    return [
+        (narrative.image_id, sentence)
+        for narrative in NarrativeReader(1.0).read([path])
+        for sentence in split_sentences(narrative.caption)
+    ]
 
 
 def look_up(task: FolderTask) -> Listed | Skipped:
@@ -211,13 +248,4 @@ def make_example(task: FolderTask) -> Example | Skipped:
     image = read_photograph(task.path, task.image_id, task.file_name)
     if isinstance(image, Skipped):
         return image
-    return Example(_upright(image), task.captions or (), ())
-
-
-def _upright(image: EncodedImage) -> EncodedImage:
-    upright = decode_upright(image.encoded, image.file_name)
-    if np.array_equal(upright, image.decode()):
-        return image
-    quality = [cv2.IMWRITE_JPEG_QUALITY, QUALITY]
-    turned = cv2.imencode(".jpg", upright[..., ::-1], quality)[1].tobytes()
-    return EncodedImage(image.image_id, image.file_name, *upright.shape[:2], turned)
+    return Example(upright(image), task.captions or (), ())

@@ -4,6 +4,7 @@ Shape legend: N images, D channels, h w cells of a level.
 """
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torchvision.ops import FeaturePyramidNetwork
@@ -16,7 +17,7 @@ class AlignedPyramid(FeaturePyramidNetwork):
     then sees up to half a coarse stride beside itself.
     """
 
-    def __init__(self, *arguments, central: bool, **settings) -> None:
+    def __init__(self, *arguments: Any, central: bool, **settings: Any) -> None:
         """Take whether the grid is central, and all that the parent takes."""
         super().__init__(*arguments, **settings)
         self.central = central

@@ -1,10 +1,5 @@
 """The detector's backbones: the small VLM's trunk, and ResNet-50 with a pyramid or up to C4.
 
-A backbone has `trunk` (the pretrained part), `pyramid` (the rest), `out_channels`, the `strides` of
-the levels that regions are pooled from, `central` (see `first_centre` of roi_align), and the
-`pixel_mean` and `pixel_std` (of values in 0..1) that its images are normalised by. It maps them to
-an ordered dict of levels "0", "1", … from fine to coarse.
-
 Batch norms of ResNet-50 are frozen: their statistics and scales are constants.
 Shape legend: N images, H W pixels, R regions.
 """
@@ -35,9 +30,32 @@ STAGE_CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
 REGION_STAGE_CHANNELS = STAGE_CHANNELS["layer4"]
 
 
-class TrunkPyramid(nn.Module):
+class Backbone(nn.Module):
+    """Maps normalised images to an ordered dict of levels "0", "1", … from fine to coarse.
+
+    Attributes:
+        trunk: the pretrained part.
+        pyramid: the rest.
+        out_channels: of each level.
+        strides: of the levels that regions are pooled from.
+        central: see `first_centre` of roi_align.
+        pixel_mean: of values in 0..1, that images are normalised by.
+        pixel_std: the same.
+    """
+
+    trunk: nn.Module
+    pyramid: nn.Module
+    out_channels: int
+    strides: tuple[int, ...]
+    central: bool
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+
+class TrunkPyramid(Backbone):
     """The small VLM's trunk (strides 4 and 8), one more level of stride 16, and FPN."""
 
+    pyramid: nn.ModuleDict
     strides, central = (4, 8, 16), True
     pixel_mean, pixel_std = PIXEL_MEAN, PIXEL_STD
 
@@ -62,7 +80,7 @@ class TrunkPyramid(nn.Module):
         return self.pyramid["merge"](OrderedDict((str(k), x) for k, x in enumerate(levels)))
 
 
-class Resnet50Fpn(nn.Module):
+class Resnet50Fpn(Backbone):
     """ResNet-50 and a feature pyramid of strides 4 to 64.
 
     The coarsest level is a subsampled copy of the one before, for proposals only.
@@ -94,7 +112,7 @@ class Resnet50Fpn(nn.Module):
         return OrderedDict((str(k), level) for k, level in enumerate(merged.values()))
 
 
-class Resnet50C4(nn.Module):
+class Resnet50C4(Backbone):
     """ResNet-50 without its last stage: one level of stride 16, and nothing on top."""
 
     strides, central = (16,), False
@@ -113,7 +131,7 @@ class Resnet50C4(nn.Module):
         return OrderedDict([("0", self.pyramid(self.trunk(images)))])
 
 
-def build_backbone(params: BackboneParams) -> tuple[nn.Module, nn.Module | None]:
+def build_backbone(params: BackboneParams) -> tuple[Backbone, nn.Module | None]:
     """Return the network that `kind` names, with fresh weights, and what it leaves to the regions.
 
     The latter is the last stage of C4, (R, 1024, S, S) to (R, 2048, S/2, S/2); pyramids have none.

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class Detector(nn.Module, ABC):
     @property
     def classifier(self) -> TextClassifier:
         """Return what tells regions apart by the texts of their classes."""
-        return self.get_submodule(self.classifier_name)
+        return cast(TextClassifier, self.get_submodule(self.classifier_name))
 
     @property
     def device(self) -> torch.device:
@@ -204,7 +204,7 @@ def _network_class(architecture: str) -> type[Detector]:
 
 def save(path: Path, model: Detector) -> None:
     """Write weights and text embeddings, with architecture and settings in the header."""
-    facts = {"network": model.params.model_dump()}
+    facts: dict[str, Any] = {"network": model.params.model_dump()}
     if model.architecture != DEFAULT_ARCHITECTURE:
         facts["architecture"] = model.architecture
     if model.region_head is not None:

@@ -89,6 +89,7 @@ class MicroBatchRng(PartRng):
 
     def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
         """Return `padded_hw`, which has to be set."""
+        assert self.padded_hw is not None
         return self.padded_hw
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:

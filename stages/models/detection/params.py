@@ -5,6 +5,7 @@ What an architecture can be asked for is in `NetworkParams` of its folder's modu
 is read without its network: a wrong key is reported before anything is imported or runs.
 """
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -296,7 +297,7 @@ class StartParams(Section):
                 "imagenet.weights: is null, but init asks for it; set the path of torchvision's"
                 " resnet50-*.pth, or init to random"
             )
-        if self.init == "random" and getattr(backbone, "frozen_stages", 0):
+        if self.init == "random" and getattr(backbone, "frozen_stages", False):
             raise ValueError(
                 "network.backbone.frozen_stages: would keep random weights as they are; set it to"
                 " 0, or init to imagenet"
@@ -319,7 +320,7 @@ class SupervisionParams(Section):
     """The sources that a training draws its batches from."""
 
     draw: Literal["together", "in_turn"]
-    sources: list[SourceParams] = Field(min_length=1)
+    sources: Sequence[SourceParams] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _fractions_of_one_whole(self) -> "SupervisionParams":

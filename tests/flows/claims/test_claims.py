@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.__main__ import main
 from flows.claims.comparisons import ARMS, CLAIMS, FACTS, FILES, PIPELINE, seed_params
 from flows.claims.measure import TABLE, measure_claims, seed_points, write_table
 from flows.claims.records import FOLDER, Record, experiment_digest, read_records, write_record
 from flows.claims.table import claims_table
 from flows.claims.verdicts import difference, holm, joint_verdict
+from flows.cli import main
 from flows.dvc.project import load_graph
 from flows.overlay import look_up, read_params
 from flows.sweeps.report import Result
@@ -457,9 +457,9 @@ def test_the_command_takes_seeds_and_makes_the_table_alone_without_any(
     project, runs, monkeypatch, capsys
 ):
     monkeypatch.chdir(project)
-    assert main(["claims", "--seeds", "4", "5"]) == 0
-    assert main(["claims", "--seeds"]) == 0
+    assert main(["claims", "4", "5"]) == 0
+    assert main(["claims", "--table"]) == 0
     assert runs == [4, 5]
     assert "Measured: seeds 4, 5 at commit" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["claims", "--seeds", "-1"])
+    assert main(["claims", "--", "-1"]) == 2
+    assert main(["claims", "--table", "4"]) == 2

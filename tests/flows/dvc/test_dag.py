@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from flows.dvc.plan import make_plan
-from flows.dvc.project import load_graph
+from flows.dvc.project import ParamsFiles, is_params, load_graph, locked_repo
 from flows.dvc.records import ENTRY, sort_lock
 from flows.graph import DagError, Status
 
@@ -191,3 +191,14 @@ def test_this_repositorys_lock_has_the_form_that_is_sorted(repository):
 def test_a_param_that_no_longer_exists_in_any_record_is_told_without_a_value(done_toy):
     done_toy.replace("merge:\n  rate: 0.5", "merge: {}")
     assert reasons(done_toy)["merge"] == "merge.rate: 0.5 → –"
+
+
+def test_params_files_are_read_as_dvc_reads_them(toy):
+    toy.replace("  factor: 2", "  factor: 2\n  list: [1, {deep: 3}]\n  none:")
+    keys = ["download", "cut.by", "side.list", "side.list.1.deep", "side.none", "side.lost", "lost"]
+    toy.replace("[side.factor]", f"[{', '.join(keys)}]", "dvc.yaml")
+    with locked_repo(toy.root) as repo:
+        files = ParamsFiles()
+        deps = [dep for stage in repo.index.stages for dep in stage.deps if is_params(dep)]
+        assert [files.read(dep) for dep in deps] == [dep.read_params() for dep in deps]
+        assert {"side.list.1.deep": 3, "side.none": None}.items() <= files.read(deps[-1]).items()

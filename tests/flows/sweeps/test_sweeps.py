@@ -121,7 +121,7 @@ class TestRuns:
     def test_shared_stages_run_once_and_points_are_experiments(self, done_toy):
         toy = done_toy
         settings = ("-S", "merge.rate=0.5,1.0", "-S", "download.lines=3,4")
-        arguments = ("sweep", *settings, "--over", "download.lines", "--targets", "evaluation")
+        arguments = ("sweep", *settings, "--over", "download.lines", "evaluation")
         code, output = toy.flows(*arguments)
         assert code == 0, output
         # (0.5, 3) is the workspace's; merge.rate touches merge and evaluation only.
@@ -170,7 +170,7 @@ class TestRuns:
     def test_killed_sweep_goes_on_and_a_failing_point_stops_no_other(self, toy):
         # Not committed: the worktrees have it all the same.
         toy.replace('print("working"', 'time.sleep(3)\nprint("working"', "stages/merge/__main__.py")
-        arguments = ("sweep", "-S", "merge.rate=oops,0.5", "--targets", "evaluation")
+        arguments = ("sweep", "-S", "merge.rate=oops,0.5", "evaluation")
         process = toy.start("-m", "flows", *arguments)
         good = toy.root / ".sweeps/points/merge.rate=0.5/runs.log"
         wait_until(lambda: good.exists() and "merge" in good.read_text())

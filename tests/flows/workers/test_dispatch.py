@@ -1,6 +1,8 @@
 """How requests become Prefect runs, and what their ends mean; the server is a stand-in."""
 
+import asyncio
 import uuid
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import SimpleNamespace
@@ -9,14 +11,12 @@ import httpx
 import pytest
 from prefect import states
 from prefect.exceptions import ObjectNotFound
-from prefect.logging import disable_run_logger
 
 from flows.stage import StageFailedError
-from flows.workers import dispatch, stage_flow
+from flows.workers import dispatch
 from flows.workers.coordinator import LostError
 from flows.workers.dispatch import PrefectDispatcher
 from flows.workers.pools import SECONDS_UNTIL_LOST, lost_rule
-from flows.workers.reproduce import NAME
 from flows.workers.request import Request
 from flows.workers.worker import HEARTBEAT_SECONDS
 
@@ -31,6 +31,7 @@ class Server:
     runs: dict[str, SimpleNamespace] = field(default_factory=dict)
     trouble: list[Exception] = field(default_factory=list)
     set_to: list[str] = field(default_factory=list)
+    connections: int = 0
 
     def run_deployment(self, name, parameters, idempotency_key, **more):
         self._answer()
@@ -43,6 +44,7 @@ class Server:
                 coming=coming,
                 passed=[],
                 tags=[],
+                labels={"prefect.flow.id": "f", "made.device": "cuda", "made.seconds": 11.5},
                 total_run_time=timedelta(seconds=12.345),
             )
         return self.runs[idempotency_key]
@@ -64,6 +66,20 @@ class Server:
     def update_flow_run(self, wanted, tags):
         next(run for run in self.runs.values() if run.id == wanted).tags = tags
 
+    @asynccontextmanager
+    async def events(self, wanted):
+        """Say of each run now and then that it changed."""
+
+        async def events():
+            while not all(run.state.is_final() for run in self.runs.values()):
+                for run in self.runs.values():
+                    yield SimpleNamespace(resource=SimpleNamespace(id=f"prefect.flow-run.{run.id}"))
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(3600)
+
+        self.connections += 1
+        yield events()
+
     def _answer(self):
         if self.trouble:
             raise self.trouble.pop()
@@ -78,15 +94,16 @@ class Server:
 @pytest.fixture
 def make(monkeypatch):
     """Return a function that makes REQUEST on a server with these ends."""
-    monkeypatch.setattr(dispatch, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(dispatch, "SECONDS_BETWEEN_ATTEMPTS", 0.01)
 
     def make(*ends, trouble=(), dispatcher=None):
         server = Server([list(end) for end in ends], trouble=list(trouble))
+        monkeypatch.setattr(dispatch, "get_events_subscriber", server.events)
         monkeypatch.setattr(dispatch, "run_deployment", server.run_deployment)
         monkeypatch.setattr(dispatch, "get_client", lambda sync_client: server)
         told: list[str] = []
         try:
-            made = (dispatcher or PrefectDispatcher()).make(REQUEST, "gpu", told.append)
+            made = (dispatcher or PrefectDispatcher)().make(REQUEST, "gpu", told.append)
         except Exception as error:
             made = error
         return made, server, told
@@ -121,6 +138,8 @@ def test_a_run_is_waited_for_and_its_end_told(make):
     made, server, told = make([states.Scheduled(), states.Running(), DONE])
     assert (made.stage, made.group, made.outcome) == ("cut@1", "cut", "executed")
     assert (made.seconds, made.message) == (12.35, "on one in 12.0 s")
+    assert made.made == {"device": "cuda", "seconds": 11.5}
+    assert server.connections == 1
     assert list(server.runs) == ["gpu-abc-0"]
     assert told == ["waits for a worker of pool gpu", "Running", "Executed: on one in 12.0 s"]
 
@@ -166,9 +185,12 @@ def test_a_server_that_stays_away_or_refuses_is_told(make, monkeypatch):
 
 
 def test_stopping_cancels_what_is_waited_for(make):
-    dispatcher = PrefectDispatcher()
-    dispatcher.stop()
-    error, server, _ = make([states.Running()], dispatcher=dispatcher)
+    def stopped():
+        dispatcher = PrefectDispatcher()
+        dispatcher.stop()
+        return dispatcher
+
+    error, server, _ = make([states.Running()], dispatcher=stopped)
     assert "cut@1 was stopped" in str(error)
     assert server.set_to == ["Cancelling"]
     assert next(iter(server.runs.values())).tags == [dispatch.STOPPED]
@@ -195,14 +217,16 @@ def test_unfit_workers_leave_the_stage_to_the_next_however_many_they_are(make):
     assert told.count("Unfit: on one: disk") == 5
 
 
-def test_a_run_that_lost_three_machines_is_given_up(monkeypatch):
-    monkeypatch.setenv(NAME, "one")
-    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__RUN_COUNT", "4")
-    request = {name: getattr(REQUEST, name) for name in REQUEST.__dataclass_fields__}
-    with disable_run_logger():
-        state = stage_flow.stage.fn(request)
-    assert (state.name, state.is_failed()) == ("StageFailed", True)  # and so not tried again
-    assert "3 machines were lost" in state.message
+def test_a_run_of_which_nothing_is_heard_is_looked_at_now_and_then(make, monkeypatch):
+    @asynccontextmanager
+    async def away(self, wanted):
+        raise ConnectionRefusedError
+        yield
+
+    monkeypatch.setattr(Server, "events", away)
+    monkeypatch.setattr(dispatch, "SECONDS_BETWEEN_LOOKS", 0.01)
+    made, server, _ = make([states.Scheduled(), states.Running(), DONE])
+    assert (made.outcome, server.connections) == ("executed", 0)
 
 
 def test_a_lost_machine_is_noticed_within_two_minutes():

@@ -3,12 +3,15 @@
 `make test-workers` runs these. The same on every fault: no wrong result, no finished work lost.
 """
 
+import json
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -16,7 +19,8 @@ import pytest
 
 from tests.support.loopback import Loopback, share_folder
 from tests.support.service import Service
-from tests.support.toy import REPOSITORY, Toy, make_toy, wait_until
+from tests.support.toy import REPOSITORY, Toy, make_toy, make_training, until_step, wait_until
+from tests.support.tracked import read_runs
 
 pytestmark = [pytest.mark.workers, pytest.mark.xdist_group("fleet")]
 
@@ -62,8 +66,8 @@ def project(tmp_path: Path) -> Iterator[Toy]:
     toy.end()
 
 
-def worker(fleet: Loopback, project: Toy, name: str) -> Service:
-    return fleet.add_worker(project.root, name, "cpu", TOY_FOLDER=str(project.root))
+def worker(fleet: Loopback, project: Toy, name: str, **more: str) -> Service:
+    return fleet.add_worker(project.root, name, "cpu", TOY_FOLDER=str(project.root), **more)
 
 
 def start(fleet: Loopback, project: Toy, *arguments: str):
@@ -104,20 +108,47 @@ def test_two_workers_give_the_bytes_of_a_local_run(fleet, project):
     assert project.lock() == local.lock()
     assert project.ran() == ALL
     assert {"one-cpu", "two-cpu"} >= set(re.findall(r"executed on (\S+)", output)) != set()
+    with closing(sqlite3.connect(project.root / "mlflow.db")) as database:
+        tags = dict(database.execute("select key, value from tags where key like 'made.%'"))
+    assert sorted(tags) == [f"made.{name.replace(' ', '.')}" for name in ALL]
+    made = [json.loads(text) for text in tags.values()]
+    assert {facts["worker"] for facts in made} <= {"one-cpu", "two-cpu"}
+    assert all(facts["device"] == "cpu" and facts["seconds"] >= 0 for facts in made)
     began = time.monotonic()
     assert fleet.stop_workers()  # cleanly, and soon
     assert time.monotonic() - began < 30
 
 
+def test_a_sweep_on_workers_makes_what_its_points_share_once(fleet, project):
+    worker(fleet, project, "one")
+    worker(fleet, project, "two")
+    identity = {
+        f"GIT_{role}_{fact}": "toy@localhost"
+        for role in ("AUTHOR", "COMMITTER")
+        for fact in ("NAME", "EMAIL")
+    }
+    server = {"PREFECT_API_URL": fleet.url, **SECRET, **identity}
+    arguments = ("sweep", "--pools", "-S", "side.factor=2,3")
+    process = project.start("-m", "flows", *arguments, **server)
+    output = end(process, 1200)
+    assert "exit code 0" in output, output
+    assert project.ran() == [*ALL, "side"]  # by workers, who report here
+    assert "2 of 2 points done; their stages: 7 executed, 5 restored" in output
+    assert re.search(r"^side.factor=3 \[side\] executed on (one|two)-cpu", output, re.MULTILINE)
+    for factor in (2, 3):
+        made = project.root / f".sweeps/points/side.factor={factor}/data/side/out.txt"
+        assert made.read_text() == "b\nb\nb\n" * factor
+
+
 def test_other_branches_go_on_when_a_stage_fails_and_it_alone_is_made_again(fleet, project):
     failing = project.mark("fail.side")
     worker(fleet, project, "one")
-    output = end(start(fleet, project, "--targets", "side", "cut"))
+    output = end(start(fleet, project, "side", "cut"))
     assert "exit code 1" in output, output
     assert re.search(r"side failed(.|\n)*the disk is on fire", output)
     assert project.ran() == ["cut 0", "cut 1", "download", "side"]  # each once
     failing.unlink()
-    output = end(start(fleet, project, "--targets", "side", "cut"))
+    output = end(start(fleet, project, "side", "cut"))
     assert "exit code 0" in output, output
     assert project.ran() == ["side"]
 
@@ -125,7 +156,7 @@ def test_other_branches_go_on_when_a_stage_fails_and_it_alone_is_made_again(flee
 def test_a_lost_machine_is_noticed_and_its_stage_runs_elsewhere(fleet, project):
     project.mark("slow.download", "600")
     doomed = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(doomed, project, "download")
     doomed.kill(with_children=True)
     lost = time.monotonic()
@@ -150,10 +181,60 @@ def read_until(process, text: str) -> str:
     raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
 
 
+@pytest.fixture
+def training(project: Toy) -> Toy:
+    make_training(project)
+    return project
+
+
+@pytest.mark.parametrize("loss", ["machine", "preemption"])
+def test_a_training_goes_on_elsewhere_from_the_step_it_reached(fleet, training, loss):
+    local = Toy(training.root.parent / "local")
+    shutil.copytree(training.root, local.root)
+    local.dvc("repro", "download")
+    more = {"TOY_STEP": "1", "OVIS_RESUME_PERIOD": "1"}
+    doomed = worker(fleet, training, "one", **more)
+    process = start(fleet, training, "download")
+    until_step(training, 10)
+    if loss == "machine":
+        doomed.kill(with_children=True)
+    else:
+        assert doomed.stop()
+    lost = time.monotonic()
+    worker(fleet, training, "two", **more)
+    output = read_until(process, "counts as lost" if loss == "machine" else "Preempted: one-cpu")
+    assert time.monotonic() - lost < LOSS_IS_SEEN
+    output += end(process)
+    assert "exit code 0" in output, output
+    assert "executed on two-cpu" in output
+    first, second = map(int, (training.root / "starts.log").read_text().split())
+    assert first == 0
+    assert second >= 5, "it began anew"
+    assert training.lock() == local.lock()
+    assert not list((training.root.parent / "store/resume").rglob("*.*"))
+
+
+def test_the_experiment_is_a_deployment(fleet, project):
+    clone = Toy(project.root.parent / "three")
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{clone.root}/mlflow.db"}
+    fleet.add_worker(project.root, "three", "experiment", **store)
+    deployment = "ovis-dag-experiment/experiment"
+    for arguments in (["--param", 'targets=["cut"]'], [], []):
+        command = [sys.executable, "-m", "prefect", "deployment", "run", deployment, "--watch"]
+        done = subprocess.run(
+            [*command, *arguments], env=fleet.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert clone.ran() == ALL  # each once, and nothing by the third
+    names = [run.tags["mlflow.runName"] for run in read_runs(clone.root)]
+    assert names[0] == "first run" and len(names) == 2
+    assert {run.status for run in read_runs(clone.root)} == {"FINISHED"}
+
+
 def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
     project.mark("slow.download", "10")
     doomed = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(doomed, project, "download")
     doomed.kill(with_children=False)
     output = end(process)
@@ -161,26 +242,30 @@ def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
     assert project.ran() == ["download"]
 
 
-def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it(fleet, project):
+def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it_at_once(
+    fleet, project
+):
     project.mark("slow.download", "600")
     leaving = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(leaving, project, "download")
     stage = stage_processes(leaving, "download")
     assert leaving.stop()
     assert not any(one.is_running() for one in stage)
     (project.root / "slow.download").unlink()
     worker(fleet, project, "two")
-    output = end(process)
+    output = read_until(process, "Preempted: one-cpu was stopped")
+    output += end(process)
     assert "exit code 0" in output, output
     assert "executed on two-cpu" in output
+    assert "counts as lost" not in output
 
 
 def test_a_stage_survives_a_restart_of_the_server(fleet, project):
     """The stage ends while there is no server."""
     project.mark("slow.download", "10")
     machine = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "cut")
+    process = start(fleet, project, "cut")
     until_it_runs(machine, project, "download")
     fleet.server.stop()
     time.sleep(SERVER_IS_AWAY)
@@ -194,11 +279,11 @@ def test_a_stage_survives_a_restart_of_the_server(fleet, project):
 def test_a_killed_coordinator_finds_its_stage_again(fleet, project):
     project.mark("slow.download", "30")
     machine = worker(fleet, project, "one")
-    first = start(fleet, project, "--targets", "download")
+    first = start(fleet, project, "download")
     until_it_runs(machine, project, "download")
     first.kill()
     first.communicate()
-    output = end(start(fleet, project, "--targets", "download"))
+    output = end(start(fleet, project, "download"))
     assert "exit code 0" in output, output
     assert project.ran() == ["download"]
 
@@ -208,9 +293,9 @@ def test_a_stage_that_two_coordinators_want_is_made_once(fleet, project):
     other = Toy(project.root.parent / "other")
     shutil.copytree(project.root, other.root)
     machine = worker(fleet, project, "one")
-    both = [start(fleet, project, "--targets", "download")]
+    both = [start(fleet, project, "download")]
     until_it_runs(machine, project, "download")
-    both.append(start(fleet, other, "--targets", "download"))
+    both.append(start(fleet, other, "download"))
     try:
         for output in map(end, both):
             assert "exit code 0" in output, output
@@ -223,7 +308,7 @@ def test_a_stage_that_two_coordinators_want_is_made_once(fleet, project):
 def test_a_stopped_coordinator_stops_its_stages(fleet, project):
     project.mark("slow.download", "600")
     machine = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(machine, project, "download")
     process.terminate()
     assert "run the same again to go on from here" in end(process, 60)
@@ -233,7 +318,7 @@ def test_a_stopped_coordinator_stops_its_stages(fleet, project):
 def test_a_stage_that_a_person_cancels_is_not_made_again(fleet, project):
     project.mark("slow.download", "600")
     machine = worker(fleet, project, "one")
-    process = start(fleet, project, "--targets", "download")
+    process = start(fleet, project, "download")
     until_it_runs(machine, project, "download")
     command = [sys.executable, "-c", CANCEL]
     subprocess.run(command, env=fleet.environment, check=True)
@@ -246,16 +331,16 @@ def test_a_stage_that_a_person_cancels_is_not_made_again(fleet, project):
 
 def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):
     worker(fleet, project, "one")
-    busy = start(fleet, project, "--targets", "download")
+    busy = start(fleet, project, "download")
     assert "exit code 0" in end(busy)
     hold = project.mark("hold.side")
     other = Toy(project.root.parent / "other")
     shutil.copytree(project.root, other.root)
-    busy = start(fleet, other, "--targets", "side")
+    busy = start(fleet, other, "side")
     wait_until(lambda: "side" in (project.root / "runs.log").read_text())
     more = {"TOY_FOLDER": str(project.root), "OVIS_THREADS": "3"}
     unfit = fleet.add_worker(project.root, "two", "cpu", **more)
-    process = start(fleet, project, "--targets", "cut@0")
+    process = start(fleet, project, "cut@0")
     try:
         output = read_until(process, "has left the pool")
         assert unfit.process.wait(60) == 1
@@ -267,7 +352,8 @@ def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):
     assert "exit code 0" in output, output
     assert "executed on one-cpu" in output
     last = unfit.log.read_text().splitlines()[-1]
-    assert re.search(r"^flows: worker two-cpu has left pool .*OVIS_THREADS 3 \(coordinator: ", last)
+    left = r"^ovis-dag: worker two-cpu has left pool .*OVIS_THREADS 3 \(coordinator: "
+    assert re.search(left, last)
 
 
 def test_a_disk_that_fills_up_under_a_stage(fleet, project):
@@ -282,7 +368,7 @@ def test_a_disk_that_fills_up_under_a_stage(fleet, project):
     try:
         project.mark("slow.download", "10")
         machine = worker(fleet, project, "one")
-        process = start(fleet, project, "--targets", "download")
+        process = start(fleet, project, "download")
         until_it_runs(machine, project, "download")
         with pytest.raises(OSError, match="No space left"), (small / ".flows/full").open("wb") as f:
             while True:

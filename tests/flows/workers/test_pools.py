@@ -46,8 +46,21 @@ def test_prefects_own_commands_work_on_the_server(repository):
         code, listed[noun] = python(repository, "-m", "prefect", noun, "ls")
         assert code == 0, listed[noun]
     assert "ovis-dag-stage/gpu" in listed["deployment"]
+    assert "ovis-dag-experiment/experiment" in listed["deployment"]
     assert "ovis-dag-cpu" in listed["work-pool"]
     assert listed["automation"].count("ovis-dag: ") == 1
+
+
+def test_a_schedule_of_the_experiment_outlives_make_pools(repository):
+    """As docs/cluster.md has it."""
+    schedule = ("-m", "prefect", "deployment", "schedule")
+    deployment = "ovis-dag-experiment/experiment"
+    assert python(repository, "-m", "flows", "pools")[0] == 0
+    code, output = python(repository, *schedule, "create", deployment, "--cron", "0 3 * * *")
+    assert code == 0, output
+    assert python(repository, "-m", "flows", "pools")[0] == 0
+    code, output = python(repository, *schedule, "ls", deployment)
+    assert code == 0 and "0 3 * * *" in output, output
 
 
 def test_a_pool_of_a_foreign_type_is_refused(tmp_path, monkeypatch, repository):
@@ -66,5 +79,5 @@ def test_a_worker_of_a_pool_that_is_not_there_is_told_so(tmp_path, monkeypatch, 
     code, output = python(tmp_path, "-m", "flows", "worker", "--pool", "none")
     assert (code, output) == (
         2,
-        "flows: Prefect's server has no pool ovis-dag-none; `make pools` makes it\n",
+        "ovis-dag: Prefect's server has no pool ovis-dag-none; `make pools` makes it\n",
     )

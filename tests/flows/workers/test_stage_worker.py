@@ -1,6 +1,8 @@
 """When a worker leaves its pool; Prefect's own half of it is a stand-in (see test_fleet.py)."""
 
 import asyncio
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,7 @@ from prefect import states
 from prefect.workers.process import ProcessWorker
 
 from flows.workers import stage_worker
-from flows.workers.reproduce import UnfitError
+from flows.workers.space import UnfitError
 from flows.workers.stage_worker import StageWorker, work
 
 RUN = SimpleNamespace(id="run")
@@ -63,7 +65,6 @@ def end_by(monkeypatch):
             raise error
 
         monkeypatch.setattr(StageWorker, "start", start)
-        monkeypatch.setattr(stage_worker, "setup_signal_handlers_worker", lambda *more: None)
         work("ovis-dag-cpu", "one", 1)
 
     return end_by
@@ -75,8 +76,29 @@ def test_an_unfit_worker_ends_with_one_line(end_by):
         end_by(unfit)
 
 
-def test_other_ends_stay_what_they_are(end_by, capsys):
+def test_other_ends_stay_what_they_are(end_by):
     with pytest.raises(ExceptionGroup):
         end_by(ExceptionGroup("services", [ValueError("a bug")]))
-    end_by(KeyboardInterrupt())
+
+
+def test_a_worker_that_is_stopped_takes_no_more_and_lets_its_stages_give_their_runs_back(
+    ends, monkeypatch, capsys
+):
+    class Stage:
+        def terminate(self):
+            told.append(self)
+            StageWorker.limiter.borrowed_tokens = 0
+
+    async def start(self):
+        started.append(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(3600)
+
+    told, started = [], []
+    monkeypatch.setattr(stage_worker.psutil.Process, "children", lambda self: [Stage()])
+    monkeypatch.setattr(StageWorker, "start", start)
+    StageWorker.limiter.borrowed_tokens = 1
+    work("ovis-dag-cpu", "one", 1)
     assert capsys.readouterr().out == "worker one was stopped\n"
+    assert len(told) == 1
+    assert asyncio.run(started[0].get_and_submit_flow_runs()) == []

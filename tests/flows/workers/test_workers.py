@@ -14,10 +14,10 @@ from flows.dvc.project import load_graph
 from flows.dvc.remote import RemoteError, push_result
 from flows.stage import StageFailedError
 from flows.workers.coordinator import Fleet
-from flows.workers.reproduce import UnfitError, reproduce
-from flows.workers.request import make_request, take_snapshot
+from flows.workers.reproduce import reproduce
+from flows.workers.space import UnfitError
 from flows.workers.workspace import FOLDER, checkout, remove_leftovers
-from tests.support.fleet import clone_of, make_fleet, run_on, store
+from tests.support.fleet import clone_of, make_fleet, request_for, run_on, store
 
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
 
@@ -89,11 +89,6 @@ def test_a_commit_that_workers_cannot_get_is_told(toy):
     assert (toy.ran(), workers.left) == ([], [])
 
 
-def request_for(toy, name: str):
-    graph = load_graph(toy.root)
-    return make_request(toy.root, graph, graph[name], "key", take_snapshot(toy.root, graph))
-
-
 def refuse(clone, request, match: str) -> None:
     with pytest.raises(StageFailedError, match=f"refused: {match}"):
         reproduce(clone, request, "run-1", print)
@@ -121,6 +116,27 @@ def test_what_is_no_whole_name_of_a_commit_never_reaches_git(toy, commit):
     request = replace(request_for(toy, "download"), commit=commit)
     refuse(clone, request, "commit .* is not 40 hexadecimal digits")
     assert not list(toy.root.parent.rglob("PWNED"))
+
+
+@pytest.mark.parametrize("key", ["", "../../x", "0" * 63])
+def test_a_key_that_is_no_hash_becomes_no_folder(toy, key):
+    clone = make_fleet(toy).clones[0]
+    refuse(clone, replace(request_for(toy, "download"), key=key), "key .* is not 64 hexadecimal")
+    assert not (clone / ".resume").exists()
+
+
+def test_a_pool_of_devices_does_not_compute_on_cores_unless_told(toy, monkeypatch):
+    toy.replace("meta: {cores: 1}", "meta: {cores: 1, pool: gpu, gpus: 1}", "dvc.yaml")
+    toy.git("commit", "-qam", "gpu")
+    agents = make_fleet(toy)
+    run_on(agents, toy, "download")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(StageFailedError, match="1 CUDA devices are wanted and this machine has 0"):
+        run_on(agents, toy, "cut@0")
+    assert toy.ran() == ["download"]
+    agents = make_fleet(toy)
+    monkeypatch.setenv("OVIS_FEWER_GPUS", "1")
+    assert run_on(agents, toy, "cut@0") == {"cut@0": "executed"}
 
 
 @pytest.mark.parametrize("stage", ["--all-pipelines", "downlo", "download/../cut@0"])
@@ -173,9 +189,10 @@ def test_a_full_disk_sends_the_stage_elsewhere(toy):
     assert [told.partition(":")[0] for told in workers.left] == ["worker0"]
 
 
-def test_a_worker_without_room_refuses_before_it_starts(toy, monkeypatch):
+def test_an_agent_without_room_refuses_before_it_starts(toy, monkeypatch):
     workers = make_fleet(toy)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    full = SimpleNamespace(free=2**20, total=2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(StageFailedError, match="given up after 3 attempts") as caught:
         run_on(workers, toy, "download")
     assert "worker0: No space left on device: 1 MiB; make room there" in str(caught.value)
@@ -207,7 +224,7 @@ def test_unfit_workers_use_up_no_attempt(toy, monkeypatch):
 
 
 def full_but(fit):
-    def require_space(clone):
+    def require_space(clone, log):
         if clone != fit:
             raise UnfitError(f"{clone}: No space left on device")
 
@@ -264,7 +281,7 @@ def test_a_missing_remote_is_told_before_anything_starts(toy):
     code, output = toy.call("-m", "flows", "run", "--pools", **nobody)
     assert (code, output.strip()) == (
         1,
-        f"flows: DVC remote {store(toy)}: there is no folder {store(toy)}; mount or make it",
+        f"ovis-dag: DVC remote {store(toy)}: there is no folder {store(toy)}; mount or make it",
     )
 
 
@@ -295,10 +312,7 @@ def test_workers_of_another_remote_are_found_out(toy):
 
 def test_workspaces_of_killed_stages_are_removed_and_others_not(toy):
     clone = make_fleet(toy).clones[0]
-    graph = load_graph(toy.root)
-    snapshot = take_snapshot(toy.root, graph)
-    request = make_request(toy.root, graph, graph["download"], "key", snapshot)
-    with checkout(clone, request, "alive") as folder:
+    with checkout(clone, request_for(toy, "download"), "alive") as folder:
         (clone / FOLDER / "dead").mkdir()
         (clone / FOLDER / "dead.lock").touch()
         remove_leftovers(clone)

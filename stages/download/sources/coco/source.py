@@ -13,15 +13,14 @@ With `train_part: val2017` nothing of train2017 is read, for a small experiment:
 val2017, chosen by a hash as well, is test, and the rest takes the place of train2017.
 
 Frame: pixels of the stored image; its EXIF rotation is ignored, as COCO's annotations ignore it.
+One whose annotations are of the size that it has upright is turned and encoded anew.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.common.formats.categories import Category
-from stages.common.formats.coco import group_by_image
-from stages.common.geometry.masks import to_rle
-from stages.common.runtime.storage import read_json
 from stages.download.examples import (
     CAPTIONED,
     Example,
@@ -29,9 +28,23 @@ from stages.download.examples import (
     NarrativeFiles,
     Skipped,
     Source,
+    plain,
 )
 from stages.download.params import CocoParams
-from stages.download.photographs import first_images, is_held_out, read_photograph, skip_unread
+from stages.download.photographs import (
+    first_images,
+    is_held_out,
+    read_photograph,
+    skip_unread,
+    upright,
+)
+from stages.download.sources.coco.annotations import (
+    Instances,
+    complete,
+    find_fault,
+    read_captions,
+    read_instances,
+)
 from stages.download.sources.coco.classes import coco_category
 
 VAL, TEST = "coco-val", "coco-test"  # what the hashes that hold images out are made for
@@ -47,7 +60,7 @@ NARRATIVES = {
 class CocoTask:
     """One photograph to read, and what the annotation files say about it.
 
-    `annotations` are as the file has them.
+    `annotations` are those of `Instances`.
     """
 
     split: str
@@ -66,50 +79,74 @@ def coco_source(params: CocoParams) -> Source:
         ValueError: an annotation file is no COCO file, or has other classes than COCO, or an image
             in another folder.
     """
-    folder = Path(params.folder)
+    folder = Path(params.folder).expanduser()
     part = params.train_part
-    train = _read_annotations(folder, f"instances_{part}", ("images", "annotations"))
-    test = _read_annotations(folder, "instances_val2017", ("images", "annotations"))
-    captions: dict[int, list[str]] = {}
-    for entry in _read_annotations(folder, f"captions_{part}", ("annotations",))["annotations"]:
-        captions.setdefault(entry["image_id"], []).append(" ".join(entry["caption"].split()))
+    paths = {
+        name: _require(folder / "annotations" / f"{name}.json", Path.is_file)
+        for name in (f"instances_{part}", "instances_val2017", f"captions_{part}")
+    }
+    train = read_instances(paths[f"instances_{part}"])
+    test = train if part == "val2017" else read_instances(paths["instances_val2017"])
+    captions = read_captions(paths[f"captions_{part}"])
     tested, held_out, kept = [], [], []
-    for image in train["images"]:
+    for image in train.images:
         if part == "val2017" and is_held_out(image["id"], TEST, params.test_fraction):
             tested.append(image)
         elif is_held_out(image["id"], VAL, params.val_fraction):
             held_out.append(image)
         else:
             kept.append(image)
-    tested = tested if part == "val2017" else test["images"]
+    tested = tested if part == "val2017" else test.images
     chosen = {"pairs": kept, "train": kept, "val": held_out, "test": tested}
-    objects = {
-        part: group_by_image(train["annotations"]),
-        "val2017": group_by_image(test["annotations"]),
-    }
+    objects = {part: train.annotations, "val2017": test.annotations}
     tasks = {}
     for split, images in chosen.items():
-        image_folder = folder / ("val2017" if split == "test" else part)
-        _require(image_folder, image_folder.is_dir())
+        image_folder = _require(folder / ("val2017" if split == "test" else part), Path.is_dir)
         every = (
             CocoTask(
                 split,
                 image["id"],
-                image_folder / _plain_name(image["file_name"]),
+                image_folder / image["file_name"],
                 (image["height"], image["width"]),
-                tuple(captions.get(image["id"], ())) if split in CAPTIONED else (),
+                tuple(map(plain, captions.get(image["id"], ()))) if split in CAPTIONED else (),
                 # pairs have no ground truth
                 tuple(objects[image_folder.name].get(image["id"], ())) if split != "pairs" else (),
             )
             for image in images
         )
         tasks[split] = first_images(every, getattr(params.max_images, split))
+    categories = tuple(_categories(folder, train, test))
+    files = {f"instances_{part}.json": train.file, "instances_val2017.json": test.file}
+    problem = _nothing_to_learn(paths[f"instances_{part}"], tasks["train"], categories)
+    problems = (problem,) if problem else ()
     traces = None
     if params.narratives:
-        paths = [folder / "annotations" / name for name in NARRATIVES[part]]
-        traces = NarrativeFiles(paths, lambda name: int(name) if name.isdecimal() else -1)
-    categories = tuple(_categories(folder, train, test))
-    return Source(categories, tasks, make_example, look_up, narratives=traces)
+        narratives = [folder / "annotations" / name for name in NARRATIVES[part]]
+        traces = NarrativeFiles(narratives, lambda name: int(name) if name.isdecimal() else -1)
+    return Source(
+        categories,
+        tasks,
+        make_example,
+        look_up,
+        files=files,
+        problems=problems,
+        narratives=traces,
+    )
+
+
+def _nothing_to_learn(
+    path: Path, tasks: Sequence[CocoTask], categories: Iterable[Category]
+) -> str | None:
+    """Say so if `finetune` has no object to learn from, which it only sees hours later."""
+    base = {category.id for category in categories if category.split == "base"}
+    objects = [(entry, task.image_hw) for task in tasks for entry in task.annotations]
+    wanted = [own for own in objects if own[0]["category_id"] in base and not own[0]["iscrowd"]]
+    if any(find_fault(entry, image_hw) is None for entry, image_hw in wanted):
+        return None
+    return (
+        f"{path}: none of the {len(objects)} annotations of training images is an object of a base"
+        " class, with box and mask and not a crowd: there is nothing to learn from"
+    )
 
 
 def look_up(task: CocoTask) -> Listed | Skipped:
@@ -125,10 +162,12 @@ def make_example(task: CocoTask) -> Example | Skipped:
     image = read_photograph(task.path, task.image_id, task.path.name)
     if isinstance(image, Skipped):
         return image
+    if (image.height, image.width) != task.image_hw:
+        image = upright(image)  # as the tools show it that people draw with
     if (image_hw := (image.height, image.width)) != task.image_hw:
         reason = f"is {_size(image_hw)} pixels, annotated as {_size(task.image_hw)}"
         return Skipped(task.image_id, str(task.path), reason)
-    annotations = tuple(_ground_truth(entry, task) for entry in task.annotations)
+    annotations = tuple(complete(entry, task.image_hw) for entry in task.annotations)
     return Example(image, task.captions, annotations)
 
 
@@ -137,59 +176,23 @@ def _skip_unread(task: CocoTask) -> Skipped | None:
     return skip_unread(task.path, task.image_id, captions)
 
 
-def _ground_truth(annotation: dict, task: CocoTask) -> dict:
-    """Return one annotation with its polygons or run lengths as compressed RLE."""
-    try:
-        return {
-            "id": annotation["id"],
-            "image_id": task.image_id,
-            "category_id": annotation["category_id"],
-            "bbox": [float(side) for side in annotation["bbox"]],
-            "area": float(annotation["area"]),
-            "iscrowd": int(annotation["iscrowd"]),
-            "segmentation": to_rle(annotation["segmentation"], task.image_hw),
-        }
-    except (KeyError, ValueError) as error:
-        raise ValueError(
-            f"annotation {annotation.get('id')} of {task.path}: {error!r}; the file in "
-            "annotations/ must be COCO's instances format with masks"
-        ) from error
-
-
-def _categories(folder: Path, train: dict, test: dict) -> list[Category]:
+def _categories(folder: Path, train: Instances, test: Instances) -> list[Category]:
     """Return the classes of both annotation files, which must have the same."""
-    named = [{c["id"]: c["name"] for c in content["categories"]} for content in (train, test)]
-    if named[0] != named[1]:
+    if train.categories != test.categories:
         raise ValueError(
             f"{folder}/annotations: instances_train2017.json and instances_val2017.json list "
             "different categories; take both from one release of COCO"
         )
-    return [coco_category(index, name) for index, name in sorted(named[0].items())]
+    return [coco_category(index, name) for index, name in sorted(train.categories.items())]
 
 
-def _read_annotations(folder: Path, name: str, keys: tuple[str, ...]) -> dict:
-    path = folder / "annotations" / f"{name}.json"
-    _require(path, path.is_file())
-    content = read_json(path)
-    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise ValueError(f"{path}: not a COCO file: it lacks {missing}")
-    return content
-
-
-def _plain_name(file_name: str) -> str:
-    """Return the name of a file, which may be fetched to, if it is one inside the folder."""
-    if file_name != Path(file_name).name:
-        raise ValueError(f"image file_name {file_name!r}: expected a plain name, as COCO 2017 has")
-    return file_name
-
-
-def _require(path: Path, is_there: bool) -> None:
-    if not is_there:
+def _require(path: Path, is_there: Callable[[Path], bool]) -> Path:
+    if not is_there(path):
         raise FileNotFoundError(
             f"{path.absolute()}: not found; download.coco.folder of params.yaml must have "
             "train2017/, val2017/ and annotations/ as COCO 2017 ships them"
         )
+    return path
 
 
 def _size(image_hw: tuple[int, int]) -> str:

@@ -94,7 +94,8 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
         FileNotFoundError: a file is not there.
         ValueError: a file is of another form, or lacks one of the 300 classes.
     """
-    folder, categories = Path(params.folder), open_images_categories(params.division)
+    folder = Path(params.folder).expanduser()
+    categories = open_images_categories(params.division)
     by_name = {c.name: c.id for c in categories if c.split != "excluded"}
     category_ids = {label: by_name[name] for label, name in read_labels(folder, by_name).items()}
     ancestors = read_ancestors(folder / HIERARCHY, category_ids)

@@ -89,7 +89,10 @@ def draw_scene(recipe: Recipe, generator: np.random.Generator) -> Scene:
         generator.choice(len(recipe.count_probabilities), p=recipe.count_probabilities)
     )
     low, high = recipe.radius_in_crowd if wanted > 2 else recipe.radius
-    masks, areas, classes, colours = [], [], [], []
+    masks: list[np.ndarray] = []
+    areas: list[int] = []
+    classes: list[int] = []
+    colours: list = []
     tries = 0
     while len(classes) < wanted and (tries < MAX_TRIES or not classes):
         tries += 1

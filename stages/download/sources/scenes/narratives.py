@@ -176,7 +176,7 @@ def _unsteady(count: int, generator: np.random.Generator) -> np.ndarray:
 
 def _segments(points: np.ndarray) -> list[np.ndarray]:
     """Return the points in and close to the image, cut where the pointer was away."""
-    there = ((points[:, :2] >= -MARGIN) & (points[:, :2] <= 1 + MARGIN)).all(1)
+    there = np.all((points[:, :2] >= -MARGIN) & (points[:, :2] <= 1 + MARGIN), axis=1)
     pieces = np.split(np.arange(len(points)), np.flatnonzero(np.diff(there)) + 1)
     return [points[piece] for piece in pieces if there[piece[0]]]
 

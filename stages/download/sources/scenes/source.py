@@ -60,10 +60,12 @@ def make_example(params: ScenesParams, seed: int, task: SceneTask) -> Example:
         )
         for number in range(params.captions_per_image)
     ]
+    height, width = scene.image.shape[:2]
     image = EncodedImage(
         task.image_id,
         f"{task.split}_{task.image_id:06d}.jpg",
-        *scene.image.shape[:2],
+        height,
+        width,
         _encode(scene, params.jpeg_quality),
     )
     narrative = None

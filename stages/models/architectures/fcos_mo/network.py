@@ -36,7 +36,7 @@ from stages.models.architectures.fcos_mo.locations import (
 )
 from stages.models.architectures.fcos_mo.mask_head import MaskHead, mask_terms
 from stages.models.architectures.fcos_mo.params import NetworkParams
-from stages.models.detection.backbones import build_backbone
+from stages.models.detection.backbones import Backbone, build_backbone
 from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
 from stages.models.detection.global_batch import BatchRng, Counts, MicroBatchRng
 from stages.models.detection.params import PYRAMID_LEVELS
@@ -48,6 +48,8 @@ class Network(Detector):
     """The network; `losses` trains it, `detect` uses it."""
 
     classifier_name = "classifier_head.texts"
+    params: NetworkParams
+    backbone: Backbone
 
     def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
         """Build with fresh weights for classes with text embeddings float32 (C, D)."""

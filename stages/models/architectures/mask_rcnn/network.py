@@ -26,7 +26,7 @@ from stages.models.architectures.mask_rcnn.heads import (
 from stages.models.architectures.mask_rcnn.params import NetworkParams
 from stages.models.architectures.mask_rcnn.proposals import ProposalHead, ProposalNetwork
 from stages.models.backbones.roi_align import PyramidPooling, first_centre
-from stages.models.detection.backbones import REGION_STAGE_CHANNELS, build_backbone
+from stages.models.detection.backbones import REGION_STAGE_CHANNELS, Backbone, build_backbone
 from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
 from stages.models.detection.global_batch import BatchRng, MicroBatchRng, PartSampler
 from stages.models.detection.paste_masks import in_image
@@ -38,6 +38,8 @@ class Network(Detector):
     """The network; `losses` trains it, `detect` uses it."""
 
     classifier_name = "regions.box_predictor.classifier"
+    params: NetworkParams
+    backbone: Backbone
 
     def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
         """Build with fresh weights for classes with text embeddings float32 (C, D)."""
@@ -164,9 +166,9 @@ class Network(Detector):
         ]
 
 
-def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNetwork:
+def _proposal_network(params: NetworkParams, backbone: Backbone) -> ProposalNetwork:
     proposals = params.proposals
-    per_level = [(side,) for side in proposals.anchor_sizes]
+    per_level: list[tuple[float, ...]] = [(side,) for side in proposals.anchor_sizes]
     if params.backbone.kind == "resnet50_c4":
         per_level = [tuple(proposals.anchor_sizes)]
     ratios = (tuple(proposals.aspect_ratios),) * len(per_level)
@@ -192,7 +194,7 @@ def _proposal_network(params: NetworkParams, backbone: nn.Module) -> ProposalNet
 def _region_heads(
     params: NetworkParams,
     embeddings: torch.Tensor,
-    backbone: nn.Module,
+    backbone: Backbone,
     region_stage: nn.Module | None,
 ) -> RegionHeads:
     """Build the heads of a pyramid or, with a stage that is left to the regions, those of C4."""

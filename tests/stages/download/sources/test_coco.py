@@ -4,17 +4,29 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as hnp
 
 from stages.common.formats.captions import MentionFinder
 from stages.common.formats.images import read_images
-from stages.common.geometry.masks import decode_mask, encode_mask
+from stages.common.geometry.masks import check_rle, decode_mask, encode_mask
 from stages.download.__main__ import main
-from stages.download.examples import Example, Skipped
-from stages.download.params import CocoParams, MaxImages
+from stages.download.examples import (
+    NEITHER,
+    NO_AREA,
+    NO_IMAGE,
+    NO_MASK,
+    AnnotationFile,
+    Example,
+    Skipped,
+)
+from stages.download.params import CocoParams, DownloadParams, MaxImages
 from stages.download.photographs import is_held_out
+from stages.download.report import empty_reports, find_problems, notices, summarise
 from stages.download.sources.coco.classes import BASE, EXCLUDED, NOVEL, coco_category
 from stages.download.sources.coco.source import VAL, coco_source
 from tests.support.annotator import ANNOTATOR_YAML
+from tests.support.images_folder import phone_jpeg
 
 COCO_MINI = Path(__file__).parents[5] / "shared/coco-mini"
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 17, "name": "cat"}, {"id": 58, "name": "hot dog"}]
@@ -221,7 +233,9 @@ def test_a_missing_file_is_named_with_the_fix(tmp_path):
 def test_files_of_another_format_are_refused(tmp_path):
     path = write_coco(tmp_path) / "annotations/instances_val2017.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"categories": CATEGORIES[:1]}))
+    path.write_text(
+        json.dumps(content | {"categories": [*CATEGORIES, {"id": 2, "name": "bicycle"}]})
+    )
     with pytest.raises(ValueError, match=r"list different categories"):
         coco_source(make_params(tmp_path))
     path.write_text(json.dumps({"images": []}))
@@ -238,17 +252,202 @@ def test_images_outside_the_folder_are_refused(tmp_path):
         coco_source(make_params(tmp_path))
 
 
-def test_an_annotation_without_mask_is_named(tmp_path):
-    path = write_coco(tmp_path) / "annotations/instances_val2017.json"
-    content = json.loads(path.read_text())
-    del content["annotations"][0]["segmentation"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"annotation 21 of .*9\.jpg: KeyError\('segmentation'\)"):
-        make_all(make_params(tmp_path), "test")
-    content["annotations"][0]["segmentation"] = encode_mask(np.ones((3, 3), bool))
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"RLE of size \[3, 3\] for an image of size \[40, 60\]"):
-        make_all(make_params(tmp_path), "test")
+def change(folder: Path, name: str, path: tuple, value) -> Path:
+    """Put a value into an annotation file, or take what is there away if it is `GONE`."""
+    file = folder / f"annotations/{name}.json"
+    content = json.loads(file.read_text())
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    if value is GONE:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    file.write_text(json.dumps(content))
+    return folder
+
+
+GONE = object()
+RLE = encode_mask(np.pad(np.ones((20, 20), bool), ((5, 15), (10, 30))))
+RUNS = {"size": [40, 60], "counts": [405, *[20, 20] * 19, 20, 40 * 60 - 405 - 760 - 20]}
+BOX, MASK = [10.0, 5.0, 20.0, 20.0], np.s_[5:25, 10:30]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("iscrowd", GONE),
+        ("iscrowd", None),
+        ("iscrowd", False),
+        ("area", GONE),
+        ("area", None),
+        ("bbox", GONE),
+        ("bbox", []),
+        ("segmentation", SQUARE[0]),
+        ("segmentation", RLE),
+        ("segmentation", RUNS),
+        ("id", "21"),
+        ("id", 21.0),
+        ("image_id", "9"),
+        ("category_id", "17"),
+    ],
+)
+def test_what_other_tools_write_has_one_form_inside(tmp_path, key, value):
+    folder = change(write_coco(tmp_path), "instances_val2017", ("annotations", 0, key), value)
+    (example,) = make_all(make_params(folder), "test")
+    (annotation,) = example.annotations
+    assert decode_mask(annotation.pop("segmentation"), (40, 60))[MASK].sum() == 400
+    expected = {"id": 21, "image_id": 9, "category_id": 17, "bbox": BOX, "area": 400.0}
+    assert annotation == expected | {"iscrowd": 0}
+
+
+@pytest.mark.parametrize("value", [GONE, None, [], [[]], [[1, 2, 3, 4]]])
+def test_an_object_without_mask_is_kept_counted_and_named(tmp_path, value):
+    place = ("annotations", 0, "segmentation")
+    folder = change(write_coco(tmp_path), "instances_val2017", place, value)
+    source = coco_source(make_params(folder))
+    (annotation,) = make_all(make_params(folder), "test")[0].annotations
+    assert not decode_mask(annotation["segmentation"], (40, 60)).any()
+    assert (annotation["bbox"], annotation["area"]) == (BOX, 400.0)
+    assert source.files["instances_val2017.json"] == AnnotationFile(1, {NO_MASK: [21]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bbox": [10, 5, 0.5, 20]}, NO_AREA),
+        ({"bbox": [70, 5, 20, 20]}, NO_AREA),
+        ({"bbox": [10, 5, -20, 20]}, NO_AREA),
+        ({"bbox": None, "segmentation": None}, NEITHER),
+        ({"image_id": 10}, NO_IMAGE),
+    ],
+)
+def test_annotations_that_cannot_be_learned_are_counted_and_named(tmp_path, changes, reason):
+    folder = write_coco(tmp_path)
+    for key, value in changes.items():
+        change(folder, "instances_val2017", ("annotations", 0, key), value)
+    source = coco_source(make_params(folder))
+    assert source.files["instances_val2017.json"].unusable == {reason: [21]}
+    report = summarise(empty_reports(source), source)
+    told = [line for line in notices(report) if line.startswith("instances_val2017.json")]
+    assert told == [f"instances_val2017.json: 1 annotations {reason} (ids 21)"]
+    refused = [
+        line for line in find_problems(report, LENIENT) if line.startswith("instances_val2017")
+    ]
+    assert bool(refused) == (reason != NO_IMAGE)
+    assert all("1 of 1 annotations cannot be learned from" in line for line in refused)
+
+
+LENIENT = DownloadParams.model_construct(
+    max_skipped_fraction=1.0,
+    max_leaked_fraction=1.0,
+    max_unmatched_fraction=1.0,
+    max_missing_class_fraction=1.0,
+)
+ANNOTATION = r"instances_val2017\.json: annotation 21: "
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("annotations", 0, "segmentation"), [[1, 2, 3, float("nan"), 5, 6]], "expected finite"),
+        (("annotations", 0, "segmentation"), [[1, 2, 3, "4", 5, 6]], "expected finite numbers"),
+        (("annotations", 0, "segmentation"), [[1, 2, 3, 4, 5, 6, 7]], "a polygon of 7 numbers"),
+        (("annotations", 0, "segmentation"), "mask.png", "expected polygons or an RLE"),
+        (("annotations", 0, "segmentation"), {"counts": RLE["counts"]}, "has size and counts"),
+        (("annotations", 0, "segmentation"), RLE | {"size": [60, 40]}, r"of size \[60, 40\] for"),
+        (("annotations", 0, "segmentation"), RLE | {"counts": "garbage!"}, "RLE counts 'garbage!'"),
+        (("annotations", 0, "segmentation"), RLE | {"counts": RLE["counts"][:-4]}, "no runs that"),
+        (("annotations", 0, "segmentation"), RLE | {"counts": ""}, "add up to 40 × 60 pixels"),
+        (("annotations", 0, "segmentation"), RLE | {"counts": None}, "no runs that add up"),
+        (("annotations", 0, "segmentation"), RUNS | {"counts": [405, 20]}, "no runs that add up"),
+        (("annotations", 0, "segmentation"), RUNS | {"counts": [-1, 2401]}, "no runs that add up"),
+        (("annotations", 0, "bbox"), [10, 5, 20], "bbox: expected finite 4 numbers"),
+        (("annotations", 0, "bbox"), [10, 5, 20, float("inf")], "bbox: expected finite 4 numbers"),
+        (("annotations", 0, "area"), "large", "area: expected finite 1 numbers"),
+        (("annotations", 0, "iscrowd"), 2, "iscrowd is 2, expected 0 or 1"),
+        (("annotations", 0, "category_id"), 99, "category_id 99 is not among the file's categ"),
+        (("annotations", 0, "image_id"), "a.jpg", "image_id is 'a.jpg', expected a whole"),
+    ],
+)
+def test_annotations_that_are_none_are_refused_by_file_and_id(tmp_path, path, value, message):
+    folder = change(write_coco(tmp_path), "instances_val2017", path, value)
+    with pytest.raises(ValueError, match=ANNOTATION + f".*{message}"):
+        coco_source(make_params(folder))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("annotations", 1), instance(11, 2), "annotation id 11 is given twice"),
+        (("annotations", 0, "id"), GONE, "annotation: id is None, expected a whole number"),
+        (("annotations", 0, "id"), -1, "annotation: id is -1"),
+        (("images", 1, "id"), 3, "image id 3 is given twice"),
+        (("images", 1, "file_name"), "000000000003.jpg", "image file_name '.*3.jpg' is given twi"),
+        (("images", 1, "width"), None, "image 1: width is None"),
+        (("images", 1, "width"), 0, "image 1: is 0 × 40 pixels"),
+        (("categories", 1, "id"), 1, "category id 1 is given twice"),
+        (("categories", 1, "name"), None, "category 17: name is None"),
+        (("annotations",), {}, r"not a COCO file: it lacks \['annotations'\]"),
+    ],
+)
+def test_files_that_contradict_themselves_are_refused(tmp_path, path, value, message):
+    folder = change(write_coco(tmp_path), "instances_train2017", path, value)
+    with pytest.raises(ValueError, match=rf"instances_train2017\.json: {message}"):
+        coco_source(make_params(folder))
+
+
+@pytest.mark.parametrize("value", [GONE, 7])
+def test_captions_must_be_texts(tmp_path, value):
+    path = ("annotations", 1, "caption")
+    folder = change(write_coco(tmp_path), "captions_train2017", path, value)
+    with pytest.raises(ValueError, match=r"captions_train2017\.json: caption 2: caption is "):
+        coco_source(make_params(folder))
+
+
+def test_ids_may_begin_at_zero(tmp_path):
+    """For pycocotools' matching, annotation 0 is none: its object would count as missed."""
+    folder = write_coco(tmp_path)
+    change(folder, "instances_train2017", ("annotations", 0, "id"), 0)
+    change(folder, "instances_train2017", ("images", 1, "id"), 0)
+    change(folder, "instances_train2017", ("annotations", 0, "image_id"), "0")
+    change(folder, "captions_train2017", ("annotations", 0, "image_id"), 0)
+    change(folder, "instances_train2017", ("annotations", 2), instance(13, 2, iscrowd=1))
+    first = make_all(make_params(folder), "train")[0]
+    assert (first.image.image_id, [a["id"] for a in first.annotations]) == (0, [1])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("iscrowd", 1), ("segmentation", None), ("bbox", [10, 5, 0, 0]), ("category_id", 58)],
+)
+def test_a_split_without_an_object_to_learn_from_is_refused(tmp_path, key, value):
+    """Stage `finetune` would find that out after all trainings."""
+    folder = write_coco(tmp_path)
+    change(folder, "instances_train2017", ("annotations", 2), instance(13, 1, category_id=17))
+    change(folder, "instances_train2017", ("annotations", 0, "category_id"), 1)
+    assert not coco_source(make_params(folder)).problems
+    change(folder, "instances_train2017", ("annotations", 0, key), value)
+    (problem,) = coco_source(make_params(folder)).problems
+    assert "instances_train2017.json: none of the 3 annotations of training images is" in problem
+
+
+def test_an_image_that_was_annotated_upright_is_turned(tmp_path):
+    folder = write_coco(tmp_path)
+    encoded, _ = phone_jpeg(60, 40)
+    (folder / "val2017/000000000009.jpg").write_bytes(encoded)  # 40 × 60, turned by a tag
+    (example,) = make_all(make_params(folder), "test")
+    assert example.image.decode().shape == (40, 60, 3)
+    assert decode_mask(example.annotations[0]["segmentation"], (40, 60)).sum() == 400
+
+
+@given(hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, max_side=30)))
+def test_every_mask_is_a_right_rle_of_its_size_alone(mask):
+    rle, shape = encode_mask(mask), mask.shape
+    check_rle(rle, shape)
+    for size in ((shape[0] + 1, shape[1]), (shape[0], shape[1] + 1)):
+        with pytest.raises(ValueError, match="no runs that add up"):
+            check_rle(rle | {"size": list(size)}, size)
 
 
 def test_real_photographs(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from stages.download.photographs import check_ids, hashed_id
 from stages.download.sources.folder import folder_source, read_names
 from tests.support.annotator import ANNOTATOR_YAML
 from tests.support.images_folder import jpeg, turned
+
+CP1252 = r"captions\.csv: byte 30 \(0xe9\) is not utf-8; save the file as UTF-8"
+NO_MARK = r"captions\.csv: byte 1 is 0, as in UTF-16 without its mark; save the file as UTF-8"
 
 
 def write_folder(folder: Path) -> Path:
@@ -105,6 +109,35 @@ def test_narratives_stand_in_for_captions(tmp_path):
     assert source.narratives.image_id("a.jpg") == ids["a.jpg"]
 
 
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ("file_name,caption\na.jpg,a cat, a dog\n", ["a cat, a dog"]),
+        ('file_name,caption\na.jpg,"a ""big"" cat, asleep"\n', ['a "big" cat, asleep']),
+        ('file_name,caption\na.jpg,a 5" plate\na.jpg,a cat\n', ['a 5" plate', "a cat"]),
+        ('file_name, caption\na.jpg,"a cat\non a bed"\r\n\r\n', ["a cat on a bed"]),
+        ("id,caption,file_name\n7,a cat,a.jpg\n", ["a cat"]),
+        ("\ufefffile_name,caption\na.jpg,un cafe\u0301\n", ["un caf\u00e9"]),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_caption_is_the_whole_text_of_its_row(tmp_path, text, captions, encoding):
+    folder = write_folder(tmp_path)
+    (folder / "captions.csv").write_bytes(text.removeprefix("\ufeff").encode(encoding))
+    if encoding == "utf-8":
+        (folder / "captions.csv").write_text(text, encoding="utf-8", newline="")
+    assert list(make_all(folder, "train")["a.jpg"].captions) == captions
+
+
+def test_names_may_have_comments_and_accents(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("# my classes\n\ncat: kitty  # at home\ncafe\u0301\n   # that is all\n")
+    categories = read_names(path)
+    assert [category.name for category in categories] == ["cat", "caf\u00e9"]
+    assert categories[0].forms == ("cat", "cats", "kitty", "kitties")
+    assert MentionFinder(categories).classes(["a caf\u00e9"]) == {2}
+
+
 def test_captions_as_json(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "captions.csv").unlink()
@@ -139,6 +172,35 @@ def test_images_are_turned_upright(tmp_path):
         ),
         ("captions.csv", "image,text\n", r"captions\.csv: has no column caption and file_name"),
         ("captions.csv", "file_name,caption\na.jpg\n", r"captions\.csv, row 2: has no caption"),
+        (
+            "captions.csv",
+            "caption,file_name\na cat, a dog,a.jpg\n",
+            r"captions\.csv, row 2: has too many columns; put a caption's commas within quotes",
+        ),
+        (
+            "captions.csv",
+            'file_name,caption\n\na.jpg,"a cat\nb/c.JPG,a dog\nd.png,the sign "\n',
+            r"captions\.csv, row 3: a quote opens that does not close before the row of 'b/c\.JPG'",
+        ),
+        (
+            "captions.csv",
+            'file_name,caption\na.jpg,a cat\nb/c.JPG,"a dog\n',
+            r"captions\.csv, row 3: unexpected end of data; put the whole caption within quotes",
+        ),
+        (
+            "captions.csv",
+            'file_name,caption\na.jpg,"a cat" and a dog\n',
+            r"captions\.csv, row 2: ',' expected after '\"'; put the whole caption within quotes",
+        ),
+        ("captions.csv", "file_name,caption\na.jpg,un caf\xe9\n".encode("cp1252"), CP1252),
+        ("captions.csv", "file_name,caption\na.jpg,a cat\n".encode("utf-16-le"), NO_MARK),
+        ("captions.csv", b"\xff\xfef\x00", r"captions\.csv: has no column caption and file_name"),
+        ("captions.csv", b"\xff\xfef", r"captions\.csv: byte 2 \(0x66\) is not utf-16"),
+        ("names.txt", "caf\xe9\n".encode("cp1252"), r"names\.txt: byte 3 \(0xe9\) is not utf-8"),
+        ("names.txt", "0: cat\n1: dog\n", r"line 1: '0' is no name; write the class alone, 'cat'"),
+        ("names.txt", "cat\n- dog\n", r"names\.txt, line 2: '- dog' begins with '-'; .*, 'dog'"),
+        ("names.txt", "1. cat\n", r"names\.txt, line 1: '1\. cat' begins with '1\.'; .*, 'cat'"),
+        ("names.txt", "cat, dog\n", r"names\.txt, line 1: 'cat, dog' has a comma; write one class"),
         ("captions.json", "{}", r"has captions\.csv and captions\.json; remove one"),
         ("names.txt", None, r"names\.txt: not found; download\.folder\.path of params\.yaml"),
         ("names.txt", "\n\n", r"names\.txt: names no class; write one per line"),
@@ -149,7 +211,8 @@ def test_files_of_another_form_are_refused(tmp_path, name, content, message):
     folder = write_folder(tmp_path)
     (folder / name).unlink(missing_ok=True)
     if content is not None:
-        (folder / name).write_text(content)
+        encoded = content if isinstance(content, bytes) else content.encode()
+        (folder / name).write_bytes(encoded)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         folder_source(make_params(folder))
 
@@ -337,3 +400,30 @@ def test_there_must_be_ground_truth_to_ask(tmp_path):
         is_annotated(tmp_path / "train.json")
     (tmp_path / "train.json").write_text('{"annotations": [], "categories": [], "images": []}')
     assert is_annotated(tmp_path / "train.json")
+
+
+def test_files_that_cannot_be_read_are_named_and_counted(tmp_path, source):
+    """/proc/self/mem stands for a file without read permission, which root can read."""
+    (source / "train/a.jpg").unlink()
+    (source / "train/a.jpg").symlink_to("/proc/self/mem")
+    (source / "train/._a.jpg").write_bytes(b"of macOS")
+    (source / "test/thin.png").write_bytes(jpeg(8, 3000))
+    (source / os.fsdecode(b"test/caf\xe9.jpg")).write_bytes(jpeg(20, 20))
+    write_params(tmp_path, source, missing=1.0)
+    params = tmp_path / "params.yaml"
+    params.write_text(params.read_text().replace("skipped_fraction: 0.5", "skipped_fraction: 0.7"))
+    main()
+    report = read_report()
+    skipped = {
+        Path(one["file_name"]).name: one["reason"]
+        for split in ("train", "test")
+        for one in report["splits"][split]["skipped"]
+    }
+    assert skipped == {
+        "a.jpg": "cannot be read: Input/output error",
+        "d.png": "has no caption",
+        "thin.png": "is 3000 × 8 pixels, thinner than 1 : 25; crop it",
+    }
+    assert report["ignored_files"]["train"]["first"] == ["._a.jpg"]
+    shown = json.loads(Path("data/download/ground_truth/test.json").read_text())["images"]
+    assert {image["file_name"] for image in shown} == {"caf%E9.jpg", "new.jpg"}

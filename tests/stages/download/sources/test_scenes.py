@@ -90,6 +90,18 @@ def test_the_divisions_take_turns_through_all_classes():
         ("tv", "tvs"),
         ("computer mouse", "computer mice"),
         ("hot dog", "hot dogs"),
+        ("wolf", "wolves"),
+        ("leaf", "leaves"),
+        ("bookshelf", "bookshelves"),
+        ("roof", "roofs"),
+        ("giraffe", "giraffes"),
+        ("wisdom tooth", "wisdom teeth"),
+        ("foot", "feet"),
+        ("mongoose", "mongooses"),
+        ("policeman", "policemen"),
+        ("snowwoman", "snowwomen"),
+        ("human", "humans"),
+        ("ottoman", "ottomans"),
     ],
 )
 def test_plural(noun, expected):

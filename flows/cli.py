@@ -1,0 +1,391 @@
+"""The command line: `ovis-dag <command>`, or `python -m flows <command>`.
+
+Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped. A command imports what it needs when it
+runs: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
+"""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+PROGRAM = "ovis-dag"
+COMPLETE = "_OVIS_DAG_COMPLETE"  # variable by which a shell asks click for completions
+STOPPED = 130
+FIXES = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "take a checkout that can be written",
+    errno.EACCES: "take a checkout that this user can write",
+    errno.EPERM: "take a checkout that this user can write",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return the process's exit code."""
+    try:
+        code = app(arguments, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE)
+        return code or 0
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else PROGRAM
+        return _tell(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
+    except click.Abort:
+        return _tell("stopped; run the same again to go on from here", STOPPED)
+    except ValueError as error:
+        return _tell(error, 2)
+    except RuntimeError as error:
+        return _tell(error, 1)
+    except OSError as error:
+        if error.errno not in FIXES:
+            raise
+        return _tell(f"{error}; {FIXES[error.errno]} and run the same again", 1)
+
+
+def _tell(what: object, code: int) -> int:
+    print(f"{PROGRAM}: {what}", file=sys.stderr)
+    return code
+
+
+def _project() -> Path:
+    """Return this folder, which is the project's, once the environment has its settings.
+
+    Raises:
+        ValueError: it has code of its own, which is not what runs.
+    """
+    from flows.environment import apply_settings
+
+    root, code = Path.cwd(), Path(__file__).parent
+    if (root / code.name).is_dir() and not code.samefile(root / code.name):
+        raise ValueError(
+            f"{root} has code of its own, and this command runs that of {code.parent}; run"
+            " `python -m flows` here, or `pip install -e .`"
+        )
+    apply_settings(root)
+    return root
+
+
+def _complete(
+    names: Callable[[], Iterable[str]],
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return what completes a word by names that are read when a shell asks."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        try:
+            return [name for name in names() if name.startswith(incomplete)]
+        except Exception:  # such as a broken file: the line being typed is no place to tell it
+            return []
+
+    return complete
+
+
+def _stages() -> Iterable[str]:
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe").load(Path("dvc.yaml"))["stages"]
+
+
+def _profiles() -> Iterable[str]:
+    return sorted(path.stem for path in Path("experiments").glob("*.yaml"))
+
+
+def _params() -> Iterable[str]:
+    from flows.overlay import flatten, read_params
+
+    return [f"{key}=" for key, _ in flatten(read_params(Path()), ".")]
+
+
+def _models() -> Iterable[str]:
+    from flows.predictor import MODELS
+
+    return MODELS
+
+
+targets_argument = click.argument("targets", nargs=-1, shell_complete=_complete(_stages))
+cores_option = click.option(
+    "--cores", type=click.IntRange(min=1), help="Cores to keep busy; all by default."
+)
+pools_option = click.option("--pools", is_flag=True, help="Run stages on workers, not here.")
+
+
+class _InOrder(click.Group):
+    """Lists its commands as they stand below: what everyone needs comes first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name=PROGRAM)
+def app() -> None:
+    """Mask-free OVIS as an experiment that anyone can rerun to the byte."""
+
+
+@app.command()
+@targets_argument
+@cores_option
+@pools_option
+def run(targets: tuple[str, ...], cores: int | None, pools: bool) -> int:
+    """Run the experiment, as far as it is not done.
+
+    TARGETS are stages, with all that they need; all by default.
+    """
+    root = _project()
+    from flows.execution import execute
+
+    return int(not execute(root, list(targets) or None, cores, pools))
+
+
+@app.command()
+@targets_argument
+def plan(targets: tuple[str, ...]) -> None:
+    """Say what a run would do, and why; run nothing.
+
+    TARGETS are stages, with all that they need; all by default.
+    """
+    root = _project()
+    from flows.dvc.plan import make_plan
+    from flows.stage import Preflight
+    from flows.table import plan_table, summarize_plan
+
+    steps = make_plan(root, list(targets) or None)
+    Preflight(root, steps).finish()
+    print(plan_table(steps))
+    print("\n" + summarize_plan(steps))
+
+
+@app.command()
+@click.argument("name", shell_complete=_complete(_profiles))
+def profile(name: str) -> None:
+    """Merge experiments/NAME.yaml into params.yaml."""
+    root = _project()
+    from flows.overlay import apply_profile
+
+    for change in apply_profile(root, name):
+        print(change)
+    print("`git checkout params.yaml` takes the default back")
+
+
+@app.command()
+@click.option("--mirror", metavar="FOLDER|ADDRESS", help="That has the same files.")
+@click.option("--workers", type=click.IntRange(1, 128), help="Images at once; 32 by default.")
+def fetch(**options: Any) -> int:
+    """Fetch the COCO or Open Images files that params.yaml wants."""
+    return _run_module(_project(), "fetch", **options)
+
+
+@app.command()
+@click.argument("images", type=click.Path())
+@click.option("--names", help="Comma-separated; those of the training by default.")
+@click.option(
+    "--model",
+    help="finetune, detector, a folder, or an MLflow URI; the best there is by default.",
+    shell_complete=_complete(_models),
+)
+@click.option("--output", type=click.Path(), help="Folder; data/predict by default.")
+@click.option(
+    "--min-score", type=click.FloatRange(0, 1), help="Of a shown instance; 0.3 by default."
+)
+@click.option("--allow-unknown", is_flag=True, help="Only warn of words the model never read.")
+@click.option("--no-overlays", is_flag=True, help="Write predictions.json alone.")
+def predict(images: str, model: str | None, **options: Any) -> int:
+    """Find and outline objects of any names in new images.
+
+    IMAGES is an image, or a folder of them.
+    """
+    root = _project()
+    from flows.predictor import find
+
+    return _run_module(root, "predict", images, model=find(root, model), **options)
+
+
+def _run_module(root: Path, module: str, *arguments: str, **options: Any) -> int:
+    """Run `python -m module` with the options that are given, and return its exit code."""
+    import subprocess
+
+    command = [sys.executable, "-m", module, *arguments]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            option = f"--{name.replace('_', '-')}"
+            command.append(option if value is True else f"{option}={value}")
+    return subprocess.run(command, cwd=root).returncode
+
+
+@app.command()
+@targets_argument
+@click.option(
+    "-S",
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE,VALUE",
+    help="One axis.",
+    shell_complete=_complete(_params),
+)
+@click.option(
+    "--points",
+    type=click.Path(path_type=Path),
+    help="YAML list of points, each a mapping of params to values.",
+)
+@click.option("--name", help="Of the sweep; by default its params.")
+@click.option("--plan", "only_plan", is_flag=True, help="Only say what would run.")
+@click.option("--over", default="seed", help="Param over which mean and spread are taken.")
+@click.option("--metric", multiple=True, help="Pattern such as 'evaluation/*/novel/*/AP50'.")
+@click.option("--best", help="Metric of which the best point is looked for.")
+@click.option(
+    "--direction", type=click.Choice(["max", "min"]), default="max", help="Which value is best."
+)
+@cores_option
+@pools_option
+def sweep(
+    targets: tuple[str, ...],
+    settings: tuple[str, ...],
+    points: Path | None,
+    name: str | None,
+    only_plan: bool,
+    over: str,
+    metric: tuple[str, ...],
+    best: str | None,
+    direction: str,
+    cores: int | None,
+    pools: bool,
+) -> int:
+    """Compare params: run a grid of them, shared stages once.
+
+    TARGETS are stages, with all that they need; all by default.
+    """
+    root = _project()
+    from flows.execution import MLFLOW_PAGE, require_fleet
+    from flows.sweeps.plan import plan_sweep, run_points
+    from flows.sweeps.points import make_points, sweep_name
+    from flows.sweeps.report import BEST, METRICS, Question, count_outcomes
+    from flows.sweeps.worktrees import only_sweep, results_folder
+
+    grid = make_points(root, settings, points, targets or None)
+    if pools:
+        require_fleet(root)
+    if only_plan:
+        with only_sweep(root):
+            planned = plan_sweep(root, grid)
+        print(f"{planned.table()}\n\n{planned.summary()}")
+        return 0
+    question = Question(metric or METRICS, best or BEST, direction, over)
+    title = sweep_name(grid, name)
+    results = run_points(root, title, grid, cores, question, pools)
+    print(f"\n{count_outcomes(results)}\nAll of it  {results_folder(root, title)}")
+    print(f"Metrics    {MLFLOW_PAGE}; `dvc exp show` has the points too")
+    return int(any(result.failed for result in results))
+
+
+@app.command()
+@click.argument("seeds", nargs=-1, type=click.IntRange(min=0))
+@click.option("--table", is_flag=True, help="Measure nothing: the table of what is measured.")
+@click.option(
+    "--accept-older", is_flag=True, help="Count records of other params, code or packages, too."
+)
+@cores_option
+@pools_option
+def claims(
+    seeds: tuple[int, ...], table: bool, accept_older: bool, cores: int | None, pools: bool
+) -> None:
+    """Measure the claims, each seed once, into docs/claims.
+
+    SEEDS are 1 2 3 by default.
+    """
+    if seeds and table:
+        raise click.UsageError("--table measures no seeds")
+    root = _project()
+    from flows.claims.measure import measure_claims
+
+    if pools:
+        from flows.execution import require_fleet
+
+        require_fleet(root)
+    measured = [] if table else list(seeds) or [1, 2, 3]
+    print(measure_claims(root, measured, cores, accept_older, pools))
+
+
+@app.command()
+def verify() -> int:
+    """Hash all results and their copies; compare with dvc.lock."""
+    root = _project()
+    from flows.dvc.records import find_damage
+
+    count, damage = find_damage(root)
+    print("\n".join(damage) or f"dvc.lock: all {count} outputs are as it says")
+    return int(bool(damage))
+
+
+@app.command()
+def readme() -> None:
+    """Write the generated tables of README.md and docs/."""
+    root = _project()
+    from flows.readme import write_readme
+
+    print(f"Tables: {', '.join(write_readme(root)) or 'nothing'} changed")
+
+
+@app.command()
+def schema() -> int:
+    """Write the schemas of params.yaml and profiles, and their page."""
+    return _run_module(_project(), "stages.schema")
+
+
+@app.command()
+def pools() -> None:
+    """Make work pools and deployments on a Prefect server."""
+    root = _project()
+    from flows.workers.pools import make_pools
+
+    print("\n".join(make_pools(root)))
+
+
+@app.command()
+@click.option("--pool", required=True, help="cpu or gpu.")
+@click.option("--name", help="As shown in Prefect; by default host, pool and PID.")
+@click.option("--stages", type=click.IntRange(min=1), help="How many at once.")
+def worker(pool: str, name: str | None, stages: int | None) -> None:
+    """Run stages of one pool in this clone until it is stopped."""
+    root = _project()
+    from flows.workers.worker import become_worker
+
+    become_worker(root, pool, name, stages)
+
+
+@app.command()
+def ui() -> None:
+    """Open the MLflow page on http://127.0.0.1:5000."""
+    _project()
+    store = os.environ["MLFLOW_TRACKING_URI"]
+    _become("mlflow", "ui", "--host=127.0.0.1", "--port=5000", f"--backend-store-uri={store}")
+
+
+@app.command()
+def prefect() -> None:
+    """Open Prefect's pages on http://127.0.0.1:4200."""
+    _project()
+    _become("prefect", "server", "start", "--host=127.0.0.1", "--port=4200")
+
+
+def _become(program: str, *arguments: str) -> NoReturn:
+    """Go on as another program of this environment."""
+    path = Path(sys.executable).with_name(program)
+    os.execv(path, [str(path), *arguments])
+
+
+@app.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete this command."""
+    from click.shell_completion import get_completion_class
+
+    script = get_completion_class(shell)
+    assert script is not None
+    print(script(app, {}, PROGRAM, COMPLETE).source())

@@ -1,0 +1,157 @@
+"""Resume points of trainings on the DVC remote: another machine goes on where one was lost.
+
+A stage keeps its points in .resume (stages/common/runtime/checkpoints.py), which a worker links to
+a folder of its own per result. The remote has them under resume/<key of the result>: files named by
+their hash, then an index of them, so that whoever reads gets a whole point or none. All of it may
+be deleted at any time; trainings then begin anew.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flows.dvc.remote import open_remote
+
+FOLDER = "resume"  # on the remote
+INDEX, STARTS = "index.json", "starts.json"
+MOST_BYTES = 8 * 2**30  # of one stage; VGG16 and its moments have 1.1 GB
+NAME = re.compile(
+    r"[\w-][\w.-]*/[\w-][\w.-]*"
+)  # fingerprint/file; what begins with a dot is partial
+
+
+class ResumePoint:
+    """The resume point of one result, here and on the remote."""
+
+    def __init__(self, root: Path, folder: Path, key: str) -> None:
+        """Keep that of the result `key` in `folder`, and on the remote of the project at `root`."""
+        self._root, self._folder, self._key = root, folder, key
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._index = folder / INDEX  # of the remote's point that is here, or was and went on
+        self._pushed: dict[str, tuple[int, int]] = {}  # size and time of change
+
+    def pull(self, log: Callable[[str], None]) -> None:
+        """Bring the remote's point here, unless what is here went on from it.
+
+        Raises:
+            RemoteError: the remote failed.
+        """
+        with open_remote(self._root) as (_, remote):
+            index = _read(remote, self._place(remote, INDEX))
+            if not index or (self._index.is_file() and self._index.read_bytes() == index):
+                return
+            self._clear()
+            try:
+                for name, md5 in json.loads(index)["files"].items():
+                    if not NAME.fullmatch(name):
+                        raise ValueError(f"{name!r} is no name of a resume point")
+                    path = self._folder / name
+                    path.parent.mkdir(exist_ok=True)
+                    remote.fs.get_file(self._place(remote, md5), str(path))
+                    if _md5(path) != md5:
+                        raise ValueError(f"{name} is damaged")
+            except (ValueError, KeyError, AttributeError, FileNotFoundError) as error:
+                self._clear()
+                log(f"the resume point on the remote is of no use ({error}); beginning anew")
+                return
+            self._index.write_bytes(index)
+            log("goes on from the resume point of another start")
+
+    def push(self, log: Callable[[str], None]) -> None:
+        """Bring the point to the remote if it changed since the last time.
+
+        Raises:
+            RemoteError: the remote failed.
+        """
+        files = {
+            path.relative_to(self._folder).as_posix(): path for path in self._folder.glob("*/*")
+        }
+        files = {name: path for name, path in sorted(files.items()) if NAME.fullmatch(name)}
+        held = self._folder / ".held"
+        with open_remote(self._root) as (_, remote):
+            hashes, facts = {}, {}
+            for name, path in files.items():
+                try:
+                    held.unlink(missing_ok=True)
+                    os.link(path, held)  # the stage may put the next point in its place meanwhile
+                except FileNotFoundError:  # the stage is done
+                    continue
+                status = held.stat()
+                facts[name] = (status.st_size, status.st_mtime_ns)
+            if not facts or facts == self._pushed:
+                return
+            if (total := sum(size for size, _ in facts.values())) > MOST_BYTES:
+                log(f"its resume point has {total >> 20} MiB, too many for the remote")
+                return
+            for name in facts:
+                held.unlink(missing_ok=True)
+                os.link(files[name], held)
+                hashes[name] = _md5(held)
+                if not remote.fs.exists(self._place(remote, hashes[name])):
+                    remote.fs.put_file(str(held), self._place(remote, hashes[name]))
+            index = json.dumps({"files": hashes}, sort_keys=True).encode()
+            remote.fs.fs.pipe_file(self._place(remote, INDEX), index)
+            self._index.write_bytes(index)
+            self._pushed = facts
+            for path in remote.fs.find(self._place(remote)):
+                if remote.fs.name(path) not in (INDEX, STARTS, *hashes.values()):
+                    remote.fs.remove(path)
+
+    def count_start(self, run: str, start: int) -> int:
+        """Return how many starts of a run, up to this one, had no other point than this has.
+
+        Args:
+            run: whose starts are counted.
+            start: number of this one, from 1 on.
+
+        Raises:
+            RemoteError: the remote failed.
+        """
+        point = hashlib.md5(self._index.read_bytes()).hexdigest() if self._index.is_file() else ""
+        if start == 1 and not point:
+            return 1
+        with open_remote(self._root) as (_, remote):
+            place = self._place(remote, STARTS)
+            last = json.loads(_read(remote, place) or b"{}")
+            since = start if point else 1
+            if (last.get("run"), last.get("point")) == (run, point):
+                since = last["since"]
+            facts = {"run": run, "point": point, "since": since}
+            remote.fs.makedirs(remote.fs.parent(place), exist_ok=True)
+            remote.fs.fs.pipe_file(place, json.dumps(facts).encode())
+        return start - since + 1
+
+    def remove(self) -> None:
+        """Forget the point here and on the remote: the stage is done.
+
+        Raises:
+            RemoteError: the remote failed.
+        """
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with open_remote(self._root) as (_, remote):
+            if remote.fs.exists(place := self._place(remote)):
+                remote.fs.remove(remote.fs.find(place))
+
+    def _clear(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+
+    def _place(self, remote: Any, *name: str) -> str:
+        return remote.fs.join(remote.path, FOLDER, self._key, *name)
+
+
+def _read(remote: Any, path: str) -> bytes:
+    try:
+        return remote.fs.fs.cat_file(path)
+    except FileNotFoundError:
+        return b""
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

@@ -1,0 +1,103 @@
+"""One execution of the experiment: bring its stages up to date, then say what came of it."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from flows.dvc.plan import make_plan
+from flows.graph import Outcome, Status, Step
+from flows.journal import is_edited, last_seconds, was_tracked
+from flows.server import LocalServer, call_flow
+from flows.table import (
+    name_execution,
+    read_results,
+    read_supervision,
+    results_table,
+    stages_table,
+)
+
+MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+
+
+def execute(root: Path, targets: list[str] | None, cores: int | None, pools: bool) -> bool:
+    """Bring the targets up to date through Prefect, show the results, and say if all went well.
+
+    With nothing to do, neither Prefect nor its server is imported: they take 15 s.
+
+    Args:
+        root: the repository.
+        targets: stages, with all that they need; all stages if None.
+        cores: to keep busy; all if None.
+        pools: run stages on workers, not here.
+
+    Raises:
+        ValueError: the project or its params are wrong, or workers could not do what it says.
+    """
+    started = time.monotonic()
+    server = LocalServer(root)
+    if pools:
+        require_fleet(root)
+    elif is_edited(root):
+        server.start()  # beside the plan, which will hardly be empty
+    steps = make_plan(root, targets)
+    if any(step.status is not Status.UP_TO_DATE for step in steps):
+        from flows.stage import Preflight
+
+        check = None if pools else Preflight(root, steps).finish  # workers have the weights
+        outcomes, failed = call_flow(
+            root,
+            "flows.flow:experiment",
+            targets,
+            cores,
+            pools,
+            run_name=name_execution(steps),
+            check=check,
+            server=server,
+        )
+    else:
+        server.stop()
+        outcomes, failed = _unchanged(steps), False
+        if not was_tracked(root, os.environ["MLFLOW_TRACKING_URI"]):
+            from flows.tracking import Tracking
+
+            Tracking(root, name_execution(steps)).publish([step.stage for step in steps], outcomes)
+    _report(root, steps, outcomes, time.monotonic() - started)
+    return not failed
+
+
+def require_fleet(root: Path) -> None:
+    """Tell which commit workers would work at.
+
+    Raises:
+        ValueError: they could not do what this working tree says.
+    """
+    from flows.dvc.project import load_graph
+    from flows.dvc.remote import check_remote
+    from flows.workers.request import take_snapshot
+
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
+    commit = take_snapshot(root, load_graph(root)).commit
+    print(f"Workers work at commit {commit[:12]}, with results through {check_remote(root)}")
+
+
+def _unchanged(steps: list[Step]) -> list[Outcome]:
+    return [Outcome(step.stage.name, step.stage.group, "unchanged") for step in steps]
+
+
+def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: float) -> None:
+    print("\n" + stages_table(outcomes, last_seconds(root)))
+    failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
+    if not failed:
+        print("\n" + results_table(read_results(root), read_supervision(root)))
+    images = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
+    print(f"\nImages  {'  '.join(path for path in images if (root / path).is_file()) or '–'}")
+    print(f"Metrics   {MLFLOW_PAGE}")
+    if all(outcome.outcome == "unchanged" for outcome in outcomes):
+        print(f"Nothing to do: all {len(outcomes)} stages and shards are up to date", end=" ")
+    else:
+        print("Done" if not failed else "Not done", end=" ")
+    print(f"({seconds:.1f} s)")
+    for outcome in failed:
+        print(f"\n{outcome.message}", file=sys.stderr)

@@ -1,0 +1,192 @@
+"""Where stages run: this machine or a fleet, for one worktree or for all those of a sweep.
+
+A result has one key, DVC's own hash of command, params and inputs. Whoever asks for a key that is
+being made waits for it and takes it out of the run cache.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from flows.dvc.remote import RemoteError, fetch_result, has_remote, result_key
+from flows.graph import DagError, Outcome, Stage
+from flows.resources import (
+    CoreBudget,
+    CoresClosedError,
+    DeviceError,
+    DeviceSlots,
+    Reservation,
+)
+from flows.stage import StageFailedError, StageRunner
+
+WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.runtime.parallel.num_workers
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+Log = Callable[[str], None]
+
+
+class Maker(Protocol):
+    """Brings stages of one worktree up to date."""
+
+    def run(self, stage: Stage, order: int, log: Log) -> Outcome:
+        """Make the stage, or take its result from where it is; the lowest `order` goes first.
+
+        Raises:
+            StageFailedError: the stage failed, or was stopped.
+        """
+
+    def stop(self) -> None:
+        """Stop what runs and start no more."""
+
+
+class Place:
+    """Makes the stages of all worktrees of an execution, each result once."""
+
+    def __init__(self, makers: Mapping[Path, Maker]) -> None:
+        """Take the maker of each worktree."""
+        self._makers = makers
+        self._ends: dict[str, Future[None]] = {}  # of results that were asked for, by key
+        self._guard = threading.Lock()
+
+    def run(self, folder: Path, stage: Stage, order: int, log: Log) -> Outcome:
+        """Bring one stage of the worktree up to date; who wants the same result waits for it.
+
+        Raises:
+            StageFailedError: the stage failed, here or in the other worktree, or was stopped.
+        """
+        maker = self._makers[folder]
+        if len(self._makers) == 1 or not stage.command:
+            return maker.run(stage, order, log)  # nobody else can want it
+        mine: Future[None] = Future()
+        with self._guard:
+            first = self._ends.setdefault(_key(folder, stage), mine)
+        if first is not mine:
+            first.result()
+            return maker.run(replace(stage, cores=1, gpus=0), order, log)  # only restores
+        try:
+            outcome = maker.run(stage, order, log)
+        except BaseException as error:
+            mine.set_exception(error)
+            raise
+        mine.set_result(None)
+        return outcome
+
+    def stop(self) -> None:
+        """Stop what runs and start no more."""
+        for maker in self._makers.values():
+            maker.stop()
+
+
+def _key(folder: Path, stage: Stage) -> str:
+    try:
+        return result_key(folder, stage.name)
+    except DagError as error:
+        raise StageFailedError(f"{stage.name}: {error}") from error
+
+
+class Machine:
+    """Runs the stages of one worktree here, as many at once as cores and devices allow."""
+
+    def __init__(self, root: Path, budget: CoreBudget, label: str = "") -> None:
+        """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
+        self._root = root
+        self._budget = budget
+        self._label = label
+        self._slots = DeviceSlots()
+        self._runner = StageRunner(root, echo=lambda line: _tell(f"{label}{line}"))
+        self._runner.load()
+        self._asks_remote: bool | None = None  # not known yet
+        self._asking = threading.Lock()
+
+    def run(self, stage: Stage, order: int, log: Log) -> Outcome:
+        """As `Maker.run`; what is on the DVC remote is not computed.
+
+        Raises:
+            StageFailedError: the stage failed or was stopped.
+        """
+        if stage.command and self._is_there(stage):
+            return self._runner.run(stage, log)  # only restores, so it needs no room
+        # The device first: a stage that waits for one must not keep cores from others.
+        with (
+            self._devices(stage) as devices,
+            self._cores(stage.name, stage.cores, order) as cores,
+        ):
+            visible = devices.environment
+            log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
+            workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
+            return self._runner.run(stage, log, {**visible, **workers}, devices.lock)
+
+    @contextmanager
+    def _devices(self, stage: Stage) -> Iterator[Reservation]:
+        try:
+            with self._slots.reserve(stage.gpus) as devices:
+                yield devices
+        except DeviceError as error:
+            raise StageFailedError(f"{stage.name}: {error}") from error
+
+    @contextmanager
+    def _cores(self, label: str, wanted: int, order: int) -> Iterator[int]:
+        try:
+            with self._budget.reserve(wanted, order) as cores:
+                yield cores
+        except CoresClosedError as error:
+            raise StageFailedError(f"{label}: {error}") from error
+
+    def _is_there(self, stage: Stage) -> bool:
+        """Say whether the result is in the local cache, after a look at the remote if there is one.
+
+        A remote that fails is not asked again: what is not there can be computed.
+        """
+        with self._asking:
+            if self._asks_remote is None:
+                self._asks_remote = has_remote(self._root)
+        try:
+            return self._asks_remote and fetch_result(self._root, stage.name)
+        except RemoteError as error:
+            self._asks_remote = False
+            _tell(f"{self._label}[{stage.name}] {error}; not looked for results there any more")
+        except DagError as error:
+            _tell(f"{self._label}[{stage.name}] not looked for on the remote: {error}")
+        return False
+
+    def stop(self) -> None:
+        """Stop running stages and start no more."""
+        self._budget.close()
+        self._slots.close()
+        self._runner.stop()
+
+
+def _tell(line: str) -> None:
+    with suppress(OSError):  # the terminal was closed; stages still have to be stopped
+        print(line, flush=True)
+
+
+@contextmanager
+def interruptible(stop: Callable[[], None]) -> Iterator[None]:
+    """Within the block Ctrl-C, SIGTERM and SIGHUP call `stop` before they stop this process.
+
+    SIGHUP comes when the terminal is closed; under `nohup` it stays ignored.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        stop()
+        _tell(f"\nStopping on {signal.Signals(number).name} …")
+        raise KeyboardInterrupt
+
+    wanted = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,58 @@
+"""Room on a worker's disk. `python -m flows.workers.space` frees its cache; workers do by need."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from flows.dvc.cache import free_cache
+from flows.dvc.remote import RemoteError
+from flows.graph import DagError
+from flows.workers.workspace import pause_pulls, workspaces
+
+MIN_FREE_BYTES = 64 * 2**20  # below it nothing is started
+LOW, ENOUGH = 0.1, 0.2  # of the disk: below the one the cache is freed until the other,
+LOW_BYTES = 50 * 2**30  # or below so much, until twice that
+FULL_DISK = "No space left on device"
+
+Log = Callable[[str], None]
+
+
+class UnfitError(RuntimeError):
+    """This worker cannot do it and another may; the message says what to mend here."""
+
+
+def require_space(clone: Path, log: Log) -> None:
+    """Free the cache if the disk runs low, and raise if there is still too little room.
+
+    Raises:
+        UnfitError: as said.
+    """
+    disk = shutil.disk_usage(clone)
+    if disk.free < min(LOW * disk.total, LOW_BYTES):
+        try:
+            enough = min(ENOUGH * disk.total, 2 * LOW_BYTES)
+            log(f"{clone}: {free_space(clone, enough - disk.free)}")
+        except (RemoteError, DagError) as error:
+            log(f"{clone}: its cache cannot be freed: {error}")
+    free = shutil.disk_usage(clone).free
+    if free < MIN_FREE_BYTES:
+        raise UnfitError(f"{clone}: {FULL_DISK}: {free >> 20} MiB; make room there")
+
+
+def free_space(clone: Path, wanted: float) -> str:
+    """Free so many bytes of the cache, or as many as may go, and say how many those were.
+
+    Raises:
+        RemoteError, DagError: as `free_cache`.
+    """
+    with pause_pulls(clone):
+        freed = free_cache(clone, workspaces(clone), wanted)
+    return f"freed {freed >> 20} MiB of the cache, which the remote has too"
+
+
+if __name__ == "__main__":
+    try:
+        print(free_space(Path.cwd(), float("inf")))
+    except (RemoteError, DagError) as error:
+        sys.exit(str(error))

@@ -1,0 +1,233 @@
+"""COCO's annotation files, as other tools write them too, in one inner form.
+
+What a file leaves out is filled in where that is certain: `iscrowd` is 0, `area` and `bbox` are
+those of the mask, a flat list of numbers is one polygon, an id in quotes is a number. An object
+without a mask has an empty one and is counted. Everything else is refused with file and id.
+
+Frame: pixels of the image of the size that the file says; boxes are x, y, width, height.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from stages.common.geometry.masks import check_rle, to_rle
+from stages.common.runtime.storage import read_json
+from stages.download.examples import NEITHER, NO_AREA, NO_IMAGE, NO_MASK, AnnotationFile
+
+LARGEST_ID = 2**53  # every id is exact as a float
+SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
+
+
+@dataclass(frozen=True)
+class Instances:
+    """An instances file.
+
+    Attributes:
+        categories: id → name.
+        images: id, file_name, height and width of each.
+        annotations: image id → its annotations: id, image_id, category_id, bbox, iscrowd, and area
+            and segmentation in any of COCO's forms; None where they are not given.
+        file: how many annotations there are, and which of them are unusable.
+    """
+
+    categories: dict[int, str]
+    images: list[dict]
+    annotations: dict[int, list[dict]]
+    file: AnnotationFile
+
+
+def read_instances(path: Path) -> Instances:
+    """Return the content of an instances file.
+
+    Raises:
+        ValueError: it is none, or an entry cannot be understood; the message has its id.
+    """
+    content = _read_lists(path, "images", "annotations", "categories")
+    categories = dict(_categories(content["categories"], path))
+    images = [_image(entry, path) for entry in content["images"]]
+    _require_once(path, "image id", (image["id"] for image in images))
+    _require_once(path, "image file_name", (image["file_name"] for image in images))
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    ids = [_id(entry, "id", f"{path}: annotation") for entry in content["annotations"]]
+    _require_once(path, "annotation id", ids)
+    first = int(0 in ids)  # for pycocotools' matching 0 is no annotation
+    annotations: dict[int, list[dict]] = {}
+    unusable: dict[str, list[int]] = {}
+    for number, entry in zip(ids, content["annotations"], strict=True):
+        where = f"{path}: annotation {number}"
+        image_id = _id(entry, "image_id", where)
+        if image_id not in sizes:
+            unusable.setdefault(NO_IMAGE, []).append(number)
+            continue
+        annotation = _annotation(entry, where, sizes[image_id], categories)
+        if fault := find_fault(annotation, sizes[image_id]):
+            unusable.setdefault(fault, []).append(number)
+        if fault != NEITHER:
+            own = {"id": number + first, "image_id": image_id}
+            annotations.setdefault(image_id, []).append(own | annotation)
+    return Instances(categories, images, annotations, AnnotationFile(len(ids), unusable))
+
+
+def read_captions(path: Path) -> dict[int, list[str]]:
+    """Return image id → captions of a captions file.
+
+    Raises:
+        ValueError: it is none, or an entry is no caption.
+    """
+    captions: dict[int, list[str]] = {}
+    for number, entry in enumerate(_read_lists(path, "annotations")["annotations"], 1):
+        where = f"{path}: caption {number}"
+        image_id = _id(entry, "image_id", where)
+        if not isinstance(entry.get("caption"), str):
+            raise ValueError(f"{where}: caption is {entry.get('caption')!r}, expected a text")
+        captions.setdefault(image_id, []).append(entry["caption"])
+    return captions
+
+
+def find_fault(annotation: Mapping[str, Any], image_hw: tuple[int, int]) -> str | None:
+    """Return why nobody can learn an object's mask or box, if so."""
+    x, y, width, height = annotation["bbox"]
+    inside = (
+        min(x + width, image_hw[1]) - max(x, 0),
+        min(y + height, image_hw[0]) - max(y, 0),
+    )
+    if annotation["segmentation"] is None and not any(annotation["bbox"]):
+        return NEITHER
+    if min(inside) < SMALLEST_SIDE:
+        return NO_AREA
+    return NO_MASK if annotation["segmentation"] is None else None
+
+
+def complete(annotation: Mapping[str, Any], image_hw: tuple[int, int]) -> dict:
+    """Return an annotation of `Instances` as COCO has it, its mask as compressed RLE."""
+    rle = to_rle(annotation["segmentation"] or [], image_hw)
+    area = annotation["area"]
+    if area is None:
+        area = float(coco_mask.area(rle)) or annotation["bbox"][2] * annotation["bbox"][3]
+    return {**annotation, "area": area, "segmentation": rle}
+
+
+def _read_lists(path: Path, *keys: str) -> dict:
+    content = read_json(path)
+    missing = [
+        key
+        for key in keys
+        if not isinstance(content, dict) or not isinstance(content.get(key), list)
+    ]
+    if missing:
+        raise ValueError(f"{path}: not a COCO file: it lacks {missing}")
+    return content
+
+
+def _categories(entries: list, path: Path) -> Iterator[tuple[int, str]]:
+    ids = [_id(entry, "id", f"{path}: category") for entry in entries]
+    _require_once(path, "category id", ids)
+    for number, entry in zip(ids, entries, strict=True):
+        if not isinstance(entry.get("name"), str):
+            raise ValueError(f"{path}: category {number}: name is {entry.get('name')!r}")
+        yield number, entry["name"]
+
+
+def _image(entry: Any, path: Path) -> dict:
+    number = _id(entry, "id", f"{path}: image")
+    where, name = f"{path}: image {number}", entry.get("file_name")
+    # It may be fetched to, so it has to be inside the folder.
+    if not isinstance(name, str) or name != Path(name).name or not name:
+        raise ValueError(
+            f"{where}: file_name {name!r}: expected a plain name, as COCO 2017 has; move the images"
+            " into the folder itself"
+        )
+    size = {side: _id(entry, side, where) for side in ("height", "width")}
+    if not all(size.values()):
+        raise ValueError(f"{where}: is {size['width']} × {size['height']} pixels")
+    return {"id": number, "file_name": name, **size}
+
+
+def _annotation(
+    entry: dict, where: str, image_hw: tuple[int, int], categories: Mapping[int, str]
+) -> dict:
+    category_id = _id(entry, "category_id", where)
+    if category_id not in categories:
+        raise ValueError(
+            f"{where}: category_id {category_id} is not among the file's categories; add it there,"
+            " or remove the annotation"
+        )
+    crowd = entry.get("iscrowd")
+    if crowd not in (None, 0, 1):
+        raise ValueError(f"{where}: iscrowd is {crowd!r}, expected 0 or 1")
+    segmentation = _segmentation(entry.get("segmentation"), where, image_hw)
+    box, area = entry.get("bbox"), entry.get("area")
+    if box:
+        box = _numbers(box, f"{where}: bbox", 4)
+    elif segmentation:
+        box = coco_mask.toBbox(to_rle(segmentation, image_hw)).tolist()
+    if area is not None:
+        (area,) = _numbers([area], f"{where}: area", 1)
+    return {
+        "category_id": category_id,
+        "bbox": box or [0.0] * 4,
+        "area": area,
+        "iscrowd": int(crowd or 0),
+        "segmentation": segmentation,
+    }
+
+
+def _segmentation(given: Any, where: str, image_hw: tuple[int, int]) -> dict | list | None:
+    """Return polygons or an RLE that is as long as the image; None where there is no mask."""
+    key = f"{where}: segmentation"
+    if isinstance(given, dict):
+        if "counts" not in given or "size" not in given:
+            raise ValueError(f"{key}: an RLE has size and counts, found {sorted(given)}")
+        try:
+            check_rle(given, image_hw)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+        return given
+    if not given:
+        return None
+    if not isinstance(given, list):
+        raise ValueError(f"{key}: expected polygons or an RLE, found {given!r:.80}")
+    polygons = given if isinstance(given[0], list) else [given]
+    for polygon in polygons:
+        if len(_numbers(polygon, key)) % 2:
+            raise ValueError(f"{key}: a polygon of {len(polygon)} numbers, expected x and y each")
+    # Of two points or fewer nothing is left, and a rectangle must not be taken for a box.
+    return [polygon for polygon in polygons if len(polygon) >= 6] or None
+
+
+def _numbers(values: Any, key: str, count: int | None = None) -> list[float]:
+    try:
+        if isinstance(values, list) and count in (None, len(values)):
+            total = sum(map(abs, values))  # NaN and infinity stay what they are
+            if math.isfinite(total):
+                return [float(value) for value in values]
+    except TypeError:  # no number
+        pass
+    wanted = "numbers" if count is None else f"{count} numbers"
+    raise ValueError(f"{key}: expected finite {wanted}, found {values!s:.80}")
+
+
+def _id(entry: Any, key: str, where: str) -> int:
+    """Return a whole number that may be written as a text, as 7, 7.0 or "7"."""
+    found = entry.get(key) if isinstance(entry, dict) else None
+    value: float = math.nan
+    if isinstance(found, str) and found.isdecimal():
+        value = int(found)
+    elif isinstance(found, int | float) and not isinstance(found, bool):
+        value = found
+    if value % 1 == 0 and 0 <= value < LARGEST_ID:
+        return int(value)
+    raise ValueError(f"{where}: {key} is {found!r}, expected a whole number of at least 0")
+
+
+def _require_once(path: Path, what: str, values: Iterable[Any]) -> None:
+    seen: set = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{path}: {what} {value!r} is given twice; each must be there once")
+        seen.add(value)

@@ -1,0 +1,271 @@
+"""`python -m stages.schema`: write params.schema.json, that of profiles, and the table in the docs.
+
+What a param may be is told by the models that check it. What it means, its unit and what the paper
+has is told by its comment in params.yaml, where whoever changes it reads it: a better word there
+makes no stage stale. Editors take both from the schema.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Field, create_model
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
+
+from stages.common.runtime.params import PARAMS_FILE, Exactness, Section, read_params
+from stages.models.detection.params import StartParams, architectures
+from stages.preflight import section_model
+
+SCHEMA = Path("params.schema.json")
+PROFILE_SCHEMA = Path("experiments/schema.json")
+PAGE = Path("docs/params.md")
+PLACE = re.compile(r"(<!-- params -->\n).*?(<!-- /params -->)", re.DOTALL)
+TABLE_HEAD = ("| param | value | allowed | what it is |", "| --- | --- | --- | --- |")
+LONGEST_VALUE = 60  # characters in the table
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+class TopLevel(Section):
+    """What params.yaml has beside its sections."""
+
+    seed: int = Field(ge=0)
+    shards: list[Annotated[int, Field(ge=0)]] = Field(
+        min_length=1, json_schema_extra={"uniqueItems": True}
+    )
+    deterministic: Exactness
+    gpus_per_training: int = Field(ge=1)
+
+
+def make_schema(params: dict[str, Any], comments: dict[str, str]) -> dict[str, Any]:
+    """Return the JSON schema of params.yaml.
+
+    Args:
+        params: the content of params.yaml.
+        comments: what is said of each dotted key.
+    """
+    sections: dict[str, Any] = {
+        name: (_variants(section_model(name)), ...)
+        for name in params
+        if name not in TopLevel.model_fields
+    }
+    model = create_model("Params", __base__=TopLevel, **sections)
+    model.__doc__ = "Every value that can change a result."
+    schema = model.model_json_schema()
+    # A model may stand in several places; what its key means is told at the first.
+    for key, node, _, _ in walk(schema, params):
+        if key in comments:
+            node.setdefault("description", comments[key])
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _variants(model: type[Section]) -> Any:
+    """Return the model, or one of several of which the key `architecture` decides."""
+    if not issubclass(model, StartParams):
+        return model
+    variants = []
+    for name in architectures():
+        own: dict[str, Any] = {"architecture": (Literal[name], ...)}
+        base = model.fitting({"architecture": name})
+        variants.append(create_model(f"{model.__name__}_{name}", __base__=base, **own))
+    return Annotated[Union[*variants], Field(discriminator="architecture")]
+
+
+def make_profile_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an overlay: as that of params.yaml, but that any key may be left out."""
+    schema = copy.deepcopy(schema)
+    schema["title"] = "Profile"
+    schema["description"] = "The values that differ from params.yaml, or from what is extended."
+    schema["properties"]["extends"] = {
+        "description": "Name of the profile that this one changes.",
+        "type": "string",
+    }
+    _loosen(schema)
+    return schema
+
+
+def _loosen(node: Any) -> None:
+    if isinstance(node, dict):
+        node.pop("discriminator", None)
+        if isinstance(node.get("required"), list):
+            del node["required"]
+        if "oneOf" in node:
+            node["anyOf"] = node.pop("oneOf")
+        for inner in node.values():
+            _loosen(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            _loosen(inner)
+
+
+def walk(
+    schema: dict[str, Any], params: dict[str, Any], prefix: str = "", node: Any = None
+) -> Iterator[tuple[str, dict[str, Any], Any, str]]:
+    """Yield (dotted key, its node in the schema, value, what is allowed) of params and sections.
+
+    The values of a mapping whose keys no model names, such as `loss_weights`, are one param.
+    """
+    defs = schema.get("$defs", {})
+    choices = [own["properties"] for own in _choices(node or schema, defs) if "properties" in own]
+    properties: dict[str, Any] = next((own for own in choices if _is_for(own, params)), {})
+    for key, own in properties.items():
+        if key not in params:
+            continue
+        fixed = [other[key]["const"] for other in choices if "const" in other.get(key, {})]
+        allowed = _quoted(fixed) if "const" in own else _allowed(own, defs)
+        yield f"{prefix}{key}", own, params[key], allowed
+        if isinstance(params[key], dict):
+            yield from walk(schema, params[key], f"{prefix}{key}.", own)
+
+
+def _choices(node: dict[str, Any], defs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what a node refers to, or the several that it may be."""
+    if "$ref" in node:
+        return _choices(defs[node["$ref"].rpartition("/")[2]], defs)
+    own = node.get("oneOf") or node.get("anyOf")
+    return [inner for choice in own for inner in _choices(choice, defs)] if own else [node]
+
+
+def _is_for(properties: dict[str, Any], value: dict[str, Any]) -> bool:
+    """Say whether a model's fixed keys, such as `kind`, are those of a mapping."""
+    fixed = {key: own["const"] for key, own in properties.items() if "const" in own}
+    return fixed.items() <= value.items()
+
+
+def read_comments(path: Path) -> dict[str, str]:
+    """Return what a YAML file's comments say of each dotted key.
+
+    The comment of a key stands in the lines above it, behind it, or both. Keys between braces share
+    that of the mapping.
+    """
+    text = path.read_text(encoding="utf-8")
+    root = YAML(typ="safe", pure=True).compose(text)
+    return dict(_comments(root, text.splitlines(), "", None))
+
+
+def _comments(
+    node: MappingNode, lines: list[str], prefix: str, shared: str | None
+) -> Iterator[tuple[str, str]]:
+    for key, value in node.value:
+        comment = shared if node.flow_style else _comment(key, value, lines)
+        if comment:
+            yield f"{prefix}{key.value}", comment
+        if isinstance(value, MappingNode):
+            yield from _comments(value, lines, f"{prefix}{key.value}.", comment)
+
+
+def _comment(key: Node, value: Node, lines: list[str]) -> str:
+    """Return the comment of a key in a block: above it, then behind its value."""
+    first = key.start_mark.line
+    above = first
+    while above and re.match(rf" {{{key.start_mark.column}}}#", lines[above - 1]):
+        above -= 1
+    told = [line.strip() for line in lines[above:first]]
+    is_block = isinstance(value, CollectionNode) and not value.flow_style
+    end = key.end_mark if is_block else value.end_mark
+    told.append(lines[end.line][end.column :].partition("#")[2])
+    words = " ".join(line.lstrip("#").strip() for line in told if line.strip())
+    return "" if words.startswith("yaml-language-server:") else words
+
+
+def make_table(schema: dict[str, Any], params: dict[str, Any], comments: dict[str, str]) -> str:
+    """Return the Markdown tables of all params, one for each section."""
+    sections: dict[str, list[str]] = {"": [*TABLE_HEAD]}
+    last = None
+    for key, node, value, allowed in walk(schema, params):
+        name = key.partition(".")[0]
+        if name == key and isinstance(value, dict):
+            told = [f"{comments[key]}\n"] if key in comments else []
+            sections[name] = [f"### {name}\n", *told, *TABLE_HEAD]
+        elif _is_param(schema, node, value):
+            said = comments.get(key) or node["description"]
+            cells = (f"`{key}`", _value(value), allowed, said)
+            cells = cells if said != last else (*cells[:-1], "as above")
+            row = " | ".join(cell.replace("|", "\\|") for cell in cells)
+            sections[name if name in sections else ""].append(f"| {row} |")
+            last = said
+    return "\n\n".join("\n".join(rows) for rows in sections.values())
+
+
+def _is_param(schema: dict[str, Any], node: dict[str, Any], value: Any) -> bool:
+    """Say whether a node is a value, or a mapping whose keys no model names."""
+    return not isinstance(value, dict) or not any(walk(schema, value, node=node))
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return f"`{text}`" if len(text) <= LONGEST_VALUE else "see `params.yaml`"
+
+
+def _allowed(node: dict[str, Any], defs: dict[str, Any]) -> str:
+    """Return in words what the schema allows."""
+    choices = _choices(node, defs)
+    if len(choices) > 1:
+        return " or ".join(_allowed(choice, defs) for choice in choices)
+    (node,) = choices
+    if "enum" in node or "const" in node:
+        return _quoted(node.get("enum", [node.get("const")]))
+    if node["type"] == "array":
+        return f"list of {_allowed(node['items'], defs)}"
+    if node["type"] == "object":
+        values = node.get("additionalProperties")
+        return f"mapping to {_allowed(values, defs)}" if values else "mapping"
+    bounds = [f"{sign} {node[name]:g}" for name, sign in BOUNDS.items() if name in node]
+    return " ".join([node["type"], ", ".join(bounds)]).strip()
+
+
+def _quoted(choices: list[Any]) -> str:
+    return ", ".join(f"`{choice}`" for choice in choices)
+
+
+def make_files(root: Path) -> dict[Path, str]:
+    """Return what the generated files have to be.
+
+    Raises:
+        ValueError: a param has no comment, or the page has no place for the table.
+    """
+    params, comments = read_params(root / PARAMS_FILE), read_comments(root / PARAMS_FILE)
+    schema = make_schema(params, comments)
+    untold = [
+        key
+        for key, node, value, _ in walk(schema, params)
+        if "description" not in node and _is_param(schema, node, value)
+    ]
+    if untold:
+        raise ValueError(f"{PARAMS_FILE}: {', '.join(untold)}: no comment says what it is")
+    page = (root / PAGE).read_text(encoding="utf-8")
+    if not PLACE.search(page):
+        raise ValueError(f"{PAGE}: add <!-- params --> and <!-- /params -->, to write between")
+    table = make_table(schema, params, comments)
+    return {
+        SCHEMA: _dump(schema),
+        PROFILE_SCHEMA: _dump(make_profile_schema(schema)),
+        PAGE: PLACE.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page),
+    }
+
+
+def _dump(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def main() -> None:
+    """Write the files anew and name those that changed."""
+    try:
+        files = make_files(Path())
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
+    changed = [path for path, text in files.items() if _read(path) != text]
+    for path in changed:
+        path.write_text(files[path], encoding="utf-8")
+    print(f"Generated: {', '.join(map(str, changed)) or 'nothing'} changed")
+
+
+if __name__ == "__main__":
+    main()

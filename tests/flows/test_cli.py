@@ -1,0 +1,182 @@
+"""The command line: help, exit codes, completion, and that it imports little."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from flows import cli, environment
+from flows.cli import app, main
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"dvc", "prefect", "mlflow", "torch", "pydantic", "rich", "ruamel", "networkx"}
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch):
+    """Leave this process's environment as it is."""
+    monkeypatch.setattr(environment, "apply_settings", lambda root: None)
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """Give what modules are run, in the place of running them."""
+    commands = []
+
+    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def raiser(error: BaseException) -> Callable[[], Path]:
+    def raise_it() -> Path:
+        raise error
+
+    return raise_it
+
+
+def complete(words: str, folder: Path = ROOT) -> list[str]:
+    """Return what bash would offer for the last word."""
+    asked = {"_OVIS_DAG_COMPLETE": "bash_complete", "COMP_WORDS": words}
+    found = subprocess.run(
+        [sys.executable, "-m", "flows"],
+        cwd=folder,
+        env={**os.environ, **asked, "COMP_CWORD": str(words.count(" ")), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stderr == ""
+    return [line.partition(",")[2] for line in found.stdout.split()]
+
+
+def test_the_installed_program_is_this_command_line():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["scripts"][cli.PROGRAM].partition(":")
+    assert getattr(import_module(module), function) is main
+
+
+@pytest.mark.parametrize("command", [None, *app.commands])
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"] if command else ["--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"Usage: {' '.join(filter(None, [cli.PROGRAM, command]))} ")
+    assert "..." not in out.partition("Commands:")[2]  # each says what it does in one line
+
+
+def test_help_imports_little():
+    code = (
+        "import json, sys; from flows.cli import main; main(['run', '--help']);"
+        "print(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    modules = set(json.loads(ran.stderr))
+    assert "click" in modules
+    assert modules & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "told"),
+    [
+        (ValueError("params.yaml: wrong"), 2, "params.yaml: wrong"),
+        (RuntimeError("stage x failed"), 1, "stage x failed"),
+        (OSError(errno.ENOSPC, "full"), 1, "[Errno 28] full; make room and run the same again"),
+        (KeyboardInterrupt(), 130, "stopped; run the same again to go on from here"),
+    ],
+)
+def test_faults_become_a_line_and_an_exit_code(raised, code, told, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_project", raiser(raised))
+    assert main(["verify"]) == code
+    assert capsys.readouterr().err.strip() == f"ovis-dag: {told}"
+
+
+def test_other_faults_are_not_hidden(monkeypatch):
+    monkeypatch.setattr(cli, "_project", raiser(FileNotFoundError("own.py")))
+    with pytest.raises(FileNotFoundError):
+        main(["verify"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "Missing command; see ovis-dag --help"),
+        (["rnu"], "No such command 'rnu'"),
+        (["run", "--pool"], "No such option '--pool'"),
+        (["run", "--cores", "0"], "0 is not in the range x>=1; see ovis-dag run --help"),
+        (["sweep", "--direction", "up"], "'up' is not one of 'max', 'min'"),
+        (["claims", "one"], "'one' is not a valid integer"),
+        (["claims", "--table", "1"], "--table measures no seeds"),
+        (["fetch", "--workers", "129"], "129 is not in the range 1<=x<=128"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(arguments, told, capsys):
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_another_clone_is_not_run_by_this_code(tmp_path, monkeypatch, capsys):
+    (tmp_path / "flows").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["profile", "smoke"]) == 2
+    assert f"{tmp_path} has code of its own" in capsys.readouterr().err
+
+
+def test_options_are_handed_over_as_given(done, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("flows.predictor.find", lambda root, model: root / "found" / str(model))
+    given = ["--names", "a,b", "--min-score", "0.5", "--no-overlays"]
+    assert main(["predict", "a b.jpg", *given]) == 3
+    assert main(["fetch", "--workers", "4"]) == 3
+    assert main(["fetch"]) == 3
+    module, picture, *options = done[0]
+    assert (module, picture) == ("predict", "a b.jpg")
+    found = f"--model={ROOT / 'found' / 'None'}"
+    assert options == [found, "--names=a,b", "--min-score=0.5", "--no-overlays"]
+    assert done[1:] == [["fetch", "--workers=4"], ["fetch"]]
+
+
+@pytest.mark.parametrize(("command", "module"), [("predict", "predict"), ("fetch", "fetch")])
+def test_the_options_are_those_of_the_module(command, module, capsys):
+    own = subprocess.check_output([sys.executable, "-m", module, "--help"], cwd=ROOT, text=True)
+    assert main([command, "--help"]) == 0
+    assert set(OPTION.findall(capsys.readouterr().out)) == set(OPTION.findall(own))
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("ovis-dag swe", "sweep"),
+        ("ovis-dag run --co", "--cores"),
+        ("ovis-dag run evaluat", "evaluation"),
+        ("ovis-dag profile paper-coco-f", "paper-coco-fast"),
+        ("ovis-dag sweep -S vlm.batch", "vlm.batch_size="),
+        ("ovis-dag predict --model fin", "finetune"),
+        ("ovis-dag completion z", "zsh"),
+    ],
+)
+def test_a_shell_completes_words(words, offered):
+    assert offered in complete(words)
+
+
+def test_nothing_is_completed_where_nothing_can_be_read(tmp_path):
+    assert complete("ovis-dag run evaluat", tmp_path) == []
+
+
+def test_bash_understands_the_completion(capsys):
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "_OVIS_DAG_COMPLETE=bash_complete" in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)

@@ -1,0 +1,81 @@
+"""What is wrong with params.yaml as a whole is one line, before DVC looks at it."""
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.params_file import check_params
+
+DVC_YAML = """\
+stages:
+  boxes:
+    matrix: {shard: "${shards}"}
+    cmd: echo ${item.shard} ${network.width}
+    params: [boxes.top_k, seed]
+"""
+PARAMS = {"shards": [0, 1], "seed": 0, "boxes": {"top_k": 1}, "network": {"width": 2}, "more": 3}
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "dvc.yaml").write_text(DVC_YAML)
+    (tmp_path / "comparators").mkdir()
+    (tmp_path / "comparators/dvc.yaml").write_text(
+        "stages: {other: {foreach: {a: 1}, do: {cmd: 'echo ${key} ${item}', params: [more.x]}}}\n"
+    )
+    return tmp_path
+
+
+def check(root, params) -> None:
+    YAML().dump(params, root / "params.yaml")
+    check_params(root)
+
+
+def test_what_the_stages_read_is_right(root, repository):
+    check(root, PARAMS)
+    check_params(repository)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shards": 4}, r"shards: expected .* such as \[0, 1, 2, 3\] for 4 shards, found 4"),
+        ({"shards": [0, 2]}, r"shards: expected numbers from 0 on, .*, found \[0, 2\]"),
+        ({"shards": [1, 0]}, r"shards: expected numbers from 0 on, .*, found \[1, 0\]"),
+        ({"shards": [0.0, 1.0]}, r"shards: expected numbers from 0 on, .*, found \[0\.0, 1\.0\]"),
+        ({"shards": []}, r"shards: expected numbers from 0 on, .*, found \[\]"),
+        ({"shards": None}, r"shards: expected numbers from 0 on, .*, found None"),
+        ({"shards": ...}, "section 'shards' is missing"),
+        ({"network": ...}, "section 'network' is missing"),
+        ({"more": ...}, "section 'more' is missing"),
+        ({"max_images": 10}, "max_images: no stage reads a section of this name; sections are box"),
+        ({"boxs": {"top_k": 2}}, "boxs: no stage reads a section of this name; did you mean 'boxe"),
+        ({"boxs": {}, "boxes": ...}, r"boxs: no stage reads .*; did you mean 'boxes'\?"),
+        ({7: {}}, "7: no stage reads a section of this name"),
+    ],
+)
+def test_what_they_do_not_read_is_told(root, changes, message):
+    params = {key: value for key, value in (PARAMS | changes).items() if value is not ...}
+    with pytest.raises(ValueError, match=rf"^params\.yaml: {message}"):
+        check(root, params)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected sections, found nothing"),
+        ("# only\n", "expected sections, found nothing"),
+        ("- 1\n", r"expected sections, found \[1\]"),
+        ("boxes: {top_k: [1\n", "not valid YAML: "),
+        ("seed: 1\nseed: 2\n", "not valid YAML: .*seed"),
+    ],
+)
+def test_a_file_without_sections_is_told_in_one_line(root, text, message):
+    (root / "params.yaml").write_text(text)
+    with pytest.raises(ValueError, match=rf"^params\.yaml: {message}.*") as error:
+        check_params(root)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_told(root):
+    with pytest.raises(ValueError, match=r"params\.yaml: expected sections, found nothing; `git c"):
+        check_params(root)

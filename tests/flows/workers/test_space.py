@@ -1,0 +1,135 @@
+"""An agent's cache is freed without losing anything."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from flows.dvc import cache
+from flows.dvc.remote import RemoteError
+from flows.graph import DagError
+from flows.workers import reproduce as agent
+from flows.workers.space import free_space, require_space
+from flows.workers.workspace import checkout, write_records
+from tests.support.fleet import make_fleet, request_for, run_on, store
+
+
+@pytest.fixture(autouse=True)
+def here(toy, monkeypatch):
+    monkeypatch.setenv("TOY_FOLDER", str(toy.root))
+    monkeypatch.setenv("OVIS_PATIENCE", "0")
+    monkeypatch.setattr(cache, "SECONDS_OF_YOUTH", 0)
+
+
+def texts(clone: Path) -> list[str]:
+    """Return the cached files that are no lists of a folder's files."""
+    found = [path for path in clone.glob(".dvc/cache/files/md5/??/*") if path.suffix != ".dir"]
+    return sorted(path.read_text() for path in found)
+
+
+def test_what_is_not_on_the_remote_stays_and_is_pushed_when_asked_for_again(toy, monkeypatch):
+    """`dvc gc --workspace` deleted it, and the stage ran twice."""
+    agents = make_fleet(toy)
+    clone = agents.clones[0]
+    failures = [RemoteError("the network is down")]
+    push = agent.push_result
+
+    def fail_once(root, name):
+        if failures:
+            raise failures.pop()
+        push(root, name)
+
+    monkeypatch.setattr(agent, "push_result", fail_once)
+
+    def upset(request, attempt):
+        if attempt:
+            assert texts(clone) == ["a\na\na\n", "b\nb\nb\n"]
+            assert "freed 0 MiB" in free_space(clone, float("inf"))
+            assert texts(clone) == ["a\na\na\n", "b\nb\nb\n"]
+
+    agents.upset = upset
+    assert run_on(agents, toy, "download") == {"download": "restored"}
+    assert toy.ran() == ["download"]
+    free_space(clone, float("inf"))
+    assert texts(clone) == []  # now the remote has it
+    assert run_on(agents, toy, "cut@0") == {"cut@0": "executed"}
+
+
+def test_what_the_remote_has_only_in_part_stays(toy):
+    agents = make_fleet(toy)
+    run_on(agents, toy, "download")
+    for path in store(toy).glob("files/md5/??/*"):
+        path.chmod(0o644)
+        path.write_text("a")
+    free_space(agents.clones[0], float("inf"))
+    assert texts(agents.clones[0]) == ["a\na\na\n", "b\nb\nb\n"]
+
+
+def test_what_a_workspace_records_or_the_clone_has_stays(toy):
+    agents = make_fleet(toy)
+    run_on(agents, toy, "download")
+    clone, request = agents.clones[0], request_for(toy, "cut@0")
+    with checkout(clone, request, "running") as folder:
+        write_records(folder, request)
+        free_space(clone, float("inf"))
+        assert len(texts(clone)) == 2
+    shutil.copy(toy.root / "dvc.lock", clone)
+    shutil.copytree(toy.root / "data", clone / "data")
+    free_space(clone, float("inf"))
+    assert len(texts(clone)) == 2
+    shutil.rmtree(clone / "data")
+    free_space(clone, float("inf"))
+    assert texts(clone) == []
+
+
+def test_what_is_young_stays_and_the_oldest_goes_first(toy, monkeypatch):
+    agents = make_fleet(toy)
+    clone = agents.clones[0]
+    run_on(agents, toy, "download")
+    monkeypatch.setattr(cache, "SECONDS_OF_YOUTH", 3600)
+    free_space(clone, float("inf"))
+    assert len(texts(clone)) == 2
+    monkeypatch.setattr(cache, "SECONDS_OF_YOUTH", 0)
+    for path in clone.glob(".dvc/cache/files/md5/??/*"):
+        later = path.stat().st_ctime + (500 if path.read_text().startswith("a") else 900)
+        os.utime(path, (later, later))
+        if path.suffix == ".dir":
+            os.utime(path, (later + 900, later + 900))
+    free_space(clone, 1)
+    assert texts(clone) == ["b\nb\nb\n"]
+
+
+def test_a_disk_that_runs_low_is_freed_before_a_stage_starts(toy, monkeypatch):
+    agents = make_fleet(toy)
+    run_on(agents, toy, "download")
+    usage = SimpleNamespace(free=150 * 2**20, total=2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    told: list[str] = []
+    require_space(agents.clones[0], told.append)
+    assert texts(agents.clones[0]) == []
+    assert "which the remote has too" in told[0]
+    store(toy).rename(store(toy).with_name("away"))
+    require_space(agents.clones[0], told.append)
+    assert "its cache cannot be freed: DVC remote" in told[1]
+
+
+def test_a_cache_that_others_may_use_is_not_touched(toy, tmp_path):
+    agents = make_fleet(toy)
+    clone = agents.clones[0]
+    command = [sys.executable, "-m", "dvc", "cache", "dir", "--local", str(tmp_path / "shared")]
+    subprocess.run(command, cwd=clone, check=True, capture_output=True)
+    with pytest.raises(DagError, match="may be in use by other clones"):
+        free_space(clone, float("inf"))
+
+
+def test_the_command_tells_what_it_freed(toy):
+    clone = make_fleet(toy).clones[0]
+    command = [sys.executable, "-m", "flows.workers.space"]
+    done = subprocess.run(
+        command, cwd=clone, env=toy.environment(), check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "freed 0 MiB of the cache, which the remote has too\n"
