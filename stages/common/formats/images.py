@@ -7,14 +7,17 @@ the source had it). Arrays are RGB uint8 (H, W, 3), origin top-left, x to the ri
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from stages.common.runtime.storage import replace_file
+
+if TYPE_CHECKING:
+    import torch
 
 # Images that are written and read at once. A training that visits images at random reads this
 # many for one: 1.3 MB of COCO's.
@@ -101,8 +104,10 @@ def _decode(encoded: bytes, name: str, flags: int) -> np.ndarray:
     return image
 
 
-def normalise_pixels(images: np.ndarray) -> torch.Tensor:
+def normalise_pixels(images: np.ndarray) -> "torch.Tensor":
     """Return float32 (N, 3, H, W) with mean 0 and deviation 1 per channel of uint8 (N, H, W, 3)."""
+    import torch  # 3 s that a stage without a network does not need
+
     mean, std = torch.tensor(PIXEL_MEAN) * 255, torch.tensor(PIXEL_STD) * 255
     return ((torch.from_numpy(np.ascontiguousarray(images)) - mean) / std).permute(0, 3, 1, 2)
 

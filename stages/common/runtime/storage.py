@@ -11,13 +11,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
@@ -111,18 +112,20 @@ def read_table(path: Path) -> pa.Table:
     return pq.read_table(_require(path), memory_map=True)
 
 
-def write_tensors(path: Path, tensors: dict[str, torch.Tensor], facts: Any = None) -> None:
+def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]", facts: Any = None) -> None:
     """Write tensors, with `facts` (anything JSON) in the header.
 
     One header key only: the format does not fix the order of several, and equal content must give
     equal bytes.
     """
+    from safetensors.torch import save_file  # with torch: 3 s that a file of JSON does not need
+
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with replace_file(path) as partial:
         save_file(contiguous, partial, {"facts": json.dumps(facts, sort_keys=True)})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
+def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], Any]":
     """Return (tensors on the CPU, facts)."""
     with _open_tensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, _facts(file)  # noqa: SIM118
