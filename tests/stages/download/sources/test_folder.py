@@ -107,6 +107,8 @@ def test_narratives_stand_in_for_captions(tmp_path):
     assert captions == {"a.jpg": ("Two cats.", "One sleeps."), "gone.jpg": ("A dog",)}
     ids = {task.file_name: task.image_id for task in source.tasks["train"]}
     assert source.narratives.image_id("a.jpg") == ids["a.jpg"]
+    image_id = source.narratives.image_id  # of a name as another system spells its accents
+    assert image_id("cafe\u0301.jpg") == image_id("caf\u00e9.jpg")
 
 
 @pytest.mark.parametrize(
