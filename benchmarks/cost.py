@@ -239,10 +239,8 @@ class Profile:
         """Return the cost of measuring two labels an image against all that is annotated."""
         params = LabelQualityParams.model_validate(self.params["label_quality"])
         in_use = MapsInUse(
-            **{
-                name: MapParams.model_validate(self.params[name])
-                for name in ("pseudo_boxes", "pseudo_masks")
-            }
+            boxes=MapParams.model_validate(self.params["pseudo_boxes"]),
+            masks=MapParams.model_validate(self.params["pseudo_masks"]),
         )
         count, labels, names = 4, 2, list(range(ANNOTATED))
         hw = {"height": inputs.HEIGHT, "width": inputs.WIDTH}

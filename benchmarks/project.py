@@ -91,6 +91,8 @@ def make_project(root: Path, shape: str, shards: int, seconds: float = 0.0) -> G
         yaml.dump(content, root / "dvc.yaml")
         params = yaml.load(root / "params.yaml")
         params["shards"] = list(range(shards))
+        for method in (REPOSITORY / "comparators").iterdir():
+            params.pop(method.name, None)  # no stage of the experiment reads it
         yaml.dump(params, root / "params.yaml")
     (root / "work.sh").write_text(SCRIPT)
     with (root / ".gitignore").open("a") as file:

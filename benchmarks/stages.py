@@ -124,7 +124,7 @@ def activation(options: argparse.Namespace) -> Iterator[Case]:
         )
 
 
-def boxes(options: argparse.Namespace) -> Iterator[Case]:
+def pseudo_boxes(options: argparse.Namespace) -> Iterator[Case]:
     """The best of 2,000 proposals for each of three objects of an image."""
     maps, cells, candidates = inputs.maps(3), inputs.maps(3, CELLS), inputs.boxes(2000)
     yield Case(
@@ -138,7 +138,7 @@ def boxes(options: argparse.Namespace) -> Iterator[Case]:
     )
 
 
-def masks(options: argparse.Namespace) -> Iterator[Case]:
+def pseudo_masks(options: argparse.Namespace) -> Iterator[Case]:
     """Objects of 200 × 240 pixels; the plain network runs some of its 400 steps."""
     params = PseudoMasksParams.model_validate(inputs.section("pseudo_masks"))
     image, count = inputs.images(1)[0].decode(), max(params.batch_size, options.items)
@@ -202,7 +202,16 @@ def detector(options: argparse.Namespace) -> Iterator[Case]:
 
 
 WIDEST = 640  # pixels of the longer side that the proposal network sees
-CASES = (download, proposals, proposal_network, activation, boxes, masks, writing, detector)
+CASES = (
+    download,
+    proposals,
+    proposal_network,
+    activation,
+    pseudo_boxes,
+    pseudo_masks,
+    writing,
+    detector,
+)
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ def test_default_shape_has_every_stage_and_output(tmp_path):
 def test_a_stage_benchmark_prints_its_table(repository):
     command = [sys.executable, "-m", "benchmarks.stages", "pseudo_boxes", "--repeats", "1"]
     output = subprocess.check_output(command, cwd=repository, text=True)
-    assert "| boxes | objects, 2,000 proposals |" in output
+    assert "| pseudo_boxes | objects, 2,000 proposals |" in output
 
 
 def test_cost_spreads_over_gpus_and_takes_the_longer_of_cores_and_gpu():

@@ -186,9 +186,16 @@ class _News:
                 if resource in (None, run):
                     news.set()
 
+    def _is_awaited(self) -> bool:
+        """Say whether anybody waits; if not, who comes next starts another listener."""
+        with self._lock:
+            if not self._waiting:
+                self._listener = None
+            return bool(self._waiting)
+
     async def _listen(self) -> None:
         names = EventNameFilter(prefix=[PREFIX], exclude_name=[f"{PREFIX}heartbeat"])
-        while True:
+        while self._is_awaited():
             # While the server is away, `_ask` says so.
             with suppress(*RETRYABLE_EXCEPTIONS, httpx.HTTPError):
                 async with get_events_subscriber(EventFilter(event=names)) as subscriber:

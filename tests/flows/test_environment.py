@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from flows import __main__ as command
+from flows.cli import main
 from flows.environment import apply_settings, sqlite_path
 from flows.server import LocalServer
 from tests.support.toy import REPOSITORY
@@ -75,10 +75,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys, number
     def fail(root):
         raise OSError(number, os.strerror(number), ".flows/journal.jsonl")
 
-    monkeypatch.setattr(command, "apply_settings", fail)
-    assert command.main(["plan"]) == 1
+    monkeypatch.setattr("flows.environment.apply_settings", fail)
+    assert main(["plan"]) == 1
     told = capsys.readouterr().err
-    assert told.startswith(f"flows: [Errno {number}]") and ".flows/journal.jsonl" in told
+    assert told.startswith(f"ovis-dag: [Errno {number}]") and ".flows/journal.jsonl" in told
     assert told.count("\n") == 1 and told.endswith(" and run the same again\n")
 
 

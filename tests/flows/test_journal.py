@@ -1,6 +1,6 @@
 """What a full disk or a lost machine does to the journal."""
 
-from flows import __main__ as command
+from flows.cli import main
 from flows.journal import JOURNAL, is_edited, last_seconds, remember
 
 
@@ -25,9 +25,9 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / JOURNAL).parent.mkdir()
     (tmp_path / JOURNAL).symlink_to("/dev/full")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "apply_settings", lambda root: None)
+    monkeypatch.setattr("flows.environment.apply_settings", lambda root: None)
     monkeypatch.setattr("flows.readme.write_readme", lambda root: remember(root, stage="a"))
-    assert command.main(["readme"]) == 1
+    assert main(["readme"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "No space left on device" in line and "make room" in line
 

@@ -244,7 +244,7 @@ def runs(project, monkeypatch):
     """Give the seeds whose points were run, in order; the runs write the metrics of `GOOD`."""
     done: list[int] = []
 
-    def run(root, name, points, cores):
+    def run(root, name, points, cores, pools):
         seed = points[0].values["seed"]
         if seed == 13:
             raise KeyboardInterrupt
@@ -412,8 +412,8 @@ def test_code_that_changes_meanwhile_is_not_recorded_as_what_ran(project, runs, 
 
     run = measure.run_points
 
-    def and_edit(root, *arguments):
-        results = run(root, *arguments)
+    def and_edit(root, *arguments, pools):
+        results = run(root, *arguments, pools=pools)
         (root / "stages/label_quality/__main__.py").write_text("two")
         return results
 

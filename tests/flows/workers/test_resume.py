@@ -141,11 +141,13 @@ def test_a_stage_that_comes_no_further_is_given_up_and_one_that_does_is_not(toy,
     assert not list((store(toy) / "resume").rglob("*.*"))
 
 
+# A shell gives what it runs in the background no Ctrl-C; a worker's process takes it all the same.
 REPRODUCE = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from flows.workers.reproduce import reproduce
 from flows.workers.request import Request
+signal.signal(signal.SIGINT, signal.default_int_handler)
 reproduce(Path.cwd(), Request(**json.loads(sys.argv[1])), "run-1", print, "run", 1)
 """
 
