@@ -1,6 +1,7 @@
 """How requests become Prefect runs, and what their ends mean; the server is a stand-in."""
 
 import asyncio
+import threading
 import uuid
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -225,8 +226,12 @@ def test_a_run_of_which_nothing_is_heard_is_looked_at_now_and_then(make, monkeyp
 
     monkeypatch.setattr(Server, "events", away)
     monkeypatch.setattr(dispatch, "SECONDS_BETWEEN_LOOKS", 0.01)
+    before = set(threading.enumerate())
     made, server, _ = make([states.Scheduled(), states.Running(), DONE])
     assert (made.outcome, server.connections) == ("executed", 0)
+    for listener in set(threading.enumerate()) - before:  # as nobody waits any more
+        listener.join(60)
+        assert not listener.is_alive()
 
 
 def test_a_lost_machine_is_noticed_within_two_minutes():
