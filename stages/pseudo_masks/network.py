@@ -60,7 +60,7 @@ def seed_loss(
     object_loss = _mean(functional.softplus(-logits), foreground)
     rest = functional.softplus(logits)
     parts = [background & inside, background & ~inside]
-    there = sum(part.any(2).any(1).float() for part in parts)
+    there = torch.stack([part.any(2).any(1) for part in parts]).sum(0)
     loss = object_loss + sum(_mean(rest, part) for part in parts) / there.clamp(min=1)
     if self_training > 0:
         unlabelled = inside & ~foreground & ~background

@@ -9,6 +9,9 @@ detection (in the fused states of every fusion layer, so that each layer looks a
 Shape legend: B pairs, M texts per image, L tokens, P patches, C content words.
 """
 
+from functools import reduce
+from operator import add
+
 import torch
 from torch.nn import functional
 
@@ -83,4 +86,4 @@ def replaced_words(
         functional.binary_cross_entropy_with_logits(layer, replaced.float(), reduction="none")
         for layer in logits
     ]
-    return sum((loss * weights).sum() / total for loss in losses) / len(losses)
+    return reduce(add, [(loss * weights).sum() / total for loss in losses]) / len(losses)

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -198,7 +198,16 @@ def build(
     return model
 
 
-def _network_class(architecture: str) -> type[Detector]:
+class NetworkClass(Protocol):
+    """What an architecture's module has as `Network`: a subclass of `Detector`."""
+
+    classifier_name: str
+
+    def __call__(self, params: NetworkParams, embeddings: torch.Tensor) -> Detector:
+        """Return a detector with fresh weights."""
+
+
+def _network_class(architecture: str) -> NetworkClass:
     return import_module(f"{PACKAGE}.{architecture}.network").Network
 
 

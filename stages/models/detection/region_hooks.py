@@ -14,6 +14,7 @@ Shape legend: N images, R regions, F features of a region, V classes of the voca
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import getfile
 from pathlib import Path
 
 import torch
@@ -61,4 +62,4 @@ def find_hook(module: str, function: str) -> Callable:
 
 def hook_files(modules: Iterable[str]) -> list[Path]:
     """Return the files of modules that params.yaml names, for a training's fingerprint."""
-    return [Path(import_module(module).__file__) for module in modules]
+    return [Path(getfile(import_module(module))) for module in modules]

@@ -28,9 +28,11 @@ class ImageFeatures(NamedTuple):
 
 
 class WspnConfig(Protocol):
-    """Sizes; `category_ids` are the labelled classes in the order of the class scores."""
+    """Sizes."""
 
-    category_ids: list[int]
+    @property
+    def category_ids(self) -> list[int]:
+        """The labelled classes in the order of the class scores."""
 
 
 class Wspn(nn.Module, ABC):

@@ -67,6 +67,9 @@ class View(NamedTuple):
 class ImagenetWspn(Wspn):
     """The network; it computes on the device that its weights are on."""
 
+    config: ImagenetWspnConfig
+    trunk: nn.Sequential | nn.ModuleDict  # of ResNet-50, or of VGG16
+
     def __init__(self, config: ImagenetWspnConfig) -> None:
         super().__init__()
         self.config = config
@@ -91,7 +94,7 @@ class ImagenetWspn(Wspn):
 
     def feature_map(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the map (1, D, h, w) of normalised pixels (1, 3, H, W)."""
-        if self.config.backbone == "vgg16":
+        if isinstance(self.trunk, nn.ModuleDict):
             return self.trunk["features"](pixels)  # stride 8
         return self.trunk[:-1](pixels)  # up to layer3, stride 16
 
@@ -113,7 +116,7 @@ class ImagenetWspn(Wspn):
 
     def _pool(self, feature_map: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         first = torch.zeros(len(boxes_xyxy), dtype=torch.int64, device=boxes_xyxy.device)
-        if self.config.backbone == "vgg16":
+        if isinstance(self.trunk, nn.ModuleDict):
             pooled = pool_regions(feature_map, boxes_xyxy, first, 7, 8, first_centre(8, True))
             return self.trunk["classifier"](pooled.flatten(1))
         pooled = pool_regions(feature_map, boxes_xyxy, first, 14, 16, first_centre(16, False))
@@ -140,8 +143,8 @@ class ImagenetWspn(Wspn):
             for flipped in (False, True) if views.flip else (False,):
                 pixels, scale = view_input(image, side, views.longer_side, flipped)
                 features = self.feature_map(send(pixels, self.device))
-                scale = torch.from_numpy(scale).to(self.device)
-                maps.append(View(features, scale, pixels.shape[3], flipped))
+                factors = torch.from_numpy(scale).to(self.device)
+                maps.append(View(features, factors, pixels.shape[3], flipped))
         return ImageFeatures(maps, np.ones(4, np.float32), image.shape[:2])
 
     def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
@@ -169,4 +172,5 @@ class ImagenetWspn(Wspn):
             if view.flipped:  # a shift to the right is one to the left in the mirror
                 mean = mean * mean.new_tensor([-1, 1, 1, 1])
             offsets.append(mean)
-        return tuple(torch.stack(views).mean(0) for views in (scores, qualities, offsets))
+        means = [torch.stack(views).mean(0) for views in (scores, qualities, offsets)]
+        return means[0], means[1], means[2]

@@ -63,6 +63,9 @@ class FeatureMaps(NamedTuple):
 class StandardisedMlp(nn.Module):
     """Standardises its input, then two hidden layers and linear outputs."""
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, inputs: int, hidden: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
@@ -88,6 +91,9 @@ class StandardisedMlp(nn.Module):
 
 class LanguageWspn(Wspn):
     """The network; every method below is one step of it."""
+
+    config: LanguageWspnConfig
+    words: torch.Tensor
 
     def __init__(self, config: LanguageWspnConfig) -> None:
         super().__init__()
@@ -146,7 +152,8 @@ class LanguageWspn(Wspn):
             ],
             dim=1,
         )
-        return FeatureMaps(trunk, evidence.unflatten(2, trunk.shape[2:]), tuple(image.shape[2:]))
+        height, width = image.shape[2:]
+        return FeatureMaps(trunk, evidence.unflatten(2, trunk.shape[2:]), (height, width))
 
     def appearance(self, maps: FeatureMaps, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Return what the class part sees (R, F): features in and around the box, and its shape."""

@@ -9,6 +9,7 @@ the order would depend on all images that this process saw before.
 """
 
 import ctypes
+from collections.abc import Callable
 from typing import Literal
 
 import cv2
@@ -77,10 +78,10 @@ def _search(image: np.ndarray, mode: Mode, seed: int) -> np.ndarray:
     ctypes.CDLL(None).srand(ctypes.c_uint(seed & 0xFFFFFFFF))
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
-    switch = {
+    switches: dict[Mode, Callable[[], None]] = {
         "single": search.switchToSingleStrategy,
         "fast": search.switchToSelectiveSearchFast,
         "quality": search.switchToSelectiveSearchQuality,
-    }[mode]
-    switch()
+    }
+    switches[mode]()
     return np.asarray(search.process(), np.int32).reshape(-1, 4)

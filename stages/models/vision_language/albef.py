@@ -190,6 +190,7 @@ class Albef(nn.Module):
         states, attentions = [], []
         keep = tokens != PAD
         for layer in self.fusion_layers:
+            assert isinstance(layer, TextLayer)
             text, attention = layer.fuse(text, keep, context)
             states.append(text)
             attentions.append(attention)

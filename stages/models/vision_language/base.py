@@ -3,8 +3,9 @@
 Shape legend: B images, M captions per image, L tokens, P patches, A heads, D width.
 """
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import nn
@@ -15,14 +16,21 @@ from stages.models.vision_language.blip import build_blip
 from stages.models.vision_language.small_albef import build_small_albef
 from stages.models.vision_language.tokenizer import CaptionTokenizer
 
-BUILDERS = {"albef": build_albef, "blip": build_blip}
-
 
 class VisionLanguageModel(Protocol):
     """What the stages ask of a vision-language model."""
 
-    text_projection: nn.Module  # text states (…, D) to the space shared with images
     leading_context: int  # columns of the fusion context before the first patch
+
+    def to(self, device: torch.device | None) -> Self:
+        """Move it there, as any module."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield its weights, as any module."""
+
+    @property
+    def text_projection(self) -> nn.Module:
+        """What takes text states (…, D) to the space shared with images."""
 
     @property
     def fusion_depth(self) -> int:
@@ -50,6 +58,12 @@ class VisionLanguageModel(Protocol):
 
     def matching_score(self, fused: torch.Tensor) -> torch.Tensor:
         """Return the matching logit (B*M,) of the last layer's states."""
+
+
+Builder = Callable[
+    [dict[str, torch.Tensor], dict, Path], tuple[VisionLanguageModel, CaptionTokenizer]
+]
+BUILDERS: dict[str, Builder] = {"albef": build_albef, "blip": build_blip}
 
 
 def load_vlm(path: Path) -> tuple[VisionLanguageModel, CaptionTokenizer]:

@@ -46,7 +46,9 @@ class NameEmbeddingParams(Section):
 class TextEncoder(Protocol):
     """What turns prompts into vectors."""
 
-    words: Sequence[str]  # all that it knows; empty if it knows every word
+    @property
+    def words(self) -> Sequence[str]:
+        """All that it knows; empty if it knows every word."""
 
     def knows(self, name: str) -> bool:
         """Return whether every word of the name has a meaning for the encoder."""

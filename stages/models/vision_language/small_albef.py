@@ -101,12 +101,11 @@ class Layer(nn.Module):
         super().__init__()
         self.norm_self, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.self_attention = Attention(width, heads)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
-        )
+        first, last = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.mlp = nn.Sequential(first, nn.ReLU(), last)
         # Layers start as the identity, but for the look at the image, which is needed at once.
         nn.init.zeros_(self.self_attention.output.weight)
-        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(last.weight)
         if cross:
             self.norm_cross = nn.LayerNorm(width)
             self.cross_attention = Attention(width, heads)
@@ -158,9 +157,8 @@ class SmallAlbef(nn.Module):
         self.text_norm = nn.LayerNorm(width)
 
         self.patch_projection = nn.Linear(width, width)
-        self.fusion_layers = nn.ModuleList(
-            Layer(width, config.heads, cross=True) for _ in range(config.fusion_layers)
-        )
+        fusion = [Layer(width, config.heads, cross=True) for _ in range(config.fusion_layers)]
+        self.fusion_layers = nn.ModuleList(fusion)
         self.fusion_norm = nn.LayerNorm(width)
         self.matching_head = nn.Linear(width, 2)
         self.word_head = nn.Linear(width, config.vocabulary_size)
@@ -170,19 +168,15 @@ class SmallAlbef(nn.Module):
         self.image_projection = nn.Linear(width, config.projection)
         self.text_projection = nn.Linear(width, config.projection)
         self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
-        self._start_fusion_aligned()
+        for layer in fusion:
+            self._start_aligned(layer.cross_attention)
 
     @torch.no_grad()
-    def _start_fusion_aligned(self) -> None:
+    def _start_aligned(self, attention: Attention) -> None:
         """Let cross-attention begin as the word-patch similarity that the word alignment learns."""
-        identity = torch.eye(self.config.width)
-        for layer in self.fusion_layers:
-            for linear, gain in (
-                (layer.cross_attention.query, 1.5),
-                (layer.cross_attention.key, 1.0),
-            ):
-                linear.weight.copy_(gain * identity)
-                linear.bias.zero_()
+        for linear, gain in ((attention.query, 1.5), (attention.key, 1.0)):
+            linear.weight.copy_(gain * torch.eye(self.config.width))
+            linear.bias.zero_()
 
     @property
     def device(self) -> torch.device:
@@ -253,6 +247,7 @@ class SmallAlbef(nn.Module):
         states, attentions = [], []
         keep = tokens != PAD
         for layer in self.fusion_layers:
+            assert isinstance(layer, Layer)
             text, attention = layer.fuse(text, keep, context)
             states.append(self.fusion_norm(text))
             attentions.append(attention)

@@ -78,6 +78,7 @@ class DenseHead(nn.Module):
         self.scales = nn.Parameter(torch.ones(len(strides)))
         for module in (self.edges, self.centerness):
             nn.init.normal_(module.weight, std=0.01)
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
 
     def forward(self, levels: Sequence[torch.Tensor]) -> Said:

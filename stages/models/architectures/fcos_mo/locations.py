@@ -36,8 +36,8 @@ class Grid:
             )
             centres.append(torch.cartesian_prod(y, x).flip(1))
             facts += [torch.tensor([stride, low, high], device=device).expand(len(centres[-1]), 3)]
-        stride, low, high = torch.cat(facts).unbind(1)
-        return Locations(torch.cat(centres), stride, low, high, [len(own) for own in centres])
+        strides, lows, highs = torch.cat(facts).unbind(1)
+        return Locations(torch.cat(centres), strides, lows, highs, [len(own) for own in centres])
 
     def level(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """Return the level int64 (n,) that the centre of each box (n, 4) learns it on."""

@@ -44,7 +44,7 @@ class Residual(nn.Module):
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
             nn.GroupNorm(outputs // GROUP, outputs),
         )
-        self.skip = nn.Identity()
+        self.skip: nn.Module = nn.Identity()
         if halve or inputs != outputs:
             self.skip = nn.Sequential(
                 nn.Conv2d(inputs, outputs, stride, stride, bias=False),

@@ -210,7 +210,7 @@ class Network(Detector):
         The score is the geometric mean of the class's probability and the centerness, as in
         detectron2's and torchvision's FCOS.
         """
-        original = [tuple(image.shape[-2:]) for image in images]
+        original = [(image.shape[1], image.shape[2]) for image in images]
         batch, _ = self.transform(images)
         levels = list(self.backbone(batch.tensors).values())
         said = self.dense(levels[-len(self.grid.strides) :])

@@ -76,7 +76,8 @@ class RegionHeads(RoIHeads):
         proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
         maps = self.box_roi_pool(features, proposals, image_sizes)
         regions, deltas = self._describe(maps)
-        classifier: TextClassifier = self.box_predictor["classifier"]
+        classifier = self.box_predictor["classifier"]
+        assert isinstance(classifier, TextClassifier)
         all_labels = torch.cat(labels)
         positive = all_labels > 0
         weights = _region_weights(targets, matched, positive)

@@ -150,7 +150,7 @@ class Network(Detector):
         self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
         """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
-        original = [tuple(image.shape[-2:]) for image in images]
+        original = [(image.shape[1], image.shape[2]) for image in images]
         batch, _ = self.transform(images)
         features = self.backbone(batch.tensors)
         boxes, _ = self.proposals(batch, features)

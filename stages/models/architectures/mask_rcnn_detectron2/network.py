@@ -39,6 +39,7 @@ class Network(Detector):
     """The network; `losses` trains it, `detect` uses it."""
 
     classifier_name = "regions.box_predictor.classifier"
+    backbone: LevelBackbone
 
     def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
         """Build with fresh weights for classes with text embeddings float32 (C, D)."""
@@ -108,7 +109,7 @@ class Network(Detector):
         self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
         """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
-        original = [tuple(image.shape[-2:]) for image in images]
+        original = [(image.shape[1], image.shape[2]) for image in images]
         seen, features, boxes = self._proposals_of(images)
         return [
             [
