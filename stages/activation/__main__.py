@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -86,7 +87,7 @@ def main(shard: str) -> None:
     if not maps:
         maps.append(_no_maps(model, params, device))
         scores.append(torch.zeros(0, params.rounds + 1))
-    facts = {"images": total, "images_without_target": total - len(set(image_ids))}
+    facts: dict[str, Any] = {"images": total, "images_without_target": total - len(set(image_ids))}
     if constant:
         facts["constant_maps"] = constant
     if cut_off:

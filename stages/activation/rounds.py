@@ -83,7 +83,8 @@ def iterate_masking(
 
 def _visible(hidden: torch.Tensor, cells_hw: torch.Size) -> torch.Tensor:
     """Return the visible fraction of each cell, (T, h, w), of masks bool (T, 1, H, W)."""
-    return 1 - functional.adaptive_avg_pool2d(hidden.float(), cells_hw)[:, 0]
+    rows, columns = cells_hw
+    return 1 - functional.adaptive_avg_pool2d(hidden.float(), (rows, columns))[:, 0]
 
 
 def _nearness(found: torch.Tensor, reach: float) -> torch.Tensor:
