@@ -14,6 +14,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 from pydantic import Field
 
 from stages.common.runtime.params import Section
@@ -33,12 +34,12 @@ class SearchSettings(Section):
 
 
 def selective_search(
-    image: np.ndarray, settings: SearchSettings, seed: int, image_id: int
-) -> np.ndarray:
-    """Return the proposals float32 (R, 4) of one image, best first in the method's own order.
+    image: UInt8[np.ndarray, "H W 3"], settings: SearchSettings, seed: int, image_id: int
+) -> Float32[np.ndarray, "R 4"]:
+    """Return the proposals of one image, best first in the method's own order.
 
     Args:
-        image: RGB uint8 (H, W, 3).
+        image: RGB.
         settings: mode, scale and filters.
         seed: the experiment's seed; with `image_id` it fixes the order.
         image_id: the image.
@@ -59,8 +60,8 @@ def selective_search(
 
 
 def keep_usable(
-    boxes_xyxy: np.ndarray, image_hw: tuple[int, int], settings: SearchSettings
-) -> np.ndarray:
+    boxes_xyxy: Float[np.ndarray, "R 4"], image_hw: tuple[int, int], settings: SearchSettings
+) -> Float[np.ndarray, "K 4"]:
     """Drop thin, tiny and nearly image-wide boxes and repetitions; keep the order."""
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     shorter, longer = sides.min(axis=1), sides.max(axis=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import torch
+from jaxtyping import Float, Int
 from torch import nn
 
 from stages.common.runtime.storage import read_tensors
@@ -36,28 +37,33 @@ class VisionLanguageModel(Protocol):
     def fusion_depth(self) -> int:
         """The number of fusion layers."""
 
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """Return image tokens of normalised pixels (B, 3, H, W)."""
+    def encode_image(self, images: Float[torch.Tensor, "B 3 H W"]) -> Float[torch.Tensor, "B T D"]:
+        """Return image tokens of normalised pixels."""
 
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return text states (B, L, D) of token ids (B, L), without any image."""
+    def encode_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
+        """Return text states of token ids, without any image."""
 
-    def fusion_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return the text states (B, L, D) that enter the fusion layers."""
+    def fusion_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
+        """Return the text states that enter the fusion layers."""
 
-    def fusion_context(self, image_tokens: torch.Tensor) -> torch.Tensor:
+    def fusion_context(
+        self, image_tokens: Float[torch.Tensor, "B T D"]
+    ) -> Float[torch.Tensor, "B _ D"]:
         """Return what the fusion layers attend to, (B, leading_context + P, D)."""
 
     def fuse(
-        self, text: torch.Tensor, tokens: torch.Tensor, context: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return, per fusion layer, states (B*M, L, D) and attention (B, A, M*L, context).
+        self,
+        text: Float[torch.Tensor, "BM L D"],
+        tokens: Int[torch.Tensor, "BM L"],
+        context: Float[torch.Tensor, "B P D"],
+    ) -> tuple[list[Float[torch.Tensor, "BM L D"]], list[Float[torch.Tensor, "B A _ P"]]]:
+        """Return, per fusion layer, states of the B·M captions and attention (B, A, M·L, P).
 
         The attention is part of the graph that ends in the states, so it can be differentiated by.
         """
 
-    def matching_score(self, fused: torch.Tensor) -> torch.Tensor:
-        """Return the matching logit (B*M,) of the last layer's states."""
+    def matching_score(self, fused: Float[torch.Tensor, "BM L D"]) -> Float[torch.Tensor, " BM"]:
+        """Return the matching logit of the last layer's states."""
 
 
 Builder = Callable[
