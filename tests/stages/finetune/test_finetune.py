@@ -70,7 +70,8 @@ def novel_and_base_detections() -> Prediction:
     boxes = np.array([[40, 4, 60, 24], [41, 5, 61, 25], [2, 40, 12, 60]], np.float32)
     masks = np.zeros((3, 64, 64), bool)
     masks[:, 10:20, 45:55] = True
-    return Prediction(boxes, np.array([1, 1, 0]), np.array([0.9, 0.2, 0.8]), masks)
+    scores = np.array([0.9, 0.2, 0.8], np.float32)
+    return Prediction(boxes, np.array([1, 1, 0]), scores, masks)
 
 
 def test_certain_novel_detections_become_labels(repository, monkeypatch):
