@@ -313,7 +313,7 @@ class SourceParams(Section):
     teaches: dict[Aspect, Annotated[float, Field(ge=0)]] = Field(min_length=1)
     weigh_by_score: bool
     box_grids: list[Annotated[int, Field(ge=0)]]
-    negatives: Literal["all", "source", "image"]
+    negatives: Literal["all", "source", "batch", "image"]
 
 
 class SupervisionParams(Section):
