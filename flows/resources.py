@@ -244,7 +244,8 @@ class DeviceSlots:
 
     def _wait_for(self, wanted: int) -> tuple[list[str], int | None]:
         while not self._closed.is_set():
-            lock, taken = _open_for_all(self._locks), []
+            lock = _open_for_all(self._locks)
+            taken: list[str] = []
             for device in self.devices:
                 if len(taken) < wanted and _take(lock, device):
                     taken.append(device)

@@ -174,6 +174,7 @@ class StageRunner:
                 if not NOISE.match(line):
                     self._echo(f"[{name}] {line}")
                     log(line)
+        assert process.returncode is not None  # `_follow` has waited
         return process.returncode, lines
 
     def _follow(self, process: Command, file: TextIO) -> Iterator[str]:

@@ -70,7 +70,7 @@ class Tracking:
         close_abandoned(self._client, experiment)
         # Points of a sweep register no model: which one is the candidate is for people to say.
         self._registers = PARENT_TAG not in (tags or {})
-        run = self._find_run(experiment, name, tags or {}) if resume else None
+        run = self._find_run(experiment, name, tags or {}) if resume and name else None
         run = run or self._client.create_run(experiment, tags=tags, run_name=name)
         self.run_id = run.info.run_id
         own = {PROCESS_TAG: process_tag(), **_start_tags(root)}

@@ -1,6 +1,7 @@
 """What all tests share: a process that stays as it was, and one Prefect server per worker."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from flows.server import LocalServer
 from tests.support.process_state import State, changes, read_state, seed_torch, write_state
+from tests.support.shape_types import check_calls
+
+assert "stages" not in sys.modules
+check_calls(["stages", "comparators", "predict"])
 
 # The first example pays for what a module loads or compiles, and other processes for the rest: in
 # another order, or on a busy machine, any limit of time fails.

@@ -198,6 +198,10 @@ def _ap50(model: str, group: str, kind: str, protocol: str = "generalized") -> s
 
 def _oracle() -> Claim:
     own, oracle = "evaluation.detector", "comparators.oracle"
+    parts: dict[Part, dict[str, float]] = {
+        "ours": {"bbox": 0.8, "segm": 0.7},
+        "beside": {"bbox": 0.65, "segm": 0.65},
+    }
     shares = [
         Comparison(
             f"novel {name} AP50 above {round(100 * factor)} % of the oracle's",
@@ -207,10 +211,7 @@ def _oracle() -> Claim:
             part=part,
             ours=LABELS,
         )
-        for part, factors in (
-            ("ours", {"bbox": 0.8, "segm": 0.7}),
-            ("beside", {"bbox": 0.65, "segm": 0.65}),
-        )
+        for part, factors in parts.items()
         for kind, name in KINDS.items()
         for factor in (factors[kind],)
     ]
@@ -316,6 +317,10 @@ def _headline() -> Claim:
 
 
 def _boxes() -> Claim:
+    arms: tuple[tuple[Part, str, str, str], ...] = (
+        ("ours", "quality", "", "`pseudo_boxes.smoothing`, `ranking.score`"),
+        ("paper", "plain", "without a blur ", "`ranking.score`"),
+    )
     rows = [
         Comparison(
             f"pseudo-box IoU, {group}: {name}above the best fixed square at the peak of the map",
@@ -324,10 +329,7 @@ def _boxes() -> Claim:
             part=part,
             ours=own,
         )
-        for part, arm, name, own in (
-            ("ours", "quality", "", "`pseudo_boxes.smoothing`, `ranking.score`"),
-            ("paper", "plain", "without a blur ", "`ranking.score`"),
-        )
+        for part, arm, name, own in arms
         for group in GROUPS
     ]
     return Claim("i", "A pseudo-box tells more than where the object is", tuple(rows))

@@ -149,7 +149,7 @@ def _become(answers: int, output: int, given: int | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY) if given is None else given, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        sys.stdout.reconfigure(line_buffering=True)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # not in typeshed
         with socket.socket(fileno=os.dup(answers)) as channel, channel.makefile("rb") as request:
             channel.sendall(f"{os.getpid()}\n".encode())
             arguments, folder, environment = json.load(request)

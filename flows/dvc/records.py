@@ -54,7 +54,8 @@ def sort_lock(root: Path) -> None:
         names = [name for name in dict.fromkeys((*graph, *entries)) if name in entries]
         if "".join(entries.values()) == body and names != list(entries):
             new = path.with_name(f".{path.name}.partial")
-            new.write_text("".join((head, section, *map(entries.get, names))), encoding="utf-8")
+            text = "".join((head, section, *(entries[name] for name in names)))
+            new.write_text(text, encoding="utf-8")
             new.replace(path)
 
 

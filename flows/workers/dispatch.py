@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -86,7 +87,8 @@ class PrefectDispatcher:
         """Join the run of this stage that is not final yet, or start the next one."""
         for number in range(MOST_RUNS):
             run = self._ask(
-                lambda number=number: run_deployment(
+                partial(
+                    run_deployment,
                     f"{FLOW}/{pool}",
                     parameters={"request": asdict(request)},
                     flow_run_name=request.stage,

@@ -45,7 +45,7 @@ def stage(request: dict[str, Any]) -> State:
         clone = Path(os.environ[CLONE])
         outcome = reproduce(clone, wanted, f"{run}-{count}", log.info, run, start)
     except (StageFailedError, UnfitError, RemoteError, DagError) as error:
-        names = {StageFailedError: STAGE_FAILED, UnfitError: UNFIT}
+        names: dict[type[Exception], str] = {StageFailedError: STAGE_FAILED, UnfitError: UNFIT}
         message = f"on {here}: {error}"[-LONGEST_MESSAGE:]
         return Failed(name=names.get(type(error), "Failed"), message=message)
     except TerminationSignal as stopped:

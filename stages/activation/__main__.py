@@ -9,10 +9,12 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
@@ -86,7 +88,7 @@ def main(shard: str) -> None:
     if not maps:
         maps.append(_no_maps(model, params, device))
         scores.append(torch.zeros(0, params.rounds + 1))
-    facts = {"images": total, "images_without_target": total - len(set(image_ids))}
+    facts: dict[str, Any] = {"images": total, "images_without_target": total - len(set(image_ids))}
     if constant:
         facts["constant_maps"] = constant
     if cut_off:
@@ -113,13 +115,13 @@ def main(shard: str) -> None:
     )
 
 
-def has_contrast(maps: torch.Tensor) -> torch.Tensor:
-    """Return bool (T,): first and united map of a target differ from cell to cell.
+def has_contrast(maps: Float[torch.Tensor, "T G h w"]) -> Bool[torch.Tensor, " T"]:
+    """Say of each target whether its first and united map differ from cell to cell.
 
     Those are the maps that later stages look at. NaN is no contrast.
 
     Args:
-        maps: (T, G+1, h, w) as they are stored, entry g the union of rounds 0…g.
+        maps: as they are stored, entry g of G+1 the union of rounds 0…g.
     """
     used = maps[:, [0, -1]].flatten(2)
     return (used.amax(2) > used.amin(2)).all(1)

@@ -5,13 +5,17 @@ Shape legend: B images, M captions per image, L tokens, P = h·w patches, A head
 """
 
 import torch
+from jaxtyping import Float, Float32, Int
 
 from stages.models.vision_language.base import VisionLanguageModel
 
 
 def token_activation(
-    model: VisionLanguageModel, images: torch.Tensor, tokens: torch.Tensor, fusion_layer: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    model: VisionLanguageModel,
+    images: Float[torch.Tensor, "B 3 H W"],
+    tokens: Int[torch.Tensor, "B M L"],
+    fusion_layer: int,
+) -> tuple[Float32[torch.Tensor, "B M L h w"], Float32[torch.Tensor, "B M"]]:
     """Return the activation of every caption token and the matching scores.
 
     φ = X · max(∂S/∂X, 0), averaged over the heads, where X is the attention of the layer and S the
@@ -21,13 +25,13 @@ def token_activation(
 
     Args:
         model: in evaluation mode.
-        images: normalised pixels float32 (B, 3, H, W).
-        tokens: token ids int64 (B, M, L), padded with 0; an all-padding row is a missing caption.
+        images: normalised pixels.
+        tokens: ids, padded with 0; an all-padding row is a missing caption.
         fusion_layer: 0-based index among the fusion layers. The last one has no gradient at the
             words: only its [CLS] row reaches the matching head.
 
     Returns:
-        phi float32 (B, M, L, h, w) ≥ 0, and the matching logit float32 (B, M).
+        phi ≥ 0, and the matching logit.
 
     Source: Mask-free OVIS eq. 1-3; the mean over heads is the official code's, the paper is silent.
     """
@@ -51,7 +55,7 @@ def _stride(images: torch.Tensor, phi: torch.Tensor) -> int:
     return round((images.shape[2] * images.shape[3] / phi.shape[-1]) ** 0.5)
 
 
-def normalise_maps(maps: torch.Tensor) -> torch.Tensor:
-    """Stretch each map (…, h, w) to [0, 1]; a constant map becomes 0 instead of 0/0."""
+def normalise_maps(maps: Float[torch.Tensor, "*T h w"]) -> Float[torch.Tensor, "*T h w"]:
+    """Stretch each map to [0, 1]; a constant map becomes 0 instead of 0/0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low).clamp(min=1e-12), 0.0)

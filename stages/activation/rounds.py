@@ -7,6 +7,7 @@ h w patches, H W pixels, G rounds after the first.
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float32, Int
 from torch.nn import functional
 
 from stages.activation.gradcam import normalise_maps, token_activation
@@ -19,14 +20,14 @@ class Targets:
     """The objects that captions name in a batch of images.
 
     Attributes:
-        tokens: token ids of all captions, int64 (B, M, L).
-        image: the row in the batch of each target, int64 (T,).
-        weights: float32 (T, M, L), 1 at the tokens that name the target.
+        tokens: token ids of all captions.
+        image: the row in the batch of each target.
+        weights: 1 at the tokens that name the target.
     """
 
-    tokens: torch.Tensor
-    image: torch.Tensor
-    weights: torch.Tensor
+    tokens: Int[torch.Tensor, "B M L"]
+    image: Int[torch.Tensor, " T"]
+    weights: Float[torch.Tensor, "T M L"]
 
     def to(self, device: torch.device) -> "Targets":
         """Return the same on `device`."""
@@ -34,8 +35,11 @@ class Targets:
 
 
 def iterate_masking(
-    model: VisionLanguageModel, images: torch.Tensor, targets: Targets, params: ActivationParams
-) -> tuple[torch.Tensor, torch.Tensor]:
+    model: VisionLanguageModel,
+    images: Float[torch.Tensor, "B 3 H W"],
+    targets: Targets,
+    params: ActivationParams,
+) -> tuple[Float32[torch.Tensor, "T G h w"], Float32[torch.Tensor, "T G"]]:
     """Return the united map after every round, and the matching score of every round.
 
     With `mask_scope: object` each target hides its own evidence on its own copy of the image
@@ -47,8 +51,8 @@ def iterate_masking(
     sum is always 1, goes elsewhere.
 
     Returns:
-        maps float32 (T, G+1, h, w) in [0, 1]: entry g is the union of rounds 0…g; and the matching
-        logit float32 (T, G+1), the mean over the captions that name the target.
+        maps in [0, 1]: entry g of G+1 is the union of rounds 0…g; and the matching logit, the mean
+        over the captions that name the target.
 
     Source: Mask-free OVIS eq. 4.
     """
@@ -83,7 +87,8 @@ def iterate_masking(
 
 def _visible(hidden: torch.Tensor, cells_hw: torch.Size) -> torch.Tensor:
     """Return the visible fraction of each cell, (T, h, w), of masks bool (T, 1, H, W)."""
-    return 1 - functional.adaptive_avg_pool2d(hidden.float(), cells_hw)[:, 0]
+    rows, columns = cells_hw
+    return 1 - functional.adaptive_avg_pool2d(hidden.float(), (rows, columns))[:, 0]
 
 
 def _nearness(found: torch.Tensor, reach: float) -> torch.Tensor:

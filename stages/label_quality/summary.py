@@ -4,7 +4,8 @@ A mean over nothing is -1, as pycocotools has it. "at_50" is the fraction of IoU
 decimals are kept: the rest is noise even on all of COCO.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -67,15 +68,15 @@ def quality_metrics(tables: Tables, categories: list[Category], params: LabelQua
         "pointing": by_group(tables.pointing, categories, _pointing_summary),
         "recall": {
             name: by_group(
-                tables.objects,
-                categories,
-                lambda rows, name=name: {
-                    f"at_{number}": mean(rows[name] <= number) for number in params.recall_at
-                },
+                tables.objects, categories, partial(_recall, name=name, at=params.recall_at)
             )
             for name in PROPOSALS
         },
     }
+
+
+def _recall(rows: Columns, name: str, at: Iterable[int]) -> dict[str, float]:
+    return {f"at_{number}": mean(rows[name] <= number) for number in at}
 
 
 def _mask_metrics(rows: Columns, categories: list[Category], params: LabelQualityParams) -> dict:

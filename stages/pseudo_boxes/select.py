@@ -6,14 +6,17 @@ Shape legend: T targets of one image, R proposals, h w map cells, H W pixels.
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, Float64, Int
 
 from stages.common.geometry.activation_maps import bounded_hw, enlarge_maps, integrate_boxes
 
 LONGEST_BINARY = 320  # pixels a side of a binary map: its edges are as fine as cells are coarse
 
 
-def binarise_otsu(maps: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
-    """Return maps (T, h, w) in [0, 1] cut at their Otsu thresholds, float32 0 or 1.
+def binarise_otsu(
+    maps: Float[np.ndarray, "T h w"], image_hw: tuple[int, int]
+) -> Float32[np.ndarray, "T _ _"]:
+    """Return maps in [0, 1] cut at their Otsu thresholds, 0 or 1.
 
     They are cut at the image's resolution, or at `LONGEST_BINARY` where that is less. The official
     code scores boxes by such maps; the paper by Φ itself.
@@ -25,9 +28,12 @@ def binarise_otsu(maps: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
 
 
 def box_scores(
-    maps: np.ndarray, boxes_xyxy: np.ndarray, image_hw: tuple[int, int], area_power: float
-) -> np.ndarray:
-    """Return Σ_b Φ / |b|^p of every map and box, float64 (T, R), in pixels.
+    maps: Float[np.ndarray, "T h w"],
+    boxes_xyxy: Float[np.ndarray, "R 4"],
+    image_hw: tuple[int, int],
+    area_power: float,
+) -> Float64[np.ndarray, "T R"]:
+    """Return Σ_b Φ / |b|^p of every map and box, in pixels.
 
     The sum is the exact integral of the bilinear map over the box cut to the image; |b| is the area
     of that same box, at least one pixel.
@@ -41,9 +47,12 @@ def box_scores(
 
 
 def choose_boxes(
-    maps: np.ndarray, boxes_xyxy: np.ndarray, image_hw: tuple[int, int], area_power: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best box of each map, its index (T,) and score (T,); the first of equals wins.
+    maps: Float[np.ndarray, "T h w"],
+    boxes_xyxy: Float[np.ndarray, "R 4"],
+    image_hw: tuple[int, int],
+    area_power: float,
+) -> tuple[Int[np.ndarray, " T"], Float64[np.ndarray, " T"]]:
+    """Return the best box of each map, its index and score; the first of equals wins.
 
     Raises:
         ValueError: no box to choose from.

@@ -7,6 +7,7 @@ Shape legend: K objects, S pixels a side of the crop, H W pixels of the image, h
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Float32, UInt8
 from torchvision.ops import roi_align
 
 from stages.common.formats.images import normalise_pixels
@@ -15,16 +16,20 @@ from stages.pseudo_masks.params import PseudoMasksParams, SeedParams
 LARGEST_WINDOW = 4  # sides of a crop; two samples a pixel and axis miss little of so large a window
 
 
-def widen_boxes(boxes_xyxy: torch.Tensor, context: float) -> torch.Tensor:
-    """Return boxes (K, 4) grown by `context` of their width and height on every side."""
+def widen_boxes(
+    boxes_xyxy: Float[torch.Tensor, "K 4"], context: float
+) -> Float[torch.Tensor, "K 4"]:
+    """Return boxes grown by `context` of their width and height on every side."""
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     return torch.cat(
         [boxes_xyxy[:, :2] - context * sides, boxes_xyxy[:, 2:] + context * sides], dim=1
     )
 
 
-def cut_pixels(image: np.ndarray, widened_xyxy: torch.Tensor, size: int) -> torch.Tensor:
-    """Return normalised crops float32 (K, 3, S, S) of one image uint8 (H, W, 3), 0 outside it.
+def cut_pixels(
+    image: UInt8[np.ndarray, "H W 3"], widened_xyxy: Float[torch.Tensor, "K 4"], size: int
+) -> Float32[torch.Tensor, "K 3 {size} {size}"]:
+    """Return normalised crops of one image, 0 outside it.
 
     Of the image only a window around each crop is looked at; one of more than `LARGEST_WINDOW`
     crops' sides is shrunk to that first, by means over its pixels.
@@ -50,26 +55,34 @@ def _cut_window(image: np.ndarray, box_xyxy: torch.Tensor, size: int) -> torch.T
 
 
 def cut_maps(
-    maps: torch.Tensor, widened_xyxy: torch.Tensor, image_hw: tuple[int, int], size: int
-) -> torch.Tensor:
-    """Return the activation (K, S, S) in the crops, each of its own map (K, h, w) of the image."""
+    maps: Float[torch.Tensor, "K h w"],
+    widened_xyxy: Float[torch.Tensor, "K 4"],
+    image_hw: tuple[int, int],
+    size: int,
+) -> Float[torch.Tensor, "K {size} {size}"]:
+    """Return the activation in the crops, each of its own map of the image."""
     cells_per_pixel = torch.tensor(maps.shape[1:]) / torch.tensor(image_hw)
     boxes = widened_xyxy * cells_per_pixel.flip(0).repeat(2)
     rows = torch.cat([torch.arange(len(boxes))[:, None].to(boxes), boxes], dim=1)
     return roi_align(maps[:, None], rows, size, sampling_ratio=2, aligned=True)[:, 0]
 
 
-def inside_box(size: int, context: float, device: torch.device | None = None) -> torch.Tensor:
-    """Return bool (S, S): the crop's pixels that lie in the box itself."""
+def inside_box(
+    size: int, context: float, device: torch.device | None = None
+) -> Bool[torch.Tensor, "{size} {size}"]:
+    """Return which of the crop's pixels lie in the box itself."""
     place = (torch.arange(size, device=device) + 0.5) / size * (1 + 2 * context) - context
     within = (place > 0) & (place < 1)
     return within[:, None] & within[None, :]
 
 
 def label_pixels(
-    activation: torch.Tensor, inside: torch.Tensor, params: SeedParams, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which pixels are labelled object and background, bool (K, S, S) each.
+    activation: Float[torch.Tensor, "K S S"],
+    inside: Bool[torch.Tensor, "S S"],
+    params: SeedParams,
+    generator: torch.Generator,
+) -> tuple[Bool[torch.Tensor, "K S S"], Bool[torch.Tensor, "K S S"]]:
+    """Return which pixels are labelled object and background.
 
     The paper labels the Z most activated pixels in the box as object and the Z least activated as
     background; Z is a fraction of the box here, so that it does not depend on the object's size.
@@ -77,8 +90,8 @@ def label_pixels(
     border of the box for background. What lies outside the box is background in both.
 
     Args:
-        activation: Φ in the crops, float32 (K, S, S).
-        inside: bool (S, S) from `inside_box`.
+        activation: Φ in the crops.
+        inside: from `inside_box`.
         params: section pseudo_masks.seeds.
         generator: for the random draw.
 
@@ -118,8 +131,10 @@ def _erode(inside: torch.Tensor) -> torch.Tensor:
     return inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
 
-def network_input(crops: torch.Tensor, params: PseudoMasksParams) -> torch.Tensor:
-    """Return the crops (K, C, S, S), with two channels of pixel coordinates if params say so."""
+def network_input(
+    crops: Float[torch.Tensor, "K 3 S S"], params: PseudoMasksParams
+) -> Float[torch.Tensor, "K _ S S"]:
+    """Return the crops, with two channels of pixel coordinates if params say so."""
     if not params.coordinates:
         return crops
     ramp = torch.linspace(-1, 1, crops.shape[-1], device=crops.device)

@@ -7,6 +7,7 @@ Shape legend: K objects, C channels in, F channels within, S pixels a side.
 """
 
 import torch
+from jaxtyping import Bool, Float
 from torch.nn import functional
 
 
@@ -33,8 +34,10 @@ def init_weights(
     }
 
 
-def forward(weights: dict[str, torch.Tensor], columns: torch.Tensor, size: int) -> torch.Tensor:
-    """Return object logits (K, S, S) of unfolded input (K, C·9, S·S)."""
+def forward(
+    weights: dict[str, torch.Tensor], columns: Float[torch.Tensor, "K _ _"], size: int
+) -> Float[torch.Tensor, "K {size} {size}"]:
+    """Return object logits of unfolded input (K, C·9, S·S)."""
     first = functional.relu(torch.baddbmm(weights["bias1"], weights["weight1"], columns))
     unfolded = functional.unfold(first.unflatten(2, (size, size)), 3, padding=1)
     second = functional.relu(torch.baddbmm(weights["bias2"], weights["weight2"], unfolded))
@@ -43,13 +46,13 @@ def forward(weights: dict[str, torch.Tensor], columns: torch.Tensor, size: int) 
 
 
 def seed_loss(
-    logits: torch.Tensor,
-    foreground: torch.Tensor,
-    background: torch.Tensor,
-    inside: torch.Tensor,
+    logits: Float[torch.Tensor, "K S S"],
+    foreground: Bool[torch.Tensor, "K S S"],
+    background: Bool[torch.Tensor, "K S S"],
+    inside: Bool[torch.Tensor, "S S"],
     self_training: float,
-) -> torch.Tensor:
-    """Return the loss (K,) of each object: two cross-entropies over the labelled pixels.
+) -> Float[torch.Tensor, " K"]:
+    """Return the loss of each object: two cross-entropies over the labelled pixels.
 
     Object and background weigh the same. Where there is background in the box and around it, each
     is half of the background's; with `context: 0` nothing is around it. With `self_training` the
@@ -60,7 +63,7 @@ def seed_loss(
     object_loss = _mean(functional.softplus(-logits), foreground)
     rest = functional.softplus(logits)
     parts = [background & inside, background & ~inside]
-    there = sum(part.any(2).any(1).float() for part in parts)
+    there = torch.stack([part.any(2).any(1) for part in parts]).sum(0)
     loss = object_loss + sum(_mean(rest, part) for part in parts) / there.clamp(min=1)
     if self_training > 0:
         unlabelled = inside & ~foreground & ~background
@@ -73,23 +76,23 @@ def _mean(values: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 
 
 def train_networks(
-    inputs: torch.Tensor,
-    foreground: torch.Tensor,
-    background: torch.Tensor,
-    inside: torch.Tensor,
+    inputs: Float[torch.Tensor, "K C S S"],
+    foreground: Bool[torch.Tensor, "K S S"],
+    background: Bool[torch.Tensor, "K S S"],
+    inside: Bool[torch.Tensor, "S S"],
     channels: int,
     steps: int,
     learning_rate: float,
     self_training: float,
     generator: torch.Generator,
-) -> torch.Tensor:
-    """Train K networks with Adam and return their logits (K, S, S) after the last step.
+) -> Float[torch.Tensor, "K S S"]:
+    """Train K networks with Adam and return their logits after the last step.
 
     Args:
-        inputs: (K, C, S, S).
-        foreground: labelled object pixels, bool (K, S, S).
-        background: labelled background pixels, bool (K, S, S).
-        inside: pixels of the box itself, bool (S, S).
+        inputs: crops.
+        foreground: labelled object pixels.
+        background: labelled background pixels.
+        inside: pixels of the box itself.
         channels: F.
         steps: of the optimizer.
         learning_rate: of the optimizer.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from stages.pseudo_masks.crops import (
     cut_maps,
@@ -26,9 +27,9 @@ from stages.pseudo_masks.params import PseudoMasksParams
 class Crops:
     """Objects ready for segmentation; K of one image, or of many after `join_crops`."""
 
-    pixels: torch.Tensor  # (K, 3, S, S)
-    activation: torch.Tensor  # (K, S, S)
-    boxes_xyxy: np.ndarray  # (K, 4)
+    pixels: Float[torch.Tensor, "K 3 S S"]
+    activation: Float[torch.Tensor, "K S S"]
+    boxes_xyxy: Float[np.ndarray, "K 4"]
 
     def to(self, device: torch.device) -> "Crops":
         """Return the same on `device`."""
@@ -36,14 +37,17 @@ class Crops:
 
 
 def make_crops(
-    image: np.ndarray, maps: np.ndarray, boxes_xyxy: np.ndarray, params: PseudoMasksParams
+    image: UInt8[np.ndarray, "H W 3"],
+    maps: Float32[np.ndarray, "K h w"],
+    boxes_xyxy: Float32[np.ndarray, "K 4"],
+    params: PseudoMasksParams,
 ) -> Crops:
     """Return the crops of one image's objects.
 
     Args:
-        image: uint8 (H, W, 3).
-        maps: Φ per object, float32 (K, h, w), of cells that cover the image.
-        boxes_xyxy: float32 (K, 4).
+        image: RGB.
+        maps: Φ per object, of cells that cover the image.
+        boxes_xyxy: in its pixels.
         params: section masks.
     """
     widened = widen_boxes(torch.from_numpy(boxes_xyxy), params.context)
@@ -65,8 +69,8 @@ def join_crops(parts: list[Crops]) -> Crops:
 
 def segment_crops(
     crops: Crops, params: PseudoMasksParams, generator: torch.Generator
-) -> np.ndarray:
-    """Return object logits float32 (K, S, S): above 0 is object.
+) -> Float32[np.ndarray, "K S S"]:
+    """Return object logits: above 0 is object.
 
     `method: box` calls every pixel object, and `threshold` those whose activation exceeds
     `pseudo_masks.threshold`: the two simple masks that the network must beat.
@@ -92,12 +96,12 @@ def segment_crops(
 
 
 def paste_mask(
-    logits: np.ndarray,
-    box_xyxy: np.ndarray,
+    logits: Float[np.ndarray, "S S"],
+    box_xyxy: Float[np.ndarray, "4"],
     image_hw: tuple[int, int],
     context: float,
     largest_component: bool,
-) -> tuple[np.ndarray, tuple[int, int]]:
+) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int]]:
     """Return one object's mask in the window of its box, and the window's first column and row.
 
     The logits are resampled and cut at 0; the window is the box rounded to pixels and cut to the

@@ -18,7 +18,7 @@ from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConf
 from stages.models.vision_language.tokenizer import CaptionTokenizer, build_vocabulary
 from stages.vlm.pairs import PairSampler, load_images
 from stages.vlm.params import VlmParams
-from stages.vlm.pretrained import convert_albef, convert_blip
+from stages.vlm.pretrained import Facts, convert_albef, convert_blip
 from stages.vlm.train import train_vlm
 
 IMAGES = Path("data/download/images/pairs.parquet")
@@ -41,7 +41,7 @@ def main() -> None:
     write_json(OUTPUT / "metrics.json", facts)
 
 
-def _train(params: VlmParams, seed: int, curve: Curve) -> dict[str, float]:
+def _train(params: VlmParams, seed: int, curve: Curve) -> Facts:
     """Train and write the small ALBEF; return facts for the metrics."""
     captions = read_captions(CAPTIONS)
     images, ids = load_images(read_images(IMAGES), params.image_size)

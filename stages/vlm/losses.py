@@ -9,29 +9,37 @@ detection (in the fused states of every fusion layer, so that each layer looks a
 Shape legend: B pairs, M texts per image, L tokens, P patches, C content words.
 """
 
+from functools import reduce
+from operator import add
+
 import torch
+from jaxtyping import Bool, Float, Int
 from torch.nn import functional
 
 
-def pool_patches(logits: torch.Tensor, sharpness: float) -> torch.Tensor:
+def pool_patches(
+    logits: Float[torch.Tensor, "B P C"], sharpness: float
+) -> Float[torch.Tensor, "B C"]:
     """Return (B, C) of word-patch logits (B, P, C): their softmax-weighted mean over patches."""
     return (logits * (sharpness * logits).softmax(1)).sum(1)
 
 
-def word_alignment(scores: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+def word_alignment(
+    scores: Float[torch.Tensor, "B C"], present: Bool[torch.Tensor, "B C"]
+) -> Float[torch.Tensor, ""]:
     """Return the mean cross-entropy of each present word against all absent ones.
 
     Args:
-        scores: (B, C) pooled word scores.
-        present: bool (B, C), the caption has the word.
+        scores: pooled over patches.
+        present: the caption has the word.
     """
     absent = scores.masked_fill(present, -1e4).logsumexp(1, keepdim=True)
     loss = (torch.logaddexp(absent, scores) - scores) * present
     return loss.sum() / present.sum().clamp(min=1)
 
 
-def contrastive(similarity: torch.Tensor) -> torch.Tensor:
-    """Return the symmetric cross-entropy of scaled image-text similarities (B, B)."""
+def contrastive(similarity: Float[torch.Tensor, "B B"]) -> Float[torch.Tensor, ""]:
+    """Return the symmetric cross-entropy of scaled image-text similarities."""
     target = torch.arange(len(similarity), device=similarity.device)
     image_to_text = functional.cross_entropy(similarity, target)
     text_to_image = functional.cross_entropy(similarity.T, target)
@@ -39,9 +47,11 @@ def contrastive(similarity: torch.Tensor) -> torch.Tensor:
 
 
 def hard_negatives(
-    similarity: torch.Tensor, tokens: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """Return for each image the row (B,) of another caption, drawn the likelier the more similar.
+    similarity: Float[torch.Tensor, "B B"],
+    tokens: Int[torch.Tensor, "B L"],
+    generator: torch.Generator,
+) -> Int[torch.Tensor, " B"]:
+    """Return for each image the row of another caption, drawn the likelier the more similar.
 
     A caption with the same words is never drawn, unless there is no other.
     """
@@ -52,13 +62,17 @@ def hard_negatives(
     return torch.multinomial(weights, 1, generator=generator)[:, 0]
 
 
-def matching(logits: torch.Tensor, matches: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """Return the two-way cross-entropy of matching logits (B, M, 2); a true pair counts twice.
+def matching(
+    logits: Float[torch.Tensor, "B M 2"],
+    matches: Bool[torch.Tensor, "B M"],
+    valid: Bool[torch.Tensor, "B M"],
+) -> Float[torch.Tensor, ""]:
+    """Return the two-way cross-entropy of matching logits; a true pair counts twice.
 
     Args:
-        logits: (B, M, 2).
-        matches: bool (B, M), the text belongs to the image.
-        valid: bool (B, M), the text counts.
+        logits: no match, match.
+        matches: the text belongs to the image.
+        valid: the text counts.
     """
     loss = functional.cross_entropy(
         logits.flatten(0, 1), matches.flatten().long(), reduction="none"
@@ -68,14 +82,16 @@ def matching(logits: torch.Tensor, matches: torch.Tensor, valid: torch.Tensor) -
 
 
 def replaced_words(
-    logits: list[torch.Tensor], replaced: torch.Tensor, counted: torch.Tensor
-) -> torch.Tensor:
+    logits: list[Float[torch.Tensor, "B M L"]],
+    replaced: Bool[torch.Tensor, "B M L"],
+    counted: Bool[torch.Tensor, "B M L"],
+) -> Float[torch.Tensor, ""]:
     """Return the mean over fusion layers of the binary loss "this word was replaced".
 
     Args:
-        logits: per layer (B, M, L).
-        replaced: bool (B, M, L).
-        counted: bool (B, M, L), visible words only.
+        logits: of each layer.
+        replaced: where a word was.
+        counted: visible words only.
     """
     weights = counted * torch.where(replaced, 1.5, 1.0)
     total = weights.sum().clamp(min=1)
@@ -83,4 +99,4 @@ def replaced_words(
         functional.binary_cross_entropy_with_logits(layer, replaced.float(), reduction="none")
         for layer in logits
     ]
-    return sum((loss * weights).sum() / total for loss in losses) / len(losses)
+    return reduce(add, [(loss * weights).sum() / total for loss in losses]) / len(losses)

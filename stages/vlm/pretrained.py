@@ -14,7 +14,7 @@ from stages.models.vision_language.tokenizer import CaptionTokenizer
 from stages.vlm.official import albef_from_official
 from stages.vlm.params import PretrainedParams
 
-Facts = dict[str, int | dict[str, int]]  # of the metrics
+Facts = dict[str, float | dict[str, int]]  # of the metrics
 KEY = "vlm.pretrained"
 # What the official preparation of captions drops.
 ALBEF_IGNORED, BLIP_IGNORED = ",.'!?\"()*#:;~", '.!"()*#:;~'
@@ -42,9 +42,10 @@ def find_pretrained(source: str, params: PretrainedParams) -> Path:
             )
     else:
         folder = find_hub_file(params.checkpoint, "config.json", f"{KEY}.checkpoint").parent
-        path = next((folder / n for n in BLIP_WEIGHTS if (folder / n).is_file()), None)
-        if path is None:
+        found = next((folder / n for n in BLIP_WEIGHTS if (folder / n).is_file()), None)
+        if found is None:
             raise FileNotFoundError(f"{folder}: has none of {', '.join(BLIP_WEIGHTS)}")
+        path = found
     check_digest(path, params.sha256, f"{KEY}.sha256")
     return path
 

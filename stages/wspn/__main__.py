@@ -159,6 +159,7 @@ def train_on_language(params: WspnParams, seed: int, inputs: Inputs, curve: Curv
 def train_on_imagenet(params: WspnParams, seed: int, inputs: Inputs, curve: Curve) -> Trained:
     """Train an ImageNet backbone from end to end."""
     backbone = params.model.backbone
+    assert backbone.kind != "vlm"
     config = ImagenetWspnConfig(
         backbone=backbone.kind,
         category_ids=inputs.category_ids,

@@ -12,7 +12,9 @@ Shape legend: R proposals of one image, C base classes, h w pixels of a view.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
 from itertools import islice
+from operator import add
 from typing import NamedTuple
 
 import numpy as np
@@ -203,5 +205,5 @@ def _learn(
         # The heads cost next to nothing, and scores that are near are equal in bfloat16, but seeds
         # go by their order.
         losses = losses_of(model.heads(features.float()), boxes, example.labels)
-        (sum(losses.values()) / batch_size).backward()
+        (reduce(add, losses.values()) / batch_size).backward()
     return {name: loss.detach() for name, loss in losses.items()}

@@ -9,10 +9,13 @@ Frame: cell (k, l) covers rows k·H/h … (k + 1)·H/h and columns l·W/w … (l
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, Float64
 
 
-def smooth_maps(cells: np.ndarray, image_hw: tuple[int, int], smoothing: float) -> np.ndarray:
-    """Return maps (T, h, w) blurred and stretched to [0, 1], float32; a constant map becomes 0.
+def smooth_maps(
+    cells: Float[np.ndarray, "T h w"], image_hw: tuple[int, int], smoothing: float
+) -> Float32[np.ndarray, "T h w"]:
+    """Return maps blurred and stretched to [0, 1]; a constant map becomes 0.
 
     Args:
         cells: the maps of one image.
@@ -37,8 +40,10 @@ def smooth_maps(cells: np.ndarray, image_hw: tuple[int, int], smoothing: float) 
     return np.where(high > low, (maps - low) / np.maximum(high - low, 1e-12), 0).astype(np.float32)
 
 
-def enlarge_maps(maps: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Return maps (T, h, w) sampled at the pixel centres of another grid, (T, *size_hw)."""
+def enlarge_maps(
+    maps: Float[np.ndarray, "T h w"], size_hw: tuple[int, int]
+) -> Float[np.ndarray, "T {size_hw[0]} {size_hw[1]}"]:
+    """Return maps sampled at the pixel centres of another grid."""
     height, width = size_hw
     return np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps])
 
@@ -51,15 +56,17 @@ def bounded_hw(image_hw: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def integrate_boxes(
-    maps: np.ndarray, boxes_xyxy: np.ndarray, image_hw: tuple[int, int]
-) -> np.ndarray:
-    """Return the integral of every map over every box, float64 (T, R), in pixels.
+    maps: Float[np.ndarray, "T h w"],
+    boxes_xyxy: Float[np.ndarray, "R 4"],
+    image_hw: tuple[int, int],
+) -> Float64[np.ndarray, "T R"]:
+    """Return the integral of every map over every box, in pixels.
 
     A bilinear map is separable, so the integral is exact, by one weight per cell and axis.
 
     Args:
-        maps: (T, h, w).
-        boxes_xyxy: (R, 4) in pixels; what lies outside the image adds nothing.
+        maps: of the image.
+        boxes_xyxy: in pixels; what lies outside the image adds nothing.
         image_hw: the image's size.
     """
     count_down, count_across = maps.shape[1:]

@@ -6,13 +6,16 @@ Source: Mask-free OVIS eq. 5, the targets t̂(u_i); weights 10, 10, 5, 5 as in w
 """
 
 import torch
+from jaxtyping import Float
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 LARGEST_LOG_SIDE = 1.0  # one step of regression changes a side at most by a factor of e
 
 
-def encode_boxes(boxes_xyxy: torch.Tensor, targets_xyxy: torch.Tensor) -> torch.Tensor:
-    """Return the weighted offsets (R, 4) that lead from each box to its target, both (R, 4)."""
+def encode_boxes(
+    boxes_xyxy: Float[torch.Tensor, "R 4"], targets_xyxy: Float[torch.Tensor, "R 4"]
+) -> Float[torch.Tensor, "R 4"]:
+    """Return the weighted offsets that lead from each box to its target."""
     centres, sides = _centres_and_sides(boxes_xyxy)
     target_centres, target_sides = _centres_and_sides(targets_xyxy)
     shifts = (target_centres - centres) / sides
@@ -21,9 +24,11 @@ def encode_boxes(boxes_xyxy: torch.Tensor, targets_xyxy: torch.Tensor) -> torch.
 
 
 def decode_boxes(
-    boxes_xyxy: torch.Tensor, offsets: torch.Tensor, image_hw: tuple[int, int]
-) -> torch.Tensor:
-    """Return the boxes (R, 4) that weighted offsets (R, 4) lead to, cut to the image.
+    boxes_xyxy: Float[torch.Tensor, "R 4"],
+    offsets: Float[torch.Tensor, "R 4"],
+    image_hw: tuple[int, int],
+) -> Float[torch.Tensor, "R 4"]:
+    """Return the boxes that weighted offsets lead to, cut to the image.
 
     A box stays at least one pixel wide and high.
     """

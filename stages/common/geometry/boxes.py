@@ -4,16 +4,19 @@ Shape legend: R, S boxes; H, W pixels.
 """
 
 import numpy as np
+from jaxtyping import Float, Num
 
 
-def box_area(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Return areas (R,) in square pixels; an inverted box has area 0."""
+def box_area(boxes_xyxy: Num[np.ndarray, "R 4"]) -> Num[np.ndarray, " R"]:
+    """Return areas in square pixels; an inverted box has area 0."""
     sides = np.clip(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0, None)
     return sides[:, 0] * sides[:, 1]
 
 
-def pairwise_iou(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
-    """Return intersection over union (R, S) in [0, 1]; 0 where both boxes are empty."""
+def pairwise_iou(
+    boxes_xyxy: Float[np.ndarray, "R 4"], others_xyxy: Float[np.ndarray, "S 4"]
+) -> Float[np.ndarray, "R S"]:
+    """Return intersection over union in [0, 1]; 0 where both boxes are empty."""
     # Side by side: an axis of two numbers behind the others takes six times as long.
     x0, y0, x1, y1 = boxes_xyxy.T[:, :, None]
     others = others_xyxy.T
@@ -24,17 +27,19 @@ def pairwise_iou(boxes_xyxy: np.ndarray, others_xyxy: np.ndarray) -> np.ndarray:
     return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
 
 
-def xywh_to_xyxy(boxes_xywh: np.ndarray) -> np.ndarray:
-    """Return corners (R, 4) of COCO boxes (x, y, width, height)."""
+def xywh_to_xyxy(boxes_xywh: Num[np.ndarray, "R 4"]) -> Num[np.ndarray, "R 4"]:
+    """Return corners of COCO boxes (x, y, width, height)."""
     return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
 
 
-def xyxy_to_xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Return COCO boxes (R, 4) of corners."""
+def xyxy_to_xywh(boxes_xyxy: Num[np.ndarray, "R 4"]) -> Num[np.ndarray, "R 4"]:
+    """Return COCO boxes of corners."""
     return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1)
 
 
-def clip_boxes(boxes_xyxy: np.ndarray, image_hw: tuple[int, int]) -> np.ndarray:
+def clip_boxes(
+    boxes_xyxy: Num[np.ndarray, "R 4"], image_hw: tuple[int, int]
+) -> Num[np.ndarray, "R 4"]:
     """Return the boxes cut to the image, x to [0, W] and y to [0, H]."""
     height, width = image_hw
     return np.clip(boxes_xyxy, 0, np.array([width, height, width, height], boxes_xyxy.dtype))

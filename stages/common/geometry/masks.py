@@ -1,24 +1,25 @@
 """Masks: boolean (H, W), and the run-length encoding of COCO ({"size": [H, W], "counts": str})."""
 
 import numpy as np
+from jaxtyping import Bool, Float32, Float64
 from pycocotools import mask as coco_mask
 
 
-def encode_mask(mask: np.ndarray) -> dict:
-    """Return COCO RLE, JSON-ready, of a boolean mask (H, W)."""
+def encode_mask(mask: Bool[np.ndarray, "H W"]) -> dict:
+    """Return COCO RLE, JSON-ready, of a mask."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
 def encode_window(
-    window: np.ndarray, corner_xy: tuple[int, int], image_hw: tuple[int, int]
+    window: Bool[np.ndarray, "h w"], corner_xy: tuple[int, int], image_hw: tuple[int, int]
 ) -> dict:
     """Return COCO RLE, JSON-ready, of a mask that is false outside a window of the image.
 
     Its cost is that of the window, however large the image.
 
     Args:
-        window: bool (h, w), inside the image.
+        window: inside the image.
         corner_xy: column and row of the window's first pixel.
         image_hw: the image's size.
     """
@@ -106,8 +107,8 @@ def _read_runs(counts: str) -> list[int]:
     return [] if shift else runs
 
 
-def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> np.ndarray:
-    """Return the boolean mask (H, W) of a COCO segmentation: RLE, uncompressed RLE or polygons.
+def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """Return the mask of a COCO segmentation: RLE, uncompressed RLE or polygons.
 
     Raises:
         ValueError: an RLE of another size than the image.
@@ -115,21 +116,21 @@ def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> np.ndar
     return coco_mask.decode(to_rle(segmentation, image_hw)).astype(bool)
 
 
-def mask_iou(mask: np.ndarray, other: np.ndarray) -> float:
-    """Return intersection over union of two boolean masks, 0 if both are empty."""
+def mask_iou(mask: Bool[np.ndarray, "H W"], other: Bool[np.ndarray, "H W"]) -> float:
+    """Return intersection over union of two masks, 0 if both are empty."""
     union = np.count_nonzero(mask | other)
     return float(np.count_nonzero(mask & other) / union) if union else 0.0
 
 
-def pairwise_mask_iou(segmentations: list[dict], others: list[dict]) -> np.ndarray:
-    """Return intersection over union float64 (R, S) of R and S masks in COCO RLE, not decoded."""
+def pairwise_mask_iou(segmentations: list[dict], others: list[dict]) -> Float64[np.ndarray, "R S"]:
+    """Return intersection over union of R and S masks in COCO RLE, not decoded."""
     if not segmentations or not others:
         return np.zeros((len(segmentations), len(others)))
     return np.asarray(coco_mask.iou(segmentations, others, [0] * len(others)))
 
 
-def mask_box(mask: np.ndarray) -> np.ndarray:
-    """Return the tight box_xyxy float32 (4,) of a mask, zeros if it is empty."""
+def mask_box(mask: Bool[np.ndarray, "H W"]) -> Float32[np.ndarray, "4"]:
+    """Return the tight box_xyxy of a mask, zeros if it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if rows.size == 0:
         return np.zeros(4, np.float32)

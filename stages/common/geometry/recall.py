@@ -5,6 +5,7 @@ Shape legend: R boxes of an image, S its objects.
 """
 
 import numpy as np
+from jaxtyping import Float, Int64
 
 from stages.common.geometry.boxes import pairwise_iou
 
@@ -12,12 +13,14 @@ FOUND_IOU = 0.5
 NEVER = np.iinfo(np.int64).max
 
 
-def first_hits(boxes_xyxy: np.ndarray, objects_xyxy: np.ndarray) -> np.ndarray:
-    """Return int64 (S,): how many of the ordered boxes it takes to find each object, or NEVER.
+def first_hits(
+    boxes_xyxy: Float[np.ndarray, "R 4"], objects_xyxy: Float[np.ndarray, "S 4"]
+) -> Int64[np.ndarray, " S"]:
+    """Return how many of the ordered boxes it takes to find each object, or NEVER.
 
     Args:
-        boxes_xyxy: float (R, 4), best first.
-        objects_xyxy: float (S, 4).
+        boxes_xyxy: best first.
+        objects_xyxy: what to find.
     """
     if not len(boxes_xyxy):
         return np.full(len(objects_xyxy), NEVER)

@@ -3,7 +3,7 @@
 import csv
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 from stages.common.runtime.storage import replace_file
 
@@ -27,7 +27,7 @@ class Curve:
         self._counts: dict[str, int] = {}
         self._step = 0
 
-    def add(self, step: int, **scalars: float) -> dict[str, float] | None:
+    def add(self, step: int, **scalars: SupportsFloat) -> dict[str, float] | None:
         """Take the scalars of 1-based `step`; return the row if this step closed one."""
         self._step = step
         for name, value in scalars.items():

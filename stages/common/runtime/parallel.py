@@ -5,8 +5,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
@@ -52,10 +51,13 @@ def map_in_order(
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     source = iter(items)
     chunks = iter(lambda: list(islice(source, chunk_size)), [])
-    pending: deque = deque()
+    pending: deque[Future[list[Result]]] = deque()
     # A fork has none of its parent's OpenMP threads either; with one thread torch asks for none.
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        submit = partial(pool.submit, _map_chunk, function)
+
+        def submit(chunk: list[Item]) -> Future[list[Result]]:
+            return pool.submit(_map_chunk, function, chunk)
+
         pending.extend(map(submit, islice(chunks, CHUNKS_AHEAD * workers)))
         try:
             while pending:

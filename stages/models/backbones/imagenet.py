@@ -57,7 +57,7 @@ class _FoldedBottleneck(Bottleneck):
         out = self.relu(_normed(self.conv1, self.bn1, x))
         out = self.relu(_normed(self.conv2, self.bn2, out))
         out = _normed(self.conv3, self.bn3, out)
-        out += x if self.downsample is None else _normed(*self.downsample, x)
+        out += x if self.downsample is None else _normed(self.downsample[0], self.downsample[1], x)
         return self.relu(out)
 
 
@@ -104,7 +104,9 @@ def vgg16_trunk(dropout: float) -> nn.ModuleDict:
 def freeze_stages(trunk: nn.Module, count: int) -> None:
     """Make constants of the first `count` of a trunk's five stages: 0 none, 2 the usual choice."""
     if isinstance(trunk, nn.ModuleDict):
-        parts = [trunk["features"][slice(*places)] for places in _VGG_STAGES[:count]]
+        features = trunk["features"]
+        assert isinstance(features, nn.Sequential)
+        parts = [features[slice(*places)] for places in _VGG_STAGES[:count]]
     else:
         parts = [getattr(trunk, name) for names in _RESNET_STAGES[:count] for name in names]
     for part in parts:
@@ -138,7 +140,8 @@ def load_imagenet_weights(
             another shape; the message lists them.
     """
     find_imagenet_weights(path, sha256, key)
-    weights, left_out = {}, Counter()
+    weights: dict[str, torch.Tensor] = {}
+    left_out: Counter[str] = Counter()
     for name, tensor in read_checkpoint(path).items():
         reason = next((told for rule, told in LEFT_OUT.items() if re.fullmatch(rule, name)), None)
         if reason is None:

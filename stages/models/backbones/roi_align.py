@@ -13,6 +13,7 @@ Shape legend: N images, R regions, C channels, H W cells of a map, S pooled cell
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import nn
 from torchvision.ops import box_area, roi_align
 
@@ -48,15 +49,15 @@ class PyramidPooling(nn.Module):
 
     def forward(
         self,
-        levels: dict[str, torch.Tensor],
-        boxes_xyxy: list[torch.Tensor],
+        levels: dict[str, Float[torch.Tensor, "N C _ _"]],
+        boxes_xyxy: list[Float[torch.Tensor, "_ 4"]],
         image_sizes: list[tuple[int, int]],
-    ) -> torch.Tensor:
-        """Return (R, C, S, S) of all regions, in order; the signature is torchvision's.
+    ) -> Float[torch.Tensor, "R C {self.side} {self.side}"]:
+        """Return the maps of all regions, in order; the signature is torchvision's.
 
         Args:
-            levels: maps (N, C, H, W) from fine to coarse; those beyond the strides are not used.
-            boxes_xyxy: (R_n, 4) of each image, in pixels of the image as the network sees it.
+            levels: maps from fine to coarse; those beyond the strides are not used.
+            boxes_xyxy: of each image, in pixels of the image as the network sees it.
             image_sizes: not used; strides are known.
         """
         boxes = torch.cat(boxes_xyxy)
@@ -81,19 +82,19 @@ class PyramidPooling(nn.Module):
 
 
 def pool_regions(
-    features: torch.Tensor,
-    boxes_xyxy: torch.Tensor,
-    image: torch.Tensor,
+    features: Float[torch.Tensor, "N C H W"],
+    boxes_xyxy: Float[torch.Tensor, "R 4"],
+    image: Int[torch.Tensor, " R"],
     side: int,
     stride: float,
     centre: float,
-) -> torch.Tensor:
-    """Return RoIAlign (R, C, side, side) with 2×2 samples a cell.
+) -> Float[torch.Tensor, "R C {side} {side}"]:
+    """Return RoIAlign with 2×2 samples a cell.
 
     Args:
-        features: (N, C, H, W).
-        boxes_xyxy: (R, 4) in pixels.
-        image: int64 (R,), rising: which image each region is of.
+        features: of all images.
+        boxes_xyxy: in pixels.
+        image: rising: which image each region is of.
         side: pooled cells a side.
         stride: pixels per cell.
         centre: row and column, in pixels, that the first cell looks at; of stride / 2 it is the

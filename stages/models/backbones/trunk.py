@@ -5,6 +5,7 @@ Frame: cell (k, l) of stride s looks at row (k + 1/2)·s and column (l + 1/2)·s
 """
 
 import torch
+from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 
@@ -33,8 +34,8 @@ class Residual(nn.Module):
             nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels)
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Keep the shape (N, channels, H, W)."""
+    def forward(self, x: Float[torch.Tensor, "N C H W"]) -> Float[torch.Tensor, "N C H W"]:
+        """Keep the shape."""
         return functional.relu(x + self.second(self.first(x)))
 
 
@@ -53,7 +54,12 @@ class Trunk(nn.Module):
             *[Residual(width) for _ in range(residual_blocks)],
         )
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map normalised pixels (N, 3, H, W) to features at stride 4 and at stride 8."""
+    def forward(
+        self, images: Float[torch.Tensor, "N 3 H W"]
+    ) -> tuple[
+        Float[torch.Tensor, "N {self.stride4_channels} H//4 W//4"],
+        Float[torch.Tensor, "N {self.stride8_channels} H//8 W//8"],
+    ]:
+        """Map normalised pixels to features at stride 4 and at stride 8."""
         stride4 = self.stem(images)
         return stride4, self.body(stride4)

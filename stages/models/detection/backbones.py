@@ -141,10 +141,10 @@ def build_backbone(params: BackboneParams) -> tuple[Backbone, nn.Module | None]:
     if isinstance(params, Resnet50FpnParams):
         return Resnet50Fpn(params), None
     whole = resnet50_trunk()
-    return Resnet50C4(params, whole[:-1]), whole.layer4
+    return Resnet50C4(params, whole[:-1]), whole[-1]
 
 
-def whole_trunk(trunk: nn.Sequential, region_stage: nn.Module | None) -> nn.Sequential:
+def whole_trunk(trunk: nn.Module, region_stage: nn.Module | None) -> nn.Sequential:
     """Return a ResNet-50 of the given parts, by torchvision's names; the weights are shared."""
     whole = nn.Sequential(OrderedDict(trunk.named_children()))
     if region_stage is not None:

@@ -22,10 +22,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from torch import nn
 
 from stages.common.runtime.devices import own_kernels
@@ -52,10 +53,10 @@ Targets = list[dict[str, torch.Tensor]]
 class Prediction:
     """Detections of one image, best score first."""
 
-    boxes_xyxy: np.ndarray  # float32 (n, 4)
-    labels: np.ndarray  # int64 (n,), class indices
-    scores: np.ndarray  # float32 (n,) in [0, 1]
-    masks: np.ndarray  # bool (n, H, W)
+    boxes_xyxy: Float32[np.ndarray, "n 4"]
+    labels: Int64[np.ndarray, " n"]  # class indices
+    scores: Float32[np.ndarray, " n"]  # in [0, 1]
+    masks: Bool[np.ndarray, "n H W"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Detector(nn.Module, ABC):
     backbone: nn.Module  # maps normalised images to feature maps
 
     def __init__(self, params: NetworkParams) -> None:
-        """Take the settings; a subclass also takes text embeddings float32 (C, D)."""
+        """Take the settings; a subclass also takes text embeddings (C, D)."""
         super().__init__()
         self.params = params
 
@@ -119,7 +120,7 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def losses(
         self,
-        images: list[torch.Tensor],
+        images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
         rng: BatchRng | None = None,
@@ -129,7 +130,7 @@ class Detector(nn.Module, ABC):
         Those of a micro-batch add up to those of the batch.
 
         Args:
-            images: float (3, H, W) in [0, 1] each.
+            images: in [0, 1].
             targets: as this module describes them.
             settings: of the training.
             rng: what the images need to know of the others, if they are a part of a batch.
@@ -137,9 +138,9 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def detect(
-        self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
+        self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
-        """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
+        """Return predictions per vocabulary and image; images are in [0, 1]."""
 
     def use_region_head(self, make: MakeRegionHead) -> None:
         """Replace the head that describes a region."""
@@ -155,8 +156,8 @@ class Detector(nn.Module, ABC):
         """Let `rng` take down what the losses could be computed from."""
         raise self._lacks("micro_batches")
 
-    def propose(self, image: torch.Tensor) -> torch.Tensor:
-        """Return region proposals (R, 4) of an image, best first."""
+    def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
+        """Return region proposals of an image, best first."""
         raise self._lacks("proposals")
 
     def _lacks(self, feature: Feature) -> ValueError:
@@ -166,10 +167,10 @@ class Detector(nn.Module, ABC):
 def build(
     architecture: str,
     params: NetworkParams,
-    embeddings: torch.Tensor,
+    embeddings: Float[torch.Tensor, "C D"],
     region_head: str | None = None,
 ) -> Detector:
-    """Return a detector with fresh weights for classes with text embeddings float32 (C, D).
+    """Return a detector with fresh weights for classes with text embeddings.
 
     Args:
         architecture: its package.
@@ -198,7 +199,16 @@ def build(
     return model
 
 
-def _network_class(architecture: str) -> type[Detector]:
+class NetworkClass(Protocol):
+    """What an architecture's module has as `Network`: a subclass of `Detector`."""
+
+    classifier_name: str
+
+    def __call__(self, params: NetworkParams, embeddings: torch.Tensor) -> Detector:
+        """Return a detector with fresh weights."""
+
+
+def _network_class(architecture: str) -> NetworkClass:
     return import_module(f"{PACKAGE}.{architecture}.network").Network
 
 
@@ -233,14 +243,16 @@ def load(path: Path) -> Detector:
     return model.eval()
 
 
-def to_unit_range(image: np.ndarray) -> torch.Tensor:
-    """Return float32 (3, H, W) in [0, 1] of an image uint8 (H, W, 3)."""
+def to_unit_range(image: UInt8[np.ndarray, "H W 3"]) -> Float32[torch.Tensor, "3 H W"]:
+    """Return an image with channels first, in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
 
 
 @torch.no_grad()
 def predict(
-    model: Detector, images: Sequence[np.ndarray], vocabularies: Sequence[Sequence[int]]
+    model: Detector,
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    vocabularies: Sequence[Sequence[int]],
 ) -> list[list[Prediction]]:
     """Return predictions per vocabulary and image.
 
@@ -248,7 +260,7 @@ def predict(
 
     Args:
         model: a detector; is put into inference mode.
-        images: uint8 (H, W, 3) each, of any size.
+        images: of any size.
         vocabularies: class indices to choose from, e.g. all for the generalized protocol and the
             novel ones for the constrained.
     """

@@ -26,6 +26,7 @@ def load_start(model: Detector, params: StartParams, vlm: Path, section: str) ->
         load_trunk(model, vlm)
         return [vlm]
     if params.init == "imagenet":
+        assert params.imagenet.weights is not None  # the section's validator
         path = Path(params.imagenet.weights)
         trunk = whole_trunk(model.parts()["trunk"], model.region_stage)
         load_imagenet_weights(trunk, path, params.imagenet.sha256, f"{section}.imagenet")

@@ -6,6 +6,7 @@ Shape legend: N masks of M×M cells, H W pixels.
 """
 
 import torch
+from jaxtyping import Bool, Float
 from torchvision.models.detection.transform import resize_boxes
 
 from stages.models.detection.detector import Prediction
@@ -35,17 +36,19 @@ def in_image(
 
 
 def paste_masks(
-    probabilities: torch.Tensor, boxes_xyxy: torch.Tensor, image_hw: tuple[int, int]
-) -> torch.Tensor:
-    """Return boolean masks (N, H, W): probability above 0.5, false outside the box.
+    probabilities: Float[torch.Tensor, "N M M"],
+    boxes_xyxy: Float[torch.Tensor, "N 4"],
+    image_hw: tuple[int, int],
+) -> Bool[torch.Tensor, "N {image_hw[0]} {image_hw[1]}"]:
+    """Return masks: probability above 0.5, false outside the box.
 
     Bilinear interpolation is separable, so a whole batch is two matrix products instead of a
     resize per mask. Inside the box the border cells extend to its edge: masks that fill their box
     are the rule, and fading to zero there would shave a margin off each.
 
     Args:
-        probabilities: float (N, M, M) in [0, 1], rows then columns of the box.
-        boxes_xyxy: float (N, 4) in pixels of the image.
+        probabilities: in [0, 1], rows then columns of the box.
+        boxes_xyxy: in pixels of the image.
         image_hw: the image's size.
     """
     height, width = image_hw

@@ -14,9 +14,11 @@ Shape legend: N images, R regions, F features of a region, V classes of the voca
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import getfile
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Float32, Int
 from torch import nn
 
 from stages.models.detection.params import RegionLossParams
@@ -27,11 +29,11 @@ from stages.models.detection.text_classifier import TextClassifier
 class SampledRegions:
     """The regions that a step's losses are computed from, those of an image after another."""
 
-    images: torch.Tensor  # float (N, 3, H, W), normalised and padded, as the network sees them
-    boxes_xyxy: list[torch.Tensor]  # (R_n, 4) of each image, in pixels of `images`
-    labels: torch.Tensor  # int64 (R,), 0 is background, else 1-based positions in the vocabulary
-    features: torch.Tensor  # (R, F), of the region head
-    logits: torch.Tensor  # float32 (R, 1 + V), background first
+    images: Float[torch.Tensor, "N 3 H W"]  # normalised and padded, as the network sees them
+    boxes_xyxy: list[Float[torch.Tensor, "_ 4"]]  # of each image, in pixels of `images`
+    labels: Int[torch.Tensor, " R"]  # 0 is background, else 1-based positions in the vocabulary
+    features: Float[torch.Tensor, "R F"]  # of the region head
+    logits: Float32[torch.Tensor, "R _"]  # (R, 1 + V), background first
     classifier: TextClassifier  # its `projection` takes features to the space of the texts
 
 
@@ -61,4 +63,4 @@ def find_hook(module: str, function: str) -> Callable:
 
 def hook_files(modules: Iterable[str]) -> list[Path]:
     """Return the files of modules that params.yaml names, for a training's fingerprint."""
-    return [Path(import_module(module).__file__) for module in modules]
+    return [Path(getfile(import_module(module))) for module in modules]

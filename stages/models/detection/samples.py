@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int, Int64
 
 from stages.common.formats.outlines import ignore_unoutlined
 from stages.common.formats.stored_images import AnyImage
@@ -32,11 +33,11 @@ class LabelledImage:
     """An image yet to decode and its objects; crowds come last, with label -1 and no mask."""
 
     image: AnyImage
-    boxes_xyxy: np.ndarray  # float32 (n, 4)
-    labels: np.ndarray  # int64 (n,), 1-based positions in the vocabulary, or -1
+    boxes_xyxy: Float32[np.ndarray, "n 4"]
+    labels: Int64[np.ndarray, " n"]  # 1-based positions in the vocabulary, or -1
     segmentations: list[Any]  # m COCO segmentations, None of an object without
-    # float32 (n, 3), what each object's class, box and mask weigh in the losses; all 1 if None
-    weights: np.ndarray | None = None
+    # What each object's class, box and mask weigh in the losses; all 1 if None
+    weights: Float32[np.ndarray, "n 3"] | None = None
     annotated: frozenset[int] | None = None  # labels of all its classes that are named; all if None
     box_grids: Sequence[int] = ()  # to expand boxes to, in cells a side
 
@@ -165,11 +166,11 @@ def _label(
 
 
 def expand_boxes(
-    boxes_xyxy: np.ndarray, cells: np.ndarray, image_hw: tuple[int, int]
-) -> np.ndarray:
-    """Return boxes float32 (n, 4) whose edges are moved outwards to lines of a grid.
+    boxes_xyxy: Float32[np.ndarray, "n 4"], cells: Int[np.ndarray, " n"], image_hw: tuple[int, int]
+) -> Float32[np.ndarray, "n 4"]:
+    """Return boxes whose edges are moved outwards to lines of a grid.
 
-    The grid of each box has cells (n,) a side of the image; with 0 the box stays as it is. The
+    The grid of each box has `cells` a side of the image; with 0 the box stays as it is. The
     phrases' poster says only that their boxes are "randomly expanded", so that more of the object
     is inside. Ours: the grid; it expands small boxes by more, for which a pointer is less exact.
     """
@@ -182,8 +183,10 @@ def expand_boxes(
     return np.where(cells[:, None] > 0, wide, boxes_xyxy)
 
 
-def object_weights(group: Sequence[dict], source: SourceParams) -> np.ndarray | None:
-    """Return what each object's class, box and mask weigh, float32 (n, 3); None if all weigh 1.
+def object_weights(
+    group: Sequence[dict], source: SourceParams
+) -> Float32[np.ndarray, "n 3"] | None:
+    """Return what each object's class, box and mask weigh; None if all weigh 1.
 
     An object without a mask teaches none. With `weigh_by_score` all weights of an object are times
     its score; one without a score counts as certain.
@@ -209,8 +212,8 @@ def batch_rows(step: int, batch_size: int, count: int, seed: int) -> list[int]:
 
 def training_sample(
     labelled: LabelledImage, random: np.random.Generator, flip: bool, colour_jitter: float
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return (image float32 (3, H, W) in [0, 1] before jitter, target), randomly changed.
+) -> tuple[Float32[torch.Tensor, "3 H W"], dict[str, torch.Tensor]]:
+    """Return (image in [0, 1] before jitter, target), randomly changed.
 
     The target has "boxes" float32 (n, 4), "labels" int64 (n,), "masks" uint8 (m, H, W) and, where
     not all are 1, "weights" float32 (n, 3), and "annotated" int64 (k,) where not all classes are.

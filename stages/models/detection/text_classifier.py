@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Float32, Int
 from torch import nn
 from torch.nn import functional
 
@@ -21,12 +22,12 @@ class TextClassifier(nn.Module):
     def __init__(
         self,
         features: int,
-        embeddings: torch.Tensor,
+        embeddings: Float[torch.Tensor, "C D"],
         similarity: Literal["dot", "cosine"],
         temperature: float,
         background: Literal["zero", "learned"],
     ) -> None:
-        """Classify into the rows of `embeddings`, float32 (C, D), of any length.
+        """Classify into the rows of `embeddings`, of any length.
 
         `similarity` is divided by `temperature`. The background's logit is 0 (`zero`, as in the
         official code, whose background embedding is the zero vector) or the similarity to a
@@ -45,8 +46,8 @@ class TextClassifier(nn.Module):
             )
         self.begin_with(embeddings)
 
-    def begin_with(self, embeddings: torch.Tensor) -> None:
-        """Take the texts to train with, float32 (C, D).
+    def begin_with(self, embeddings: Float[torch.Tensor, "C D"]) -> None:
+        """Take the texts to train with.
 
         Where lengths count (`dot`), a learned background begins as long as they are on average.
         """
@@ -56,9 +57,9 @@ class TextClassifier(nn.Module):
             self.background.data = functional.normalize(self.background.data, dim=0) * length
 
     def forward(
-        self, features: torch.Tensor, vocabulary: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        """Return logits float32 (R, 1 + V), background first, of features (R, F).
+        self, features: Float[torch.Tensor, "R F"], vocabulary: Sequence[int] | None = None
+    ) -> Float32[torch.Tensor, "R _"]:
+        """Return logits (R, 1 + V), background first.
 
         `vocabulary` lists the class indices to choose from, all C if None; a class that is left
         out takes no part in the softmax.
@@ -79,15 +80,15 @@ class TextClassifier(nn.Module):
 
 
 def classification_loss(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
+    logits: Float[torch.Tensor, "R _"],
+    labels: Int[torch.Tensor, " R"],
     background_weight: float,
-    weights: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return cross-entropy of logits (R, 1 + V) with labels (R,), 0 for background.
+    weights: Float[torch.Tensor, " R"] | None = None,
+) -> Float[torch.Tensor, ""]:
+    """Return cross-entropy of logits (R, 1 + V) with labels, 0 for background.
 
     A weighted mean: background counts `background_weight` (official code 0.2), a class 1. With
-    `weights` (R,) each term is times its own, and the sum is divided by as much as without.
+    `weights` each term is times its own, and the sum is divided by as much as without.
     """
     weight = logits.new_ones(logits.shape[1])
     weight[0] = background_weight

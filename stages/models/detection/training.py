@@ -5,7 +5,9 @@ resumed run repeats an uninterrupted one exactly, and several processes or micro
 process up to rounding (`stages.models.detection.global_batch`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -118,7 +120,7 @@ def train_detector(
             for images, targets, rng in _micro_batches(model, samples, size, params, own_seed):
                 with _precision(images[0].device, params):
                     losses = model.losses(images, targets, settings, rng)
-                sum(weights[name] * loss for name, loss in losses.items()).backward()
+                reduce(add, (weights[name] * loss for name, loss in losses.items())).backward()
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + loss.detach()
         add_gradients(model.parameters())
@@ -205,7 +207,7 @@ def _batches(
     params: TrainingParams,
     steps: range,
     seed: int,
-) -> Iterator[Samples]:
+) -> Generator[Samples, None, None]:
     """Yield this process's part of each step's batch, prepared in the background."""
     device = next(model.parameters()).device
     places = own_places(params.batch_size)
@@ -239,16 +241,18 @@ def _micro_batches(
     """
     count = params.batch_size
     starts = range(0, len(samples), size)
-    pairs = [tuple(zip(*samples[start : start + size], strict=True)) for start in starts]
-    pairs = [(list(images), list(targets)) for images, targets in pairs]
+    split = [samples[start : start + size] for start in starts]
+    pairs = [([image for image, _ in part], [target for _, target in part]) for part in split]
     if len(pairs) == 1:
-        yield *pairs[0], PartRng(seed, count) if num_processes() > 1 else None
+        images, targets = pairs[0]
+        yield images, targets, PartRng(seed, count) if num_processes() > 1 else None
         return
     own = own_places(count)
     parts = [MicroBatchRng(seed, count, own.start + start) for start in starts]
     jobs = list(zip(pairs, parts, strict=True))
     sizes_hw = [model.padded_hw(images, part) for (images, _), part in jobs]
-    padded_hw = PartRng(seed, count).common_hw(tuple(map(max, *sizes_hw)))
+    heights, widths = zip(*sizes_hw, strict=True)
+    padded_hw = PartRng(seed, count).common_hw((max(heights), max(widths)))
     for (images, targets), part in jobs:
         part.padded_hw = padded_hw
         with _precision(images[0].device, params):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import nn
 
 from stages.models.proposals.views import ViewSettings
@@ -28,9 +29,11 @@ class ImageFeatures(NamedTuple):
 
 
 class WspnConfig(Protocol):
-    """Sizes; `category_ids` are the labelled classes in the order of the class scores."""
+    """Sizes."""
 
-    category_ids: list[int]
+    @property
+    def category_ids(self) -> list[int]:
+        """The labelled classes in the order of the class scores."""
 
 
 class Wspn(nn.Module, ABC):
@@ -44,28 +47,34 @@ class Wspn(nn.Module, ABC):
         """Where the weights are; boxes that the methods are given have to be there too."""
 
     @abstractmethod
-    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
-        """Return the features of an image, RGB uint8 (H, W, 3)."""
+    def extract_features(
+        self, image: UInt8[np.ndarray, "H W 3"], views: ViewSettings
+    ) -> ImageFeatures:
+        """Return the features of an image, RGB."""
 
     @abstractmethod
-    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return class scores (R, C) in [0, 1] of boxes (R, 4) in the frame of `features`."""
+    def score_classes(
+        self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> Float[torch.Tensor, "R C"]:
+        """Return class scores in [0, 1] of boxes in the frame of `features`."""
 
     def assess(
-        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return class scores (R, C), qualities (R,), offsets (R, 4); in one pass if possible."""
+        self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> tuple[Float[torch.Tensor, "R C"], Float[torch.Tensor, " R"], Float[torch.Tensor, "R 4"]]:
+        """Return class scores, qualities and offsets; in one pass if possible."""
         return self.score_classes(features, boxes_xyxy), *self.score_objects(features, boxes_xyxy)
 
     @abstractmethod
     def score_objects(
-        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (expected IoU with an object (R,) in [0, 1], regression offsets (R, 4))."""
+        self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> tuple[Float[torch.Tensor, " R"], Float[torch.Tensor, "R 4"]]:
+        """Return (expected IoU with an object in [0, 1], regression offsets)."""
 
 
-def class_scores(class_logits: torch.Tensor, detection_logits: torch.Tensor) -> torch.Tensor:
-    """Return W (R, C): softmax over classes times softmax over the image's proposals.
+def class_scores(
+    class_logits: Float[torch.Tensor, "R C"], detection_logits: Float[torch.Tensor, "R C"]
+) -> Float[torch.Tensor, "R C"]:
+    """Return W: softmax over classes times softmax over the image's proposals.
 
     Source: Mask-free OVIS, W_C = σ(W^cls) ⊙ σ(W^det); the two directions as in WSDDN.
     """

@@ -22,6 +22,7 @@ def load_wspn(path: Path) -> Wspn:
         ValueError: weights are missing, left over or of another size; the message names them.
     """
     weights, facts = read_tensors(path)
+    model: Wspn
     if "backbone" in facts:
         model = ImagenetWspn(ImagenetWspnConfig(**facts))
     else:

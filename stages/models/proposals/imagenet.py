@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -58,14 +59,17 @@ class View(NamedTuple):
     width: int  # pixels
     flipped: bool
 
-    def boxes(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return boxes (R, 4) of the image in the frame of the view."""
+    def boxes(self, boxes_xyxy: Float[torch.Tensor, "R 4"]) -> Float[torch.Tensor, "R 4"]:
+        """Return boxes of the image in the frame of the view."""
         scaled = boxes_xyxy.to(self.scale) * self.scale
         return mirror_boxes(scaled, self.width) if self.flipped else scaled
 
 
 class ImagenetWspn(Wspn):
     """The network; it computes on the device that its weights are on."""
+
+    config: ImagenetWspnConfig
+    trunk: nn.Sequential | nn.ModuleDict  # of ResNet-50, or of VGG16
 
     def __init__(self, config: ImagenetWspnConfig) -> None:
         super().__init__()
@@ -89,14 +93,16 @@ class ImagenetWspn(Wspn):
         """The device of the weights."""
         return self.class_part.weight.device
 
-    def feature_map(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the map (1, D, h, w) of normalised pixels (1, 3, H, W)."""
-        if self.config.backbone == "vgg16":
+    def feature_map(self, pixels: Float[torch.Tensor, "1 3 H W"]) -> Float[torch.Tensor, "1 D h w"]:
+        """Return the map of normalised pixels."""
+        if isinstance(self.trunk, nn.ModuleDict):
             return self.trunk["features"](pixels)  # stride 8
         return self.trunk[:-1](pixels)  # up to layer3, stride 16
 
-    def region_features(self, feature_map: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return what the heads see (R, F) of boxes in the view's pixels.
+    def region_features(
+        self, feature_map: Float[torch.Tensor, "1 D h w"], boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> Float[torch.Tensor, "R F"]:
+        """Return what the heads see of boxes in the view's pixels.
 
         With gradients, of several parts of `regions_at_once` boxes only the results are kept, and
         the rest is computed again in the backward pass: thousands of proposals take the memory of
@@ -113,14 +119,14 @@ class ImagenetWspn(Wspn):
 
     def _pool(self, feature_map: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         first = torch.zeros(len(boxes_xyxy), dtype=torch.int64, device=boxes_xyxy.device)
-        if self.config.backbone == "vgg16":
+        if isinstance(self.trunk, nn.ModuleDict):
             pooled = pool_regions(feature_map, boxes_xyxy, first, 7, 8, first_centre(8, True))
             return self.trunk["classifier"](pooled.flatten(1))
         pooled = pool_regions(feature_map, boxes_xyxy, first, 14, 16, first_centre(16, False))
         return self.trunk[-1](pooled).mean((2, 3))
 
-    def heads(self, features: torch.Tensor) -> Outputs:
-        """Return what the heads make of features (R, F)."""
+    def heads(self, features: Float[torch.Tensor, "R F"]) -> Outputs:
+        """Return what the heads make of features."""
         classes, detection = self.class_part(features).chunk(2, dim=1)
         count = 1 + len(self.config.category_ids)
         refined = [part(features).tensor_split([count], dim=1) for part in self.refinement_parts]
@@ -133,31 +139,35 @@ class ImagenetWspn(Wspn):
         )
 
     @torch.no_grad()
-    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
+    def extract_features(
+        self, image: UInt8[np.ndarray, "H W 3"], views: ViewSettings
+    ) -> ImageFeatures:
         """Return the maps of all views; the frame of boxes is the image itself."""
         maps = []
         for side in views.shorter_sides:
             for flipped in (False, True) if views.flip else (False,):
                 pixels, scale = view_input(image, side, views.longer_side, flipped)
                 features = self.feature_map(send(pixels, self.device))
-                scale = torch.from_numpy(scale).to(self.device)
-                maps.append(View(features, scale, pixels.shape[3], flipped))
+                factors = torch.from_numpy(scale).to(self.device)
+                maps.append(View(features, factors, pixels.shape[3], flipped))
         return ImageFeatures(maps, np.ones(4, np.float32), image.shape[:2])
 
-    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return the mean over views and refinements of the class scores (R, C)."""
+    def score_classes(
+        self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> Float[torch.Tensor, "R C"]:
+        """Return the mean over views and refinements of the class scores."""
         return self.assess(features, boxes_xyxy)[0]
 
     def score_objects(
-        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the means over views: quality (R,), and of all refinements offsets (R, 4)."""
+        self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> tuple[Float[torch.Tensor, " R"], Float[torch.Tensor, "R 4"]]:
+        """Return the means over views: quality, and of all refinements offsets."""
         return self.assess(features, boxes_xyxy)[1:]
 
     @torch.no_grad()
     def assess(
-        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> tuple[Float[torch.Tensor, "R C"], Float[torch.Tensor, " R"], Float[torch.Tensor, "R 4"]]:
         """Return what `score_classes` and `score_objects` do; next to regions, heads are free."""
         scores, qualities, offsets = [], [], []
         for view in features.maps:
@@ -169,4 +179,5 @@ class ImagenetWspn(Wspn):
             if view.flipped:  # a shift to the right is one to the left in the mirror
                 mean = mean * mean.new_tensor([-1, 1, 1, 1])
             offsets.append(mean)
-        return tuple(torch.stack(views).mean(0) for views in (scores, qualities, offsets))
+        means = [torch.stack(views).mean(0) for views in (scores, qualities, offsets)]
+        return means[0], means[1], means[2]

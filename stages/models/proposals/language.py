@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import nn
 from torch.nn import functional
 from torchvision.ops import roi_align
@@ -63,6 +64,9 @@ class FeatureMaps(NamedTuple):
 class StandardisedMlp(nn.Module):
     """Standardises its input, then two hidden layers and linear outputs."""
 
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
     def __init__(self, inputs: int, hidden: int, outputs: int, dropout: float) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
@@ -76,18 +80,21 @@ class StandardisedMlp(nn.Module):
             nn.Linear(hidden, outputs),
         )
 
-    def fit(self, sample: torch.Tensor) -> None:
-        """Set mean and deviation from features (R, F)."""
+    def fit(self, sample: Float[torch.Tensor, "R F"]) -> None:
+        """Set mean and deviation from features."""
         self.mean.copy_(sample.mean(0))
         self.deviation.copy_(deviation(sample, 0) + 0.05)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Map (R, F) to (R, outputs)."""
+    def forward(self, features: Float[torch.Tensor, "R F"]) -> Float[torch.Tensor, "R _"]:
+        """Map features to outputs."""
         return self.layers((features - self.mean) / self.deviation)
 
 
 class LanguageWspn(Wspn):
     """The network; every method below is one step of it."""
+
+    config: LanguageWspnConfig
+    words: torch.Tensor
 
     def __init__(self, config: LanguageWspnConfig) -> None:
         super().__init__()
@@ -124,8 +131,8 @@ class LanguageWspn(Wspn):
         self.words.copy_(functional.normalize(words.detach().float(), dim=-1))
 
     @torch.no_grad()
-    def feature_maps(self, image: torch.Tensor) -> FeatureMaps:
-        """Return the maps, on the model's device, of one image's normalised pixels (1, 3, H, W).
+    def feature_maps(self, image: Float[torch.Tensor, "1 3 H W"]) -> FeatureMaps:
+        """Return the maps, on the model's device, of one image's normalised pixels.
 
         The evidence of a cell are the soft and the hard maximum over all words of its similarity,
         its spread, its sharpness, and the lengths of the cell's two feature vectors: numbers that
@@ -146,17 +153,22 @@ class LanguageWspn(Wspn):
             ],
             dim=1,
         )
-        return FeatureMaps(trunk, evidence.unflatten(2, trunk.shape[2:]), tuple(image.shape[2:]))
+        height, width = image.shape[2:]
+        return FeatureMaps(trunk, evidence.unflatten(2, trunk.shape[2:]), (height, width))
 
-    def appearance(self, maps: FeatureMaps, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return what the class part sees (R, F): features in and around the box, and its shape."""
+    def appearance(
+        self, maps: FeatureMaps, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> Float[torch.Tensor, "R F"]:
+        """Return what the class part sees: features in and around the box, and its shape."""
         around = enlarge(boxes_xyxy, SURROUNDINGS)
         inside = _pool(maps.trunk, boxes_xyxy, 2, samples=2)
         outside = _pool(maps.trunk, around, 1, samples=4)
         return torch.cat([inside, outside, geometry(boxes_xyxy, maps.image_hw)], dim=1)
 
-    def evidence(self, maps: FeatureMaps, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return what the object part sees (R, F): evidence in, around and far from the box."""
+    def evidence(
+        self, maps: FeatureMaps, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> Float[torch.Tensor, "R F"]:
+        """Return what the object part sees: evidence in, around and far from the box."""
         inside = _pool(maps.evidence, boxes_xyxy, 3, samples=2)
         around = _pool(maps.evidence, enlarge(boxes_xyxy, SURROUNDINGS), 4, samples=2)
         anywhere = torch.cat([maps.evidence.amax((2, 3)), maps.evidence.mean((2, 3))], dim=1)
@@ -172,7 +184,9 @@ class LanguageWspn(Wspn):
         """Return quality logits (R, 1), whose sigmoid is the expected IoU, and offsets (R, 4)."""
         return tuple(self.object_part(evidence).tensor_split([1], dim=1))
 
-    def extract_features(self, image: np.ndarray, views: ViewSettings) -> ImageFeatures:
+    def extract_features(
+        self, image: UInt8[np.ndarray, "H W 3"], views: ViewSettings
+    ) -> ImageFeatures:
         """Return the maps of the image at the size of `config.image_side`; `views` do not count.
 
         The frame of boxes is the image at that size.
@@ -181,14 +195,16 @@ class LanguageWspn(Wspn):
         maps = self.feature_maps(pixels)
         return ImageFeatures(maps, scale, maps.image_hw)
 
-    def score_classes(self, features: ImageFeatures, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return W (R, C) of eq. 5."""
+    def score_classes(
+        self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> Float[torch.Tensor, "R C"]:
+        """Return W of eq. 5."""
         return class_scores(*self.class_logits(self.appearance(features.maps, boxes_xyxy)))
 
     def score_objects(
-        self, features: ImageFeatures, boxes_xyxy: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what the object part says: expected IoU (R,) and offsets (R, 4)."""
+        self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
+    ) -> tuple[Float[torch.Tensor, " R"], Float[torch.Tensor, "R 4"]]:
+        """Return what the object part says: expected IoU and offsets."""
         logits, offsets = self.objects(self.evidence(features.maps, boxes_xyxy))
         return logits[:, 0].sigmoid(), offsets
 
@@ -198,8 +214,10 @@ def deviation(values: torch.Tensor, dim: int) -> torch.Tensor:
     return values.std(dim, correction=min(1, values.shape[dim] - 1))
 
 
-def geometry(boxes_xyxy: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tensor:
-    """Return (R, 8): logarithms of area, aspect and sides, and which borders the box touches."""
+def geometry(
+    boxes_xyxy: Float[torch.Tensor, "R 4"], image_hw: tuple[int, int]
+) -> Float[torch.Tensor, "R 8"]:
+    """Return logarithms of area, aspect and sides, and which borders the box touches."""
     height, width = image_hw
     x0, y0, x1, y1 = boxes_xyxy.unbind(1)
     across, down = (x1 - x0) / width, (y1 - y0) / height
@@ -208,7 +226,7 @@ def geometry(boxes_xyxy: torch.Tensor, image_hw: tuple[int, int]) -> torch.Tenso
     return torch.stack([*sizes, *(side.float() for side in touches)], dim=1)
 
 
-def enlarge(boxes_xyxy: torch.Tensor, factor: float) -> torch.Tensor:
+def enlarge(boxes_xyxy: Float[torch.Tensor, "R 4"], factor: float) -> Float[torch.Tensor, "R 4"]:
     """Return boxes of the same centres with sides times `factor`; they may leave the image."""
     top_left, bottom_right = boxes_xyxy.split(2, dim=1)
     centres, half = (top_left + bottom_right) / 2, (bottom_right - top_left) / 2 * factor

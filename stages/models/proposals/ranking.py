@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int, UInt8
 from pydantic import Field, field_validator
 from torchvision.ops import box_iou, nms
 
@@ -62,18 +63,21 @@ class RankingSettings(Section):
 
 @torch.no_grad()
 def rank_proposals(
-    model: Wspn, image: np.ndarray, proposals_xyxy: np.ndarray, settings: RankingSettings
-) -> tuple[np.ndarray, np.ndarray]:
+    model: Wspn,
+    image: UInt8[np.ndarray, "H W 3"],
+    proposals_xyxy: Float32[np.ndarray, "R 4"],
+    settings: RankingSettings,
+) -> tuple[Float32[np.ndarray, "K 4"], Float32[np.ndarray, " K"]]:
     """Return the best boxes of an image.
 
     Args:
         model: in evaluation mode.
-        image: RGB uint8 (H, W, 3).
-        proposals_xyxy: float32 (R, 4) in its pixels, R >= 1.
+        image: RGB.
+        proposals_xyxy: in its pixels, R >= 1.
         settings: how to rank.
 
     Returns:
-        (boxes float32 (K, 4), scores float32 (K,) in [0, 1], not rising)
+        (boxes, scores in [0, 1], not rising)
     """
     features = model.extract_features(image, settings.views)
     boxes = torch.from_numpy(proposals_xyxy * features.scale).to(model.device)
@@ -141,8 +145,10 @@ def _scored_before_regression(
 
 
 def order_in_layers(
-    boxes_xyxy: torch.Tensor, scores: torch.Tensor, nms_iou: Sequence[float]
-) -> tuple[torch.Tensor, torch.Tensor]:
+    boxes_xyxy: Float[torch.Tensor, "R 4"],
+    scores: Float[torch.Tensor, " R"],
+    nms_iou: Sequence[float],
+) -> tuple[Int[torch.Tensor, " K"], Float[torch.Tensor, " K"]]:
     """Order boxes so that the first K are good and different, whatever K is.
 
     The first layer is what non-maximum suppression with the lowest threshold keeps, best first;
@@ -151,12 +157,12 @@ def order_in_layers(
     ten boxes and a high one more with a hundred.
 
     Args:
-        boxes_xyxy: (R, 4).
-        scores: (R,) in [0, 1].
+        boxes_xyxy: of an image.
+        scores: in [0, 1].
         nms_iou: rising thresholds of IoU.
 
     Returns:
-        (rows (K,), scores (K,) in [0, 1], not rising: of L layers, the l-th from the end has
+        (rows, scores in [0, 1], not rising: of L layers, the l-th from the end has
         scores in [(l - 1) / L, l / L])
     """
     layers = len(nms_iou)
@@ -174,8 +180,11 @@ def order_in_layers(
 
 
 def order_by_class(
-    boxes_xyxy: torch.Tensor, scores: torch.Tensor, nms_iou: Sequence[float], top_k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    boxes_xyxy: Float[torch.Tensor, "R 4"],
+    scores: Float[torch.Tensor, "R C"],
+    nms_iou: Sequence[float],
+    top_k: int,
+) -> tuple[Int[torch.Tensor, " K"], Float[torch.Tensor, " K"]]:
     """Order boxes of several classes, none of which suppresses one of another class.
 
     Each class is put in order by itself, by `order_in_layers`, and the lists are merged; a box that
@@ -187,13 +196,13 @@ def order_by_class(
     with R · C boxes, and no score has to be so low that it does not count (wetectron's limit is 0).
 
     Args:
-        boxes_xyxy: (R, 4).
-        scores: (R, C) in [0, 1].
+        boxes_xyxy: of an image.
+        scores: in [0, 1].
         nms_iou: rising thresholds of IoU.
         top_k: most boxes to return.
 
     Returns:
-        (rows (K,), scores (K,) in [0, 1], not rising), K <= top_k; scores as `order_in_layers` has
+        (rows, scores in [0, 1], not rising), K <= top_k; scores as `order_in_layers` has
         them, which are those of the classes where there is one threshold
     """
     best = scores.new_full((len(boxes_xyxy),), NOT_KEPT)

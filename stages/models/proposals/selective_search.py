@@ -9,10 +9,12 @@ the order would depend on all images that this process saw before.
 """
 
 import ctypes
+from collections.abc import Callable
 from typing import Literal
 
 import cv2
 import numpy as np
+from jaxtyping import Float, Float32, UInt8
 from pydantic import Field
 
 from stages.common.runtime.params import Section
@@ -32,12 +34,12 @@ class SearchSettings(Section):
 
 
 def selective_search(
-    image: np.ndarray, settings: SearchSettings, seed: int, image_id: int
-) -> np.ndarray:
-    """Return the proposals float32 (R, 4) of one image, best first in the method's own order.
+    image: UInt8[np.ndarray, "H W 3"], settings: SearchSettings, seed: int, image_id: int
+) -> Float32[np.ndarray, "R 4"]:
+    """Return the proposals of one image, best first in the method's own order.
 
     Args:
-        image: RGB uint8 (H, W, 3).
+        image: RGB.
         settings: mode, scale and filters.
         seed: the experiment's seed; with `image_id` it fixes the order.
         image_id: the image.
@@ -58,8 +60,8 @@ def selective_search(
 
 
 def keep_usable(
-    boxes_xyxy: np.ndarray, image_hw: tuple[int, int], settings: SearchSettings
-) -> np.ndarray:
+    boxes_xyxy: Float[np.ndarray, "R 4"], image_hw: tuple[int, int], settings: SearchSettings
+) -> Float[np.ndarray, "K 4"]:
     """Drop thin, tiny and nearly image-wide boxes and repetitions; keep the order."""
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     shorter, longer = sides.min(axis=1), sides.max(axis=1)
@@ -77,10 +79,10 @@ def _search(image: np.ndarray, mode: Mode, seed: int) -> np.ndarray:
     ctypes.CDLL(None).srand(ctypes.c_uint(seed & 0xFFFFFFFF))
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
     search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))
-    switch = {
+    switches: dict[Mode, Callable[[], None]] = {
         "single": search.switchToSingleStrategy,
         "fast": search.switchToSelectiveSearchFast,
         "quality": search.switchToSelectiveSearchQuality,
-    }[mode]
-    switch()
+    }
+    switches[mode]()
     return np.asarray(search.process(), np.int32).reshape(-1, 4)

@@ -5,6 +5,7 @@ from typing import Annotated
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, UInt8
 from pydantic import Field
 from torchvision.transforms.functional import normalize
 
@@ -26,15 +27,17 @@ class ViewSettings(Section):
     flip: bool
 
 
-def network_input(image: np.ndarray, longer_side: int) -> tuple[torch.Tensor, np.ndarray]:
+def network_input(
+    image: UInt8[np.ndarray, "H W 3"], longer_side: int
+) -> tuple[Float32[torch.Tensor, "1 3 h w"], Float32[np.ndarray, "4"]]:
     """Scale an image so that its longer side has `longer_side` pixels.
 
     Args:
-        image: RGB uint8 (H, W, 3).
+        image: RGB.
         longer_side: of the result.
 
     Returns:
-        (normalised pixels float32 (1, 3, h, w); float32 (4,), by which boxes x0, y0, x1, y1 of
+        (normalised pixels; the scale, by which boxes x0, y0, x1, y1 of
         the image have to be multiplied to lie in them)
     """
     image, scale = _resize(image, longer_side / max(image.shape[:2]))
@@ -42,8 +45,8 @@ def network_input(image: np.ndarray, longer_side: int) -> tuple[torch.Tensor, np
 
 
 def view_input(
-    image: np.ndarray, shorter_side: int, longer_side: int, flip: bool
-) -> tuple[torch.Tensor, np.ndarray]:
+    image: UInt8[np.ndarray, "H W 3"], shorter_side: int, longer_side: int, flip: bool
+) -> tuple[Float32[torch.Tensor, "1 3 h w"], Float32[np.ndarray, "4"]]:
     """Scale an image as the views of an ImageNet backbone are, and mirror it if `flip`.
 
     Returns:
@@ -58,8 +61,8 @@ def view_input(
     return normalize(pixels, IMAGENET_MEAN, IMAGENET_STD), scale
 
 
-def mirror_boxes(boxes_xyxy: torch.Tensor, width: int) -> torch.Tensor:
-    """Return boxes (R, 4) where a mirror turns them, in an image of `width` pixels."""
+def mirror_boxes(boxes_xyxy: Float[torch.Tensor, "R 4"], width: int) -> Float[torch.Tensor, "R 4"]:
+    """Return boxes where a mirror turns them, in an image of `width` pixels."""
     x0, y0, x1, y1 = boxes_xyxy.unbind(1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=1)
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import nn
 from torch.nn import functional
 
@@ -65,7 +66,7 @@ class ImageLayer(nn.Module):
         self.output = nn.Linear(width, width)
         self.mlp = _perceptron(width, config.hidden)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Float[torch.Tensor, "B T D"]) -> Float[torch.Tensor, "B T D"]:
         """Map (B, 1 + P, D) to the same shape."""
         parts = self.query_key_value(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4)
@@ -88,14 +89,19 @@ class TextLayer(nn.Module):
         self.mlp = _perceptron(width, config.hidden)
         self.norm_mlp = nn.LayerNorm(width, eps=TEXT_NORM_EPS)
 
-    def forward(self, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: Float[torch.Tensor, "B L D"], keep: Bool[torch.Tensor, "B L"]
+    ) -> Float[torch.Tensor, "B L D"]:
         """Map (B, L, D) to the same shape without looking at a context."""
         x = self.norm_self(x + self.self_attention(x, keep))
         return self.norm_mlp(x + self.mlp(x))
 
     def fuse(
-        self, x: torch.Tensor, keep: torch.Tensor, context: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        x: Float[torch.Tensor, "BM L D"],
+        keep: Bool[torch.Tensor, "BM L"],
+        context: Float[torch.Tensor, "B P D"],
+    ) -> tuple[Float[torch.Tensor, "BM L D"], Float[torch.Tensor, "B A _ P"]]:
         """Return (text states (B*M, L, D), cross-attention (B, A, M*L, 1 + P)).
 
         The M captions of one image share its keys and values.
@@ -140,7 +146,7 @@ class Albef(nn.Module):
         """The number of fusion layers."""
         return len(self.fusion_layers)
 
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_image(self, images: Float[torch.Tensor, "B 3 H W"]) -> Float[torch.Tensor, "B T D"]:
         """Return image tokens (B, 1 + P, D) of normalised pixels, the class token first.
 
         Raises:
@@ -166,7 +172,7 @@ class Albef(nn.Module):
         )
         return torch.cat([self.image_position[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+    def encode_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
         """Return text states (B, L, D) of token ids (B, L), before any look at the image."""
         keep = tokens != PAD
         embedded = self.word_embedding(tokens) + self.text_segment[0]
@@ -175,27 +181,33 @@ class Albef(nn.Module):
             x = layer(x, keep)
         return x
 
-    def fusion_text(self, tokens: torch.Tensor) -> torch.Tensor:
+    def fusion_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
         """Return what enters the fusion layers: the states (B, L, D) of `encode_text`."""
         return self.encode_text(tokens)
 
-    def fusion_context(self, image_tokens: torch.Tensor) -> torch.Tensor:
+    def fusion_context(
+        self, image_tokens: Float[torch.Tensor, "B T D"]
+    ) -> Float[torch.Tensor, "B _ D"]:
         """Return what the fusion layers attend to: class token and patches (B, 1 + P, D)."""
         return image_tokens
 
     def fuse(
-        self, text: torch.Tensor, tokens: torch.Tensor, context: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        self,
+        text: Float[torch.Tensor, "BM L D"],
+        tokens: Int[torch.Tensor, "BM L"],
+        context: Float[torch.Tensor, "B P D"],
+    ) -> tuple[list[Float[torch.Tensor, "BM L D"]], list[Float[torch.Tensor, "B A _ P"]]]:
         """Return, per fusion layer, states (B*M, L, D) and cross-attention (B, A, M*L, 1 + P)."""
         states, attentions = [], []
         keep = tokens != PAD
         for layer in self.fusion_layers:
+            assert isinstance(layer, TextLayer)
             text, attention = layer.fuse(text, keep, context)
             states.append(text)
             attentions.append(attention)
         return states, attentions
 
-    def matching_score(self, fused: torch.Tensor) -> torch.Tensor:
+    def matching_score(self, fused: Float[torch.Tensor, "BM L D"]) -> Float[torch.Tensor, " BM"]:
         """Return the raw logit (B*M,) that caption and image belong together, S in eq. 3."""
         return self.matching_head(fused[:, 0])[:, 1]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int
 from torch import nn
 
 from stages.common.runtime.storage import write_tensors
@@ -44,7 +45,7 @@ class Blip(nn.Module):
         """The layer that takes text states (…, D) to the space shared with images."""
         return self.network.text_proj
 
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_image(self, images: Float[torch.Tensor, "B 3 H W"]) -> Float[torch.Tensor, "B T D"]:
         """Return image tokens (B, 1 + P, D); positions are interpolated to the image's size.
 
         Raises:
@@ -53,22 +54,27 @@ class Blip(nn.Module):
         require_whole_patches(images, self.network.config.vision_config.patch_size)
         return self.network.vision_model(images, interpolate_pos_encoding=True).last_hidden_state
 
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+    def encode_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
         """Return text states (B, L, D) of token ids (B, L), without any image."""
         keep = (tokens != PAD).long()
         return self.network.text_encoder(tokens, attention_mask=keep).last_hidden_state
 
-    def fusion_text(self, tokens: torch.Tensor) -> torch.Tensor:
+    def fusion_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
         """Return what enters the fusion layers: embeddings (B, L, D)."""
         return self.network.text_encoder.embeddings(tokens)
 
-    def fusion_context(self, image_tokens: torch.Tensor) -> torch.Tensor:
+    def fusion_context(
+        self, image_tokens: Float[torch.Tensor, "B T D"]
+    ) -> Float[torch.Tensor, "B _ D"]:
         """Return what the fusion layers attend to: class token and patches (B, 1 + P, D)."""
         return image_tokens
 
     def fuse(
-        self, text: torch.Tensor, tokens: torch.Tensor, context: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        self,
+        text: Float[torch.Tensor, "BM L D"],
+        tokens: Int[torch.Tensor, "BM L"],
+        context: Float[torch.Tensor, "B P D"],
+    ) -> tuple[list[Float[torch.Tensor, "BM L D"]], list[Float[torch.Tensor, "B A _ P"]]]:
         """Return, per layer, states (B*M, L, D) and cross-attention (B, A, M*L, 1 + P).
 
         Each layer's parts are called one by one, so that the M captions of an image share its
@@ -85,7 +91,7 @@ class Blip(nn.Module):
             attentions.append(attention)
         return states, attentions
 
-    def matching_score(self, fused: torch.Tensor) -> torch.Tensor:
+    def matching_score(self, fused: Float[torch.Tensor, "BM L D"]) -> Float[torch.Tensor, " BM"]:
         """Return the raw logit (B*M,) that caption and image belong together, S in eq. 3."""
         return self.network.itm_head(fused[:, 0])[:, 1]
 

@@ -7,6 +7,7 @@ Source: Mask-free OVIS §3.4 (official code: ViT-B/32).
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float32
 
 from stages.common.runtime.hub import find_hub_file
 
@@ -48,8 +49,10 @@ class ClipTextEncoder:
         """Return True: there is no unknown word."""
         return True
 
-    def encode(self, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Return projected text features float32 (P, D) of the prompts, not normalised.
+    def encode(
+        self, prompts: Sequence[str], places: Sequence[tuple[int, int]]
+    ) -> Float32[torch.Tensor, "P D"]:
+        """Return projected text features of the prompts, not normalised.
 
         Where the name stands in a prompt (`places`) does not count; what is behind CLIP's longest
         text is cut.

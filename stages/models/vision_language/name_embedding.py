@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from jaxtyping import Float, Float32
 from pydantic import Field, field_validator
 from torch.nn import functional
 
@@ -46,12 +47,16 @@ class NameEmbeddingParams(Section):
 class TextEncoder(Protocol):
     """What turns prompts into vectors."""
 
-    words: Sequence[str]  # all that it knows; empty if it knows every word
+    @property
+    def words(self) -> Sequence[str]:
+        """All that it knows; empty if it knows every word."""
 
     def knows(self, name: str) -> bool:
         """Return whether every word of the name has a meaning for the encoder."""
 
-    def encode(self, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> torch.Tensor:
+    def encode(
+        self, prompts: Sequence[str], places: Sequence[tuple[int, int]]
+    ) -> Float[torch.Tensor, "P D"]:
         """Return (P, D); `places` are the characters [start, end) of the name in each prompt."""
 
 
@@ -68,7 +73,9 @@ class VlmTextEncoder:
         """Return whether no word of the name is read as [UNK]."""
         return self._tokenizer.unknown not in self._tokenizer.encode([name])
 
-    def encode(self, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> torch.Tensor:
+    def encode(
+        self, prompts: Sequence[str], places: Sequence[tuple[int, int]]
+    ) -> Float[torch.Tensor, "P D"]:
         """Return (P, D): the mean of the name's states, or the projected [CLS] state.
 
         Raises:
@@ -114,8 +121,8 @@ class NameEmbedder:
         known = [name for name in names if self.knows(name)]
         return known if all_forms else known[:1]
 
-    def embed_names(self, names: Sequence[str]) -> torch.Tensor:
-        """Return float32 (N, D): rows for a classifier of these names.
+    def embed_names(self, names: Sequence[str]) -> Float32[torch.Tensor, "N D"]:
+        """Return rows for a classifier of these names.
 
         A vector does not depend on the other names. An unknown word is read as [UNK], so names
         that `knows` denies have about the same vector.
@@ -123,8 +130,8 @@ class NameEmbedder:
         return torch.stack([self.embed_forms([name.lower()]) for name in names])
 
     @torch.no_grad()
-    def embed_forms(self, forms: Sequence[str]) -> torch.Tensor:
-        """Return one vector (D,), the mean over forms and templates.
+    def embed_forms(self, forms: Sequence[str]) -> Float[torch.Tensor, " D"]:
+        """Return one vector, the mean over forms and templates.
 
         With `normalise` that of unit vectors, brought to unit length; without, the plain mean.
         """

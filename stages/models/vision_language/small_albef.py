@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import nn
 from torch.nn import functional
 
@@ -65,7 +66,9 @@ class Attention(nn.Module):
     def _join(self, heads: torch.Tensor) -> torch.Tensor:
         return self.output(heads.transpose(-2, -3).flatten(-2))
 
-    def forward(self, x: torch.Tensor, keep: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x: Float[torch.Tensor, "B L D"], keep: Bool[torch.Tensor, "B L"] | None
+    ) -> Float[torch.Tensor, "B L D"]:
         """Return (B, L, D): each state's view of all; `keep` (B, L) marks the real ones."""
         query, key, value = self._project(x, x)
         mask = None if keep is None else keep[:, None, None, :]
@@ -76,7 +79,9 @@ class Attention(nn.Module):
             functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         )
 
-    def attend(self, x: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def attend(
+        self, x: Float[torch.Tensor, "B L D"], context: Float[torch.Tensor, "B P D"]
+    ) -> tuple[Float[torch.Tensor, "B L D"], Float[torch.Tensor, "B A L P"]]:
         """Return (result (B, L, D), attention (B, A, L, P)), for GradCAM.
 
         Source: Mask-free OVIS eq. 1-2.
@@ -101,25 +106,29 @@ class Layer(nn.Module):
         super().__init__()
         self.norm_self, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.self_attention = Attention(width, heads)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
-        )
+        first, last = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.mlp = nn.Sequential(first, nn.ReLU(), last)
         # Layers start as the identity, but for the look at the image, which is needed at once.
         nn.init.zeros_(self.self_attention.output.weight)
-        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(last.weight)
         if cross:
             self.norm_cross = nn.LayerNorm(width)
             self.cross_attention = Attention(width, heads)
 
-    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: Float[torch.Tensor, "B L D"], keep: Bool[torch.Tensor, "B L"] | None = None
+    ) -> Float[torch.Tensor, "B L D"]:
         """Map (B, L, D) to (B, L, D) without looking at a context."""
         normed = self.norm_self(x)
         x = x + self.self_attention(normed, keep)
         return x + self.mlp(self.norm_mlp(x))
 
     def fuse(
-        self, x: torch.Tensor, keep: torch.Tensor, context: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        x: Float[torch.Tensor, "BM L D"],
+        keep: Bool[torch.Tensor, "BM L"],
+        context: Float[torch.Tensor, "B P D"],
+    ) -> tuple[Float[torch.Tensor, "BM L D"], Float[torch.Tensor, "B A _ P"]]:
         """Return (text states (B*M, L, D), cross-attention (B, A, M*L, P)).
 
         The M captions of one image share its keys and values.
@@ -158,9 +167,8 @@ class SmallAlbef(nn.Module):
         self.text_norm = nn.LayerNorm(width)
 
         self.patch_projection = nn.Linear(width, width)
-        self.fusion_layers = nn.ModuleList(
-            Layer(width, config.heads, cross=True) for _ in range(config.fusion_layers)
-        )
+        fusion = [Layer(width, config.heads, cross=True) for _ in range(config.fusion_layers)]
+        self.fusion_layers = nn.ModuleList(fusion)
         self.fusion_norm = nn.LayerNorm(width)
         self.matching_head = nn.Linear(width, 2)
         self.word_head = nn.Linear(width, config.vocabulary_size)
@@ -170,19 +178,15 @@ class SmallAlbef(nn.Module):
         self.image_projection = nn.Linear(width, config.projection)
         self.text_projection = nn.Linear(width, config.projection)
         self.log_inverse_temperature = nn.Parameter(torch.tensor(math.log(10.0)))
-        self._start_fusion_aligned()
+        for layer in fusion:
+            self._start_aligned(layer.cross_attention)
 
     @torch.no_grad()
-    def _start_fusion_aligned(self) -> None:
+    def _start_aligned(self, attention: Attention) -> None:
         """Let cross-attention begin as the word-patch similarity that the word alignment learns."""
-        identity = torch.eye(self.config.width)
-        for layer in self.fusion_layers:
-            for linear, gain in (
-                (layer.cross_attention.query, 1.5),
-                (layer.cross_attention.key, 1.0),
-            ):
-                linear.weight.copy_(gain * identity)
-                linear.bias.zero_()
+        for linear, gain in ((attention.query, 1.5), (attention.key, 1.0)):
+            linear.weight.copy_(gain * torch.eye(self.config.width))
+            linear.bias.zero_()
 
     @property
     def device(self) -> torch.device:
@@ -194,13 +198,15 @@ class SmallAlbef(nn.Module):
         """The number of fusion layers."""
         return len(self.fusion_layers)
 
-    def encode_patches(self, images: torch.Tensor) -> torch.Tensor:
+    def encode_patches(
+        self, images: Float[torch.Tensor, "B 3 H W"]
+    ) -> Float[torch.Tensor, "B P D"]:
         """Return the trunk's normalised patch features (B, P, D), before the image layers."""
         return self.image_norm(self.trunk(images)[1].flatten(2).transpose(1, 2))
 
     def encode_image(
-        self, images: torch.Tensor, window: tuple[int, int] | None = None
-    ) -> torch.Tensor:
+        self, images: Float[torch.Tensor, "B 3 H W"], window: tuple[int, int] | None = None
+    ) -> Float[torch.Tensor, "B T D"]:
         """Return image tokens (B, 1 + P, D), the class token first.
 
         `window` is the top-left patch of the position table that the image sees, its middle if
@@ -230,7 +236,7 @@ class SmallAlbef(nn.Module):
         table = self.image_position[:, 1:].unflatten(1, (side, side))
         return table[:, top : top + rows, left : left + columns].flatten(1, 2)
 
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+    def encode_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
         """Return text states (B, L, D) of token ids (B, L), before any look at the image."""
         keep = tokens != PAD
         x = self.word_embedding(tokens) + self.text_position[:, : tokens.shape[1]]
@@ -238,31 +244,39 @@ class SmallAlbef(nn.Module):
             x = layer(x, keep)
         return self.text_norm(x)
 
-    def fusion_text(self, tokens: torch.Tensor) -> torch.Tensor:
+    def fusion_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
         """Return what enters the fusion layers: the states (B, L, D) of `encode_text`."""
         return self.encode_text(tokens)
 
-    def fusion_context(self, image_tokens: torch.Tensor) -> torch.Tensor:
+    def fusion_context(
+        self, image_tokens: Float[torch.Tensor, "B T D"]
+    ) -> Float[torch.Tensor, "B _ D"]:
         """Return what the fusion layers attend to: patches (B, P, D) in the words' space."""
         return self.patch_projection(image_tokens[:, 1:])
 
     def fuse(
-        self, text: torch.Tensor, tokens: torch.Tensor, context: torch.Tensor
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        self,
+        text: Float[torch.Tensor, "BM L D"],
+        tokens: Int[torch.Tensor, "BM L"],
+        context: Float[torch.Tensor, "B P D"],
+    ) -> tuple[list[Float[torch.Tensor, "BM L D"]], list[Float[torch.Tensor, "B A _ P"]]]:
         """Return, per fusion layer, states (B*M, L, D) and cross-attention (B, A, M*L, P)."""
         states, attentions = [], []
         keep = tokens != PAD
         for layer in self.fusion_layers:
+            assert isinstance(layer, Layer)
             text, attention = layer.fuse(text, keep, context)
             states.append(self.fusion_norm(text))
             attentions.append(attention)
         return states, attentions
 
-    def matching_score(self, fused: torch.Tensor) -> torch.Tensor:
+    def matching_score(self, fused: Float[torch.Tensor, "BM L D"]) -> Float[torch.Tensor, " BM"]:
         """Return the raw logit (B*M,) that caption and image belong together, S in eq. 3."""
         return self.matching_head(fused[:, 0])[:, 1]
 
-    def word_patch_logits(self, patches: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:
+    def word_patch_logits(
+        self, patches: Float[torch.Tensor, "B P D"], word_ids: Int[torch.Tensor, " words"]
+    ) -> Float[torch.Tensor, "B P words"]:
         """Return similarities (B, P, words) of patches (B, P, D) and single words."""
         words = functional.normalize(self.word_embedding(word_ids).float(), dim=-1)
         return self.patch_projection(patches).float() @ words.T

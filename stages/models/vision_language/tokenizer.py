@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
+from jaxtyping import Int64
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from tokenizers.processors import BertProcessing
@@ -70,8 +71,8 @@ class CaptionTokenizer:
     def __len__(self) -> int:
         return len(self.words)
 
-    def encode(self, captions: Sequence[str]) -> torch.Tensor:
-        """Return token ids int64 (B, L), padded to the longest caption of the batch."""
+    def encode(self, captions: Sequence[str]) -> Int64[torch.Tensor, "B L"]:
+        """Return token ids, padded to the longest caption of the batch."""
         rows = [encoding.ids for encoding in self._core.encode_batch(list(captions))]
         longest = max((len(row) for row in rows), default=0)
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
@@ -84,7 +85,7 @@ class CaptionTokenizer:
         offsets = self._core.encode(caption).offsets
         return [k for k, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a]
 
-    def content_words(self) -> torch.Tensor:
+    def content_words(self) -> Int64[torch.Tensor, " words"]:
         """Return the ids of whole words that are no function words: what an image can show."""
         return torch.tensor(
             [

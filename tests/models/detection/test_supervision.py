@@ -47,7 +47,7 @@ def images(name: str, count: int) -> list[str]:
 def source(name: str, count: int, fraction: float) -> Source:
     """Return a source of stand-ins, for what draws images does not look at them."""
     blank = np.zeros((1, 4), np.float32)
-    entries = [LabelledImage(n, blank, np.ones(1), [None]) for n in images(name, count)]
+    entries = [LabelledImage(n, blank, np.ones(1, np.int64), [None]) for n in images(name, count)]
     return Source(name, entries, fraction)
 
 

@@ -98,7 +98,10 @@ def coco_source(params: CocoParams) -> Source:
             kept.append(image)
     tested = tested if part == "val2017" else test.images
     chosen = {"pairs": kept, "train": kept, "val": held_out, "test": tested}
-    objects = {part: train.annotations, "val2017": test.annotations}
+    objects: dict[str, dict[int, list[dict]]] = {
+        part: train.annotations,
+        "val2017": test.annotations,
+    }
     tasks = {}
     for split, images in chosen.items():
         image_folder = _require(folder / ("val2017" if split == "test" else part), Path.is_dir)

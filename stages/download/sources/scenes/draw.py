@@ -103,7 +103,7 @@ def draw_scene(recipe: Recipe, generator: np.random.Generator) -> Scene:
         parts = SCENE_CLASSES[kind].draw(Variation(generator))
         coverages = _place(parts, radius, recipe.side, generator)
         silhouette = np.max(coverages, axis=0) > 127
-        area = np.count_nonzero(silhouette)
+        area = int(np.count_nonzero(silhouette))
         left_visible = [mask & ~silhouette for mask in masks]
         hides = any(
             np.count_nonzero(mask) < MIN_VISIBLE * whole

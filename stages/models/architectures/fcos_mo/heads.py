@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import log
 
 import torch
+from jaxtyping import Float, Float32, Int
 from torch import nn
 from torchvision.ops import sigmoid_focal_loss
 
@@ -35,9 +36,9 @@ def conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
 class Said:
     """What the head says of N images."""
 
-    features: torch.Tensor  # (N, L, F), for the classifier
-    distances: torch.Tensor  # float32 (N, L, 4), pixels, > 0
-    centerness: torch.Tensor  # float32 (N, L), logits
+    features: Float[torch.Tensor, "N L F"]  # for the classifier
+    distances: Float32[torch.Tensor, "N L 4"]  # pixels, > 0
+    centerness: Float32[torch.Tensor, "N L"]  # logits
 
 
 class SigmoidClassifier(nn.Module):
@@ -54,8 +55,10 @@ class SigmoidClassifier(nn.Module):
         self.texts = texts
         self.bias = nn.Parameter(torch.tensor(-log((1 - prior) / prior)))
 
-    def forward(self, features: torch.Tensor, vocabulary: Sequence[int] | None) -> torch.Tensor:
-        """Return logits float32 (N, L, V) of features (N, L, F)."""
+    def forward(
+        self, features: Float[torch.Tensor, "N L F"], vocabulary: Sequence[int] | None
+    ) -> Float32[torch.Tensor, "N L _"]:
+        """Return logits (N, L, V)."""
         similar = self.texts(features.flatten(0, 1), vocabulary)
         return (similar[:, 1:] - similar[:, :1] + self.bias).unflatten(0, features.shape[:2])
 
@@ -78,10 +81,11 @@ class DenseHead(nn.Module):
         self.scales = nn.Parameter(torch.ones(len(strides)))
         for module in (self.edges, self.centerness):
             nn.init.normal_(module.weight, std=0.01)
+            assert module.bias is not None
             nn.init.zeros_(module.bias)
 
-    def forward(self, levels: Sequence[torch.Tensor]) -> Said:
-        """Map levels (N, D, h, w) of the strides."""
+    def forward(self, levels: Sequence[Float[torch.Tensor, "N D _ _"]]) -> Said:
+        """Map the levels of the strides."""
         features, distances, central = [], [], []
         for level, stride, scale in zip(levels, self.strides, self.scales, strict=True):
             features.append(_rows(self.class_tower(level)))
@@ -103,18 +107,18 @@ def _rows(level: torch.Tensor) -> torch.Tensor:
 
 
 def focal_terms(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
+    logits: Float[torch.Tensor, "L V"],
+    labels: Int[torch.Tensor, " L"],
     focal: FocalParams,
-    annotated: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return the focal loss of each location, (L,), of logits (L, V).
+    annotated: Int[torch.Tensor, " k"] | None = None,
+) -> Float[torch.Tensor, " L"]:
+    """Return the focal loss of each location.
 
     Args:
         logits: of the vocabulary's classes.
-        labels: int64 (L,), 0 for background, else 1-based positions in the vocabulary.
+        labels: 0 for background, else 1-based positions in the vocabulary.
         focal: alpha and gamma. Source: Focal Loss for Dense Object Detection, eq. 5.
-        annotated: int64 (k,), labels that are named wherever there is such an object; any if None.
+        annotated: labels that are named wherever there is such an object; any if None.
             A location is no negative of another class: nobody looked for it.
     """
     goals = torch.zeros_like(logits)

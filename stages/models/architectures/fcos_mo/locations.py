@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import inf
 
 import torch
+from jaxtyping import Float, Int
 from torchvision.ops import box_area
 
 from stages.models.backbones.roi_align import first_centre
@@ -36,11 +37,11 @@ class Grid:
             )
             centres.append(torch.cartesian_prod(y, x).flip(1))
             facts += [torch.tensor([stride, low, high], device=device).expand(len(centres[-1]), 3)]
-        stride, low, high = torch.cat(facts).unbind(1)
-        return Locations(torch.cat(centres), stride, low, high, [len(own) for own in centres])
+        strides, lows, highs = torch.cat(facts).unbind(1)
+        return Locations(torch.cat(centres), strides, lows, highs, [len(own) for own in centres])
 
-    def level(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-        """Return the level int64 (n,) that the centre of each box (n, 4) learns it on."""
+    def level(self, boxes_xyxy: Float[torch.Tensor, "n 4"]) -> Int[torch.Tensor, " n"]:
+        """Return the level that the centre of each box learns it on."""
         reach = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).amax(1) / 2
         return torch.bucketize(reach, torch.tensor(self.limits, device=reach.device))
 
@@ -49,19 +50,21 @@ class Grid:
 class Locations:
     """All locations of an image, level by level, then row by row."""
 
-    centres: torch.Tensor  # float (L, 2), x and y
-    strides: torch.Tensor  # (L,)
-    low: torch.Tensor  # (L,): distances learned here are larger than this
-    high: torch.Tensor  # (L,): and at most this
+    centres: Float[torch.Tensor, "L 2"]  # x and y
+    strides: Float[torch.Tensor, " L"]
+    low: Float[torch.Tensor, " L"]  # distances learned here are larger than this
+    high: Float[torch.Tensor, " L"]  # and at most this
     per_level: list[int]
 
-    def boxes(self, distances: torch.Tensor) -> torch.Tensor:
-        """Return boxes xyxy (…, L, 4) of distances (…, L, 4)."""
+    def boxes(self, distances: Float[torch.Tensor, "*N L 4"]) -> Float[torch.Tensor, "*N L 4"]:
+        """Return boxes xyxy of distances."""
         centres, (before, behind) = self.centres, distances.split(2, -1)
         return torch.cat([centres - before, centres + behind], -1)
 
-    def assign(self, boxes_xyxy: torch.Tensor, labels: torch.Tensor, radius: float) -> torch.Tensor:
-        """Return which object each location learns, int64 (L,): its index, BACKGROUND or LEFT_OUT.
+    def assign(
+        self, boxes_xyxy: Float[torch.Tensor, "n 4"], labels: Int[torch.Tensor, " n"], radius: float
+    ) -> Int[torch.Tensor, " L"]:
+        """Return which object each location learns: its index, BACKGROUND or LEFT_OUT.
 
         An object is learned where its largest distance fits the level, and at most `radius` strides
         from the centre of its box (centre sampling); where several are, the smallest. What lies in
@@ -82,12 +85,14 @@ class Locations:
         return torch.where(smallest < inf, index, nothing)
 
 
-def edge_distances(centres: torch.Tensor, boxes_xyxy: torch.Tensor) -> torch.Tensor:
-    """Return distances (…, 4) of points (…, 2) to the edges of boxes (…, 4); Source: FCOS eq. 1."""
+def edge_distances(
+    centres: Float[torch.Tensor, "... 2"], boxes_xyxy: Float[torch.Tensor, "... 4"]
+) -> Float[torch.Tensor, "... 4"]:
+    """Return distances of points to the edges of boxes; Source: FCOS eq. 1."""
     return torch.cat([centres - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - centres], dim=-1)
 
 
-def centerness(distances: torch.Tensor) -> torch.Tensor:
-    """Return how central locations are, (…,) in [0, 1], of distances (…, 4); Source: FCOS eq. 3."""
+def centerness(distances: Float[torch.Tensor, "*N 4"]) -> Float[torch.Tensor, "*N"]:
+    """Return how central locations are, in [0, 1]; Source: FCOS eq. 3."""
     pairs = distances.unflatten(-1, (2, 2))
     return (pairs.amin(-2) / pairs.amax(-2)).prod(-1).sqrt()

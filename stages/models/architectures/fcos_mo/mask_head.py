@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from jaxtyping import Float, Float32, UInt8
 from torch import nn
 from torch.nn import functional
 
@@ -44,7 +45,7 @@ class Residual(nn.Module):
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
             nn.GroupNorm(outputs // GROUP, outputs),
         )
-        self.skip = nn.Identity()
+        self.skip: nn.Module = nn.Identity()
         if halve or inputs != outputs:
             self.skip = nn.Sequential(
                 nn.Conv2d(inputs, outputs, stride, stride, bias=False),
@@ -118,13 +119,15 @@ class MaskHead(nn.Module):
         self.hourglass = hourglass(params.depth, inputs, params.channels)
 
     def forward(
-        self, levels: Sequence[torch.Tensor], boxes_xyxy: list[torch.Tensor]
-    ) -> torch.Tensor:
-        """Return logits float32 (R, S, S) in the frame of the boxes, of all images in order.
+        self,
+        levels: Sequence[Float[torch.Tensor, "N D _ _"]],
+        boxes_xyxy: list[Float[torch.Tensor, "_ 4"]],
+    ) -> Float32[torch.Tensor, "R {self.side} {self.side}"]:
+        """Return logits in the frame of the boxes, of all images in order.
 
         Args:
-            levels: maps (N, D, h, w), all of the pyramid, from fine to coarse.
-            boxes_xyxy: (R_n, 4) per image, in pixels of the image as the network sees it.
+            levels: all maps of the pyramid, from fine to coarse.
+            boxes_xyxy: of each image, in pixels of the image as the network sees it.
         """
         boxes = torch.cat(boxes_xyxy)
         counts = torch.tensor([len(own) for own in boxes_xyxy], device=boxes.device)
@@ -169,14 +172,16 @@ class MaskHead(nn.Module):
 
 
 def mask_terms(
-    logits: torch.Tensor, boxes_xyxy: list[torch.Tensor], masks: list[torch.Tensor]
-) -> torch.Tensor:
-    """Return the mean cross-entropy of each region's cells (R,), of logits (R, S, S).
+    logits: Float[torch.Tensor, "R M M"],
+    boxes_xyxy: list[Float[torch.Tensor, "_ 4"]],
+    masks: list[UInt8[torch.Tensor, "_ _ _"]],
+) -> Float[torch.Tensor, " R"]:
+    """Return the mean cross-entropy of each region's cells.
 
     Args:
         logits: of the regions of all images.
-        boxes_xyxy: the regions (R_n, 4) of each image.
-        masks: uint8 (R_n, H, W) of each image, one per region.
+        boxes_xyxy: the regions of each image.
+        masks: 0 or 1, one (H, W) per region.
     """
     objects = [torch.arange(len(own), device=own.device) for own in masks]
     goals = mask_targets(boxes_xyxy, masks, objects, logits.shape[-1])

@@ -20,6 +20,7 @@ Frames and targets as in stages.models.detection.detector.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.image_list import ImageList
@@ -51,8 +52,8 @@ class Network(Detector):
     params: NetworkParams
     backbone: Backbone
 
-    def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
-        """Build with fresh weights for classes with text embeddings float32 (C, D)."""
+    def __init__(self, params: NetworkParams, embeddings: Float[torch.Tensor, "C D"]) -> None:
+        """Build with fresh weights for classes with text embeddings."""
         super().__init__(params)
         self.backbone, _ = build_backbone(params.backbone)
         width, finest = self.backbone.out_channels, self.backbone.strides[0]
@@ -84,7 +85,7 @@ class Network(Detector):
 
     def losses(
         self,
-        images: list[torch.Tensor],
+        images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
         rng: BatchRng | None = None,
@@ -203,14 +204,14 @@ class Network(Detector):
         return [locations.assign(t["boxes"], t["labels"], radius) for t in targets]
 
     def detect(
-        self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
+        self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
-        """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1].
+        """Return predictions per vocabulary and image; images are in [0, 1].
 
         The score is the geometric mean of the class's probability and the centerness, as in
         detectron2's and torchvision's FCOS.
         """
-        original = [tuple(image.shape[-2:]) for image in images]
+        original = [(image.shape[1], image.shape[2]) for image in images]
         batch, _ = self.transform(images)
         levels = list(self.backbone(batch.tensors).values())
         said = self.dense(levels[-len(self.grid.strides) :])

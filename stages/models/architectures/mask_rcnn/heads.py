@@ -7,6 +7,7 @@ Targets as in stages.models.detection.detector.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.image_list import ImageList
@@ -54,9 +55,12 @@ class RegionHeads(RoIHeads):
     smooth_l1_beta: float
 
     def describe(
-        self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (features of the regions (R, F), box deltas (R, 4))."""
+        self,
+        features: dict,
+        proposals: list[Float[torch.Tensor, "_ 4"]],
+        image_sizes: list[tuple[int, int]],
+    ) -> tuple[Float[torch.Tensor, "R F"], Float32[torch.Tensor, "R 4"]]:
+        """Return (features of the regions, box deltas)."""
         return self._describe(self.box_roi_pool(features, proposals, image_sizes))
 
     def _describe(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,7 +80,8 @@ class RegionHeads(RoIHeads):
         proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
         maps = self.box_roi_pool(features, proposals, image_sizes)
         regions, deltas = self._describe(maps)
-        classifier: TextClassifier = self.box_predictor["classifier"]
+        classifier = self.box_predictor["classifier"]
+        assert isinstance(classifier, TextClassifier)
         all_labels = torch.cat(labels)
         positive = all_labels > 0
         weights = _region_weights(targets, matched, positive)
@@ -160,20 +165,20 @@ class RegionHeads(RoIHeads):
 
 
 def mask_head_loss(
-    logits: torch.Tensor,
-    boxes_xyxy: list[torch.Tensor],
-    masks: list[torch.Tensor],
-    objects: list[torch.Tensor],
-    weights: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return the mean cross-entropy of mask logits (R, M, M) in the frame of the boxes; 0 of none.
+    logits: Float[torch.Tensor, "R M M"],
+    boxes_xyxy: list[Float[torch.Tensor, "_ 4"]],
+    masks: list[UInt8[torch.Tensor, "_ _ _"]],
+    objects: list[Int[torch.Tensor, " _"]],
+    weights: Float[torch.Tensor, " R"] | None = None,
+) -> Float[torch.Tensor, ""]:
+    """Return the mean cross-entropy of mask logits in the frame of the boxes; 0 of none.
 
     Args:
         logits: of the regions of all images.
-        boxes_xyxy: those regions, (R_n, 4) per image.
-        masks: uint8 (m, H, W) per image.
-        objects: which of its masks each region is to show, int64 (R_n,) per image.
-        weights: (R,) that the regions' terms are times.
+        boxes_xyxy: those regions of each image.
+        masks: 0 or 1, (m, H, W) of each image.
+        objects: which of its masks each region is to show.
+        weights: that the regions' terms are times.
     """
     goals = mask_targets(boxes_xyxy, masks, objects, logits.shape[-1])
     if not len(goals):
@@ -205,10 +210,10 @@ class StagePooling(nn.Module):
     def forward(
         self,
         features: dict[str, torch.Tensor],
-        proposals: list[torch.Tensor],
+        proposals: list[Float[torch.Tensor, "_ 4"]],
         image_sizes: list[tuple[int, int]],
-    ) -> torch.Tensor:
-        """Return maps (R, F, S, S) of all regions."""
+    ) -> Float[torch.Tensor, "R F S S"]:
+        """Return maps of all regions."""
         return self.stage(self.pool(features, proposals, image_sizes))
 
 
@@ -216,8 +221,11 @@ class StageRegionHeads(RegionHeads):
     """Region heads on `StagePooling`, as a C4 Faster R-CNN has them."""
 
     def describe(
-        self, features: dict, proposals: list[torch.Tensor], image_sizes: list[tuple[int, int]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        features: dict,
+        proposals: list[Float[torch.Tensor, "_ 4"]],
+        image_sizes: list[tuple[int, int]],
+    ) -> tuple[Float[torch.Tensor, "R F"], Float32[torch.Tensor, "R 4"]]:
         """As the parent, an image at a time: the maps of 1000 regions take 1.6 GB on the way."""
         each = [
             super(StageRegionHeads, self).describe(

@@ -10,6 +10,7 @@ Frames and targets as in stages.models.detection.detector.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -41,8 +42,8 @@ class Network(Detector):
     params: NetworkParams
     backbone: Backbone
 
-    def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
-        """Build with fresh weights for classes with text embeddings float32 (C, D)."""
+    def __init__(self, params: NetworkParams, embeddings: Float[torch.Tensor, "C D"]) -> None:
+        """Build with fresh weights for classes with text embeddings."""
         super().__init__(params)
         self.backbone, region_stage = build_backbone(params.backbone)
         self.transform = GeneralizedRCNNTransform(
@@ -80,7 +81,7 @@ class Network(Detector):
 
     def losses(
         self,
-        images: list[torch.Tensor],
+        images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
         rng: BatchRng | None = None,
@@ -125,8 +126,8 @@ class Network(Detector):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     @torch.no_grad()
-    def propose(self, image: torch.Tensor) -> torch.Tensor:
-        """Return region proposals (R, 4) of an image, best first."""
+    def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
+        """Return region proposals of an image, best first."""
         batch, _ = self.transform([image])
         (boxes,), _ = self.proposals(batch, self.backbone(batch.tensors))
         return resize_boxes(boxes, batch.image_sizes[0], image.shape[-2:])
@@ -147,10 +148,10 @@ class Network(Detector):
         return batch, targets, features, *self.proposals(batch, features, targets)
 
     def detect(
-        self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
+        self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
-        """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
-        original = [tuple(image.shape[-2:]) for image in images]
+        """Return predictions per vocabulary and image; images are in [0, 1]."""
+        original = [(image.shape[1], image.shape[2]) for image in images]
         batch, _ = self.transform(images)
         features = self.backbone(batch.tensors)
         boxes, _ = self.proposals(batch, features)

@@ -8,6 +8,7 @@ of a mask's side.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -39,7 +40,7 @@ class TextBoxPredictor(FastRCNNOutputLayers):
     """detectron2's predictor with the text classifier in place of its linear one."""
 
     @configurable
-    def __init__(self, *args, classifier: TextClassifier, **settings) -> None:
+    def __init__(self, *args: Any, classifier: TextClassifier, **settings: Any) -> None:
         """Take the classifier, and all that the parent takes."""
         super().__init__(*args, **settings)
         del self.cls_score

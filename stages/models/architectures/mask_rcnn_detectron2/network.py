@@ -20,6 +20,7 @@ import torch
 from detectron2.modeling import build_proposal_generator
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from jaxtyping import Float
 from torch import nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
@@ -39,9 +40,10 @@ class Network(Detector):
     """The network; `losses` trains it, `detect` uses it."""
 
     classifier_name = "regions.box_predictor.classifier"
+    backbone: LevelBackbone
 
-    def __init__(self, params: NetworkParams, embeddings: torch.Tensor) -> None:
-        """Build with fresh weights for classes with text embeddings float32 (C, D)."""
+    def __init__(self, params: NetworkParams, embeddings: Float[torch.Tensor, "C D"]) -> None:
+        """Build with fresh weights for classes with text embeddings."""
         super().__init__(params)
         network, region_stage = build_backbone(params.backbone)
         num_levels = len(params.proposals.anchor_sizes) if region_stage is None else 1
@@ -83,7 +85,7 @@ class Network(Detector):
 
     def losses(
         self,
-        images: list[torch.Tensor],
+        images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
         rng: BatchRng | None = None,
@@ -105,10 +107,10 @@ class Network(Detector):
             }
 
     def detect(
-        self, images: list[torch.Tensor], vocabularies: Sequence[Sequence[int]]
+        self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
-        """Return predictions per vocabulary and image; images are float (3, H, W) in [0, 1]."""
-        original = [tuple(image.shape[-2:]) for image in images]
+        """Return predictions per vocabulary and image; images are in [0, 1]."""
+        original = [(image.shape[1], image.shape[2]) for image in images]
         seen, features, boxes = self._proposals_of(images)
         return [
             [
@@ -121,8 +123,8 @@ class Network(Detector):
         ]
 
     @torch.no_grad()
-    def propose(self, image: torch.Tensor) -> torch.Tensor:
-        """Return region proposals (R, 4) of an image, best first."""
+    def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
+        """Return region proposals of an image, best first."""
         seen, _, (boxes,) = self._proposals_of([image])
         return resize_boxes(boxes.proposal_boxes.tensor, seen.image_sizes[0], image.shape[-2:])
 

@@ -9,15 +9,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, Backbone
 from detectron2.modeling.proposal_generator import RPN, RPN_HEAD_REGISTRY, StandardRPNHead
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from torch import nn
 
+from stages.models.detection import backbones
 from stages.models.detection.detector import IGNORED
 
 
 class LevelBackbone(Backbone):
     """A backbone of detection/backbones.py in detectron2's interface: maps "level0", …."""
 
-    def __init__(self, network: nn.Module, num_levels: int) -> None:
+    def __init__(self, network: backbones.Backbone, num_levels: int) -> None:
         """Take a network that gives `num_levels` maps, each of half the size of the one before."""
         super().__init__()
         self.network, self.num_levels = network, num_levels
