@@ -14,9 +14,12 @@ Exactness = Literal["bytes", "device", "band"]  # see stages.common.runtime.devi
 
 
 class Section(BaseModel):
-    """Base of every params section: frozen, strict, no unknown keys, no defaults of its own."""
+    """Base of every params section: frozen, strict, no unknown keys, no defaults of its own.
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    NaN and infinity are no values, but where a field says that infinity means "no limit".
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def fitting(cls, content: Any) -> type[Self]:
@@ -42,10 +45,13 @@ def read_params(path: Path = PARAMS_FILE) -> dict:
         raise FileNotFoundError(f"{path.absolute()}: no such file; run from the repository's root")
     try:
         content = YAML(typ="safe").load(path)
-    except YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except (YAMLError, ValueError) as error:  # such as a date in month 13
+        told = " ".join(str(error).split())
+        raise ValueError(f"{path}: not valid YAML, or not in UTF-8: {told}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
+        raise ValueError(f"{path}: expected a mapping of sections, found {content!r:.60}")
     return content
 
 
