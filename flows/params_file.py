@@ -16,6 +16,7 @@ from flows.graph import DagError
 from flows.overlay import PARAMS, load_yaml
 
 REFERENCE = re.compile(r"\$\{(\w+)")
+DAG = "dvc.yaml"
 LOCAL = {"item", "key"}  # of a stage for each of something
 SHARDS = "shards"
 
@@ -26,9 +27,7 @@ def check_params(root: Path) -> None:
     Raises:
         DagError: it does not; the message names the file, the section and the fix.
     """
-    files = [
-        path for path in [root / "dvc.yaml", *sorted(root.glob("*/dvc.yaml"))] if path.is_file()
-    ]
+    files = [path for path in [root / DAG, *sorted(root.glob(f"*/{DAG}"))] if path.exists()]
     read = {key for path in files for key in _sections(path, path.relative_to(root).as_posix())}
     if not read:
         return
@@ -58,7 +57,10 @@ def check_params(root: Path) -> None:
 
 def _sections(path: Path, name: str) -> Iterator[str]:
     """Yield the sections of params.yaml that a dvc.yaml reads, from the keys of its stages on."""
-    content = _expect(dict, _load(path, name), name)
+    content = _load(path, name)
+    if content is None:
+        raise DagError(f"{name}: expected stages, found nothing; `git checkout {name}` brings them")
+    content = _expect(dict, content, name)
     own = {
         key
         for names in _expect(list, content.get("vars"), f"{name}: vars")

@@ -84,6 +84,7 @@ def test_a_file_without_sections_is_told_in_one_line(root, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "expected stages, found nothing; `git checkout"),
         ("- 1\n", r"expected a mapping, found \[1\]"),
         ("stages: [boxes]\n", r"stages: expected a mapping, found \['boxes'\]"),
         ("stages: {boxes: 1}\n", "stages.boxes: expected a mapping, found 1"),
@@ -101,9 +102,11 @@ def test_a_dvc_yaml_of_another_form_is_told_in_one_line(root, file, text, messag
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_in_the_files_place_is_told(root):
-    (root / "params.yaml").mkdir()
-    with pytest.raises(ValueError, match=r"^params\.yaml: cannot be read: Is a directory$"):
+@pytest.mark.parametrize("file", ["params.yaml", "dvc.yaml"])
+def test_a_folder_in_the_files_place_is_told(root, file):
+    (root / file).unlink(missing_ok=True)
+    (root / file).mkdir()
+    with pytest.raises(ValueError, match=rf"^{file}: cannot be read: Is a directory$"):
         check_params(root)
 
 
