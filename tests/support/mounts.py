@@ -19,7 +19,7 @@ def mounted(folder: Path, *arguments: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a log may be open
 
 
 def small_disk(folder: Path, size: str):
