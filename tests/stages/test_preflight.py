@@ -14,7 +14,7 @@ import pytest
 
 from flows.overlay import apply_overlay
 from stages.common.runtime.params import read_params
-from stages.preflight import problems, section_model
+from stages.preflight import NUMBERS, problems, section_model
 from tests.pipeline.clones import clone, environment
 
 SECTIONS = ["vlm", "vocabulary", "wspn", "detector", "rpn", "pseudo_masks"]
@@ -97,7 +97,8 @@ def test_no_value_is_nan_and_two_may_be_infinite(repository):
 
 @pytest.mark.parametrize(
     ("variable", "told"),
-    [("OVIS_WORKERS", "OVIS_WORKERS='abc': expected a"), ("DEVICE", "DEVICE='abc': expected one")],
+    [("DEVICE", "DEVICE='abc': expected one")]
+    + [(name, f"{name}='abc': expected a whole number") for name in NUMBERS],
 )
 def test_a_wrong_variable_is_told(params, variable, told, monkeypatch):
     monkeypatch.setenv(variable, "abc")

@@ -1,5 +1,6 @@
 """Read one section of params.yaml into its frozen pydantic model, once, at the stage's boundary."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
@@ -32,6 +33,20 @@ class Section(BaseModel):
 
 
 SectionType = TypeVar("SectionType", bound=Section)
+
+
+def environment_number(name: str) -> int | None:
+    """Return the whole number above 0 that an environment variable holds; None if it is not set.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name}={text!r}: expected a whole number above 0, or unset it")
+    return int(text)
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict:
