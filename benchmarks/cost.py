@@ -152,14 +152,14 @@ class Profile:
         sources = self.params["detector"]["supervision"]["sources"]
         if any(source["name"] == "pseudo_masks" for source in sources):
             yield self._proposals()
-            yield from self._proposal_network()
+            yield from self.proposal_network()
             yield self._activation()
             yield self._boxes()
             yield from self._masks()
-            yield self._quality()
+            yield self.quality()
         yield from self._detector()
 
-    def _processes(self, batch_size: int) -> int:
+    def processes(self, batch_size: int) -> int:
         """Return how many processes train together, where there are as many GPUs."""
         return min(self.params["gpus_per_training"], batch_size)
 
@@ -175,7 +175,7 @@ class Profile:
         size = self.sizes.proposal * PROPOSALS
         return Cost("proposals", self.dataset.train, seconds / len(images), written=size)
 
-    def _proposal_network(self) -> Iterator[Cost]:
+    def proposal_network(self) -> Iterator[Cost]:
         """One image of a view's size on the meta device, where shapes are enough."""
         wspn = self.params["wspn"]
         backbone, training = wspn["model"]["backbone"], wspn["end_to_end"]
@@ -193,7 +193,7 @@ class Profile:
         seen = min(PROPOSALS, wspn["proposals_per_image"])
         views = training["views"]
         learnt = np.mean([learn_regions(model, view, seen) for view in shapes_of(views)])
-        parts = self._processes(training["batch_size"])
+        parts = self.processes(training["batch_size"])
         yield Cost("wspn", images, operations=float(learnt), parts=parts)
         ranking = RankingParams.model_validate(self.params["ranking"])
         passes, views = passes_of(ranking), self.params["ranking"]["views"]
@@ -240,7 +240,7 @@ class Profile:
         seconds = core_seconds_of(lambda: make_dataset(split_masks(entries, labels)[0], [], []))
         yield Cost("pseudo_labels", self.objects, seconds / len(entries), written=size, parts=1)
 
-    def _quality(self) -> Cost:
+    def quality(self) -> Cost:
         """Return the cost of measuring two labels an image against all that is annotated."""
         params = LabelQualityParams.model_validate(self.params["label_quality"])
         in_use = MapsInUse(
@@ -293,7 +293,7 @@ class Profile:
         for stage in ("detector", "finetune"):
             training = TrainingParams.model_validate(self.params[stage]["training"])
             items = training.steps * training.batch_size
-            parts = self._processes(training.batch_size)
+            parts = self.processes(training.batch_size)
             yield Cost(stage, items, decoding, operations, parts=parts)
         yield self._evaluation(section["architecture"], network)
 

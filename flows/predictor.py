@@ -10,9 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from flows.environment import STATE_FOLDER
+from flows.overlay import read_params
 
 MODELS = ("finetune", "detector")  # stages that make one, the usual choice first
 PROMPT_KEYS = ("encoder", "clip", "pooling", "all_forms", "normalise", "templates")
@@ -103,6 +102,8 @@ def _fetch(root: Path, uri: str) -> Path:
 
 
 def _prompts(root: Path) -> bytes:
-    section = YAML(typ="safe").load(root / "params.yaml")["vocabulary"]
+    section = read_params(root).get("vocabulary")
+    if not isinstance(section, dict) or not section.keys() >= set(PROMPT_KEYS):
+        raise ValueError(f"params.yaml: vocabulary: expected {', '.join(PROMPT_KEYS)} in it")
     prompts = {key: section[key] for key in PROMPT_KEYS}
     return json.dumps(prompts, sort_keys=True, indent=1).encode()

@@ -8,6 +8,7 @@ such an orphan should finish: its result is recorded, and the next execution tak
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LAST_LINES = 25
+LEAST_FREE = 1 << 14  # bytes that a log takes
 # DVC's advice about git and remotes, which is noise here.
 NOISE = re.compile(
     r"(Updating|Generating) lock file|To track the changes with git|\tgit add|To enable auto"
@@ -147,7 +149,10 @@ class StageRunner:
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
-            where = self._state_file("logs", name, "log").relative_to(self._root)
+            log_file = self._state_file("logs", name, "log")
+            where = log_file.relative_to(self._root)
+            if shutil.disk_usage(log_file.parent).free < LEAST_FREE:
+                end += f"\n  The disk of {where.parent} is full; make room and run the same again"
             raise StageFailedError(f"{name} {how}; its last lines, all in {where}:\n{end}")
         return lines
 

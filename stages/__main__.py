@@ -18,8 +18,8 @@ from pathlib import Path
 from stages.guard import LOCK, changes, find_declared, other_packages
 
 STAGE = "DVC_STAGE"  # which DVC sets for its commands
-# How often a waiting thread of torch looks before it lets others compute (GNU OpenMP). By default it
-# never does: two trainings on two cores then take twice the time that they take one after the other.
+# How often a waiting thread of torch looks before it gives its core up (GNU OpenMP). By default it
+# never does, and two trainings on two cores take twice as long as one after the other.
 SPINS = ("GOMP_SPINCOUNT", "1000")
 RECEIPT = "OVIS_RECEIPT"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -127,14 +127,14 @@ def test_cost_spreads_over_gpus_and_takes_the_longer_of_cores_and_gpu():
 
 def test_cost_divides_a_training_as_the_stages_do():
     profile = Profile(COCO, Sizes(1.0, 1.0, 1.0, 1.0, 1.0, 128))
-    wspn, _ = profile._proposal_network()
+    wspn, _ = profile.proposal_network()
     assert (wspn.stage, wspn.parts) == ("wspn", 8)  # a batch of 8 on 8 GPUs
-    assert [profile._processes(count) for count in (64, 8, 4)] == [8, 8, 4]
+    assert [profile.processes(count) for count in (64, 8, 4)] == [8, 8, 4]
 
 
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.profile)
 def test_cost_of_measuring_is_that_of_every_training_image(dataset):
-    cost = Profile(dataset, Sizes(1.0, 1.0, 1.0, 1.0, 1.0, 128))._quality()
+    cost = Profile(dataset, Sizes(1.0, 1.0, 1.0, 1.0, 1.0, 128)).quality()
     assert (cost.stage, cost.items, cost.operations) == ("label_quality", dataset.train, 0)
     assert 0.001 < cost.core_seconds < 5
 

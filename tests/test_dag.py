@@ -189,17 +189,6 @@ def test_empty_init_files():
     assert full == []
 
 
-def test_slow_imports_wait_until_they_are_needed():
-    """The default experiment needs no transformers, which takes seconds to import."""
-    early = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "stages").rglob("*.py")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Import | ast.ImportFrom) and "transformers" in ast.unparse(node)
-    }
-    assert early == set()
-
-
 def test_layers_of_imports(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     code = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)

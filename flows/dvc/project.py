@@ -101,7 +101,7 @@ def _message(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
         causes.append(str(error))
-    return ": ".join(dict.fromkeys(cause for cause in causes if cause))
+    return " ".join(": ".join(dict.fromkeys(cause for cause in causes if cause)).split())
 
 
 def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
@@ -201,8 +201,10 @@ def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
     def relative(item: Any) -> str:
         return Path(os.path.relpath(item.fs_path, root)).as_posix()
 
-    meta = original.meta or {}
     name = _name(original)
+    meta = original.meta or {}
+    if not isinstance(meta, dict):
+        raise DagError(f"dvc.yaml: {name}: meta: expected a mapping, found {meta!r}")
     return Stage(
         name=name,
         group=name.split("@")[0],
@@ -214,7 +216,17 @@ def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
         outputs=tuple(relative(out) for out in original.outs),
         metrics=tuple(relative(out) for out in original.outs if out.metric),
         plots=tuple(relative(out) for out in original.outs if out.plot),
-        cores=int(meta.get("cores", 1)),
+        cores=_count(meta, "cores", 1, name),
         pool=str(meta.get("pool", "cpu")),
-        gpus=int(meta.get("gpus", 0)),
+        gpus=_count(meta, "gpus", 0, name),
     )
+
+
+def _count(meta: dict[str, Any], key: str, least: int, name: str) -> int:
+    """Return how many of something a stage takes; `least`, if it does not say."""
+    text = str(meta.get(key, least))
+    if not text.isdecimal() or int(text) < least:
+        raise DagError(
+            f"dvc.yaml: {name}: meta.{key}: expected a whole number >= {least}, found {text}"
+        )
+    return int(text)

@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 import psutil
 import pytest
 
-from tests.support.service import HOST, Service, free_port
+from tests.support.service import HOST, Service, free_port, kill_all
 from tests.support.toy import PATIENCE, REPOSITORY, wait_until
 from tests.support.tracked import read_runs
 
@@ -140,7 +140,7 @@ def test_other_branches_finish_when_one_fails_and_the_rest_resumes(toy):
 
 @pytest.mark.parametrize("with_stage", [False, True], ids=["flow", "flow and stage"])
 def test_killed_flow_goes_on_with_the_same_hashes(toy, done, with_stage):
-    toy.mark("slow.merge", "4")
+    hold = toy.mark("hold.merge")
     process = toy.start("-m", "flows", "run")
     runs_log = toy.root / "runs.log"
     wait_until(lambda: runs_log.exists() and "merge" in runs_log.read_text())
@@ -148,21 +148,16 @@ def test_killed_flow_goes_on_with_the_same_hashes(toy, done, with_stage):
     process.kill()
     process.communicate()  # its children write to files, so this is the end of its output
     if with_stage:
-        for child in children:
-            if psutil.pid_exists(child.pid):
-                child.kill()
-        psutil.wait_procs(children, timeout=10)
-        (toy.root / "slow.merge").unlink()
+        kill_all(children)
+    hold.unlink()
     before = toy.ran()
     assert "merge" in before
 
     code, output = toy.flows("run")
     assert code == 0, output
-    again = toy.ran()
-    if with_stage:
-        assert again == ["evaluation", "merge"] + (["side"] if "side" not in before else [])
-    else:  # the orphan finished, and its result was taken
-        assert again == ["evaluation"]
+    # The orphan finished, and its result was taken. Whether side comes before merge is open.
+    lost = {"evaluation", "merge"} if with_stage else {"evaluation"}
+    assert toy.ran() == sorted(lost | {"side"} - set(before))
     assert toy.lock() == done.lock()
     assert [run.status for run in read_runs(toy.root)] == ["KILLED", "FINISHED"]
 

@@ -236,7 +236,7 @@ class TrainingParams(Section):
     bias_rate_factor: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
-    gradient_clip: float = Field(gt=0)
+    gradient_clip: float = Field(gt=0, allow_inf_nan=True)
     background_weight: float = Field(gt=0)
     frozen: list[str]
     flip: bool

@@ -55,6 +55,21 @@ def test_targets_take_their_upstream_and_only_that(toy):
         load_graph(toy.root, ["sid"])
 
 
+@pytest.mark.parametrize(
+    ("meta", "told"),
+    [
+        ("3", "meta: expected a mapping, found 3"),
+        ("{cores: many}", "meta.cores: expected a whole number >= 1, found many"),
+        ("{cores: -3}", "meta.cores: expected a whole number >= 1, found -3"),
+        ("{gpus: 0.5}", "meta.gpus: expected a whole number >= 0, found 0.5"),
+    ],
+)
+def test_what_a_stage_takes_has_to_be_a_whole_number(toy, meta, told):
+    toy.replace("meta: {cores: 64}", f"meta: {meta}", "dvc.yaml")
+    with pytest.raises(DagError, match=f"^dvc.yaml: merge: {told}$"):
+        load_graph(toy.root)
+
+
 def test_fresh_project_must_run_from_the_top(toy):
     assert statuses(toy) == {name: OPEN for name in NAMES} | {"download": RUN}
     assert reasons(toy)["download"] == "dvc.lock has no run of it"
