@@ -218,7 +218,7 @@ def _open(remote: Remote, headers: dict[str, str], timeout: float, method: str =
             ) from error
         raise _BrokenOffError(f"no connection{_proxy(request)}: {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
-        told = error or type(error).__name__
+        told = str(error) or type(error).__name__
         raise _BrokenOffError(f"no answer{_proxy(request)}: {told}") from error
 
 
