@@ -302,7 +302,7 @@ def claims(
     if seeds and table:
         raise click.UsageError("--table measures no seeds")
     root = _project()
-    from flows.claims.measure import measure_claims
+    from claims.measure import measure_claims
 
     if pools:
         from flows.execution import require_fleet
@@ -327,7 +327,7 @@ def verify() -> int:
 def readme() -> None:
     """Write the generated tables of README.md and docs/."""
     root = _project()
-    from flows.readme import write_readme
+    from claims.readme import write_readme
 
     print(f"Tables: {', '.join(write_readme(root)) or 'nothing'} changed")
 

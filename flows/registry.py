@@ -1,7 +1,7 @@
 """The trained detectors as MLflow models: logged when they changed, registered as `candidate`.
 
-What a model is, flows/served_model.py says. A version carries the fingerprint of its weights, text
-encoder, classes and prompts, so a result that comes back from the cache finds its old version.
+What a model is, predict/served_model.py says. A version carries the fingerprint of its weights,
+text encoder, classes and prompts, so a result that comes back from the cache finds its old version.
 """
 
 import logging
@@ -24,9 +24,9 @@ from flows.table import read_results
 
 ALIAS = "candidate"
 FINGERPRINT = "fingerprint"
-ARTIFACT = "predictor"  # served_model.py takes it by this name
+ARTIFACT = "predictor"  # predict/served_model.py takes it by this name
 CODE = ("stages/common", "stages/models")
-SERVED = Path(__file__).with_name("served_model.py")
+SERVED = Path(__file__).parents[1] / "predict/served_model.py"
 USE = (
     "Rows of `image` (the bytes of a JPEG or PNG) and `names` (any list) to rows of `instances`;"
     f" `make predict MODEL=models:/…@{ALIAS}` takes it too."

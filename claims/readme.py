@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.claims.measure import TABLE
+from claims.measure import TABLE
 from flows.dvc.project import load_graph
 from flows.graph import reruns_table
 from flows.table import read_results, read_supervision, results_table
