@@ -6,6 +6,7 @@ runs: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
 
 import errno
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -354,9 +355,13 @@ def pools() -> None:
 def worker(pool: str, name: str | None, stages: int | None) -> None:
     """Run stages of one pool in this clone until it is stopped."""
     root = _project()
-    from flows.workers.worker import become_worker
+    from flows.environment import apply_worker_settings
 
-    become_worker(root, pool, name, stages)
+    name = name or f"{socket.gethostname()}-{pool}-{os.getpid()}"
+    apply_worker_settings(root, name)
+    from flows.workers.worker import run_worker
+
+    run_worker(root, pool, name, stages)
 
 
 @app.command()

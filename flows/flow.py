@@ -18,6 +18,7 @@ from prefect.states import Completed, Failed, State
 from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
+from flows.environment import WORKER_CLONE
 from flows.graph import Outcome, Status, Step
 from flows.journal import is_shown, remember
 from flows.place import Machine, Place, interruptible
@@ -27,7 +28,6 @@ from flows.stage import StageFailedError
 from flows.table import name_execution, summarize_plan
 from flows.tracking import PREFECT_LINK_TAG, Tracking
 from flows.workers.coordinator import Fleet
-from flows.workers.reproduce import CLONE
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
 
@@ -74,7 +74,7 @@ def experiment(
     state carries the list of `Outcome`; it is failed if any stage failed. Without `root`, as a
     deployment, it runs in the clone of its worker.
     """
-    folder = Path(root or os.environ[CLONE])
+    folder = Path(root or os.environ[WORKER_CLONE])
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
     show_plan(steps)

@@ -9,9 +9,9 @@ import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
-from claims.readme import pages, place
+from claims.readme import pages, place, reruns, reruns_table
 from flows.dvc.project import load_graph
-from flows.graph import Graph, overlap, reruns, reruns_table
+from flows.graph import Graph, overlap
 from flows.overlay import apply_overlay
 from stages.detector.params import ANNOTATIONS, TRUTH
 from stages.guard import find_declared

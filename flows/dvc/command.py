@@ -28,7 +28,8 @@ from typing import NoReturn
 
 import psutil
 
-STOP_ORPHANS = "OVIS_STOP_ORPHANS"
+from flows.environment import STOP_ORPHANS
+
 LOST = -signal.SIGKILL  # exit code of a command whose end nobody saw
 # What `dvc repro` imports on its way, beside what these import themselves.
 LOADED = (

@@ -207,7 +207,6 @@ def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
         name=name,
         group=name.split("@")[0],
         command=str(original.cmd or ""),
-        description=original.desc or "",
         needs=tuple(needs),
         inputs=tuple(relative(dep) for dep in original.deps if not is_params(dep)),
         params=tuple(key for dep in original.deps if is_params(dep) for key in dep.params),
