@@ -49,7 +49,7 @@ class StageProgress:
         self._stage = stage
         self._seconds = seconds_between
         self._artifact: UUID | None = None
-        self._last = -seconds_between
+        self._next = 0.0  # when the next line is shown
         self._broken = False
 
     def see(self, line: str) -> None:
@@ -58,28 +58,18 @@ class StageProgress:
         if not found or self._broken:
             return
         done, total = int(found["done"]), int(found["total"])
-        ended = done >= total
-        if (ended and not self._artifact) or (not ended and self._is_too_early()):
+        if not self._artifact if done >= total else time.monotonic() < self._next:
             return
-        self._last = time.monotonic()
-        self._show(100 * done / max(total, 1), f"{found['what']}: {done}/{total}, {found['rate']}")
-
-    def _is_too_early(self) -> bool:
-        return time.monotonic() - self._last < self._seconds
-
-    def _show(self, percent: float, words: str) -> None:
+        self._next = time.monotonic() + self._seconds
+        percent = 100 * done / max(total, 1)
+        words = f"{found['what']}: {done}/{total}, {found['rate']}"
         try:
-            if self._artifact is None:
-                key = _legal(f"progress-{self._stage}")
-                self._artifact = create_progress_artifact(percent, key=key, description=words)
-            else:
+            if self._artifact:
                 update_progress_artifact(self._artifact, percent, words)
+            else:  # under a key that Prefect accepts: `pseudo_boxes@0` becomes `pseudo-boxes-0`
+                key = re.sub(r"[^a-z0-9-]+", "-", f"progress-{self._stage}".lower())
+                self._artifact = create_progress_artifact(percent, key=key, description=words)
         except (PrefectException, httpx.HTTPError) as error:
             # A stage must not fail because the page about it cannot be written.
             self._broken = True
             print(f"[{self._stage}] no more progress on Prefect's page: {error}", flush=True)
-
-
-def _legal(key: str) -> str:
-    """Return a key that Prefect accepts: `pseudo_boxes@0` becomes `pseudo-boxes-0`."""
-    return re.sub(r"[^a-z0-9-]+", "-", key.lower())

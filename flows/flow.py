@@ -8,7 +8,6 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
@@ -19,7 +18,7 @@ from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
 from flows.environment import WORKER_CLONE
-from flows.graph import Outcome, Status, Step
+from flows.graph import Outcome, Status, Step, unchanged
 from flows.journal import is_shown, remember
 from flows.place import Machine, Place, interruptible
 from flows.resources import CoreBudget
@@ -39,8 +38,7 @@ def run_stage(
     """Bring one stage up to date and show it in MLflow; the state carries its `Outcome`."""
     stage = step.stage
     if step.status is Status.UP_TO_DATE:
-        outcome = Outcome(stage.name, stage.group, "unchanged")
-        return Completed(name="Unchanged", data=outcome)
+        return Completed(name="Unchanged", data=unchanged([step])[0])
     log, progress = get_run_logger(), StageProgress(stage.name)
 
     def take(line: str) -> None:
@@ -57,7 +55,8 @@ def run_stage(
         tracking.end(stage, outcome)
     if outcome.outcome == "failed":
         return Failed(message=outcome.message[-LONGEST_MESSAGE:], data=outcome)
-    remember(root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    remember(root, stage=stage.name, outcome=outcome.outcome, seconds=outcome.seconds, at=now)
     return Completed(name=outcome.outcome.capitalize(), data=outcome, message=outcome.message)
 
 
@@ -79,8 +78,7 @@ def experiment(
     print(summarize_plan(steps), flush=True)
     show_plan(steps)
     if is_shown(folder, steps):  # by the last run of a schedule
-        outcomes = [Outcome(step.stage.name, step.stage.group, "unchanged") for step in steps]
-        return Completed(name="Unchanged", data=outcomes)
+        return Completed(name="Unchanged", data=unchanged(steps))
     place = open_place({folder: ""}, cores, pools)
     with Tracking(folder, name_execution(steps), _prefect_tags()) as tracking:
         with interruptible(place.stop):
@@ -135,20 +133,8 @@ def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[O
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     show_outcomes(outcomes)
     done = {outcome.stage for outcome in outcomes if outcome.outcome not in ("failed", "not run")}
-    stages = [step.stage for step in steps if step.stage.name in done]
-    try:
-        tracking.publish(stages, outcomes)
-    except MlflowException as error:
-        print(
-            f"MLflow at {tracking.uri} does not have this execution: {str(error).splitlines()[0]}."
-            " Its results are in data/ and dvc.lock, and the same again publishes them",
-            flush=True,
-        )
+    tracking.publish_or_tell([s.stage for s in steps if s.stage.name in done], outcomes)
     if failed:
         names = ", ".join(outcome.stage for outcome in failed)
         return Failed(message=f"{len(failed)} stages failed: {names}", data=outcomes)
     return Completed(data=outcomes)
-
-
-def _when(outcome: Outcome) -> dict[str, str | float]:
-    return {"seconds": outcome.seconds, "at": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -74,6 +74,11 @@ class Outcome:
     made: Mapping[str, str | float] = field(default_factory=dict, compare=False)
 
 
+def unchanged(steps: Iterable[Step]) -> list[Outcome]:
+    """Return the outcomes of an execution with nothing to do."""
+    return [Outcome(step.stage.name, step.stage.group, "unchanged") for step in steps]
+
+
 def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
     """Return the targets (names or groups) and everything upstream of them.
 

@@ -2,6 +2,9 @@
 
 A profile is such an overlay in experiments/<name>.yaml; with `extends: <other>`, on top of another
 one. A sweep makes one per point. Params and metrics are nested mappings, told by dotted keys.
+
+A function here raises ValueError if there is no such profile, a file cannot be read, or params.yaml
+lacks a key, or has a section where the overlay has a value or the reverse; it names file and key.
 """
 
 import difflib
@@ -22,20 +25,12 @@ REPLACE = "!replace"  # tag of a mapping whose keys depend on something else, su
 
 
 def apply_profile(root: Path, name: str) -> list[str]:
-    """Merge experiments/<name>.yaml into params.yaml and return what changed, in words.
-
-    Raises:
-        ValueError: there is no such profile, or a key that params.yaml does not have.
-    """
+    """Merge experiments/<name>.yaml into params.yaml and return what changed, in words."""
     return apply_overlay(root / PARAMS, read_profile(root, name), f"{PROFILES}/{name}.yaml")
 
 
 def read_profile(root: Path, name: str) -> dict[str, Any]:
-    """Return what a profile changes, on top of what it extends.
-
-    Raises:
-        ValueError: there is no such profile.
-    """
+    """Return what a profile changes, on top of what it extends."""
     path = root / PROFILES / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in (root / PROFILES).glob("*.yaml"))) or "none"
@@ -65,10 +60,6 @@ def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> li
 
     A mapping is merged key by key, but one of another `kind`, or with the tag `!replace`, takes the
     place of the old one, as any other value does, a list too.
-
-    Raises:
-        ValueError: a key of `changes` that the file does not have, or a section where it has a
-            value or the reverse; the message has `source` and the key.
     """
     editor = _editor()
     content = _read(editor, params_path)
@@ -81,11 +72,7 @@ def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> li
 
 
 def read_params(root: Path) -> dict[str, Any]:
-    """Return params.yaml as plain values.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """Return params.yaml as plain values."""
     return _read(YAML(typ="safe"), root / PARAMS)
 
 
@@ -156,11 +143,7 @@ def _read(editor: YAML, path: Path) -> Any:
 
 
 def read_overlays(path: Path) -> Any:
-    """Return the content of a file of overlays, with its tags.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """Return the content of a file of overlays, with its tags."""
     try:
         return _editor().load(path)
     except (YAMLError, OSError) as error:

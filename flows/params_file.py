@@ -1,7 +1,8 @@
 """Is params.yaml what the dvc.yaml files read? Found out before DVC looks at either of them.
 
 DVC ignores a section that no stage reads, and of a missing one it says where dvc.yaml needs it.
-Values within a section are checked by its model: `python -m stages.preflight`.
+Values within a section are checked by its model: `python -m stages.preflight`. What is wrong is a
+DagError that names the file, the section and the fix.
 """
 
 import difflib
@@ -22,11 +23,7 @@ SHARDS = "shards"
 
 
 def check_params(root: Path) -> None:
-    """Check that params.yaml has the sections that stages read, no other, and right shards.
-
-    Raises:
-        DagError: it does not; the message names the file, the section and the fix.
-    """
+    """Check that params.yaml has the sections that stages read, no other, and right shards."""
     files = [
         path for path in [root / "dvc.yaml", *sorted(root.glob("*/dvc.yaml"))] if path.is_file()
     ]

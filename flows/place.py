@@ -1,7 +1,8 @@
 """Where stages run: this machine or a fleet, for one worktree or for all those of a sweep.
 
 A result has one key, DVC's own hash of command, params and inputs. Whoever asks for a key that is
-being made waits for it and takes it out of the run cache.
+being made waits for it and takes it out of the run cache. What cannot be made, or is stopped, is a
+StageFailedError.
 """
 
 import os
@@ -17,13 +18,7 @@ from typing import Protocol
 
 from flows.dvc.remote import RemoteError, fetch_result, has_remote, result_key
 from flows.graph import DagError, Outcome, Stage
-from flows.resources import (
-    CoreBudget,
-    CoresClosedError,
-    DeviceError,
-    DeviceSlots,
-    Reservation,
-)
+from flows.resources import CoreBudget, CoresClosedError, DeviceError, DeviceSlots
 from flows.stage import StageFailedError, StageRunner
 
 WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.runtime.parallel.num_workers
@@ -36,37 +31,32 @@ class Maker(Protocol):
     """Brings stages of one worktree up to date."""
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
-        """Make the stage, or take its result from where it is; the lowest `order` goes first.
-
-        Raises:
-            StageFailedError: the stage failed, or was stopped.
-        """
+        """Make the stage, or take its result from where it is; the lowest `order` goes first."""
 
     def stop(self) -> None:
         """Stop what runs and start no more."""
 
 
 class Place:
-    """Makes the stages of all worktrees of an execution, each result once."""
+    """Makes the stages of all worktrees of an execution, each by its maker and each result once."""
 
     def __init__(self, makers: Mapping[Path, Maker]) -> None:
-        """Take the maker of each worktree."""
         self._makers = makers
         self._ends: dict[str, Future[None]] = {}  # of results that were asked for, by key
         self._guard = threading.Lock()
 
     def run(self, folder: Path, stage: Stage, order: int, log: Log) -> Outcome:
-        """Bring one stage of the worktree up to date; who wants the same result waits for it.
-
-        Raises:
-            StageFailedError: the stage failed, here or in the other worktree, or was stopped.
-        """
+        """Bring one stage of the worktree up to date; who wants the same result waits for it."""
         maker = self._makers[folder]
         if len(self._makers) == 1 or not stage.command:
             return maker.run(stage, order, log)  # nobody else can want it
         mine: Future[None] = Future()
+        try:
+            key = result_key(folder, stage.name)
+        except DagError as error:
+            raise StageFailedError(f"{stage.name}: {error}") from error
         with self._guard:
-            first = self._ends.setdefault(_key(folder, stage), mine)
+            first = self._ends.setdefault(key, mine)
         if first is not mine:
             first.result()
             return maker.run(replace(stage, cores=1, gpus=0), order, log)  # only restores
@@ -84,13 +74,6 @@ class Place:
             maker.stop()
 
 
-def _key(folder: Path, stage: Stage) -> str:
-    try:
-        return result_key(folder, stage.name)
-    except DagError as error:
-        raise StageFailedError(f"{stage.name}: {error}") from error
-
-
 class Machine:
     """Runs the stages of one worktree here, as many at once as cores and devices allow."""
 
@@ -106,38 +89,21 @@ class Machine:
         self._asking = threading.Lock()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
-        """As `Maker.run`; what is on the DVC remote is not computed.
-
-        Raises:
-            StageFailedError: the stage failed or was stopped.
-        """
+        """As `Maker.run`; what is on the DVC remote is not computed."""
         if stage.command and self._is_there(stage):
             return self._runner.run(stage, log)  # only restores, so it needs no room
-        # The device first: a stage that waits for one must not keep cores from others.
-        with (
-            self._devices(stage) as devices,
-            self._cores(stage.name, stage.cores, order) as cores,
-        ):
-            visible = devices.environment
-            log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
-            workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
-            return self._runner.run(stage, log, {**visible, **workers}, devices.lock)
-
-    @contextmanager
-    def _devices(self, stage: Stage) -> Iterator[Reservation]:
         try:
-            with self._slots.reserve(stage.gpus) as devices:
-                yield devices
-        except DeviceError as error:
+            # The device first: a stage that waits for one must not keep cores from others.
+            with (
+                self._slots.reserve(stage.gpus) as devices,
+                self._budget.reserve(stage.cores, order) as cores,
+            ):
+                visible = devices.environment
+                log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
+                workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
+                return self._runner.run(stage, log, {**visible, **workers}, devices.lock)
+        except (DeviceError, CoresClosedError) as error:
             raise StageFailedError(f"{stage.name}: {error}") from error
-
-    @contextmanager
-    def _cores(self, label: str, wanted: int, order: int) -> Iterator[int]:
-        try:
-            with self._budget.reserve(wanted, order) as cores:
-                yield cores
-        except CoresClosedError as error:
-            raise StageFailedError(f"{label}: {error}") from error
 
     def _is_there(self, stage: Stage) -> bool:
         """Say whether the result is in the local cache, after a look at the remote if there is one.

@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import psutil
 
@@ -103,13 +104,9 @@ class StageRunner:
         environment: Mapping[str, str] | None = None,
         lock: int | None = None,
     ) -> Outcome:
-        """Run the stage to its end and return how that was.
+        """Run the stage to its end and return how that was; `log` gets each line of output, too.
 
-        Args:
-            stage: what to run.
-            log: gets each line of output as well.
-            environment: variables on top of this process's own.
-            lock: descriptor of an empty file that the stage's processes hold too.
+        Its processes get `environment` on top of this one's, and hold the file `lock` as well.
 
         Raises:
             StageFailedError: the stage failed, was stopped, or what it read changed meanwhile.
@@ -123,26 +120,25 @@ class StageRunner:
         outcome, made = _outcome(stage, lines), {}
         if outcome == "executed" and receipt.is_file():
             facts = json.loads(receipt.read_text(encoding="utf-8"))
-            self._take_back_if_changed(stage.name, facts["inputs"])
+            # DVC hashes inputs after the stage's end.
+            if changed := late_changes(self._root, stage.name, facts["inputs"]):
+                forget(self._root, stage.name)
+                raise StageFailedError(
+                    f"{stage.name} is not recorded, for this changed as it ended:"
+                    f" {'; '.join(changed)}; run the same again"
+                )
             made = {**facts["made"], "worker": socket.gethostname()}
         return Outcome(stage.name, stage.group, outcome, seconds, made=made)
-
-    def _take_back_if_changed(self, name: str, inputs: dict[str, Any]) -> None:
-        """Raise if DVC, which hashes inputs after the stage's end, recorded others than it read."""
-        changed = late_changes(self._root, name, inputs)
-        if changed:
-            forget(self._root, name)
-            raise StageFailedError(
-                f"{name} is not recorded, for this changed as it ended: {'; '.join(changed)};"
-                " run the same again"
-            )
 
     def _run_to_end(
         self, name: str, log: Callable[[str], None], more: Mapping[str, str], lock: int | None
     ) -> list[str]:
         code, lines = self._run_once(name, log, more, lock)
-        while code and any(map(_is_alive, blockers := _blockers(lines))):
-            self._wait_for(name, blockers)
+        while code and any(map(_is_alive, pids := _blockers(lines))):
+            told = ", ".join(map(str, pids))
+            self._echo(f"[{name}] another execution is making this (PID {told}); waiting for it")
+            while any(map(_is_alive, pids)) and not self._stopping.is_set():
+                time.sleep(SECONDS_BETWEEN_LOOKS)
             code, lines = self._run_once(name, log, more, lock)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
@@ -188,22 +184,10 @@ class StageRunner:
                     yield partial
                 return
             if self._stopping.is_set() and time.monotonic() >= patience:
-                _signal_group(process, next(signals, signal.SIGKILL))
+                with suppress(ProcessLookupError):  # it ended since the look
+                    os.killpg(process.pid, next(signals, signal.SIGKILL))
                 patience = time.monotonic() + SECONDS_PER_SIGNAL
             time.sleep(SECONDS_BETWEEN_LOOKS)
-
-    def _wait_for(self, name: str, pids: list[int]) -> None:
-        told = ", ".join(map(str, pids))
-        self._echo(f"[{name}] another execution is making this (PID {told}); waiting for it")
-        while any(map(_is_alive, pids)) and not self._stopping.is_set():
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _signal_group(process: Command, number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return  # it ended between the look and the signal
 
 
 def _is_alive(pid: int) -> bool:

@@ -28,18 +28,20 @@ SECONDS_OF_ROUNDING = 2.0  # of a process's start, which psutil derives from the
 
 
 def open_store(root: Path, uri: str) -> tuple[MlflowClient, str]:
-    """Return the store at `uri` and the id of the project's experiment, both made if need be.
-
-    Raises:
-        RuntimeError: the store cannot be reached; the message names it.
-    """
+    """Return the store at `uri` and the id of the project's experiment, both made if need be."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration otherwise
-    with _one_process_at_a_time(root, uri):
-        try:
-            client = MlflowClient(uri)
-            return client, _find_experiment(client, root, uri)
-        except MlflowException as error:
-            raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {error}") from error
+    with _one_process_at_a_time(root, uri), reaching(uri):
+        client = MlflowClient(uri)
+        return client, _find_experiment(client, root, uri)
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Make what MLflow raises within the block a RuntimeError that names the store."""
+    try:
+        yield
+    except MlflowException as error:
+        raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {error}") from error
 
 
 def _find_experiment(client: MlflowClient, root: Path, uri: str) -> str:
@@ -77,15 +79,11 @@ def process_tag() -> str:
     return f"{socket.gethostname()}/{process.pid}/{process.create_time():.0f}"
 
 
-def close_abandoned(client: MlflowClient, experiment_id: str) -> list[str]:
-    """Mark as KILLED the running runs of dead processes of this machine; return their ids."""
-    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'")
-    abandoned = [
-        run.info.run_id for run in running if _is_abandoned(run.data.tags.get(PROCESS_TAG, ""))
-    ]
-    for run_id in abandoned:
-        client.set_terminated(run_id, "KILLED")
-    return abandoned
+def close_abandoned(client: MlflowClient, experiment_id: str) -> None:
+    """Mark as KILLED the running runs of dead processes of this machine."""
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        if _is_abandoned(run.data.tags.get(PROCESS_TAG, "")):
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _is_abandoned(tag: str) -> bool:

@@ -89,12 +89,7 @@ class Files:
 
 
 def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
-    """Return what the next execution will do, stage by stage, without running anything.
-
-    Raises:
-        DagError: as for `load_graph`.
-        ValueError: there is no such target.
-    """
+    """Return what the next execution will do, stage by stage; raises as `load_graph`."""
     with locked_repo(root) as repo:
         graph, originals = read_graph(repo, root)
         planned: dict[str, Step] = {}

@@ -2,6 +2,9 @@
 
 Only flows/dvc imports DVC. Nothing under `dvc.repo` is a public API, so pyproject.toml pins the
 version, and tests/flows/dvc/test_dvc_contract.py names what is used of it.
+
+A function here raises DagError if the folder is no DVC project, dvc.yaml or params.yaml cannot be
+read, or DVC fails; and ValueError if there is no such target.
 """
 
 import os
@@ -29,23 +32,14 @@ IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for
 
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
-    """Return the stages of dvc.yaml, or the targets with their upstream, in order of execution.
-
-    Raises:
-        DagError: `root` is no DVC project, or dvc.yaml or params.yaml cannot be read.
-        ValueError: there is no such target.
-    """
+    """Return the stages of dvc.yaml, or the targets with their upstream, in order of execution."""
     with locked_repo(root) as repo:
         graph, _ = read_graph(repo, root)
         return select(graph, targets)
 
 
 def share_cache(root: Path, folder: Path) -> None:
-    """Give the project at `folder`, a worktree of that at `root`, its cache and local settings.
-
-    Raises:
-        DagError: one of them is no DVC project.
-    """
+    """Give the project at `folder`, a worktree of that at `root`, its cache and local settings."""
     with (
         open_repo(root) as source,
         open_repo(folder) as repo,
@@ -59,11 +53,7 @@ def share_cache(root: Path, folder: Path) -> None:
 
 @contextmanager
 def open_repo(root: Path) -> Iterator[Repo]:
-    """Give DVC's own view of the project at `root`; waits for DVC's locks.
-
-    Raises:
-        DagError: `root` is no DVC project, or DVC fails within the block.
-    """
+    """Give DVC's own view of the project at `root`; waits for DVC's locks."""
     try:
         with Repo(str(root), _wait_for_lock=True) as repo:
             if Path(repo.root_dir).resolve() != root.resolve():
@@ -80,11 +70,7 @@ def open_repo(root: Path) -> Iterator[Repo]:
 
 @contextmanager
 def locked_repo(root: Path) -> Iterator[Repo]:
-    """As `open_repo`; within the block no command of DVC writes dvc.lock.
-
-    Raises:
-        DagError: as for `open_repo`.
-    """
+    """As `open_repo`; within the block no command of DVC writes dvc.lock."""
     with open_repo(root) as repo, lock(repo):
         yield repo
 
@@ -105,11 +91,7 @@ def _message(error: BaseException) -> str:
 
 
 def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
-    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages.
-
-    Raises:
-        DagError: params.yaml is not what the stages read.
-    """
+    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages."""
     check_params(root)
     edges = repo.index.graph  # an edge goes from a stage to its dependency
     _refuse_lost_params(repo)
@@ -122,11 +104,7 @@ def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
 
 
 def load_stage(repo: Repo, root: Path, name: str) -> DvcStage:
-    """Return DVC's own stage of a name in the graph; the others are not looked at.
-
-    Raises:
-        DagError: there is none.
-    """
+    """Return DVC's own stage of a name in the graph; the others are not looked at."""
     file, short = split_name(name)
     try:
         return repo.stage.load_one(str(root / file), short)

@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed, State
 from flows.dvc.records import sort_lock
 from flows.flow import open_place, outcome_of, run_stage
 from flows.git import git
-from flows.graph import Outcome, Status
+from flows.graph import Outcome, Status, unchanged
 from flows.place import Place, interruptible
 from flows.results import read_metrics
 from flows.sweeps.plan import PlannedPoint, plan_sweep
@@ -44,10 +44,6 @@ def sweep(
 
     Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
     state carries the list of `Result`; it is failed if any point failed.
-
-    Raises:
-        RuntimeError: git or MLflow's store cannot be used.
-        ValueError: the graph of a point cannot be read, or no metric is what was asked for.
     """
     folder = Path(root)
     plan = plan_sweep(folder, points)
@@ -87,7 +83,7 @@ def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], parent: st
     outcomes = {
         stage.name: outcome_of(step, futures[stage.name])
         if stage.name in futures
-        else Outcome(stage.name, stage.group, "unchanged")
+        else unchanged([step])[0]
         for step in planned.steps
         for stage in [step.stage]
     }

@@ -81,12 +81,7 @@ def run_points(
     question: Question | None = None,
     pools: bool = False,
 ) -> list[Result]:
-    """Run the sweep, here or on workers, and return what came out of each point, failed ones too.
-
-    Raises:
-        ValueError: there is no such target or metric.
-        RuntimeError: another sweep is running, or git, Prefect or MLflow cannot be used.
-    """
+    """Run the sweep, here or on workers; return what came out of each point, failed ones too."""
     with only_sweep(root):
         arguments = (name, list(points), cores, question, pools)
         results, _ = call_flow(root, "flows.sweeps.flow:sweep", *arguments)
@@ -94,12 +89,7 @@ def run_points(
 
 
 def plan_sweep(root: Path, points: Iterable[Point]) -> SweepPlan:
-    """Make the points' worktrees, and return what is to be done in each; run nothing.
-
-    Raises:
-        ValueError: there is no such target, or a graph cannot be read.
-        RuntimeError: git failed, or an earlier sweep still works in a worktree.
-    """
+    """Make the points' worktrees, and return what is to be done in each; run nothing."""
     worktrees = Worktrees(root)
     planned = [_plan_point(point, worktrees.place(point)) for point in points]
     return SweepPlan(planned, f"{worktrees.head} {worktrees.tree}")

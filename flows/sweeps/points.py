@@ -48,9 +48,6 @@ def make_points(
     """Return every combination of the settings ("key=value,value") and the file's points.
 
     A key that only some points of the file have takes params.yaml's value in the others.
-
-    Raises:
-        ValueError: a setting or the file cannot be read, or a key is not in params.yaml.
     """
     axes = [_read_file(root, file)] if file else []
     axes += [_read_setting(setting) for setting in settings]

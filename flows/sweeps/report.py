@@ -60,11 +60,7 @@ def write_results(folder: Path, results: Iterable[Result]) -> None:
 
 
 def write_report(root: Path, folder: Path, results: Sequence[Result], question: Question) -> str:
-    """Write table and plot into the sweep's folder; return all that is to say.
-
-    Raises:
-        ValueError: nothing matches a pattern of the question.
-    """
+    """Write table and plot into the sweep's folder; return all that is to say."""
     if all(result.failed for result in results):
         return "No point was finished, so there is nothing to compare"
     rows = group_seeds(results, question.over)
@@ -124,11 +120,7 @@ def group_seeds(results: Sequence[Result], over: str) -> list[Row]:
 
 
 def choose_metrics(results: Iterable[Result], patterns: Sequence[str]) -> list[str]:
-    """Return the metrics that match the patterns, in the patterns' order.
-
-    Raises:
-        ValueError: nothing matches one of them.
-    """
+    """Return the metrics that match the patterns, in the patterns' order."""
     there = list(dict.fromkeys(key for result in results for key in result.metrics))
     chosen: dict[str, None] = {}
     for pattern in patterns:

@@ -6,11 +6,12 @@ coordinator is restored and never made again.
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from flows.dvc.project import load_graph
-from flows.dvc.remote import RemoteError, fetch_result, push_outputs, result_key, with_patience
+from flows.dvc.remote import RemoteError, fetch_result, push_result, result_key, with_patience
 from flows.graph import DagError, Outcome, Stage
 from flows.stage import StageFailedError, StageRunner
 from flows.workers.request import Request, make_request, take_snapshot
@@ -28,12 +29,7 @@ class Dispatcher(Protocol):
     """Gets a request to a worker of a pool and waits for the end."""
 
     def make(self, request: Request, pool: str, log: Log) -> Outcome:
-        """Return how the stage ended on a worker.
-
-        Raises:
-            StageFailedError: the stage itself failed, or was stopped.
-            LostError: the worker could not.
-        """
+        """Return how the stage ended on a worker, or raise StageFailedError or LostError."""
 
     def stop(self) -> None:
         """Take back what was asked; `make` returns soon after."""
@@ -59,11 +55,7 @@ class Fleet:
         self._stopping = threading.Event()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
-        """Bring one stage up to date, upstream of which all is.
-
-        Raises:
-            StageFailedError: it failed, on workers or on the way.
-        """
+        """As `Maker.run`."""
 
         def tell(line: str) -> None:
             print(f"{self._label}[{stage.name}] {line}", flush=True)
@@ -89,14 +81,14 @@ class Fleet:
     def _run(self, stage: Stage, log: Log) -> Outcome:
         self._sleep(0)
         if self._fetch(stage, log):
-            return self._restore(stage, log)
+            return self._runner.run(stage, log)  # only restores
         key = result_key(self._root, stage.name)
         self._push_inputs(stage, log)
         request = make_request(self._root, self._graph, stage, key, self._snapshot)
         made = self._make(request, stage, log)
         log(f"{made.outcome} {made.message}")
         self._on_remote.add(stage.name)
-        self._restore(stage, log)
+        self._runner.run(stage, log)
         return made
 
     def _make(self, request: Request, stage: Stage, log: Log) -> Outcome:
@@ -122,9 +114,7 @@ class Fleet:
 
     def _push_inputs(self, stage: Stage, log: Log) -> None:
         with self._pushing:
-            missing = [need for need in stage.needs if need not in self._on_remote]
-            with_patience(lambda: push_outputs(self._root, missing), log, self._sleep)
-            self._on_remote.update(missing)
-
-    def _restore(self, stage: Stage, log: Log) -> Outcome:
-        return self._runner.run(stage, log)
+            for need in set(stage.needs) - self._on_remote:
+                push = partial(push_result, self._root, need, as_input=True)
+                with_patience(push, log, self._sleep)
+                self._on_remote.add(need)

@@ -50,12 +50,7 @@ class PrefectDispatcher:
         self._client = ExitStack().enter_context(get_client(sync_client=True))
 
     def make(self, request: Request, pool: str, log: Log) -> Outcome:
-        """As `Dispatcher.make`.
-
-        Raises:
-            StageFailedError: the stage itself failed, this was stopped, or a person cancelled it.
-            LostError: no worker could, or the server is gone.
-        """
+        """As `Dispatcher.make`."""
         while True:
             run = self._wait(self._start(request, pool, log), request.stage, log)
             state, told = run.state, run.state.message or ""

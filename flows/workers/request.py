@@ -87,11 +87,7 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
 
 
 def make_request(root: Path, graph: Graph, stage: Stage, key: str, snapshot: Snapshot) -> Request:
-    """Return the request for a stage whose upstream is up to date in the project at `root`.
-
-    Raises:
-        DagError: dvc.lock does not record a stage upstream.
-    """
+    """Return the request for a stage whose upstream is up to date in the project at `root`."""
     entries = recorded(root, _made_upstream(stage))
     records: dict[str, dict[str, Any]] = {}
     for name in _made_upstream(stage):

@@ -44,9 +44,7 @@ def run_worker(root: Path, pool: str, name: str, stages: int | None) -> None:
     if not has_pool(POOL.format(pool)):
         raise ValueError(f"Prefect's server has no pool {POOL.format(pool)}; `make pools` makes it")
     require_space(root, print)
-    print(
-        f"worker {name}: pool {pool}, {limit} stages at once; stop it with Ctrl-C or SIGTERM"
-    )
+    print(f"worker {name}: pool {pool}, {limit} stages at once; stop it with Ctrl-C or SIGTERM")
     work(POOL.format(pool), name, limit)
 
 
@@ -54,9 +52,6 @@ def default_stages(pool: str) -> int:
     """Return how many stages at once: one per CUDA device, or per two cores where there are none.
 
     Training keeps two threads busy whatever the machine has (stages/common/runtime/seeding.py).
-
-    Raises:
-        DeviceError: the pool is for CUDA devices and there are none, unless OVIS_FEWER_GPUS=1.
     """
     devices = len(list_devices()) if pool == "gpu" else 0
     require_devices(devices, int(pool == "gpu"))
@@ -78,11 +73,7 @@ class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in i
         return result
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-        """Take what the pool has for this worker.
-
-        Raises:
-            UnfitError: the machine is unfit, and no stage runs here any more.
-        """
+        """Take what the pool has; an unfit worker takes nothing, and raises when it is idle."""
         if self._unfit is None and not self._leaving:
             return await super().get_and_submit_flow_runs()
         if self._unfit and self.limiter.borrowed_tokens == 0:
@@ -100,11 +91,7 @@ class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in i
 
 
 def work(pool: str, name: str, limit: int) -> None:
-    """Run so many stages of the pool at once until this process is stopped.
-
-    Raises:
-        UnfitError: the machine turned out unfit.
-    """
+    """Run so many stages of the pool at once until this is stopped, or turns out unfit."""
 
     async def start() -> None:
         stopped = asyncio.Event()

@@ -57,9 +57,6 @@ def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
         clone: the worker's clone.
         request: what to check out; `fetch_commit` has brought its commit.
         name: of the folder; unique among all that run.
-
-    Raises:
-        GitError: git cannot make it.
     """
     folder = clone / FOLDER / name
     folder.parent.mkdir(parents=True, exist_ok=True)
