@@ -5,6 +5,7 @@ do not depend on a failed stage go on; what depends on it is not run.
 """
 
 import os
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from flows.dvc.records import sort_lock
 from flows.environment import WORKER_CLONE
 from flows.graph import Outcome, Status, Step, unchanged
 from flows.journal import is_shown, remember
-from flows.place import Machine, Place, interruptible
+from flows.place import Machine, Place, interruptible, tell
 from flows.resources import CoreBudget
 from flows.server import outlives_this_process
 from flows.stage import StageFailedError
@@ -33,15 +34,24 @@ LONGEST_MESSAGE = 4000  # of a Prefect state
 
 @task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(
-    step: Step, place: Place, order: int, root: Path, tracking: Tracking | None = None
+    step: Step,
+    place: Place,
+    order: int,
+    root: Path,
+    tracking: Tracking | None = None,
+    label: str = "",
 ) -> State:
-    """Bring one stage up to date and show it in MLflow; the state carries its `Outcome`."""
+    """Bring one stage up to date and show it in MLflow; the state carries its `Outcome`.
+
+    The label goes before each line of output on the terminal.
+    """
     stage = step.stage
     if step.status is Status.UP_TO_DATE:
         return Completed(name="Unchanged", data=unchanged([step])[0])
     log, progress = get_run_logger(), StageProgress(stage.name)
 
     def take(line: str) -> None:
+        tell(f"{label}[{stage.name}] {line}")
         log.info(line)
         progress.see(line)
 
@@ -79,25 +89,22 @@ def experiment(
     show_plan(steps)
     if is_shown(folder, steps):  # by the last run of a schedule
         return Completed(name="Unchanged", data=unchanged(steps))
-    place = open_place({folder: ""}, cores, pools)
+    place = open_place([folder], cores, pools)
     with Tracking(folder, name_execution(steps), _prefect_tags()) as tracking:
         with interruptible(place.stop):
             outcomes = _run_all(steps, place, folder, tracking)
         return _publish(folder, tracking, steps, outcomes)
 
 
-def open_place(labels: dict[Path, str], cores: int | None, pools: bool) -> Place:
-    """Return where the stages of these worktrees run: on workers, or on so many cores here.
-
-    A worktree's label goes before the lines that its stages print.
-    """
+def open_place(roots: Iterable[Path], cores: int | None, pools: bool) -> Place:
+    """Return where the stages of these worktrees run: on workers, or on so many cores here."""
     if pools:
         from flows.workers.dispatch import PrefectDispatcher  # most are spared its imports
 
         dispatcher = PrefectDispatcher()
-        return Place({root: Fleet(root, dispatcher, label) for root, label in labels.items()})
+        return Place({root: Fleet(root, dispatcher) for root in roots})
     budget = CoreBudget(cores)
-    return Place({root: Machine(root, budget, label) for root, label in labels.items()})
+    return Place({root: Machine(root, budget) for root in roots})
 
 
 def _prefect_tags() -> dict[str, str]:

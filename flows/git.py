@@ -10,7 +10,7 @@ class GitError(RuntimeError):
 
 
 def git(folder: Path, *arguments: str, **environment: str) -> str:
-    """Return what `git <arguments>` says in the folder, without its last newline, or raise GitError."""
+    """Return what `git <arguments>` says there, without its last newline, or raise GitError."""
     done = subprocess.run(
         ["git", *arguments],
         cwd=folder,

@@ -77,20 +77,18 @@ class Place:
 class Machine:
     """Runs the stages of one worktree here, as many at once as cores and devices allow."""
 
-    def __init__(self, root: Path, budget: CoreBudget, label: str = "") -> None:
-        """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
+    def __init__(self, root: Path, budget: CoreBudget) -> None:
         self._root = root
         self._budget = budget
-        self._label = label
         self._slots = DeviceSlots()
-        self._runner = StageRunner(root, echo=lambda line: _tell(f"{label}{line}"))
+        self._runner = StageRunner(root)
         self._runner.load()
         self._asks_remote: bool | None = None  # not known yet
         self._asking = threading.Lock()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
         """As `Maker.run`; what is on the DVC remote is not computed."""
-        if stage.command and self._is_there(stage):
+        if stage.command and self._is_there(stage, log):
             return self._runner.run(stage, log)  # only restores, so it needs no room
         try:
             # The device first: a stage that waits for one must not keep cores from others.
@@ -99,13 +97,13 @@ class Machine:
                 self._budget.reserve(stage.cores, order) as cores,
             ):
                 visible = devices.environment
-                log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
+                log(f"{stage.command} on {cores} cores {visible or ''}".rstrip())
                 workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
                 return self._runner.run(stage, log, {**visible, **workers}, devices.lock)
         except (DeviceError, CoresClosedError) as error:
             raise StageFailedError(f"{stage.name}: {error}") from error
 
-    def _is_there(self, stage: Stage) -> bool:
+    def _is_there(self, stage: Stage, log: Log) -> bool:
         """Say whether the result is in the local cache, after a look at the remote if there is one.
 
         A remote that fails is not asked again: what is not there can be computed.
@@ -117,9 +115,9 @@ class Machine:
             return self._asks_remote and fetch_result(self._root, stage.name)
         except RemoteError as error:
             self._asks_remote = False
-            _tell(f"{self._label}[{stage.name}] {error}; not looked for results there any more")
+            log(f"{error}; not looked for results there any more")
         except DagError as error:
-            _tell(f"{self._label}[{stage.name}] not looked for on the remote: {error}")
+            log(f"not looked for on the remote: {error}")
         return False
 
     def stop(self) -> None:
@@ -129,7 +127,8 @@ class Machine:
         self._runner.stop()
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """Print a line for people."""
     with suppress(OSError):  # the terminal was closed; stages still have to be stopped
         print(line, flush=True)
 
@@ -146,7 +145,7 @@ def interruptible(stop: Callable[[], None]) -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         stop()
-        _tell(f"\nStopping on {signal.Signals(number).name} …")
+        tell(f"\nStopping on {signal.Signals(number).name} …")
         raise KeyboardInterrupt
 
     wanted = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]

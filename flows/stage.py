@@ -82,10 +82,8 @@ class Preflight:
 class StageRunner:
     """Runs stages of the project at `root`, several threads at once."""
 
-    def __init__(self, root: Path, echo: Callable[[str], None] = print) -> None:
-        """Show each line of output through `echo`, behind the stage's name."""
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._echo = echo
         self._stopping = threading.Event()
         self._server_log = root / STATE_FOLDER / "logs" / "dvc-server.log"
 
@@ -104,7 +102,7 @@ class StageRunner:
         environment: Mapping[str, str] | None = None,
         lock: int | None = None,
     ) -> Outcome:
-        """Run the stage to its end and return how that was; `log` gets each line of output, too.
+        """Run the stage to its end and return how that was; `log` gets each line of output.
 
         Its processes get `environment` on top of this one's, and hold the file `lock` as well.
 
@@ -136,7 +134,7 @@ class StageRunner:
         code, lines = self._run_once(name, log, more, lock)
         while code and any(map(_is_alive, pids := _blockers(lines))):
             told = ", ".join(map(str, pids))
-            self._echo(f"[{name}] another execution is making this (PID {told}); waiting for it")
+            log(f"another execution is making this (PID {told}); waiting for it")
             while any(map(_is_alive, pids)) and not self._stopping.is_set():
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             code, lines = self._run_once(name, log, more, lock)
@@ -168,7 +166,6 @@ class StageRunner:
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):
-                    self._echo(f"[{name}] {line}")
                     log(line)
         return process.returncode, lines
 

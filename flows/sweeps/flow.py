@@ -53,8 +53,7 @@ def sweep(
     client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
     client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
     orders = itertools.count()
-    labels = {planned.folder: f"{planned.point.name} " for planned in plan.points}
-    place = open_place(labels, cores, pools)
+    place = open_place([planned.folder for planned in plan.points], cores, pools)
     with interruptible(place.stop):
         futures = [_submit(planned, place, orders) for planned in plan.points]
         results = [
@@ -67,13 +66,13 @@ def sweep(
 def _submit(planned: PlannedPoint, place: Place, orders: Iterator[int]) -> dict[str, PrefectFuture]:
     """Start a task per stage that is not up to date; those of the first points go first."""
     futures: dict[str, PrefectFuture] = {}
-    labelled = run_stage.with_options(task_run_name=f"{planned.point.name}/{{step.stage.name}}")
+    name, label = f"{planned.point.name}/{{step.stage.name}}", f"{planned.point.name} "
     for step in planned.steps:
         if step.status is Status.UP_TO_DATE:
             continue
         upstream = [futures[need] for need in step.stage.needs if need in futures]
-        futures[step.stage.name] = labelled.submit(
-            step, place, next(orders), planned.folder, wait_for=upstream
+        futures[step.stage.name] = run_stage.with_options(task_run_name=name).submit(
+            step, place, next(orders), planned.folder, label=label, wait_for=upstream
         )
     return futures
 

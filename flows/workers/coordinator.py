@@ -38,31 +38,25 @@ class Dispatcher(Protocol):
 class Fleet:
     """Makes stages on workers and restores their results here."""
 
-    def __init__(self, root: Path, dispatcher: Dispatcher, label: str = "") -> None:
-        """Take the project at `root` as it is now; `label` goes before lines of output.
+    def __init__(self, root: Path, dispatcher: Dispatcher) -> None:
+        """Take the project at `root` as it is now.
 
         Raises:
             UncommittedError: workers would not see all of it.
         """
         self._root = root
         self._dispatcher = dispatcher
-        self._label = label
         self._graph = load_graph(root)
         self._snapshot = take_snapshot(root, self._graph)
-        self._runner = StageRunner(root, echo=lambda line: None)  # only restores here
+        self._runner = StageRunner(root)  # only restores here
         self._on_remote: set[str] = set()  # stages whose outputs are known to be there
         self._pushing = threading.Lock()  # inputs, each once
         self._stopping = threading.Event()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
         """As `Maker.run`."""
-
-        def tell(line: str) -> None:
-            print(f"{self._label}[{stage.name}] {line}", flush=True)
-            log(line)
-
         try:
-            return self._run(stage, tell)
+            return self._run(stage, log)
         except (RemoteError, DagError) as error:
             raise StageFailedError(
                 f"{stage.name}: {error}\n  What workers finished is kept; mend this and run again"
@@ -81,14 +75,14 @@ class Fleet:
     def _run(self, stage: Stage, log: Log) -> Outcome:
         self._sleep(0)
         if self._fetch(stage, log):
-            return self._runner.run(stage, log)  # only restores
+            return self._runner.run(stage)
         key = result_key(self._root, stage.name)
         self._push_inputs(stage, log)
         request = make_request(self._root, self._graph, stage, key, self._snapshot)
         made = self._make(request, stage, log)
         log(f"{made.outcome} {made.message}")
         self._on_remote.add(stage.name)
-        self._runner.run(stage, log)
+        self._runner.run(stage)
         return made
 
     def _make(self, request: Request, stage: Stage, log: Log) -> Outcome:

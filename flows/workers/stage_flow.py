@@ -186,7 +186,7 @@ def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: Resu
 
     Its resume point is pushed now and then, and when it is stopped.
     """
-    runner = StageRunner(folder, echo=lambda line: None)
+    runner = StageRunner(folder)
     period = float(os.environ.get(PERIOD, DEFAULT_PERIOD))
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(runner.run, stage, log, devices.environment, devices.lock)
