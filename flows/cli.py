@@ -94,15 +94,9 @@ def _profiles() -> Iterable[str]:
 
 
 def _params() -> Iterable[str]:
-    from flows.overlay import flatten, read_params
+    from flows.params import flatten, read_params
 
     return [f"{key}=" for key, _ in flatten(read_params(Path()), ".")]
-
-
-def _models() -> Iterable[str]:
-    from flows.predictor import MODELS
-
-    return MODELS
 
 
 targets_argument = click.argument("targets", nargs=-1, shell_complete=_complete(_stages))
@@ -153,11 +147,11 @@ def plan(targets: tuple[str, ...]) -> None:
     """
     root = _project()
     from flows.dvc.plan import make_plan
-    from flows.stage import Preflight
+    from flows.stage import preflight
     from flows.table import plan_table, summarize_plan
 
     steps = make_plan(root, list(targets) or None)
-    Preflight(root, steps).finish()
+    preflight(root, steps)()
     print(plan_table(steps))
     print("\n" + summarize_plan(steps))
 
@@ -167,7 +161,7 @@ def plan(targets: tuple[str, ...]) -> None:
 def profile(name: str) -> None:
     """Merge experiments/NAME.yaml into params.yaml."""
     root = _project()
-    from flows.overlay import apply_profile
+    from flows.params import apply_profile
 
     for change in apply_profile(root, name):
         print(change)
@@ -188,7 +182,7 @@ def fetch(**options: Any) -> int:
 @click.option(
     "--model",
     help="finetune, detector, a folder, or an MLflow URI; the best there is by default.",
-    shell_complete=_complete(_models),
+    shell_complete=_complete(lambda: ("finetune", "detector")),
 )
 @click.option("--output", type=click.Path(), help="Folder; data/predict by default.")
 @click.option(

@@ -37,9 +37,9 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
         server.start()  # beside the plan, which will hardly be empty
     steps = make_plan(root, targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
-        from flows.stage import Preflight
+        from flows.stage import preflight
 
-        check = None if pools else Preflight(root, steps).finish  # workers have the weights
+        check = None if pools else preflight(root, steps)  # workers have the weights
         flow, name = "flows.flow:experiment", name_execution(steps)
         outcomes, failed = call_flow(
             root, flow, targets, cores, pools, run_name=name, check=check, server=server

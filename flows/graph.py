@@ -29,8 +29,6 @@ class Stage:
 
 Graph = dict[str, Stage]
 
-STATES = {"deleted": "is missing", "new": "is new", "modified": "changed"}  # DVC's words in ours
-
 
 class DagError(ValueError):
     """The graph cannot be read; the message says what to mend."""

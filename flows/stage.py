@@ -45,38 +45,30 @@ class StageFailedError(RuntimeError):
     """A stage ended with an error or was stopped; the message ends with its last lines."""
 
 
-class Preflight:
-    """A check of the params of all stages that are to run, in a process of its own, and of devices.
+def preflight(root: Path, steps: list[Step]) -> Callable[[], None]:
+    """Begin to check the params of all stages that are to run, in another process, and the devices.
 
     So no execution ends hours later for a param, file or GPU that is wrong now. It takes two
-    seconds, in which Prefect is loaded.
+    seconds, in which Prefect is loaded. What is returned waits for the end, and raises ValueError
+    with key, file and fix of all that is wrong.
     """
+    due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
+    gpus = max((stage.gpus for stage in due), default=0)
+    keys = {key.split(".")[0] for stage in due for key in stage.params}
+    sections = sorted(key for key in keys if any(root.glob(f"*/{key}/params.py")))
+    command = [sys.executable, "-m", "stages.preflight", *sections]
+    pipe = {"stderr": subprocess.PIPE, "encoding": "utf-8"}
+    process = subprocess.Popen(command, cwd=root, **pipe) if sections else None
 
-    def __init__(self, root: Path, steps: list[Step]) -> None:
-        """Begin to check."""
-        due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
-        self._gpus = max((stage.gpus for stage in due), default=0)
-        keys = {key.split(".")[0] for stage in due for key in stage.params}
-        sections = sorted(k for k in keys if any(root.glob(f"*/{k}/params.py")))
-        command = [sys.executable, "-m", "stages.preflight", *sections]
-        self._process = (
-            subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, encoding="utf-8")
-            if sections
-            else None
-        )
-
-    def finish(self) -> None:
-        """Wait for the end.
-
-        Raises:
-            ValueError: something is wrong; the message names key, file and fix of each.
-        """
-        if self._process:
-            _, told = self._process.communicate()
-            if self._process.returncode:
+    def finish() -> None:
+        if process:
+            _, told = process.communicate()
+            if process.returncode:
                 raise ValueError(told.strip())
-        if self._gpus and (devices := list_devices()):  # without any, stages compute on cores
-            require_devices(len(devices), self._gpus)
+        if gpus and (devices := list_devices()):  # without any, stages compute on cores
+            require_devices(len(devices), gpus)
+
+    return finish
 
 
 class StageRunner:

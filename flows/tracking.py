@@ -25,10 +25,21 @@ from flows.dvc.records import recorded
 from flows.git import GitError, git
 from flows.graph import DagError, Outcome, Stage
 from flows.journal import fingerprint, remember
-from flows.overlay import PARAMS
+from flows.params import PARAMS
 from flows.predictor import MODELS, is_complete
-from flows.results import SOURCE, legal, read_curves, read_dataset, read_metrics, read_params
-from flows.store import PROCESS_TAG, close_abandoned, open_store, process_tag, reaching
+from flows.store import (
+    PROCESS_TAG,
+    SOURCE,
+    close_abandoned,
+    legal,
+    open_store,
+    process_tag,
+    reaching,
+    read_curves,
+    read_dataset,
+    read_metrics,
+    read_params,
+)
 from flows.table import describe_execution
 
 AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}  # what one request of MLflow may carry

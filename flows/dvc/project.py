@@ -23,8 +23,7 @@ from dvc.stage import Stage as DvcStage
 from dvc_data.hashfile.meta import Meta
 
 from flows.graph import DagError, Graph, Stage, select
-from flows.overlay import flatten
-from flows.params_file import check_params
+from flows.params import check_params, flatten
 
 ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
 LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
@@ -124,10 +123,12 @@ def is_params(dep: Any) -> bool:
 
 
 class ParamsFiles:
-    """The values of params files, each parsed once; DVC parses them for every stage that reads."""
+    """The values of params files, each parsed once; DVC parses them for every stage that reads.
+
+    Nothing may change while this is used.
+    """
 
     def __init__(self) -> None:
-        """Begin with none; nothing may change while this is used."""
         self._contents: dict[str, Any] = {}
 
     def read(self, dep: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from flows.flow import open_place, outcome_of, run_stage
 from flows.git import git
 from flows.graph import Outcome, Status, unchanged
 from flows.place import Place, interruptible
-from flows.results import read_metrics
+from flows.store import read_metrics
 from flows.sweeps.plan import PlannedPoint, plan_sweep
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result, write_report, write_results

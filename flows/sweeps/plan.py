@@ -14,7 +14,7 @@ from typing import Any
 
 from flows.dvc.plan import make_plan
 from flows.graph import Stage, Status, Step
-from flows.overlay import look_up, read_params
+from flows.params import look_up, read_params
 from flows.server import call_flow
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result

@@ -16,7 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.overlay import (
+from flows.params import (
     check_overlay,
     extend,
     flatten,

@@ -19,7 +19,7 @@ from flows.dvc import command
 from flows.dvc.project import share_cache
 from flows.environment import STATE_FOLDER
 from flows.git import git
-from flows.overlay import PARAMS, apply_overlay, nest
+from flows.params import PARAMS, apply_overlay, nest
 from flows.sweeps.points import Point
 
 FOLDER = Path(".sweeps")

@@ -18,7 +18,7 @@ from flows.dvc.project import IGNORING
 from flows.dvc.records import recorded
 from flows.git import git
 from flows.graph import DagError, Graph, Stage, overlap
-from flows.overlay import PARAMS
+from flows.params import PARAMS
 
 SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
 THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/runtime/seeding.py)
