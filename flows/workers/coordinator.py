@@ -8,12 +8,12 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from flows.dvc.project import load_graph
 from flows.dvc.remote import RemoteError, fetch_result, push_result, result_key, with_patience
 from flows.graph import DagError, Outcome, Stage
 from flows.stage import StageFailedError, StageRunner
+from flows.workers.dispatch import LostError, PrefectDispatcher
 from flows.workers.request import Request, make_request, take_snapshot
 
 ATTEMPTS = 3  # of one stage, on workers that turn out unfit or lost
@@ -21,24 +21,10 @@ ATTEMPTS = 3  # of one stage, on workers that turn out unfit or lost
 Log = Callable[[str], None]
 
 
-class LostError(RuntimeError):
-    """No worker made the stage, for reasons that are not the stage's own; another may."""
-
-
-class Dispatcher(Protocol):
-    """Gets a request to a worker of a pool and waits for the end."""
-
-    def make(self, request: Request, pool: str, log: Log) -> Outcome:
-        """Return how the stage ended on a worker, or raise StageFailedError or LostError."""
-
-    def stop(self) -> None:
-        """Take back what was asked; `make` returns soon after."""
-
-
 class Fleet:
     """Makes stages on workers and restores their results here."""
 
-    def __init__(self, root: Path, dispatcher: Dispatcher) -> None:
+    def __init__(self, root: Path, dispatcher: PrefectDispatcher) -> None:
         """Take the project at `root` as it is now.
 
         Raises:

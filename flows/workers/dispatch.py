@@ -25,7 +25,6 @@ from prefect.states import Cancelling
 
 from flows.graph import Outcome
 from flows.stage import StageFailedError
-from flows.workers.coordinator import LostError
 from flows.workers.request import Request
 from flows.workers.stage_flow import FLOW, MADE, STAGE_FAILED, UNFIT
 
@@ -40,6 +39,10 @@ Log = Callable[[str], None]
 Result = TypeVar("Result")
 
 
+class LostError(RuntimeError):
+    """No worker made the stage, for reasons that are not the stage's own; another may."""
+
+
 class PrefectDispatcher:
     """Makes stages by runs of the deployments `ovis-dag-stage/<pool>`."""
 
@@ -50,7 +53,7 @@ class PrefectDispatcher:
         self._client = ExitStack().enter_context(get_client(sync_client=True))
 
     def make(self, request: Request, pool: str, log: Log) -> Outcome:
-        """As `Dispatcher.make`."""
+        """Return how the stage ended on a worker, or raise StageFailedError or LostError."""
         while True:
             run = self._wait(self._start(request, pool, log), request.stage, log)
             state, told = run.state, run.state.message or ""

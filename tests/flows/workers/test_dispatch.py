@@ -16,8 +16,7 @@ from prefect.exceptions import ObjectNotFound
 from flows.environment import HEARTBEAT_SECONDS
 from flows.stage import StageFailedError
 from flows.workers import dispatch
-from flows.workers.coordinator import LostError
-from flows.workers.dispatch import PrefectDispatcher
+from flows.workers.dispatch import LostError, PrefectDispatcher
 from flows.workers.pools import SECONDS_UNTIL_LOST, lost_rule
 from flows.workers.request import Request
 
