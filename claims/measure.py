@@ -22,9 +22,8 @@ from claims.records import (
 )
 from claims.table import claims_table
 from flows.git import git
-from flows.sweeps.plan import run_points
+from flows.sweeps.plan import run_points, worktree
 from flows.sweeps.points import Point, point_name
-from flows.sweeps.worktrees import worktree
 
 TABLE = FOLDER / "table.md"
 

@@ -258,10 +258,9 @@ def sweep(
     """
     root = _project()
     from flows.execution import MLFLOW_PAGE, require_fleet
-    from flows.sweeps.plan import plan_sweep, run_points
+    from flows.sweeps.plan import only_sweep, plan_sweep, results_folder, run_points
     from flows.sweeps.points import make_points, sweep_name
     from flows.sweeps.report import BEST, METRICS, Question, count_outcomes
-    from flows.sweeps.worktrees import only_sweep, results_folder
 
     grid = make_points(root, settings, points, targets or None)
     if pools:

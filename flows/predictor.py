@@ -59,10 +59,8 @@ def gather(root: Path, model: str, folder: Path) -> Path:
 def find(root: Path, model: str | None) -> Path:
     """Return the folder of a predictor, made or fetched as needed.
 
-    Args:
-        root: of the repository.
-        model: "detector" or "finetune" of this repository, a folder, or the URI of an MLflow model
-            (`models:/…`, `runs:/…`). The default is the best that this repository has.
+    The model is "detector" or "finetune" of this repository, a folder, or the URI of an MLflow
+    model (`models:/…`, `runs:/…`). The default is the best that this repository has.
     """
     if model is None:
         model = next((name for name in MODELS if is_complete(root, name)), MODELS[0])

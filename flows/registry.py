@@ -49,26 +49,14 @@ SIGNATURE = ModelSignature(
 )
 
 
-def registered_name(model: str) -> str:
-    """Return the name that the weights of stage `model` have in the registry."""
-    return f"ovis-dag-{model}"
-
-
 def publish_model(root: Path, model: str, uri: str, run_id: str, description: str) -> str:
     """Make this repository's predictor the candidate; log it, unless a version is the same.
 
-    Args:
-        root: of the repository, where `flows.predictor.is_complete` holds for the model.
-        model: stage that made the weights.
-        uri: of the store.
-        run_id: the run that a new version belongs to. MLflow ends it when it logs a model.
-        description: of a new version, markdown.
-
-    Returns:
-        The version's URI, `models:/<name>/<version>`.
+    A new version belongs to the run, which MLflow ends when it logs a model. Returns the version's
+    URI, `models:/<name>/<version>`.
     """
     mlflow.set_tracking_uri(uri)
-    client, name, own = MlflowClient(), registered_name(model), fingerprint(root, model)
+    client, name, own = MlflowClient(), f"ovis-dag-{model}", fingerprint(root, model)
     same = client.search_model_versions(f"name = '{name}' and tags.{FINGERPRINT} = '{own}'")
     if same:
         found = same[0]

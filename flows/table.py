@@ -52,9 +52,7 @@ def summarize_plan(steps: Sequence[Step]) -> str:
 def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
     """Return one line per group of shards: what happened, and the seconds.
 
-    Args:
-        outcomes: of every stage and shard.
-        last: seconds of each stage's last real execution, shown in brackets where it did not run.
+    Those of the last real execution are shown in brackets where a stage did not run.
     """
     rows = [("stage", "outcome", "seconds", "")]
     for group in dict.fromkeys(outcome.group for outcome in outcomes):
@@ -126,12 +124,7 @@ def read_supervision(root: Path) -> dict[str, str]:
 def result_rows(
     results: dict[str, Any], supervision: Mapping[str, str] | None = None
 ) -> list[dict[str, str]]:
-    """Return one row per model and group of classes, one column per protocol and kind.
-
-    Args:
-        results: the evaluation's metrics.
-        supervision: what each model has learned from.
-    """
+    """Return one row per model and group of classes, one column per protocol and kind."""
     return [
         {
             "model": model,

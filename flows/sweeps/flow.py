@@ -25,10 +25,9 @@ from flows.git import GitError, git
 from flows.graph import Outcome
 from flows.place import interruptible
 from flows.store import read_metrics
-from flows.sweeps.plan import PlannedPoint, plan_sweep
+from flows.sweeps.plan import PlannedPoint, plan_sweep, results_folder
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result, write_report, write_results
-from flows.sweeps.worktrees import results_folder
 from flows.tracking import PARENT_TAG, Tracking
 
 

@@ -93,7 +93,11 @@ def stage(request: dict[str, Any]) -> State:
             client.set_flow_run_state(flow_run.id, state, force=True)
         raise Abort from stopped  # the run is another worker's now: not a word more of it
     try:
-        _label(here, outcome)
+        if outcome.made:
+            made = {**outcome.made, "worker": here}
+            with get_client(sync_client=True) as client:
+                labels = {f"{MADE}{key}": value for key, value in made.items()}
+                client.update_flow_run_labels(flow_run.id, labels)
     except httpx.HTTPError as error:  # it is made all the same
         log.warning(f"what it was made with could not be told: {error!r}")
     return Completed(
@@ -107,25 +111,13 @@ def _count_preemptions() -> int:
     return sum(state.name == PREEMPTED for state in states)
 
 
-def _label(here: str, outcome: Outcome) -> None:
-    if outcome.made:
-        made = {f"{MADE}{key}": value for key, value in {**outcome.made, "worker": here}.items()}
-        with get_client(sync_client=True) as client:
-            client.update_flow_run_labels(flow_run.id, made)
-
-
 def reproduce(
     clone: Path, request: Request, name: str, log: Log, run: str = "", start: int = 1
 ) -> Outcome:
     """Make one stage or shard in a checkout called `name`, and push it with its run-cache entry.
 
-    Args:
-        clone: the worker's.
-        request: what to make.
-        name: of the checkout; unique among all that run.
-        log: gets each line of output.
-        run: what asks for it, again after each loss.
-        start: how often it was started for this run, with this time.
+    The name is unique among all that run. It is the `start`-th start for this `run`, which asks
+    again after each loss.
 
     Raises:
         StageFailedError: the stage itself failed, or the request is wrong; it would be anywhere.
@@ -134,10 +126,10 @@ def reproduce(
     """
     try:
         require_space(clone, log)
-        _require(lambda: fetch_commit(clone, request.commit), log)
+        _reach(lambda: fetch_commit(clone, request.commit), log)
         with checkout(clone, request, name) as folder:
             _require_versions(folder, request)
-            _require(lambda: check_remote(folder), log)
+            _reach(lambda: check_remote(folder), log)
             graph = load_graph(folder)
             stage = check_stage(request, graph)
             slots = DeviceSlots()
@@ -226,8 +218,8 @@ def _require_versions(folder: Path, request: Request) -> None:
         )
 
 
-def _require(action: Callable[[], object], log: Log) -> None:
-    """Do what a machine must be able to do: reach its origin and its remote, sooner or later."""
+def _reach(action: Callable[[], object], log: Log) -> None:
+    """Do what a machine must be able to do, sooner or later: reach its origin and its remote."""
     try:
         with_patience(action, log)
     except (RemoteError, DagError) as error:

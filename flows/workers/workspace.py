@@ -53,10 +53,7 @@ def fetch_commit(clone: Path, commit: str) -> None:
 def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
     """Give a folder with the request's commit and params, and no records; remove it afterwards.
 
-    Args:
-        clone: the worker's clone.
-        request: what to check out; `fetch_commit` has brought its commit.
-        name: of the folder; unique among all that run.
+    `fetch_commit` has brought the commit. The name is unique among all that run.
     """
     folder = clone / FOLDER / name
     with _hold(clone, name, NOW):

@@ -19,8 +19,8 @@ from claims.verdicts import difference, holm, joint_verdict
 from flows.cli import main
 from flows.dvc.project import load_graph
 from flows.params import look_up, read_params
+from flows.sweeps.plan import worktree
 from flows.sweeps.report import Result
-from flows.sweeps.worktrees import worktree
 
 ROOT = Path(__file__).parents[2]
 ROWS = {row.what: row for claim in CLAIMS for row in claim.comparisons}
