@@ -29,6 +29,9 @@ REPLACE = "!replace"  # tag of a mapping whose keys depend on something else, su
 REFERENCE = re.compile(r"\$\{(\w+)")
 LOCAL = {"item", "key"}  # of a stage for each of something
 SHARDS = "shards"
+# The key of DVC's run cache is without the size and number of files of data, and with them without
+# every param of that name: a changed `download.size` would bring the old result back.
+LOST = {"size", "nfiles"}
 
 
 def apply_profile(root: Path, name: str) -> list[str]:
@@ -196,10 +199,8 @@ def check_params(root: Path) -> None:
     Raises:
         DagError: it is otherwise; the message names the file, the section and the fix.
     """
-    files = [
-        path for path in [root / "dvc.yaml", *sorted(root.glob("*/dvc.yaml"))] if path.is_file()
-    ]
-    read = {key for path in files for key in _sections(path)}
+    files = [root / "dvc.yaml", *sorted(root.glob("*/dvc.yaml"))]
+    read = {key for path in files if path.is_file() for key in _sections(path)}
     if not read:
         return
     params = _load(root / PARAMS) if (root / PARAMS).is_file() else None
@@ -216,6 +217,12 @@ def check_params(root: Path) -> None:
         raise DagError(
             f"{PARAMS}: section '{key}' is missing; `git diff {PARAMS}` shows what it was"
         )
+    for key, _ in flatten(params, "."):
+        if LOST.intersection(key.split(".")):
+            raise DagError(
+                f"{PARAMS}: {key}: DVC's run cache does not see params called"
+                f" {' or '.join(sorted(LOST))}; give it another name"
+            )
     shards = params.get(SHARDS, [0])
     whole = isinstance(shards, list) and all(type(shard) is int for shard in shards)
     if not whole or not shards or shards != list(range(len(shards))):

@@ -6,6 +6,7 @@ then does.
 """
 
 import os
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,40 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
-from flows.dvc.project import ParamsFiles, is_params, locked_repo, read_graph
+from flows.dvc.project import is_params, locked_repo, read_graph
 from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, Stage, Status, Step, overlap, select
 from flows.params import flatten
 
 SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
+
+
+class ParamsFiles:
+    """The values of params files, each parsed once; DVC parses them for every stage that reads.
+
+    Nothing may change while this is used.
+    """
+
+    def __init__(self) -> None:
+        self._contents: dict[str, Any] = {}
+
+    def read(self, dep: Any) -> dict[str, Any]:
+        """Return those keys of the dependency that are there, as its `read_params` does."""
+        if dep.fs_path not in self._contents:
+            whole = copy(dep)
+            whole.params = []
+            self._contents[dep.fs_path] = whole.read_params()
+        content = self._contents[dep.fs_path]
+        if not dep.params:
+            return content
+        found = {}
+        for key in dep.params:
+            inner = content
+            for part in key.split("."):
+                if not isinstance(inner, dict) or part not in inner:
+                    return dep.read_params()  # it is missing, or a pattern of DVC's
+                inner = inner[part]
+            found[key] = inner
+        return found
 
 
 class Files:

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,11 @@ from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo, lock_repo
 from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
-from dvc_data.hashfile.meta import Meta
 
 from flows.graph import DagError, Graph, Stage, select
-from flows.params import check_params, flatten
+from flows.params import check_params
 
 ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
-LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for
 
 
@@ -93,7 +90,6 @@ def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
     """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages."""
     check_params(root)
     edges = repo.index.graph  # an edge goes from a stage to its dependency
-    _refuse_lost_params(repo)
     originals = {_name(original): original for original in nx.dfs_postorder_nodes(edges)}
     graph = {
         name: _convert(original, root, sorted(map(_name, edges.successors(original))))
@@ -120,52 +116,6 @@ def split_name(name: str) -> tuple[str, str | None]:
 def is_params(dep: Any) -> bool:
     """Say whether a dependency is keys of a params file."""
     return hasattr(dep, "params")
-
-
-class ParamsFiles:
-    """The values of params files, each parsed once; DVC parses them for every stage that reads.
-
-    Nothing may change while this is used.
-    """
-
-    def __init__(self) -> None:
-        self._contents: dict[str, Any] = {}
-
-    def read(self, dep: Any) -> dict[str, Any]:
-        """Return those keys of the dependency that are there, as its `read_params` does."""
-        if dep.fs_path not in self._contents:
-            whole = copy(dep)
-            whole.params = []
-            self._contents[dep.fs_path] = whole.read_params()
-        content = self._contents[dep.fs_path]
-        if not dep.params:
-            return content
-        found = {}
-        for key in dep.params:
-            inner = content
-            for part in key.split("."):
-                if not isinstance(inner, dict) or part not in inner:
-                    return dep.read_params()  # it is missing, or a pattern of DVC's
-                inner = inner[part]
-            found[key] = inner
-        return found
-
-
-def _refuse_lost_params(repo: Repo) -> None:
-    """Raise if a param has a name that DVC 3.67 leaves out of the run cache's key, at any depth.
-
-    `_get_cache_hash` drops the size and number of files of data, and with them every param of that
-    name: a changed `download.size` would bring the old result back.
-    """
-    deps = [dep for stage in repo.index.stages for dep in stage.deps if is_params(dep)]
-    files = ParamsFiles()
-    for dep in {(dep.fs_path, *dep.params): dep for dep in deps}.values():
-        for key, _ in flatten(files.read(dep), "."):
-            if LOST_PARAMS.intersection(key.split(".")):
-                raise DagError(
-                    f"{dep.def_path}: {key}: DVC's run cache does not see params called "
-                    f"{' or '.join(sorted(LOST_PARAMS))}; give it another name"
-                )
 
 
 def _name(original: DvcStage) -> str:

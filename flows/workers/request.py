@@ -14,7 +14,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from flows.dvc.project import IGNORING
+from flows.dvc.project import IGNORING, split_name
 from flows.dvc.records import recorded
 from flows.git import git
 from flows.graph import DagError, Graph, Stage, overlap
@@ -159,10 +159,10 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _place(name: str) -> tuple[str, str]:
+def _place(name: str) -> tuple[str, str | None]:
     """Return the dvc.lock that records a stage, relative to the root, and its name there."""
-    folder, _, short = name.rpartition(":")
-    return (Path(folder).parent / RECORD).as_posix(), short
+    file, short = split_name(name)
+    return Path(file).with_name(RECORD).as_posix(), short
 
 
 def _made_upstream(stage: Stage) -> list[str]:
