@@ -114,9 +114,7 @@ class _InOrder(click.Group):
 
 
 @click.group(
-    cls=_InOrder,
-    no_args_is_help=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=_InOrder, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.version_option(package_name=PROGRAM)
 def app() -> None:

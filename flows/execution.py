@@ -9,13 +9,7 @@ from flows.dvc.plan import make_plan
 from flows.graph import Outcome, Status, Step, unchanged
 from flows.journal import is_edited, last_seconds, was_tracked
 from flows.server import LocalServer, call_flow
-from flows.table import (
-    name_execution,
-    read_results,
-    read_supervision,
-    results_table,
-    stages_table,
-)
+from flows.table import name_execution, read_results, read_supervision, results_table, stages_table
 
 MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 

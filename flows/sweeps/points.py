@@ -16,15 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.params import (
-    check_overlay,
-    extend,
-    flatten,
-    look_up,
-    nest,
-    read_overlays,
-    read_params,
-)
+from flows.params import check_overlay, extend, flatten, look_up, nest, read_overlays, read_params
 
 LONGEST_NAME = 100  # of a folder, an experiment of DVC and a run of MLflow
 ILLEGAL = re.compile(r"[^\w=,.+-]|\.(?=\.)|\.$")  # in a git reference or a file name

@@ -97,10 +97,7 @@ def lost_rule() -> Automation:
         description="No heartbeat: the machine is gone, or the worker with its stage was killed",
         trigger=EventTrigger(
             match={"prefect.resource.id": f"{prefix}*"},
-            match_related={
-                "prefect.resource.role": "flow",
-                "prefect.resource.name": FLOW,
-            },
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": FLOW},
             after={f"{prefix}{name}" for name in ALIVE},
             expect={f"{prefix}*"},
             for_each={"prefect.resource.id"},

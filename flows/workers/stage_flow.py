@@ -47,13 +47,7 @@ from flows.workers.request import (
     versions_here,
 )
 from flows.workers.space import FULL_DISK, UnfitError, require_space
-from flows.workers.workspace import (
-    checkout,
-    fetch_commit,
-    link_resume,
-    pulling,
-    write_records,
-)
+from flows.workers.workspace import checkout, fetch_commit, link_resume, pulling, write_records
 
 FLOW = "ovis-dag-stage"  # on a server that other teams use too
 STAGE_FAILED, UNFIT, PREEMPTED = "StageFailed", "Unfit", "Preempted"
