@@ -102,15 +102,15 @@ def load_stage(repo: Repo, root: Path, name: str) -> DvcStage:
     """Return DVC's own stage of a name in the graph; the others are not looked at."""
     file, short = split_name(name)
     try:
-        return repo.stage.load_one(str(root / file), short)
+        return repo.stage.load_one(str(root / file), short or None)
     except DvcException as error:
         raise DagError(f"{root}: there is no stage '{name}': {error}") from error
 
 
-def split_name(name: str) -> tuple[str, str | None]:
-    """Return the file of a stage relative to the root, and its name there."""
+def split_name(name: str) -> tuple[str, str]:
+    """Return the file of a stage relative to the root, and its name there; a .dvc file has none."""
     file, _, short = name.rpartition(":")
-    return (name, None) if name.endswith(".dvc") else (file or "dvc.yaml", short)
+    return (name, "") if name.endswith(".dvc") else (file or "dvc.yaml", short)
 
 
 def is_params(dep: Any) -> bool:

@@ -27,7 +27,7 @@ def recorded(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Only the entries asked for are parsed: the whole file takes seconds.
     """
-    files: dict[str, dict[str | None, str]] = {}
+    files: dict[str, dict[str, str]] = {}
     for name in names:
         file, short = split_name(name)
         files.setdefault(file, {})[short] = name

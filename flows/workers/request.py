@@ -159,7 +159,7 @@ def _version(package: str) -> str:
         return "missing"
 
 
-def _place(name: str) -> tuple[str, str | None]:
+def _place(name: str) -> tuple[str, str]:
     """Return the dvc.lock that records a stage, relative to the root, and its name there."""
     file, short = split_name(name)
     return Path(file).with_name(RECORD).as_posix(), short
