@@ -32,7 +32,7 @@ from benchmarks import inputs
 from benchmarks.measure import core_seconds_of, table
 from benchmarks.project import REPOSITORY
 from flows.dvc.project import load_graph
-from flows.params import PARAMS, apply_profile
+from flows.overlay import PARAMS, apply_profile
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
 from stages.common.formats.categories import Category

@@ -28,7 +28,7 @@ from benchmarks.project import REPOSITORY, copy_definition
 from benchmarks.random_weights import write_albef, write_clip, write_imagenet
 from flows.dvc.project import load_graph
 from flows.environment import stage_environment
-from flows.params import apply_profile
+from flows.overlay import apply_profile
 
 PROFILE = "coco-laptop"
 PARTS = (0.04, 0.12)

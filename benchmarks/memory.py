@@ -20,7 +20,7 @@ from benchmarks.project import REPOSITORY, copy_definition
 from flows.dvc.project import load_graph
 from flows.environment import stage_environment
 from flows.graph import Graph
-from flows.params import apply_profile
+from flows.overlay import apply_profile
 
 SHARD = 1000  # images
 FLAT = 1.1  # most by which memory may have grown at 20 times the images

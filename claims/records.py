@@ -20,7 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from claims.comparisons import ARMS, FACTS, FILES, PIPELINE, seed_params
-from flows.params import flatten, look_up, read_params
+from flows.overlay import flatten, look_up, read_params
 
 FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)

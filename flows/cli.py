@@ -94,7 +94,7 @@ def _profiles() -> Iterable[str]:
 
 
 def _params() -> Iterable[str]:
-    from flows.params import flatten, read_params
+    from flows.overlay import flatten, read_params
 
     return [f"{key}=" for key, _ in flatten(read_params(Path()), ".")]
 
@@ -159,7 +159,7 @@ def plan(targets: tuple[str, ...]) -> None:
 def profile(name: str) -> None:
     """Merge experiments/NAME.yaml into params.yaml."""
     root = _project()
-    from flows.params import apply_profile
+    from flows.overlay import apply_profile
 
     for change in apply_profile(root, name):
         print(change)

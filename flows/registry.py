@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, Object, ParamSchema, ParamSpec, Property, Schema
 
-from flows.params import flatten
+from flows.overlay import flatten
 from flows.predictor import fingerprint, gather
 from flows.table import read_results
 

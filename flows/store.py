@@ -23,7 +23,7 @@ from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowExceptio
 
 from flows.environment import STATE_FOLDER, sqlite_path
 from flows.graph import Stage
-from flows.params import PARAMS, flatten
+from flows.overlay import PARAMS, flatten
 
 LONGEST_PARAM = 6000
 SOURCE = "download"  # the stage that makes the data

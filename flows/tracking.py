@@ -25,7 +25,7 @@ from flows.dvc.records import recorded
 from flows.git import GitError, git
 from flows.graph import DagError, Outcome, Stage
 from flows.journal import fingerprint, remember
-from flows.params import PARAMS
+from flows.overlay import PARAMS
 from flows.predictor import MODELS, is_complete
 from flows.store import (
     PROCESS_TAG,

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from claims.readme import pages, place, reruns, reruns_table
 from flows.dvc.project import load_graph
 from flows.graph import Graph, overlap
-from flows.params import apply_overlay
+from flows.overlay import apply_overlay
 from stages.detector.params import ANNOTATIONS, TRUTH
 from stages.guard import find_declared
 from tests.support.closure import (

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.dvc.project import load_graph
-from flows.params import apply_profile, read_params, read_profile
+from flows.overlay import apply_profile, read_params, read_profile
 from stages.common.runtime.params import read_section
 from stages.preflight import section_model
 

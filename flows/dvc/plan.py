@@ -22,7 +22,7 @@ from dvc_data.hashfile.tree import Tree
 
 from flows.dvc.project import is_params, locked_repo, read_graph
 from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, Stage, Status, Step, overlap, select
-from flows.params import flatten
+from flows.overlay import flatten
 
 SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
 

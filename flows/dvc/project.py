@@ -21,7 +21,7 @@ from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
 
 from flows.graph import DagError, Graph, Stage, select
-from flows.params import check_params
+from flows.params_file import check_params
 
 ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
 IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for

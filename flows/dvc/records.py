@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from flows.dvc.plan import files_of
 from flows.dvc.project import load_stage, locked_repo, read_graph, split_name
-from flows.params import PARAMS
+from flows.overlay import PARAMS
 
 # An entry of dvc.lock as DVC writes it: a name behind two blanks, and what is further in.
 ENTRY = re.compile(r"^  (?P<name>[\w@./-]+):\n(?:(?:    .*)?\n)+", re.MULTILINE)

@@ -29,7 +29,7 @@ from flows.dvc.project import share_cache
 from flows.environment import STATE_FOLDER
 from flows.git import git
 from flows.graph import Stage, Status, Step
-from flows.params import PARAMS, apply_overlay, look_up, nest, read_params
+from flows.overlay import PARAMS, apply_overlay, look_up, nest, read_params
 from flows.server import call_flow
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result

@@ -16,7 +16,15 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.params import check_overlay, extend, flatten, look_up, nest, read_overlays, read_params
+from flows.overlay import (
+    check_overlay,
+    extend,
+    flatten,
+    look_up,
+    nest,
+    read_overlays,
+    read_params,
+)
 
 LONGEST_NAME = 100  # of a folder, an experiment of DVC and a run of MLflow
 ILLEGAL = re.compile(r"[^\w=,.+-]|\.(?=\.)|\.$")  # in a git reference or a file name
@@ -40,6 +48,9 @@ def make_points(
     """Return every combination of the settings ("key=value,value") and the file's points.
 
     A key that only some points of the file have takes params.yaml's value in the others.
+
+    Raises:
+        ValueError: a setting or the file cannot be read, or a key is not in params.yaml.
     """
     axes = [_read_file(root, file)] if file else []
     axes += [_read_setting(setting) for setting in settings]

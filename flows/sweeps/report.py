@@ -11,7 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flows.params import look_up, read_params
+from flows.overlay import look_up, read_params
 from flows.sweeps.points import Point
 from flows.table import MISSING, align, mean_and_spread
 

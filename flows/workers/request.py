@@ -18,7 +18,7 @@ from flows.dvc.project import IGNORING, split_name
 from flows.dvc.records import recorded
 from flows.git import git
 from flows.graph import DagError, Graph, Stage, overlap
-from flows.params import PARAMS
+from flows.overlay import PARAMS
 
 THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/runtime/seeding.py)
 RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs

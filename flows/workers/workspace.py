@@ -18,7 +18,7 @@ from flows.dvc.project import share_cache
 from flows.dvc.remote import RemoteError
 from flows.environment import STATE_FOLDER
 from flows.git import GitError, git
-from flows.params import PARAMS
+from flows.overlay import PARAMS
 from flows.workers.request import RECORD, RefusedError, Request
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"

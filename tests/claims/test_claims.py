@@ -18,7 +18,7 @@ from claims.table import claims_table
 from claims.verdicts import difference, holm, joint_verdict
 from flows.cli import main
 from flows.dvc.project import load_graph
-from flows.params import look_up, read_params
+from flows.overlay import look_up, read_params
 from flows.sweeps.plan import worktree
 from flows.sweeps.report import Result
 

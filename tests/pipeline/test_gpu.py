@@ -16,7 +16,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from flows.params import apply_overlay, read_profile
+from flows.overlay import apply_overlay, read_profile
 from stages.common.runtime.storage import read_tensors
 from tests.pipeline.clones import run
 

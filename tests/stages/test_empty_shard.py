@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.params import apply_overlay
+from flows.overlay import apply_overlay
 from stages.common.formats.images import write_images
 from stages.common.runtime.storage import (
     read_json,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.params import apply_overlay
+from flows.overlay import apply_overlay
 from stages.preflight import problems
 from tests.pipeline.clones import clone, environment
 

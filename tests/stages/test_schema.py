@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from flows.params import apply_profile, nest
+from flows.overlay import apply_profile, nest
 from stages.preflight import section_model
 from stages.schema import TopLevel, make_files, read_comments, walk
 

@@ -12,7 +12,7 @@ from comparators.rpn.compare import (
     recall_table,
 )
 from comparators.rpn.params import HeadParams
-from flows.params import apply_overlay
+from flows.overlay import apply_overlay
 from stages.common.formats.images import write_images
 from stages.common.runtime.storage import read_json, write_json
 from stages.models.detection.detector import to_unit_range

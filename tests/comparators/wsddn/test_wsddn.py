@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from comparators.wsddn.detect import detect_classes
-from flows.params import apply_overlay
+from flows.overlay import apply_overlay
 from stages.common.formats.images import EncodedImage, write_images
 from stages.common.formats.result_files import read_results
 from stages.models.proposals.base import class_scores

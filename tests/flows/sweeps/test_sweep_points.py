@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ruamel.yaml import YAML
 
 from flows.graph import Status, Step
-from flows.params import apply_overlay, nest
+from flows.overlay import apply_overlay, nest
 from flows.sweeps.plan import PlannedPoint, SweepPlan, recipes
 from flows.sweeps.points import Point, make_points, point_name, sweep_name
 from flows.sweeps.report import (

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
-from flows.params import apply_profile
+from flows.overlay import apply_profile
 from stages.common.formats.categories import Category
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device

@@ -1,15 +1,10 @@
-"""params.yaml: checked against the dvc.yaml files, and changed by overlays of the changed keys.
+"""Change params.yaml by an overlay that has only the changed keys; comments and order stay.
 
-An overlay leaves comments and order as they are. A profile is one in experiments/<name>.yaml; with
-`extends: <other>`, on top of another one. A sweep makes one per point. Params and metrics are
-nested mappings, told by dotted keys.
-
-A function here raises ValueError if there is no such profile, a file cannot be read, or params.yaml
-lacks a key, or has a section where the overlay has a value or the reverse; it names file and key.
+A profile is such an overlay in experiments/<name>.yaml; with `extends: <other>`, on top of another
+one. A sweep makes one per point. Params and metrics are nested mappings, told by dotted keys.
 """
 
 import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,28 +14,28 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.tag import Tag
 
-from flows.graph import DagError
-
 PARAMS = "params.yaml"
 PROFILES = Path("experiments")
 EXTENDS = "extends"
 KIND = "kind"  # of a mapping whose other keys depend on it
 REPLACE = "!replace"  # tag of a mapping whose keys depend on something else, such as architecture
-REFERENCE = re.compile(r"\$\{(\w+)")
-LOCAL = {"item", "key"}  # of a stage for each of something
-SHARDS = "shards"
-# The key of DVC's run cache is without the size and number of files of data, and with them without
-# every param of that name: a changed `download.size` would bring the old result back.
-LOST = {"size", "nfiles"}
 
 
 def apply_profile(root: Path, name: str) -> list[str]:
-    """Merge experiments/<name>.yaml into params.yaml and return what changed, in words."""
+    """Merge experiments/<name>.yaml into params.yaml and return what changed, in words.
+
+    Raises:
+        ValueError: there is no such profile, or a key that params.yaml does not have.
+    """
     return apply_overlay(root / PARAMS, read_profile(root, name), f"{PROFILES}/{name}.yaml")
 
 
 def read_profile(root: Path, name: str) -> dict[str, Any]:
-    """Return what a profile changes, on top of what it extends."""
+    """Return what a profile changes, on top of what it extends.
+
+    Raises:
+        ValueError: there is no such profile.
+    """
     path = root / PROFILES / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in (root / PROFILES).glob("*.yaml"))) or "none"
@@ -70,6 +65,10 @@ def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> li
 
     A mapping is merged key by key, but one of another `kind`, or with the tag `!replace`, takes the
     place of the old one, as any other value does, a list too.
+
+    Raises:
+        ValueError: a key of `changes` that the file does not have, or a section where it has a
+            value or the reverse; the message has `source` and the key.
     """
     editor = _editor()
     content = _read(editor, params_path)
@@ -82,7 +81,11 @@ def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> li
 
 
 def read_params(root: Path) -> dict[str, Any]:
-    """Return params.yaml as plain values."""
+    """Return params.yaml as plain values.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     return _read(YAML(typ="safe"), root / PARAMS)
 
 
@@ -153,7 +156,11 @@ def _read(editor: YAML, path: Path) -> Any:
 
 
 def read_overlays(path: Path) -> Any:
-    """Return the content of a file of overlays, with its tags."""
+    """Return the content of a file of overlays, with its tags.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         return _editor().load(path)
     except (YAMLError, OSError) as error:
@@ -188,66 +195,3 @@ def look_up(values: dict[str, Any], dotted: str) -> Any:
     for key in dotted.split("."):
         inner = inner.get(key) if isinstance(inner, dict) else None
     return inner
-
-
-def check_params(root: Path) -> None:
-    """Check that params.yaml has the sections that stages read, no other, and right shards.
-
-    DVC ignores a section that no stage reads, and of a missing one it says where dvc.yaml needs it.
-    Values within a section are checked by its model: `python -m stages.preflight`.
-
-    Raises:
-        DagError: it is otherwise; the message names the file, the section and the fix.
-    """
-    files = [root / "dvc.yaml", *sorted(root.glob("*/dvc.yaml"))]
-    read = {key for path in files if path.is_file() for key in _sections(path)}
-    if not read:
-        return
-    params = _load(root / PARAMS) if (root / PARAMS).is_file() else None
-    if not isinstance(params, dict):
-        raise DagError(
-            f"{PARAMS}: expected sections, found {'nothing' if params is None else repr(params)};"
-            f" `git checkout {PARAMS}` takes the default back"
-        )
-    for key in sorted(params.keys() - read, key=str):
-        near = difflib.get_close_matches(str(key), read - params.keys() or read, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"sections are {', '.join(sorted(read))}"
-        raise DagError(f"{PARAMS}: {key}: no stage reads a section of this name; {hint}")
-    for key in sorted(read - params.keys()):
-        raise DagError(
-            f"{PARAMS}: section '{key}' is missing; `git diff {PARAMS}` shows what it was"
-        )
-    for key, _ in flatten(params, "."):
-        if LOST.intersection(key.split(".")):
-            raise DagError(
-                f"{PARAMS}: {key}: DVC's run cache does not see params called"
-                f" {' or '.join(sorted(LOST))}; give it another name"
-            )
-    shards = params.get(SHARDS, [0])
-    whole = isinstance(shards, list) and all(type(shard) is int for shard in shards)
-    if not whole or not shards or shards != list(range(len(shards))):
-        count = shards if type(shards) is int and 0 < shards < 9 else 4
-        raise DagError(
-            f"{PARAMS}: {SHARDS}: expected numbers from 0 on, such as {list(range(count))} for"
-            f" {count} shards, found {shards!r}"
-        )
-
-
-def _sections(path: Path) -> Iterator[str]:
-    """Yield the sections of params.yaml that a dvc.yaml reads, from the keys of its stages on."""
-    content = _load(path) or {}
-    own = {key for names in content.get("vars", []) if isinstance(names, dict) for key in names}
-    for stage in content.get("stages", {}).values():
-        for key in stage.get("do", stage).get("params", []):
-            if isinstance(key, str):
-                yield key.split(".")[0]
-    for key in REFERENCE.findall(path.read_text(encoding="utf-8")):
-        if key not in own | LOCAL:
-            yield key
-
-
-def _load(path: Path) -> Any:
-    try:
-        return YAML(typ="safe").load(path)
-    except YAMLError as error:
-        raise DagError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None

@@ -1,6 +1,6 @@
 import pytest
 
-from flows.params import apply_overlay, apply_profile, read_params
+from flows.overlay import apply_overlay, apply_profile, read_params
 
 PARAMS = """\
 # The whole experiment.

@@ -3,7 +3,7 @@
 import pytest
 from ruamel.yaml import YAML
 
-from flows.params import check_params
+from flows.params_file import check_params
 
 DVC_YAML = """\
 stages:

@@ -1,0 +1,86 @@
+"""Is params.yaml what the dvc.yaml files read? Found out before DVC looks at either of them.
+
+DVC ignores a section that no stage reads, and of a missing one it says where dvc.yaml needs it.
+Values within a section are checked by its model: `python -m stages.preflight`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows.graph import DagError
+from flows.overlay import PARAMS, flatten
+
+REFERENCE = re.compile(r"\$\{(\w+)")
+LOCAL = {"item", "key"}  # of a stage for each of something
+SHARDS = "shards"
+# The key of DVC's run cache is without the size and number of files of data, and with them without
+# every param of that name: a changed `download.size` would bring the old result back.
+LOST = {"size", "nfiles"}
+
+
+def check_params(root: Path) -> None:
+    """Check that params.yaml has the sections that stages read, no other, and right shards.
+
+    Raises:
+        DagError: it does not; the message names the file, the section and the fix.
+    """
+    files = [
+        path for path in [root / "dvc.yaml", *sorted(root.glob("*/dvc.yaml"))] if path.is_file()
+    ]
+    read = {key for path in files for key in _sections(path)}
+    if not read:
+        return
+    params = _load(root / PARAMS) if (root / PARAMS).is_file() else None
+    if not isinstance(params, dict):
+        raise DagError(
+            f"{PARAMS}: expected sections, found {'nothing' if params is None else repr(params)};"
+            f" `git checkout {PARAMS}` takes the default back"
+        )
+    for key in sorted(params.keys() - read, key=str):
+        near = difflib.get_close_matches(str(key), read - params.keys() or read, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"sections are {', '.join(sorted(read))}"
+        raise DagError(f"{PARAMS}: {key}: no stage reads a section of this name; {hint}")
+    for key in sorted(read - params.keys()):
+        raise DagError(
+            f"{PARAMS}: section '{key}' is missing; `git diff {PARAMS}` shows what it was"
+        )
+    for key, _ in flatten(params, "."):
+        if LOST.intersection(key.split(".")):
+            raise DagError(
+                f"{PARAMS}: {key}: DVC's run cache does not see params called"
+                f" {' or '.join(sorted(LOST))}; give it another name"
+            )
+    shards = params.get(SHARDS, [0])
+    whole = isinstance(shards, list) and all(type(shard) is int for shard in shards)
+    if not whole or not shards or shards != list(range(len(shards))):
+        count = shards if type(shards) is int and 0 < shards < 9 else 4
+        raise DagError(
+            f"{PARAMS}: {SHARDS}: expected numbers from 0 on, such as {list(range(count))} for"
+            f" {count} shards, found {shards!r}"
+        )
+
+
+def _sections(path: Path) -> Iterator[str]:
+    """Yield the sections of params.yaml that a dvc.yaml reads, from the keys of its stages on."""
+    content = _load(path) or {}
+    own = {key for names in content.get("vars", []) if isinstance(names, dict) for key in names}
+    for stage in content.get("stages", {}).values():
+        for key in stage.get("do", stage).get("params", []):
+            if isinstance(key, str):
+                yield key.split(".")[0]
+    for key in REFERENCE.findall(path.read_text(encoding="utf-8")):
+        if key not in own | LOCAL:
+            yield key
+
+
+def _load(path: Path) -> Any:
+    try:
+        return YAML(typ="safe").load(path)
+    except YAMLError as error:
+        raise DagError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
