@@ -57,8 +57,11 @@ def preflight(root: Path, steps: list[Step]) -> Callable[[], None]:
     keys = {key.split(".")[0] for stage in due for key in stage.params}
     sections = sorted(key for key in keys if any(root.glob(f"*/{key}/params.py")))
     command = [sys.executable, "-m", "stages.preflight", *sections]
-    pipe = {"stderr": subprocess.PIPE, "encoding": "utf-8"}
-    process = subprocess.Popen(command, cwd=root, **pipe) if sections else None
+    process = (
+        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, encoding="utf-8")
+        if sections
+        else None
+    )
 
     def finish() -> None:
         if process:

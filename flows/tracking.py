@@ -76,7 +76,7 @@ class Tracking:
         self._client, experiment = open_store(root, self.uri)
         with reaching(self.uri):
             close_abandoned(self._client, experiment)
-            run = self._find_run(experiment, name, tags) if resume else None
+            run = self._find_run(experiment, name, tags) if resume and name else None
             run = run or self._client.create_run(experiment, tags=tags, run_name=name)
             self.run_id = run.info.run_id
             self._log_tags({PROCESS_TAG: process_tag(), **_start_tags(root)})
