@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.xdist_group("prefect"),  # one server, one worker; the other has the rest
 ]
 
-NOVEL = "detector novel 20.0 (1.2) 20.0 (1.2)"
+NOVEL = "detector – novel 20.0 (1.2) 20.0 (1.2)"
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
 
 
