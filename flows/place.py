@@ -96,10 +96,10 @@ class Machine:
                 self._slots.reserve(stage.gpus) as devices,
                 self._budget.reserve(stage.cores, order) as cores,
             ):
-                visible = devices.environment
-                log(f"{stage.command} on {cores} cores {visible or ''}".rstrip())
                 workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
-                return self._runner.run(stage, log, {**visible, **workers}, devices.lock)
+                more = {**devices.environment, **workers}
+                log(" ".join([*(f"{key}={value}" for key, value in more.items()), stage.command]))
+                return self._runner.run(stage, log, more, devices.lock)
         except (DeviceError, CoresClosedError) as error:
             raise StageFailedError(f"{stage.name}: {error}") from error
 
