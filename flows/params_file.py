@@ -13,12 +13,15 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.graph import DagError
-from flows.overlay import PARAMS, load_yaml
+from flows.overlay import PARAMS, flatten, load_yaml
 
 REFERENCE = re.compile(r"\$\{(\w+)")
 DAG = "dvc.yaml"
 LOCAL = {"item", "key"}  # of a stage for each of something
 SHARDS = "shards"
+# The key of DVC's run cache is without the size and number of files of data, and with them without
+# every param of that name: a changed `download.size` would bring the old result back.
+LOST = {"size", "nfiles"}
 
 
 def check_params(root: Path) -> None:
@@ -45,6 +48,12 @@ def check_params(root: Path) -> None:
         raise DagError(
             f"{PARAMS}: section '{key}' is missing; `git diff {PARAMS}` shows what it was"
         )
+    for key, _ in flatten(params, "."):
+        if LOST.intersection(key.split(".")):
+            raise DagError(
+                f"{PARAMS}: {key}: DVC's run cache does not see params called"
+                f" {' or '.join(sorted(LOST))}; give it another name"
+            )
     shards = params.get(SHARDS, [0])
     whole = isinstance(shards, list) and all(type(shard) is int for shard in shards)
     if not whole or not shards or shards != list(range(len(shards))):
@@ -84,7 +93,7 @@ def _expect(kind: type, content: Any, place: str) -> Any:
     if content is None:
         return kind()
     if not isinstance(content, kind):
-        what = {dict: "a mapping", list: "a list"}[kind]
+        what = "a mapping" if kind is dict else "a list"
         raise DagError(f"{place}: expected {what}, found {content!r:.60}; `git diff` shows changes")
     return content
 

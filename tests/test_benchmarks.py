@@ -38,7 +38,7 @@ from tests.support.tiny_fcos_mo import tiny_fcos_mo
 
 def stage(name: str, needs: str = "", cores: int = 1) -> Stage:
     empty = dict.fromkeys(("inputs", "params", "outputs", "metrics", "plots"), ())
-    return Stage(name, name, "", "", tuple(needs.split()), cores=cores, pool="cpu", **empty)
+    return Stage(name, name, "", tuple(needs.split()), cores=cores, pool="cpu", **empty)
 
 
 def test_ideal_time_is_the_longest_chain_if_there_are_cores_enough():

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.xdist_group("prefect"),  # one server, one worker; the other has the rest
 ]
 
-NOVEL = "detector novel 20.0 (1.2) 20.0 (1.2)"
+NOVEL = "detector – novel 20.0 (1.2) 20.0 (1.2)"
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
 
 
@@ -282,6 +282,32 @@ def test_results_stay_when_mlflows_server_dies_and_are_published_later(toy, mlfl
     runs = read_runs(server.folder)
     assert [run.status for run in runs] == ["KILLED", "FINISHED"]
     assert runs[1].metrics["evaluation/detector/generalized/novel/bbox/AP50"] == 20.0
+
+
+DIES = """
+import sys
+from mlflow.exceptions import MlflowException
+import flows.tracking
+def die(*arguments):
+    raise MlflowException("connection refused")
+flows.tracking.{where} = die
+from flows.cli import main
+sys.exit(main(["run"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "told"),
+    [
+        ("read_metrics", 0, "does not have this execution: connection refused. Its results are in"),
+        ("close_abandoned", 1, "ovis-dag: MLFLOW_TRACKING_URI=sqlite:///"),
+    ],
+)
+def test_mlflow_that_dies_with_nothing_to_do_is_told_in_one_line(done_toy, where, code, told):
+    ended, output = done_toy.call("-c", DIES.format(where=where))
+    assert ended == code
+    assert told in output and "Traceback" not in output
+    assert done_toy.ran() == []
 
 
 def test_plan_is_printed_with_reasons(done_toy):

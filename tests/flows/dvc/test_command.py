@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from flows.dvc import command
-from flows.dvc.command import LOST, STOP_ORPHANS
-from flows.environment import stage_environment
+from flows.dvc.command import LOST
+from flows.environment import STOP_ORPHANS, stage_environment
 from tests.support.toy import wait_until
 
 

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from flows.dvc.plan import make_plan
-from flows.dvc.project import ParamsFiles, is_params, load_graph, locked_repo
+from flows.dvc.plan import ParamsFiles, make_plan
+from flows.dvc.project import is_params, load_graph, locked_repo
 from flows.dvc.records import ENTRY, sort_lock
 from flows.graph import DagError, Status
 

@@ -11,9 +11,8 @@ import pytest
 
 from flows.dvc import command
 from flows.environment import stage_environment
-from flows.sweeps.plan import plan_sweep
+from flows.sweeps.plan import Worktrees, only_sweep, plan_sweep, worktree
 from flows.sweeps.points import Point, make_points
-from flows.sweeps.worktrees import Worktrees, only_sweep, worktree
 from tests.support.service import kill_all
 from tests.support.toy import Toy, wait_until
 from tests.support.tracked import read_runs
