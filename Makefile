@@ -118,7 +118,7 @@ clean: ## remove the environment, results, caches and what flows keep
 	rm -rf .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
 	git worktree prune
 	find data -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
-	find benchmarks comparators fetch flows predict stages tests -name __pycache__ -exec rm -rf {} +
+	find benchmarks claims comparators fetch flows predict stages tests -name __pycache__ -exec rm -rf {} +
 
 $(UV):
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \

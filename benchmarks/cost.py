@@ -10,7 +10,7 @@ A prediction on paper, from what is measured here and two numbers that are assum
 
 Shards spread over all GPUs, and a training over those of its machine: `gpus_per_training`, each
 with an image of the batch at least. The gradients that these send each other are not counted, nor
-what takes no time to speak of: `vlm`, which takes ALBEF as it is, and `vocabulary`.
+what takes no time to speak of: `vlm`, which takes ALBEF as it is, `vocabulary`, and `phrases`.
 """
 
 import argparse
@@ -47,9 +47,8 @@ from stages.label_quality.params import LabelQualityParams, MapParams
 from stages.label_quality.shard import MapsInUse, ShardInputs, measure_image
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.detection.coco_results import to_results
-from stages.models.detection.detector import Detector, LossSettings, Prediction, build
-from stages.models.detection.params import TrainingParams, network_params
-from stages.models.detection.paste_masks import paste_masks
+from stages.models.detection.detector import LossSettings, Prediction, build
+from stages.models.detection.params import NetworkParams, TrainingParams, network_params
 from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.ranking import rank_proposals
@@ -89,10 +88,14 @@ class Dataset:
 # of validation that have a verified label of the 300 classes: nearly all of the 41,620 that
 # storage.googleapis.com/openimages/web/factsfigures_v7.html counts.
 COCO = Dataset("COCO 2017", "paper-coco", 118_287, 5_000, (48, 17), 5, 1.7, 163e3)
+OPEN_IMAGES = Dataset(
+    "Open Images", "paper-open-images", 507_444, 41_620, (200, 100), 3, 1.7, 330e3
+)
 DATASETS = (
     COCO,
     replace(COCO, profile="paper-coco-fast"),
-    Dataset("Open Images", "paper-open-images", 507_444, 41_620, (200, 100), 3, 1.7, 330e3),
+    OPEN_IMAGES,
+    replace(OPEN_IMAGES, profile="paper-alp", classes=(60, 240)),
 )
 ANNOTATED = 7  # objects of an image of COCO, rounded down
 
@@ -143,18 +146,20 @@ class Profile:
         self.objects = dataset.train * dataset.objects
 
     def costs(self) -> Iterator[Cost]:
-        """Yield the stages in the order of the DAG."""
+        """Yield the stages in the order of the DAG, those of pseudo-masks if they are learned."""
         data = self.dataset
         yield Cost("download", data.train + data.test, self._copying(), written=data.bytes)
-        yield self._proposals()
-        yield from self._proposal_network()
-        yield self._activation()
-        yield self._boxes()
-        yield from self._masks()
-        yield self._quality()
+        sources = self.params["detector"]["supervision"]["sources"]
+        if any(source["name"] == "pseudo_masks" for source in sources):
+            yield self._proposals()
+            yield from self.proposal_network()
+            yield self._activation()
+            yield self._boxes()
+            yield from self._masks()
+            yield self.quality()
         yield from self._detector()
 
-    def _processes(self, batch_size: int) -> int:
+    def processes(self, batch_size: int) -> int:
         """Return how many processes train together, where there are as many GPUs."""
         return min(self.params["gpus_per_training"], batch_size)
 
@@ -170,7 +175,7 @@ class Profile:
         size = self.sizes.proposal * PROPOSALS
         return Cost("proposals", self.dataset.train, seconds / len(images), written=size)
 
-    def _proposal_network(self) -> Iterator[Cost]:
+    def proposal_network(self) -> Iterator[Cost]:
         """One image of a view's size on the meta device, where shapes are enough."""
         wspn = self.params["wspn"]
         backbone, training = wspn["model"]["backbone"], wspn["end_to_end"]
@@ -188,7 +193,7 @@ class Profile:
         seen = min(PROPOSALS, wspn["proposals_per_image"])
         views = training["views"]
         learnt = np.mean([learn_regions(model, view, seen) for view in shapes_of(views)])
-        parts = self._processes(training["batch_size"])
+        parts = self.processes(training["batch_size"])
         yield Cost("wspn", images, operations=float(learnt), parts=parts)
         ranking = RankingParams.model_validate(self.params["ranking"])
         passes, views = passes_of(ranking), self.params["ranking"]["views"]
@@ -235,7 +240,7 @@ class Profile:
         seconds = core_seconds_of(lambda: make_dataset(split_masks(entries, labels)[0], [], []))
         yield Cost("pseudo_labels", self.objects, seconds / len(entries), written=size, parts=1)
 
-    def _quality(self) -> Cost:
+    def quality(self) -> Cost:
         """Return the cost of measuring two labels an image against all that is annotated."""
         params = LabelQualityParams.model_validate(self.params["label_quality"])
         in_use = MapsInUse(
@@ -271,8 +276,8 @@ class Profile:
     def _detector(self) -> Iterator[Cost]:
         section = self.params["detector"]
         network = network_params(section["architecture"]).model_validate(section["network"])
-        names = list(range(sum(self.dataset.classes)))
-        model = build(section["architecture"], network, torch.randn(len(names), 512))
+        classes = sum(self.dataset.classes)
+        model = build(section["architecture"], network, torch.randn(classes, 512))
         image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
         mask = torch.from_numpy((inputs.maps(1) > 0.3).astype(np.uint8))
         target = {"boxes": torch.tensor([[200.0, 120, 400, 360]]), "labels": torch.ones(1).long()}
@@ -288,15 +293,18 @@ class Profile:
         for stage in ("detector", "finetune"):
             training = TrainingParams.model_validate(self.params[stage]["training"])
             items = training.steps * training.batch_size
-            parts = self._processes(training.batch_size)
+            parts = self.processes(training.batch_size)
             yield Cost(stage, items, decoding, operations, parts=parts)
-        yield self._evaluation(model.eval())
+        yield self._evaluation(section["architecture"], network)
 
-    def _evaluation(self, model: Detector) -> Cost:
+    def _evaluation(self, architecture: str, network: NetworkParams) -> Cost:
         """Return the cost of as many detections as count, of each image and trial."""
         params = EvaluationParams.model_validate(self.params["evaluation"])
         trials = make_trials(_truth(self.dataset, 1), _categories(self.dataset), params.metric)
-        detected = detect_operations(model, params.max_detections, len(trials))
+        classes = sum(self.dataset.classes)
+        detected = detect_operations(
+            architecture, network, classes, params.max_detections, len(trials)
+        )
         seconds = self._copying() + self._writing_results(params, len(trials))
         few, more = 8, 24
         spent = {count: self._scoring(params, count) for count in (few, more)}
@@ -326,24 +334,23 @@ class Profile:
         return core_seconds_of(lambda: score(trials, found, params, truth))
 
 
-def detect_operations(model: Detector, detections: int, vocabularies: int) -> float:
+def detect_operations(
+    architecture: str, network: NetworkParams, classes: int, detections: int, vocabularies: int
+) -> float:
     """Return the operations of an image in which as much is found as can be.
 
-    Part by part, for what a network of random weights finds is left to chance.
+    Whatever random weights find is a detection here, with any score and beside any other.
     """
-    regions = model.regions
-    pool = regions.box_roi_pool if regions.mask_roi_pool is None else regions.mask_roi_pool
-    proposals = torch.from_numpy(inputs.boxes(model.params.proposals.post_nms_top_n_in_inference))
-    hw = inputs.HEIGHT, inputs.WIDTH
-    batch, _ = model.transform([torch.rand(3, *hw)])
+    every = {"score_threshold": 0.0, "nms_iou": 1.0, "detections_per_image": detections}
+    inference = network.inference.model_copy(update=every)
+    model = build(
+        architecture, network.model_copy(update={"inference": inference}), torch.randn(classes, 512)
+    ).eval()
+    image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
 
     def detect() -> None:
-        levels = model.backbone(batch.tensors)
-        model.proposals.head([*levels.values()])
-        regions.describe(levels, [proposals], batch.image_sizes)
-        for _ in range(vocabularies):
-            masks = regions.mask_head(pool(levels, [proposals[:detections]], batch.image_sizes))
-            paste_masks(masks[:, 0], proposals[:detections], hw)
+        found = model.detect([image], [range(classes)] * vocabularies)
+        assert [len(own[0].scores) for own in found] == [detections] * vocabularies
 
     with torch.no_grad():
         return operations_of(detect)

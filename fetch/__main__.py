@@ -139,8 +139,11 @@ def main() -> None:
     try:
         params = read_section("download", DownloadParams)
         run(params, Fetcher(options.mirror, options.workers, Patience()))
-    except (FetchError, OSError, ValueError) as error:
+    except (FetchError, OSError) as error:
         sys.exit(str(error))
+    except ValueError as error:  # params, or a file that they name
+        print(error, file=sys.stderr)
+        sys.exit(2)
     print("everything that download needs is there")
 
 

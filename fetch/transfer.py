@@ -10,13 +10,13 @@ import os
 import shutil
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from fetch import answers
 from stages.common.runtime.storage import read_json, write_json
@@ -216,9 +216,16 @@ def _open(remote: Remote, headers: dict[str, str], timeout: float, method: str =
             raise FetchError(
                 f"{remote.url}: no such file, wanted as {remote.path}; does --mirror have it?"
             ) from error
-        raise _BrokenOffError(f"no connection: {error.reason}") from error
+        raise _BrokenOffError(f"no connection{_proxy(request)}: {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _BrokenOffError(f"no answer: {error or type(error).__name__}") from error
+        told = str(error) or type(error).__name__
+        raise _BrokenOffError(f"no answer{_proxy(request)}: {told}") from error
+
+
+def _proxy(request: urllib.request.Request) -> str:
+    """Return in words which proxy, named by the environment, a request went to, if it did."""
+    own = urlsplit(request.full_url).netloc
+    return f" through the proxy {request.host}" if request.host not in (None, own) else ""
 
 
 def _check(remote: Remote, facts: dict[str, Any], progress: Callable[[int], Any]) -> None:

@@ -6,6 +6,7 @@ runs: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
 
 import errno
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -98,12 +99,6 @@ def _params() -> Iterable[str]:
     return [f"{key}=" for key, _ in flatten(read_params(Path()), ".")]
 
 
-def _models() -> Iterable[str]:
-    from flows.predictor import MODELS
-
-    return MODELS
-
-
 targets_argument = click.argument("targets", nargs=-1, shell_complete=_complete(_stages))
 cores_option = click.option(
     "--cores", type=click.IntRange(min=1), help="Cores to keep busy; all by default."
@@ -119,9 +114,7 @@ class _InOrder(click.Group):
 
 
 @click.group(
-    cls=_InOrder,
-    no_args_is_help=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=_InOrder, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.version_option(package_name=PROGRAM)
 def app() -> None:
@@ -152,11 +145,11 @@ def plan(targets: tuple[str, ...]) -> None:
     """
     root = _project()
     from flows.dvc.plan import make_plan
-    from flows.stage import Preflight
+    from flows.stage import preflight
     from flows.table import plan_table, summarize_plan
 
     steps = make_plan(root, list(targets) or None)
-    Preflight(root, steps).finish()
+    preflight(root, steps)()
     print(plan_table(steps))
     print("\n" + summarize_plan(steps))
 
@@ -187,7 +180,7 @@ def fetch(**options: Any) -> int:
 @click.option(
     "--model",
     help="finetune, detector, a folder, or an MLflow URI; the best there is by default.",
-    shell_complete=_complete(_models),
+    shell_complete=_complete(lambda: ("finetune", "detector")),
 )
 @click.option("--output", type=click.Path(), help="Folder; data/predict by default.")
 @click.option(
@@ -263,10 +256,9 @@ def sweep(
     """
     root = _project()
     from flows.execution import MLFLOW_PAGE, require_fleet
-    from flows.sweeps.plan import plan_sweep, run_points
+    from flows.sweeps.plan import only_sweep, plan_sweep, results_folder, run_points
     from flows.sweeps.points import make_points, sweep_name
     from flows.sweeps.report import BEST, METRICS, Question, count_outcomes
-    from flows.sweeps.worktrees import only_sweep, results_folder
 
     grid = make_points(root, settings, points, targets or None)
     if pools:
@@ -302,7 +294,7 @@ def claims(
     if seeds and table:
         raise click.UsageError("--table measures no seeds")
     root = _project()
-    from flows.claims.measure import measure_claims
+    from claims.measure import measure_claims
 
     if pools:
         from flows.execution import require_fleet
@@ -327,7 +319,7 @@ def verify() -> int:
 def readme() -> None:
     """Write the generated tables of README.md and docs/."""
     root = _project()
-    from flows.readme import write_readme
+    from claims.readme import write_readme
 
     print(f"Tables: {', '.join(write_readme(root)) or 'nothing'} changed")
 
@@ -354,9 +346,13 @@ def pools() -> None:
 def worker(pool: str, name: str | None, stages: int | None) -> None:
     """Run stages of one pool in this clone until it is stopped."""
     root = _project()
-    from flows.workers.worker import become_worker
+    from flows.environment import apply_worker_settings
 
-    become_worker(root, pool, name, stages)
+    name = name or f"{socket.gethostname()}-{pool}-{os.getpid()}"
+    apply_worker_settings(root, name)
+    from flows.workers.worker import run_worker
+
+    run_worker(root, pool, name, stages)
 
 
 @app.command()

@@ -14,6 +14,9 @@ from urllib.parse import unquote
 
 STATE_FOLDER = ".flows"  # logs, times and locks of this machine; git and DVC ignore it
 DATABASE = "mlflow.db"
+STOP_ORPHANS = "OVIS_STOP_ORPHANS"  # =1: what a lost flow ran is stopped, flows/dvc/command.py
+WORKER_CLONE, WORKER_NAME = "OVIS_WORKER_CLONE", "OVIS_WORKER_NAME"
+HEARTBEAT_SECONDS = 30  # of a run on a worker; the least that Prefect 3.8 takes
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 RESERVED = re.compile("[%?#]")  # what SQLAlchemy's URL of a file would take for something else
 
@@ -99,3 +102,23 @@ def stage_environment() -> dict[str, str]:
     folder = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath)
     return {**os.environ, "PATH": f"{folder}{os.pathsep}{path}", "PYTHONUNBUFFERED": "1"}
+
+
+def apply_worker_settings(root: Path, name: str) -> None:
+    """Make this process's environment that of a worker in the clone at `root`, and of its stages.
+
+    Before Prefect is imported, which reads it once.
+    """
+    os.environ |= {
+        **stage_environment(),
+        # The flow is imported from here; a stage's own code comes first in its checkout.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
+        # A worker that is stopped kills its runs, and nobody would push what the stages then make.
+        STOP_ORPHANS: "1",
+        WORKER_CLONE: str(root),
+        WORKER_NAME: name,
+        "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site"),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # a worker's terminal is its log
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+    }

@@ -6,30 +6,19 @@ import time
 from pathlib import Path
 
 from flows.dvc.plan import make_plan
-from flows.graph import Outcome, Status, Step
+from flows.graph import Outcome, Status, Step, unchanged
 from flows.journal import is_edited, last_seconds, was_tracked
 from flows.server import LocalServer, call_flow
-from flows.table import (
-    name_execution,
-    read_results,
-    read_supervision,
-    results_table,
-    stages_table,
-)
+from flows.table import name_execution, read_results, read_supervision, results_table, stages_table
 
 MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 
 
 def execute(root: Path, targets: list[str] | None, cores: int | None, pools: bool) -> bool:
-    """Bring the targets up to date through Prefect, show the results, and say if all went well.
+    """Bring the targets (None: all stages) up to date, show the results; say if all went well.
 
-    With nothing to do, neither Prefect nor its server is imported: they take 15 s.
-
-    Args:
-        root: the repository.
-        targets: stages, with all that they need; all stages if None.
-        cores: to keep busy; all if None.
-        pools: run stages on workers, not here.
+    They run on so many cores (all if None), or on workers. With nothing to do, neither Prefect nor
+    its server is imported: they take 15 s.
 
     Raises:
         ValueError: the project or its params are wrong, or workers could not do what it says.
@@ -42,26 +31,21 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
         server.start()  # beside the plan, which will hardly be empty
     steps = make_plan(root, targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
-        from flows.stage import Preflight
+        from flows.stage import preflight
 
-        check = None if pools else Preflight(root, steps).finish  # workers have the weights
+        check = None if pools else preflight(root, steps)  # workers have the weights
+        flow, name = "flows.flow:experiment", name_execution(steps)
         outcomes, failed = call_flow(
-            root,
-            "flows.flow:experiment",
-            targets,
-            cores,
-            pools,
-            run_name=name_execution(steps),
-            check=check,
-            server=server,
+            root, flow, targets, cores, pools, run_name=name, check=check, server=server
         )
     else:
         server.stop()
-        outcomes, failed = _unchanged(steps), False
+        outcomes, failed = unchanged(steps), False
         if not was_tracked(root, os.environ["MLFLOW_TRACKING_URI"]):
             from flows.tracking import Tracking
 
-            Tracking(root, name_execution(steps)).publish([step.stage for step in steps], outcomes)
+            tracking = Tracking(root, name_execution(steps))
+            tracking.publish_or_tell([step.stage for step in steps], outcomes)
     _report(root, steps, outcomes, time.monotonic() - started)
     return not failed
 
@@ -80,10 +64,6 @@ def require_fleet(root: Path) -> None:
         raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
     commit = take_snapshot(root, load_graph(root)).commit
     print(f"Workers work at commit {commit[:12]}, with results through {check_remote(root)}")
-
-
-def _unchanged(steps: list[Step]) -> list[Outcome]:
-    return [Outcome(step.stage.name, step.stage.group, "unchanged") for step in steps]
 
 
 def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: float) -> None:

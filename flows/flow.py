@@ -1,51 +1,55 @@
-"""The Prefect flow: one task per DVC stage, in the order and with the parallelism the graph allows.
+"""The Prefect flow: one task per DVC stage that is due, in the order that the graph allows.
 
 DVC decides what must run and is the only cache; Prefect decides when, and shows it. Branches that
 do not depend on a failed stage go on; what depends on it is not run.
 """
 
+import itertools
 import os
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.artifacts import StageProgress, show_outcomes, show_plan
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
-from flows.graph import Outcome, Status, Step
+from flows.environment import WORKER_CLONE
+from flows.graph import Outcome, Status, Step, unchanged
 from flows.journal import is_shown, remember
-from flows.place import Machine, Place, interruptible
+from flows.place import Machine, Place, interruptible, tell
 from flows.resources import CoreBudget
 from flows.server import outlives_this_process
 from flows.stage import StageFailedError
 from flows.table import name_execution, summarize_plan
 from flows.tracking import PREFECT_LINK_TAG, Tracking
-from flows.workers.coordinator import Fleet
-from flows.workers.reproduce import CLONE
 
 LONGEST_MESSAGE = 4000  # of a Prefect state
 
 
-@task(task_run_name="{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
+@task(task_run_name="{label}{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)
 def run_stage(
-    step: Step, place: Place, order: int, root: Path, tracking: Tracking | None = None
+    step: Step,
+    place: Place,
+    order: int,
+    root: Path,
+    tracking: Tracking | None = None,
+    label: str = "",
 ) -> State:
-    """Bring one stage up to date and show it in MLflow; the state carries its `Outcome`."""
+    """Bring one stage up to date and show it in MLflow; the state carries its `Outcome`.
+
+    The label goes before the task's name, and before lines of output on the terminal.
+    """
     stage = step.stage
-    if step.status is Status.UP_TO_DATE:
-        outcome = Outcome(stage.name, stage.group, "unchanged")
-        return Completed(name="Unchanged", data=outcome)
-    log, progress = get_run_logger(), StageProgress(stage.name)
+    log = get_run_logger()
 
     def take(line: str) -> None:
+        tell(f"{label}[{stage.name}] {line}")
         log.info(line)
-        progress.see(line)
 
     if tracking:
         tracking.begin(stage)
@@ -57,7 +61,8 @@ def run_stage(
         tracking.end(stage, outcome)
     if outcome.outcome == "failed":
         return Failed(message=outcome.message[-LONGEST_MESSAGE:], data=outcome)
-    remember(root, stage=stage.name, outcome=outcome.outcome, **_when(outcome))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    remember(root, stage=stage.name, outcome=outcome.outcome, seconds=outcome.seconds, at=now)
     return Completed(name=outcome.outcome.capitalize(), data=outcome, message=outcome.message)
 
 
@@ -74,32 +79,29 @@ def experiment(
     state carries the list of `Outcome`; it is failed if any stage failed. Without `root`, as a
     deployment, it runs in the clone of its worker.
     """
-    folder = Path(root or os.environ[CLONE])
+    folder = Path(root or os.environ[WORKER_CLONE])
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
-    show_plan(steps)
     if is_shown(folder, steps):  # by the last run of a schedule
-        outcomes = [Outcome(step.stage.name, step.stage.group, "unchanged") for step in steps]
-        return Completed(name="Unchanged", data=outcomes)
-    place = open_place({folder: ""}, cores, pools)
+        return Completed(name="Unchanged", data=unchanged(steps))
+    place = open_place([folder], cores, pools)
     with Tracking(folder, name_execution(steps), _prefect_tags()) as tracking:
         with interruptible(place.stop):
-            outcomes = _run_all(steps, place, folder, tracking)
+            futures = submit(steps, place, itertools.count(), folder, tracking)
+            outcomes = wait_for(steps, futures)
         return _publish(folder, tracking, steps, outcomes)
 
 
-def open_place(labels: dict[Path, str], cores: int | None, pools: bool) -> Place:
-    """Return where the stages of these worktrees run: on workers, or on so many cores here.
-
-    A worktree's label goes before the lines that its stages print.
-    """
+def open_place(roots: Iterable[Path], cores: int | None, pools: bool) -> Place:
+    """Return where the stages of these worktrees run: on workers, or on so many cores here."""
     if pools:
-        from flows.workers.dispatch import PrefectDispatcher  # most are spared its imports
+        from flows.workers.coordinator import Fleet  # most are spared its imports
+        from flows.workers.dispatch import PrefectDispatcher
 
         dispatcher = PrefectDispatcher()
-        return Place({root: Fleet(root, dispatcher, label) for root, label in labels.items()})
+        return Place({root: Fleet(root, dispatcher) for root in roots})
     budget = CoreBudget(cores)
-    return Place({root: Machine(root, budget, label) for root, label in labels.items()})
+    return Place({root: Machine(root, budget) for root in roots})
 
 
 def _prefect_tags() -> dict[str, str]:
@@ -109,17 +111,33 @@ def _prefect_tags() -> dict[str, str]:
     return tags
 
 
-def _run_all(steps: list[Step], place: Place, root: Path, tracking: Tracking) -> list[Outcome]:
+def submit(
+    steps: list[Step],
+    place: Place,
+    orders: Iterator[int],
+    root: Path,
+    tracking: Tracking | None = None,
+    label: str = "",
+) -> dict[str, PrefectFuture]:
+    """Start a task of `run_stage` per stage that is not up to date, and return them by its name."""
     futures: dict[str, PrefectFuture] = {}
-    for order, step in enumerate(steps):
-        upstream = [futures[name] for name in step.stage.needs]
-        task = run_stage.submit(step, place, order, root, tracking, wait_for=upstream)
-        futures[step.stage.name] = task
-    return [outcome_of(step, futures[step.stage.name]) for step in steps]
+    for step in steps:
+        if step.status is not Status.UP_TO_DATE:
+            upstream = [futures[need] for need in step.stage.needs if need in futures]
+            futures[step.stage.name] = run_stage.submit(
+                step, place, next(orders), root, tracking, label, wait_for=upstream
+            )
+    return futures
 
 
-def outcome_of(step: Step, future: PrefectFuture) -> Outcome:
-    """Wait for the task of `run_stage` and return how it ended, whatever that is."""
+def wait_for(steps: list[Step], futures: dict[str, PrefectFuture]) -> list[Outcome]:
+    """Return how each stage ended, whatever that is, when all have."""
+    return [_outcome(step, futures.get(step.stage.name)) for step in steps]
+
+
+def _outcome(step: Step, future: PrefectFuture | None) -> Outcome:
+    if future is None:
+        return unchanged([step])[0]
     future.wait()
     stage, state = step.stage, future.state
     if state.name == "NotReady":  # something upstream failed
@@ -133,22 +151,9 @@ def outcome_of(step: Step, future: PrefectFuture) -> Outcome:
 def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[Outcome]) -> State:
     sort_lock(root)
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    show_outcomes(outcomes)
     done = {outcome.stage for outcome in outcomes if outcome.outcome not in ("failed", "not run")}
-    stages = [step.stage for step in steps if step.stage.name in done]
-    try:
-        tracking.publish(stages, outcomes)
-    except MlflowException as error:
-        print(
-            f"MLflow at {tracking.uri} does not have this execution: {str(error).splitlines()[0]}."
-            " Its results are in data/ and dvc.lock, and the same again publishes them",
-            flush=True,
-        )
+    tracking.publish_or_tell([s.stage for s in steps if s.stage.name in done], outcomes)
     if failed:
         names = ", ".join(outcome.stage for outcome in failed)
         return Failed(message=f"{len(failed)} stages failed: {names}", data=outcomes)
     return Completed(data=outcomes)
-
-
-def _when(outcome: Outcome) -> dict[str, str | float]:
-    return {"seconds": outcome.seconds, "at": datetime.now(UTC).isoformat(timespec="seconds")}

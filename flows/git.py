@@ -10,11 +10,7 @@ class GitError(RuntimeError):
 
 
 def git(folder: Path, *arguments: str, **environment: str) -> str:
-    """Return what `git <arguments>` says in the folder, without the end of its last line.
-
-    Raises:
-        GitError: it failed.
-    """
+    """Return what `git <arguments>` says there, without its last newline, or raise GitError."""
     done = subprocess.run(
         ["git", *arguments],
         cwd=folder,

@@ -16,7 +16,6 @@ class Stage:
     name: str  # as `dvc repro` takes it
     group: str
     command: str
-    description: str
     needs: tuple[str, ...]  # names of the stages right upstream
     inputs: tuple[str, ...]  # files it depends on: data and source code
     params: tuple[str, ...]  # keys of params.yaml, such as "pseudo_boxes" or "wspn.rounds"
@@ -29,8 +28,6 @@ class Stage:
 
 
 Graph = dict[str, Stage]
-
-STATES = {"deleted": "is missing", "new": "is new", "modified": "changed"}  # DVC's words in ours
 
 
 class DagError(ValueError):
@@ -75,17 +72,22 @@ class Outcome:
     made: Mapping[str, str | float] = field(default_factory=dict, compare=False)
 
 
+def unchanged(steps: Iterable[Step]) -> list[Outcome]:
+    """Return the outcomes of an execution with nothing to do."""
+    return [Outcome(step.stage.name, step.stage.group, "unchanged") for step in steps]
+
+
 def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
     """Return the targets (names or groups) and everything upstream of them.
 
-    The default is all stages of the repository's own dvc.yaml: those of another one, such as
-    comparators/dvc.yaml:rpn, run only when they are asked for.
+    The default is all stages of the repository's own dvc.yaml: those of another one, named
+    "<folder>/dvc.yaml:<name>", run only when they are asked for.
 
     Raises:
         ValueError: there is no such stage.
     """
     if targets is None:
-        return {name: stage for name, stage in graph.items() if not is_elsewhere(name)}
+        return {name: stage for name, stage in graph.items() if ":" not in name}
     wanted: set[str] = set()
     for target in targets:
         names = [name for name, stage in graph.items() if target in (name, stage.group)]
@@ -97,38 +99,6 @@ def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
         if name in wanted:
             wanted.update(graph[name].needs)
     return {name: stage for name, stage in graph.items() if name in wanted}
-
-
-def is_elsewhere(name: str) -> bool:
-    """Say whether a stage is one of a dvc.yaml below the root: "<folder>/dvc.yaml:<name>"."""
-    return ":" in name
-
-
-def reruns(graph: Graph, param: str) -> list[str]:
-    """Return the groups that run again when `param` changes: its readers and all downstream."""
-    touched: set[str] = set()
-    for name, stage in graph.items():
-        reads = any(is_within(param, key) or is_within(key, param) for key in stage.params)
-        if reads or touched.intersection(stage.needs):
-            touched.add(name)
-    return list(dict.fromkeys(graph[name].group for name in graph if name in touched))
-
-
-def reruns_table(graph: Graph) -> str:
-    """Return the table of docs/params.md: each params key that a stage reads, and what reruns."""
-    keys = dict.fromkeys(key for stage in graph.values() for key in stage.params)
-    everything = list(dict.fromkeys(stage.group for stage in graph.values()))
-    rows = ["| param | stages that rerun |", "| --- | --- |"]
-    for key in keys:
-        groups = reruns(graph, key)
-        names = "all" if groups == everything else ", ".join(f"`{group}`" for group in groups)
-        rows.append(f"| `{key}` | {names} |")
-    return "\n".join(rows)
-
-
-def is_within(key: str, section: str) -> bool:
-    """Say whether a dotted params key is `section` or lies inside it."""
-    return key == section or key.startswith(section + ".")
 
 
 def overlap(path: str, other: str) -> bool:

@@ -30,16 +30,11 @@ def remember(root: Path, **facts: Any) -> None:
         file.write(line)
 
 
-def _lines(root: Path) -> list[dict[str, Any]]:
-    path = root / JOURNAL
-    if not path.is_file():
-        return []
-    return list(_whole(path.read_text(encoding="utf-8", errors="replace").splitlines()))
-
-
-def _whole(lines: list[str]) -> Iterator[dict[str, Any]]:
+def _lines(root: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines that are JSON objects; the rest was cut short."""
-    for line in lines:
+    path = root / JOURNAL
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         with suppress(json.JSONDecodeError):
             if isinstance(facts := json.loads(line), dict):
                 yield facts

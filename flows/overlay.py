@@ -11,7 +11,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.tag import Tag
 
 PARAMS = "params.yaml"
@@ -30,23 +31,31 @@ def apply_profile(root: Path, name: str) -> list[str]:
     return apply_overlay(root / PARAMS, read_profile(root, name), f"{PROFILES}/{name}.yaml")
 
 
-def read_profile(root: Path, name: str) -> dict[str, Any]:
+def read_profile(root: Path, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return what a profile changes, on top of what it extends.
 
+    Args:
+        root: of the repository.
+        name: of the profile.
+        above: the profiles that extend this one.
+
     Raises:
-        ValueError: there is no such profile.
+        ValueError: there is no such profile, or it extends itself.
     """
+    if name in above:
+        circle = " → ".join((*above[above.index(name) :], name))
+        raise ValueError(f"{PROFILES}/{name}.yaml: {EXTENDS}: a circle, {circle}")
     path = root / PROFILES / f"{name}.yaml"
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in (root / PROFILES).glob("*.yaml"))) or "none"
         raise ValueError(f"{PROFILES}/{name}.yaml: no such profile; there are: {there}")
-    return extend(root, dict(_read(_editor(), path)))
+    return extend(root, dict(_read(_editor(), path)), (*above, name))
 
 
-def extend(root: Path, changes: dict[str, Any]) -> dict[str, Any]:
+def extend(root: Path, changes: dict[str, Any], above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return an overlay on top of the profile that its key `extends` names, if it has one."""
     extended = changes.pop(EXTENDS, None)
-    return _join(read_profile(root, extended), changes) if extended else changes
+    return _join(read_profile(root, extended, above), changes) if extended else changes
 
 
 def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
@@ -145,13 +154,31 @@ def _editor() -> YAML:
     return editor
 
 
-def _read(editor: YAML, path: Path) -> Any:
+def load_yaml(reader: YAML, source: Path | str, name: object) -> Any:
+    """Return the content of a YAML file, or of a text.
+
+    Raises:
+        ValueError: it cannot be read; one line, which begins with `name`.
+    """
     try:
-        content = editor.load(path)
-    except (YAMLError, FileNotFoundError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+        return reader.load(source)
+    except OSError as error:
+        raise ValueError(f"{name}: cannot be read: {error.strerror}") from error
+    except ReaderError as error:
+        raise ValueError(
+            f"{name}: {error.reason} at character {error.position}; save the file as UTF-8"
+        ) from error
+    except MarkedYAMLError as error:
+        place = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{name}: not valid YAML: {place}{error.problem}") from error
+    except (YAMLError, ValueError) as error:  # such as a date in month 13
+        raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _read(editor: YAML, path: Path) -> Any:
+    content = load_yaml(editor, path, path)
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping, found {type(content).__name__}")
+        raise ValueError(f"{path}: expected a mapping of params to values, found {content!r:.60}")
     return content
 
 
@@ -161,10 +188,7 @@ def read_overlays(path: Path) -> Any:
     Raises:
         ValueError: it cannot be read.
     """
-    try:
-        return _editor().load(path)
-    except (YAMLError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
+    return load_yaml(_editor(), path, path)
 
 
 def flatten(values: dict[Any, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -177,14 +201,22 @@ def flatten(values: dict[Any, Any], separator: str, prefix: str = "") -> Iterato
             yield inner, value
 
 
-def nest(values: dict[str, Any]) -> dict[str, Any]:
-    """Return dotted keys as nested mappings: {"a.b": 1} becomes {"a": {"b": 1}}."""
+def nest(values: dict[Any, Any]) -> dict[str, Any]:
+    """Return dotted keys as nested mappings: {"a.b": 1} becomes {"a": {"b": 1}}.
+
+    Raises:
+        ValueError: a key lies within another one's value.
+    """
     nested: dict[str, Any] = {}
     for dotted, value in values.items():
-        *sections, key = dotted.split(".")
+        *sections, key = str(dotted).split(".")
         inner = nested
         for section in sections:
             inner = inner.setdefault(section, {})
+            if not isinstance(inner, dict):
+                raise ValueError(
+                    f"{dotted}: {section} has a value of its own; leave out one of both"
+                )
         inner[key] = value
     return nested
 

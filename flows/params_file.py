@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.graph import DagError
-from flows.overlay import PARAMS
+from flows.overlay import PARAMS, flatten, load_yaml
 
 REFERENCE = re.compile(r"\$\{(\w+)")
+DAG = "dvc.yaml"
 LOCAL = {"item", "key"}  # of a stage for each of something
 SHARDS = "shards"
+# The key of DVC's run cache is without the size and number of files of data, and with them without
+# every param of that name: a changed `download.size` would bring the old result back.
+LOST = {"size", "nfiles"}
 
 
 def check_params(root: Path) -> None:
@@ -27,13 +30,11 @@ def check_params(root: Path) -> None:
     Raises:
         DagError: it does not; the message names the file, the section and the fix.
     """
-    files = [
-        path for path in [root / "dvc.yaml", *sorted(root.glob("*/dvc.yaml"))] if path.is_file()
-    ]
-    read = {key for path in files for key in _sections(path)}
+    files = [path for path in [root / DAG, *sorted(root.glob(f"*/{DAG}"))] if path.exists()]
+    read = {key for path in files for key in _sections(path, path.relative_to(root).as_posix())}
     if not read:
         return
-    params = _load(root / PARAMS) if (root / PARAMS).is_file() else None
+    params = _load(root / PARAMS, PARAMS) if (root / PARAMS).exists() else None
     if not isinstance(params, dict):
         raise DagError(
             f"{PARAMS}: expected sections, found {'nothing' if params is None else repr(params)};"
@@ -47,6 +48,12 @@ def check_params(root: Path) -> None:
         raise DagError(
             f"{PARAMS}: section '{key}' is missing; `git diff {PARAMS}` shows what it was"
         )
+    for key, _ in flatten(params, "."):
+        if LOST.intersection(key.split(".")):
+            raise DagError(
+                f"{PARAMS}: {key}: DVC's run cache does not see params called"
+                f" {' or '.join(sorted(LOST))}; give it another name"
+            )
     shards = params.get(SHARDS, [0])
     whole = isinstance(shards, list) and all(type(shard) is int for shard in shards)
     if not whole or not shards or shards != list(range(len(shards))):
@@ -57,12 +64,23 @@ def check_params(root: Path) -> None:
         )
 
 
-def _sections(path: Path) -> Iterator[str]:
+def _sections(path: Path, name: str) -> Iterator[str]:
     """Yield the sections of params.yaml that a dvc.yaml reads, from the keys of its stages on."""
-    content = _load(path) or {}
-    own = {key for names in content.get("vars", []) if isinstance(names, dict) for key in names}
-    for stage in content.get("stages", {}).values():
-        for key in stage.get("do", stage).get("params", []):
+    content = _load(path, name)
+    if content is None:
+        raise DagError(f"{name}: expected stages, found nothing; `git checkout {name}` brings them")
+    content = _expect(dict, content, name)
+    own = {
+        key
+        for names in _expect(list, content.get("vars"), f"{name}: vars")
+        if isinstance(names, dict)
+        for key in names
+    }
+    for stage, entry in _expect(dict, content.get("stages"), f"{name}: stages").items():
+        place = f"{name}: stages.{stage}"
+        entry = _expect(dict, entry, place)
+        entry = _expect(dict, entry.get("do", entry), f"{place}.do")
+        for key in _expect(list, entry.get("params"), f"{place}.params"):
             if isinstance(key, str):
                 yield key.split(".")[0]
     for key in REFERENCE.findall(path.read_text(encoding="utf-8")):
@@ -70,8 +88,22 @@ def _sections(path: Path) -> Iterator[str]:
             yield key
 
 
-def _load(path: Path) -> Any:
+def _expect(kind: type, content: Any, place: str) -> Any:
+    """Return a mapping or list of a dvc.yaml, empty where there is none."""
+    if content is None:
+        return kind()
+    if not isinstance(content, kind):
+        what = "a mapping" if kind is dict else "a list"
+        raise DagError(f"{place}: expected {what}, found {content!r:.60}; `git diff` shows changes")
+    return content
+
+
+def _load(path: Path, name: str) -> Any:
     try:
-        return YAML(typ="safe").load(path)
-    except YAMLError as error:
-        raise DagError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+        return load_yaml(YAML(typ="safe"), path.read_text(encoding="utf-8"), name)
+    except OSError as error:
+        raise DagError(f"{name}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DagError(f"{name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except ValueError as error:
+        raise DagError(str(error)) from None

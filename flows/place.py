@@ -1,7 +1,8 @@
 """Where stages run: this machine or a fleet, for one worktree or for all those of a sweep.
 
 A result has one key, DVC's own hash of command, params and inputs. Whoever asks for a key that is
-being made waits for it and takes it out of the run cache.
+being made waits for it and takes it out of the run cache. What cannot be made, or is stopped, is a
+StageFailedError.
 """
 
 import os
@@ -17,13 +18,7 @@ from typing import Protocol
 
 from flows.dvc.remote import RemoteError, fetch_result, has_remote, result_key
 from flows.graph import DagError, Outcome, Stage
-from flows.resources import (
-    CoreBudget,
-    CoresClosedError,
-    DeviceError,
-    DeviceSlots,
-    Reservation,
-)
+from flows.resources import CoreBudget, CoresClosedError, DeviceError, DeviceSlots
 from flows.stage import StageFailedError, StageRunner
 
 WORKERS = "OVIS_WORKERS"  # processes of a stage, stages.common.runtime.parallel.num_workers
@@ -36,37 +31,32 @@ class Maker(Protocol):
     """Brings stages of one worktree up to date."""
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
-        """Make the stage, or take its result from where it is; the lowest `order` goes first.
-
-        Raises:
-            StageFailedError: the stage failed, or was stopped.
-        """
+        """Make the stage, or take its result from where it is; the lowest `order` goes first."""
 
     def stop(self) -> None:
         """Stop what runs and start no more."""
 
 
 class Place:
-    """Makes the stages of all worktrees of an execution, each result once."""
+    """Makes the stages of all worktrees of an execution, each by its maker and each result once."""
 
     def __init__(self, makers: Mapping[Path, Maker]) -> None:
-        """Take the maker of each worktree."""
         self._makers = makers
         self._ends: dict[str, Future[None]] = {}  # of results that were asked for, by key
         self._guard = threading.Lock()
 
     def run(self, folder: Path, stage: Stage, order: int, log: Log) -> Outcome:
-        """Bring one stage of the worktree up to date; who wants the same result waits for it.
-
-        Raises:
-            StageFailedError: the stage failed, here or in the other worktree, or was stopped.
-        """
+        """Bring one stage of the worktree up to date; who wants the same result waits for it."""
         maker = self._makers[folder]
         if len(self._makers) == 1 or not stage.command:
             return maker.run(stage, order, log)  # nobody else can want it
         mine: Future[None] = Future()
+        try:
+            key = result_key(folder, stage.name)
+        except DagError as error:
+            raise StageFailedError(f"{stage.name}: {error}") from error
         with self._guard:
-            first = self._ends.setdefault(_key(folder, stage), mine)
+            first = self._ends.setdefault(key, mine)
         if first is not mine:
             first.result()
             return maker.run(replace(stage, cores=1, gpus=0), order, log)  # only restores
@@ -84,62 +74,36 @@ class Place:
             maker.stop()
 
 
-def _key(folder: Path, stage: Stage) -> str:
-    try:
-        return result_key(folder, stage.name)
-    except DagError as error:
-        raise StageFailedError(f"{stage.name}: {error}") from error
-
-
 class Machine:
     """Runs the stages of one worktree here, as many at once as cores and devices allow."""
 
-    def __init__(self, root: Path, budget: CoreBudget, label: str = "") -> None:
-        """Run the project at `root` on the budget's cores; `label` goes before lines of output."""
+    def __init__(self, root: Path, budget: CoreBudget) -> None:
         self._root = root
         self._budget = budget
-        self._label = label
         self._slots = DeviceSlots()
-        self._runner = StageRunner(root, echo=lambda line: _tell(f"{label}{line}"))
+        self._runner = StageRunner(root)
         self._runner.load()
         self._asks_remote: bool | None = None  # not known yet
         self._asking = threading.Lock()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
-        """As `Maker.run`; what is on the DVC remote is not computed.
-
-        Raises:
-            StageFailedError: the stage failed or was stopped.
-        """
-        if stage.command and self._is_there(stage):
+        """As `Maker.run`; what is on the DVC remote is not computed."""
+        if stage.command and self._is_there(stage, log):
             return self._runner.run(stage, log)  # only restores, so it needs no room
-        # The device first: a stage that waits for one must not keep cores from others.
-        with (
-            self._devices(stage) as devices,
-            self._cores(stage.name, stage.cores, order) as cores,
-        ):
-            visible = devices.environment
-            log(f"{stage.name}: {stage.command} on {cores} cores {visible or ''}")
-            workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
-            return self._runner.run(stage, log, {**visible, **workers}, devices.lock)
-
-    @contextmanager
-    def _devices(self, stage: Stage) -> Iterator[Reservation]:
         try:
-            with self._slots.reserve(stage.gpus) as devices:
-                yield devices
-        except DeviceError as error:
+            # The device first: a stage that waits for one must not keep cores from others.
+            with (
+                self._slots.reserve(stage.gpus) as devices,
+                self._budget.reserve(stage.cores, order) as cores,
+            ):
+                workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
+                more = {**devices.environment, **workers}
+                log(" ".join([*(f"{key}={value}" for key, value in more.items()), stage.command]))
+                return self._runner.run(stage, log, more, devices.lock)
+        except (DeviceError, CoresClosedError) as error:
             raise StageFailedError(f"{stage.name}: {error}") from error
 
-    @contextmanager
-    def _cores(self, label: str, wanted: int, order: int) -> Iterator[int]:
-        try:
-            with self._budget.reserve(wanted, order) as cores:
-                yield cores
-        except CoresClosedError as error:
-            raise StageFailedError(f"{label}: {error}") from error
-
-    def _is_there(self, stage: Stage) -> bool:
+    def _is_there(self, stage: Stage, log: Log) -> bool:
         """Say whether the result is in the local cache, after a look at the remote if there is one.
 
         A remote that fails is not asked again: what is not there can be computed.
@@ -151,9 +115,9 @@ class Machine:
             return self._asks_remote and fetch_result(self._root, stage.name)
         except RemoteError as error:
             self._asks_remote = False
-            _tell(f"{self._label}[{stage.name}] {error}; not looked for results there any more")
+            log(f"{error}; not looked for results there any more")
         except DagError as error:
-            _tell(f"{self._label}[{stage.name}] not looked for on the remote: {error}")
+            log(f"not looked for on the remote: {error}")
         return False
 
     def stop(self) -> None:
@@ -163,7 +127,8 @@ class Machine:
         self._runner.stop()
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """Print a line for people."""
     with suppress(OSError):  # the terminal was closed; stages still have to be stopped
         print(line, flush=True)
 
@@ -180,7 +145,7 @@ def interruptible(stop: Callable[[], None]) -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         stop()
-        _tell(f"\nStopping on {signal.Signals(number).name} …")
+        tell(f"\nStopping on {signal.Signals(number).name} …")
         raise KeyboardInterrupt
 
     wanted = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]

@@ -10,9 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from flows.environment import STATE_FOLDER
+from flows.overlay import read_params
 
 MODELS = ("finetune", "detector")  # stages that make one, the usual choice first
 PROMPT_KEYS = ("encoder", "clip", "pooling", "all_forms", "normalise", "templates")
@@ -40,11 +39,7 @@ def fingerprint(root: Path, model: str) -> str:
 
 
 def gather(root: Path, model: str, folder: Path) -> Path:
-    """Make `folder` the predictor of stage `model`'s weights, and return it.
-
-    Raises:
-        ValueError: a file is missing; the message names it.
-    """
+    """Make `folder` the predictor of stage `model`'s weights, and return it."""
     sources = {name: root / path.format(model=model) for name, path in FILES.items()}
     missing = [str(path.relative_to(root)) for path in sources.values() if not path.is_file()]
     if missing:
@@ -63,13 +58,8 @@ def gather(root: Path, model: str, folder: Path) -> Path:
 def find(root: Path, model: str | None) -> Path:
     """Return the folder of a predictor, made or fetched as needed.
 
-    Args:
-        root: of the repository.
-        model: "detector" or "finetune" of this repository, a folder, or the URI of an MLflow model
-            (`models:/…`, `runs:/…`). The default is the best that this repository has.
-
-    Raises:
-        ValueError: there is no such model.
+    The model is "detector" or "finetune" of this repository, a folder, or the URI of an MLflow
+    model (`models:/…`, `runs:/…`). The default is the best that this repository has.
     """
     if model is None:
         model = next((name for name in MODELS if is_complete(root, name)), MODELS[0])
@@ -103,6 +93,8 @@ def _fetch(root: Path, uri: str) -> Path:
 
 
 def _prompts(root: Path) -> bytes:
-    section = YAML(typ="safe").load(root / "params.yaml")["vocabulary"]
+    section = read_params(root).get("vocabulary")
+    if not isinstance(section, dict) or not section.keys() >= set(PROMPT_KEYS):
+        raise ValueError(f"params.yaml: vocabulary: expected {', '.join(PROMPT_KEYS)} in it")
     prompts = {key: section[key] for key in PROMPT_KEYS}
     return json.dumps(prompts, sort_keys=True, indent=1).encode()

@@ -1,7 +1,7 @@
 """The trained detectors as MLflow models: logged when they changed, registered as `candidate`.
 
-What a model is, flows/served_model.py says. A version carries the fingerprint of its weights, text
-encoder, classes and prompts, so a result that comes back from the cache finds its old version.
+What a model is, predict/served_model.py says. A version carries the fingerprint of its weights,
+text encoder, classes and prompts, so a result that comes back from the cache finds its old version.
 """
 
 import logging
@@ -24,9 +24,9 @@ from flows.table import read_results
 
 ALIAS = "candidate"
 FINGERPRINT = "fingerprint"
-ARTIFACT = "predictor"  # served_model.py takes it by this name
+ARTIFACT = "predictor"  # predict/served_model.py takes it by this name
 CODE = ("stages/common", "stages/models")
-SERVED = Path(__file__).with_name("served_model.py")
+SERVED = Path(__file__).parents[1] / "predict/served_model.py"
 USE = (
     "Rows of `image` (the bytes of a JPEG or PNG) and `names` (any list) to rows of `instances`;"
     f" `make predict MODEL=models:/…@{ALIAS}` takes it too."
@@ -49,26 +49,14 @@ SIGNATURE = ModelSignature(
 )
 
 
-def registered_name(model: str) -> str:
-    """Return the name that the weights of stage `model` have in the registry."""
-    return f"ovis-dag-{model}"
-
-
 def publish_model(root: Path, model: str, uri: str, run_id: str, description: str) -> str:
     """Make this repository's predictor the candidate; log it, unless a version is the same.
 
-    Args:
-        root: of the repository, where `flows.predictor.is_complete` holds for the model.
-        model: stage that made the weights.
-        uri: of the store.
-        run_id: the run that a new version belongs to. MLflow ends it when it logs a model.
-        description: of a new version, markdown.
-
-    Returns:
-        The version's URI, `models:/<name>/<version>`.
+    A new version belongs to the run, which MLflow ends when it logs a model. Returns the version's
+    URI, `models:/<name>/<version>`.
     """
     mlflow.set_tracking_uri(uri)
-    client, name, own = MlflowClient(), registered_name(model), fingerprint(root, model)
+    client, name, own = MlflowClient(), f"ovis-dag-{model}", fingerprint(root, model)
     same = client.search_model_versions(f"name = '{name}' and tags.{FINGERPRINT} = '{own}'")
     if same:
         found = same[0]

@@ -51,11 +51,7 @@ class CoreBudget:
     """
 
     def __init__(self, total: int | None = None) -> None:
-        """Take `total` cores, by default all of this machine.
-
-        Raises:
-            ValueError: `total` is below 1.
-        """
+        """Take `total` cores, by default all of this machine."""
         self.total = count_cores() if total is None else total
         if self.total < 1:
             raise ValueError(f"cores: expected at least 1, found {self.total}")
@@ -64,29 +60,23 @@ class CoreBudget:
         self._closed = False
         self._changed = threading.Condition()
 
-    def granted(self, wanted: int) -> int:
-        """Return what a stage that wants `wanted` cores gets: at least 1, at most all there are."""
-        return max(1, min(wanted, self.total))
-
     @contextmanager
     def reserve(self, wanted: int, order: int = 0) -> Iterator[int]:
-        """Wait until the cores are free, hold them for the block, and give their number.
+        """Hold cores for the block, at least 1, at most all there are, and give their number.
 
         Raises:
             CoresClosedError: `close` was called before it was this one's turn.
         """
-        cores = self.granted(wanted)
+        cores = max(1, min(wanted, self.total))
         ticket = (order, cores)
         with self._changed:
             self._waiting.append(ticket)
-            try:
-                self._changed.wait_for(lambda: self._closed or self._is_next(ticket))
-                if self._closed:
-                    raise CoresClosedError("stopped before it started")
-                self._free -= cores
-            finally:
-                self._waiting.remove(ticket)
-                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closed or self._is_next(ticket))
+            self._waiting.remove(ticket)
+            self._changed.notify_all()
+            if self._closed:
+                raise CoresClosedError("stopped before it started")
+            self._free -= cores
         try:
             yield cores
         finally:
@@ -180,11 +170,7 @@ def _hardware() -> str | None:
 
 
 def require_devices(there: int, wanted: int) -> None:
-    """Raise if a stage, or a pool's worker, would compute on fewer CUDA devices than it wants.
-
-    Raises:
-        DeviceError: as said, unless OVIS_FEWER_GPUS=1.
-    """
+    """Raise DeviceError if there are fewer CUDA devices than wanted, but for OVIS_FEWER_GPUS=1."""
     if there < wanted and os.environ.get(FEWER) != "1":
         cores = "" if there else ", on cores"
         raise DeviceError(
@@ -205,11 +191,6 @@ class DeviceSlots:
     """Hands out devices to threads, processes and users of one machine."""
 
     def __init__(self, devices: list[str] | None = None, locks: Path | None = None) -> None:
-        """Take these devices, by default all, with their locks on the file `locks`.
-
-        Raises:
-            DeviceError: as `list_devices`.
-        """
         self.devices = list_devices() if devices is None else devices
         self._locks = locks or Path(tempfile.gettempdir()) / "ovis-dag-devices.lock"
         self._closed = threading.Event()

@@ -62,7 +62,9 @@ class LocalServer:
         # Two first servers would both make the tables of one database, and one would fail.
         self._starting = (home / "starting.lock").open("w")
         fcntl.flock(self._starting, fcntl.LOCK_EX)
-        port = _free_port()
+        with socket.socket() as probe:
+            probe.bind((HOST, 0))
+            port = probe.getsockname()[1]
         self.url = f"http://{HOST}:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("a", encoding="utf-8") as out:  # another's words may be in it
@@ -135,11 +137,7 @@ def require_server() -> None:
 
 
 def _answers(url: str) -> bool:
-    """Ask the server at `url` as Prefect would; False if nobody listens yet.
-
-    Raises:
-        RuntimeError: it refuses, which waiting does not mend.
-    """
+    """Ask the server at `url` as Prefect would; False if nobody listens yet."""
     import httpx
     from prefect import get_client
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -186,13 +184,7 @@ def call_flow(
 ) -> tuple[list, bool]:
     """Run the flow "<module>:<name>" on the project and return its list, and whether it failed.
 
-    Args:
-        root: of the project.
-        path: of the flow.
-        arguments: of the flow, behind the root.
-        run_name: Prefect makes one up if there is none.
-        check: is called when all is loaded, before the flow.
-        server: that may be starting already.
+    `check` is called when all is loaded, before the flow; the server may be starting already.
 
     Raises:
         ValueError: the flow, or `check`, found wrong input.
@@ -216,12 +208,6 @@ def call_flow(
     if not isinstance(result, list):
         raise RuntimeError(f"the flow ended as {state.name}: {state.message or result}")
     return result, not state.is_completed()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
 
 
 def _serve(port: int, parent: int, temporary: bool) -> None:

@@ -8,6 +8,7 @@ such an orphan should finish: its result is recorded, and the next execution tak
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,8 +16,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import psutil
 
@@ -31,6 +33,7 @@ SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LAST_LINES = 25
+LEAST_FREE = 1 << 14  # bytes that a log takes
 # DVC's advice about git and remotes, which is noise here.
 NOISE = re.compile(
     r"(Updating|Generating) lock file|To track the changes with git|\tgit add|To enable auto"
@@ -44,47 +47,40 @@ class StageFailedError(RuntimeError):
     """A stage ended with an error or was stopped; the message ends with its last lines."""
 
 
-class Preflight:
-    """A check of the params of all stages that are to run, in a process of its own, and of devices.
+def preflight(root: Path, steps: list[Step]) -> Callable[[], None]:
+    """Begin to check the params of all stages that are to run, in another process, and the devices.
 
     So no execution ends hours later for a param, file or GPU that is wrong now. It takes two
-    seconds, in which Prefect is loaded.
+    seconds, in which Prefect is loaded. What is returned waits for the end, and raises ValueError
+    with key, file and fix of all that is wrong.
     """
+    due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
+    gpus = max((stage.gpus for stage in due), default=0)
+    keys = {key.split(".")[0] for stage in due for key in stage.params}
+    sections = sorted(key for key in keys if any(root.glob(f"*/{key}/params.py")))
+    command = [sys.executable, "-m", "stages.preflight", *sections]
+    process = (
+        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, encoding="utf-8")
+        if sections
+        else None
+    )
 
-    def __init__(self, root: Path, steps: list[Step]) -> None:
-        """Begin to check."""
-        due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
-        self._gpus = max((stage.gpus for stage in due), default=0)
-        keys = {key.split(".")[0] for stage in due for key in stage.params}
-        sections = sorted(k for k in keys if any(root.glob(f"*/{k}/params.py")))
-        command = [sys.executable, "-m", "stages.preflight", *sections]
-        self._process = (
-            subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, encoding="utf-8")
-            if sections
-            else None
-        )
-
-    def finish(self) -> None:
-        """Wait for the end.
-
-        Raises:
-            ValueError: something is wrong; the message names key, file and fix of each.
-        """
-        if self._process:
-            _, told = self._process.communicate()
-            if self._process.returncode:
+    def finish() -> None:
+        if process:
+            _, told = process.communicate()
+            if process.returncode:
                 raise ValueError(told.strip())
-        if self._gpus and (devices := list_devices()):  # without any, stages compute on cores
-            require_devices(len(devices), self._gpus)
+        if gpus and (devices := list_devices()):  # without any, stages compute on cores
+            require_devices(len(devices), gpus)
+
+    return finish
 
 
 class StageRunner:
     """Runs stages of the project at `root`, several threads at once."""
 
-    def __init__(self, root: Path, echo: Callable[[str], None] = print) -> None:
-        """Show each line of output through `echo`, behind the stage's name."""
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._echo = echo
         self._stopping = threading.Event()
         self._server_log = root / STATE_FOLDER / "logs" / "dvc-server.log"
 
@@ -103,13 +99,9 @@ class StageRunner:
         environment: Mapping[str, str] | None = None,
         lock: int | None = None,
     ) -> Outcome:
-        """Run the stage to its end and return how that was.
+        """Run the stage to its end and return how that was; `log` gets each line of output.
 
-        Args:
-            stage: what to run.
-            log: gets each line of output as well.
-            environment: variables on top of this process's own.
-            lock: descriptor of an empty file that the stage's processes hold too.
+        Its processes get `environment` on top of this one's, and hold the file `lock` as well.
 
         Raises:
             StageFailedError: the stage failed, was stopped, or what it read changed meanwhile.
@@ -123,31 +115,33 @@ class StageRunner:
         outcome, made = _outcome(stage, lines), {}
         if outcome == "executed" and receipt.is_file():
             facts = json.loads(receipt.read_text(encoding="utf-8"))
-            self._take_back_if_changed(stage.name, facts["inputs"])
+            # DVC hashes inputs after the stage's end.
+            if changed := late_changes(self._root, stage.name, facts["inputs"]):
+                forget(self._root, stage.name)
+                raise StageFailedError(
+                    f"{stage.name} is not recorded, for this changed as it ended:"
+                    f" {'; '.join(changed)}; run the same again"
+                )
             made = {**facts["made"], "worker": socket.gethostname()}
         return Outcome(stage.name, stage.group, outcome, seconds, made=made)
-
-    def _take_back_if_changed(self, name: str, inputs: dict[str, Any]) -> None:
-        """Raise if DVC, which hashes inputs after the stage's end, recorded others than it read."""
-        changed = late_changes(self._root, name, inputs)
-        if changed:
-            forget(self._root, name)
-            raise StageFailedError(
-                f"{name} is not recorded, for this changed as it ended: {'; '.join(changed)};"
-                " run the same again"
-            )
 
     def _run_to_end(
         self, name: str, log: Callable[[str], None], more: Mapping[str, str], lock: int | None
     ) -> list[str]:
         code, lines = self._run_once(name, log, more, lock)
-        while code and any(map(_is_alive, blockers := _blockers(lines))):
-            self._wait_for(name, blockers)
+        while code and any(map(_is_alive, pids := _blockers(lines))):
+            told = ", ".join(map(str, pids))
+            log(f"another execution is making this (PID {told}); waiting for it")
+            while any(map(_is_alive, pids)) and not self._stopping.is_set():
+                time.sleep(SECONDS_BETWEEN_LOOKS)
             code, lines = self._run_once(name, log, more, lock)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
-            where = self._state_file("logs", name, "log").relative_to(self._root)
+            log_file = self._state_file("logs", name, "log")
+            where = log_file.relative_to(self._root)
+            if shutil.disk_usage(log_file.parent).free < LEAST_FREE:
+                end += f"\n  The disk of {where.parent} is full; make room and run the same again"
             raise StageFailedError(f"{name} {how}; its last lines, all in {where}:\n{end}")
         return lines
 
@@ -172,7 +166,6 @@ class StageRunner:
             for line in self._follow(process, follow):
                 lines.append(line)
                 if not NOISE.match(line):
-                    self._echo(f"[{name}] {line}")
                     log(line)
         assert process.returncode is not None  # `_follow` has waited
         return process.returncode, lines
@@ -189,22 +182,10 @@ class StageRunner:
                     yield partial
                 return
             if self._stopping.is_set() and time.monotonic() >= patience:
-                _signal_group(process, next(signals, signal.SIGKILL))
+                with suppress(ProcessLookupError):  # it ended since the look
+                    os.killpg(process.pid, next(signals, signal.SIGKILL))
                 patience = time.monotonic() + SECONDS_PER_SIGNAL
             time.sleep(SECONDS_BETWEEN_LOOKS)
-
-    def _wait_for(self, name: str, pids: list[int]) -> None:
-        told = ", ".join(map(str, pids))
-        self._echo(f"[{name}] another execution is making this (PID {told}); waiting for it")
-        while any(map(_is_alive, pids)) and not self._stopping.is_set():
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _signal_group(process: Command, number: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        return  # it ended between the look and the signal
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,22 +1,32 @@
-"""MLflow's store: opened by one process at a time, and rid of runs whose process was killed.
+"""MLflow's store: what goes into it, by the names that it takes, and how it is opened.
 
-Those would stay RUNNING for ever. A run carries the process that writes it; the next execution on
+One process at a time opens it, and closes the runs of processes that were killed, which would stay
+RUNNING for ever. A run carries the process that writes it; the next execution on
 the same machine closes those whose process is gone. Runs of other machines are left alone, for
 nobody here can tell.
 """
 
+import csv
 import fcntl
+import hashlib
+import json
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
 
 from flows.environment import STATE_FOLDER, sqlite_path
+from flows.graph import Stage
+from flows.overlay import PARAMS, flatten
+
+LONGEST_PARAM = 6000
+SOURCE = "download"  # the stage that makes the data
 
 EXPERIMENT = "ovis-dag"
 EXPERIMENT_TAGS = {
@@ -28,18 +38,20 @@ SECONDS_OF_ROUNDING = 2.0  # of a process's start, which psutil derives from the
 
 
 def open_store(root: Path, uri: str) -> tuple[MlflowClient, str]:
-    """Return the store at `uri` and the id of the project's experiment, both made if need be.
-
-    Raises:
-        RuntimeError: the store cannot be reached; the message names it.
-    """
+    """Return the store at `uri` and the id of the project's experiment, both made if need be."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration otherwise
-    with _one_process_at_a_time(root, uri):
-        try:
-            client = MlflowClient(uri)
-            return client, _find_experiment(client, root, uri)
-        except MlflowException as error:
-            raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {error}") from error
+    with _one_process_at_a_time(root, uri), reaching(uri):
+        client = MlflowClient(uri)
+        return client, _find_experiment(client, root, uri)
+
+
+@contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Make what MLflow raises within the block a RuntimeError that names the store."""
+    try:
+        yield
+    except MlflowException as error:
+        raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {error}") from error
 
 
 def _find_experiment(client: MlflowClient, root: Path, uri: str) -> str:
@@ -77,15 +89,11 @@ def process_tag() -> str:
     return f"{socket.gethostname()}/{process.pid}/{process.create_time():.0f}"
 
 
-def close_abandoned(client: MlflowClient, experiment_id: str) -> list[str]:
-    """Mark as KILLED the running runs of dead processes of this machine; return their ids."""
-    running = client.search_runs([experiment_id], "attributes.status = 'RUNNING'")
-    abandoned = [
-        run.info.run_id for run in running if _is_abandoned(run.data.tags.get(PROCESS_TAG, ""))
-    ]
-    for run_id in abandoned:
-        client.set_terminated(run_id, "KILLED")
-    return abandoned
+def close_abandoned(client: MlflowClient, experiment_id: str) -> None:
+    """Mark as KILLED the running runs of dead processes of this machine."""
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        if _is_abandoned(run.data.tags.get(PROCESS_TAG, "")):
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _is_abandoned(tag: str) -> bool:
@@ -99,3 +107,52 @@ def _is_abandoned(tag: str) -> bool:
         return dead or abs(process.create_time() - started) > SECONDS_OF_ROUNDING
     except psutil.NoSuchProcess:
         return True
+
+
+def read_dataset(entry: dict) -> DatasetInput:
+    """Return the data by the hashes that dvc.lock has of them."""
+    hashes = "".join(f"{out['path']} {out['md5']}\n" for out in entry["outs"])
+    digest = hashlib.md5(hashes.encode(), usedforsecurity=False).hexdigest()
+    name = f"data/{SOURCE}"
+    dataset = Dataset(name, digest, source_type="local", source=json.dumps({"uri": name}))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+
+
+def read_params(entry: dict) -> Iterator[tuple[str, str]]:
+    """Yield every leaf of the params in an entry of dvc.lock as dotted key and JSON text."""
+    for key, value in flatten(entry.get("params", {}).get(PARAMS, {}), "."):
+        text = value if isinstance(value, str) else json.dumps(value)
+        yield legal(key), text[:LONGEST_PARAM]
+
+
+def read_metrics(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, float]]:
+    """Yield every number of every JSON metrics file as `<stage>/<nested/key>`."""
+    for stage in stages:
+        for path in stage.metrics:
+            if (root / path).is_file():
+                content = json.loads((root / path).read_text(encoding="utf-8"))
+                for key, value in flatten(content, "/"):
+                    if isinstance(value, int | float):
+                        yield f"{legal(stage.name)}/{legal(key)}", float(value)
+
+
+def read_curves(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, int, float]]:
+    """Yield (key, step, value) of every CSV plot with a `step` column; empty cells are left out."""
+    for stage in stages:
+        for path in stage.plots:
+            if Path(path).suffix != ".csv" or not (root / path).is_file():
+                continue
+            with (root / path).open(newline="", encoding="utf-8") as file:
+                rows = csv.DictReader(file)
+                if "step" not in (rows.fieldnames or ()):
+                    continue
+                for row in rows:
+                    step = int(float(row.pop("step")))
+                    for name, value in row.items():
+                        if value:
+                            yield f"{legal(stage.name)}/curve/{legal(name)}", step, float(value)
+
+
+def legal(name: str) -> str:
+    """Return a name that MLflow accepts: `pseudo_boxes@0` becomes `pseudo_boxes.0`."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "." for c in name)

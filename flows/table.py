@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ PROTOCOLS = ("constrained", "generalized")
 KINDS = {"bbox": "box", "segm": "mask"}
 MISSING = "–"
 LONGEST_NAME = 80
+TITLE = "Results on the test images: AP50 (AP), percent"
 
 
 def align(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
@@ -44,23 +46,20 @@ def plan_table(steps: Sequence[Step]) -> str:
 
 def summarize_plan(steps: Sequence[Step]) -> str:
     """Return one sentence with the number of stages of each status."""
-    counts = {status: sum(step.status is status for step in steps) for status in Status}
-    words = ", ".join(f"{count} {status.value}" for status, count in counts.items() if count)
+    counts = Counter(step.status for step in steps)
+    words = ", ".join(f"{counts[status]} {status.value}" for status in Status if counts[status])
     return f"{len(steps)} stages and shards: {words}"
 
 
 def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
     """Return one line per group of shards: what happened, and the seconds.
 
-    Args:
-        outcomes: of every stage and shard.
-        last: seconds of each stage's last real execution, shown in brackets where it did not run.
+    Those of the last real execution are shown in brackets where a stage did not run.
     """
     rows = [("stage", "outcome", "seconds", "")]
     for group in dict.fromkeys(outcome.group for outcome in outcomes):
         shards = [outcome for outcome in outcomes if outcome.group == group]
-        kinds = [shard.outcome for shard in shards]
-        counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+        counts = Counter(shard.outcome for shard in shards)
         words = ", ".join(f"{n} {kind}" if len(counts) > 1 else kind for kind, n in counts.items())
         ran = any(shard.seconds for shard in shards)
         known = [shard.seconds if ran else last.get(shard.stage, 0.0) for shard in shards]
@@ -87,13 +86,13 @@ def name_execution(steps: Sequence[Step]) -> str:
 
 def describe_execution(root: Path, outcomes: Sequence[Outcome]) -> str:
     """Return markdown on an execution: what ran, the results, and where to look."""
-    kinds = [outcome.outcome for outcome in outcomes]
-    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    kinds = Counter(outcome.outcome for outcome in outcomes)
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     lines = [f"{len(outcomes)} stages and shards: {counts}.", ""]
     lines += [f"- `{o.stage}` failed: {o.message[:200]}" for o in outcomes if o.outcome == "failed"]
     rows = result_rows(read_results(root) or {}, read_supervision(root))
     if rows:
-        lines += ["Results on the test images: AP50 (AP), percent", ""]
+        lines += [TITLE, ""]
         lines += [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]))]
         lines += [f"| {' | '.join(row.values())} |" for row in rows]
         lines += ["", "Predictions: *Artifacts*, `data/evaluation/montage.png`."]
@@ -126,12 +125,7 @@ def read_supervision(root: Path) -> dict[str, str]:
 def result_rows(
     results: dict[str, Any], supervision: Mapping[str, str] | None = None
 ) -> list[dict[str, str]]:
-    """Return one row per model and group of classes, one column per protocol and kind.
-
-    Args:
-        results: the evaluation's metrics.
-        supervision: what each model has learned from.
-    """
+    """Return one row per model and group of classes, one column per protocol and kind."""
     return [
         {
             "model": model,
@@ -160,9 +154,8 @@ def results_table(
         return "\n".join([f"Nothing was measured, says {RESULTS}", *told])
     if not rows:
         return f"No results yet: there is no {RESULTS}"
-    title = "Results on the test images: AP50 (AP), percent"
     table = align([list(rows[0]), *(list(row.values()) for row in rows)], right=range(3, 7))
-    return f"{title}\n{table}"
+    return f"{TITLE}\n{table}"
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

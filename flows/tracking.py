@@ -12,10 +12,9 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from mlflow.entities import Metric, Param, Run, RunTag
@@ -28,11 +27,22 @@ from flows.graph import DagError, Outcome, Stage
 from flows.journal import fingerprint, remember
 from flows.overlay import PARAMS
 from flows.predictor import MODELS, is_complete
-from flows.results import SOURCE, legal, read_curves, read_dataset, read_metrics, read_params
-from flows.store import PROCESS_TAG, close_abandoned, open_store, process_tag
+from flows.store import (
+    PROCESS_TAG,
+    SOURCE,
+    close_abandoned,
+    legal,
+    open_store,
+    process_tag,
+    reaching,
+    read_curves,
+    read_dataset,
+    read_metrics,
+    read_params,
+)
 from flows.table import describe_execution
 
-BATCH_METRICS, BATCH_PARAMS = 1000, 100  # what one request of MLflow may carry
+AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}  # what one request of MLflow may carry
 PARENT_TAG = "mlflow.parentRunId"
 PREFECT_LINK_TAG = "prefect.flow_run_url"
 IMAGES = {".png", ".svg", ".jpg"}
@@ -55,26 +65,21 @@ class Tracking:
     ) -> None:
         """Make the store if there is none, and open a run; call before any stage starts.
 
-        Args:
-            root: of the project.
-            name: of the run; MLflow makes one up if there is none.
-            tags: of the run, from its start on.
-            resume: go on with the last run of this name and tags, if there is one.
+        With `resume`, go on with the last run of this name and tags, if there is one.
 
         Raises:
             RuntimeError: the store cannot be reached; the message names it.
         """
         self._root = root
         self.uri = os.environ["MLFLOW_TRACKING_URI"]
+        tags = tags or {}
         self._client, experiment = open_store(root, self.uri)
-        close_abandoned(self._client, experiment)
-        # Points of a sweep register no model: which one is the candidate is for people to say.
-        self._registers = PARENT_TAG not in (tags or {})
-        run = self._find_run(experiment, name, tags or {}) if resume and name else None
-        run = run or self._client.create_run(experiment, tags=tags, run_name=name)
-        self.run_id = run.info.run_id
-        own = {PROCESS_TAG: process_tag(), **_start_tags(root)}
-        self._client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in own.items()])
+        with reaching(self.uri):
+            close_abandoned(self._client, experiment)
+            run = self._find_run(experiment, name, tags) if resume and name else None
+            run = run or self._client.create_run(experiment, tags=tags, run_name=name)
+            self.run_id = run.info.run_id
+            self._log_tags({PROCESS_TAG: process_tag(), **_start_tags(root)})
         params = root / PARAMS
         self._params_file = params.read_text(encoding="utf-8") if params.is_file() else None
         self._params = dict(run.data.params)  # what the run shows
@@ -85,7 +90,9 @@ class Tracking:
         self._lock = threading.Lock()  # of what is running or ended
         self._wake, self._closing = threading.Event(), False
         self._follower = threading.Thread(target=self._follow, daemon=True)
-        self._link = (tags or {}).get(PREFECT_LINK_TAG)
+        self._link = tags.get(PREFECT_LINK_TAG)
+        # Points of a sweep register no model: which one is the candidate is for people to say.
+        self._registers = PARENT_TAG not in tags
         self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
 
     def __enter__(self) -> Self:
@@ -93,16 +100,12 @@ class Tracking:
         self._follower.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stop_following()
-        if kind is not None:
-            status = "FAILED" if issubclass(kind, Exception) else "KILLED"
-            self._client.set_terminated(self.run_id, status)
+        if error is not None:
+            self._client.set_terminated(
+                self.run_id, "FAILED" if isinstance(error, Exception) else "KILLED"
+            )
 
     def _find_run(self, experiment: str, name: str, tags: dict[str, str]) -> Run | None:
         tags = {"mlflow.runName": name, **tags}
@@ -145,14 +148,14 @@ class Tracking:
         with self._lock:
             ended, running = list(self._ended), dict(self._running)
         if ended:
-            self._show([stage for stage, _ in ended], [outcome for _, outcome in ended])
+            stages, outcomes = map(list, zip(*ended, strict=True))
+            self._show(stages, outcomes)
             with self._lock:
                 self._ended = self._ended[len(ended) :]
-        fresh = [stage for stage, began in running.items() if self._has_new_curve(stage, began)]
-        self._log_curves(fresh)
+        self._log_curves(stage for stage, began in running.items() if self._is_new(stage, began))
 
-    def _has_new_curve(self, stage: Stage, began: float) -> bool:
-        """Say whether the stage has written a curve: before it does, an older one may be there."""
+    def _is_new(self, stage: Stage, began: float) -> bool:
+        """Say whether the stage has written a curve: before, an older one may be there."""
         files = [self._root / path for path in stage.plots if path.endswith(".csv")]
         return any(file.is_file() and file.stat().st_mtime > began for file in files)
 
@@ -163,17 +166,25 @@ class Tracking:
             self._follower.join()
         self._monitor.finish()
 
-    def publish(
-        self,
-        stages: Iterable[Stage],
-        outcomes: Iterable[Outcome],
-    ) -> None:
+    def publish_or_tell(self, stages: Iterable[Stage], outcomes: Iterable[Outcome]) -> None:
+        """Publish, or say that MLflow's server is gone: nothing else is lost by that."""
+        try:
+            self.publish(stages, outcomes)
+        except MlflowException as error:
+            print(
+                f"MLflow at {self.uri} does not have this execution: {str(error).splitlines()[0]}."
+                " Its results are in data/ and dvc.lock, and the same again publishes them",
+                flush=True,
+            )
+
+    def publish(self, stages: Iterable[Stage], outcomes: Iterable[Outcome]) -> None:
         """Show all of a finished execution that is not shown yet, and close the run.
 
         `stages` are those whose files are there; the run is failed if any of `outcomes` is.
         """
         self._stop_following()
         stages, outcomes = list(stages), list(outcomes)
+        lock = fingerprint(self._root)
         failed = any(outcome.outcome == "failed" for outcome in outcomes)
         self._show([stage for stage in stages if stage.name not in self._shown], outcomes)
         if (self._root / "dvc.lock").is_file():
@@ -183,13 +194,13 @@ class Tracking:
         description = describe_execution(self._root, outcomes)
         if self._link:
             description += f"\n\n[Flow run in Prefect]({self._link})"
-        tags = {"dvc.lock.sha256": fingerprint(self._root), "mlflow.note.content": description}
+        tags = {"dvc.lock.sha256": lock, "mlflow.note.content": description}
         if self._registers:
             tags |= self._publish_models(stages, description)
         self._log_tags(tags)
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
         if not failed:
-            remember(self._root, tracked_to=self.uri, fingerprint=fingerprint(self._root))
+            remember(self._root, tracked_to=self.uri, fingerprint=lock)
 
     def _show(self, stages: list[Stage], outcomes: list[Outcome]) -> None:
         """Log params, metrics, curves and images of stages, and how `outcomes` came about."""
@@ -202,16 +213,14 @@ class Tracking:
             for outcome in outcomes
             if outcome.seconds and outcome.stage not in self._shown
         ]
-        self._log_metrics(metrics)
+        self._log("metrics", metrics)
         self._log_curves(stages)
         self._log_files(stages)
         if SOURCE in entries:
             self._client.log_inputs(self.run_id, [read_dataset(entries[SOURCE])])
-        tags = {f"dvc.outcome.{legal(outcome.stage)}": outcome.outcome for outcome in outcomes}
-        for outcome in outcomes:
-            if outcome.made:
-                tags[f"made.{legal(outcome.stage)}"] = json.dumps(outcome.made, sort_keys=True)
-        self._log_tags(tags)
+        tags = {f"dvc.outcome.{legal(o.stage)}": o.outcome for o in outcomes}
+        made = {f"made.{legal(o.stage)}": o.made for o in outcomes if o.made}
+        self._log_tags(tags | {key: json.dumps(own, sort_keys=True) for key, own in made.items()})
         self._shown.update(stage.name for stage in stages)
 
     def _log_params(self, entries: dict[str, dict]) -> None:
@@ -227,8 +236,7 @@ class Tracking:
                     key = f"{legal(name)}/{key}"
                     self._params[key] = value
                 new[key] = value
-        for batch in _batches([Param(*param) for param in new.items()], BATCH_PARAMS):
-            self._client.log_batch(self.run_id, params=batch)
+        self._log("params", [Param(*param) for param in new.items()])
 
     def _log_curves(self, stages: Iterable[Stage]) -> None:
         """Log what the curves of stages have behind the last step that is shown."""
@@ -238,16 +246,16 @@ class Tracking:
             if step > self._steps.get(key, -1)
         ]
         now = int(time.time() * 1000)
-        self._log_metrics([Metric(key, value, now, step) for key, step, value in points])
+        self._log("metrics", [Metric(key, value, now, step) for key, step, value in points])
         self._steps.update((key, step) for key, step, _ in points)
 
-    def _log_metrics(self, metrics: list[Metric]) -> None:
-        for batch in _batches(metrics, BATCH_METRICS):
-            self._client.log_batch(self.run_id, metrics=batch)
-
     def _log_tags(self, tags: dict[str, str]) -> None:
-        for batch in _batches([RunTag(*tag) for tag in tags.items()], BATCH_PARAMS):
-            self._client.log_batch(self.run_id, tags=batch)
+        self._log("tags", [RunTag(*tag) for tag in tags.items()])
+
+    def _log(self, kind: str, entities: list) -> None:
+        for start in range(0, len(entities), AT_ONCE[kind]):
+            batch = entities[start : start + AT_ONCE[kind]]
+            self._client.log_batch(self.run_id, **{kind: batch})
 
     def _publish_models(self, stages: list[Stage], description: str) -> dict[str, str]:
         """Register the detectors among what these stages made; return tags with their URIs."""
@@ -263,11 +271,7 @@ class Tracking:
 
     def _log_files(self, stages: list[Stage]) -> None:
         for stage in stages:
-            seen = [
-                path
-                for path in stage.outputs
-                if Path(path).suffix in IMAGES or Path(path).name == REPORT
-            ]
+            seen = [p for p in stage.outputs if Path(p).suffix in IMAGES or Path(p).name == REPORT]
             for path in dict.fromkeys((*stage.metrics, *stage.plots, *seen)):
                 if (self._root / path).is_file():
                     folder = Path(path).parent.as_posix()
@@ -285,8 +289,3 @@ def _start_tags(root: Path) -> dict[str, str]:
         tags["mlflow.source.git.commit"] = git(root, "rev-parse", "HEAD")
         tags["git.uncommitted"] = str(bool(git(root, "status", "--porcelain"))).lower()
     return tags
-
-
-def _batches(items: list, size: int) -> Iterator[list]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from predict.images import Found, decode_images, find_images
 from predict.overlay import draw_overlay, overlay_name, write_overlay
+from stages.common.formats.image_files import ImageFiles
 from stages.common.runtime.devices import compute_device
 from stages.common.runtime.progress import track
 from stages.common.runtime.storage import write_json
@@ -31,7 +32,7 @@ NAMED = 5  # files that a message lists
 
 
 def main() -> int:
-    """Run the command; return 0, or 1 if no image could be read, or 2 for wrong input."""
+    """Run the command; return 0, 1 if nothing could be read or written, or 2 for wrong input."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII only
     options = _read_arguments()
@@ -48,7 +49,17 @@ def main() -> int:
         return 2
     for name, words in unknown.items():
         print(f"predict: '{name}': unknown to the model: {', '.join(words)}", file=sys.stderr)
+    try:
+        return _find_all(predictor, names, files, options)
+    except OSError as error:  # the disk is full, say
+        print(f"predict: {error}", file=sys.stderr)
+        return 1
 
+
+def _find_all(
+    predictor: Predictor, names: list[str], files: ImageFiles, options: argparse.Namespace
+) -> int:
+    """Write what is found in all images; return 0, or 1 if none could be read."""
     broken: dict[str, str] = {}
     content: dict[str, list] = {
         "images": [],

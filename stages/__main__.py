@@ -18,6 +18,9 @@ from pathlib import Path
 from stages.guard import LOCK, changes, find_declared, other_packages
 
 STAGE = "DVC_STAGE"  # which DVC sets for its commands
+# How often a waiting thread of torch looks before it gives its core up (GNU OpenMP). By default it
+# never does, and two trainings on two cores take twice as long as one after the other.
+SPINS = ("GOMP_SPINCOUNT", "1000")
 RECEIPT = "OVIS_RECEIPT"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -31,6 +34,7 @@ def main(package: str = "stages") -> None:
     if len(sys.argv) < 2:
         raise SystemExit(f"usage: python -m {package} <stage> [its arguments]")
     name, stage = f"{package}.{sys.argv.pop(1)}", os.environ.get(STAGE)
+    os.environ.setdefault(*SPINS)  # read when torch is imported
     if stage is None:
         _run(name)
         return

@@ -16,6 +16,7 @@ from stages.common.runtime.hub import find_hub_file
 from stages.common.runtime.params import (
     PARAMS_FILE,
     Section,
+    environment_number,
     read_exactness,
     read_params,
     read_section,
@@ -24,6 +25,7 @@ from stages.common.runtime.params import (
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("stages", "comparators")
+NUMBERS = ("OVIS_WORKERS", "OVIS_THREADS", "OVIS_PROCESSES", "OVIS_MICRO_BATCH")
 
 
 def section_model(name: str) -> type[Section]:
@@ -51,10 +53,8 @@ def _problems(check: Callable[[], object]) -> list[str]:
 
 def _check_environment(path: Path) -> None:
     """Check the variables that the stages will read, without torch where there is none of them."""
-    if "OVIS_WORKERS" in os.environ:
-        from stages.common.runtime.parallel import num_workers
-
-        num_workers()
+    for name in NUMBERS:
+        environment_number(name)
     if "DEVICE" in os.environ:
         from stages.common.runtime.devices import choose_device
 

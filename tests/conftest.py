@@ -11,6 +11,9 @@ from hypothesis import settings
 # Two workers with two threads each would fight for two cores. Before torch is imported.
 os.environ.setdefault("OVIS_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A thread of torch that waits for the others spins, and takes the core that these need: on a loaded
+# machine, tests with several threads take two to three times as long.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from flows.server import LocalServer
 from tests.support.process_state import State, changes, read_state, seed_torch, write_state

@@ -9,10 +9,10 @@ import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
+from claims.readme import pages, place, reruns, reruns_table
 from flows.dvc.project import load_graph
-from flows.graph import Graph, overlap, reruns, reruns_table
+from flows.graph import Graph, overlap
 from flows.overlay import apply_overlay
-from flows.readme import pages, place
 from stages.detector.params import ANNOTATIONS, TRUTH
 from stages.guard import find_declared
 from tests.support.closure import (
@@ -182,22 +182,11 @@ def test_nothing_turns_the_run_cache_off(content):
 def test_empty_init_files():
     full = [
         path.relative_to(ROOT).as_posix()
-        for folder in ("comparators", "fetch", "flows", "predict", "stages")
+        for folder in ("claims", "comparators", "fetch", "flows", "predict", "stages")
         for path in (ROOT / folder).rglob("__init__.py")
         if path.read_text().strip()
     ]
     assert full == []
-
-
-def test_slow_imports_wait_until_they_are_needed():
-    """The default experiment needs no transformers, which takes seconds to import."""
-    early = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "stages").rglob("*.py")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.Import | ast.ImportFrom) and "transformers" in ast.unparse(node)
-    }
-    assert early == set()
 
 
 def test_layers_of_imports(monkeypatch, capsys):

@@ -11,8 +11,8 @@ import pytest
 from markdown.extensions.toc import slugify
 from ruamel.yaml import YAML
 
+from claims.readme import TABLES, pages, place
 from flows.cli import app, main
-from flows.readme import TABLES, pages, place
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -27,6 +27,7 @@ FOLDERS = (
     "fetch",
     "predict",
     "flows",
+    "claims",
     "experiments",
     "benchmarks",
     "deploy",
@@ -41,7 +42,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PATH = re.compile(rf"(?<![\w./~-])((?:{'|'.join(FOLDERS)})/[\w./<>*-]*)")
 ROOT_FILE = re.compile(r"(?<![\w./-])([\w-]+\.(?:yaml|lock|toml))(?![\w/])")
 PARAM = re.compile(rf"(?<![\w./-])((?:{'|'.join(PARAMS)})(?:\.[a-z_]\w*)+)(?![\w(/])")
-MODULE = re.compile(r"-m ((?:stages|comparators|fetch|predict|flows|benchmarks|tests)[\w.]*)")
+MODULE = re.compile(rf"-m ((?:{'|'.join(FOLDERS)})[\w.]*)")
 VARIABLE = re.compile(r"\b(OVIS_[A-Z_]+|DEVICE)\b")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 

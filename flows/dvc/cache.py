@@ -22,13 +22,8 @@ SECONDS_OF_YOUTH = 3600.0  # within which somebody may be about to use or push i
 def free_cache(clone: Path, workspaces: Iterable[Path], wanted: float) -> int:
     """Delete files of the clone's cache, the least recently used first, and return their bytes.
 
-    Only those that the remote has, in their full size, and that no workspace records and no output
-    in the clone itself is.
-
-    Args:
-        clone: whose cache it is.
-        workspaces: projects that share the cache.
-        wanted: bytes after which to stop.
+    Only those that the remote has, in their full size, and that none of the workspaces, which share
+    the cache, records and no output in the clone itself is; until so many bytes are free.
 
     Raises:
         DagError: the cache is outside the clone, so others may use it; or there is no remote.
@@ -39,17 +34,16 @@ def free_cache(clone: Path, workspaces: Iterable[Path], wanted: float) -> int:
         if not cache.resolve().is_relative_to(clone.resolve()):
             raise DagError(f"{cache} may be in use by other clones; free it by hand")
         used = set(_used(clone, workspaces, cache))
-        files = sorted(cache.glob("[0-9a-f][0-9a-f]/*"), key=_last_use)
+        files = [(file, file.stat()) for file in cache.glob("[0-9a-f][0-9a-f]/*")]
         freed = 0
-        for file in files:
+        for file, facts in sorted(files, key=lambda own: max(own[1].st_atime, own[1].st_ctime)):
+            name, young = file.parent.name + file.name, time.time() - SECONDS_OF_YOUTH
             if freed >= wanted:
                 break
-            status, name = file.stat(), file.parent.name + file.name
-            if name in used or status.st_ctime > time.time() - SECONDS_OF_YOUTH:
+            if name in used or facts.st_ctime > young or not _has(remote, name, facts.st_size):
                 continue
-            if _has(remote, name, status.st_size):
-                file.unlink()
-                freed += status.st_size
+            file.unlink()
+            freed += facts.st_size
         return freed
 
 
@@ -69,11 +63,6 @@ def _locks(root: Path) -> Iterator[str]:
     for path in (root / "dvc.lock", *root.glob("*/dvc.lock")):
         if path.is_file():
             yield path.read_text(encoding="utf-8")
-
-
-def _last_use(file: Path) -> float:
-    status = file.stat()
-    return max(status.st_atime, status.st_ctime)
 
 
 def _has(remote: Any, name: str, size: int) -> bool:

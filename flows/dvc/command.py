@@ -28,7 +28,8 @@ from typing import NoReturn
 
 import psutil
 
-STOP_ORPHANS = "OVIS_STOP_ORPHANS"
+from flows.environment import STOP_ORPHANS
+
 LOST = -signal.SIGKILL  # exit code of a command whose end nobody saw
 # What `dvc repro` imports on its way, beside what these import themselves.
 LOADED = (
@@ -73,16 +74,10 @@ def run(
     log: Path,
     given: int | None = None,
 ) -> Command:
-    """Start `dvc <arguments>` and return when it runs.
+    """Start `dvc <arguments>` in the folder, with all of this environment, and return when it runs.
 
-    Args:
-        arguments: of the command line.
-        folder: to run in.
-        environment: of the command, all of it.
-        output: existing file that gets what it prints.
-        log: as for `load`.
-        given: descriptor of an empty file that takes the place of /dev/null as its standard input,
-            which is all that DVC hands on to what it runs.
+    The existing file `output` gets what it prints. `given` is the descriptor of an empty file that
+    takes the place of /dev/null as standard input, which is all that DVC hands on to what it runs.
     """
     ours, theirs = socket.socketpair()
     request = json.dumps([list(arguments), str(folder), environment]).encode()

@@ -6,7 +6,7 @@ then does.
 """
 
 import os
-from collections.abc import Iterator
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,40 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
-from flows.dvc.project import ParamsFiles, is_params, locked_repo, read_graph
-from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, STATES, Stage, Status, Step, overlap, select
+from flows.dvc.project import is_params, locked_repo, read_graph
+from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, Stage, Status, Step, overlap, select
 from flows.overlay import flatten
 
 SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
+
+
+class ParamsFiles:
+    """The values of params files, each parsed once; DVC parses them for every stage that reads.
+
+    Nothing may change while this is used.
+    """
+
+    def __init__(self) -> None:
+        self._contents: dict[str, Any] = {}
+
+    def read(self, dep: Any) -> dict[str, Any]:
+        """Return those keys of the dependency that are there, as its `read_params` does."""
+        if dep.fs_path not in self._contents:
+            whole = copy(dep)
+            whole.params = []
+            self._contents[dep.fs_path] = whole.read_params()
+        content = self._contents[dep.fs_path]
+        if not dep.params:
+            return content
+        found = {}
+        for key in dep.params:
+            inner = content
+            for part in key.split("."):
+                if not isinstance(inner, dict) or part not in inner:
+                    return dep.read_params()  # it is missing, or a pattern of DVC's
+                inner = inner[part]
+            found[key] = inner
+        return found
 
 
 class Files:
@@ -34,10 +63,9 @@ class Files:
     """
 
     def __init__(self) -> None:
-        """Begin with nothing that will be restored."""
+        self.params = ParamsFiles()
         self._coming: dict[str, HashInfo] = {}
         self._folders: set[str] = set()
-        self._params = ParamsFiles()
         self._now: dict[tuple[str, ...], HashInfo | None] = {}
 
     def restore(self, hashes: dict[str, HashInfo]) -> None:
@@ -71,30 +99,17 @@ class Files:
         """Return the hash of a file, folder or params as they are; None if they are missing."""
         question = (dep.fs_path, *(dep.params if is_params(dep) else ()))
         if question not in self._now:
-            self._now[question] = self._hash(dep)
+            values = self.params.read(dep) if is_params(dep) else {}
+            if is_params(dep) and all(key in values for key in dep.params):
+                # As DVC keeps them
+                self._now[question] = HashInfo(dep.PARAM_PARAMS, values)  # type: ignore[arg-type]
+            else:  # of params that are not there it raises
+                self._now[question] = dep.get_hash() if dep.exists else None
         return self._now[question]
-
-    def _hash(self, dep: Any) -> HashInfo | None:
-        if is_params(dep):
-            values = self.params(dep)
-            known = all(key in values for key in dep.params)
-            if not known:
-                return dep.get_hash()  # which raises
-            return HashInfo(dep.PARAM_PARAMS, values)  # type: ignore[arg-type]  # as DVC keeps them
-        return dep.get_hash() if dep.exists else None
-
-    def params(self, dep: Any) -> dict[str, Any]:
-        """Return those keys of a params file that the dependency is on and that are there."""
-        return self._params.read(dep)
 
 
 def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
-    """Return what the next execution will do, stage by stage, without running anything.
-
-    Raises:
-        DagError: as for `load_graph`.
-        ValueError: there is no such target.
-    """
+    """Return what the next execution will do, stage by stage; raises as `load_graph`."""
     with locked_repo(root) as repo:
         graph, originals = read_graph(repo, root)
         planned: dict[str, Step] = {}
@@ -118,7 +133,7 @@ def _plan_stage(
         return Step(stage, Status.MUST_RUN if changed else Status.UP_TO_DATE, changed)
 
     before = _changes_upstream(original, files)
-    after = list(_changes_of_outputs(original))
+    after = _changes_of_outputs(original)
     if not before and not after:
         return Step(stage, Status.UP_TO_DATE)
     restored = _find_restored(repo, original, files, unchanged=not before)
@@ -154,7 +169,7 @@ def _changes_upstream(original: DvcStage, files: Files) -> list[str]:
 def _changes_of_params(dep: Any, files: Files) -> list[str]:
     if not dep.exists or dep.hash_info.value is None:
         return [f"{dep.def_path} {_plain(state)}" for state in dep.status().values()]
-    before, now = dep.hash_info.value, files.params(dep)
+    before, now = dep.hash_info.value, files.params.read(dep)
     listed = dep.params or {**before, **now}
     changed = [k for k in listed if k not in now or k not in before or now[k] != before[k]]
     if not changed:
@@ -168,14 +183,13 @@ def _changes_of_params(dep: Any, files: Files) -> list[str]:
     return words
 
 
-def _changes_of_outputs(original: DvcStage) -> Iterator[str]:
-    for out in original.outs:
-        for state in out.status().values():
-            yield f"{out.def_path} {_plain(state)}"
+def _changes_of_outputs(original: DvcStage) -> list[str]:
+    return [f"{out.def_path} {_plain(s)}" for out in original.outs for s in out.status().values()]
 
 
 def _plain(state: str) -> str:
-    return STATES.get(state, f"is {state}")
+    words = {"deleted": "is missing", "new": "is new", "modified": "changed"}
+    return words.get(state, f"is {state}")
 
 
 def _find_restored(

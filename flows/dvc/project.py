@@ -2,13 +2,15 @@
 
 Only flows/dvc imports DVC. Nothing under `dvc.repo` is a public API, so pyproject.toml pins the
 version, and tests/flows/dvc/test_dvc_contract.py names what is used of it.
+
+A function here raises DagError if the folder is no DVC project, dvc.yaml or params.yaml cannot be
+read, or DVC fails; and ValueError if there is no such target.
 """
 
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +19,23 @@ from dvc.exceptions import DvcException, NotDvcRepoError
 from dvc.repo import Repo, lock_repo
 from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
-from dvc_data.hashfile.meta import Meta
 
 from flows.graph import DagError, Graph, Stage, select
-from flows.overlay import flatten
 from flows.params_file import check_params
 
 ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
-LOST_PARAMS = {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
 IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for
 
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
-    """Return the stages of dvc.yaml, or the targets with their upstream, in order of execution.
-
-    Raises:
-        DagError: `root` is no DVC project, or dvc.yaml or params.yaml cannot be read.
-        ValueError: there is no such target.
-    """
+    """Return the stages of dvc.yaml, or the targets with their upstream, in order of execution."""
     with locked_repo(root) as repo:
         graph, _ = read_graph(repo, root)
         return select(graph, targets)
 
 
 def share_cache(root: Path, folder: Path) -> None:
-    """Give the project at `folder`, a worktree of that at `root`, its cache and local settings.
-
-    Raises:
-        DagError: one of them is no DVC project.
-    """
+    """Give the project at `folder`, a worktree of that at `root`, its cache and local settings."""
     with (
         open_repo(root) as source,
         open_repo(folder) as repo,
@@ -59,11 +49,7 @@ def share_cache(root: Path, folder: Path) -> None:
 
 @contextmanager
 def open_repo(root: Path) -> Iterator[Repo]:
-    """Give DVC's own view of the project at `root`; waits for DVC's locks.
-
-    Raises:
-        DagError: `root` is no DVC project, or DVC fails within the block.
-    """
+    """Give DVC's own view of the project at `root`; waits for DVC's locks."""
     try:
         with Repo(str(root), _wait_for_lock=True) as repo:
             if Path(repo.root_dir).resolve() != root.resolve():
@@ -80,11 +66,7 @@ def open_repo(root: Path) -> Iterator[Repo]:
 
 @contextmanager
 def locked_repo(root: Path) -> Iterator[Repo]:
-    """As `open_repo`; within the block no command of DVC writes dvc.lock.
-
-    Raises:
-        DagError: as for `open_repo`.
-    """
+    """As `open_repo`; within the block no command of DVC writes dvc.lock."""
     with open_repo(root) as repo, lock(repo):
         yield repo
 
@@ -101,18 +83,13 @@ def _message(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
         causes.append(str(error))
-    return ": ".join(dict.fromkeys(cause for cause in causes if cause))
+    return " ".join(": ".join(dict.fromkeys(cause for cause in causes if cause)).split())
 
 
 def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
-    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages.
-
-    Raises:
-        DagError: params.yaml is not what the stages read.
-    """
+    """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages."""
     check_params(root)
     edges = repo.index.graph  # an edge goes from a stage to its dependency
-    _refuse_lost_params(repo)
     originals = {_name(original): original for original in nx.dfs_postorder_nodes(edges)}
     graph = {
         name: _convert(original, root, sorted(map(_name, edges.successors(original))))
@@ -122,71 +99,23 @@ def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
 
 
 def load_stage(repo: Repo, root: Path, name: str) -> DvcStage:
-    """Return DVC's own stage of a name in the graph; the others are not looked at.
-
-    Raises:
-        DagError: there is none.
-    """
+    """Return DVC's own stage of a name in the graph; the others are not looked at."""
     file, short = split_name(name)
     try:
-        return repo.stage.load_one(str(root / file), short)
+        return repo.stage.load_one(str(root / file), short or None)
     except DvcException as error:
         raise DagError(f"{root}: there is no stage '{name}': {error}") from error
 
 
-def split_name(name: str) -> tuple[str, str | None]:
-    """Return the file of a stage relative to the root, and its name there."""
+def split_name(name: str) -> tuple[str, str]:
+    """Return the file of a stage relative to the root, and its name there; a .dvc file has none."""
     file, _, short = name.rpartition(":")
-    return (name, None) if name.endswith(".dvc") else (file or "dvc.yaml", short)
+    return (name, "") if name.endswith(".dvc") else (file or "dvc.yaml", short)
 
 
 def is_params(dep: Any) -> bool:
     """Say whether a dependency is keys of a params file."""
     return hasattr(dep, "params")
-
-
-class ParamsFiles:
-    """The values of params files, each parsed once; DVC parses them for every stage that reads."""
-
-    def __init__(self) -> None:
-        """Begin with none; nothing may change while this is used."""
-        self._contents: dict[str, Any] = {}
-
-    def read(self, dep: Any) -> dict[str, Any]:
-        """Return those keys of the dependency that are there, as its `read_params` does."""
-        if dep.fs_path not in self._contents:
-            whole = copy(dep)
-            whole.params = []
-            self._contents[dep.fs_path] = whole.read_params()
-        content = self._contents[dep.fs_path]
-        if not dep.params:
-            return content
-        found = {}
-        for key in dep.params:
-            inner = content
-            for part in key.split("."):
-                if not isinstance(inner, dict) or part not in inner:
-                    return dep.read_params()  # it is missing, or a pattern of DVC's
-                inner = inner[part]
-            found[key] = inner
-        return found
-
-
-def _refuse_lost_params(repo: Repo) -> None:
-    """Raise if a param has a name that DVC 3.67 leaves out of the run cache's key, at any depth.
-
-    `_get_cache_hash` drops the size and number of files of data, and with them every param of that
-    name: a changed `download.size` would bring the old result back.
-    """
-    deps = [dep for stage in repo.index.stages for dep in stage.deps if is_params(dep)]
-    files = ParamsFiles()
-    for dep in {(dep.fs_path, *dep.params): dep for dep in deps}.values():
-        for key, _ in flatten(files.read(dep), "."):
-            if LOST_PARAMS.intersection(key.split(".")):
-                raise DagError(
-                    f"{dep.def_path}: {key}: DVC's run cache does not see params called "
-                    f"{' or '.join(sorted(LOST_PARAMS))}; give it another name"
-                )
 
 
 def _name(original: DvcStage) -> str:
@@ -201,20 +130,31 @@ def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
     def relative(item: Any) -> str:
         return Path(os.path.relpath(item.fs_path, root)).as_posix()
 
-    meta = original.meta or {}
     name = _name(original)
+    meta = original.meta or {}
+    if not isinstance(meta, dict):
+        raise DagError(f"dvc.yaml: {name}: meta: expected a mapping, found {meta!r}")
     return Stage(
         name=name,
         group=name.split("@")[0],
         command=str(original.cmd or ""),
-        description=original.desc or "",
         needs=tuple(needs),
         inputs=tuple(relative(dep) for dep in original.deps if not is_params(dep)),
         params=tuple(key for dep in original.deps if is_params(dep) for key in dep.params),
         outputs=tuple(relative(out) for out in original.outs),
         metrics=tuple(relative(out) for out in original.outs if out.metric),
         plots=tuple(relative(out) for out in original.outs if out.plot),
-        cores=int(meta.get("cores", 1)),
+        cores=_count(meta, "cores", 1, name),
         pool=str(meta.get("pool", "cpu")),
-        gpus=int(meta.get("gpus", 0)),
+        gpus=_count(meta, "gpus", 0, name),
     )
+
+
+def _count(meta: dict[str, Any], key: str, least: int, name: str) -> int:
+    """Return how many of something a stage takes; `least`, if it does not say."""
+    text = str(meta.get(key, least))
+    if not text.isdecimal() or int(text) < least:
+        raise DagError(
+            f"dvc.yaml: {name}: meta.{key}: expected a whole number >= {least}, found {text}"
+        )
+    return int(text)

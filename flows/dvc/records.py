@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def recorded(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
     Only the entries asked for are parsed: the whole file takes seconds.
     """
-    files: dict[str, dict[str | None, str]] = {}
+    files: dict[str, dict[str, str]] = {}
     for name in names:
         file, short = split_name(name)
         files.setdefault(file, {})[short] = name
@@ -64,12 +65,9 @@ def _read(lock: Path) -> str:
 
 
 def late_changes(root: Path, name: str, inputs: dict[str, Any]) -> list[str]:
-    """Return in words what DVC recorded otherwise than the stage read it.
+    """Return in words what DVC recorded otherwise than an executed stage read it.
 
-    Args:
-        root: of the project.
-        name: of the stage, which was executed.
-        inputs: what it read, `stages.guard.Inputs` as JSON.
+    `inputs` is what it read, `stages.guard.Inputs` as JSON.
     """
     moved = {path: fact[3] for path, fact in inputs["files"].items() if _moved(root / path, fact)}
     entry = recorded(root, [name]).get(name) if moved else None
@@ -116,18 +114,19 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
         copies = {out.def_path: dict(_copies(out)) for out in outs}
         files = {path: info.value for out in outs for path, info in files_of(out).items()}
         there = {path for out in outs for path in repo.dvcignore.find(repo.fs, out.fs_path)}
+    shown = partial(os.path.relpath, start=root)
     hashes: dict[tuple[int, int], str] = {}  # by inode: a hard link is the cache's copy itself
-    found = [f"{_shown(path, root)} is not in dvc.lock" for path in sorted(there - files.keys())]
+    found = [f"{shown(path)} is not in dvc.lock" for path in sorted(there - files.keys())]
     for path, md5 in files.items():
         if not Path(path).is_file():
-            found.append(f"{_shown(path, root)} is missing; `dvc checkout` brings it back")
+            found.append(f"{shown(path)} is missing; `dvc checkout` brings it back")
         elif _md5(path, hashes) != md5:
-            found.append(f"{_shown(path, root)} is not what dvc.lock says")
+            found.append(f"{shown(path)} is not what dvc.lock says")
     for name, own in copies.items():
         for path, md5 in own.items():
             if Path(path).is_file() and _md5(path, hashes) != md5:
                 found.append(
-                    f"{_shown(path, root)}, the cache's copy of {name} or a file in it, is damaged;"
+                    f"{shown(path)}, the cache's copy of {name} or a file in it, is damaged;"
                     " delete it, and `make repro` makes it again"
                 )
     return len(outs), found
@@ -137,10 +136,6 @@ def _copies(out: Any) -> Iterator[tuple[str, str]]:
     """Yield (path, MD5) of what the cache has of an output; of a folder also its list of files."""
     for info in (out.hash_info, *files_of(out).values()):
         yield out.cache.oid_to_path(info.value), info.value.removesuffix(".dir")
-
-
-def _shown(path: str, root: Path) -> str:
-    return os.path.relpath(path, root)
 
 
 def _md5(path: str, known: dict[tuple[int, int], str]) -> str:

@@ -3,12 +3,15 @@
 `dvc push --run-cache` and `dvc repro --pull` copy every entry that there is, each time, and
 `repro --pull` executes what it cannot find; these functions move one stage's and never run
 anything. tests/flows/dvc/test_remote.py holds them to what `dvc repro` then does.
+
+They raise RemoteError if the remote cannot be used, and DagError if the project has none, or no
+such stage, an input is missing, or DVC keeps no run of the stage.
 """
 
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,12 +38,7 @@ class RemoteError(RuntimeError):
 
 
 def check_remote(root: Path) -> str:
-    """Return the address of the project's default remote, after a test of writing to it.
-
-    Raises:
-        DagError: the project has no default remote.
-        RemoteError: it cannot be reached or written, or its folder or bucket is not there.
-    """
+    """Return the address of the project's default remote, after a test of writing to it."""
     with open_remote(root) as (_, remote):
         probe = remote.fs.join(remote.path, f".probe-{uuid.uuid4().hex}")
         remote.fs.fs.pipe_file(probe, b"ovis-dag")
@@ -49,11 +47,7 @@ def check_remote(root: Path) -> str:
 
 
 def has_remote(root: Path) -> bool:
-    """Say whether the project has a default remote, which may be away.
-
-    Raises:
-        DagError: `root` is no DVC project.
-    """
+    """Say whether the project has a default remote, which may be away."""
     with open_repo(root) as repo:
         return bool(repo.config["core"].get("remote"))
 
@@ -63,9 +57,6 @@ def result_key(root: Path, name: str) -> str:
 
     It covers command, params, the content of all inputs and the names of outputs, so machines that
     agree on it make the same thing.
-
-    Raises:
-        DagError: there is no such stage, an input is missing, or DVC cannot cache the stage.
     """
     with locked_repo(root) as repo:
         return _key(load_stage(repo, root, name))
@@ -75,10 +66,6 @@ def fetch_result(root: Path, name: str) -> bool:
     """Bring the result of this stage for its present inputs into the local cache.
 
     Returns whether it is there, so that `dvc repro -s` will restore it and run nothing.
-
-    Raises:
-        DagError: as `result_key`.
-        RemoteError: the remote failed.
     """
     with open_remote(root) as (repo, remote):
         with lock(repo):
@@ -98,43 +85,24 @@ def fetch_result(root: Path, name: str) -> bool:
         return stage.outs_cached()
 
 
-def push_result(root: Path, name: str) -> None:
+def push_result(root: Path, name: str, as_input: bool = False) -> None:
     """Push what this stage made, then its run-cache entry, so that no entry is without its data.
 
-    Raises:
-        RemoteError: the remote failed.
+    As an input of other stages it needs no entry.
     """
     with open_remote(root) as (repo, remote):
         with lock(repo):
             stage = load_stage(repo, root, name)
-            key = _key(stage)
-        _push_outputs(stage)
-        _copy_entries(key, repo.cache.legacy, remote.legacy_odb)
-
-
-def push_outputs(root: Path, names: Iterable[str]) -> None:
-    """Push what these stages made, by dvc.lock, as input of others.
-
-    Raises:
-        RemoteError: the remote failed, or an output is not in the local cache.
-    """
-    for name in names:
-        with open_remote(root) as (repo, _):
-            with lock(repo):
-                stage = load_stage(repo, root, name)
-            _push_outputs(stage)
+            key = None if as_input else _key(stage)
+        if not stage.outs_cached():
+            raise RemoteError(f"{name}: its outputs are not in the cache; run `dvc checkout`")
+        _move(repo.cloud.push, stage)
+        if key:
+            _copy_entries(key, repo.cache.legacy, remote.legacy_odb)
 
 
 def pull_inputs(root: Path, targets: list[str]) -> None:
-    """Bring files that dvc.lock has the hashes of into cache and workspace; no others.
-
-    Args:
-        root: the project.
-        targets: paths of outputs, or of files inside them, relative to `root`.
-
-    Raises:
-        RemoteError: the remote failed, or does not have one of them.
-    """
+    """Bring outputs, or files inside them, by their hashes in dvc.lock into cache and workspace."""
     if targets:
         with open_remote(root) as (repo, _):
             repo.pull([str(root / target) for target in targets])
@@ -147,10 +115,7 @@ def with_patience(
 ) -> Result:
     """Return what `action` returns; try it again while the remote fails, but not for ever.
 
-    Args:
-        action: what to do.
-        log: gets a line for each failure.
-        sleep: waits so many seconds; may raise to end the waiting.
+    `sleep` may raise to end the waiting.
 
     Raises:
         RemoteError: it failed for OVIS_PATIENCE seconds.
@@ -170,12 +135,7 @@ def with_patience(
 
 @contextmanager
 def open_remote(root: Path) -> Iterator[tuple[Repo, Any]]:
-    """Give DVC's view of a project, and its default remote, which is there.
-
-    Raises:
-        DagError: the project has no default remote.
-        RemoteError: it cannot be reached, or fails within the block.
-    """
+    """Give DVC's view of a project, and its default remote, which is there."""
     with open_repo(root) as repo:
         try:
             remote = repo.cloud.get_remote()
@@ -219,12 +179,6 @@ def _key(stage: DvcStage) -> str:
     if not _can_hash(stage):
         raise DagError(f"{stage.name}: DVC keeps no run of it, so another machine cannot run it")
     return _get_stage_hash(stage)
-
-
-def _push_outputs(stage: DvcStage) -> None:
-    if not stage.outs_cached():
-        raise RemoteError(f"{stage.name}: its outputs are not in the cache; run `dvc checkout`")
-    _move(stage.repo.cloud.push, stage)
 
 
 def _move(push_or_pull: Any, stage: DvcStage) -> None:

@@ -3,7 +3,7 @@
 A stage keeps its points in .resume (stages/common/runtime/checkpoints.py), which a worker links to
 a folder of its own per result. The remote has them under resume/<key of the result>: files named by
 their hash, then an index of them, so that whoever reads gets a whole point or none. All of it may
-be deleted at any time; trainings then begin anew.
+be deleted at any time; trainings then begin anew. All methods raise RemoteError if it fails.
 """
 
 import hashlib
@@ -36,11 +36,7 @@ class ResumePoint:
         self._pushed: dict[str, tuple[int, int]] = {}  # size and time of change
 
     def pull(self, log: Callable[[str], None]) -> None:
-        """Bring the remote's point here, unless what is here went on from it.
-
-        Raises:
-            RemoteError: the remote failed.
-        """
+        """Bring the remote's point here, unless what is here went on from it."""
         with open_remote(self._root) as (_, remote):
             index = _read(remote, self._place(remote, INDEX))
             if not index or (self._index.is_file() and self._index.read_bytes() == index):
@@ -63,11 +59,7 @@ class ResumePoint:
             log("goes on from the resume point of another start")
 
     def push(self, log: Callable[[str], None]) -> None:
-        """Bring the point to the remote if it changed since the last time.
-
-        Raises:
-            RemoteError: the remote failed.
-        """
+        """Bring the point to the remote if it changed since the last time."""
         files = {
             path.relative_to(self._folder).as_posix(): path for path in self._folder.glob("*/*")
         }
@@ -103,15 +95,7 @@ class ResumePoint:
                     remote.fs.remove(path)
 
     def count_start(self, run: str, start: int) -> int:
-        """Return how many starts of a run, up to this one, had no other point than this has.
-
-        Args:
-            run: whose starts are counted.
-            start: number of this one, from 1 on.
-
-        Raises:
-            RemoteError: the remote failed.
-        """
+        """Return how many of a run's starts, up to this one, had no other point than this has."""
         point = hashlib.md5(self._index.read_bytes()).hexdigest() if self._index.is_file() else ""
         if start == 1 and not point:
             return 1
@@ -127,11 +111,7 @@ class ResumePoint:
         return start - since + 1
 
     def remove(self) -> None:
-        """Forget the point here and on the remote: the stage is done.
-
-        Raises:
-            RemoteError: the remote failed.
-        """
+        """Forget the point here and on the remote: the stage is done."""
         shutil.rmtree(self._folder, ignore_errors=True)
         with open_remote(self._root) as (_, remote):
             if remote.fs.exists(place := self._place(remote)):

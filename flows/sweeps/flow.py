@@ -8,7 +8,8 @@ experiment and as an MLflow run.
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -19,15 +20,14 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.dvc.records import sort_lock
-from flows.flow import open_place, outcome_of, run_stage
-from flows.git import git
-from flows.graph import Outcome, Status
-from flows.place import Place, interruptible
-from flows.results import read_metrics
-from flows.sweeps.plan import PlannedPoint, plan_sweep
+from flows.flow import open_place, submit, wait_for
+from flows.git import GitError, git
+from flows.graph import Outcome
+from flows.place import interruptible
+from flows.store import read_metrics
+from flows.sweeps.plan import PlannedPoint, plan_sweep, results_folder
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result, write_report, write_results
-from flows.sweeps.worktrees import results_folder
 from flows.tracking import PARENT_TAG, Tracking
 
 
@@ -44,10 +44,6 @@ def sweep(
 
     Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
     state carries the list of `Result`; it is failed if any point failed.
-
-    Raises:
-        RuntimeError: git or MLflow's store cannot be used.
-        ValueError: the graph of a point cannot be read, or no metric is what was asked for.
     """
     folder = Path(root)
     plan = plan_sweep(folder, points)
@@ -57,10 +53,12 @@ def sweep(
     client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
     client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
     orders = itertools.count()
-    labels = {planned.folder: f"{planned.point.name} " for planned in plan.points}
-    place = open_place(labels, cores, pools)
+    place = open_place([planned.folder for planned in plan.points], cores, pools)
     with interruptible(place.stop):
-        futures = [_submit(planned, place, orders) for planned in plan.points]
+        futures = [  # those of the first points go first
+            submit(one.steps, place, orders, one.folder, label=f"{one.point.name} ")
+            for one in plan.points
+        ]
         results = [
             _finish(planned, own, parent.run_id)
             for planned, own in zip(plan.points, futures, strict=True)
@@ -68,29 +66,9 @@ def sweep(
     return _close(folder, name, parent, results, question)
 
 
-def _submit(planned: PlannedPoint, place: Place, orders: Iterator[int]) -> dict[str, PrefectFuture]:
-    """Start a task per stage that is not up to date; those of the first points go first."""
-    futures: dict[str, PrefectFuture] = {}
-    labelled = run_stage.with_options(task_run_name=f"{planned.point.name}/{{step.stage.name}}")
-    for step in planned.steps:
-        if step.status is Status.UP_TO_DATE:
-            continue
-        upstream = [futures[need] for need in step.stage.needs if need in futures]
-        futures[step.stage.name] = labelled.submit(
-            step, place, next(orders), planned.folder, wait_for=upstream
-        )
-    return futures
-
-
 def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], parent: str) -> Result:
     """Wait for all stages of the point and record it."""
-    outcomes = {
-        stage.name: outcome_of(step, futures[stage.name])
-        if stage.name in futures
-        else Outcome(stage.name, stage.group, "unchanged")
-        for step in planned.steps
-        for stage in [step.stage]
-    }
+    outcomes = wait_for(planned.steps, futures)
     state = record_point(planned, outcomes, parent, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, Result):
@@ -100,26 +78,25 @@ def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], parent: st
 
 
 @task(task_run_name="{planned.point.name}: record", cache_policy=NO_CACHE)
-def record_point(planned: PlannedPoint, outcomes: dict[str, Outcome], parent: str) -> Result:
+def record_point(planned: PlannedPoint, outcomes: list[Outcome], parent: str) -> Result:
     """Save the point as an experiment if all of it is made, and show it in MLflow either way."""
     point, folder = planned.point, planned.folder
-    failed = [outcome for outcome in outcomes.values() if outcome.outcome == "failed"]
-    undone = {o.stage for o in outcomes.values() if o.outcome in ("failed", "not run")}
+    failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
+    undone = {o.stage for o in outcomes if o.outcome in ("failed", "not run")}
     sort_lock(folder)
     if not undone:
         _save_experiment(planned)
     stages = [step.stage for step in planned.steps if step.stage.name not in undone]
     tracking = Tracking(folder, point.name, {PARENT_TAG: parent}, resume=True)
     if undone or not tracking.has_published():
-        tracking.publish(stages, outcomes.values())
+        tracking.publish(stages, outcomes)
     for outcome in failed:
         print(f"\n{point.name}: {outcome.message}", file=sys.stderr, flush=True)
     return Result(point, bool(undone), dict(read_metrics(folder, stages)), _tally(outcomes))
 
 
-def _tally(outcomes: dict[str, Outcome]) -> dict[str, int]:
-    kinds = [outcome.outcome for outcome in outcomes.values()]
-    return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+def _tally(outcomes: list[Outcome]) -> dict[str, int]:
+    return dict(Counter(outcome.outcome for outcome in outcomes))
 
 
 def _save_experiment(planned: PlannedPoint) -> None:
@@ -131,10 +108,8 @@ def _save_experiment(planned: PlannedPoint) -> None:
     folder, name = planned.folder, planned.point.name
     head = git(folder, "rev-parse", "HEAD")
     reference = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
-    there = subprocess.run(
-        ["git", "diff", "--quiet", reference, "--"], cwd=folder, stderr=subprocess.DEVNULL
-    )
-    if there.returncode == 0:
+    with suppress(GitError):  # there is none, or another one
+        git(folder, "diff", "--quiet", reference, "--")
         return
     locks = git(folder, "ls-files", "--others", "--exclude-standard", "--", "*.lock").splitlines()
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "save", "--force"]

@@ -1,25 +1,43 @@
-"""What a sweep will run, known before anything starts: equal stage runs of several points are one.
+"""What a sweep will run, known before anything starts: each point in a worktree of its own.
+
+A worktree under .sweeps/points/ is a copy of the workspace as it is when the sweep starts,
+uncommitted changes and new files too, with the point's params and the project's DVC cache. One that
+is already so is left alone: what a killed sweep finished there, and where its trainings resume,
+stays.
 
 A stage run has a recipe: its command, params, files and the recipes of what it needs. Points with
 the same recipe for a stage get the same bytes. Sources are no part of it: all points have the same.
 When it runs, the key of its result says the same of what was really made (flows/place.py).
 """
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from flows.dvc import command
 from flows.dvc.plan import make_plan
+from flows.dvc.project import share_cache
+from flows.environment import STATE_FOLDER
+from flows.git import git
 from flows.graph import Stage, Status, Step
-from flows.overlay import look_up, read_params
+from flows.overlay import PARAMS, apply_overlay, look_up, nest, read_params
 from flows.server import call_flow
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result
-from flows.sweeps.worktrees import Worktrees, only_sweep
 from flows.table import align
+
+FOLDER = Path(".sweeps")
+MARKER = Path(STATE_FOLDER) / "point.json"
+PROGRAMS = {"dvc", command.__name__}  # as `python -m` starts them
 
 CACHED = (Status.UP_TO_DATE, Status.RESTORABLE)
 
@@ -51,12 +69,10 @@ class SweepPlan:
                 runs.setdefault(step.stage.group, []).append(recipe)
                 if step.status not in CACHED:
                     missing.add(recipe)
-        counts = {}
-        for group, recipes in runs.items():
-            distinct = set(recipes)
-            to_run = len(distinct & missing)
-            counts[group] = (len(recipes), len(distinct), len(distinct) - to_run, to_run)
-        return counts
+        return {
+            group: (len(own), len({*own}), len({*own} - missing), len({*own} & missing))
+            for group, own in runs.items()
+        }
 
     def summary(self) -> str:
         """Return the counts of all stages in one sentence."""
@@ -81,12 +97,7 @@ def run_points(
     question: Question | None = None,
     pools: bool = False,
 ) -> list[Result]:
-    """Run the sweep, here or on workers, and return what came out of each point, failed ones too.
-
-    Raises:
-        ValueError: there is no such target or metric.
-        RuntimeError: another sweep is running, or git, Prefect or MLflow cannot be used.
-    """
+    """Run the sweep, here or on workers; return what came out of each point, failed ones too."""
     with only_sweep(root):
         arguments = (name, list(points), cores, question, pools)
         results, _ = call_flow(root, "flows.sweeps.flow:sweep", *arguments)
@@ -94,12 +105,7 @@ def run_points(
 
 
 def plan_sweep(root: Path, points: Iterable[Point]) -> SweepPlan:
-    """Make the points' worktrees, and return what is to be done in each; run nothing.
-
-    Raises:
-        ValueError: there is no such target, or a graph cannot be read.
-        RuntimeError: git failed, or an earlier sweep still works in a worktree.
-    """
+    """Make the points' worktrees, and return what is to be done in each; run nothing."""
     worktrees = Worktrees(root)
     planned = [_plan_point(point, worktrees.place(point)) for point in points]
     return SweepPlan(planned, f"{worktrees.head} {worktrees.tree}")
@@ -122,3 +128,90 @@ def _digest(stage: Stage, params: dict[str, Any], inputs: list) -> str:
     values = {key: look_up(params, key) for key in stage.params}
     facts = [stage.command, values, stage.inputs, stage.outputs, inputs]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def only_sweep(root: Path) -> Iterator[None]:
+    """Hold the project's sweeps: two at once would run the same stages twice.
+
+    Raises:
+        RuntimeError: another process holds them.
+    """
+    path = root / FOLDER / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"another sweep of {root} is running; wait for its end") from None
+        yield
+
+
+class Worktrees:
+    """The workspace at `root` as it is now, to be checked out once per point."""
+
+    def __init__(self, root: Path) -> None:
+        """Remember the workspace's state in git's store, without touching its index.
+
+        Raises:
+            RuntimeError: git cannot do that, or does not know in whose name it commits.
+        """
+        self._root = root
+        git(root, "var", "GIT_COMMITTER_IDENT")  # saving an experiment makes a commit
+        self.head = git(root, "rev-parse", "HEAD")
+        with tempfile.TemporaryDirectory() as folder:
+            index = {"GIT_INDEX_FILE": f"{folder}/index"}
+            git(root, "read-tree", "HEAD", **index)
+            git(root, "add", "--all", **index)
+            self.tree = git(root, "write-tree", **index)
+
+    def place(self, point: Point) -> Path:
+        """Return the point's worktree, in the state of this workspace with the point's params.
+
+        Raises:
+            RuntimeError: a stage of an earlier sweep still runs there, on other params or code.
+        """
+        folder = worktree(self._root, point)
+        marker = folder / MARKER
+        state = json.dumps([self.head, self.tree, point.values], sort_keys=True)
+        if marker.is_file() and marker.read_text(encoding="utf-8") == state:
+            return folder
+        _refuse_used(folder)
+        if not (folder / ".git").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            git(self._root, "worktree", "prune")
+            git(self._root, "worktree", "add", "--detach", "--force", str(folder), self.head)
+        marker.unlink(missing_ok=True)
+        git(folder, "checkout", "--quiet", "--force", "--detach", self.head)
+        git(folder, "clean", "--force", "-d", "--quiet")
+        git(folder, "restore", "--source", self.tree, "--staged", "--worktree", "--", ".")
+        apply_overlay(folder / PARAMS, nest(point.values), f"sweep, point {point.name}")
+        share_cache(self._root, folder)
+        marker.parent.mkdir(exist_ok=True)
+        marker.write_text(state, encoding="utf-8")
+        return folder
+
+
+def worktree(root: Path, point: Point) -> Path:
+    """Return the folder of the point's worktree, made or not."""
+    return root / FOLDER / "points" / point.name
+
+
+def results_folder(root: Path, name: str) -> Path:
+    """Return the folder of a sweep's table and plot."""
+    return root / FOLDER / "results" / name
+
+
+def _refuse_used(folder: Path) -> None:
+    """Raise if a killed sweep's DVC still runs there: it would record a result of mixed files."""
+    for process in psutil.process_iter():
+        try:
+            runs_dvc = not PROGRAMS.isdisjoint(process.cmdline())
+            used = runs_dvc and Path(process.cwd()).is_relative_to(folder)
+        except psutil.Error:  # ended meanwhile, or of another user
+            continue
+        if used:
+            raise RuntimeError(
+                f"{folder}: process {process.pid} still makes a stage there with other code or"
+                " params; wait for its end or stop it"
+            )

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from flows.overlay import (
     check_overlay,
     extend,
     flatten,
+    load_yaml,
     look_up,
     nest,
     read_overlays,
@@ -64,6 +64,8 @@ def make_points(
     for point in points:
         check_overlay(root, nest(point), "sweep")
     keys = list(dict.fromkeys(key for point in points for key in point))
+    if not keys:
+        raise ValueError(f"{file}: no point has params; expected a list such as '- {{seed: 1}}'")
     filled = [{key: point.get(key, look_up(params, key)) for key in keys} for point in points]
     stages = tuple(targets) if targets is not None else None
     return list({(name := point_name(v)): Point(name, v, stages) for v in filled}.values())
@@ -94,10 +96,7 @@ def _read_setting(setting: str) -> list[dict[str, Any]]:
     key, equals, text = setting.partition("=")
     if not key or not equals or not text.strip():
         raise ValueError(f"-S {setting}: expected key=value or key=value,value …")
-    try:
-        values = YAML(typ="safe").load(f"[{text}]")
-    except YAMLError as error:
-        raise ValueError(f"-S {setting}: the values are no YAML: {error}") from error
+    values = load_yaml(YAML(typ="safe"), f"[{text}]", f"-S {setting}")
     return [dict(flatten({key: value}, ".")) for value in values]
 
 

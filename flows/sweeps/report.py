@@ -3,6 +3,7 @@
 import fnmatch
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,11 +61,7 @@ def write_results(folder: Path, results: Iterable[Result]) -> None:
 
 
 def write_report(root: Path, folder: Path, results: Sequence[Result], question: Question) -> str:
-    """Write table and plot into the sweep's folder; return all that is to say.
-
-    Raises:
-        ValueError: nothing matches a pattern of the question.
-    """
+    """Write table and plot into the sweep's folder; return all that is to say."""
     if all(result.failed for result in results):
         return "No point was finished, so there is nothing to compare"
     rows = group_seeds(results, question.over)
@@ -72,10 +69,13 @@ def write_report(root: Path, folder: Path, results: Sequence[Result], question: 
     best_metric, *others = choose_metrics(results, [question.best])
     if others:
         raise ValueError(f"--best {question.best}: matches {1 + len(others)} metrics; give one")
-    cells = report_rows(rows, metrics)
-    table = align(
-        [list(cells[0]), *(list(row.values()) for row in cells)], right=range(len(cells[0]))
-    )
+    names = short_names(metrics)
+    cells = [[*rows[0].values, "points", *names.values()]]
+    cells += [
+        [*map(str, row.values.values()), _count(row), *(_cell(row.numbers(m)) for m in metrics)]
+        for row in rows
+    ]
+    table = align(cells, right=range(len(cells[0])))
     drawn = rows if rows[0].values else group_seeds(results, over="")  # seeds alone: no mean
     plot(drawn, metrics, folder / PLOT)
     spread = f", mean ± standard deviation over {question.over}"
@@ -113,22 +113,15 @@ def group_seeds(results: Sequence[Result], over: str) -> list[Row]:
     """Return the results by the values of the params that differ, but `over`."""
     points = [result.point.values for result in results]
     kept = [k for k in points[0] if k != over and any(p[k] != points[0][k] for p in points)]
-    rows: list[Row] = []
+    rows: dict[str, Row] = {}  # by the values, which may be lists
     for result in results:
         values = {key: result.point.values[key] for key in kept}
-        row = next((row for row in rows if row.values == values), None)
-        if row is None:
-            rows.append(row := Row(values, []))
-        row.results.append(result)
-    return rows
+        rows.setdefault(repr(values), Row(values, [])).results.append(result)
+    return list(rows.values())
 
 
 def choose_metrics(results: Iterable[Result], patterns: Sequence[str]) -> list[str]:
-    """Return the metrics that match the patterns, in the patterns' order.
-
-    Raises:
-        ValueError: nothing matches one of them.
-    """
+    """Return the metrics that match the patterns, in the patterns' order."""
     there = list(dict.fromkeys(key for result in results for key in result.metrics))
     chosen: dict[str, None] = {}
     for pattern in patterns:
@@ -148,19 +141,6 @@ def find_best(rows: Iterable[Row], metric: str, direction: str) -> Row | None:
     whole = [row for row in rows if len(row.numbers(metric)) == len(row.results)]
     choose = max if direction == "max" else min
     return choose(whole, key=lambda row: statistics.fmean(row.numbers(metric)), default=None)
-
-
-def report_rows(rows: Iterable[Row], metrics: Sequence[str]) -> list[dict[str, str]]:
-    """Return one mapping of column to text per row: params, seeds, and each metric."""
-    names = short_names(metrics)
-    return [
-        {
-            **{key: str(value) for key, value in row.values.items()},
-            "points": _count(row),
-            **{names[metric]: _cell(row.numbers(metric)) for metric in metrics},
-        }
-        for row in rows
-    ]
 
 
 def short_names(metrics: Sequence[str]) -> dict[str, str]:
@@ -198,8 +178,7 @@ def plot(rows: Sequence[Row], metrics: Sequence[str], path: Path) -> None:
 
 def count_outcomes(results: Sequence[Result]) -> str:
     """Return in words how many points were made, and what happened to their stages."""
-    kinds = dict.fromkeys(kind for result in results for kind in result.outcomes)
-    totals = {kind: sum(result.outcomes.get(kind, 0) for result in results) for kind in kinds}
+    totals = sum((Counter(result.outcomes) for result in results), Counter())
     done = sum(not result.failed for result in results)
     words = ", ".join(f"{number} {kind}" for kind, number in totals.items())
     return f"{done} of {len(results)} points done; their stages: {words}"

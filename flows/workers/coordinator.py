@@ -6,13 +6,14 @@ coordinator is restored and never made again.
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from flows.dvc.project import load_graph
-from flows.dvc.remote import RemoteError, fetch_result, push_outputs, result_key, with_patience
+from flows.dvc.remote import RemoteError, fetch_result, push_result, result_key, with_patience
 from flows.graph import DagError, Outcome, Stage
 from flows.stage import StageFailedError, StageRunner
+from flows.workers.dispatch import LostError, PrefectDispatcher
 from flows.workers.request import Request, make_request, take_snapshot
 
 ATTEMPTS = 3  # of one stage, on workers that turn out unfit or lost
@@ -20,57 +21,28 @@ ATTEMPTS = 3  # of one stage, on workers that turn out unfit or lost
 Log = Callable[[str], None]
 
 
-class LostError(RuntimeError):
-    """No worker made the stage, for reasons that are not the stage's own; another may."""
-
-
-class Dispatcher(Protocol):
-    """Gets a request to a worker of a pool and waits for the end."""
-
-    def make(self, request: Request, pool: str, log: Log) -> Outcome:
-        """Return how the stage ended on a worker.
-
-        Raises:
-            StageFailedError: the stage itself failed, or was stopped.
-            LostError: the worker could not.
-        """
-
-    def stop(self) -> None:
-        """Take back what was asked; `make` returns soon after."""
-
-
 class Fleet:
     """Makes stages on workers and restores their results here."""
 
-    def __init__(self, root: Path, dispatcher: Dispatcher, label: str = "") -> None:
-        """Take the project at `root` as it is now; `label` goes before lines of output.
+    def __init__(self, root: Path, dispatcher: PrefectDispatcher) -> None:
+        """Take the project at `root` as it is now.
 
         Raises:
             UncommittedError: workers would not see all of it.
         """
         self._root = root
         self._dispatcher = dispatcher
-        self._label = label
         self._graph = load_graph(root)
         self._snapshot = take_snapshot(root, self._graph)
-        self._runner = StageRunner(root, echo=lambda line: None)  # only restores here
+        self._runner = StageRunner(root)  # only restores here
         self._on_remote: set[str] = set()  # stages whose outputs are known to be there
         self._pushing = threading.Lock()  # inputs, each once
         self._stopping = threading.Event()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
-        """Bring one stage up to date, upstream of which all is.
-
-        Raises:
-            StageFailedError: it failed, on workers or on the way.
-        """
-
-        def tell(line: str) -> None:
-            print(f"{self._label}[{stage.name}] {line}", flush=True)
-            log(line)
-
+        """As `Maker.run`."""
         try:
-            return self._run(stage, tell)
+            return self._run(stage, log)
         except (RemoteError, DagError) as error:
             raise StageFailedError(
                 f"{stage.name}: {error}\n  What workers finished is kept; mend this and run again"
@@ -89,14 +61,14 @@ class Fleet:
     def _run(self, stage: Stage, log: Log) -> Outcome:
         self._sleep(0)
         if self._fetch(stage, log):
-            return self._restore(stage, log)
+            return self._runner.run(stage)
         key = result_key(self._root, stage.name)
         self._push_inputs(stage, log)
         request = make_request(self._root, self._graph, stage, key, self._snapshot)
         made = self._make(request, stage, log)
         log(f"{made.outcome} {made.message}")
         self._on_remote.add(stage.name)
-        self._restore(stage, log)
+        self._runner.run(stage)
         return made
 
     def _make(self, request: Request, stage: Stage, log: Log) -> Outcome:
@@ -122,9 +94,7 @@ class Fleet:
 
     def _push_inputs(self, stage: Stage, log: Log) -> None:
         with self._pushing:
-            missing = [need for need in stage.needs if need not in self._on_remote]
-            with_patience(lambda: push_outputs(self._root, missing), log, self._sleep)
-            self._on_remote.update(missing)
-
-    def _restore(self, stage: Stage, log: Log) -> Outcome:
-        return self._runner.run(stage, log)
+            for need in set(stage.needs) - self._on_remote:
+                push = partial(push_result, self._root, need, as_input=True)
+                with_patience(push, log, self._sleep)
+                self._on_remote.add(need)

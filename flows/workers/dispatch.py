@@ -26,7 +26,6 @@ from prefect.states import Cancelling
 
 from flows.graph import Outcome
 from flows.stage import StageFailedError
-from flows.workers.coordinator import LostError
 from flows.workers.request import Request
 from flows.workers.stage_flow import FLOW, MADE, STAGE_FAILED, UNFIT
 
@@ -41,6 +40,10 @@ Log = Callable[[str], None]
 Result = TypeVar("Result")
 
 
+class LostError(RuntimeError):
+    """No worker made the stage, for reasons that are not the stage's own; another may."""
+
+
 class PrefectDispatcher:
     """Makes stages by runs of the deployments `ovis-dag-stage/<pool>`."""
 
@@ -51,12 +54,7 @@ class PrefectDispatcher:
         self._client = ExitStack().enter_context(get_client(sync_client=True))
 
     def make(self, request: Request, pool: str, log: Log) -> Outcome:
-        """As `Dispatcher.make`.
-
-        Raises:
-            StageFailedError: the stage itself failed, this was stopped, or a person cancelled it.
-            LostError: no worker could, or the server is gone.
-        """
+        """Return how the stage ended on a worker, or raise StageFailedError or LostError."""
         while True:
             run = self._wait(self._start(request, pool, log), request.stage, log)
             state, told = run.state, run.state.message or ""

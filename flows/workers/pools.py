@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from flows.server import require_server
 from flows.workers.stage_flow import FLOW
 
-POOL_TYPE = "process"
+POOL, POOL_TYPE = "ovis-dag-{}", "process"  # names on a server that other teams use too
 LOST_RULE = "ovis-dag: a stage whose machine is lost runs elsewhere"
 # Of the worker's heartbeat; three may go missing on a busy machine before it counts as lost.
 SECONDS_UNTIL_LOST = 90
@@ -97,10 +97,7 @@ def lost_rule() -> Automation:
         description="No heartbeat: the machine is gone, or the worker with its stage was killed",
         trigger=EventTrigger(
             match={"prefect.resource.id": f"{prefix}*"},
-            match_related={
-                "prefect.resource.role": "flow",
-                "prefect.resource.name": FLOW,
-            },
+            match_related={"prefect.resource.role": "flow", "prefect.resource.name": FLOW},
             after={f"{prefix}{name}" for name in ALIVE},
             expect={f"{prefix}*"},
             for_each={"prefect.resource.id"},

@@ -14,13 +14,12 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from flows.dvc.project import IGNORING
+from flows.dvc.project import IGNORING, split_name
 from flows.dvc.records import recorded
 from flows.git import git
 from flows.graph import DagError, Graph, Stage, overlap
 from flows.overlay import PARAMS
 
-SHIPPED = {PARAMS}  # travels with each request, so it may differ from the commit
 THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/runtime/seeding.py)
 RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs
 KEY = re.compile("[0-9a-f]{64}")  # a folder on the remote, and in a worker's clone
@@ -67,11 +66,12 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
     inputs = [path for stage in graph.values() for path in stage.inputs]
     made = [path for stage in graph.values() for path in stage.outputs]
     unseen = []
-    for state, path in _git_status(root):
-        if path in SHIPPED or Path(path).name == RECORD:
+    told = git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+    for state, path in ((entry[:2], entry[3:]) for entry in told.split("\0") if entry):
+        # No worktree has the ignoring files of folders, a worker's neither.
+        ignoring = Path(path).name == IGNORING and "/" in path
+        if path == PARAMS or Path(path).name == RECORD or ignoring:
             continue
-        if Path(path).name == IGNORING and "/" in path:
-            continue  # no worktree has it, a worker's neither
         read = any(overlap(path, given) for given in inputs)
         output = any(overlap(path, given) for given in made)
         if state != "??" or (read and not output) or path.endswith((".dvc", "dvc.yaml")):
@@ -87,11 +87,7 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
 
 
 def make_request(root: Path, graph: Graph, stage: Stage, key: str, snapshot: Snapshot) -> Request:
-    """Return the request for a stage whose upstream is up to date in the project at `root`.
-
-    Raises:
-        DagError: dvc.lock does not record a stage upstream.
-    """
+    """Return the request for a stage whose upstream is up to date in the project at `root`."""
     entries = recorded(root, _made_upstream(stage))
     records: dict[str, dict[str, Any]] = {}
     for name in _made_upstream(stage):
@@ -105,10 +101,6 @@ def make_request(root: Path, graph: Graph, stage: Stage, key: str, snapshot: Sna
 
 def check_stage(request: Request, graph: Graph) -> Stage:
     """Return the stage that is asked for, if the records are those of its upstream and no others.
-
-    Args:
-        request: what was asked.
-        graph: of the request's commit and params.
 
     Raises:
         RefusedError: there is no such stage, the records would write anything else, or the key is
@@ -169,14 +161,9 @@ def _version(package: str) -> str:
 
 def _place(name: str) -> tuple[str, str]:
     """Return the dvc.lock that records a stage, relative to the root, and its name there."""
-    folder, _, short = name.rpartition(":")
-    return (Path(folder).parent / RECORD).as_posix(), short
+    file, short = split_name(name)
+    return Path(file).with_name(RECORD).as_posix(), short
 
 
 def _made_upstream(stage: Stage) -> list[str]:
     return [name for name in stage.needs if not name.endswith(".dvc")]  # whose hash is in git
-
-
-def _git_status(root: Path) -> list[tuple[str, str]]:
-    text = git(root, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
-    return [(entry[:2], entry[3:]) for entry in text.split("\0") if entry]

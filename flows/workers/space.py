@@ -23,11 +23,7 @@ class UnfitError(RuntimeError):
 
 
 def require_space(clone: Path, log: Log) -> None:
-    """Free the cache if the disk runs low, and raise if there is still too little room.
-
-    Raises:
-        UnfitError: as said.
-    """
+    """Free the cache if the disk runs low; raise UnfitError if there is still too little room."""
     disk = shutil.disk_usage(clone)
     if disk.free < min(LOW * disk.total, LOW_BYTES):
         try:
@@ -41,11 +37,7 @@ def require_space(clone: Path, log: Log) -> None:
 
 
 def free_space(clone: Path, wanted: float) -> str:
-    """Free so many bytes of the cache, or as many as may go, and say how many those were.
-
-    Raises:
-        RemoteError, DagError: as `free_cache`.
-    """
+    """Free so many bytes of the cache, or as many as may go, and say how many those were."""
     with pause_pulls(clone):
         freed = free_cache(clone, workspaces(clone), wanted)
     return f"freed {freed >> 20} MiB of the cache, which the remote has too"

@@ -1,12 +1,19 @@
-"""The Prefect flow that a work pool's workers run: one request, one stage.
+"""What a work pool's workers run: one request, one stage, exactly or not at all.
 
-Its final state is its report: Executed or Restored, StageFailed if the stage itself failed or took
-its machines down or no machine may do it, Unfit if this machine cannot do it and so leaves the pool
-(worker.py). What the result was made with is in the run's labels. A machine that is stopped gives
-the run back to the pool as Preempted. Any other end is an attempt, which another run may repeat.
+A stage runs alone, in a checkout of its own, and only if the worker arrives at the coordinator's
+hash of command, params and inputs. So a stale clone, another environment or a wrong remote can
+refuse work but never make a wrong result.
+
+The final state of the run is its report: Executed or Restored, StageFailed if the stage itself
+failed or took its machines down or no machine may do it, Unfit if this machine cannot do it and so
+leaves the pool (worker.py). What the result was made with is in the run's labels. A machine that is
+stopped gives the run back to the pool as Preempted. Any other end is an attempt, which another run
+may repeat.
 """
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +23,47 @@ from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, Scheduled, State
 
-from flows.dvc.remote import RemoteError
-from flows.graph import DagError, Outcome
-from flows.stage import StageFailedError
-from flows.workers.reproduce import CLONE, NAME, reproduce
-from flows.workers.request import Request
-from flows.workers.space import UnfitError
+from flows.dvc.project import load_graph
+from flows.dvc.remote import (
+    RemoteError,
+    check_remote,
+    fetch_result,
+    pull_inputs,
+    push_result,
+    result_key,
+    with_patience,
+)
+from flows.dvc.resume import ResumePoint
+from flows.environment import WORKER_CLONE, WORKER_NAME
+from flows.git import GitError
+from flows.graph import DagError, Graph, Outcome, Stage
+from flows.resources import DeviceError, DeviceSlots, Reservation, require_devices
+from flows.stage import StageFailedError, StageRunner
+from flows.workers.request import (
+    RefusedError,
+    Request,
+    check_stage,
+    inputs_made_upstream,
+    versions_here,
+)
+from flows.workers.space import FULL_DISK, UnfitError, require_space
+from flows.workers.workspace import checkout, fetch_commit, link_resume, pulling, write_records
 
 FLOW = "ovis-dag-stage"  # on a server that other teams use too
 STAGE_FAILED, UNFIT, PREEMPTED = "StageFailed", "Unfit", "Preempted"
 MADE = "made."  # before what the result was made with, in the run's labels
 LONGEST_MESSAGE = 4000  # of a Prefect state
+PERIOD = "OVIS_RESUME_PERIOD"  # seconds between pushes of a training's resume point
+DEFAULT_PERIOD = 300.0
+MOST_STARTS = 3  # of one run from the same resume point, each after its machine was lost
+
+Log = Callable[[str], None]
 
 
 @flow(name=FLOW, persist_result=False, validate_parameters=False)
 def stage(request: dict[str, Any]) -> State:
     """Make the stage of a `Request`, given as JSON, in a checkout of this worker's clone."""
-    here, log = os.environ[NAME], get_run_logger()
+    here, log = os.environ[WORKER_NAME], get_run_logger()
     try:
         wanted = Request(**request)
     except TypeError as error:  # a coordinator of another version
@@ -42,7 +73,7 @@ def stage(request: dict[str, Any]) -> State:
     run, count = str(flow_run.id), flow_run.run_count or 1
     try:
         start = count - _count_preemptions() if count > 1 else 1
-        clone = Path(os.environ[CLONE])
+        clone = Path(os.environ[WORKER_CLONE])
         outcome = reproduce(clone, wanted, f"{run}-{count}", log.info, run, start)
     except (StageFailedError, UnfitError, RemoteError, DagError) as error:
         names: dict[type[Exception], str] = {StageFailedError: STAGE_FAILED, UnfitError: UNFIT}
@@ -56,7 +87,11 @@ def stage(request: dict[str, Any]) -> State:
             client.set_flow_run_state(flow_run.id, state, force=True)
         raise Abort from stopped  # the run is another worker's now: not a word more of it
     try:
-        _label(here, outcome)
+        if outcome.made:
+            made = {**outcome.made, "worker": here}
+            with get_client(sync_client=True) as client:
+                labels = {f"{MADE}{key}": value for key, value in made.items()}
+                client.update_flow_run_labels(flow_run.id, labels)
     except httpx.HTTPError as error:  # it is made all the same
         log.warning(f"what it was made with could not be told: {error!r}")
     return Completed(
@@ -70,8 +105,116 @@ def _count_preemptions() -> int:
     return sum(state.name == PREEMPTED for state in states)
 
 
-def _label(here: str, outcome: Outcome) -> None:
-    if outcome.made:
-        made = {f"{MADE}{key}": value for key, value in {**outcome.made, "worker": here}.items()}
-        with get_client(sync_client=True) as client:
-            client.update_flow_run_labels(flow_run.id, made)
+def reproduce(
+    clone: Path, request: Request, name: str, log: Log, run: str = "", start: int = 1
+) -> Outcome:
+    """Make one stage or shard in a checkout called `name`, and push it with its run-cache entry.
+
+    The name is unique among all that run. It is the `start`-th start for this `run`, which asks
+    again after each loss.
+
+    Raises:
+        StageFailedError: the stage itself failed, or the request is wrong; it would be anywhere.
+        UnfitError: something about this machine failed.
+        RemoteError, DagError: something failed that may be this machine's fault or not.
+    """
+    try:
+        require_space(clone, log)
+        _reach(lambda: fetch_commit(clone, request.commit), log)
+        with checkout(clone, request, name) as folder:
+            _require_versions(folder, request)
+            _reach(lambda: check_remote(folder), log)
+            graph = load_graph(folder)
+            stage = check_stage(request, graph)
+            slots = DeviceSlots()
+            wanted = max(stage.gpus, 1) if stage.pool == "gpu" else stage.gpus
+            require_devices(len(slots.devices), wanted)
+            point = ResumePoint(folder, link_resume(clone, folder, request.key), request.key)
+            _require_progress(stage, point, run, start, log)
+            with pulling(clone):
+                _pull(folder, request, graph, stage, log)
+            with slots.reserve(stage.gpus) as devices:
+                outcome = _run(folder, stage, log, devices, point)
+            with_patience(lambda: push_result(folder, stage.name), log)
+            with_patience(point.remove, log)
+            return outcome
+    except RefusedError as error:
+        raise StageFailedError(f"{request.stage}: refused: {error}") from error
+    except (GitError, OSError, DeviceError) as error:
+        raise UnfitError(f"{request.stage}: {error}") from error
+
+
+def _require_progress(stage: Stage, point: ResumePoint, run: str, start: int, log: Log) -> None:
+    """Take the newest resume point; raise if the last starts of this run came no further."""
+    with_patience(lambda: point.pull(log), log)
+    starts = with_patience(lambda: point.count_start(run, start), log)
+    if starts > MOST_STARTS:
+        raise StageFailedError(
+            f"{stage.name}: {starts - 1} machines were lost while they ran it, and it came no "
+            "further; does it need more memory than they have?"
+        )
+
+
+def _pull(folder: Path, request: Request, graph: Graph, stage: Stage, log: Log) -> None:
+    """Bring the stage's inputs, and its result if the remote has it."""
+    write_records(folder, request)
+    with_patience(lambda: pull_inputs(folder, inputs_made_upstream(graph, stage)), log)
+    if result_key(folder, stage.name) != request.key:
+        raise RefusedError(
+            f"command, params or inputs at {request.commit[:12]} are not those of the "
+            "coordinator's working tree; did it change since it was started?"
+        )
+    with_patience(lambda: fetch_result(folder, stage.name), log)
+
+
+def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: ResumePoint) -> Outcome:
+    """Run the stage in a thread: a signal reaches this one, which then stops it.
+
+    Its resume point is pushed now and then, and when it is stopped.
+    """
+    runner = StageRunner(folder)
+    period = float(os.environ.get(PERIOD, DEFAULT_PERIOD))
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(runner.run, stage, log, devices.environment, devices.lock)
+        try:
+            while not wait([future], period).done:
+                _push(point, log)
+            return future.result()
+        except StageFailedError as error:
+            if FULL_DISK in str(error):
+                raise UnfitError(f"{stage.name}: {error}") from error
+            raise
+        except BaseException:
+            runner.stop()
+            wait([future])
+            _push(point, log)
+            raise
+
+
+def _push(point: ResumePoint, log: Log) -> None:
+    try:
+        point.push(log)
+    except (RemoteError, DagError) as error:  # the stage goes on without
+        log(f"its resume point could not be pushed: {error}")
+
+
+def _require_versions(folder: Path, request: Request) -> None:
+    here = versions_here(folder)
+    other = {
+        f"{package} {here.get(package)} (coordinator: {version})"
+        for package, version in request.versions.items()
+        if here.get(package) != version
+    }
+    if other:
+        raise UnfitError(
+            f"another environment than the coordinator's: {', '.join(sorted(other))}; "
+            "install the lock of the same commit"
+        )
+
+
+def _reach(action: Callable[[], object], log: Log) -> None:
+    """Do what a machine must be able to do, sooner or later: reach its origin and its remote."""
+    try:
+        with_patience(action, log)
+    except (RemoteError, DagError) as error:
+        raise UnfitError(str(error)) from error

@@ -1,70 +1,121 @@
-"""Start this clone as a worker of one Prefect pool. It stops cleanly on SIGTERM."""
+"""A worker of one Prefect pool: Prefect's process worker, which leaves its pool in good order.
 
-import os
-import socket
+As soon as a stage finds its machine unfit: such a machine is idle while the good ones are busy, so
+it would take every stage in its turn and fail it. What runs beside that stage may finish.
+And when it is stopped, by Ctrl-C or SIGTERM: its stages are told to stop, push how far they came,
+and give their runs back to the pool. Prefect's own would kill them.
+"""
+
+import abc
+import asyncio
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from flows.dvc.command import STOP_ORPHANS
-from flows.environment import stage_environment
+import psutil
+from prefect.client.schemas.objects import FlowRun
+from prefect.workers.process import ProcessWorker, ProcessWorkerResult
+
 from flows.resources import count_cores, list_devices, require_devices
-from flows.workers.reproduce import CLONE, NAME
-from flows.workers.space import require_space
+from flows.server import require_server
+from flows.workers.pools import POOL, has_pool
+from flows.workers.space import UnfitError, require_space
+from flows.workers.stage_flow import UNFIT
 
-POOL = "ovis-dag-{}"  # on a server that other teams use too
-HEARTBEAT_SECONDS = 30  # the least that Prefect 3.8 takes
-SECONDS_BETWEEN_QUERIES = 2
-
-
-def default_stages(pool: str) -> int:
-    """Return how many stages at once: one per CUDA device, or per two cores where there are none.
-
-    Training keeps two threads busy whatever the machine has (stages/common/runtime/seeding.py).
-
-    Raises:
-        DeviceError: the pool is for CUDA devices and there are none, unless OVIS_FEWER_GPUS=1.
-    """
-    devices = len(list_devices()) if pool == "gpu" else 0
-    require_devices(devices, int(pool == "gpu"))
-    return devices or max(1, count_cores() // 2)
+SECONDS_TO_GIVE_BACK = 45.0  # of the 60 that SLURM's --signal, Compose and Kubernetes are told
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
-def worker_environment(root: Path, name: str) -> dict[str, str]:
-    """Return the environment of a worker in the clone at `root`, and of the stages it runs."""
-    return {
-        **stage_environment(),
-        # The flow is imported from here; a stage's own code comes first in its checkout.
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
-        # A worker that is stopped kills its runs, and nobody would push what the stages then make.
-        STOP_ORPHANS: "1",
-        CLONE: str(root),
-        NAME: name,
-        "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site"),
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # a worker's terminal is its log
-        "PREFECT_WORKER_QUERY_SECONDS": str(SECONDS_BETWEEN_QUERIES),
-    }
+def run_worker(root: Path, pool: str, name: str, stages: int | None) -> None:
+    """Run stages of a pool in the clone at `root` until this is stopped.
 
-
-def become_worker(root: Path, pool: str, name: str | None, stages: int | None) -> None:
-    """Run stages of a pool until this is stopped.
+    `flows.environment.apply_worker_settings` was called before this module was imported.
 
     Raises:
         ValueError: there is no address of a server, the pool is missing or of a foreign type, or
             this machine has no CUDA device for pool gpu.
         RuntimeError: the server refuses or does not answer, or this machine turned out unfit.
     """
-    name = name or f"{socket.gethostname()}-{pool}-{os.getpid()}"
     default = default_stages(pool)
     limit = stages or default
-    os.environ.update(worker_environment(root, name))
-    # Prefect reads the environment once.
-    from flows.server import require_server
-    from flows.workers.pools import has_pool
-    from flows.workers.stage_worker import work
-
     require_server()
     if not has_pool(POOL.format(pool)):
         raise ValueError(f"Prefect's server has no pool {POOL.format(pool)}; `make pools` makes it")
     require_space(root, print)
     print(f"worker {name}: pool {pool}, {limit} stages at once; stop it with Ctrl-C or SIGTERM")
     work(POOL.format(pool), name, limit)
+
+
+def default_stages(pool: str) -> int:
+    """Return how many stages at once: one per CUDA device, or per two cores where there are none.
+
+    Training keeps two threads busy whatever the machine has (stages/common/runtime/seeding.py).
+    """
+    devices = len(list_devices()) if pool == "gpu" else 0
+    require_devices(devices, int(pool == "gpu"))
+    return devices or max(1, count_cores() // 2)
+
+
+class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in its own one's place
+    """Runs stages of one pool as processes."""
+
+    _unfit: str | None = None
+    _leaving = False
+
+    async def run(self, flow_run: FlowRun, *arguments: Any, **named: Any) -> ProcessWorkerResult:
+        """Run one stage; its final state says if this machine is unfit."""
+        result = await super().run(flow_run, *arguments, **named)
+        state = (await self.client.read_flow_run(flow_run.id)).state
+        if state is not None and state.name == UNFIT:
+            self._unfit = state.message or UNFIT
+        return result
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Take what the pool has; an unfit worker takes nothing, and raises when it is idle."""
+        if self._unfit is None and not self._leaving:
+            return await super().get_and_submit_flow_runs()
+        if self._unfit and self.limiter.borrowed_tokens == 0:
+            raise UnfitError(self._unfit)
+        return []
+
+    async def give_back(self) -> None:
+        """Take no more stages, and have those that run stop and give their runs back."""
+        self._leaving = True
+        for process in psutil.Process().children():
+            process.terminate()
+        deadline = time.monotonic() + SECONDS_TO_GIVE_BACK
+        while self.limiter.borrowed_tokens and time.monotonic() < deadline:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def work(pool: str, name: str, limit: int) -> None:
+    """Run so many stages of the pool at once until this is stopped, or turns out unfit."""
+
+    async def start() -> None:
+        stopped = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        worker = StageWorker(
+            work_pool_name=pool, name=name, limit=limit, create_pool_if_not_found=False
+        )
+        working, stopping = asyncio.create_task(worker.start()), asyncio.create_task(stopped.wait())
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if stopped.is_set():
+            await worker.give_back()
+            print(f"worker {name} was stopped")
+            working.cancel()
+        stopping.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
+
+    try:
+        asyncio.run(start())
+    except BaseExceptionGroup as group:
+        if group.subgroup(UnfitError) is None:
+            raise
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise UnfitError(f"worker {name} has left pool {pool}: {error}") from group

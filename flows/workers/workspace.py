@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from ruamel.yaml import YAML
 
@@ -23,6 +22,7 @@ from flows.overlay import PARAMS
 from flows.workers.request import RECORD, RefusedError, Request
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
+NOW = fcntl.LOCK_EX | fcntl.LOCK_NB  # or BlockingIOError
 COMMIT = re.compile("[0-9a-f]{40}")
 RESUME = ".resume"  # where stages keep resume points
 
@@ -38,7 +38,7 @@ def fetch_commit(clone: Path, commit: str) -> None:
     """
     if not COMMIT.fullmatch(commit):
         raise RefusedError(f"commit {commit!r} is not 40 hexadecimal digits")
-    with _hold_clone(clone):
+    with _hold(clone):
         if _is_on_a_branch(clone, commit):
             return
         try:
@@ -53,18 +53,11 @@ def fetch_commit(clone: Path, commit: str) -> None:
 def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
     """Give a folder with the request's commit and params, and no records; remove it afterwards.
 
-    Args:
-        clone: the worker's clone.
-        request: what to check out; `fetch_commit` has brought its commit.
-        name: of the folder; unique among all that run.
-
-    Raises:
-        GitError: git cannot make it.
+    `fetch_commit` has brought the commit. The name is unique among all that run.
     """
     folder = clone / FOLDER / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _hold(folder.with_suffix(".lock")):
-        with _hold_clone(clone):
+    with _hold(clone, name, NOW):
+        with _hold(clone):
             remove_leftovers(clone)
             add = ("worktree", "add", "--detach", "--force", "--end-of-options")
             git(clone, *add, str(folder), request.commit)
@@ -72,7 +65,7 @@ def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
             _fill(clone, folder, request)
             yield folder
         finally:
-            with _hold_clone(clone):
+            with _hold(clone):
                 _remove(clone, folder)
 
 
@@ -81,7 +74,7 @@ def remove_leftovers(clone: Path) -> None:
     for lock in (clone / FOLDER).glob("*.lock"):
         folder = lock.with_suffix("")
         if folder.is_dir():
-            with suppress(BlockingIOError), _hold(lock):
+            with suppress(BlockingIOError), _hold(clone, folder.name, NOW):
                 _remove(clone, folder)
 
 
@@ -125,31 +118,19 @@ def workspaces(clone: Path) -> list[Path]:
 
 def pulling(clone: Path) -> AbstractContextManager:
     """Within the block nothing that is in the cache goes; what is recorded stays afterwards too."""
-    return _hold_cache(clone, fcntl.LOCK_SH)
+    return _hold(clone, "cache", fcntl.LOCK_SH)
 
 
 def pause_pulls(clone: Path) -> AbstractContextManager:
     """Within the block nobody is `pulling`."""
-    return _hold_cache(clone, fcntl.LOCK_EX)
-
-
-def _hold_cache(clone: Path, how: int) -> AbstractContextManager:
-    (clone / FOLDER).mkdir(parents=True, exist_ok=True)
-    return _hold(clone / FOLDER / "cache.lock", how)
-
-
-def _hold_clone(clone: Path) -> AbstractContextManager:
-    (clone / FOLDER).mkdir(parents=True, exist_ok=True)
-    return _hold(clone / FOLDER / "clone.lock", fcntl.LOCK_EX)
+    return _hold(clone, "cache")
 
 
 @contextmanager
-def _hold(path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[IO[str]]:
-    """Hold a lock on a file for the block; it ends with the process, however that ends.
-
-    Raises:
-        BlockingIOError: another process holds it, and this was not to wait.
-    """
+def _hold(clone: Path, name: str = "clone", how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold a lock of the clone for the block; it ends with the process, however that ends."""
+    path = clone / FOLDER / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, how)
-        yield file
+        yield

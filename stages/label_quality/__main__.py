@@ -90,10 +90,15 @@ def main() -> None:
     write_json(OUTPUT / "metrics.json", metrics)
     write_rows(OUTPUT / "per_class.csv", per_class_rows(tables, categories))
     write_rows(OUTPUT / "recall.csv", recall_rows(metrics, params))
+    objects = {
+        own["category_id"] for group in truth.values() for own in group if not own["iscrowd"]
+    }
     for group in ("base", "novel"):
+        own = {category.id for category in categories if category.split == group}
         box, mask = metrics["boxes"][group], metrics["masks"]["pseudo"][group]
         ious = f"IoU of boxes {box['mean_iou']:.3f}, masks {mask['mean_iou']:.3f}"
-        found = "no objects to measure" if box["mean_iou"] == NOTHING else ious
+        nothing = not own & objects or box["mean_iou"] == NOTHING
+        found = "no objects to measure" if nothing else ious
         print(f"label_quality, {group}: {found}")
 
 

@@ -62,13 +62,15 @@ def main() -> None:
     """Write metrics.json."""
     annotations = read_json(DATA / "phrases/annotations.json")["annotations"]
     phrases = [own for own in annotations if not own["iscrowd"]]
-    if not phrases or not is_annotated(TRUTH):
-        reason = SKIPPED if phrases else "there is no phrase of a class"
+    truth = read_json(TRUTH)["annotations"]
+    if not phrases or all(own["iscrowd"] for own in truth):
+        none = "no objects to measure" if is_annotated(TRUTH) else SKIPPED
+        reason = none if phrases else "there is no phrase of a class"
         write_json(OUTPUT, {"skipped": reason, "count": len(phrases)})
         print(f"phrase_quality: {reason}")
         return
     categories = read_categories(DATA / "download/categories.json")
-    metrics = make_metrics(phrases, read_json(TRUTH)["annotations"], categories)
+    metrics = make_metrics(phrases, truth, categories)
     write_json(OUTPUT, metrics)
     print(f"phrase_quality: mean IoU of {len(phrases)} boxes {metrics['all']['mean_iou']:.3f}")
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import os
 import shutil
 import stat
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -23,6 +25,7 @@ from tests.stages.download.sources.test_coco import write_coco
 from tests.stages.download.sources.test_open_images import make_params as open_images_params
 from tests.support.http_server import serve
 from tests.support.open_images_folder import TEST, TRAIN, write_open_images
+from tests.support.toy import REPOSITORY
 
 QUICK = Patience(attempts=2, first_wait=0.0, longest_wait=0.0, timeout=5.0)
 ALL = MaxImages(pairs=None, train=None, val=None, test=None)
@@ -157,14 +160,18 @@ def test_no_room_is_said_before_anything_is_fetched(server, coco, monkeypatch):
     assert not [command for command, *_ in server.requests if command == "GET"]
 
 
-def test_open_images_comes_with_the_images_it_calls_for(server, tmp_path, monkeypatch):
-    original = write_open_images(tmp_path / "original")
-    fetched = tree(original)
-    for name, content in fetched.items():
+def serve_open_images(server, folder: Path) -> dict[str, bytes]:
+    """Have a small Open Images below /mirror; return its files."""
+    files = tree(write_open_images(folder))
+    for name, content in files.items():
         server.files[f"/mirror/{name}" if "/" in name else name] = content
     for name, url in open_images_files.official_urls("validation").items():
-        key = url.split("/", 3)[3]
-        server.files[f"/mirror/{key}"] = server.files.pop(name)
+        server.files[f"/mirror/{url.split('/', 3)[3]}"] = server.files.pop(name)
+    return files
+
+
+def test_open_images_comes_with_the_images_it_calls_for(server, tmp_path):
+    fetched = serve_open_images(server, tmp_path / "original")
     params = open_images_params(tmp_path / "open-images")
     fetch.fetch_open_images(params, Fetcher(f"{server.url}/mirror", 4, QUICK))
     for name in (f"train/{TRAIN[3]}.jpg", f"validation/{TEST[2]}.jpg"):
@@ -278,3 +285,42 @@ def test_command_line(server, coco, tmp_path, monkeypatch, capsys):
     assert made == [(None, 3, Patience())]
     assert tree(tmp_path / "coco") == tree(tmp_path / "original")
     assert "everything that download needs is there" in capsys.readouterr().out
+
+
+# The command, but for its patience of half a minute.
+COMMAND = """
+import sys
+from fetch import __main__ as fetch
+from fetch.transfer import Patience
+fetch.Patience = lambda: Patience(attempts=2, first_wait=0.0, longest_wait=0.0, timeout=5.0)
+fetch.main()
+"""
+
+
+def call_command(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
+    kept = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    environment = {**kept, "PYTHONPATH": str(REPOSITORY), **more}
+    command = [sys.executable, "-c", COMMAND, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_dead_proxy_is_named_and_what_came_stays(server, tmp_path):
+    text = (REPOSITORY / "params.yaml").read_text().replace("source: scenes", "source: open_images")
+    (tmp_path / "params.yaml").write_text(text.replace("folder: ../open-images", "folder: here"))
+    serve_open_images(server, tmp_path / "original")
+    url = open_images_files.official_urls("validation")[open_images_files.CLASSES]
+    classes = f"/mirror/{url.split('/', 3)[3]}"
+    server.plans[classes] = [("drop", 70), *[("status", 500, {})] * 2]
+    mirror = f"{server.url}/mirror"
+    assert call_command(tmp_path, "--mirror", mirror).returncode == 1
+    for scheme, address in {"http": mirror, "https": "https://example.invalid/mirror"}.items():
+        proxy = {f"{scheme}_proxy": "http://someone:secret@127.0.0.1:9"}
+        dead = call_command(tmp_path, "--mirror", address, **proxy)
+        assert dead.returncode == 1
+        (line,) = [line for line in dead.stderr.splitlines() if "given up" in line]
+        assert "no connection through the proxy 127.0.0.1:9: [Errno 111] Connection refu" in line
+        assert "run the command again" in line
+        assert "secret" not in dead.stderr and "Traceback" not in dead.stderr
+    again = call_command(tmp_path, "--mirror", mirror)
+    assert again.returncode == 0, again.stderr
+    assert server.gets(classes)[-1] == "bytes=70-"

@@ -14,7 +14,7 @@ import pytest
 from flows import resources
 from flows.dvc.plan import make_plan
 from flows.resources import DeviceError, DeviceSlots, list_devices
-from flows.stage import Preflight
+from flows.stage import preflight
 from tests.support.toy import wait_until
 
 TWO = """\
@@ -125,9 +125,9 @@ def test_too_few_devices_are_told_before_anything_runs(toy, driver):
     toy.replace("meta: {cores: 64}", "meta: {cores: 64, gpus: 8}", "dvc.yaml")
     steps = make_plan(toy.root)
     with pytest.raises(DeviceError, match=r"8 CUDA devices are wanted and .* has 2"):
-        Preflight(toy.root, steps).finish()
+        preflight(toy.root, steps)()
     driver("No devices were found\n", 6)
-    Preflight(toy.root, steps).finish()
+    preflight(toy.root, steps)()
 
 
 def start_holder(locks: Path, named: str) -> subprocess.Popen:

@@ -1,10 +1,9 @@
 import pytest
 
+from claims.readme import reruns, reruns_table
 from flows.graph import (
     Stage,
     overlap,
-    reruns,
-    reruns_table,
     select,
 )
 from tests.support.upstream import inputs_through
@@ -15,7 +14,6 @@ def make(name: str, needs: str = "", params: str = "", inputs: str = "") -> Stag
         name=name,
         group=name.split("@")[0],
         command="true",
-        description="",
         needs=tuple(needs.split()),
         inputs=tuple(inputs.split()),
         params=tuple(params.split()),

@@ -26,7 +26,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / JOURNAL).symlink_to("/dev/full")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("flows.environment.apply_settings", lambda root: None)
-    monkeypatch.setattr("flows.readme.write_readme", lambda root: remember(root, stage="a"))
+    monkeypatch.setattr("claims.readme.write_readme", lambda root: remember(root, stage="a"))
     assert main(["readme"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "No space left on device" in line and "make room" in line

@@ -55,12 +55,16 @@ def test_nothing_to_change_leaves_the_bytes(project):
         ("wspn: 5", r"wspn: params\.yaml has a section here, found 5"),
         ("seed: {a: 1}", r"seed: params\.yaml has a value \(0\) here"),
         ("[1]", r"smoke\.yaml: expected a mapping"),
-        ("a: [", r"smoke\.yaml: cannot be read"),
+        ("a: [", r"smoke\.yaml: not valid YAML: line \d: "),
+        ("", r"smoke\.yaml: expected a mapping of params to values, found None"),
+        ("seed: 1\nseed: 2", r"smoke\.yaml: not valid YAML: line 2: found duplicate key"),
+        ("extends: smoke", r"smoke\.yaml: extends: a circle, smoke → smoke"),
     ],
 )  # fmt: skip
 def test_wrong_overlays_name_file_and_key_and_change_nothing(project, text, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         overlay(project, text)
+    assert "\n" not in str(error.value)
     assert (project / "params.yaml").read_text() == PARAMS
 
 

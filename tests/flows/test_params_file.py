@@ -66,14 +66,48 @@ def test_what_they_do_not_read_is_told(root, changes, message):
         ("# only\n", "expected sections, found nothing"),
         ("- 1\n", r"expected sections, found \[1\]"),
         ("boxes: {top_k: [1\n", "not valid YAML: "),
-        ("seed: 1\nseed: 2\n", "not valid YAML: .*seed"),
+        ("seed: 1\nseed: 2\n", "not valid YAML: line 2: .*seed"),
+        ("seed: \udce9\n", "byte 6 is not UTF-8; save the file as UTF-8"),
+        ("seed: \0\n", "control characters are not allowed at character 6; save"),
+        ("seed: !!int one\n", "not valid YAML: .*'one'"),
+        ("a: {}\n---\nb: {}\n", "not valid YAML: line 2: .*another document"),
     ],
 )
 def test_a_file_without_sections_is_told_in_one_line(root, text, message):
-    (root / "params.yaml").write_text(text)
+    (root / "params.yaml").write_text(text, errors="surrogateescape")
     with pytest.raises(ValueError, match=rf"^params\.yaml: {message}.*") as error:
         check_params(root)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["dvc.yaml", "comparators/dvc.yaml"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected stages, found nothing; `git checkout"),
+        ("- 1\n", r"expected a mapping, found \[1\]"),
+        ("stages: [boxes]\n", r"stages: expected a mapping, found \['boxes'\]"),
+        ("stages: {boxes: 1}\n", "stages.boxes: expected a mapping, found 1"),
+        ("stages: {boxes: {do: [1]}}\n", r"stages.boxes.do: expected a mapping, found \[1\]"),
+        ("stages: {boxes: {params: 3}}\n", "stages.boxes.params: expected a list, found 3"),
+        ("vars: 3\n", "vars: expected a list, found 3"),
+        ("stages: {}\nstages: {}\n", "not valid YAML: line 2: "),
+        ("stages: \udce9\n", "byte 8 is not UTF-8"),
+    ],
+)
+def test_a_dvc_yaml_of_another_form_is_told_in_one_line(root, file, text, message):
+    (root / file).write_text(text, errors="surrogateescape")
+    with pytest.raises(ValueError, match=rf"^{file}: {message}") as error:
+        check(root, PARAMS)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["params.yaml", "dvc.yaml"])
+def test_a_folder_in_the_files_place_is_told(root, file):
+    (root / file).unlink(missing_ok=True)
+    (root / file).mkdir()
+    with pytest.raises(ValueError, match=rf"^{file}: cannot be read: Is a directory$"):
+        check_params(root)
 
 
 def test_a_missing_file_is_told(root):

@@ -145,9 +145,7 @@ def test_points_of_a_sweep_are_made_by_workers_each_result_once(toy, monkeypatch
     toy.git("commit", "-qm", "more")
     workers: Workers = make_fleet(toy, 2)
     planned = plan_sweep(toy.root, make_points(toy.root, ["side.factor=2,3"])).points
-    place = Place(
-        {point.folder: Fleet(point.folder, workers, point.point.name) for point in planned}
-    )
+    place = Place({point.folder: Fleet(point.folder, workers) for point in planned})
     outcomes = [
         {s.stage.name: place.run(one.folder, s.stage, 0, print).outcome for s in one.steps}
         for one in planned

@@ -12,13 +12,13 @@ from tests.support.toy import wait_until
 
 def run(toy, name: str, shown: list[str] | None = None):
     shown = [] if shown is None else shown
-    return StageRunner(toy.root, shown.append).run(load_graph(toy.root)[name])
+    return StageRunner(toy.root).run(load_graph(toy.root)[name], shown.append)
 
 
 def test_outcomes_follow_dvc(toy):
     shown: list[str] = []
     assert run(toy, "download", shown).outcome == "executed"
-    assert "[download] working download" in shown
+    assert "working download" in shown
     assert not any("dvc.lock" in line for line in shown)
     assert run(toy, "cut@1").outcome == "executed"
     assert run(toy, "cut@1").outcome == "unchanged"
@@ -49,13 +49,13 @@ def test_carriage_returns_and_unfinished_lines_are_lines(toy):
     run(toy, "download")
     shown: list[str] = []
     run(toy, "side", shown)
-    assert "[side] 1%" in shown
-    assert "[side] 2%" in shown
+    assert "1%" in shown
+    assert "2%" in shown
 
 
 def test_stop_ends_the_stage_and_its_children(toy):
     toy.mark("slow.download", "60")
-    runner, errors = StageRunner(toy.root, lambda line: None), []
+    runner, errors = StageRunner(toy.root), []
     stage = load_graph(toy.root)["download"]
 
     def target() -> None:
@@ -94,7 +94,7 @@ def test_a_stage_that_another_execution_makes_is_waited_for(toy):
         if "another execution is making this (PID" in line:
             hold.unlink()
 
-    outcome = StageRunner(toy.root, show).run(load_graph(toy.root)["download"])
+    outcome = StageRunner(toy.root).run(load_graph(toy.root)["download"], show)
     output, _ = other.communicate(timeout=60)
     assert other.returncode == 0, output
     assert not hold.exists()

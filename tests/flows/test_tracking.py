@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from flows.environment import default_settings
 from flows.graph import Outcome
-from flows.results import read_curves, read_metrics, read_params
+from flows.store import read_curves, read_metrics, read_params
 from flows.tracking import Tracking
 from tests.flows.test_graph import make
 from tests.support.toy import PATIENCE, wait_until

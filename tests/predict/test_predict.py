@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import resource
+import shutil
 import sys
 from zlib import crc32
 
@@ -100,6 +102,45 @@ def test_wrong_input_is_told(monkeypatch, capsys, tmp_path, model, images):
         assert call(monkeypatch, *arguments, *output) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys, tmp_path, model, images):
+    """No file may grow beyond some bytes, which stands for the disk."""
+    options = ["--model", model, "--output", tmp_path / "out"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        code = call(monkeypatch, images / "b.jpg", *options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "predict:" in line]
+    assert (code, "cannot write" in line and "File too large" in line) == (1, True)
+    assert call(monkeypatch, images / "b.jpg", *options) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("prompts.json", "[]"),
+        ("prompts.json", "{}"),
+        ("categories.json", "null"),
+        ("categories.json", "[{}]"),
+        ("detector.safetensors", "[]"),
+        ("text_encoder.safetensors", None),
+    ],
+)
+def test_a_broken_file_of_the_model_is_named(
+    monkeypatch, capsys, tmp_path, model, images, file, text
+):
+    other = tmp_path / "model"
+    shutil.copytree(model, other)
+    if text is None:
+        shutil.copy(model / "detector.safetensors", other / file)
+    else:
+        (other / file).write_text(text)
+    assert call(monkeypatch, images, "--model", other, "--output", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"predict: {other / file}: ")
 
 
 def test_unknown_words_can_be_allowed(monkeypatch, capsys, tmp_path, model, images):

@@ -1,15 +1,20 @@
 """What is wrong with params is told before anything runs."""
 
+import math
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.overlay import apply_overlay
-from stages.preflight import problems
+from stages.common.runtime.params import read_params
+from stages.preflight import NUMBERS, problems, section_model
 from tests.pipeline.clones import clone, environment
 
 SECTIONS = ["vlm", "vocabulary", "wspn", "detector", "rpn", "pseudo_masks"]
@@ -66,9 +71,34 @@ def test_a_problem_is_told(params, changes, told, monkeypatch):
     assert re.search(told, found), found
 
 
+def leaves(value: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, the mapping or list that has it, its last part) of all values."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for last, held in list(inner):
+        if isinstance(held, dict | list):
+            yield from leaves(held, f"{key}.{last}")
+        else:
+            yield f"{key}.{last}", value, last
+
+
+def test_no_value_is_nan_and_two_may_be_infinite(repository):
+    params, passed = read_params(repository / "params.yaml"), set()
+    for name in (key for key, content in params.items() if isinstance(content, dict)):
+        for key, holder, last in leaves(params[name], name):
+            before = holder[last]
+            for odd in (math.nan, math.inf, -math.inf):
+                holder[last] = odd
+                with suppress(ValueError):
+                    section_model(name).fitting(params[name]).model_validate(params[name])
+                    passed.add((key.split(".")[-1], odd))
+            holder[last] = before
+    assert passed == {("max_aspect", math.inf), ("gradient_clip", math.inf)}
+
+
 @pytest.mark.parametrize(
     ("variable", "told"),
-    [("OVIS_WORKERS", "OVIS_WORKERS='abc': expected a"), ("DEVICE", "DEVICE='abc': expected one")],
+    [("DEVICE", "DEVICE='abc': expected one")]
+    + [(name, f"{name}='abc': expected a whole number") for name in NUMBERS],
 )
 def test_a_wrong_variable_is_told(params, variable, told, monkeypatch):
     monkeypatch.setenv(variable, "abc")

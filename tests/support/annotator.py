@@ -1,6 +1,4 @@
-"""Params of the annotator of scenes, as values and as YAML."""
-
-import json
+"""Params of the annotator of scenes."""
 
 ANNOTATOR = {
     "words_per_second": 1.5,
@@ -15,4 +13,3 @@ ANNOTATOR = {
     "wrong_object_fraction": 0.05,
     "noise": 1.0,
 }
-ANNOTATOR_YAML = json.dumps(ANNOTATOR)

@@ -9,10 +9,11 @@ from flows.dvc.project import load_graph
 from flows.dvc.records import sort_lock
 from flows.dvc.remote import RemoteError, result_key
 from flows.graph import DagError, Outcome, Status
-from flows.workers.coordinator import Fleet, LostError
-from flows.workers.reproduce import reproduce
+from flows.workers.coordinator import Fleet
+from flows.workers.dispatch import LostError
 from flows.workers.request import Request, make_request, take_snapshot
 from flows.workers.space import UnfitError
+from flows.workers.stage_flow import reproduce
 from tests.support.loopback import clone_beside, share_folder
 from tests.support.toy import Toy
 

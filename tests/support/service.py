@@ -71,19 +71,21 @@ class Service:
         with self.log.open("a", encoding="utf-8") as out:
             for process in alive:
                 print(f"still there after {seconds:.0f} s, and killed: {process}", file=out)
-        self._kill(alive)
+        kill_all(alive)
         return not alive
 
     def kill(self, with_children: bool) -> None:
         """Kill it at once: alone, or as when its machine is lost."""
-        self._kill(self.family() if with_children else [psutil.Process(self.process.pid)])
-
-    def _kill(self, processes: list[psutil.Process]) -> None:
-        for process in processes:
-            if process.is_running():
-                process.kill()
+        kill_all(self.family() if with_children else [psutil.Process(self.process.pid)])
         self.process.wait()
-        psutil.wait_procs(processes, timeout=10)
+
+
+def kill_all(processes: list[psutil.Process]) -> None:
+    """Kill processes, of which some may have ended, and wait until they are gone."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 def _end_with_parent() -> None:

@@ -4,6 +4,7 @@ Pixels are pasted as they are, matplotlib sets only the words, in the font it br
 content gives the same bytes. All sizes are in pixels, origin top-left.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
@@ -149,19 +150,28 @@ def _set_words(setter: _TypeSetter, row: Row, y: int, width: int, height: int) -
 
 
 def _set_tags(setter: _TypeSetter, panel: Panel, x: int, y: int) -> None:
-    """Set the tags of a panel inside it, each moved as little as keeps it off the earlier ones."""
-    points, height = 8, 18
+    points = 8
+    widths = [setter.measure(tag.text, points) + 8 for tag in panel.tags]
+    for tag, (left, top) in zip(panel.tags, place_tags(panel, widths), strict=True):
+        setter.set(tag.text, x + left + 4, y + top + 4, points, ground=tag.colour)
+
+
+def place_tags(panel: Panel, widths: Sequence[float]) -> Iterator[tuple[float, float]]:
+    """Yield (left, top) of each tag of a panel, in pixels, from the tags' widths.
+
+    A tag lies inside its panel, and is moved as little as keeps it off the earlier ones.
+    """
+    height = 18
     taken: list[tuple[float, float, float, int]] = []
     panel_height, panel_width = panel.pixels.shape[:2]
-    for tag in panel.tags:
-        width = setter.measure(tag.text, points) + 8
+    for tag, width in zip(panel.tags, widths, strict=True):
         left = float(np.clip(tag.x, 2, max(panel_width - width - 2, 2)))
         top = float(np.clip(tag.y - height, 2, max(panel_height - height - 2, 2)))
         places = sorted(range(2, panel_height - height - 1), key=lambda place: abs(place - top))
         free = [p for p in places if not any(_cover(left, p, width, height, t) for t in taken)]
         top = free[0] if free else top
         taken.append((left, top, width, height))
-        setter.set(tag.text, x + left + 4, y + top + 4, points, ground=tag.colour)
+        yield left, top
 
 
 def _cover(left: float, top: float, width: float, height: float, other: tuple) -> bool:

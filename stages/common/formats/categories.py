@@ -1,6 +1,6 @@
 """The object categories: id, name, the words people use for it, and its side of the split."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -30,11 +30,16 @@ def read_categories(path: Path, splits: tuple[Split, ...] = ("base", "novel")) -
     `read_categories(path)[k]`.
 
     Raises:
-        ValueError: an unknown split, or an id or name given twice.
+        ValueError: no list of categories, an unknown split, or an id or name given twice.
     """
+    content, keys = read_json(path), {field.name for field in fields(Category)}
+    if not isinstance(content, list) or not all(
+        isinstance(entry, dict) and keys <= entry.keys() for entry in content
+    ):
+        raise ValueError(f"{path}: expected a list of categories with {', '.join(sorted(keys))}")
     entries = [
         Category(entry["id"], entry["name"], entry["split"], tuple(entry["forms"]))
-        for entry in read_json(path)
+        for entry in content
     ]
     for field in ("id", "name"):
         values = [getattr(category, field) for category in entries]

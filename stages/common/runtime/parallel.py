@@ -12,6 +12,8 @@ from typing import TypeVar
 import cv2
 import torch
 
+from stages.common.runtime.params import environment_number
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -26,10 +28,7 @@ def num_workers() -> int:
     Raises:
         ValueError: OVIS_WORKERS is no whole number above 0.
     """
-    text = os.environ.get("OVIS_WORKERS", str(len(os.sched_getaffinity(0))))
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"OVIS_WORKERS={text!r}: expected a whole number above 0, or unset it")
-    return int(text)
+    return environment_number("OVIS_WORKERS") or len(os.sched_getaffinity(0))
 
 
 def map_in_order(

@@ -1,5 +1,6 @@
 """Read one section of params.yaml into its frozen pydantic model, once, at the stage's boundary."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
@@ -14,9 +15,12 @@ Exactness = Literal["bytes", "device", "band"]  # see stages.common.runtime.devi
 
 
 class Section(BaseModel):
-    """Base of every params section: frozen, strict, no unknown keys, no defaults of its own."""
+    """Base of every params section: frozen, strict, no unknown keys, no defaults of its own.
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    NaN and infinity are no values, but where a field says that infinity means "no limit".
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def fitting(cls, content: Any) -> type[Self]:
@@ -31,6 +35,20 @@ class Section(BaseModel):
 SectionType = TypeVar("SectionType", bound=Section)
 
 
+def environment_number(name: str) -> int | None:
+    """Return the whole number above 0 that an environment variable holds; None if it is not set.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{name}={text!r}: expected a whole number above 0, or unset it")
+    return int(text)
+
+
 def read_params(path: Path = PARAMS_FILE) -> dict:
     """Return the whole file as plain Python values.
 
@@ -42,10 +60,13 @@ def read_params(path: Path = PARAMS_FILE) -> dict:
         raise FileNotFoundError(f"{path.absolute()}: no such file; run from the repository's root")
     try:
         content = YAML(typ="safe").load(path)
-    except YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except (YAMLError, ValueError) as error:  # such as a date in month 13
+        told = " ".join(str(error).split())
+        raise ValueError(f"{path}: not valid YAML, or not in UTF-8: {told}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a mapping of sections, found {type(content).__name__}")
+        raise ValueError(f"{path}: expected a mapping of sections, found {content!r:.60}")
     return content
 
 

@@ -18,22 +18,10 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
 
+from stages.common.runtime.params import environment_number
+
 VARIABLE = "OVIS_PROCESSES"
 SECONDS_OF_GRACE = 5.0
-
-
-def environment_number(name: str) -> int | None:
-    """Return the whole number above 0 that an environment variable holds; None if it is not set.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    text = os.environ.get(name)
-    if text is None:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"{name}={text!r}: expected a whole number above 0, or unset it")
-    return int(text)
 
 
 def run_in_processes(module: str, device: torch.device, batch_size: int) -> None:

@@ -1,10 +1,11 @@
 """One seed; generators derived from (seed, purpose, item), so that order changes nothing."""
 
 import hashlib
-import os
 
 import numpy as np
 import torch
+
+from stages.common.runtime.params import environment_number
 
 # Reductions split over another number of threads round differently, so this number is fixed rather
 # than read off the machine; OVIS_THREADS overrides it at the price of other bytes.
@@ -29,7 +30,7 @@ def torch_generator(seed: int, *keys: str | int) -> torch.Generator:
 
 def make_deterministic(seed: int, stage: str, threads: int | None = None) -> None:
     """Fix threads, algorithms and the seed of layer initialisation for a whole stage process."""
-    torch.set_num_threads(threads or int(os.environ.get("OVIS_THREADS", DEFAULT_THREADS)))
+    torch.set_num_threads(threads or environment_number("OVIS_THREADS") or DEFAULT_THREADS)
     torch.use_deterministic_algorithms(True)
     # Deterministic mode also fills fresh memory, 1700 times in a training step of the detector;
     # no stage reads memory that it has not written.

@@ -236,7 +236,7 @@ class TrainingParams(Section):
     bias_rate_factor: float = Field(gt=0)
     warmup_steps: int = Field(ge=0)
     weight_decay: float = Field(ge=0)
-    gradient_clip: float = Field(gt=0)
+    gradient_clip: float = Field(gt=0, allow_inf_nan=True)
     background_weight: float = Field(gt=0)
     frozen: list[str]
     flip: bool
@@ -313,7 +313,7 @@ class SourceParams(Section):
     teaches: dict[Aspect, Annotated[float, Field(ge=0)]] = Field(min_length=1)
     weigh_by_score: bool
     box_grids: list[Annotated[int, Field(ge=0)]]
-    negatives: Literal["all", "source", "image"]
+    negatives: Literal["all", "source", "batch", "image"]
 
 
 class SupervisionParams(Section):

@@ -167,7 +167,10 @@ def load_predictor(folder: Path, device: torch.device | None = None) -> Predicto
     try:
         prompts = NameEmbeddingParams.model_validate(read_json(folder / PROMPTS))
     except ValidationError as error:
-        raise ValueError(f"{folder / PROMPTS}: {error}") from None
+        told = [
+            f"{'.'.join(map(str, own['loc'])) or 'all'}: {own['msg']}" for own in error.errors()
+        ]
+        raise ValueError(f"{folder / PROMPTS}: {'; '.join(told)}") from None
     embedder = load_name_embedder(prompts, folder / TEXT_ENCODER, device)
     categories = read_categories(folder / CATEGORIES)
     detector = load(folder / DETECTOR).to(device)

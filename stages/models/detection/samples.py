@@ -160,7 +160,7 @@ def _label(
         np.array([IGNORED if _is_crowd(a) else labels[a["category_id"]] for a in group]),
         [a.get("segmentation") or None for a in group if not _is_crowd(a)],
         None if source is None else object_weights(group, source),
-        {"all": None, "source": known, "image": own}[negatives],
+        {"all": None, "source": known, "batch": own, "image": own}[negatives],
         () if source is None else source.box_grids,
     )
 

@@ -33,6 +33,7 @@ class Source:
     images: Sequence[LabelledImage]
     fraction: float = 1.0  # of the images of a batch, in (0, 1]
     skipped: Mapping[str, Sequence[int]] | None = None  # reason → ids of annotations left out
+    shared_negatives: bool = False  # what is named in one image of a batch is looked for in all
 
     def facts(self) -> dict[str, Any]:
         """Return what metrics.json tells of it."""
@@ -75,16 +76,13 @@ class Supervision:
         else:
             counts = self.counts(batch_size)
         several = len(self.sources) > 1
-        return [
-            source.images[row]
-            for source, count in zip(self.sources, counts, strict=True)
-            for row in batch_rows(
-                step,
-                count,
-                len(source.images),
-                derive_seed(seed, "source", source.name) if several else seed,
-            )
-        ]
+        found: list[LabelledImage] = []
+        for source, count in zip(self.sources, counts, strict=True):
+            own_seed = derive_seed(seed, "source", source.name) if several else seed
+            rows = batch_rows(step, count, len(source.images), own_seed)
+            images = [source.images[row] for row in rows]
+            found += _share_negatives(images) if source.shared_negatives else images
+        return found
 
     def _turn(self, step: int) -> tuple[int, int]:
         """Return the source whose turn 0-based `step` is, and which turn of its own that is.
@@ -125,6 +123,12 @@ class Supervision:
             return next(iter(each.values()))
         total = {key: sum(own[key] for own in each.values()) for key in ("images", "objects")}
         return {**total, "sources": each}
+
+
+def _share_negatives(images: Sequence[LabelledImage]) -> list[LabelledImage]:
+    """Let each image have the labels of all of them for annotated."""
+    annotated = frozenset[int]().union(*(entry.annotated or () for entry in images))
+    return [replace(entry, annotated=annotated) for entry in images]
 
 
 def _with_weights(source: Source) -> Source:
@@ -178,5 +182,6 @@ def read_sources(
         path, labels = files[source.name]
         annotations = read_annotations(path, labels, known, need_masks="mask" in source.teaches)
         own = label_images(images, annotations, labels, path, source)
-        found.append(Source(source.name, own, source.fraction, annotations.skipped))
+        shared = source.negatives == "batch"
+        found.append(Source(source.name, own, source.fraction, annotations.skipped, shared))
     return found

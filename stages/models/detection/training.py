@@ -16,11 +16,11 @@ from torch import nn
 from stages.common.runtime.checkpoints import Checkpoint
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import send
+from stages.common.runtime.params import environment_number
 from stages.common.runtime.prefetch import prefetch
 from stages.common.runtime.processes import (
     add_gradients,
     add_over_processes,
-    environment_number,
     num_processes,
     own_places,
     process_index,

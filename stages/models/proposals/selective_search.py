@@ -30,7 +30,7 @@ class SearchSettings(Section):
     longer_side: int = Field(ge=32)
     min_side: float = Field(ge=1)
     max_area_fraction: float = Field(gt=0, le=1)
-    max_aspect: float = Field(ge=1)
+    max_aspect: float = Field(ge=1, allow_inf_nan=True)
 
 
 def selective_search(

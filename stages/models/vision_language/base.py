@@ -79,5 +79,7 @@ def load_vlm(path: Path) -> tuple[VisionLanguageModel, CaptionTokenizer]:
         ValueError: weights are missing or left over; the message lists their names.
     """
     weights, facts = read_tensors(path)
+    if not isinstance(facts, dict) or "config" not in facts:
+        raise ValueError(f"{path}: not a vision-language model; `dvc repro vlm` makes one")
     builder = BUILDERS[facts["kind"]] if "kind" in facts else build_small_albef
     return builder(weights, facts, path)

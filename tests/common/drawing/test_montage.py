@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.common.drawing.montage import Row, _set_tags, draw_sheet, write_png
+from stages.common.drawing.montage import Row, draw_sheet, place_tags, write_png
 from stages.common.drawing.panels import (
     GROUND,
     Panel,
@@ -67,26 +67,16 @@ def test_class_colours_differ():
     assert min(near) > 60
 
 
-class Recorder:
-    def __init__(self):
-        self.places = []
-
-    def measure(self, text, points, bold=False):
-        return 7.0 * len(text)
-
-    def set(self, text, x, y, points, bold=False, colour="", ground=None):
-        self.places.append((x, y))
-
-
 @given(st.lists(st.tuples(st.floats(-50, 200), st.floats(-50, 200)), max_size=9))
 def test_tags_stay_in_their_panel_and_apart(corners):
-    recorder = Recorder()
     tags = [Tag("boat", x, y, (0, 0, 0)) for x, y in corners]
-    _set_tags(recorder, Panel(np.zeros((SIDE, SIDE, 3), np.uint8), tags), 0, 0)
-    for place, (x, y) in enumerate(recorder.places):
-        assert 0 <= x <= SIDE - 28 and 0 <= y <= SIDE - 12
-        for other_x, other_y in recorder.places[: place if place < 3 else 0]:  # three find room
-            assert abs(x - other_x) >= 28 or abs(y - other_y) >= 17.9
+    panel = Panel(np.zeros((SIDE, SIDE, 3), np.uint8), tags)
+    places = list(place_tags(panel, [36.0] * len(tags)))
+    assert len(places) == len(tags)
+    for number, (x, y) in enumerate(places):
+        assert 0 <= x <= SIDE - 36 and 0 <= y <= SIDE - 18
+        for other_x, other_y in places[: number if number < 3 else 0]:  # three find room
+            assert abs(x - other_x) >= 36 or abs(y - other_y) >= 18
 
 
 @pytest.mark.parametrize("mark", ["", "base", "novel"])

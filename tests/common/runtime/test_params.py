@@ -17,7 +17,7 @@ class Model(Section):
 
 def read(tmp_path, method: str) -> Model:
     (tmp_path / "params.yaml").write_text("model: {resize: {side: 1, longest: 2}, sides: [1, 2]}")
-    (tmp_path / "method.yaml").write_text(method)
+    (tmp_path / "method.yaml").write_text(method, errors="surrogateescape")
     return read_section("model", Model, tmp_path / "params.yaml", tmp_path / "method.yaml")
 
 
@@ -34,8 +34,14 @@ def test_mappings_are_merged_and_all_else_is_replaced(tmp_path):
         ("params: {model: {sides: 3}}", r"params\.yaml with .*method\.yaml: model\.sides: .* 3"),
         ("params: {models: {}}", r"method\.yaml: params: expected {model: …} or {}, found"),
         ("paper: null", r"method\.yaml: params: expected {model: …} or {}, found None"),
+        ("", r"method\.yaml: expected a mapping of sections, found None"),
+        ("[1, 2]", r"method\.yaml: expected a mapping of sections, found \[1, 2\]"),
+        ("params: {}\nparams: {}", r"method\.yaml: not valid YAML.*duplicate key"),
+        ("paper: caf\udce9", r"method\.yaml: .* not in UTF-8"),
+        ("paper: !!int one", r"method\.yaml: not valid YAML.*'one'"),
     ],
 )
 def test_a_fault_names_file_and_key(tmp_path, method, told):
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=told) as error:
         read(tmp_path, method)
+    assert "\n" not in str(error.value)

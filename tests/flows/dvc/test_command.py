@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from flows.dvc import command
-from flows.dvc.command import LOST, STOP_ORPHANS
-from flows.environment import stage_environment
+from flows.dvc.command import LOST
+from flows.environment import STOP_ORPHANS, stage_environment
 from tests.support.toy import wait_until
 
 
@@ -48,7 +48,7 @@ def test_commands_have_output_exit_code_folder_and_environment(toy, log):
 
 
 def test_running_commands_outlive_the_process_that_forked_them(toy, log):
-    toy.mark("slow.download", "2")
+    hold = toy.mark("hold.download")
     started = start(toy, log, "repro", "-s", "download")
     wait_until(lambda: (toy.root / "runs.log").exists())
     running = psutil.Process(started.pid)
@@ -56,6 +56,7 @@ def test_running_commands_outlive_the_process_that_forked_them(toy, log):
     server = running.parent()
     assert server.num_threads() == 1  # a fork of a process with threads may hang
     server.send_signal(signal.SIGKILL)
+    hold.unlink()
     wait_until(lambda: started.poll() is not None)
     assert started.poll() == 0
     assert (toy.root / "dvc.lock").exists()

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from flows.dvc.plan import make_plan
-from flows.dvc.project import ParamsFiles, is_params, load_graph, locked_repo
+from flows.dvc.plan import ParamsFiles, make_plan
+from flows.dvc.project import is_params, load_graph, locked_repo
 from flows.dvc.records import ENTRY, sort_lock
 from flows.graph import DagError, Status
 
@@ -53,6 +53,21 @@ def test_targets_take_their_upstream_and_only_that(toy):
     assert [step.stage.name for step in make_plan(toy.root, ["side"])] == ["download", "side"]
     with pytest.raises(ValueError, match=r"no stage 'sid'; there are: download, cut, merge"):
         load_graph(toy.root, ["sid"])
+
+
+@pytest.mark.parametrize(
+    ("meta", "told"),
+    [
+        ("3", "meta: expected a mapping, found 3"),
+        ("{cores: many}", "meta.cores: expected a whole number >= 1, found many"),
+        ("{cores: -3}", "meta.cores: expected a whole number >= 1, found -3"),
+        ("{gpus: 0.5}", "meta.gpus: expected a whole number >= 0, found 0.5"),
+    ],
+)
+def test_what_a_stage_takes_has_to_be_a_whole_number(toy, meta, told):
+    toy.replace("meta: {cores: 64}", f"meta: {meta}", "dvc.yaml")
+    with pytest.raises(DagError, match=f"^dvc.yaml: merge: {told}$"):
+        load_graph(toy.root)
 
 
 def test_fresh_project_must_run_from_the_top(toy):

@@ -53,7 +53,7 @@ def by_dvc(toy: Toy) -> str:
 
 def by_flow(toy: Toy) -> str:
     """Run merge as the flow does."""
-    runner = StageRunner(toy.root, lambda line: None)
+    runner = StageRunner(toy.root)
     try:
         runner.run(load_graph(toy.root)["merge"])
     except StageFailedError as error:
@@ -157,7 +157,7 @@ def test_a_full_disk_is_told_in_one_line(toy):
     with (toy.root / "stages/download/__main__.py").open("a") as source:
         source.write(code)
     with pytest.raises(StageFailedError) as caught:
-        StageRunner(toy.root, lambda line: None).run(load_graph(toy.root)["download"])
+        StageRunner(toy.root).run(load_graph(toy.root)["download"])
     assert "No space left on device; make room and run the same again" in str(caught.value)
     assert "Traceback" not in str(caught.value)
 

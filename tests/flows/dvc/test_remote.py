@@ -7,7 +7,6 @@ from flows.dvc.remote import (
     check_remote,
     fetch_result,
     pull_inputs,
-    push_outputs,
     push_result,
     result_key,
     with_patience,
@@ -43,7 +42,8 @@ def test_an_entry_without_its_data_is_no_result(done_toy):
 
 def test_inputs_are_pulled_file_by_file(done_toy):
     make_fleet(done_toy, 0)
-    push_outputs(done_toy.root, ["download", "cut@0"])
+    for name in ("download", "cut@0"):
+        push_result(done_toy.root, name, as_input=True)
     other = clone_of(done_toy, "other")
     (other.root / "dvc.lock").write_text(done_toy.lock())
     pull_inputs(other.root, ["data/download/parts/a.txt", "data/cut/0.txt"])

@@ -105,7 +105,8 @@ def test_a_point_of_a_file_may_extend_a_profile_and_replace_a_mapping(project):
         ("activation=1", "activation: params.yaml has a section here, found 1"),
         ("seed", "-S seed: expected key=value"),
         ("seed=", "-S seed=: expected key=value"),
-        ("seed=[1", "-S seed=.*: the values are no YAML"),
+        ("seed=[1", "-S seed=[1: not valid YAML: line"),
+        ("seed=2020-99-99", "-S seed=2020-99-99: not valid YAML: month"),
     ],
 )
 def test_wrong_settings_are_named(project, setting, message):
@@ -114,9 +115,17 @@ def test_wrong_settings_are_named(project, setting, message):
 
 
 def test_wrong_files_are_named(project):
-    (project / "points.yaml").write_text("{seed: 1}")
-    with pytest.raises(ValueError, match="expected a list of points"):
-        make_points(project, [], project / "points.yaml")
+    for text, message in {
+        "{seed: 1}": "expected a list of points",
+        "[1]": "expected a list of points",
+        "[]": "points.yaml: no point has params",
+        "[{}]": "points.yaml: no point has params",
+        "[{1: 2}]": "1: params.yaml has no such key",
+        "[{seed: 1, seed.a: 2}]": "seed.a: seed has a value of its own",
+    }.items():
+        (project / "points.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            make_points(project, [], project / "points.yaml")
     with pytest.raises(ValueError, match="cannot be read"):
         make_points(project, [], project / "nowhere.yaml")
     with pytest.raises(ValueError, match="-S key=value"):

@@ -11,9 +11,9 @@ import pytest
 
 from flows.dvc import command
 from flows.environment import stage_environment
-from flows.sweeps.plan import plan_sweep
+from flows.sweeps.plan import Worktrees, only_sweep, plan_sweep, worktree
 from flows.sweeps.points import Point, make_points
-from flows.sweeps.worktrees import Worktrees, only_sweep, worktree
+from tests.support.service import kill_all
 from tests.support.toy import Toy, wait_until
 from tests.support.tracked import read_runs
 
@@ -169,7 +169,10 @@ class TestRuns:
 
     def test_killed_sweep_goes_on_and_a_failing_point_stops_no_other(self, toy):
         # Not committed: the worktrees have it all the same.
-        toy.replace('print("working"', 'time.sleep(3)\nprint("working"', "stages/merge/__main__.py")
+        hold = toy.mark("hold.here")
+        held = f'P["merge"]["rate"] == 0.5 and Path("{hold}").exists()'
+        waiting = f'while {held}: time.sleep(0.05)\nprint("working"'
+        toy.replace('print("working"', waiting, "stages/merge/__main__.py")
         arguments = ("sweep", "-S", "merge.rate=oops,0.5", "evaluation")
         process = toy.start("-m", "flows", *arguments)
         good = toy.root / ".sweeps/points/merge.rate=0.5/runs.log"
@@ -177,10 +180,8 @@ class TestRuns:
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
-        for child in children:
-            if psutil.pid_exists(child.pid):
-                child.kill()
-        psutil.wait_procs(children, timeout=10)
+        kill_all(children)
+        hold.unlink()
         before = ran(toy)
         assert [name for name in before if name != "merge"] == ["cut 0", "cut 1", "download"]
 

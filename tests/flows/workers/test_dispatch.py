@@ -13,13 +13,12 @@ import pytest
 from prefect import states
 from prefect.exceptions import ObjectNotFound
 
+from flows.environment import HEARTBEAT_SECONDS
 from flows.stage import StageFailedError
 from flows.workers import dispatch
-from flows.workers.coordinator import LostError
-from flows.workers.dispatch import PrefectDispatcher
+from flows.workers.dispatch import LostError, PrefectDispatcher
 from flows.workers.pools import SECONDS_UNTIL_LOST, lost_rule
 from flows.workers.request import Request
-from flows.workers.worker import HEARTBEAT_SECONDS
 
 REQUEST = Request("cut@1", "abc", "0" * 40, "", {}, {})
 

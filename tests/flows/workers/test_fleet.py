@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.loopback import Loopback, share_folder
+from tests.support.mounts import fill, small_disk
 from tests.support.service import Service
 from tests.support.toy import REPOSITORY, Toy, make_toy, make_training, until_step, wait_until
 from tests.support.tracked import read_runs
@@ -232,11 +233,12 @@ def test_the_experiment_is_a_deployment(fleet, project):
 
 
 def test_a_killed_worker_leaves_its_stage_to_finish(fleet, project):
-    project.mark("slow.download", "10")
+    hold = project.mark("hold.download")
     doomed = worker(fleet, project, "one")
     process = start(fleet, project, "download")
     until_it_runs(doomed, project, "download")
     doomed.kill(with_children=False)
+    hold.unlink()
     output = end(process)
     assert "exit code 0" in output, output
     assert project.ran() == ["download"]
@@ -263,11 +265,12 @@ def test_a_worker_that_is_stopped_takes_its_stage_along_and_another_makes_it_at_
 
 def test_a_stage_survives_a_restart_of_the_server(fleet, project):
     """The stage ends while there is no server."""
-    project.mark("slow.download", "10")
+    hold = project.mark("hold.download")
     machine = worker(fleet, project, "one")
     process = start(fleet, project, "cut")
     until_it_runs(machine, project, "download")
     fleet.server.stop()
+    hold.unlink()
     time.sleep(SERVER_IS_AWAY)
     fleet.server.start()
     fleet.wait_until_ready()
@@ -277,13 +280,15 @@ def test_a_stage_survives_a_restart_of_the_server(fleet, project):
 
 
 def test_a_killed_coordinator_finds_its_stage_again(fleet, project):
-    project.mark("slow.download", "30")
+    hold = project.mark("hold.download")
     machine = worker(fleet, project, "one")
     first = start(fleet, project, "download")
     until_it_runs(machine, project, "download")
     first.kill()
     first.communicate()
-    output = end(start(fleet, project, "download"))
+    second = start(fleet, project, "download")
+    hold.unlink()
+    output = end(second)
     assert "exit code 0" in output, output
     assert project.ran() == ["download"]
 
@@ -361,24 +366,18 @@ def test_a_disk_that_fills_up_under_a_stage(fleet, project):
     small = project.root.parent / "one"
     shutil.copytree(project.root, small)
     project.git("-C", str(small), "remote", "add", "origin", str(project.root))
-    (small / ".flows").mkdir()
-    mounted = ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(small / ".flows")]
-    if shutil.which("mount") is None or subprocess.run(mounted, capture_output=True).returncode:
-        pytest.skip("mounting a small disk is not allowed here; test_workers.py has a stand-in")
-    try:
-        project.mark("slow.download", "10")
+    with ExitStack() as ends:
+        ends.enter_context(small_disk(small / ".flows", "80m"))  # test_workers.py has a stand-in
+        ends.callback(fleet.stop_workers)
+        hold = project.mark("hold.download")
         machine = worker(fleet, project, "one")
         process = start(fleet, project, "download")
         until_it_runs(machine, project, "download")
-        with pytest.raises(OSError, match="No space left"), (small / ".flows/full").open("wb") as f:
-            while True:
-                f.write(b"0" * 2**20)
+        fill(small / ".flows")
+        hold.unlink()
         first = read_until(process, "has left the pool")
         worker(fleet, project, "two")
         output = first + end(process)
-    finally:
-        fleet.stop_workers()
-        subprocess.run(["umount", str(small / ".flows")], check=True)
     assert "exit code 0" in output, output
     assert "No space left on device" in output
     assert "executed on two-cpu" in output

@@ -11,7 +11,7 @@ import pytest
 from flows.dvc import resume
 from flows.dvc.resume import ResumePoint
 from flows.stage import StageFailedError
-from flows.workers.reproduce import reproduce
+from flows.workers.stage_flow import reproduce
 from tests.support.fleet import Workers, make_fleet, request_for, run_on, store
 from tests.support.toy import Toy, make_training, until_step
 
@@ -145,7 +145,7 @@ def test_a_stage_that_comes_no_further_is_given_up_and_one_that_does_is_not(toy,
 REPRODUCE = """
 import json, signal, sys
 from pathlib import Path
-from flows.workers.reproduce import reproduce
+from flows.workers.stage_flow import reproduce
 from flows.workers.request import Request
 signal.signal(signal.SIGINT, signal.default_int_handler)
 reproduce(Path.cwd(), Request(**json.loads(sys.argv[1])), "run-1", print, "run", 1)

@@ -12,7 +12,7 @@ import pytest
 from flows.dvc import cache
 from flows.dvc.remote import RemoteError
 from flows.graph import DagError
-from flows.workers import reproduce as agent
+from flows.workers import stage_flow as agent
 from flows.workers.space import free_space, require_space
 from flows.workers.workspace import checkout, write_records
 from tests.support.fleet import make_fleet, request_for, run_on, store

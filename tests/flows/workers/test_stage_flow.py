@@ -7,9 +7,9 @@ from prefect import states
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.logging import disable_run_logger
 
+from flows.environment import WORKER_CLONE, WORKER_NAME
 from flows.graph import Outcome
 from flows.workers import stage_flow
-from flows.workers.reproduce import CLONE, NAME
 from flows.workers.request import Request
 
 REQUEST = Request("cut@1", "abc", "0" * 40, "", {}, {})
@@ -43,8 +43,8 @@ class Server:
 @pytest.fixture
 def run(monkeypatch):
     """Return a function that runs REQUEST, started `count` times, as `reproduce` then does it."""
-    monkeypatch.setenv(NAME, "one")
-    monkeypatch.setenv(CLONE, "clone")
+    monkeypatch.setenv(WORKER_NAME, "one")
+    monkeypatch.setenv(WORKER_CLONE, "clone")
     monkeypatch.setenv(f"{RUN}ID", "the run")
 
     def run(server: Server, reproduce, count: int = 1) -> states.State:

@@ -14,8 +14,8 @@ from flows.dvc.project import load_graph
 from flows.dvc.remote import RemoteError, push_result
 from flows.stage import StageFailedError
 from flows.workers.coordinator import Fleet
-from flows.workers.reproduce import reproduce
 from flows.workers.space import UnfitError
+from flows.workers.stage_flow import reproduce
 from flows.workers.workspace import FOLDER, checkout, remove_leftovers
 from tests.support.fleet import clone_of, make_fleet, request_for, run_on, store
 
@@ -204,7 +204,7 @@ def test_another_environment_is_refused_and_the_stage_goes_elsewhere(toy, monkey
     same, other = {"python": "3.11", "torch": "2.9"}, {"python": "3.11", "torch": "2.8"}
     monkeypatch.setattr("flows.workers.request.versions_here", lambda root: same)
     monkeypatch.setattr(
-        "flows.workers.reproduce.versions_here",
+        "flows.workers.stage_flow.versions_here",
         lambda root: other if "worker0" in root.parts else same,
     )
     assert run_on(workers, toy, "download") == {"download": "executed"}
@@ -217,7 +217,7 @@ def test_unfit_workers_use_up_no_attempt(toy, monkeypatch):
     """However many there are, the one fit worker gets the stage."""
     workers = make_fleet(toy, 5)
     fit = workers.clones[-1]
-    monkeypatch.setattr("flows.workers.reproduce.require_space", full_but(fit))
+    monkeypatch.setattr("flows.workers.stage_flow.require_space", full_but(fit))
     assert run_on(workers, toy, "download") == {"download": "executed"}
     assert workers.clones == [fit]
     assert len(workers.left) == 4
@@ -294,7 +294,7 @@ def test_a_result_that_could_not_be_pushed_is_not_made_again(toy, monkeypatch):
             raise failures.pop()
         push_result(root, name)
 
-    monkeypatch.setattr("flows.workers.reproduce.push_result", push)
+    monkeypatch.setattr("flows.workers.stage_flow.push_result", push)
     assert run_on(workers, toy, "download") == {"download": "restored"}
     assert workers.asked == ["download", "download"]
     assert toy.ran() == ["download"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from stages.common.runtime import processes
-from stages.common.runtime.processes import environment_number, own_places, run_in_processes
+from stages.common.runtime.params import environment_number
+from stages.common.runtime.processes import own_places, run_in_processes
 from tests.support.train_in_parts import train
 
 WORKER = "tests.support.train_in_parts"

@@ -195,7 +195,8 @@ def test_activation_is_attention_times_positive_gradient():
 
     def score_with(changed):
         def attend(x, ctx):
-            value = layer.cross_attention._split(layer.cross_attention.value(ctx))
+            value = layer.cross_attention.value(ctx)
+            value = value.unflatten(-1, (layer.cross_attention.heads, -1)).transpose(-2, -3)
             result = layer.cross_attention.output((changed @ value).transpose(-2, -3).flatten(-2))
             return result, changed
 

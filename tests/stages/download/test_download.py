@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,47 +17,7 @@ from stages.download.params import DownloadParams
 from stages.download.report import empty_reports, find_problems, summarise
 from stages.download.sources.scenes.classes import scene_categories
 from stages.download.sources.scenes.source import SceneTask
-from tests.support.annotator import ANNOTATOR_YAML
-
-PARAMS = """
-seed: 0
-shards: {shards}
-download:
-  source: scenes
-  shard_images: 2
-  max_skipped_fraction: 0.1
-  max_leaked_fraction: 0.0
-  max_unmatched_fraction: 0.5
-  max_missing_class_fraction: {missing}
-  scenes:
-    num_images: {{pairs: 3, train: {train}, val: 1, test: 2}}
-    scene_side: 64
-    pair_side: 32
-    captions_per_image: 2
-    synonym_fraction: 0.1
-    omission_fraction: 0.2
-    jpeg_quality: 95
-    class_split: 0
-    annotator: {annotator}
-  coco:
-    folder: nowhere
-    train_part: train2017
-    test_fraction: 0.5
-    val_fraction: 0.1
-    narratives: false
-    max_images: {{pairs: null, train: null, val: null, test: null}}
-  open_images:
-    folder: nowhere
-    test_part: validation
-    division: frequency
-    val_fraction: 0.1
-    narratives: false
-    max_images: {{pairs: null, train: null, val: null, test: null}}
-  folder:
-    path: nowhere
-    max_images: {{pairs: null, train: null, test: null}}
-"""
-PARAMS = PARAMS.replace("{annotator}", ANNOTATOR_YAML.replace("{", "{{").replace("}", "}}"))
+from tests.support.download_params import write_download_params
 
 
 @pytest.fixture
@@ -66,10 +27,21 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(folder: Path, shards="[0, 1]", missing=1.0, train=5) -> dict[str, bytes]:
+def write_params(folder: Path, shards=(0, 1), missing=1.0, train=5, **scenes: Any) -> None:
+    write_download_params(
+        folder,
+        shards,
+        shard_images=2,
+        max_skipped_fraction=0.1,
+        max_unmatched_fraction=0.5,
+        max_missing_class_fraction=missing,
+        scenes={"num_images": {"train": train}, **scenes},
+    )
+
+
+def run(folder: Path, **changes: Any) -> dict[str, bytes]:
     """Run the stage and return its files' bytes by their relative names."""
-    text = PARAMS.format(shards=shards, missing=missing, train=train, annotator=ANNOTATOR_YAML)
-    (folder / "params.yaml").write_text(text)
+    write_params(folder, **changes)
     main()
     out = folder / "data/download"
     return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -145,8 +117,8 @@ def test_more_images_leave_other_shards_alone(workplace):
 
 
 def test_shards_of_an_earlier_run_go(workplace):
-    run(workplace, shards="[0, 1, 2]")
-    assert "images/train/2.parquet" not in run(workplace, shards="[0, 1]")
+    run(workplace, shards=(0, 1, 2))
+    assert "images/train/2.parquet" not in run(workplace)
 
 
 def test_missing_classes_are_fatal_and_named(workplace):
@@ -160,15 +132,13 @@ def test_missing_classes_are_fatal_and_named(workplace):
 
 
 def test_a_typo_in_params_names_the_key(workplace):
-    text = PARAMS.format(shards="[0]", missing=1.0, train=5).replace("pair_side", "pairs_side")
-    (workplace / "params.yaml").write_text(text)
+    write_params(workplace, pairs_side=32)
     with pytest.raises(ValueError, match=r"download\.scenes\.pairs_side.*allowed keys.*pair_side"):
         read_section("download", DownloadParams)
 
 
 def test_no_test_images_is_refused(workplace):
-    text = PARAMS.format(shards="[0]", missing=1.0, train=0)
-    (workplace / "params.yaml").write_text(text)
+    write_params(workplace, train=0)
     with pytest.raises(ValueError, match=r"download\.scenes\.num_images\.train.*found 0"):
         read_section("download", DownloadParams)
 

@@ -411,6 +411,19 @@ def test_stage_writes_the_same_bytes_whatever_the_number_of_processes(tmp_path, 
     assert min(montage.shape[:2]) > 400
 
 
+def test_of_crowds_alone_the_stage_tells_no_number(tmp_path, monkeypatch, capsys):
+    write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "data/download/ground_truth/train.json"
+    crowds = [{**own, "iscrowd": 1} for own in read_json(path)["annotations"]]
+    write_json(path, {"annotations": crowds})
+    run_module("stages.label_quality")
+    told = capsys.readouterr().out
+    for group in ("base", "novel"):
+        assert f"label_quality, {group}: no objects to measure\n" in told
+    assert "-1" not in told and "IoU" not in told
+
+
 def test_stage_without_annotations_counts_and_says_so(tmp_path, monkeypatch, capsys):
     write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -51,3 +51,5 @@ def test_where_nothing_can_be_measured_it_says_so(workplace):
     assert "no phrase" in measure(workplace, [], {"annotations": TRUTH})["skipped"]
     truth = {"annotated": False, "annotations": []}
     assert measure(workplace, PHRASES, truth)["count"] == 4
+    crowds = {"annotations": [{**own, "iscrowd": 1} for own in TRUTH], "images": []}
+    assert measure(workplace, PHRASES, crowds) == {"skipped": "no objects to measure", "count": 4}

@@ -2,12 +2,14 @@
 
 import math
 import threading
+import weakref
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from ruamel.yaml import YAML
+from torch.multiprocessing.reductions import StorageWeakRef
 from torchvision.models import resnet50
 
 from stages.common.formats import images
@@ -34,11 +36,11 @@ from stages.models.proposals.ranking import RankingSettings, rank_proposals
 from stages.models.proposals.views import ViewSettings, view_input
 from stages.ranking import __main__ as ranking_stage
 from stages.wspn import __main__ as wspn_stage
-from stages.wspn import end_to_end
+from stages.wspn import end_to_end, stream
 from stages.wspn.end_to_end import ViewStream, train_end_to_end
 from stages.wspn.params import WspnParams
 from stages.wspn.refine import image_losses, make_targets, refinement_loss
-from stages.wspn.stream import KEPT_BLOCKS, ImageStream
+from stages.wspn.stream import ImageStream
 from tests.stages.wspn.test_wspn import BOXES, make_image, random_boxes
 
 ALONE = {"neighbour_iou": 1.0, "power": 1.0}
@@ -331,20 +333,22 @@ def write_shards(folder, monkeypatch, counts=(10, 5), boxes_each=9):
 
 def test_an_epoch_shows_each_image_once_with_its_own_boxes(tmp_path, monkeypatch):
     shards, tables = write_shards(tmp_path, monkeypatch, (24, 19))
+    monkeypatch.setattr(stream, "KEPT_BLOCKS", 4)
     chosen = set(range(1, 44)) - {4, 5, 6}
-    stream = ImageStream(shards, tables, chosen)
-    assert len(stream) == 40
-    seen = []
+    streamed = ImageStream(shards, tables, chosen)
+    assert len(streamed) == 40
+    seen, given = [], []
     for step in range(20):
-        for found, boxes in stream.batch(step, 4, seed=1):
+        for found, boxes in streamed.batch(step, 4, seed=1):
             assert np.array_equal(boxes, random_boxes(found.image_id, 9))
             assert found.encoded == make_image(found.image_id).encoded
             seen.append(found.image_id)
-        assert len(stream._kept) <= KEPT_BLOCKS
+            given.append(weakref.ref(found))
+        assert sum(image() is not None for image in given) <= 4 * images.ROW_GROUP
     assert set(seen[:40]) == set(seen[40:]) == chosen and seen[:40] != seen[40:]
     later = ImageStream(shards, tables, chosen).batch(15, 4, seed=1)
     assert [found.image_id for found, _ in later] == seen[60:64]
-    assert [p.image_id for p, _ in stream.batch(0, 4, seed=2)] != seen[:4]
+    assert [p.image_id for p, _ in streamed.batch(0, 4, seed=2)] != seen[:4]
 
 
 def test_an_image_without_proposals_is_named(tmp_path, monkeypatch):
@@ -527,11 +531,11 @@ BUDGET = {"resnet50": 3 * GIB, "vgg16": 5 * GIB}  # as params.yaml says beside r
 
 def saved_bytes(model, compute) -> tuple[int, torch.Tensor]:
     """Return (bytes that `compute` keeps for its backward pass beside the weights, its result)."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    weights = {StorageWeakRef(parameter.untyped_storage()) for parameter in model.parameters()}
     kept = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
+        kept[StorageWeakRef(tensor.untyped_storage())] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -544,15 +548,18 @@ def saved_bytes(model, compute) -> tuple[int, torch.Tensor]:
 def test_the_memory_of_a_large_image_is_within_the_stated_budget(backbone):
     """By the sizes of tensors, on a device without any memory: fp32, 4000 proposals."""
     with torch.device("meta"):
-        model = ImagenetWspn(ImagenetWspnConfig(backbone, list(range(65)), 3, 0.5, 128)).train()
+        model, at_once = (
+            ImagenetWspn(ImagenetWspnConfig(backbone, list(range(65)), 3, 0.5, regions)).train()
+            for regions in (128, 4000)
+        )
         freeze_stages(model.trunk, 2)
         pixels, boxes = torch.zeros(1, 3, 1200, 2000), torch.zeros(4000, 4)
     weights = sum(p.numel() * 4 for p in model.parameters())  # and gradient, and momentum
     trunk, feature_map = saved_bytes(model, lambda: model.feature_map(pixels))
-    part, _ = saved_bytes(model, lambda: model._pool(feature_map, boxes[:128]))
+    part, _ = saved_bytes(model, lambda: model.region_features(feature_map, boxes[:128]))
     heads, features = saved_bytes(model, lambda: model.region_features(feature_map, boxes))
     widest = 2 * 1200 * 2000 * 64 * 4 // (1 if backbone == "vgg16" else 4)  # in, out of a layer
     assert features.shape == (4000, 4096 if backbone == "vgg16" else 2048)
     assert 3 * weights + trunk + 2 * part + heads + features.numel() * 4 + widest < BUDGET[backbone]
-    whole, _ = saved_bytes(model, lambda: model._pool(feature_map, boxes))
+    whole, _ = saved_bytes(at_once, lambda: at_once.region_features(feature_map, boxes))
     assert heads + part < whole / 5

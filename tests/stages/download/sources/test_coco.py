@@ -25,7 +25,7 @@ from stages.download.photographs import is_held_out
 from stages.download.report import empty_reports, find_problems, notices, summarise
 from stages.download.sources.coco.classes import BASE, EXCLUDED, NOVEL, coco_category
 from stages.download.sources.coco.source import VAL, coco_source
-from tests.support.annotator import ANNOTATOR_YAML
+from tests.support.download_params import write_download_params
 from tests.support.images_folder import phone_jpeg
 
 COCO_MINI = Path(__file__).parents[5] / "shared/coco-mini"
@@ -455,44 +455,19 @@ def test_real_photographs(tmp_path, monkeypatch):
         pytest.skip(f"{COCO_MINI} is absent: 159 real COCO photographs, not part of the repository")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OVIS_WORKERS", "1")
-    (tmp_path / "params.yaml").write_text(f"""
-seed: 0
-shards: [0, 1]
-download:
-  source: coco
-  shard_images: 4000
-  max_skipped_fraction: 0.0
-  max_leaked_fraction: 0.0
-  max_unmatched_fraction: 0.2
-  max_missing_class_fraction: 0.5
-  scenes:
-    num_images: {{pairs: 1, train: 1, val: 1, test: 1}}
-    scene_side: 64
-    pair_side: 32
-    captions_per_image: 1
-    synonym_fraction: 0.0
-    omission_fraction: 0.0
-    jpeg_quality: 95
-    class_split: 0
-    annotator: {ANNOTATOR_YAML}
-  coco:
-    folder: {COCO_MINI}
-    train_part: train2017
-    test_fraction: 0.5
-    val_fraction: 0.1
-    narratives: false
-    max_images: {{pairs: 5, train: null, val: null, test: 20}}
-  open_images:
-    folder: nowhere
-    test_part: validation
-    division: frequency
-    val_fraction: 0.1
-    narratives: false
-    max_images: {{pairs: null, train: null, val: null, test: null}}
-  folder:
-    path: nowhere
-    max_images: {{pairs: null, train: null, test: null}}
-""")
+    write_download_params(
+        tmp_path,
+        source="coco",
+        shard_images=4000,
+        max_unmatched_fraction=0.2,
+        max_missing_class_fraction=0.5,
+        coco={
+            "folder": str(COCO_MINI),
+            "test_fraction": 0.5,
+            "val_fraction": 0.1,
+            "max_images": {"pairs": 5, "test": 20},
+        },
+    )
     main()
     out = tmp_path / "data/download"
     splits = json.loads((out / "report.json").read_text())["splits"]

@@ -13,7 +13,7 @@ from stages.download.integrity import LeakCheck, check_categories
 from stages.download.params import FolderParams, MaxImagesWithoutVal
 from stages.download.photographs import check_ids, hashed_id
 from stages.download.sources.folder import folder_source, read_names
-from tests.support.annotator import ANNOTATOR_YAML
+from tests.support.download_params import write_download_params
 from tests.support.images_folder import jpeg, turned
 
 CP1252 = r"captions\.csv: byte 30 \(0xe9\) is not utf-8; save the file as UTF-8"
@@ -259,44 +259,17 @@ def test_training_images_that_are_held_out_are_found():
     ]
 
 
-def write_params(folder: Path, source: Path, leaked: float = 0.0, missing: float = 0.0) -> None:
-    limits = "{pairs: null, train: null, val: null, test: null}"
-    (folder / "params.yaml").write_text(f"""
-seed: 0
-shards: [0, 1]
-download:
-  source: folder
-  shard_images: 1
-  max_skipped_fraction: 0.5
-  max_leaked_fraction: {leaked}
-  max_unmatched_fraction: 0.0
-  max_missing_class_fraction: {missing}
-  scenes:
-    num_images: {{pairs: 1, train: 1, val: 1, test: 1}}
-    scene_side: 64
-    pair_side: 32
-    captions_per_image: 1
-    synonym_fraction: 0.0
-    omission_fraction: 0.0
-    jpeg_quality: 95
-    class_split: 0
-    annotator: {ANNOTATOR_YAML}
-  coco:
-    folder: nowhere
-    train_part: train2017
-    test_fraction: 0.5
-    val_fraction: 0.1
-    narratives: false
-    max_images: {limits}
-  open_images:
-    folder: nowhere
-    test_part: test
-    division: frequency
-    val_fraction: 0.0
-    narratives: false
-    max_images: {limits}
-  folder: {{path: {source}, max_images: {{pairs: null, train: null, test: null}}}}
-""")
+def write_params(
+    folder: Path, source: Path, leaked: float = 0.0, missing: float = 0.0, skipped: float = 0.5
+) -> None:
+    write_download_params(
+        folder,
+        source="folder",
+        max_skipped_fraction=skipped,
+        max_leaked_fraction=leaked,
+        max_missing_class_fraction=missing,
+        folder={"path": str(source)},
+    )
 
 
 @pytest.fixture
@@ -411,9 +384,7 @@ def test_files_that_cannot_be_read_are_named_and_counted(tmp_path, source):
     (source / "train/._a.jpg").write_bytes(b"of macOS")
     (source / "test/thin.png").write_bytes(jpeg(8, 3000))
     (source / os.fsdecode(b"test/caf\xe9.jpg")).write_bytes(jpeg(20, 20))
-    write_params(tmp_path, source, missing=1.0)
-    params = tmp_path / "params.yaml"
-    params.write_text(params.read_text().replace("skipped_fraction: 0.5", "skipped_fraction: 0.7"))
+    write_params(tmp_path, source, missing=1.0, skipped=0.7)
     main()
     report = read_report()
     skipped = {

@@ -31,7 +31,7 @@ from stages.download.sources.open_images.source import (
     open_images_source,
 )
 from stages.download.sources.open_images.words import OTHERS, SYNONYMS
-from tests.support.annotator import ANNOTATOR_YAML
+from tests.support.download_params import write_download_params
 from tests.support.open_images_folder import HW, NAMES, TEST, TRAIN, write_open_images
 
 IDS = {name: number for number, name in enumerate(NAMES, 1)}
@@ -306,43 +306,12 @@ def test_labels_are_read_by_name(folder):
 def test_stage_writes_the_internal_form(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OVIS_WORKERS", "2")
-    limits = "{pairs: null, train: null, val: null, test: null}"
-    (tmp_path / "params.yaml").write_text(f"""
-seed: 0
-shards: [0, 1]
-download:
-  source: open_images
-  shard_images: 1
-  max_skipped_fraction: 0.0
-  max_leaked_fraction: 0.0
-  max_unmatched_fraction: 0.0
-  max_missing_class_fraction: 1.0
-  scenes:
-    num_images: {{pairs: 1, train: 1, val: 1, test: 1}}
-    scene_side: 64
-    pair_side: 32
-    captions_per_image: 1
-    synonym_fraction: 0.0
-    omission_fraction: 0.0
-    jpeg_quality: 95
-    class_split: 0
-    annotator: {ANNOTATOR_YAML}
-  coco:
-    folder: nowhere
-    train_part: train2017
-    test_fraction: 0.5
-    val_fraction: 0.1
-    narratives: false
-    max_images: {limits}
-  open_images:
-    folder: {folder}
-    test_part: validation
-    division: frequency
-    val_fraction: 0.0
-    narratives: false
-    max_images: {limits}
-  folder: {{path: nowhere, max_images: {{pairs: null, train: null, test: null}}}}
-""")
+    write_download_params(
+        tmp_path,
+        source="open_images",
+        max_missing_class_fraction=1.0,
+        open_images={"folder": str(folder), "val_fraction": 0.0},
+    )
     written = []
     for _ in range(2):
         main()

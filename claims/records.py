@@ -19,7 +19,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.claims.comparisons import ARMS, FACTS, FILES, PIPELINE, seed_params
+from claims.comparisons import ARMS, FACTS, FILES, PIPELINE, seed_params
 from flows.overlay import flatten, look_up, read_params
 
 FOLDER = Path("docs/claims")
@@ -42,7 +42,7 @@ class Record:
         commit: HEAD when it was measured, with "+" if the code had uncommitted changes.
         digest: see `experiment_digest`.
         outputs: see `outputs_digest`.
-        facts: numbers by the paths of `flows.claims.comparisons`.
+        facts: numbers by the paths of `claims.comparisons`.
     """
 
     seed: int

@@ -9,9 +9,9 @@ import pytest
 from prefect import states
 from prefect.workers.process import ProcessWorker
 
-from flows.workers import stage_worker
+from flows.workers import worker
 from flows.workers.space import UnfitError
-from flows.workers.stage_worker import StageWorker, work
+from flows.workers.worker import StageWorker, work
 
 RUN = SimpleNamespace(id="run")
 
@@ -95,7 +95,7 @@ def test_a_worker_that_is_stopped_takes_no_more_and_lets_its_stages_give_their_r
         await asyncio.sleep(3600)
 
     told, started = [], []
-    monkeypatch.setattr(stage_worker.psutil.Process, "children", lambda self: [Stage()])
+    monkeypatch.setattr(worker.psutil.Process, "children", lambda self: [Stage()])
     monkeypatch.setattr(StageWorker, "start", start)
     StageWorker.limiter.borrowed_tokens = 1
     work("ovis-dag-cpu", "one", 1)

@@ -2,7 +2,7 @@
 
 MLflow copies this file into the model ("models from code"), with stages/common and stages/models
 beside it: a process that loads the model needs the packages, but nothing of this repository, and
-nothing is unpickled. So this file must not import from flows.
+nothing is unpickled. So this file imports nothing else.
 """
 
 from pathlib import Path

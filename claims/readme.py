@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flows.claims.measure import TABLE
+from claims.measure import TABLE
 from flows.dvc.project import load_graph
-from flows.graph import reruns_table
+from flows.graph import Graph
 from flows.table import read_results, read_supervision, results_table
 
 QUALITY = Path("data/label_quality/metrics.json")
@@ -125,6 +125,33 @@ def _self_training(root: Path) -> str:
         f" {facts['found_detector_mask_iou']:.3f}, the\npseudo-masks that it learned them from"
         f" {facts['found_pseudo_mask_iou']:.3f} ({facts['found']} objects that it found)."
     )
+
+
+def reruns(graph: Graph, param: str) -> list[str]:
+    """Return the groups that run again when `param` changes: its readers and all downstream."""
+    touched: set[str] = set()
+    for name, stage in graph.items():
+        reads = any(is_within(param, key) or is_within(key, param) for key in stage.params)
+        if reads or touched.intersection(stage.needs):
+            touched.add(name)
+    return list(dict.fromkeys(graph[name].group for name in graph if name in touched))
+
+
+def reruns_table(graph: Graph) -> str:
+    """Return the table of docs/params.md: each params key that a stage reads, and what reruns."""
+    keys = dict.fromkeys(key for stage in graph.values() for key in stage.params)
+    everything = list(dict.fromkeys(stage.group for stage in graph.values()))
+    rows = ["| param | stages that rerun |", "| --- | --- |"]
+    for key in keys:
+        groups = reruns(graph, key)
+        names = "all" if groups == everything else ", ".join(f"`{group}`" for group in groups)
+        rows.append(f"| `{key}` | {names} |")
+    return "\n".join(rows)
+
+
+def is_within(key: str, section: str) -> bool:
+    """Say whether a dotted params key is `section` or lies inside it."""
+    return key == section or key.startswith(section + ".")
 
 
 def _reruns(root: Path) -> str:

@@ -4,9 +4,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from flows.claims.comparisons import CLAIMS, Comparison
-from flows.claims.records import Record
-from flows.claims.verdicts import Difference, difference, holm, joint_verdict
+from claims.comparisons import CLAIMS, Comparison
+from claims.records import Record
+from claims.verdicts import Difference, difference, holm, joint_verdict
 
 BOLD = {"holds": "holds", "fails": "**fails**", "undecided": "undecided"}
 PROCEDURES = {"ours": "ours", "paper": "the paper's"}

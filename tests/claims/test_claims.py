@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from flows.claims.comparisons import ARMS, CLAIMS, FACTS, FILES, PIPELINE, seed_params
-from flows.claims.measure import TABLE, measure_claims, seed_points, write_table
-from flows.claims.records import FOLDER, Record, experiment_digest, read_records, write_record
-from flows.claims.table import claims_table
-from flows.claims.verdicts import difference, holm, joint_verdict
+from claims.comparisons import ARMS, CLAIMS, FACTS, FILES, PIPELINE, seed_params
+from claims.measure import TABLE, measure_claims, seed_points, write_table
+from claims.records import FOLDER, Record, experiment_digest, read_records, write_record
+from claims.table import claims_table
+from claims.verdicts import difference, holm, joint_verdict
 from flows.cli import main
 from flows.dvc.project import load_graph
 from flows.overlay import look_up, read_params
+from flows.sweeps.plan import worktree
 from flows.sweeps.report import Result
-from flows.sweeps.worktrees import worktree
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 ROWS = {row.what: row for claim in CLAIMS for row in claim.comparisons}
 # Numbers that let every claim hold, by the first of these words in their path.
 NUMBERS = {
@@ -275,7 +275,7 @@ def runs(project, monkeypatch):
             file.write_text(json.dumps({**before, **metrics}))
         return [Result(point, seed == 99, {}) for point in points]
 
-    monkeypatch.setattr("flows.claims.measure.run_points", run)
+    monkeypatch.setattr("claims.measure.run_points", run)
     return done
 
 
@@ -408,7 +408,7 @@ def test_a_failed_seed_is_no_record(project, runs):
 
 
 def test_code_that_changes_meanwhile_is_not_recorded_as_what_ran(project, runs, monkeypatch):
-    from flows.claims import measure
+    from claims import measure
 
     run = measure.run_points
 
@@ -418,7 +418,7 @@ def test_code_that_changes_meanwhile_is_not_recorded_as_what_ran(project, runs, 
         return results
 
     before = experiment_digest(project)
-    monkeypatch.setattr("flows.claims.measure.run_points", and_edit)
+    monkeypatch.setattr("claims.measure.run_points", and_edit)
     with pytest.raises(ValueError, match="no record of the experiment as it is now"):
         measure_claims(project, [1])
     assert read_records(project)[0].digest == before

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from flows.claims.comparisons import ARMS, PIPELINE, seed_params
-from flows.claims.records import (
+from claims.comparisons import ARMS, PIPELINE, seed_params
+from claims.records import (
     FOLDER,
     Record,
     experiment_digest,
@@ -20,11 +20,10 @@ from flows.claims.records import (
     read_records,
     write_record,
 )
-from flows.claims.table import claims_table
+from claims.table import claims_table
 from flows.git import git
-from flows.sweeps.plan import run_points
+from flows.sweeps.plan import run_points, worktree
 from flows.sweeps.points import Point, point_name
-from flows.sweeps.worktrees import worktree
 
 TABLE = FOLDER / "table.md"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows import readme
+from claims import readme
 
 
 @pytest.fixture
