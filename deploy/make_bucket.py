@@ -1,4 +1,4 @@
-"""Make the bucket S3_BUCKET at S3_ENDPOINT, if it is not there."""
+"""Create the bucket S3_BUCKET at S3_ENDPOINT if it does not exist."""
 
 import os
 import time

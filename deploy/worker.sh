@@ -1,7 +1,7 @@
 #!/bin/sh
-# Start a worker of the pool $1 in a clone of GIT_URL, with the S3 bucket as its DVC remote.
-# The clone goes to the newest commit of the default branch, for coordinator and worker must
-# understand each other. What stages run is of the coordinator's commit.
+# Start a worker of pool $1 in a clone of GIT_URL, with the S3 bucket as its DVC remote.
+# The worker itself runs the newest commit of the default branch, because coordinator and worker
+# must have the same version of the protocol. Stages run the coordinator's commit.
 set -eu
 clone=${CLONE:-/clone}
 if [ -s /run/secrets/git_key ]; then
