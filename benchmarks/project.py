@@ -22,7 +22,7 @@ SHAPES = ("default", "fan")
 
 # The seed is part of every output, of JSON as so many spaces: with a new seed all stages must run.
 SCRIPT = """\
-name=$1${2:+@$2}
+name=$DVC_STAGE
 start=$(date +%s.%N)
 seed=$(sed -n 's/^seed: *\\([0-9]*\\).*/\\1/p' params.yaml)
 while read -r path; do
@@ -37,7 +37,7 @@ echo "$name $start $(date +%s.%N)" >> times.log
 """
 
 TIMED = """\
-name=$1; shift
+name=$DVC_STAGE
 start=$(date +%s.%N)
 "$@" || exit
 echo "$name $start $(date +%s.%N)" >> times.log
@@ -46,19 +46,19 @@ echo "$name $start $(date +%s.%N)" >> times.log
 FAN = """\
 stages:
   first:
-    cmd: sh work.sh first
+    cmd: sh work.sh
     params: [seed]
     outs:
       - data/first/out.txt
   middle:
     matrix: {shard: "${shards}"}
-    cmd: sh work.sh middle ${item.shard}
+    cmd: sh work.sh
     deps:
       - data/first/out.txt
     outs:
       - data/middle/${item.shard}.txt
   last:
-    cmd: sh work.sh last
+    cmd: sh work.sh
     deps:
       - data/middle
     params: [last]
@@ -86,8 +86,8 @@ def make_project(root: Path, shape: str, shards: int, seconds: float = 0.0) -> G
         (root / "params.yaml").write_text(f"seed: 0\nshards: {list(range(shards))}\nlast: {{}}\n")
     else:
         content = yaml.load(root / "dvc.yaml")
-        for name, stage in content["stages"].items():
-            stage["cmd"] = f"sh work.sh {name}" + (" ${item.shard}" if "matrix" in stage else "")
+        for stage in content["stages"].values():
+            stage["cmd"] = "sh work.sh"
         yaml.dump(content, root / "dvc.yaml")
         params = yaml.load(root / "params.yaml")
         params["shards"] = list(range(shards))
@@ -147,9 +147,8 @@ def time_commands(root: Path) -> None:
     """Let the commands of a project's dvc.yaml note their times, as the trivial ones do."""
     yaml = YAML()
     content = yaml.load(root / "dvc.yaml")
-    for name, stage in content["stages"].items():
-        shard = "@${item.shard}" if "matrix" in stage else ""
-        stage["cmd"] = f"sh timed.sh {name}{shard} {stage['cmd']}"
+    for stage in content["stages"].values():
+        stage["cmd"] = f"sh timed.sh {stage['cmd']}"
     yaml.dump(content, root / "dvc.yaml")
     (root / "timed.sh").write_text(TIMED)
 
