@@ -1,4 +1,4 @@
-"""`python -m claims [SEEDS]`: what `ovis-dag claims` does, by the code of this folder."""
+"""`python -m claims [SEEDS]`: the same as `ovis-dag claims`, with the code of this folder."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the claims say, letter by letter, and which numbers are compared for each.
+"""The claims, one letter each, and the numbers that each of them compares.
 
 Where a default of ours decides, the paper's procedure is measured, too: a letter has rows of our
 procedure, rows of the paper's, and rows beside them that no verdict depends on. A number
@@ -26,14 +26,14 @@ def seed_params(seed: int) -> dict[str, Any]:
 FIRST_LOOK = {"pseudo_boxes.activation_round": "first", "pseudo_masks.activation_round": "first"}
 PLAIN_LOOKS = {"activation.reach": 0, "activation.weigh_visible": False}
 NO_BLUR = {"pseudo_boxes.smoothing": 0, "pseudo_masks.smoothing": 0}
-# The experiment, and what else is run of it for the claims: params that are changed.
+# The experiment, and its variants for the claims: the params that they change.
 ARMS: dict[str, dict[str, Any]] = {
     "own": {},
-    # Only the first look of each activation map: G = 0.
+    # Only the first round of each activation map: G = 0.
     "first_look": FIRST_LOOK,
-    # The first look of it is the same, for reach counts from the second one on.
+    # Its first round is the same, because reach counts only from the second round on.
     "any_reach": {"activation.reach": 0},
-    # The paper's maps: no weights of later looks, and no blur.
+    # The paper's maps: later rounds are not weighted, and there is no blur.
     "plain": {**PLAIN_LOOKS, **NO_BLUR},
     "visible": {"activation.reach": 0, **NO_BLUR},
     "plain_first_look": {**NO_BLUR, **FIRST_LOOK},
@@ -61,12 +61,12 @@ class Comparison:
     """`better` should exceed `factor` × `worse` by `margin`.
 
     Attributes:
-        what: the sentence of the row.
+        what: the row's sentence.
         better, worse: paths of numbers.
-        factor: of the number that is compared with.
+        factor: by which `worse` is multiplied.
         margin: negative where "not below" is enough.
-        part: whose procedure the row measures; nothing depends on rows beside.
-        ours: defaults that are not the paper's and move the row.
+        part: whose procedure the row measures; no verdict depends on rows "beside".
+        ours: our defaults that differ from the paper's and affect the row.
     """
 
     what: str
@@ -215,7 +215,7 @@ def _oracle() -> Claim:
         for kind, name in KINDS.items()
         for factor in (factors[kind],)
     ]
-    # What the oracle has more, step by step; the differences add up to the whole.
+    # The oracle's advantage, step by step; the differences add up to all of it.
     steps = {
         "the labels with true masks in their boxes above the labels": (
             "comparators.true_masks",

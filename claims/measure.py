@@ -1,8 +1,8 @@
 """Measure the claims: `make claims SEEDS="1 2 3"`.
 
-Seed after seed, the experiment with all that it is compared with, and the same with a param
-changed, are the points of one sweep, so that nothing is done twice. When they are done the seed's
-record is written, so that a killed run goes on with the next seed.
+For each seed, one sweep runs the experiment with its comparators, and its variants with other
+params, so that nothing is computed twice. When the sweep is done, the seed's record is written; a
+killed run continues with the first seed that has no record.
 """
 
 from pathlib import Path
@@ -39,9 +39,9 @@ def measure_claims(
 
     Args:
         root: the repository.
-        seeds: to be measured; the table has all seeds with a record of this experiment.
-        cores: to keep busy; all if None.
-        accept_older: take records of other params, code or packages for measured, too.
+        seeds: the seeds to measure; the table has all seeds with a record of this experiment.
+        cores: number of cores to use; all if None.
+        accept_older: also accept records of other params, code or packages.
         pools: run stages on workers, not here.
 
     Raises:
@@ -60,10 +60,10 @@ def measure_claims(
 
 
 def write_table(root: Path, accept_older: bool = False) -> str:
-    """Write the table of all records that may be in it, and return it.
+    """Write the table of all usable records, and return it.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no usable record.
     """
     records, now = read_records(root), (experiment_digest(root), outputs_digest(root))
     used = [record for record in records if is_usable(record, *now, accept_older)]
@@ -84,13 +84,13 @@ def _measure(root: Path, seed: int, outputs: str | None, cores: int | None, pool
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed; mend it and run `make claims` again")
     folders = {arm: worktree(root, point) for arm, point in points.items()}
-    # Of the copy that was run: the workspace may have changed since.
+    # Of the worktree that was run: the workspace may have changed since then.
     digest = experiment_digest(folders["own"])
     return Record(seed, commit, digest, outputs, read_facts(folders))
 
 
 def seed_points(root: Path, seed: int) -> dict[str, Point]:
-    """Return the points of a seed by arm: the experiment, and what is changed of it."""
+    """Return the points of a seed by arm: the experiment and its variants."""
     comparators = YAML(typ="safe").load(root / PIPELINE)["stages"]
     compared = tuple(f"{PIPELINE}:{name}" for name in comparators)
     targets = {"own": ("label_quality", "evaluation", *compared)}

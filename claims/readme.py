@@ -1,7 +1,7 @@
-"""The tables of README.md and docs/ that results and the graph decide.
+"""The tables of README.md and docs/ that are generated from results and the graph.
 
 Each stands between comments such as `<!-- results -->` and `<!-- /results -->`. `make readme`
-writes them anew after `make repro` or `make claims`, so that no number is copied by hand.
+rewrites them after `make repro` or `make claims`, so that nobody copies numbers by hand.
 """
 
 import json
@@ -37,7 +37,7 @@ MASKS = {
 
 
 def pages(root: Path) -> list[Path]:
-    """Return the pages that a table may stand in."""
+    """Return the pages that may contain a table."""
     return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
 
 
@@ -47,10 +47,10 @@ def place(name: str) -> re.Pattern[str]:
 
 
 def write_readme(root: Path) -> list[str]:
-    """Rewrite every table wherever its place is, and return the names of those that changed.
+    """Rewrite every table in all its places, and return the names of those that changed.
 
     Raises:
-        ValueError: no page has the place of a table, or results are missing.
+        ValueError: no page has a place for a table, or results are missing.
     """
     texts = {path: path.read_text(encoding="utf-8") for path in pages(root)}
     changed = []
@@ -138,7 +138,7 @@ def reruns(graph: Graph, param: str) -> list[str]:
 
 
 def reruns_table(graph: Graph) -> str:
-    """Return the table of docs/params.md: each params key that a stage reads, and what reruns."""
+    """Return docs/params.md's table: each params key that a stage reads, and what it reruns."""
     keys = dict.fromkeys(key for stage in graph.values() for key in stage.params)
     everything = list(dict.fromkeys(stage.group for stage in graph.values()))
     rows = ["| param | stages that rerun |", "| --- | --- |"]

@@ -1,10 +1,10 @@
 """One record per seed, docs/claims/seed-<n>.json: every number that the claims compare.
 
-A record knows what made it, by a digest of the params that stages read (but for those that differ
-from seed to seed), of their commands and code, and of the locked packages. So each seed is measured
-once, on any machine and day, and a table mixes different measurements only if that is asked for.
-It also knows the outputs of the committed experiment: while rearranged code gives the
-same results, under whatever names, what was measured stays.
+A record identifies what made it by a digest of the params that stages read (except those that
+differ from seed to seed), of their commands and code, and of the locked packages. So each seed is
+measured once, on any machine and day, and a table mixes different measurements only if somebody
+asks for it. A record also has a digest of the committed experiment's outputs: as long as rearranged
+code gives the same results, under whatever names, the record stays valid.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)
 LOCK = "requirements.lock"
 CODE = ("stages/", "comparators/")
-# Of outputs that hold results alone. Headers of weights, plots, metrics and reports also hold names
-# of params and metrics: with another name they have other bytes.
+# Suffixes of outputs that hold only results. Headers of weights, plots, metrics and reports also
+# hold names of params and metrics, so renaming one changes their bytes.
 RESULTS = {"", ".json", ".parquet"}  # "": folders of such files
 NAMED = {"metrics.json", "report.json"}
 TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in …/architectures/${detector.architecture}
@@ -35,7 +35,7 @@ TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in …/architectures/${detector.a
 
 @dataclass(frozen=True)
 class Record:
-    """What one seed gave.
+    """The numbers of one seed.
 
     Attributes:
         seed: of the experiment.
@@ -53,7 +53,7 @@ class Record:
 
 
 def experiment_digest(root: Path) -> str:
-    """Return a digest of all that decides the numbers of a seed, but `seed_params`.
+    """Return a digest of everything that decides a seed's numbers, except `seed_params`.
 
     Raises:
         ValueError: params.yaml or a dvc.yaml cannot be read.
@@ -85,14 +85,14 @@ def experiment_digest(root: Path) -> str:
 def outputs_digest(root: Path) -> str | None:
     """Return a digest of the committed experiment's results, as dvc.lock has them.
 
-    It is one of their hashes alone: stages, params and metrics may get other names. All that is
-    learned shows in the boxes, masks and predictions made with it, so weights need not be among
-    them. What the comparators alone compute is not either.
+    It covers only their hashes, so stages, params and metrics may be renamed. Whatever is learned
+    shows in the boxes, masks and predictions made with it, so weights are left out. So are results
+    that only the comparators compute.
 
-    None if there is no dvc.lock, or if it is of other code or params than those of now.
+    None if there is no dvc.lock, or if it belongs to other code or params than the current ones.
 
     Raises:
-        RuntimeError: DVC could not tell.
+        RuntimeError: DVC failed.
     """
     lock = root / "dvc.lock"
     if not lock.is_file():
@@ -117,7 +117,7 @@ def outputs_digest(root: Path) -> str | None:
 
 
 def _members(name: str, stage: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the stage, or what a `foreach` makes of it, each with its name."""
+    """Yield the stage, or the stages that a `foreach` makes of it, each with its name."""
     if "foreach" not in stage:
         yield name, stage
         return
@@ -148,11 +148,11 @@ def _code(root: Path, stages: Iterable[dict[str, Any]], params: dict[str, Any]) 
 
 
 def read_facts(folders: dict[str, Path]) -> dict[str, float]:
-    """Return the numbers of one seed out of the metrics files in the folders of its arms.
+    """Return the numbers of one seed from the metrics files in the folders of its arms.
 
     Raises:
-        KeyError: a file lacks one of them.
-        ValueError: one of them is no number, such as the AP of classes without an object.
+        KeyError: a number is missing in its file.
+        ValueError: a value is not a number, such as the AP of classes without an object.
     """
     files = {
         name: json.loads((folders[arm] / path).read_text(encoding="utf-8"))
@@ -171,7 +171,7 @@ def read_facts(folders: dict[str, Path]) -> dict[str, float]:
 
 
 def write_record(root: Path, record: Record) -> Path:
-    """Write the record in place of an older one of its seed, whole or not at all."""
+    """Replace the seed's older record, if any, by this one; the file is written atomically."""
     path = root / FOLDER / f"seed-{record.seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -181,10 +181,10 @@ def write_record(root: Path, record: Record) -> Path:
 
 
 def read_records(root: Path) -> list[Record]:
-    """Return the records of all seeds, in their order.
+    """Return the records of all seeds, in the order of the seeds.
 
     Raises:
-        ValueError: a file is no record.
+        ValueError: a file is not a record.
     """
     records = []
     for path in (root / FOLDER).glob("seed-*.json"):
@@ -196,9 +196,9 @@ def read_records(root: Path) -> list[Record]:
 
 
 def is_usable(record: Record, digest: str, outputs: str | None, accept_older: bool) -> bool:
-    """Say whether a record may be in a table: of this experiment, or an older one if accepted.
+    """Say whether a table may use a record: one of this experiment, or an older one if accepted.
 
-    One that lacks a number which is compared now never is.
+    A record that lacks a number which is now compared is never usable.
     """
     same = record.digest == digest or (outputs is not None and record.outputs == outputs)
     return (accept_older or same) and record.facts.keys() >= set(FACTS)

@@ -11,7 +11,7 @@ from claims.verdicts import Difference, difference, holm, joint_verdict
 BOLD = {"holds": "holds", "fails": "**fails**", "undecided": "undecided"}
 PROCEDURES = {"ours": "ours", "paper": "the paper's"}
 MARKS = {"ours": "", "paper": " *(paper)*", "beside": " *(beside)*"}
-SAME = "″"  # as in the row above
+SAME = "″"  # the same as in the row above
 EXPLANATION = (
     "A row's difference is that of measured and factor × compared with, seed by seed: its mean and"
     " two-sided 95 % t interval.\nIt *holds* if the interval lies above 0, or above the margin that"
@@ -22,10 +22,10 @@ EXPLANATION = (
 
 
 def claims_table(records: Sequence[Record], left_out: Sequence[Record] = ()) -> str:
-    """Return both tables, and which seeds of which commits they are of.
+    """Return both tables, with the seeds and commits that they come from.
 
     Args:
-        records: of at least one seed.
+        records: at least one.
         left_out: records of other params, code or packages.
     """
     lines = [_sources(records), *([_left_out(left_out)] if left_out else []), ""]
@@ -73,7 +73,7 @@ def _row(letter: str, comparison: Comparison, ours: str, records: Sequence[Recor
         statistics.fmean(record.facts[path] for record in records)
         for path in (comparison.better, comparison.worse)
     )
-    # Points and counts have one digit, parts of 1 three, and their differences one more.
+    # AP in percent and counts get one decimal, fractions three, and differences one more.
     fine = max(abs(better), abs(worse)) <= 1
     digits, more = (3, 4) if fine else (1, 1)
     scale = f" × {comparison.factor:g}" if comparison.factor != 1 else ""
@@ -97,7 +97,7 @@ def _p(value: float) -> str:
 
 
 def _sources(records: Sequence[Record]) -> str:
-    """Say of which seeds and commits the table is, and whether they are of one experiment."""
+    """Say which seeds and commits the table comes from, and whether all are of one experiment."""
     by_commit: dict[str, list[int]] = {}
     for record in records:
         by_commit.setdefault(record.commit, []).append(record.seed)

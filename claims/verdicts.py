@@ -1,13 +1,13 @@
-"""When a comparison holds, and when a claim does, over a handful of seeds.
+"""Decides whether a comparison holds, and whether a claim does, over a handful of seeds.
 
 Everything is paired by seed. A row is tested by itself: it holds if the two-sided 95 % t interval
 of its differences lies above its margin, fails if it lies below, and is undecided otherwise.
 
-A claim of several rows holds if all of them do. It is as sure as the least sure of them, so its p
-is the largest of theirs, one-sided; within the claim nothing has to be corrected for (an
+A claim of several rows holds if all of them do. It is only as certain as its least certain row, so
+its p is the largest of theirs, one-sided; no correction is needed within the claim (an
 intersection-union test). Across claims there is one family: each letter's own procedure and, where
-it is measured, the paper's. Holm's step-down method keeps the chance that any of them holds by luck
-at 2.5 %, one side of a two-sided 95 % interval. Rows beside are in no family.
+it is measured, the paper's. Holm's step-down method keeps the probability that any of them holds by
+chance at 2.5 %, one side of a two-sided 95 % interval. Rows "beside" belong to no family.
 """
 
 import math
@@ -29,11 +29,11 @@ class Difference:
     """A paired difference over seeds.
 
     Attributes:
-        values: of each seed, better − factor × worse.
+        values: better − factor × worse, for each seed.
         mean: over seeds.
-        low, high: the t interval around it; endless with one seed.
+        low, high: the t interval around the mean; infinite with one seed.
         margin: what the difference has to exceed.
-        p: one-sided, of a mean as large as this if the true one were the margin.
+        p: one-sided probability of a mean at least this large if the true one were the margin.
     """
 
     values: tuple[float, ...]
@@ -45,7 +45,7 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Say where the interval lies."""
+        """Return the verdict by where the interval lies."""
         if self.low > self.margin:
             return "holds"
         return "fails" if self.high < self.margin else "undecided"
@@ -54,7 +54,7 @@ class Difference:
 def difference(
     better: Sequence[float], worse: Sequence[float], factor: float = 1.0, margin: float = 0.0
 ) -> Difference:
-    """Return the paired difference of the seeds' values, at least one each."""
+    """Return the paired difference of the seeds' values; at least one seed."""
     values = tuple(b - factor * w for b, w in zip(better, worse, strict=True))
     mean, count = statistics.fmean(values), len(values)
     if count == 1:

@@ -1,12 +1,13 @@
 """Fetch the files that the stage `download` reads: `python -m fetch`.
 
-What and whereto is in the section `download` of params.yaml: with source coco or open_images, its
-folder and limits. It is no part of the experiment, so that DVC need not know of the network: run it
-before, as often as needed. What is there stays, what broke off goes on.
+The section `download` of params.yaml says what to fetch and where to put it: for the sources coco
+and open_images, their folder and limits. Fetching is not part of the experiment, so DVC need not
+know about the network. Run it before the experiment, as often as needed: it keeps files that are
+there and resumes interrupted ones.
 
---mirror  a folder, or the start of an address, that has the files below the same path or, a folder,
-          flat, e.g. a copy of images.cocodataset.org
---workers images at once, of large files at most 8; more help while the line is not full
+--mirror  a folder or the start of a URL that has the files under the same paths, such as a copy of
+          images.cocodataset.org; a folder may also have them all at its top level
+--workers images fetched at once (large files: at most 8); more help until the line is full
 """
 
 import argparse
@@ -28,12 +29,12 @@ from stages.download.sources.coco.source import coco_source
 from stages.download.sources.open_images import files as open_images_files
 from stages.download.sources.open_images.source import open_images_source
 
-# Bytes of a photograph, for the free-disk check: no table tells them.
+# Bytes of a photograph, for the check of disk space: no table gives them.
 COCO_IMAGE, OPEN_IMAGES_IMAGE = 165_000, 330_000
 
 
 def fetch_coco(params: CocoParams, fetcher: Fetcher) -> None:
-    """Fetch COCO 2017: a part's images as the archive, or one by one where that is less."""
+    """Fetch COCO 2017: a part's images as the archive, or one by one where that is fewer bytes."""
     folder = Path(params.folder).expanduser()
     wanted = coco_files.annotation_files(params.train_part)
     if any(not (folder / name).is_file() for name in wanted):
@@ -50,7 +51,7 @@ def fetch_coco(params: CocoParams, fetcher: Fetcher) -> None:
 
 
 def _missing(source: Source) -> dict[str, list[str]]:
-    """Return part → its images ("part/file") that the tasks need and that are not there."""
+    """Return part → images ("part/file") that the tasks need and that are missing."""
     paths = {task.path for tasks in source.tasks.values() for task in tasks}
     missing: dict[str, list[str]] = {}
     for path in sorted(path for path in paths if not path.is_file()):
@@ -61,7 +62,7 @@ def _missing(source: Source) -> dict[str, list[str]]:
 def _fetch_archive(
     archive: coco_files.Archive, folder: Path, fetcher: Fetcher, wanted: Iterable[str]
 ) -> None:
-    """Fetch an archive, unpack what is wanted of it, and remove it."""
+    """Fetch an archive, unpack its wanted members, and remove it."""
     remote = Remote(
         f"{coco_files.SERVER}/{archive.key}",
         folder / Path(archive.key).name,
@@ -80,7 +81,7 @@ def _fetch_archive(
 
 
 def fetch_open_images(params: OpenImagesParams, fetcher: Fetcher) -> None:
-    """Fetch tables, narratives and archives of outlines, then the images that these call for."""
+    """Fetch tables, narratives and archives of outlines, then the images that these name."""
     folder = Path(params.folder).expanduser()
     urls = open_images_files.official_urls(params.test_part)
     fetcher.fetch_files([Remote(url, folder / name) for name, url in urls.items()], folder)
@@ -111,7 +112,7 @@ def run(params: DownloadParams, fetcher: Fetcher) -> None:
     """Fetch what a source needs.
 
     Raises:
-        FetchError: a file cannot be had, or the source needs none.
+        FetchError: a file cannot be fetched, or the source needs no files.
     """
     if params.source == "coco":
         with alone(Path(params.coco.folder).expanduser()):

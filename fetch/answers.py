@@ -7,7 +7,7 @@ from typing import Any
 
 
 def retry_after(told: str | None) -> float | None:
-    """Return the seconds that a server asks to wait for; it may give them or a date."""
+    """Return the seconds that a server asks clients to wait; it may send seconds or a date."""
     if told is None:
         return None
     if told.strip().isdecimal():
@@ -19,7 +19,7 @@ def retry_after(told: str | None) -> float | None:
 
 
 def total(response: Any, resumed: bool) -> int | None:
-    """Return the bytes of the whole file, if the server says so."""
+    """Return the size of the whole file in bytes, if the server states it."""
     if resumed:
         told = response.headers.get("Content-Range", "").rpartition("/")[2]
     else:
@@ -28,9 +28,9 @@ def total(response: Any, resumed: bool) -> int | None:
 
 
 def version(response: Any) -> str | None:
-    """Return what tells this version of the file from others, if the server says it.
+    """Return an identifier of this version of the file, if the server sends one.
 
-    A weak tag says that two versions mean the same, not that they have the same bytes.
+    A weak tag says that two versions are equivalent, not that they have the same bytes.
     """
     tag = response.headers.get("ETag") or response.headers.get("Last-Modified")
     return None if tag is None or tag.startswith("W/") else tag
@@ -43,7 +43,7 @@ def first_byte(response: Any) -> int | None:
 
 
 def told_md5(response: Any) -> str | None:
-    """Return the checksum of the whole file where the server tells one, as Google and Amazon do."""
+    """Return the whole file's checksum if the server sends one, as Google and Amazon do."""
     told = response.headers.get_all("x-goog-hash") or []
     for entry in (part.strip() for line in told for part in line.split(",")):
         if entry.startswith("md5="):

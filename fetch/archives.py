@@ -21,13 +21,13 @@ def unpack(
 ) -> list[Path]:
     """Unpack the wanted members of a zip archive and return where they are.
 
-    Each takes its place when it is whole, and one that is there stays, so that a second call goes
-    on where the first was killed.
+    A member gets its final name when it is complete, and one that exists is kept. So a second call
+    continues where the first was killed.
 
     Args:
         archive: zip.
-        folder: that members' names are relative to.
-        wanted: says by its name whether a member is to be unpacked.
+        folder: the folder that members' names are relative to.
+        wanted: says for a member's name whether to unpack it.
 
     Raises:
         FetchError: the archive is broken or has a member that must not be unpacked, or the disk
@@ -51,10 +51,10 @@ def unpack(
 
 
 def check_archive(archive: Path) -> None:
-    """Check that the directory of a zip archive can be read.
+    """Check that the directory of a zip archive is readable.
 
     Raises:
-        FetchError: it cannot.
+        FetchError: it is not.
     """
     with _opened(archive):
         pass

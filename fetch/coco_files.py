@@ -1,7 +1,7 @@
 """Names, places and checksums of COCO 2017's files, as they are published.
 
-Source: cocodataset.org/#download; sizes and MD5 as images.cocodataset.org tells and many projects
-pin them.
+Source: cocodataset.org/#download; sizes and MD5 as images.cocodataset.org sends them and many
+projects pin them.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ PARTS = ("train2017", "val2017")
 
 
 def annotation_files(train_part: str) -> tuple[str, ...]:
-    """Return the files that an experiment reads which trains on images of `train_part`."""
+    """Return the files that an experiment with training images of `train_part` reads."""
     names = {f"instances_{train_part}", "instances_val2017", f"captions_{train_part}"}
     return tuple(f"annotations/{name}.json" for name in sorted(names))
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive: where below the server, bytes and MD5; about how large unpacked."""
+    """A published archive: path on the server, bytes and MD5, and its rough size when unpacked."""
 
     key: str
     size: int

@@ -1,4 +1,4 @@
-"""Fetches several files at once, from their official places or a mirror, with progress."""
+"""Fetches several files at once, from their official servers or a mirror, with progress."""
 
 import sys
 import time
@@ -26,21 +26,21 @@ from fetch.transfer import (
 from stages.common.runtime.progress import SECONDS_BETWEEN_LINES, track
 
 NAMED_IN_ERROR = 5
-LARGE_AT_ONCE = 8  # a few connections fill a line; with small files most time goes into waiting
+LARGE_AT_ONCE = 8  # a few connections fill a line; small files spend most time waiting
 
 
 class Fetcher:
-    """Fetches files from their official places or a mirror of them, several at once."""
+    """Fetches files from their official servers or a mirror of them, several at once."""
 
     def __init__(self, mirror: str | None, workers: int, patience: Patience) -> None:
-        """Take a folder or an address as the mirror (None: the official place), and its pace.
+        """Take a folder or an address as the mirror (None: the official servers), and its pace.
 
-        `workers` is the number of images at once.
+        `workers` is the number of images that are fetched at once.
         """
         self._mirror, self._workers, self._patience = mirror, workers, patience
 
     def place(self, remote: Remote) -> Remote:
-        """Return the file at the mirror, if there is one."""
+        """Return the file as the mirror has it, if there is a mirror."""
         if self._mirror is None:
             return remote
         key = urlsplit(remote.url).path.lstrip("/")
@@ -51,15 +51,15 @@ class Fetcher:
         return replace(remote, url=path.absolute().as_uri())
 
     def fetch_files(self, remotes: Sequence[Remote], folder: Path, more_space: int = 0) -> None:
-        """Fetch a few large files, `LARGE_AT_ONCE` at most, with progress in bytes.
+        """Fetch large files, at most `LARGE_AT_ONCE` at once, with progress in bytes.
 
         Args:
-            remotes: at their official places.
-            folder: whose disk must have room for them.
-            more_space: bytes needed there besides, to unpack them say.
+            remotes: the files, at their official addresses.
+            folder: its disk must have room for them.
+            more_space: further bytes needed there, for example to unpack the files.
 
         Raises:
-            FetchError: of one or more files; the others are there.
+            FetchError: one or more files failed; the others are there.
         """
         wanted = [self.place(remote) for remote in remotes if not remote.path.is_file()]
         if not wanted:
@@ -78,7 +78,7 @@ class Fetcher:
         """Fetch many small files, with progress in files.
 
         Raises:
-            FetchError: of one or more files; the others are there.
+            FetchError: one or more files failed; the others are there.
         """
         wanted = [self.place(remote) for remote in remotes if not remote.path.is_file()]
         check_free_space(folder, bytes_each * len(wanted))
@@ -119,7 +119,7 @@ def _raise_all(outcomes: Iterable[FetchError | None], total: int) -> None:
 
 @contextmanager
 def _report_bytes(what: str, there: int, total: int) -> Iterator[Callable[[int], None]]:
-    """Give a function to call with bytes that came: a bar on a terminal, plain lines in a log."""
+    """Yield a function to call with the bytes received; shows a bar, or plain lines in a log."""
     lock, started = Lock(), time.monotonic()
     count, last = there, started
 

@@ -1,7 +1,7 @@
-"""Files over HTTP, whole or not at all: resumed where they broke off, checked before they count.
+"""Fetches files over HTTP, whole or not at all: resumes interrupted ones and checks them.
 
-A file waits under a name of its own (".<name>.partial") until size and checksum are right; only
-then it takes its place. So whatever has its final name is whole, and is not fetched again.
+A file has the name ".<name>.partial" until its size and checksum are right. Only then does it get
+its final name. So a file with its final name is complete and is not fetched again.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from fetch import answers
 from stages.common.runtime.storage import read_json, write_json
 
 CHUNK = 1 << 20
-# Of the answers that ask for patience; any other refusal is final.
+# Status codes after which we try again; any other refusal is final.
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class FetchError(RuntimeError):
-    """A file cannot be had; the message names address, file and what to do."""
+    """A file cannot be fetched; the message names the address, the file and what to do."""
 
 
 class _BrokenOffError(Exception):
-    """An attempt failed in a way that another one may not; `wait` is what the server asked for."""
+    """An attempt failed, but another may succeed; `wait` is what the server asked for."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -44,9 +44,9 @@ class Remote:
 
     Attributes:
         url: http, https or file.
-        path: where it goes.
-        size: published, in bytes.
-        md5: published, in hexadecimal digits.
+        path: where to put it.
+        size: the published size in bytes.
+        md5: the published checksum in hexadecimal digits.
     """
 
     url: str
@@ -56,16 +56,16 @@ class Remote:
 
     @property
     def partial(self) -> Path:
-        """Return where it waits until it is whole."""
+        """Return the path of the file until it is complete."""
         return self.path.with_name(f".{self.path.name}.partial")
 
     @property
     def origin(self) -> Path:
-        """Return the note of which version of the file the partial one is of."""
+        """Return the path of the note that says which version the partial file is of."""
         return self.path.with_name(f".{self.path.name}.origin.json")
 
     def on_disk(self) -> int:
-        """Return how many bytes need not be fetched."""
+        """Return how many bytes are there and need not be fetched."""
         for path in (self.path, self.partial):
             if path.is_file():
                 return path.stat().st_size
@@ -74,12 +74,12 @@ class Remote:
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to try.
+    """How long to keep trying.
 
     Attributes:
-        attempts: in a row that bring nothing new, before a file is given up.
-        first_wait: seconds after the first failure; doubled after each.
-        longest_wait: seconds, also of what a server may ask for.
+        attempts: consecutive attempts without a new byte before a file is given up.
+        first_wait: seconds to wait after the first failure; doubled after each further one.
+        longest_wait: seconds; also limits what a server may ask for.
         timeout: seconds without a byte.
     """
 
@@ -95,12 +95,12 @@ def fetch(
     """Fetch one file, unless it is there.
 
     Args:
-        remote: what and where to.
-        patience: how long to try.
-        progress: called with the number of bytes that came; negative where bytes were thrown away.
+        remote: the file and where to put it.
+        patience: how long to keep trying.
+        progress: called with the number of bytes received; negative if bytes were discarded.
 
     Raises:
-        FetchError: it cannot be had, or is not what was published.
+        FetchError: it cannot be fetched, or differs from what was published.
         OSError: it cannot be written.
     """
     if remote.path.is_file():
@@ -129,7 +129,7 @@ def fetch(
 
 
 def remote_size(remote: Remote, timeout: float) -> int | None:
-    """Return the size in bytes that is published or that the server tells, None if neither is.
+    """Return the size in bytes that is published or that the server states; None if unknown.
 
     Raises:
         FetchError: there is no such file.
@@ -141,11 +141,11 @@ def remote_size(remote: Remote, timeout: float) -> int | None:
             length = response.headers.get("Content-Length")
             return int(length) if length is not None else None
     except _BrokenOffError:
-        return None  # not every server answers this; fetching says what is wrong with it
+        return None  # not every server answers this; fetching will report what is wrong
 
 
 def _attempt(remote: Remote, timeout: float, progress: Callable[[int], Any]) -> dict[str, Any]:
-    """Fetch what is missing; return what the server says of the whole file."""
+    """Fetch the missing bytes; return what the server says about the whole file."""
     have = remote.partial.stat().st_size if remote.partial.is_file() else 0
     version = _read_origin(remote) if have else None
     headers = {"Range": f"bytes={have}-", "If-Range": version} if version else {}
@@ -191,7 +191,7 @@ def _copy(response: Any, file: Any, progress: Callable[[int], Any]) -> None:
 
 
 class _RangeRefused(Exception):  # noqa: N818
-    """The part asked for lies beyond the file."""
+    """The requested range lies beyond the end of the file."""
 
 
 def _open(remote: Remote, headers: dict[str, str], timeout: float, method: str = "GET") -> Any:
@@ -223,13 +223,13 @@ def _open(remote: Remote, headers: dict[str, str], timeout: float, method: str =
 
 
 def _proxy(request: urllib.request.Request) -> str:
-    """Return in words which proxy, named by the environment, a request went to, if it did."""
+    """Say which proxy, named by the environment, a request went through, if any."""
     own = urlsplit(request.full_url).netloc
     return f" through the proxy {request.host}" if request.host not in (None, own) else ""
 
 
 def _check(remote: Remote, facts: dict[str, Any], progress: Callable[[int], Any]) -> None:
-    """Check the whole file against what is published and told; throw it away if it is another."""
+    """Check the whole file against what was published or sent; delete it if it differs."""
     size = remote.partial.stat().st_size
     for source, expected in (("published", remote.size), ("told by the server", facts["size"])):
         if expected is not None and size != expected:
@@ -253,7 +253,7 @@ def _discard(remote: Remote, progress: Callable[[int], Any]) -> None:
 
 
 def _read_origin(remote: Remote) -> str | None:
-    """Return the version of the file that the partial one is of, if it can be asked for again."""
+    """Return the version that the partial file is of, if it can be requested again."""
     if not remote.origin.is_file():
         return None
     facts = read_json(remote.origin)
@@ -264,7 +264,7 @@ def check_free_space(folder: Path, needed: int) -> None:
     """Check that a disk has room.
 
     Raises:
-        FetchError: it has not.
+        FetchError: it does not.
     """
     there = folder
     while not there.exists():
@@ -278,7 +278,7 @@ def check_free_space(folder: Path, needed: int) -> None:
 
 
 def in_words(size: float) -> str:
-    """Return a number of bytes for people."""
+    """Return a number of bytes in readable form."""
     for unit in ("bytes", "KB", "MB", "GB"):
         if abs(size) < 1000:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

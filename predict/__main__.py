@@ -1,8 +1,8 @@
 """Find and outline objects of any names in new images.
 
-`python -m predict IMAGE_OR_FOLDER --model FOLDER [--names "a,b c,d"] [--output FOLDER]`.
-Writes predictions.json (COCO: images, categories, and annotations with a score) and overlays/, and
-prints a table. Needs the predictor's folder only: no params.yaml, no DVC, no training data.
+`python -m predict IMAGE_OR_FOLDER --model FOLDER [--names "a,b c,d"] [--output FOLDER]`. Writes
+predictions.json (COCO: images, categories, and annotations with a score) and overlays/, and prints
+a table. Needs only the predictor's folder: no params.yaml, no DVC, no training data.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from stages.models.detection.predictor import Predictor, load_predictor
 
 AT_ONCE = 8  # decoded images in memory
 PREDICTIONS, OVERLAYS = "predictions.json", "overlays"
-NUMBER_WIDTH = 10  # letters of a column of the table
-NAMED = 5  # files that a message lists
+NUMBER_WIDTH = 10  # characters of a table column
+NAMED = 5  # at most so many files are listed in a message
 
 
 def main() -> int:
-    """Run the command; return 0, 1 if nothing could be read or written, or 2 for wrong input."""
+    """Run the command; return 0, 1 if nothing could be read or written, or 2 for bad input."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII only
     options = _read_arguments()
@@ -51,7 +51,7 @@ def main() -> int:
         print(f"predict: '{name}': unknown to the model: {', '.join(words)}", file=sys.stderr)
     try:
         return _find_all(predictor, names, files, options)
-    except OSError as error:  # the disk is full, say
+    except OSError as error:  # such as a full disk
         print(f"predict: {error}", file=sys.stderr)
         return 1
 
@@ -59,7 +59,7 @@ def main() -> int:
 def _find_all(
     predictor: Predictor, names: list[str], files: ImageFiles, options: argparse.Namespace
 ) -> int:
-    """Write what is found in all images; return 0, or 1 if none could be read."""
+    """Write the results of all images; return 0, or 1 if no image could be read."""
     broken: dict[str, str] = {}
     content: dict[str, list] = {
         "images": [],
@@ -87,7 +87,7 @@ def _find_all(
 
 
 def _clear(output: Path) -> None:
-    """Make the folder, and remove the overlays of an earlier call, whose list will be replaced."""
+    """Create the folder, and remove overlays of an earlier call, whose list will be replaced."""
     output.mkdir(parents=True, exist_ok=True)
     if (output / PREDICTIONS).is_file() and (output / OVERLAYS).is_dir():
         shutil.rmtree(output / OVERLAYS)
@@ -100,14 +100,14 @@ def _predict(
     options: argparse.Namespace,
     first_id: int,
 ) -> list[list[dict]]:
-    """Return COCO results per image; ids of classes count from 1, of images on."""
+    """Return COCO results per image; class ids count from 1, image ids from the given one."""
     images = [image.image for image in batch]
     category_ids = range(1, len(names) + 1)
     return [
         to_results(image_id, prediction, category_ids, options.min_score)
         for image_id, prediction in enumerate(
             predictor.predict(images, names, allow_unknown=True), first_id
-        )  # what is unknown has been refused by now
+        )  # unknown words have been refused by now
     ]
 
 
@@ -160,7 +160,7 @@ def _path(text: str) -> Path:
 
 
 def _names(text: str) -> list[str]:
-    """Return the names between commas; empty ones and repetitions are left out, with a note."""
+    """Return the names between commas; print a note about empty and repeated ones left out."""
     given = [" ".join(part.split()) for part in text.split(",")]
     names = {name.lower(): name for name in reversed(given) if name}
     if not names:

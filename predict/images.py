@@ -1,4 +1,4 @@
-"""The images that a person asks about: one file, or all in a folder."""
+"""The images to predict on: one file, or all in a folder."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Found:
 
 
 def find_images(path: Path) -> ImageFiles:
-    """Return an image, or all in a folder and those below it, and what else is there.
+    """Return an image, or all images in a folder and its subfolders, and what else is there.
 
     Raises:
         FileNotFoundError: there is nothing at `path`, or no image in the folder.
@@ -35,7 +35,7 @@ def find_images(path: Path) -> ImageFiles:
 
 
 def decode_images(files: Iterable[tuple[str, Path]], broken: dict[str, str]) -> Iterator[Found]:
-    """Yield those that can be decoded, in order; note in `broken` why the others cannot.
+    """Yield the images that can be decoded, in order; note in `broken` why the others cannot.
 
     Frame: upright, as a viewer shows them and as source `folder` of stage `download` stores them.
     """

@@ -1,4 +1,4 @@
-"""An image with its instances painted on it, for a person to look at."""
+"""Paints instances on an image, for people to look at."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,19 +11,19 @@ from stages.common.drawing.montage import draw_panel
 from stages.common.drawing.panels import Panel, panel_box, show_instances
 from stages.common.runtime.storage import replace_file
 
-SHORTEST, LONGEST = 640, 1600  # pixels of the longer side, so that words can be read
+SHORTEST, LONGEST = 640, 1600  # pixels of the longer side, so that words are legible
 WRITTEN = (".jpg", ".jpeg", ".png")  # formats of overlays
 
 
 def draw_overlay(
     image: np.ndarray, results: Sequence[dict], words: Mapping[int, str]
 ) -> np.ndarray:
-    """Return RGB uint8 of the image's shape, its longer side 640 to 1600 pixels.
+    """Return RGB uint8 in the image's aspect ratio, its longer side 640 to 1600 pixels.
 
     Args:
         image: RGB uint8 (H, W, 3).
-        results: COCO results of it, best first; the best is painted last.
-        words: what each category id is called.
+        results: the image's COCO results, best first; the best is painted last.
+        words: the name of each category id.
     """
     image_hw = image.shape[:2]
     side = int(np.clip(max(image_hw), SHORTEST, LONGEST))
@@ -34,7 +34,7 @@ def draw_overlay(
 
 
 def overlay_name(name: str) -> str:
-    """Return what the overlay of an image is called: as the image, or that with .jpg added."""
+    """Return the file name of an image's overlay: the image's own, or that with .jpg added."""
     return name if Path(name).suffix.lower() in WRITTEN else f"{name}.jpg"
 
 

@@ -1,8 +1,8 @@
 """The detector as an MLflow model: images and names in, instances out.
 
 MLflow copies this file into the model ("models from code"), with stages/common and stages/models
-beside it: a process that loads the model needs the packages, but nothing of this repository, and
-nothing is unpickled. So this file imports nothing else.
+beside it. A process that loads the model needs the packages but not this repository, and unpickles
+nothing. So this file imports nothing else.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import pandas as pd
 
 
 class DetectorModel(mlflow.pyfunc.PythonModel):
-    """Rows of `image` (the bytes of a JPEG or PNG) and `names` to rows of `instances`."""
+    """Turns rows of `image` (the bytes of a JPEG or PNG) and `names` into rows of `instances`."""
 
     def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
         """Read the predictor's folder; PyTorch is imported here, not when the model is logged."""
@@ -30,11 +30,11 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
     ) -> pd.DataFrame:
         """Return one row per image: `instances`, best first, in the frame that a viewer shows.
 
-        An instance has name, score in [0, 1], bbox (x, y, width, height in pixels) and a
+        An instance has a name, a score in [0, 1], a bbox (x, y, width, height in pixels) and a
         segmentation as COCO's RLE.
 
         Raises:
-            ValueError: bytes that are no image, or names with unknown words; with row number.
+            ValueError: bytes are not an image, or names have unknown words; it names the row.
         """
         params = params or {}
         rows = [

@@ -1,9 +1,9 @@
 """Stage `rpn`: proposal recall of WSPN against a region proposal network trained on base boxes.
 
 Run: python -m comparators.rpn. A comparator of the claims, outside the pseudo-label pipeline: it
-reads ground truth, of base classes to train the detector and of all classes of the images of
-evaluation.split to measure recall. Objects of novel classes are unlabelled in training, as in the
-papers that use such an RPN. Writes data/rpn/metrics.json.
+reads ground truth: of base classes to train the detector, and of all classes on the images
+of evaluation.split to measure recall. Objects of novel classes are unlabelled in training, as in
+the papers that use such an RPN. Writes data/rpn/metrics.json.
 """
 
 from pathlib import Path
@@ -70,7 +70,7 @@ def main() -> None:
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"
     searched = boxes_by_image(read_table(PROPOSALS / f"{split}.parquet"))
-    heads = {  # as the experiment ranks, by the paper's head, and by that with a step of ours
+    heads = {  # the experiment's ranking, the paper's, and the paper's with a step of ours
         "wspn": ranking,
         "wspn_by_classes": params.by_classes.apply_to(ranking),
         "wspn_by_agreement": params.by_agreement.apply_to(ranking),

@@ -27,9 +27,8 @@ def ordered_boxes(
 ) -> dict[str, np.ndarray]:
     """Return the boxes of an image by method, best first; `searched` are selective search's.
 
-    For each of the ways to rank the proposal network's boxes, `heads`, there is also
-    `rpn_like_<head>`: the detector's proposals thinned out the same way, so that no difference
-    comes from suppression alone.
+    For each way to rank the proposal network's boxes, `heads`, there is also `rpn_like_<head>`: the
+    detector's proposals with the same suppression, so that no difference is due to suppression.
     """
     pixels = image.decode()
     random = numpy_generator(seed, "proposals in random order", image.image_id)
@@ -49,7 +48,7 @@ def ordered_boxes(
 
 @dataclass(frozen=True)
 class Hits:
-    """How many boxes it takes to find each of N objects of all images."""
+    """How many boxes it takes to find each of the N objects of all images."""
 
     category_ids: np.ndarray  # int64 (N,)
     by_method: dict[str, np.ndarray]  # int64 (N,) each; `recall.NEVER` if none does
@@ -82,12 +81,12 @@ def recall_table(
     """Return method → group → {"recall@K": fraction of the group's objects found at IoU 0.5}.
 
     Args:
-        hits: of all objects.
+        hits: those of all objects.
         groups: category ids by name.
         recall_at: numbers of boxes K.
 
     Raises:
-        ValueError: a group without any object.
+        ValueError: a group has no objects.
     """
     members = {name: np.isin(hits.category_ids, sorted(ids)) for name, ids in groups.items()}
     empty = sorted(name for name, rows in members.items() if not rows.any())
@@ -105,9 +104,9 @@ def recall_table(
 def classes_won(
     hits: Hits, classes: Iterable[int], winners: Iterable[str], recall_at: Sequence[int]
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """Return winner → other method → {"recall@K": number of classes of higher recall}.
+    """Return winner → other method → {"recall@K": number of classes with higher recall}.
 
-    The paper's figure 2B is per class. Classes of equal recall, or without an object, count for
+    The paper's figure 2B is per class. Classes with equal recall, or without objects, count for
     neither.
     """
     rows = [hits.category_ids == category_id for category_id in classes]

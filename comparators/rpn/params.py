@@ -10,7 +10,7 @@ from stages.models.proposals.ranking import AgreementSettings, RankingSettings
 
 
 class HeadParams(Section):
-    """What another head of the proposal network changes in section `ranking`."""
+    """What another way to rank the proposals changes in section `ranking`."""
 
     score: Literal["quality", "classes"]
     agreement: AgreementSettings
@@ -19,10 +19,10 @@ class HeadParams(Section):
     nms_iou: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
 
     def apply_to(self, ranking: RankingSettings) -> RankingSettings:
-        """Return the settings with these in place of its own.
+        """Return the ranking's settings with these changes.
 
         Raises:
-            ValueError: they do not fit together.
+            ValueError: the settings do not fit together.
         """
         return RankingSettings.model_validate(ranking.model_dump() | self.model_dump())
 

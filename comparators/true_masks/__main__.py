@@ -1,9 +1,8 @@
 """Stage `true_masks`: what if every pseudo-mask were as good as its box allows? For claim e.
 
-Run: python -m comparators.true_masks. With `--boxes` every label gets the box of its object, too.
-Reads ground truth. What is lost to the masks, what to the boxes, and what to missing and wrong
-labels, is told by detectors that learn from these labels, beside the experiment's own and the
-oracle.
+Run: python -m comparators.true_masks. With `--boxes` every label also gets the box of its object.
+Reads ground truth. Detectors that learn from these labels, compared with the experiment's detector
+and the oracle, show how much is lost to the masks, to the boxes, and to missing and wrong labels.
 """
 
 import argparse

@@ -1,9 +1,7 @@
-"""Pseudo-labels as perfect stages would have made them.
+"""Pseudo-labels as they would be if `pseudo_masks`, or `pseudo_boxes` as well, were perfect.
 
-Perfect is `pseudo_masks` alone, or `pseudo_boxes` as well.
-
-Classes and order stay, and so do labels of classes that are not in the image: they are wrong before
-there is a box. Nothing is added for an object without a label. Crowds are no objects.
+Classes and order stay. Labels of classes that are not in the image stay too: they are wrong before
+they get a box. Nothing is added for an object without a label. Crowds do not count as objects.
 
 Shape legend: R labels of an image, S its objects.
 """
@@ -20,11 +18,11 @@ def replace_masks(
 ) -> list[dict]:
     """Return the labels of one image with true masks in their own boxes.
 
-    A label's mask is that of the object of its class that its box fits best, cut to the box. A
-    label that overlaps no object of its class is not wrong in its mask alone, and stays as it is.
+    A label gets the mask of the object of its class that its box overlaps best, cut to the box. A
+    label that overlaps no object of its class stays as it is: its mask is not its only fault.
 
     Args:
-        annotations: pseudo-annotations of the image in COCO's form.
+        annotations: pseudo-annotations of the image in COCO's format.
         objects: its ground truth.
         image_hw: the image's size, pixels.
     """
@@ -48,10 +46,10 @@ def replace_masks(
 def replace_objects(
     annotations: list[dict], objects: list[dict], image_hw: tuple[int, int]
 ) -> list[dict]:
-    """Return the labels of one image with true boxes and masks: those of an object of their class.
+    """Return the labels of one image with the box and mask of an object of their class.
 
-    It is the one that the box fits best or, where it overlaps none, the nearest one. Arguments as
-    for `replace_masks`.
+    That is the object that the box overlaps best or, if it overlaps none, the nearest one.
+    Arguments as for `replace_masks`.
     """
     objects = [each for each in objects if not each["iscrowd"]]
     replaced = []
@@ -67,10 +65,10 @@ def replace_objects(
 
 
 def _fitting(labels: Instances, objects: list[dict]) -> list[tuple[int | None, float]]:
-    """Return for each label the object of its class that it fits best and their IoU.
+    """Return for each label the row of the best matching object of its class, and their IoU.
 
-    The row is None where there is no such object. Where none overlaps, it is that of the centre
-    nearest to the label's.
+    The row is None if there is no such object. If none overlaps, it is the row of the object whose
+    centre is nearest to the label's.
     """
     if not objects or not len(labels):
         return [(None, 0.0)] * len(labels)

@@ -1,4 +1,4 @@
-"""The class part of the proposal network as a detector: what is learned from image labels alone.
+"""The class part of the proposal network as a detector that learns from image labels alone.
 
 WSDDN, the first row of Mask-free OVIS's table 1. Shape legend: R proposals of an image, C classes.
 Boxes in pixels of the image.
@@ -23,14 +23,14 @@ def detect_classes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the image's detections, best first: boxes (n, 4), class indices (n,), scores (n,).
 
-    The score of box and class is the network's: W of eq. 5, or the mean of its refinements.
+    The score of a box for a class is the network's: W of eq. 5, or the mean of its refinements.
 
     Args:
-        model: trained with the labels of the classes wanted.
+        model: a proposal network trained with labels of the wanted classes.
         image: uint8 (H, W, 3).
         boxes_xyxy: proposals float32 (R, 4).
-        views: of an ImageNet backbone.
-        nms_iou: of the suppression within each class.
+        views: the views for an ImageNet backbone.
+        nms_iou: threshold of the suppression within each class.
         max_detections: per image.
     """
     features = model.extract_features(image, views)
