@@ -1,4 +1,4 @@
-"""`python -m flows <command>`: what `ovis-dag <command>` does, by the code of this folder."""
+"""`python -m flows <command>`: the same as `ovis-dag <command>`, with the code of this folder."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """The command line: `ovis-dag <command>`, or `python -m flows <command>`.
 
-Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped. A command imports what it needs when it
+Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped. A command imports what it needs when it
 runs: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
 """
 
@@ -52,10 +52,10 @@ def _tell(what: object, code: int) -> int:
 
 
 def _project() -> Path:
-    """Return this folder, which is the project's, once the environment has its settings.
+    """Return this folder, the project, after its settings were put into the environment.
 
     Raises:
-        ValueError: it has code of its own, which is not what runs.
+        ValueError: the folder has its own copy of the code, which is not the one that runs.
     """
     from flows.environment import apply_settings
 
@@ -72,12 +72,12 @@ def _project() -> Path:
 def _complete(
     names: Callable[[], Iterable[str]],
 ) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """Return what completes a word by names that are read when a shell asks."""
+    """Return a completion of words by names that are read when a shell asks."""
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
         try:
             return [name for name in names() if name.startswith(incomplete)]
-        except Exception:  # such as a broken file: the line being typed is no place to tell it
+        except Exception:  # such as a broken file: an error would garble the line being typed
             return []
 
     return complete
@@ -107,7 +107,7 @@ pools_option = click.option("--pools", is_flag=True, help="Run stages on workers
 
 
 class _InOrder(click.Group):
-    """Lists its commands as they stand below: what everyone needs comes first."""
+    """Lists its commands in the order below: what everyone needs comes first."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -118,7 +118,7 @@ class _InOrder(click.Group):
 )
 @click.version_option(package_name=PROGRAM)
 def app() -> None:
-    """Mask-free OVIS as an experiment that anyone can rerun to the byte."""
+    """Mask-free OVIS as an experiment that anyone can rerun byte for byte."""
 
 
 @app.command()
@@ -126,7 +126,7 @@ def app() -> None:
 @cores_option
 @pools_option
 def run(targets: tuple[str, ...], cores: int | None, pools: bool) -> int:
-    """Run the experiment, as far as it is not done.
+    """Run whatever is not up to date.
 
     TARGETS are stages, with all that they need; all by default.
     """
@@ -250,7 +250,7 @@ def sweep(
     cores: int | None,
     pools: bool,
 ) -> int:
-    """Compare params: run a grid of them, shared stages once.
+    """Compare params: run a grid of them, and each shared stage only once.
 
     TARGETS are stages, with all that they need; all by default.
     """
@@ -306,7 +306,7 @@ def claims(
 
 @app.command()
 def verify() -> int:
-    """Hash all results and their copies; compare with dvc.lock."""
+    """Hash all results and their copies, and compare them with dvc.lock."""
     root = _project()
     from flows.dvc.records import find_damage
 
@@ -371,7 +371,7 @@ def prefect() -> None:
 
 
 def _become(program: str, *arguments: str) -> NoReturn:
-    """Go on as another program of this environment."""
+    """Replace this process by another program of this environment."""
     path = Path(sys.executable).with_name(program)
     os.execv(path, [str(path), *arguments])
 
@@ -379,7 +379,7 @@ def _become(program: str, *arguments: str) -> NoReturn:
 @app.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes SHELL complete this command."""
+    """Print the code that makes SHELL complete this command."""
     from click.shell_completion import get_completion_class
 
     script = get_completion_class(shell)

@@ -1,7 +1,7 @@
-"""Frees a worker's cache by a rule that loses nothing: what the remote has and nobody uses goes.
+"""Frees a worker's cache without losing results: deletes what the remote has and nobody uses.
 
-`dvc gc` asks what dvc.lock records, and a worker's clone records nothing of what its workspaces
-made, nor of a result that could not be pushed yet.
+`dvc gc` keeps what dvc.lock records. But a worker's clone records neither what its workspaces made
+nor results that could not be pushed yet.
 """
 
 import json
@@ -16,17 +16,17 @@ from flows.graph import DagError
 
 RECORDED = re.compile(r"\bmd5: ([0-9a-f]{32}(?:\.dir)?)\b")
 OUTPUT = re.compile(r"- path: (.+)\n(?: +hash: md5\n)? +md5: ([0-9a-f]{32}(?:\.dir)?)\n")
-SECONDS_OF_YOUTH = 3600.0  # within which somebody may be about to use or push it
+SECONDS_OF_YOUTH = 3600.0  # somebody may be about to use or push a younger file
 
 
 def free_cache(clone: Path, workspaces: Iterable[Path], wanted: float) -> int:
     """Delete files of the clone's cache, the least recently used first, and return their bytes.
 
-    Only those that the remote has, in their full size, and that none of the workspaces, which share
-    the cache, records and no output in the clone itself is; until so many bytes are free.
+    It deletes only files that the remote has in full size, that no workspace sharing the cache
+    records, and that are no outputs in the clone itself; it stops after `wanted` bytes.
 
     Raises:
-        DagError: the cache is outside the clone, so others may use it; or there is no remote.
+        DagError: the cache is outside the clone, so others may use it, or there is no remote.
         RemoteError: the remote failed.
     """
     with open_remote(clone) as (repo, remote):

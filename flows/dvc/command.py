@@ -1,12 +1,12 @@
-"""Runs DVC's commands in forks of a process that has DVC loaded already.
+"""Runs DVC's commands in forks of a process that has already loaded DVC.
 
-`python -m dvc` takes 1.4 s before it does anything, a fork 0.05 s. What runs is the command line's
-own entry point, in a process and a session of its own, so locks, signals and what a killed flow
-leaves behind are as without it. The fork server of `multiprocessing` would not do: under a stage
-that outlives its flow it holds the flow's own output open, and it imports the flow's main module
-again for each command.
+`python -m dvc` takes 1.4 s before it does anything, a fork 0.05 s. A fork runs the command line's
+own entry point in its own process and session, so locks, signals and what a killed flow leaves
+behind are the same as without the server. The fork server of `multiprocessing` would not do: if a
+stage outlives its flow, that server keeps the flow's output open, and it imports the flow's main
+module again for each command.
 
-The server ends with the process that started it; where OVIS_STOP_ORPHANS is set, it then stops the
+The server ends with the process that started it. If OVIS_STOP_ORPHANS is set, it then stops the
 commands that still run.
 """
 
@@ -30,8 +30,8 @@ import psutil
 
 from flows.environment import STOP_ORPHANS
 
-LOST = -signal.SIGKILL  # exit code of a command whose end nobody saw
-# What `dvc repro` imports on its way, beside what these import themselves.
+LOST = -signal.SIGKILL  # exit code if nobody saw the command end
+# Modules that `dvc repro` imports on its way, apart from those that these import themselves.
 LOADED = (
     "dvc.cli.parser dvc.repo.reproduce dvc.repo.artifacts dvc.repo.datasets dvc.repo.metrics"
     " dvc.repo.params dvc.repo.plots dvc.repo.stage dvc.scm dvc.lock dvc.dirs dvc.parsing"
@@ -44,10 +44,10 @@ _server: tuple[subprocess.Popen, socket.socket] | None = None
 
 
 class Command:
-    """A command that runs in a fork; as a `subprocess.Popen`, as far as that is used."""
+    """A command that runs in a fork; it has those methods of `subprocess.Popen` that we use."""
 
     def __init__(self, channel: socket.socket) -> None:
-        """Wait until it runs; `channel` tells its process and then its exit code."""
+        """Wait until it runs; `channel` sends its process id and later its exit code."""
         self._channel, self._answers = channel, channel.makefile("rb")
         self.pid = int(self._answers.readline() or 0)
         self.returncode: int | None = None
@@ -61,7 +61,7 @@ class Command:
 
 
 def load(log: Path) -> None:
-    """Begin to load DVC, if that is not done; return at once. The server's errors go to `log`."""
+    """Start loading DVC, unless that is done; return at once. The server's errors go to `log`."""
     with _lock:
         _ensure_server(log)
 
@@ -74,10 +74,11 @@ def run(
     log: Path,
     given: int | None = None,
 ) -> Command:
-    """Start `dvc <arguments>` in the folder, with all of this environment, and return when it runs.
+    """Start `dvc <arguments>` in the folder, with this environment, and return when it runs.
 
-    The existing file `output` gets what it prints. `given` is the descriptor of an empty file that
-    takes the place of /dev/null as standard input, which is all that DVC hands on to what it runs.
+    Its output is appended to the existing file `output`. `given` is the descriptor of an empty file
+    that replaces /dev/null as standard input, the only descriptor that DVC passes on to what it
+    runs.
     """
     ours, theirs = socket.socketpair()
     request = json.dumps([list(arguments), str(folder), environment]).encode()
@@ -116,10 +117,10 @@ def _end_server(process: subprocess.Popen, channel: socket.socket) -> None:
 
 
 def _serve() -> None:
-    """Start a fork per request until nobody can ask any more."""
+    """Start a fork per request until no process can send another request."""
     for name in LOADED:
         import_module(name)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes away those that ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps those that ended
     with socket.socket(fileno=os.dup(0)) as requests:
         while True:
             asked, descriptors, _, _ = socket.recv_fds(requests, 1, 3)
@@ -151,7 +152,7 @@ def _become(answers: int, output: int, given: int | None = None) -> NoReturn:
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        sys.argv = ["dvc", *arguments]  # DVC's locks name the command by it
+        sys.argv = ["dvc", *arguments]  # DVC's locks take the command's name from it
         code = import_module("dvc.cli").main(arguments)
     except BaseException:
         traceback.print_exc()
@@ -160,7 +161,7 @@ def _become(answers: int, output: int, given: int | None = None) -> NoReturn:
         sys.stderr.flush()
         with suppress(BrokenPipeError):  # the flow was killed
             os.write(answers, str(code).encode())
-        os._exit(code)  # what the parent has registered to do at exit is the parent's
+        os._exit(code)  # the parent's exit handlers must not run here
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """The exact plan: what the next execution will do with each stage, and why.
 
-`dvc status` looks one stage deep; this plan is transitive: it carries the future hashes of stages
-that will be restored to those downstream. tests/flows/dvc/test_dag.py holds it to what `dvc repro`
-then does.
+`dvc status` looks only one stage deep. This plan is transitive: stages downstream see the hashes
+that restored stages will have. tests/flows/dvc/test_dag.py checks it against what `dvc repro` does.
 """
 
 import os
@@ -24,20 +23,20 @@ from flows.dvc.project import is_params, locked_repo, read_graph
 from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, Stage, Status, Step, overlap, select
 from flows.overlay import flatten
 
-SHOWN_CHANGES = 4  # reasons of one dependency that are spelled out
+SHOWN_CHANGES = 4  # at most so many changes of one dependency are listed
 
 
 class ParamsFiles:
-    """The values of params files, each parsed once; DVC parses them for every stage that reads.
+    """The values of params files, each parsed once; DVC parses them again for every stage.
 
-    Nothing may change while this is used.
+    The files must not change while this is used.
     """
 
     def __init__(self) -> None:
         self._contents: dict[str, Any] = {}
 
     def read(self, dep: Any) -> dict[str, Any]:
-        """Return those keys of the dependency that are there, as its `read_params` does."""
+        """Return the dependency's keys that exist, as its `read_params` does."""
         if dep.fs_path not in self._contents:
             whole = copy(dep)
             whole.params = []
@@ -50,16 +49,17 @@ class ParamsFiles:
             inner = content
             for part in key.split("."):
                 if not isinstance(inner, dict) or part not in inner:
-                    return dep.read_params()  # it is missing, or a pattern of DVC's
+                    return dep.read_params()  # missing, or one of DVC's patterns
                 inner = inner[part]
             found[key] = inner
         return found
 
 
 class Files:
-    """The hashes of dependencies: those that they have, or will have once others are restored.
+    """The hashes that dependencies have now, or will have once stages are restored.
 
-    Each file is hashed once and each params file parsed once: nothing changes under DVC's lock.
+    Each file is hashed once and each params file parsed once, because nothing changes while DVC's
+    lock is held.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Files:
         self._now: dict[tuple[str, ...], HashInfo | None] = {}
 
     def restore(self, hashes: dict[str, HashInfo]) -> None:
-        """Count on files that will be restored, by absolute path."""
+        """Note the hashes of files that will be restored, by absolute path."""
         self._coming.update(hashes)
         self._folders.update(str(folder) for path in hashes for folder in Path(path).parents)
 
@@ -96,14 +96,14 @@ class Files:
         return tree.hash_info
 
     def now(self, dep: Any) -> HashInfo | None:
-        """Return the hash of a file, folder or params as they are; None if they are missing."""
+        """Return the present hash of a file, folder or params; None if missing."""
         question = (dep.fs_path, *(dep.params if is_params(dep) else ()))
         if question not in self._now:
             values = self.params.read(dep) if is_params(dep) else {}
             if is_params(dep) and all(key in values for key in dep.params):
                 # As DVC keeps them
                 self._now[question] = HashInfo(dep.PARAM_PARAMS, values)  # type: ignore[arg-type]
-            else:  # of params that are not there it raises
+            else:  # it raises for missing params
                 self._now[question] = dep.get_hash() if dep.exists else None
         return self._now[question]
 
@@ -151,7 +151,7 @@ def files_of(out: Any) -> dict[str, HashInfo]:
 
 
 def _changes_upstream(original: DvcStage, files: Files) -> list[str]:
-    """Return in words how command, params and inputs differ from those in dvc.lock."""
+    """Describe how command, params and inputs differ from those in dvc.lock."""
     if not any(dep.hash_info for dep in original.deps):
         return [NEVER_RAN]
     changes = ["the command changed"] if original.changed_stage() else []
@@ -195,9 +195,10 @@ def _plain(state: str) -> str:
 def _find_restored(
     repo: Repo, original: DvcStage, files: Files, unchanged: bool
 ) -> dict[str, HashInfo] | None:
-    """Return the hash of each file that DVC would restore instead of running; None if it would run.
+    """Return the hash of each file that DVC would restore; None if it would run the stage.
 
-    As `StageCache.restore`: an unchanged stage comes back by dvc.lock, another by the run cache.
+    As in `StageCache.restore`, an unchanged stage is restored from dvc.lock, a changed one from the
+    run cache.
     """
     for dep in original.deps:
         found = files.coming(dep) or files.now(dep)

@@ -1,10 +1,10 @@
 """A project as DVC sees it: its graph, its stages, its cache.
 
 Only flows/dvc imports DVC. Nothing under `dvc.repo` is a public API, so pyproject.toml pins the
-version, and tests/flows/dvc/test_dvc_contract.py names what is used of it.
+version, and tests/flows/dvc/test_dvc_contract.py lists what we use of it.
 
-A function here raises DagError if the folder is no DVC project, dvc.yaml or params.yaml cannot be
-read, or DVC fails; and ValueError if there is no such target.
+Functions here raise DagError if the folder is not a DVC project, dvc.yaml or params.yaml cannot be
+read, or DVC fails; they raise ValueError if there is no such target.
 """
 
 import os
@@ -35,7 +35,7 @@ def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
 
 
 def share_cache(root: Path, folder: Path) -> None:
-    """Give the project at `folder`, a worktree of that at `root`, its cache and local settings."""
+    """Let the project at `folder`, a worktree of `root`, use root's cache and local settings."""
     with (
         open_repo(root) as source,
         open_repo(folder) as repo,
@@ -49,7 +49,7 @@ def share_cache(root: Path, folder: Path) -> None:
 
 @contextmanager
 def open_repo(root: Path) -> Iterator[Repo]:
-    """Give DVC's own view of the project at `root`; waits for DVC's locks."""
+    """Yield DVC's own view of the project at `root`; wait for DVC's locks."""
     try:
         with Repo(str(root), _wait_for_lock=True) as repo:
             if Path(repo.root_dir).resolve() != root.resolve():
@@ -66,14 +66,14 @@ def open_repo(root: Path) -> Iterator[Repo]:
 
 @contextmanager
 def locked_repo(root: Path) -> Iterator[Repo]:
-    """As `open_repo`; within the block no command of DVC writes dvc.lock."""
+    """Like `open_repo`, but no DVC command writes dvc.lock within the block."""
     with open_repo(root) as repo, lock(repo):
         yield repo
 
 
 @contextmanager
 def lock(repo: Repo) -> Iterator[None]:
-    """Within the block no command of DVC, nor another thread, writes dvc.lock."""
+    """Keep DVC's commands and other threads from writing dvc.lock within the block."""
     with ONE_BY_ONE, lock_repo(repo):
         yield
 
@@ -99,7 +99,7 @@ def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
 
 
 def load_stage(repo: Repo, root: Path, name: str) -> DvcStage:
-    """Return DVC's own stage of a name in the graph; the others are not looked at."""
+    """Return DVC's own stage of this name in the graph, without loading the others."""
     file, short = split_name(name)
     try:
         return repo.stage.load_one(str(root / file), short or None)
@@ -108,13 +108,13 @@ def load_stage(repo: Repo, root: Path, name: str) -> DvcStage:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the file of a stage relative to the root, and its name there; a .dvc file has none."""
+    """Return the stage's file relative to the root, and its name there; a .dvc file has none."""
     file, _, short = name.rpartition(":")
     return (name, "") if name.endswith(".dvc") else (file or "dvc.yaml", short)
 
 
 def is_params(dep: Any) -> bool:
-    """Say whether a dependency is keys of a params file."""
+    """Say whether a dependency consists of keys of a params file."""
     return hasattr(dep, "params")
 
 
@@ -151,7 +151,7 @@ def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
 
 
 def _count(meta: dict[str, Any], key: str, least: int, name: str) -> int:
-    """Return how many of something a stage takes; `least`, if it does not say."""
+    """Return how many of a resource the stage takes; `least` if it does not say."""
     text = str(meta.get(key, least))
     if not text.isdecimal() or int(text) < least:
         raise DagError(

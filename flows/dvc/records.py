@@ -1,4 +1,4 @@
-"""What dvc.lock records, in which order, whether that is true, and how to take a record back."""
+"""Reads dvc.lock, sorts it, checks whether it is true, and withdraws records from it."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from flows.dvc.plan import files_of
 from flows.dvc.project import load_stage, locked_repo, read_graph, split_name
 from flows.overlay import PARAMS
 
-# An entry of dvc.lock as DVC writes it: a name behind two blanks, and what is further in.
+# An entry of dvc.lock as DVC writes it: a name after two spaces, and more deeply indented lines.
 ENTRY = re.compile(r"^  (?P<name>[\w@./-]+):\n(?:(?:    .*)?\n)+", re.MULTILINE)
 
 
 def recorded(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return what dvc.lock records of stages, by name; those without a record are left out.
+    """Return what dvc.lock records of these stages, by name; stages without a record are left out.
 
-    Only the entries asked for are parsed: the whole file takes seconds.
+    Only the wanted entries are parsed, because the whole file takes seconds.
     """
     files: dict[str, dict[str, str]] = {}
     for name in names:
@@ -44,8 +44,8 @@ def recorded(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 def sort_lock(root: Path) -> None:
     """Put the stages of dvc.lock in the order of the graph, as one `dvc repro` writes them.
 
-    Stages that run side by side are recorded in the order in which they happen to end. A file of
-    another form than DVC's, such as one with marks of a merge, is left alone.
+    Stages that run at the same time are recorded in the order in which they happen to end. A file
+    that DVC did not write in this format, such as one with conflict markers, is left alone.
     """
     path = root / "dvc.lock"
     with locked_repo(root) as repo:
@@ -65,9 +65,9 @@ def _read(lock: Path) -> str:
 
 
 def late_changes(root: Path, name: str, inputs: dict[str, Any]) -> list[str]:
-    """Return in words what DVC recorded otherwise than an executed stage read it.
+    """Describe which inputs DVC recorded differently from what the executed stage read.
 
-    `inputs` is what it read, `stages.guard.Inputs` as JSON.
+    `inputs` is what the stage read, `stages.guard.Inputs` as JSON.
     """
     moved = {path: fact[3] for path, fact in inputs["files"].items() if _moved(root / path, fact)}
     entry = recorded(root, [name]).get(name) if moved else None
@@ -78,7 +78,7 @@ def late_changes(root: Path, name: str, inputs: dict[str, Any]) -> list[str]:
         f"{PARAMS}: {key}" for key, value in inputs["params"].items() if params.get(key) != value
     ]
     hashes = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
-    # Of large files and those in folders only the time of their change is known.
+    # For large files and files in folders only the time of the last change is known.
     return found + [
         path
         for path, md5 in moved.items()
@@ -94,7 +94,7 @@ def _moved(path: Path, fact: list) -> bool:
 
 
 def forget(root: Path, name: str) -> None:
-    """Take the record of a stage's last execution out of dvc.lock and the run cache."""
+    """Remove the record of a stage's last execution from dvc.lock and the run cache."""
     with locked_repo(root) as repo:
         stage = load_stage(repo, root, name)
         key, value = _get_stage_hash(stage), _get_cache_hash(to_single_stage_lockfile(stage))
@@ -103,10 +103,10 @@ def forget(root: Path, name: str) -> None:
 
 
 def find_damage(root: Path) -> tuple[int, list[str]]:
-    """Hash all outputs, and their copies in the cache, anew; nothing that DVC noted is believed.
+    """Hash all outputs and their copies in the cache again, without trusting hashes DVC has noted.
 
     Returns:
-        How many outputs dvc.lock records, and in words which files are not what it says.
+        The number of outputs that dvc.lock records, and a description of each file that differs.
     """
     with locked_repo(root) as repo:
         _, stages = read_graph(repo, root)
@@ -115,7 +115,7 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
         files = {path: info.value for out in outs for path, info in files_of(out).items()}
         there = {path for out in outs for path in repo.dvcignore.find(repo.fs, out.fs_path)}
     shown = partial(os.path.relpath, start=root)
-    hashes: dict[tuple[int, int], str] = {}  # by inode: a hard link is the cache's copy itself
+    hashes: dict[tuple[int, int], str] = {}  # by inode: a hard link and the cache's copy are one
     found = [f"{shown(path)} is not in dvc.lock" for path in sorted(there - files.keys())]
     for path, md5 in files.items():
         if not Path(path).is_file():
@@ -133,7 +133,7 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
 
 
 def _copies(out: Any) -> Iterator[tuple[str, str]]:
-    """Yield (path, MD5) of what the cache has of an output; of a folder also its list of files."""
+    """Yield (path, MD5) of an output's copies in the cache; for a folder also its list of files."""
     for info in (out.hash_info, *files_of(out).values()):
         yield out.cache.oid_to_path(info.value), info.value.removesuffix(".dir")
 

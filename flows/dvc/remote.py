@@ -1,11 +1,11 @@
-"""What machines exchange through the DVC remote: single results, with their run-cache entries.
+"""Exchanges single results, with their run-cache entries, through the DVC remote.
 
-`dvc push --run-cache` and `dvc repro --pull` copy every entry that there is, each time, and
-`repro --pull` executes what it cannot find; these functions move one stage's and never run
-anything. tests/flows/dvc/test_remote.py holds them to what `dvc repro` then does.
+`dvc push --run-cache` and `dvc repro --pull` copy every entry each time, and `repro --pull`
+executes what it cannot find. These functions move the entries of one stage and never run anything.
+tests/flows/dvc/test_remote.py checks them against what `dvc repro` then does.
 
-They raise RemoteError if the remote cannot be used, and DagError if the project has none, or no
-such stage, an input is missing, or DVC keeps no run of the stage.
+They raise RemoteError if the remote cannot be used. They raise DagError if the project has no
+remote or no such stage, an input is missing, or DVC keeps no run of the stage.
 """
 
 import os
@@ -29,7 +29,7 @@ from flows.graph import DagError
 
 Result = TypeVar("Result")
 
-PATIENCE = "OVIS_PATIENCE"  # seconds that the remote may be away before work is given up
+PATIENCE = "OVIS_PATIENCE"  # seconds that the remote may be away before we give up
 DEFAULT_PATIENCE = 600.0
 
 
@@ -47,16 +47,16 @@ def check_remote(root: Path) -> str:
 
 
 def has_remote(root: Path) -> bool:
-    """Say whether the project has a default remote, which may be away."""
+    """Say whether the project has a default remote, even if it is away."""
     with open_repo(root) as repo:
         return bool(repo.config["core"].get("remote"))
 
 
 def result_key(root: Path, name: str) -> str:
-    """Return the hash that names results of this stage made from these inputs, anywhere.
+    """Return the hash that names this stage's result from its present inputs on any machine.
 
-    It covers command, params, the content of all inputs and the names of outputs, so machines that
-    agree on it make the same thing.
+    It covers the command, the params, the content of all inputs and the names of outputs, so
+    machines with the same hash make the same result.
     """
     with locked_repo(root) as repo:
         return _key(load_stage(repo, root, name))
@@ -65,7 +65,7 @@ def result_key(root: Path, name: str) -> str:
 def fetch_result(root: Path, name: str) -> bool:
     """Bring the result of this stage for its present inputs into the local cache.
 
-    Returns whether it is there, so that `dvc repro -s` will restore it and run nothing.
+    Returns whether it is there; if so, `dvc repro -s` will restore it and run nothing.
     """
     with open_remote(root) as (repo, remote):
         with lock(repo):
@@ -81,12 +81,12 @@ def fetch_result(root: Path, name: str) -> bool:
             StageLoader.fill_from_lock(stage, entry)  # in memory only
             if stage.outs_cached():
                 return True
-        _move(repo.cloud.pull, stage)  # while others ask and transfer, too
+        _move(repo.cloud.pull, stage)  # other threads may use the remote meanwhile
         return stage.outs_cached()
 
 
 def push_result(root: Path, name: str, as_input: bool = False) -> None:
-    """Push what this stage made, then its run-cache entry, so that no entry is without its data.
+    """Push the stage's outputs, then its run-cache entry, so that no entry lacks its data.
 
     As an input of other stages it needs no entry.
     """
@@ -102,7 +102,7 @@ def push_result(root: Path, name: str, as_input: bool = False) -> None:
 
 
 def pull_inputs(root: Path, targets: list[str]) -> None:
-    """Bring outputs, or files inside them, by their hashes in dvc.lock into cache and workspace."""
+    """Fetch outputs, or files in them, by their hashes in dvc.lock into cache and workspace."""
     if targets:
         with open_remote(root) as (repo, _):
             repo.pull([str(root / target) for target in targets])
@@ -113,7 +113,7 @@ def with_patience(
     log: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Result:
-    """Return what `action` returns; try it again while the remote fails, but not for ever.
+    """Return what `action` returns; try again while the remote fails, up to OVIS_PATIENCE.
 
     `sleep` may raise to end the waiting.
 
@@ -135,7 +135,7 @@ def with_patience(
 
 @contextmanager
 def open_remote(root: Path) -> Iterator[tuple[Repo, Any]]:
-    """Give DVC's view of a project, and its default remote, which is there."""
+    """Yield DVC's view of a project and its default remote, after checking that it exists."""
     with open_repo(root) as repo:
         try:
             remote = repo.cloud.get_remote()
@@ -149,7 +149,7 @@ def open_remote(root: Path) -> Iterator[tuple[Repo, Any]]:
             yield repo, remote
         except (DagError, RemoteError):
             raise
-        except Exception as error:  # each file system has its own
+        except Exception as error:  # each file system has its own errors
             address = remote.fs.unstrip_protocol(remote.path)
             raise RemoteError(f"DVC remote {address}: {error or type(error).__name__}") from error
 
@@ -157,13 +157,13 @@ def open_remote(root: Path) -> Iterator[tuple[Repo, Any]]:
 def _require_holder(remote: Any) -> None:
     """Raise if the folder or bucket is missing.
 
-    DVC would make the folder, which may be the mount point of a disk that is not there, and take a
-    missing bucket for an empty one.
+    DVC would create the folder, which may be the mount point of an absent disk, and treat a missing
+    bucket as an empty one.
     """
     local = isinstance(remote.fs, LocalFileSystem)
     holder = remote.path if local else remote.path.split("/")[0]
     try:
-        remote.fs.info(holder)  # `exists` would say no of a bucket that cannot be reached either
+        remote.fs.info(holder)  # `exists` would also say no if a bucket cannot be reached
     except FileNotFoundError as error:
         address, what = remote.fs.unstrip_protocol(remote.path), "folder" if local else "bucket"
         raise RemoteError(
@@ -182,7 +182,7 @@ def _key(stage: DvcStage) -> str:
 
 
 def _move(push_or_pull: Any, stage: DvcStage) -> None:
-    # force: a list of a folder's files that is nowhere is no reason to ask on the terminal
+    # force: DVC must not ask on the terminal if a folder's list of files is nowhere
     for objects in stage.get_used_objs(force=True).values():
         failed = push_or_pull(objects).failed
         if failed:

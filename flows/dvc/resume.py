@@ -1,9 +1,10 @@
-"""Resume points of trainings on the DVC remote: another machine goes on where one was lost.
+"""Keeps resume points of trainings on the DVC remote, so that another machine can continue them.
 
 A stage keeps its points in .resume (stages/common/runtime/checkpoints.py), which a worker links to
-a folder of its own per result. The remote has them under resume/<key of the result>: files named by
-their hash, then an index of them, so that whoever reads gets a whole point or none. All of it may
-be deleted at any time; trainings then begin anew. All methods raise RemoteError if it fails.
+one folder per result. The remote has them under resume/<key of the result>: first files named by
+their hash, then an index of them, so that readers get a whole point or none. All of it may be
+deleted at any time; trainings then start again from the beginning. All methods raise RemoteError if
+the remote fails.
 """
 
 import hashlib
@@ -19,24 +20,24 @@ from flows.dvc.remote import open_remote
 
 FOLDER = "resume"  # on the remote
 INDEX, STARTS = "index.json", "starts.json"
-MOST_BYTES = 8 * 2**30  # of one stage; VGG16 and its moments have 1.1 GB
+MOST_BYTES = 8 * 2**30  # per stage; VGG16 and its optimizer's moments have 1.1 GB
 NAME = re.compile(
     r"[\w-][\w.-]*/[\w-][\w.-]*"
-)  # fingerprint/file; what begins with a dot is partial
+)  # fingerprint/file; names that begin with a dot are partial files
 
 
 class ResumePoint:
-    """The resume point of one result, here and on the remote."""
+    """The resume point of one result, on this machine and on the remote."""
 
     def __init__(self, root: Path, folder: Path, key: str) -> None:
-        """Keep that of the result `key` in `folder`, and on the remote of the project at `root`."""
+        """Keep the point of result `key` in `folder` and on the remote of the project at `root`."""
         self._root, self._folder, self._key = root, folder, key
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._index = folder / INDEX  # of the remote's point that is here, or was and went on
+        self._index = folder / INDEX  # of the remote's point that was fetched
         self._pushed: dict[str, tuple[int, int]] = {}  # size and time of change
 
     def pull(self, log: Callable[[str], None]) -> None:
-        """Bring the remote's point here, unless what is here went on from it."""
+        """Fetch the remote's point, unless the local one has continued from it."""
         with open_remote(self._root) as (_, remote):
             index = _read(remote, self._place(remote, INDEX))
             if not index or (self._index.is_file() and self._index.read_bytes() == index):
@@ -59,7 +60,7 @@ class ResumePoint:
             log("goes on from the resume point of another start")
 
     def push(self, log: Callable[[str], None]) -> None:
-        """Bring the point to the remote if it changed since the last time."""
+        """Push the point to the remote if it has changed since the last push."""
         files = {
             path.relative_to(self._folder).as_posix(): path for path in self._folder.glob("*/*")
         }
@@ -70,7 +71,7 @@ class ResumePoint:
             for name, path in files.items():
                 try:
                     held.unlink(missing_ok=True)
-                    os.link(path, held)  # the stage may put the next point in its place meanwhile
+                    os.link(path, held)  # the stage may replace it by the next point meanwhile
                 except FileNotFoundError:  # the stage is done
                     continue
                 status = held.stat()
@@ -95,7 +96,7 @@ class ResumePoint:
                     remote.fs.remove(path)
 
     def count_start(self, run: str, start: int) -> int:
-        """Return how many of a run's starts, up to this one, had no other point than this has."""
+        """Return how many of a run's starts, up to this one, began from this same point."""
         point = hashlib.md5(self._index.read_bytes()).hexdigest() if self._index.is_file() else ""
         if start == 1 and not point:
             return 1
@@ -111,7 +112,7 @@ class ResumePoint:
         return start - since + 1
 
     def remove(self) -> None:
-        """Forget the point here and on the remote: the stage is done."""
+        """Delete the point here and on the remote, because the stage is done."""
         shutil.rmtree(self._folder, ignore_errors=True)
         with open_remote(self._root) as (_, remote):
             if remote.fs.exists(place := self._place(remote)):
