@@ -1,7 +1,7 @@
-"""What the environment must say so that Prefect, DVC and MLflow stay on this machine and quiet.
+"""The environment's settings that keep Prefect, DVC and MLflow on this machine and quiet.
 
-Every setting is a default: what the user's environment already says wins, and of Prefect's server
-what the active profile says (`prefect cloud login`, `prefect config set`).
+Every setting is a default. The user's environment takes precedence; so does the active Prefect
+profile (`prefect cloud login`, `prefect config set`) for Prefect's server.
 """
 
 import io
@@ -14,24 +14,25 @@ from urllib.parse import unquote
 
 STATE_FOLDER = ".flows"  # logs, times and locks of this machine; git and DVC ignore it
 DATABASE = "mlflow.db"
-STOP_ORPHANS = "OVIS_STOP_ORPHANS"  # =1: what a lost flow ran is stopped, flows/dvc/command.py
+STOP_ORPHANS = "OVIS_STOP_ORPHANS"  # =1: commands of a lost flow are stopped, flows/dvc/command.py
 WORKER_CLONE, WORKER_NAME = "OVIS_WORKER_CLONE", "OVIS_WORKER_NAME"
-HEARTBEAT_SECONDS = 30  # of a run on a worker; the least that Prefect 3.8 takes
+HEARTBEAT_SECONDS = 30  # of a run on a worker; Prefect 3.8 accepts no less
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-RESERVED = re.compile("[%?#]")  # what SQLAlchemy's URL of a file would take for something else
+RESERVED = re.compile("[%?#]")  # characters with another meaning in SQLAlchemy's URL of a file
 
 
 def sqlite_url(path: Path, driver: str = "pysqlite") -> str:
-    """Return SQLAlchemy's URL of a database, whose path may have what means something in a URL.
+    """Return SQLAlchemy's URL of a database whose path may contain reserved characters.
 
-    In that case it names the driver: of a plain one MLflow makes the folder, as it is escaped.
+    If it does, the URL names the driver: from a URL without one, MLflow would create the folder
+    under its escaped name.
     """
     escaped = RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", str(path))
     return f"sqlite:///{path}" if escaped == str(path) else f"sqlite+{driver}:///{escaped}"
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of an sqlite URL, None of another one."""
+    """Return the file of an sqlite URL; None for other URLs."""
     _, scheme, path = url.rpartition("sqlite:///")
     return Path(unquote(path)) if scheme else None
 
@@ -46,7 +47,7 @@ def default_settings(root: Path) -> dict[str, str]:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_TRACKING_URI": sqlite_url(root / DATABASE),
-        # A server that is away is told after a quarter of a minute, not after four.
+        # A server that is away is reported after a quarter of a minute, not after four minutes.
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
         "PREFECT_HOME": str(root / ".prefect"),
         # DO_NOT_TRACK alone leaves the server's heartbeat on.
@@ -59,21 +60,21 @@ def default_settings(root: Path) -> dict[str, str]:
 
 
 def apply_settings(root: Path) -> None:
-    """Put the defaults into this process's environment, before Prefect or MLflow is imported."""
+    """Put the defaults into this process's environment; call before importing Prefect or MLflow."""
     settings = default_settings(root)
     database = Path(os.environ.get("PREFECT_HOME", settings["PREFECT_HOME"])) / "prefect.db"
     if RESERVED.search(str(database)):  # Prefect would not escape them
         url = sqlite_url(database, "aiosqlite")
         settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
     if server := _server_of_profile():
-        del settings["PREFECT_HOME"]  # where Prefect finds the profile, with its keys
+        del settings["PREFECT_HOME"]  # Prefect's own home has the profile with its keys
         settings["PREFECT_API_URL"] = server
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     for name in ("no_proxy", "NO_PROXY"):  # no proxy can reach a server on this machine
         others = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*others, *LOOPBACK]))
-    # What starts from here writes and reads UTF-8 under LC_ALL=C, too; a terminal may not.
+    # Child processes read and write UTF-8 even under LC_ALL=C; a terminal may not.
     os.environ["PYTHONUTF8"] = "1"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -81,9 +82,9 @@ def apply_settings(root: Path) -> None:
 
 
 def _server_of_profile() -> str | None:
-    """Return the address of a server that the user's active profile has, if it has one.
+    """Return the address of the server in the user's active profile, if it has one.
 
-    Not by Prefect's settings: importing them takes longer than `plan` does.
+    It does not use Prefect's settings: importing them takes longer than `plan` does.
     """
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
     path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml"))
@@ -98,27 +99,27 @@ def _server_of_profile() -> str | None:
 
 
 def stage_environment() -> dict[str, str]:
-    """Return the environment of a stage: `python` is this one, activated or not, and unbuffered."""
+    """Return a stage's environment: `python` is this one, even if not activated, and unbuffered."""
     folder = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath)
     return {**os.environ, "PATH": f"{folder}{os.pathsep}{path}", "PYTHONUNBUFFERED": "1"}
 
 
 def apply_worker_settings(root: Path, name: str) -> None:
-    """Make this process's environment that of a worker in the clone at `root`, and of its stages.
+    """Set this process's environment for a worker in the clone at `root`, and for its stages.
 
-    Before Prefect is imported, which reads it once.
+    Call it before Prefect is imported, which reads the environment once.
     """
     os.environ |= {
         **stage_environment(),
-        # The flow is imported from here; a stage's own code comes first in its checkout.
+        # The flow is imported from here; in its checkout a stage's own code comes first.
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
-        # A worker that is stopped kills its runs, and nobody would push what the stages then make.
+        # A stopped worker kills its runs, and nobody would push what their stages then make.
         STOP_ORPHANS: "1",
         WORKER_CLONE: str(root),
         WORKER_NAME: name,
         "DVC_SITE_CACHE_DIR": str(root / ".dvc/tmp/site"),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # a worker's terminal is its log
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",  # a worker logs to its terminal
         "PREFECT_WORKER_QUERY_SECONDS": "2",
     }

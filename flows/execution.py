@@ -1,4 +1,4 @@
-"""One execution of the experiment: bring its stages up to date, then say what came of it."""
+"""One execution of the experiment: brings its stages up to date, then reports the results."""
 
 import os
 import sys
@@ -17,18 +17,18 @@ MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=ma
 def execute(root: Path, targets: list[str] | None, cores: int | None, pools: bool) -> bool:
     """Bring the targets (None: all stages) up to date, show the results; say if all went well.
 
-    They run on so many cores (all if None), or on workers. With nothing to do, neither Prefect nor
-    its server is imported: they take 15 s.
+    They run on `cores` cores (all if None), or on workers. If there is nothing to do, neither
+    Prefect nor its server is loaded, which would take 15 s.
 
     Raises:
-        ValueError: the project or its params are wrong, or workers could not do what it says.
+        ValueError: the project or its params are wrong, or workers cannot run its present state.
     """
     started = time.monotonic()
     server = LocalServer(root)
     if pools:
         require_fleet(root)
     elif is_edited(root):
-        server.start()  # beside the plan, which will hardly be empty
+        server.start()  # while the plan is made, which will hardly be empty
     steps = make_plan(root, targets)
     if any(step.status is not Status.UP_TO_DATE for step in steps):
         from flows.stage import preflight
@@ -51,10 +51,10 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
 
 
 def require_fleet(root: Path) -> None:
-    """Tell which commit workers would work at.
+    """Print which commit workers would run.
 
     Raises:
-        ValueError: they could not do what this working tree says.
+        ValueError: workers cannot run the state of this working tree.
     """
     from flows.dvc.project import load_graph
     from flows.dvc.remote import check_remote

@@ -1,7 +1,7 @@
-"""The Prefect flow: one task per DVC stage that is due, in the order that the graph allows.
+"""The Prefect flow: one task per DVC stage that is not up to date, in the graph's order.
 
-DVC decides what must run and is the only cache; Prefect decides when, and shows it. Branches that
-do not depend on a failed stage go on; what depends on it is not run.
+DVC decides what must run and is the only cache; Prefect decides when, and shows it. Stages that
+depend on a failed stage do not run; other branches go on.
 """
 
 import itertools
@@ -42,7 +42,7 @@ def run_stage(
 ) -> State:
     """Bring one stage up to date and show it in MLflow; the state carries its `Outcome`.
 
-    The label goes before the task's name, and before lines of output on the terminal.
+    The label precedes the task's name, and each line of output on the terminal.
     """
     stage = step.stage
     log = get_run_logger()
@@ -75,14 +75,14 @@ def experiment(
 ) -> State:
     """Bring the targets (all stages by default) and their upstream up to date, and publish.
 
-    Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
-    state carries the list of `Outcome`; it is failed if any stage failed. Without `root`, as a
+    Stages run on `cores` cores of this machine, or on workers of the work pools. The final state
+    carries the list of `Outcome`; it is failed if any stage failed. Without `root`, as a
     deployment, it runs in the clone of its worker.
     """
     folder = Path(root or os.environ[WORKER_CLONE])
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
-    if is_shown(folder, steps):  # by the last run of a schedule
+    if is_shown(folder, steps):  # the last scheduled run has published it
         return Completed(name="Unchanged", data=unchanged(steps))
     place = open_place([folder], cores, pools)
     with Tracking(folder, name_execution(steps), _prefect_tags()) as tracking:
@@ -93,9 +93,9 @@ def experiment(
 
 
 def open_place(roots: Iterable[Path], cores: int | None, pools: bool) -> Place:
-    """Return where the stages of these worktrees run: on workers, or on so many cores here."""
+    """Return where the stages of these worktrees run: on workers, or on `cores` cores here."""
     if pools:
-        from flows.workers.coordinator import Fleet  # most are spared its imports
+        from flows.workers.coordinator import Fleet  # slow imports that local runs do not need
         from flows.workers.dispatch import PrefectDispatcher
 
         dispatcher = PrefectDispatcher()
@@ -119,7 +119,7 @@ def submit(
     tracking: Tracking | None = None,
     label: str = "",
 ) -> dict[str, PrefectFuture]:
-    """Start a task of `run_stage` per stage that is not up to date, and return them by its name."""
+    """Start a `run_stage` task per stage that is not up to date; return them by stage name."""
     futures: dict[str, PrefectFuture] = {}
     for step in steps:
         if step.status is not Status.UP_TO_DATE:
@@ -131,7 +131,7 @@ def submit(
 
 
 def wait_for(steps: list[Step], futures: dict[str, PrefectFuture]) -> list[Outcome]:
-    """Return how each stage ended, whatever that is, when all have."""
+    """Wait until all stages have ended, and return how each one did."""
     return [_outcome(step, futures.get(step.stage.name)) for step in steps]
 
 

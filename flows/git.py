@@ -1,4 +1,4 @@
-"""Git's commands, in a folder, with their own words where they fail."""
+"""Runs git commands in a folder; errors carry git's own message."""
 
 import os
 import subprocess
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 class GitError(RuntimeError):
-    """A command of git failed; the message has its own words."""
+    """A git command failed; the message is git's own."""
 
 
 def git(folder: Path, *arguments: str, **environment: str) -> str:
-    """Return what `git <arguments>` says there, without its last newline, or raise GitError."""
+    """Return the output of `git <arguments>` without its last newline, or raise GitError."""
     done = subprocess.run(
         ["git", *arguments],
         cwd=folder,

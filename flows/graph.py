@@ -1,4 +1,4 @@
-"""The graph of stages as plain values: what flows and tests ask of it, without DVC.
+"""The graph of stages as plain values, for flows and tests, without DVC.
 
 A graph is a mapping from stage name to `Stage`, upstream first. A sharded stage is several entries
 (`pseudo_boxes@0`, `pseudo_boxes@1` …) of one group (`pseudo_boxes`).
@@ -16,27 +16,27 @@ class Stage:
     name: str  # as `dvc repro` takes it
     group: str
     command: str
-    needs: tuple[str, ...]  # names of the stages right upstream
+    needs: tuple[str, ...]  # names of the stages directly upstream
     inputs: tuple[str, ...]  # files it depends on: data and source code
     params: tuple[str, ...]  # keys of params.yaml, such as "pseudo_boxes" or "wspn.rounds"
-    outputs: tuple[str, ...]  # every output, metrics and plots too
+    outputs: tuple[str, ...]  # every output, including metrics and plots
     metrics: tuple[str, ...]
     plots: tuple[str, ...]
     cores: int
-    pool: str  # of the fleet's machines that may run it: cpu or gpu
-    gpus: int = 0  # CUDA devices that it takes where there are any
+    pool: str  # the work pool whose machines may run it: cpu or gpu
+    gpus: int = 0  # CUDA devices that it takes if there are any
 
 
 Graph = dict[str, Stage]
 
 
 class DagError(ValueError):
-    """The graph cannot be read; the message says what to mend."""
+    """The graph cannot be read; the message says what to fix."""
 
 
-# Reasons of a step that say nothing of what a person changed.
+# Reasons of a step that do not come from a person's change.
 NEVER_RAN, CHANGES_UPSTREAM = "dvc.lock has no run of it", "changes upstream"
-ABSENT = ("is missing", "is not in cache")  # of an output, as the plan words it
+ABSENT = ("is missing", "is not in cache")  # of an output, in the plan's words
 
 
 class Status(StrEnum):
@@ -61,7 +61,7 @@ class Step:
 class Outcome:
     """How a stage ended: executed, restored, unchanged, failed, or not run.
 
-    `made` says with what it was executed: device, its model, torch, worker, seconds.
+    `made` says how it was executed: device, its model, torch, worker, seconds.
     """
 
     stage: str
@@ -80,8 +80,8 @@ def unchanged(steps: Iterable[Step]) -> list[Outcome]:
 def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
     """Return the targets (names or groups) and everything upstream of them.
 
-    The default is all stages of the repository's own dvc.yaml: those of another one, named
-    "<folder>/dvc.yaml:<name>", run only when they are asked for.
+    The default is all stages of the repository's main dvc.yaml. Stages of another one, named
+    "<folder>/dvc.yaml:<name>", run only if they are targets.
 
     Raises:
         ValueError: there is no such stage.
@@ -95,7 +95,7 @@ def select(graph: Graph, targets: Iterable[str] | None) -> Graph:
             groups = ", ".join(dict.fromkeys(stage.group for stage in graph.values()))
             raise ValueError(f"dvc.yaml: there is no stage '{target}'; there are: {groups}")
         wanted.update(names)
-    for name in reversed(graph):  # downstream first, so one pass reaches all of upstream
+    for name in reversed(graph):  # downstream first, so one pass reaches everything upstream
         if name in wanted:
             wanted.update(graph[name].needs)
     return {name: stage for name, stage in graph.items() if name in wanted}

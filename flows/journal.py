@@ -1,7 +1,7 @@
-"""What this machine remembers between executions: seconds per stage, and what was tracked already.
+"""What this machine remembers between executions: seconds per stage, and what MLflow shows.
 
-One JSON object a line, only appended. A line that was cut short, by a full disk or a lost machine,
-is lost, and no other.
+The file is only appended to, one JSON object per line. If a full disk or a lost machine cuts a line
+short, only that line is lost.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ JOURNAL = Path(STATE_FOLDER) / "journal.jsonl"
 
 
 def remember(root: Path, **facts: Any) -> None:
-    """Append one line of facts, behind whatever was cut short."""
+    """Append one line of facts, on a new line even if the last one was cut short."""
     path = root / JOURNAL
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
@@ -62,15 +62,15 @@ def was_tracked(root: Path, tracking_uri: str) -> bool:
 
 
 def is_shown(root: Path, steps: Iterable[Step]) -> bool:
-    """Say whether nothing is to be done, and MLflow's store shows all that was."""
+    """Say whether there is nothing to do and MLflow already shows all results."""
     done = all(step.status is Status.UP_TO_DATE for step in steps)
     return done and was_tracked(root, os.environ["MLFLOW_TRACKING_URI"])
 
 
 def is_edited(root: Path) -> bool:
-    """Say whether params, graph or code are newer than dvc.lock, so that a run has to be expected.
+    """Say whether params, graph or code are newer than dvc.lock, so that stages may have to run.
 
-    A guess that costs no time: what must run, the plan says.
+    This is a guess that takes no time; the plan says what must really run.
     """
     lock = root / "dvc.lock"
     files = (root / "params.yaml", root / "dvc.yaml", *(root / "stages").rglob("*.py"))

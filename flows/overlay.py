@@ -1,7 +1,8 @@
-"""Change params.yaml by an overlay that has only the changed keys; comments and order stay.
+"""Changes params.yaml by an overlay that has only the changed keys; keeps comments and order.
 
-A profile is such an overlay in experiments/<name>.yaml; with `extends: <other>`, on top of another
-one. A sweep makes one per point. Params and metrics are nested mappings, told by dotted keys.
+A profile is such an overlay in experiments/<name>.yaml; `extends: <other>` puts it on top of
+another profile. A sweep makes one overlay per point. Params and metrics are nested mappings, named
+by dotted keys.
 """
 
 import difflib
@@ -18,12 +19,12 @@ from ruamel.yaml.tag import Tag
 PARAMS = "params.yaml"
 PROFILES = Path("experiments")
 EXTENDS = "extends"
-KIND = "kind"  # of a mapping whose other keys depend on it
+KIND = "kind"  # key of a mapping that decides which other keys it has
 REPLACE = "!replace"  # tag of a mapping whose keys depend on something else, such as architecture
 
 
 def apply_profile(root: Path, name: str) -> list[str]:
-    """Merge experiments/<name>.yaml into params.yaml and return what changed, in words.
+    """Merge experiments/<name>.yaml into params.yaml and return descriptions of the changes.
 
     Raises:
         ValueError: there is no such profile, or a key that params.yaml does not have.
@@ -35,8 +36,8 @@ def read_profile(root: Path, name: str, above: tuple[str, ...] = ()) -> dict[str
     """Return what a profile changes, on top of what it extends.
 
     Args:
-        root: of the repository.
-        name: of the profile.
+        root: the repository.
+        name: the profile's name.
         above: the profiles that extend this one.
 
     Raises:
@@ -59,7 +60,7 @@ def extend(root: Path, changes: dict[str, Any], above: tuple[str, ...] = ()) -> 
 
 
 def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Return both overlays as one; where both change a value, the upper one counts."""
+    """Return both overlays as one; if both change a value, the upper one wins."""
     joined = lower.copy()  # with its tag
     for key, value in upper.items():
         old = lower.get(key)
@@ -70,14 +71,14 @@ def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> list[str]:
-    """Write the changed values into the file, whole or not at all; return them in words.
+    """Write the changed values into the file atomically; return descriptions of the changes.
 
-    A mapping is merged key by key, but one of another `kind`, or with the tag `!replace`, takes the
-    place of the old one, as any other value does, a list too.
+    A mapping is merged key by key. But a mapping of another `kind` or with the tag `!replace`
+    replaces the old one, as any other value does, including lists.
 
     Raises:
-        ValueError: a key of `changes` that the file does not have, or a section where it has a
-            value or the reverse; the message has `source` and the key.
+        ValueError: the file lacks a key of `changes`, or one of them has a section where the other
+            has a value; the message names `source` and the key.
     """
     editor = _editor()
     content = _read(editor, params_path)
@@ -99,7 +100,7 @@ def read_params(root: Path) -> dict[str, Any]:
 
 
 def check_overlay(root: Path, changes: dict[str, Any], source: str) -> None:
-    """Raise what `apply_overlay` on params.yaml would raise; write nothing."""
+    """Raise the error that `apply_overlay` on params.yaml would raise; write nothing."""
     list(_merge(read_params(root), changes, source, PARAMS, ""))
 
 
@@ -122,7 +123,7 @@ def _merge(content: Any, changes: Any, source: str, target: str, prefix: str) ->
 
 
 def _replaces(old: Any, new: Any) -> bool:
-    """Say whether `new` takes the place of `old`: mappings of one kind have keys in common."""
+    """Say whether `new` replaces `old` instead of being merged: mappings of one kind are merged."""
     if not isinstance(new, dict) or is_replacement(new):
         return True
     return new.get(KIND, old.get(KIND)) != old.get(KIND)
@@ -158,7 +159,7 @@ def load_yaml(reader: YAML, source: Path | str, name: object) -> Any:
     """Return the content of a YAML file, or of a text.
 
     Raises:
-        ValueError: it cannot be read; one line, which begins with `name`.
+        ValueError: it cannot be read; the message is one line that begins with `name`.
     """
     try:
         return reader.load(source)
@@ -192,7 +193,7 @@ def read_overlays(path: Path) -> Any:
 
 
 def flatten(values: dict[Any, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of all that is no mapping to merge, keys joined by the separator."""
+    """Yield (key, value) of every leaf, with the keys on its way joined by the separator."""
     for key, value in values.items():
         inner = f"{prefix}{key}"
         if isinstance(value, dict) and not is_replacement(value):

@@ -1,7 +1,7 @@
-"""Is params.yaml what the dvc.yaml files read? Found out before DVC looks at either of them.
+"""Checks, before DVC runs, that params.yaml has the sections that the dvc.yaml files read.
 
-DVC ignores a section that no stage reads, and of a missing one it says where dvc.yaml needs it.
-Values within a section are checked by its model: `python -m stages.preflight`.
+DVC ignores a section that no stage reads; for a missing one it only names the place in dvc.yaml.
+The values within a section are checked by its model: `python -m stages.preflight`.
 """
 
 import difflib
@@ -17,15 +17,15 @@ from flows.overlay import PARAMS, flatten, load_yaml
 
 REFERENCE = re.compile(r"\$\{(\w+)")
 DAG = "dvc.yaml"
-LOCAL = {"item", "key"}  # of a stage for each of something
+LOCAL = {"item", "key"}  # variables of a `foreach` stage
 SHARDS = "shards"
-# The key of DVC's run cache is without the size and number of files of data, and with them without
-# every param of that name: a changed `download.size` would bring the old result back.
+# The key of DVC's run cache leaves out the size and number of files of data, and with them every
+# param of that name: after a change of `download.size` DVC would restore the old result.
 LOST = {"size", "nfiles"}
 
 
 def check_params(root: Path) -> None:
-    """Check that params.yaml has the sections that stages read, no other, and right shards.
+    """Check that params.yaml has the sections that stages read, no others, and valid shards.
 
     Raises:
         DagError: it does not; the message names the file, the section and the fix.
@@ -65,7 +65,7 @@ def check_params(root: Path) -> None:
 
 
 def _sections(path: Path, name: str) -> Iterator[str]:
-    """Yield the sections of params.yaml that a dvc.yaml reads, from the keys of its stages on."""
+    """Yield the sections of params.yaml that a dvc.yaml reads, including those in templates."""
     content = _load(path, name)
     if content is None:
         raise DagError(f"{name}: expected stages, found nothing; `git checkout {name}` brings them")

@@ -1,8 +1,8 @@
-"""Where stages run: this machine or a fleet, for one worktree or for all those of a sweep.
+"""Where stages run: on this machine or on workers, for one worktree or for all those of a sweep.
 
 A result has one key, DVC's own hash of command, params and inputs. Whoever asks for a key that is
-being made waits for it and takes it out of the run cache. What cannot be made, or is stopped, is a
-StageFailedError.
+being made waits for it and takes the result from the run cache. A stage that fails or is stopped
+raises StageFailedError.
 """
 
 import os
@@ -38,7 +38,7 @@ class Maker(Protocol):
 
 
 class Place:
-    """Makes the stages of all worktrees of an execution, each by its maker and each result once."""
+    """Makes the stages of all worktrees, each with its worktree's maker and each result once."""
 
     def __init__(self, makers: Mapping[Path, Maker]) -> None:
         self._makers = makers
@@ -46,10 +46,10 @@ class Place:
         self._guard = threading.Lock()
 
     def run(self, folder: Path, stage: Stage, order: int, log: Log) -> Outcome:
-        """Bring one stage of the worktree up to date; who wants the same result waits for it."""
+        """Bring one stage of the worktree up to date; others that need the same result wait."""
         maker = self._makers[folder]
         if len(self._makers) == 1 or not stage.command:
-            return maker.run(stage, order, log)  # nobody else can want it
+            return maker.run(stage, order, log)  # nobody else can ask for it
         mine: Future[None] = Future()
         try:
             key = result_key(folder, stage.name)
@@ -87,11 +87,11 @@ class Machine:
         self._asking = threading.Lock()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
-        """As `Maker.run`; what is on the DVC remote is not computed."""
+        """Like `Maker.run`, but fetch the result if the DVC remote has it."""
         if stage.command and self._is_there(stage, log):
-            return self._runner.run(stage, log)  # only restores, so it needs no room
+            return self._runner.run(stage, log)  # only restores, so it needs no cores
         try:
-            # The device first: a stage that waits for one must not keep cores from others.
+            # Device first: a stage that waits for a device must not keep cores from others.
             with (
                 self._slots.reserve(stage.gpus) as devices,
                 self._budget.reserve(stage.cores, order) as cores,
@@ -104,9 +104,9 @@ class Machine:
             raise StageFailedError(f"{stage.name}: {error}") from error
 
     def _is_there(self, stage: Stage, log: Log) -> bool:
-        """Say whether the result is in the local cache, after a look at the remote if there is one.
+        """Say whether the local cache has the result; fetch it from the remote before if possible.
 
-        A remote that fails is not asked again: what is not there can be computed.
+        A remote that fails is not asked again, because the result can be computed.
         """
         with self._asking:
             if self._asks_remote is None:
@@ -135,7 +135,7 @@ def tell(line: str) -> None:
 
 @contextmanager
 def interruptible(stop: Callable[[], None]) -> Iterator[None]:
-    """Within the block Ctrl-C, SIGTERM and SIGHUP call `stop` before they stop this process.
+    """Make Ctrl-C, SIGTERM and SIGHUP call `stop` before they stop this process.
 
     SIGHUP comes when the terminal is closed; under `nohup` it stays ignored.
     """

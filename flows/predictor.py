@@ -30,7 +30,7 @@ def is_complete(root: Path, model: str) -> bool:
 
 
 def fingerprint(root: Path, model: str) -> str:
-    """Return the hash of all that decides what the predictor finds, but for the code."""
+    """Return the hash of everything except code that decides what the predictor finds."""
     digest = hashlib.sha256(_prompts(root))
     for path in FILES.values():
         with (root / path.format(model=model)).open("rb") as file:
@@ -39,7 +39,7 @@ def fingerprint(root: Path, model: str) -> str:
 
 
 def gather(root: Path, model: str, folder: Path) -> Path:
-    """Make `folder` the predictor of stage `model`'s weights, and return it."""
+    """Put the predictor with stage `model`'s weights into `folder`, and return the folder."""
     sources = {name: root / path.format(model=model) for name, path in FILES.items()}
     missing = [str(path.relative_to(root)) for path in sources.values() if not path.is_file()]
     if missing:
@@ -48,7 +48,7 @@ def gather(root: Path, model: str, folder: Path) -> Path:
     folder.mkdir(parents=True)
     for name, path in sources.items():
         try:
-            os.link(path, folder / name)  # at no cost, where the disk can
+            os.link(path, folder / name)  # takes no space, if the disk supports it
         except OSError:
             shutil.copyfile(path, folder / name)
     (folder / PROMPTS).write_bytes(_prompts(root))
@@ -56,10 +56,10 @@ def gather(root: Path, model: str, folder: Path) -> Path:
 
 
 def find(root: Path, model: str | None) -> Path:
-    """Return the folder of a predictor, made or fetched as needed.
+    """Return the folder of a predictor; make or fetch it if needed.
 
     The model is "detector" or "finetune" of this repository, a folder, or the URI of an MLflow
-    model (`models:/…`, `runs:/…`). The default is the best that this repository has.
+    model (`models:/…`, `runs:/…`). The default is the best one that this repository has.
     """
     if model is None:
         model = next((name for name in MODELS if is_complete(root, name)), MODELS[0])

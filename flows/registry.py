@@ -1,7 +1,7 @@
-"""The trained detectors as MLflow models: logged when they changed, registered as `candidate`.
+"""The trained detectors as MLflow models: logged when they change, registered as `candidate`.
 
-What a model is, predict/served_model.py says. A version carries the fingerprint of its weights,
-text encoder, classes and prompts, so a result that comes back from the cache finds its old version.
+predict/served_model.py says what such a model is. A version carries the fingerprint of its weights,
+text encoder, classes and prompts, so a result that is restored from the cache finds its version.
 """
 
 import logging
@@ -50,7 +50,7 @@ SIGNATURE = ModelSignature(
 
 
 def publish_model(root: Path, model: str, uri: str, run_id: str, description: str) -> str:
-    """Make this repository's predictor the candidate; log it, unless a version is the same.
+    """Make this repository's predictor the candidate; log it unless a version equals it.
 
     A new version belongs to the run, which MLflow ends when it logs a model. Returns the version's
     URI, `models:/<name>/<version>`.
@@ -71,7 +71,7 @@ def publish_model(root: Path, model: str, uri: str, run_id: str, description: st
 
 def _log(root: Path, model: str, run_id: str) -> str:
     """Log the model with all that it needs and return its URI."""
-    # Its notice that pip is not installed here: requirements are pinned below.
+    # Silences its notice that pip is not installed: requirements are pinned below.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         folder = Path(scratch)
@@ -96,14 +96,14 @@ def _log(root: Path, model: str, run_id: str) -> str:
 
 
 def _measured(root: Path, model: str) -> dict[str, float]:
-    """Return what the evaluation says of the model, by the names that the run has for it."""
+    """Return the model's metrics from the evaluation, by their names in the run."""
     results = (read_results(root) or {}).get(model, {})
     flat = flatten(results, "/", f"evaluation/{model}/")
     return {key: float(value) for key, value in flat if isinstance(value, int | float)}
 
 
 def _requirements(root: Path) -> list[str]:
-    """Return all that a stage may import, as it is installed; local builds by their release."""
+    """Return the installed versions of all that stages may import; for local builds the release."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in project["dependencies"]]
     return [f"{name}=={version(name).split('+')[0]}" for name in names]

@@ -1,9 +1,9 @@
-"""What stages share of a machine: its cores, and its CUDA devices.
+"""Shares a machine's cores and CUDA devices among stages.
 
-A stage says in dvc.yaml how many cores it keeps busy and starts when they are free: two trainings
-that each take all cores ran five times slower side by side than one after the other. A device is
-held by a lock that the stage's own processes inherit. So flows, workers and SLURM jobs that share a
-machine share its devices, and a stage whose flow was killed keeps its own until it ends.
+A stage says in dvc.yaml how many cores it keeps busy, and starts when they are free: two trainings
+that each take all cores ran five times slower at the same time than one after the other. A device
+is held by a lock that the stage's processes inherit. So flows, workers and SLURM jobs on one
+machine can share its devices, and a stage whose flow was killed keeps its devices until it ends.
 """
 
 import fcntl
@@ -22,14 +22,14 @@ from pathlib import Path
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 FEWER = "OVIS_FEWER_GPUS"  # =1: stages take the GPUs that are there, or cores where there are none
 SECONDS_BETWEEN_LOOKS = 0.2
-SECONDS_FOR_DRIVER = 120  # it takes its time where nothing else keeps it awake
+SECONDS_FOR_DRIVER = 120  # it starts slowly if nothing else keeps it loaded
 SYSTEM = Path("/")  # where Linux shows its devices
 NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor and class on the PCI bus
 LISTED = re.compile(r"(?P<inside>\s*)(?:GPU|MIG) .*\(UUID: (?P<uuid>[^)]+)\)")
 
 
 class DeviceError(ValueError):
-    """The CUDA devices are not those that are wanted; the message says what to mend."""
+    """The wanted CUDA devices are not available; the message says what to fix."""
 
 
 class CoresClosedError(RuntimeError):
@@ -46,12 +46,13 @@ def count_cores() -> int:
 class CoreBudget:
     """Hands out cores to threads.
 
-    Among those who wait, the lowest `order` that fits goes first. A wide stage can so be overtaken
-    by narrow ones, but cores never idle while somebody fits, and a graph is finite, so all get on.
+    Of the waiting threads that fit, the one with the lowest `order` goes first. So narrow stages
+    can overtake a wide one, but no core idles while somebody fits. The graph is finite, so all
+    stages get their turn.
     """
 
     def __init__(self, total: int | None = None) -> None:
-        """Take `total` cores, by default all of this machine."""
+        """Hand out `total` cores, by default all of this machine."""
         self.total = count_cores() if total is None else total
         if self.total < 1:
             raise ValueError(f"cores: expected at least 1, found {self.total}")
@@ -62,10 +63,10 @@ class CoreBudget:
 
     @contextmanager
     def reserve(self, wanted: int, order: int = 0) -> Iterator[int]:
-        """Hold cores for the block, at least 1, at most all there are, and give their number.
+        """Hold cores for the block, at least 1 and at most all, and yield their number.
 
         Raises:
-            CoresClosedError: `close` was called before it was this one's turn.
+            CoresClosedError: `close` was called before this thread's turn came.
         """
         cores = max(1, min(wanted, self.total))
         ticket = (order, cores)
@@ -85,7 +86,7 @@ class CoreBudget:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Refuse everybody who waits or comes later."""
+        """Refuse all waiting and all later threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -97,12 +98,12 @@ class CoreBudget:
 def list_devices() -> list[str]:
     """Return the UUIDs of the CUDA devices that this process may use; instances of MIG are devices.
 
-    CUDA_VISIBLE_DEVICES names them by number, by UUID or by the beginning of one; without it they
-    are all. Two SLURM jobs on one node both say "0" and mean different ones, so only a UUID tells
-    devices apart.
+    CUDA_VISIBLE_DEVICES names them by number, by UUID or by the beginning of a UUID; if it is not
+    set, all devices count. Two SLURM jobs on one node may both say "0" for different devices, so
+    only UUIDs identify them.
 
     Raises:
-        DeviceError: it names a device that is not there, or the driver of one that is fails.
+        DeviceError: the variable names a device that is not there, or a device's driver fails.
     """
     named = os.environ.get(VARIABLE)
     entries = [entry.strip() for entry in (named or "").split(",")]
@@ -131,7 +132,7 @@ def _find(entry: str, gpus: list[list[str]]) -> list[str]:
 
 
 def _ask_driver() -> list[list[str]]:
-    """Return the devices of each GPU: its instances if MIG divides it, else itself."""
+    """Return the devices of each GPU: its instances if MIG divides it, else the GPU itself."""
     command = ["nvidia-smi", "-L"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_FOR_DRIVER)
@@ -140,7 +141,7 @@ def _ask_driver() -> list[list[str]]:
         answer, failed = "it is not on PATH", any((SYSTEM / "dev").glob("nvidia[0-9]*"))
     except subprocess.TimeoutExpired:
         answer, failed = f"no answer in {SECONDS_FOR_DRIVER} s", True
-    # In a SLURM job that was given no GPU the driver shows none, and nvidia-smi fails.
+    # In a SLURM job without a GPU the driver shows none, and nvidia-smi fails.
     hardware = None if "No devices" in answer or not failed else _hardware()
     if hardware:
         told = answer.strip().splitlines()[0] if answer.strip() else f"exit code {done.returncode}"
@@ -170,7 +171,7 @@ def _hardware() -> str | None:
 
 
 def require_devices(there: int, wanted: int) -> None:
-    """Raise DeviceError if there are fewer CUDA devices than wanted, but for OVIS_FEWER_GPUS=1."""
+    """Raise DeviceError if there are too few CUDA devices, unless OVIS_FEWER_GPUS=1."""
     if there < wanted and os.environ.get(FEWER) != "1":
         cores = "" if there else ", on cores"
         raise DeviceError(
@@ -181,7 +182,7 @@ def require_devices(there: int, wanted: int) -> None:
 
 @dataclass(frozen=True)
 class Reservation:
-    """Devices that are held: a stage's environment, and the lock for its processes to inherit."""
+    """Held devices: the stage's environment, and the lock that its processes inherit."""
 
     environment: dict[str, str]
     lock: int | None = None  # descriptor of an empty file
@@ -197,11 +198,11 @@ class DeviceSlots:
 
     @contextmanager
     def reserve(self, wanted: int) -> Iterator[Reservation]:
-        """Wait for `wanted` devices, and hold them for the block and for who inherits the lock.
+        """Wait for `wanted` devices; hold them for the block and for processes with the lock.
 
-        Where there are none a stage gets no variable and computes on its cores. A stage that wants
-        none sees none, so that it cannot take one, and computes on its cores even where DEVICE
-        names a device for the others. Returns with nothing as soon as `close` is called.
+        On a machine without devices the stage gets no variable and computes on its cores. A stage
+        that wants none sees none, so that it cannot take one, and computes on its cores even if
+        DEVICE names a device for the others. Returns with nothing as soon as `close` is called.
 
         Raises:
             DeviceError: there are some, but fewer than wanted, and OVIS_FEWER_GPUS is not 1.
@@ -220,7 +221,7 @@ class DeviceSlots:
                     os.close(lock)
 
     def close(self) -> None:
-        """Let nobody wait any more."""
+        """End all waiting."""
         self._closed.set()
 
     def _wait_for(self, wanted: int) -> tuple[list[str], int | None]:
@@ -232,13 +233,13 @@ class DeviceSlots:
                     taken.append(device)
             if len(taken) == wanted:
                 return taken, lock
-            os.close(lock)  # all or nothing: two that each hold half would wait for ever
+            os.close(lock)  # all or nothing: two stages that each hold half would wait forever
             self._closed.wait(SECONDS_BETWEEN_LOOKS)
         return [], None
 
 
 def _open_for_all(path: Path) -> int:
-    """Return a descriptor of the file, which is every user's."""
+    """Return a descriptor of the file, which every user may open."""
     try:
         return os.open(path, os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -248,9 +249,9 @@ def _open_for_all(path: Path) -> int:
 
 
 def _take(lock: int, device: str) -> bool:
-    """Lock the device's byte for the open file, which all that inherit the descriptor share.
+    """Lock the device's byte for the open file, shared by all processes with the descriptor.
 
-    One file for all devices: a stage inherits one descriptor, however many devices it holds.
+    There is one file for all devices, so a stage inherits one descriptor for any number of them.
     """
     byte = int.from_bytes(hashlib.blake2b(device.encode(), digest_size=7).digest())
     wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)

@@ -1,10 +1,10 @@
 """A Prefect server on this machine that lives exactly as long as the flow that started it.
 
-Prefect's own temporary server survives a flow that is killed (270 MB each time) and gives up after
-20 seconds, which a busy two-core machine exceeds. `python -m flows.server <port> <parent>` is a
-server's process, which ends with its parent; with `--temporary` it has neither pages nor what only
-deployments need, as Prefect's own. A server named by PREFECT_API_URL is used instead, with the key,
-password and certificates that Prefect's own settings or profile have for it.
+Prefect's own temporary server survives a killed flow (270 MB each time) and gives up after 20
+seconds, which is too short on a busy two-core machine. `python -m flows.server <port> <parent>` is
+the server's process, which ends with its parent. With `--temporary` it lacks pages and services
+that only deployments need, like Prefect's own. If PREFECT_API_URL names a server, that one is used
+instead, with the key, password and certificates from Prefect's settings or profile.
 """
 
 import atexit
@@ -26,9 +26,9 @@ from typing import IO, Any, Self
 from flows.environment import STATE_FOLDER, default_settings
 
 HOST = "127.0.0.1"
-SECONDS_TO_START = 600  # of a server here, whose end is seen at once; 100 on a starved machine
-SECONDS_TO_ANSWER = 120  # of one elsewhere
-# What a flow of one process has no use for; half a second of its start, and work in a loop.
+SECONDS_TO_START = 600  # for our server, whose end we see at once; it took 100 on a busy machine
+SECONDS_TO_ANSWER = 120  # for a server elsewhere
+# Services that a flow in one process does not need: half a second at start, and periodic work.
 UNUSED = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
@@ -40,26 +40,26 @@ _temporary: set[str] = set()  # API URLs of servers that end with this process
 class LocalServer:
     """A server for this process: it sets PREFECT_API_URL, and ends when the process does.
 
-    Start it before Prefect is imported, which reads the variable once; the import takes its time
-    while the server starts.
+    Start it before Prefect is imported, which reads the variable once. The server starts while the
+    import runs.
     """
 
     def __init__(self, root: Path) -> None:
         """Keep the server's database and log in the project at `root`."""
         self._log = root / STATE_FOLDER / "logs" / "prefect-server.log"
         self._process: subprocess.Popen | None = None
-        self._before = 0  # letters of the log that are of servers before
+        self._before = 0  # characters of the log that earlier servers wrote
         self._settings = {**default_settings(root), **os.environ}
         self._starting: IO[str] | None = None
         self.url = os.environ.get("PREFECT_API_URL", "")
 
     def start(self) -> Self:
-        """Start the server, unless that is done or PREFECT_API_URL names one; return at once."""
+        """Start the server, unless it was started or PREFECT_API_URL names one; return at once."""
         if self.url:
             return self
         home = Path(self._settings["PREFECT_HOME"])
         home.mkdir(parents=True, exist_ok=True)
-        # Two first servers would both make the tables of one database, and one would fail.
+        # Two servers would both create the tables of a new database, and one would fail.
         self._starting = (home / "starting.lock").open("w")
         fcntl.flock(self._starting, fcntl.LOCK_EX)
         with socket.socket() as probe:
@@ -67,7 +67,7 @@ class LocalServer:
             port = probe.getsockname()[1]
         self.url = f"http://{HOST}:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("a", encoding="utf-8") as out:  # another's words may be in it
+        with self._log.open("a", encoding="utf-8") as out:  # others may have written to it
             self._before = len(self._log.read_text(encoding="utf-8", errors="replace"))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(port), str(os.getpid()), "--temporary"],
@@ -75,11 +75,11 @@ class LocalServer:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C must not take it before the flow's last words
+                start_new_session=True,  # Ctrl-C must not end it before the flow's last message
             )
         os.environ["PREFECT_API_URL"] = self.url
         _temporary.add(self.url)
-        # Prefect sends its last logs when threads end, which is before this.
+        # Prefect sends its last logs when threads end, which is before this runs.
         atexit.register(self.stop)
         return self
 
@@ -87,7 +87,7 @@ class LocalServer:
         """Return as soon as the server answers.
 
         Raises:
-            RuntimeError: it ended, refuses, or did not answer in time.
+            RuntimeError: it has ended, refuses, or did not answer in time.
         """
         seconds = SECONDS_TO_START if self._process else SECONDS_TO_ANSWER
         deadline = time.monotonic() + seconds
@@ -111,7 +111,7 @@ class LocalServer:
         return f"Prefect's server ended with code {code}; see {self._log}"
 
     def stop(self) -> None:
-        """End the server, if this started it."""
+        """End the server if this object started it."""
         if self._process is None:
             return
         if self._starting:
@@ -143,11 +143,11 @@ def _answers(url: str) -> bool:
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     try:
-        # Prefect read its settings when it was imported, which may be before a server was started.
+        # Prefect read its settings when it was imported, perhaps before the server was started.
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
             if error := client.api_healthcheck():
                 raise error
-            client.read_work_pools(limit=1)  # a server with a password tells its health to anybody
+            client.read_work_pools(limit=1)  # asking for its health needs no password
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
         if status in (401, 403):
@@ -182,25 +182,26 @@ def call_flow(
     check: Callable[[], None] | None = None,
     server: LocalServer | None = None,
 ) -> tuple[list, bool]:
-    """Run the flow "<module>:<name>" on the project and return its list, and whether it failed.
+    """Run the flow "<module>:<name>" on the project; return its list, and whether it failed.
 
-    `check` is called when all is loaded, before the flow; the server may be starting already.
+    `check` is called after all is loaded and before the flow; the server may have been started
+    before.
 
     Raises:
-        ValueError: the flow, or `check`, found wrong input.
+        ValueError: the flow, or `check`, found bad input.
         RuntimeError: there is no server, or the flow ended without a list.
     """
     server = (server or LocalServer(root)).start()
     module, _, name = path.partition(":")
     flow = getattr(importlib.import_module(module), name)  # imports Prefect meanwhile
-    from flows.store import open_store  # MLflow's, which takes long to make for the first time
+    from flows.store import open_store  # MLflow's store, slow to create the first time
 
     open_store(root, os.environ["MLFLOW_TRACKING_URI"])
     if check:
         check()
     server.wait_until_ready()
     if run_name:
-        flow = flow.with_options(flow_run_name=lambda: run_name)  # a text would be a template
+        flow = flow.with_options(flow_run_name=lambda: run_name)  # a string would be a template
     state = flow(str(root), *arguments, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, ValueError):

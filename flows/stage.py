@@ -1,8 +1,9 @@
-"""Run one stage as `dvc --wait-for-lock repro -s <stage>`, show its output, and stop it cleanly.
+"""Runs a stage as `dvc --wait-for-lock repro -s <stage>`, shows its output, and stops it cleanly.
 
-DVC runs in a fork of a process that has it loaded (flows/dvc/command.py). The stage writes to a
-file that this process follows. A pipe would break under a stage that outlives a killed flow, and
-such an orphan should finish: its result is recorded, and the next execution takes it.
+DVC runs in a fork of a process that has loaded it (flows/dvc/command.py). The stage writes to a
+file that this process follows. With a pipe, a stage that outlives a killed flow would fail. Such an
+orphan
+should finish: its result is recorded, and the next execution uses it.
 """
 
 import json
@@ -33,13 +34,13 @@ SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_PER_SIGNAL = 5.0  # grace for a stage to stop before the next, harder signal
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 LAST_LINES = 25
-LEAST_FREE = 1 << 14  # bytes that a log takes
+LEAST_FREE = 1 << 14  # bytes that a log needs
 # DVC's advice about git and remotes, which is noise here.
 NOISE = re.compile(
     r"(Updating|Generating) lock file|To track the changes with git|\tgit add|To enable auto"
     r"|\tdvc config core\.autostage|Use `dvc push`|> python -m (stages|comparators) |\s*$"
 )
-RECEIPT = "OVIS_RECEIPT"  # file for what a stage was made from and with, stages/__main__.py
+RECEIPT = "OVIS_RECEIPT"  # file where a stage notes its inputs and machine, stages/__main__.py
 BUSY = re.compile(r"\(PID (\d+)\)")
 
 
@@ -48,11 +49,11 @@ class StageFailedError(RuntimeError):
 
 
 def preflight(root: Path, steps: list[Step]) -> Callable[[], None]:
-    """Begin to check the params of all stages that are to run, in another process, and the devices.
+    """Start checking the params of all stages that must run, in another process, and the devices.
 
-    So no execution ends hours later for a param, file or GPU that is wrong now. It takes two
-    seconds, in which Prefect is loaded. What is returned waits for the end, and raises ValueError
-    with key, file and fix of all that is wrong.
+    So no execution fails after hours because of a param, file or GPU that is wrong now. The check
+    takes two seconds, while Prefect is loaded. Call the returned function to wait for its end; it
+    raises ValueError with key, file and fix of each fault.
     """
     due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
     gpus = max((stage.gpus for stage in due), default=0)
@@ -77,7 +78,7 @@ def preflight(root: Path, steps: list[Step]) -> Callable[[], None]:
 
 
 class StageRunner:
-    """Runs stages of the project at `root`, several threads at once."""
+    """Runs stages of the project at `root`; several threads may use it at once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -85,7 +86,7 @@ class StageRunner:
         self._server_log = root / STATE_FOLDER / "logs" / "dvc-server.log"
 
     def load(self) -> None:
-        """Begin to load what running a stage takes; return at once."""
+        """Start loading what running a stage needs; return at once."""
         dvc.load(self._server_log)
 
     def stop(self) -> None:
@@ -99,12 +100,12 @@ class StageRunner:
         environment: Mapping[str, str] | None = None,
         lock: int | None = None,
     ) -> Outcome:
-        """Run the stage to its end and return how that was; `log` gets each line of output.
+        """Run the stage and return its outcome; `log` gets each line of output.
 
-        Its processes get `environment` on top of this one's, and hold the file `lock` as well.
+        Its processes get `environment` in addition to this one's, and also hold the file `lock`.
 
         Raises:
-            StageFailedError: the stage failed, was stopped, or what it read changed meanwhile.
+            StageFailedError: the stage failed or was stopped, or its inputs changed meanwhile.
         """
         started = time.monotonic()
         receipt = self._state_file("receipts", stage.name, "json")
@@ -171,7 +172,7 @@ class StageRunner:
         return process.returncode, lines
 
     def _follow(self, process: Command, file: TextIO) -> Iterator[str]:
-        """Yield whole lines until the process ended, and see to it that it does when stopping."""
+        """Yield whole lines until the process has ended; when stopping, make it end."""
         partial, signals, patience = "", iter(STOP_SIGNALS), 0.0
         while True:
             ended = process.poll() is not None
@@ -182,7 +183,7 @@ class StageRunner:
                     yield partial
                 return
             if self._stopping.is_set() and time.monotonic() >= patience:
-                with suppress(ProcessLookupError):  # it ended since the look
+                with suppress(ProcessLookupError):  # it has ended meanwhile
                     os.killpg(process.pid, next(signals, signal.SIGKILL))
                 patience = time.monotonic() + SECONDS_PER_SIGNAL
             time.sleep(SECONDS_BETWEEN_LOOKS)

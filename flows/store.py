@@ -1,9 +1,9 @@
-"""MLflow's store: what goes into it, by the names that it takes, and how it is opened.
+"""MLflow's store: how it is opened, and what is written to it under which names.
 
-One process at a time opens it, and closes the runs of processes that were killed, which would stay
-RUNNING for ever. A run carries the process that writes it; the next execution on
-the same machine closes those whose process is gone. Runs of other machines are left alone, for
-nobody here can tell.
+One process at a time opens it, and closes the runs of killed processes, which would otherwise stay
+RUNNING forever. A run's tag names the process that writes it; the next execution on the same
+machine closes runs whose process is gone. Runs of other machines are left alone, because their
+processes cannot be checked from here.
 """
 
 import csv
@@ -30,7 +30,7 @@ SOURCE = "download"  # the stage that makes the data
 
 EXPERIMENT = "ovis-dag"
 EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",  # otherwise its pages are for LLM agents
+    "mlflow.experimentKind": "custom_model_development",  # else MLflow shows pages for LLM agents
     "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
 }
 PROCESS_TAG = "process"
@@ -38,7 +38,7 @@ SECONDS_OF_ROUNDING = 2.0  # of a process's start, which psutil derives from the
 
 
 def open_store(root: Path, uri: str) -> tuple[MlflowClient, str]:
-    """Return the store at `uri` and the id of the project's experiment, both made if need be."""
+    """Return the store at `uri` and the id of the project's experiment; create both if needed."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration otherwise
     with _one_process_at_a_time(root, uri), reaching(uri):
         client = MlflowClient(uri)
@@ -47,7 +47,7 @@ def open_store(root: Path, uri: str) -> tuple[MlflowClient, str]:
 
 @contextmanager
 def reaching(uri: str) -> Iterator[None]:
-    """Make what MLflow raises within the block a RuntimeError that names the store."""
+    """Turn MLflow's errors within the block into a RuntimeError that names the store."""
     try:
         yield
     except MlflowException as error:
@@ -71,8 +71,8 @@ def _find_experiment(client: MlflowClient, root: Path, uri: str) -> str:
 def _one_process_at_a_time(root: Path, uri: str) -> Iterator[None]:
     """Hold a lock that all processes of this machine share for the store.
 
-    Five of six that create one sqlite store at once crash in its migrations. The lock lies beside
-    the database, for worktrees of a sweep share one.
+    If six processes create one sqlite store at once, five crash in its migrations. The lock lies
+    beside the database, because the worktrees of a sweep share it.
     """
     lock = root / STATE_FOLDER / "mlflow.lock"
     if database := sqlite_path(uri):
@@ -110,7 +110,7 @@ def _is_abandoned(tag: str) -> bool:
 
 
 def read_dataset(entry: dict) -> DatasetInput:
-    """Return the data by the hashes that dvc.lock has of them."""
+    """Return the data set, identified by its hashes in dvc.lock."""
     hashes = "".join(f"{out['path']} {out['md5']}\n" for out in entry["outs"])
     digest = hashlib.md5(hashes.encode(), usedforsecurity=False).hexdigest()
     name = f"data/{SOURCE}"

@@ -23,7 +23,7 @@ TITLE = "Results on the test images: AP50 (AP), percent"
 
 
 def align(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
-    """Return rows of cells as lines of equally wide columns; `right` are those aligned right."""
+    """Return rows of cells as lines with aligned columns; those in `right` are aligned right."""
     rows = [list(row) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     right = set(right)
@@ -54,7 +54,7 @@ def summarize_plan(steps: Sequence[Step]) -> str:
 def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
     """Return one line per group of shards: what happened, and the seconds.
 
-    Those of the last real execution are shown in brackets where a stage did not run.
+    If a stage did not run, the seconds of its last real execution are shown in brackets.
     """
     rows = [("stage", "outcome", "seconds", "")]
     for group in dict.fromkeys(outcome.group for outcome in outcomes):
@@ -71,7 +71,7 @@ def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
 
 
 def name_execution(steps: Sequence[Step]) -> str:
-    """Return a few words on what an execution is about: what changed since the last one."""
+    """Return a short name for an execution: what changed since the last one."""
     changed = [s for s in steps if s.status in (Status.MUST_RUN, Status.RESTORABLE)]
     reasons = list(dict.fromkeys(reason for step in changed for reason in step.reasons))
     told = [reason for reason in reasons if not reason.endswith((NEVER_RAN, CHANGES_UPSTREAM))]
@@ -106,9 +106,9 @@ def read_results(root: Path) -> dict[str, Any] | None:
 
 
 def read_supervision(root: Path) -> dict[str, str]:
-    """Return what each model has learned from, model → its sources in words.
+    """Return what each model has learned from: model → its sources in words.
 
-    It is what dvc.lock says that the models were made with, not what params.yaml says now.
+    It is what the models were made with according to dvc.lock, not what params.yaml says now.
     """
     path = root / LOCK
     stages = YAML(typ="safe").load(path)["stages"] if path.is_file() else {}
@@ -159,7 +159,7 @@ def results_table(
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Return mean ± sample standard deviation: one digit above 1, three for parts of 1."""
+    """Return mean ± sample standard deviation: one decimal above 1, three for fractions."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     digits = 1 if max(map(abs, values)) > 1 else 3
     return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"

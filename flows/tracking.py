@@ -1,10 +1,10 @@
-"""One MLflow run per execution, read off dvc.lock and the files that the stages wrote.
+"""One MLflow run per execution, made from dvc.lock and the files that the stages wrote.
 
-Stages know nothing of MLflow: the metric files on disk are the truth, so a stage that was restored
-or left alone shows the same numbers as one that ran. Params are those in dvc.lock, with which a
-stage was made; commit and params.yaml are those of the start. What a stage made is shown when it
-ends, its curves while it trains. sqlite in the project by default, any store by
-MLFLOW_TRACKING_URI.
+Stages know nothing about MLflow. The metric files on disk are authoritative, so a stage that was
+restored or left alone shows the same numbers as one that ran. Params are those in dvc.lock, with
+which a stage was made; commit and params.yaml are those at the start. A stage's results are shown
+when it ends, its curves while it trains. The store is sqlite in the project by default, or any
+store that MLFLOW_TRACKING_URI names.
 """
 
 import getpass
@@ -42,18 +42,18 @@ from flows.store import (
 )
 from flows.table import describe_execution
 
-AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}  # what one request of MLflow may carry
+AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}  # at most so many per request to MLflow
 PARENT_TAG = "mlflow.parentRunId"
 PREFECT_LINK_TAG = "prefect.flow_run_url"
 IMAGES = {".png", ".svg", ".jpg"}
 REPORT = "report.json"  # what a stage left out, and why
-SECONDS_BETWEEN_LOOKS = 10.0  # at curves of stages that run
+SECONDS_BETWEEN_LOOKS = 10.0  # at curves of running stages
 
 
 class Tracking:
     """An open MLflow run of this project.
 
-    As a context it also watches the machine, and closes the run if the block is left by an error.
+    As a context manager it also watches the machine, and closes the run if the block raises.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Tracking:
         tags: dict[str, str] | None = None,
         resume: bool = False,
     ) -> None:
-        """Make the store if there is none, and open a run; call before any stage starts.
+        """Create the store if there is none, and open a run; call before any stage starts.
 
-        With `resume`, go on with the last run of this name and tags, if there is one.
+        With `resume`, continue the last run of this name and tags, if there is one.
 
         Raises:
             RuntimeError: the store cannot be reached; the message names it.
@@ -83,15 +83,15 @@ class Tracking:
         params = root / PARAMS
         self._params_file = params.read_text(encoding="utf-8") if params.is_file() else None
         self._params = dict(run.data.params)  # what the run shows
-        self._steps: dict[str, int] = {}  # the last one shown of each curve
+        self._steps: dict[str, int] = {}  # the last step of each curve that is shown
         self._shown: set[str] = set()  # stages
-        self._running: dict[Stage, float] = {}  # and when each began, seconds since 1970
+        self._running: dict[Stage, float] = {}  # with the time when each began, seconds since 1970
         self._ended: list[tuple[Stage, Outcome]] = []  # to be shown
         self._lock = threading.Lock()  # of what is running or ended
         self._wake, self._closing = threading.Event(), False
         self._follower = threading.Thread(target=self._follow, daemon=True)
         self._link = tags.get(PREFECT_LINK_TAG)
-        # Points of a sweep register no model: which one is the candidate is for people to say.
+        # Points of a sweep register no model: people decide which one is the candidate.
         self._registers = PARENT_TAG not in tags
         self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
 
@@ -113,18 +113,18 @@ class Tracking:
         return next(iter(self._client.search_runs([experiment], wanted, max_results=1)), None)
 
     def has_published(self) -> bool:
-        """Say whether this run already shows the results that dvc.lock has now."""
+        """Say whether this run already shows the present results in dvc.lock."""
         run = self._client.get_run(self.run_id)
         shown = run.data.tags.get("dvc.lock.sha256") == fingerprint(self._root)
         return shown and run.info.status == "FINISHED"
 
     def begin(self, stage: Stage) -> None:
-        """Show the stage's curves as they grow, within the context."""
+        """Show the stage's curves as they grow, within the context manager's block."""
         with self._lock:
             self._running[stage] = time.time()
 
     def end(self, stage: Stage, outcome: Outcome) -> None:
-        """Show soon what the stage made, if it is done; return at once."""
+        """Have the stage's results shown soon, if it succeeded; return at once."""
         with self._lock:
             self._running.pop(stage, None)
             if outcome.outcome not in ("failed", "not run"):
@@ -136,11 +136,11 @@ class Tracking:
         while not closing:
             self._wake.wait(SECONDS_BETWEEN_LOOKS)
             self._wake.clear()
-            closing = self._closing  # then once more, for what ended meanwhile
+            closing = self._closing  # one more pass, for what ended meanwhile
             try:
                 self._catch_up()
             except (MlflowException, DagError, OSError) as error:
-                if not told:  # `publish` shows the rest, or says why not
+                if not told:  # `publish` shows the rest, or reports the error
                     print(f"MLflow at {self.uri} cannot be written now: {error}", flush=True)
                 told = True
 
@@ -155,7 +155,7 @@ class Tracking:
         self._log_curves(stage for stage, began in running.items() if self._is_new(stage, began))
 
     def _is_new(self, stage: Stage, began: float) -> bool:
-        """Say whether the stage has written a curve: before, an older one may be there."""
+        """Say whether the stage has written its curve; until then an older one may be there."""
         files = [self._root / path for path in stage.plots if path.endswith(".csv")]
         return any(file.is_file() and file.stat().st_mtime > began for file in files)
 
@@ -167,7 +167,7 @@ class Tracking:
         self._monitor.finish()
 
     def publish_or_tell(self, stages: Iterable[Stage], outcomes: Iterable[Outcome]) -> None:
-        """Publish, or say that MLflow's server is gone: nothing else is lost by that."""
+        """Publish, or print that MLflow's server is gone; nothing else is lost."""
         try:
             self.publish(stages, outcomes)
         except MlflowException as error:
@@ -178,9 +178,9 @@ class Tracking:
             )
 
     def publish(self, stages: Iterable[Stage], outcomes: Iterable[Outcome]) -> None:
-        """Show all of a finished execution that is not shown yet, and close the run.
+        """Show whatever of a finished execution is not shown yet, and close the run.
 
-        `stages` are those whose files are there; the run is failed if any of `outcomes` is.
+        `stages` are those whose files exist; the run is failed if any of `outcomes` is.
         """
         self._stop_following()
         stages, outcomes = list(stages), list(outcomes)
@@ -203,7 +203,7 @@ class Tracking:
             remember(self._root, tracked_to=self.uri, fingerprint=lock)
 
     def _show(self, stages: list[Stage], outcomes: list[Outcome]) -> None:
-        """Log params, metrics, curves and images of stages, and how `outcomes` came about."""
+        """Log params, metrics, curves and images of stages, and details of their `outcomes`."""
         entries = recorded(self._root, [stage.name for stage in stages])
         self._log_params(entries)
         now = int(time.time() * 1000)
@@ -226,8 +226,8 @@ class Tracking:
     def _log_params(self, entries: dict[str, dict]) -> None:
         """Log the params of these entries of dvc.lock.
 
-        One that another stage had with another value, for it was edited between them, is shown
-        under the stage's name, too.
+        If a param was edited between two stages, its second value is also shown, under that stage's
+        name.
         """
         new = {}
         for name, entry in entries.items():
@@ -239,7 +239,7 @@ class Tracking:
         self._log("params", [Param(*param) for param in new.items()])
 
     def _log_curves(self, stages: Iterable[Stage]) -> None:
-        """Log what the curves of stages have behind the last step that is shown."""
+        """Log the part of the stages' curves after the last step that is shown."""
         points = [
             (key, step, value)
             for key, step, value in read_curves(self._root, stages)
@@ -258,11 +258,11 @@ class Tracking:
             self._client.log_batch(self.run_id, **{kind: batch})
 
     def _publish_models(self, stages: list[Stage], description: str) -> dict[str, str]:
-        """Register the detectors among what these stages made; return tags with their URIs."""
+        """Register the detectors that these stages made; return tags with their URIs."""
         models = [m for m in MODELS if m in {s.name for s in stages} and is_complete(self._root, m)]
         if not models:
             return {}
-        from flows.registry import publish_model  # takes a second that most executions save
+        from flows.registry import publish_model  # takes a second; most executions skip it
 
         return {
             f"model.{model}": publish_model(self._root, model, self.uri, self.run_id, description)
@@ -279,10 +279,10 @@ class Tracking:
 
 
 def _start_tags(root: Path) -> dict[str, str]:
-    """Return who starts an execution, and of which code."""
+    """Return tags that say who starts an execution, and with which code."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # of a container, without a name
+    except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
     tags = {"mlflow.user": user, "mlflow.source.name": "flows", "mlflow.source.type": "LOCAL"}
     with suppress(GitError):  # a project without git, or without a commit

@@ -1,7 +1,7 @@
-"""The Prefect flow of a sweep: points and their stages side by side.
+"""The Prefect flow of a sweep: runs points and their stages concurrently.
 
-Each point is an execution in a worktree of its own, on this machine or on workers. What several
-want is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
+Each point is an execution in its own worktree, on this machine or on workers. A result that several
+points need is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
 experiment and as an MLflow run.
 """
 
@@ -40,17 +40,17 @@ def sweep(
     question: Question | None = None,
     pools: bool = False,
 ) -> State:
-    """Make every point, each stage run once that points have in common, and answer the question.
+    """Make every point, with shared stages run once, and report what the question asks.
 
-    Stages run on this machine, on so many of its cores, or on workers of the work pools. The final
-    state carries the list of `Result`; it is failed if any point failed.
+    Stages run on `cores` cores of this machine, or on workers of the work pools. The final state
+    carries the list of `Result`; it is failed if any point failed.
     """
     folder = Path(root)
     plan = plan_sweep(folder, points)
     print(f"{plan.table()}\n\n{plan.summary()}", flush=True)
     parent = Tracking(folder, name, {"sweep.workspace": plan.workspace}, resume=True)
     client = MlflowClient(parent.uri)
-    client.update_run(parent.run_id, status="RUNNING")  # one that goes on was killed or had ended
+    client.update_run(parent.run_id, status="RUNNING")  # a resumed sweep was killed or had ended
     client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
     orders = itertools.count()
     place = open_place([planned.folder for planned in plan.points], cores, pools)
@@ -79,7 +79,7 @@ def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], parent: st
 
 @task(task_run_name="{planned.point.name}: record", cache_policy=NO_CACHE)
 def record_point(planned: PlannedPoint, outcomes: list[Outcome], parent: str) -> Result:
-    """Save the point as an experiment if all of it is made, and show it in MLflow either way."""
+    """Save the point as an experiment if all its stages are done; show it in MLflow in any case."""
     point, folder = planned.point, planned.folder
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
     undone = {o.stage for o in outcomes if o.outcome in ("failed", "not run")}
@@ -100,10 +100,11 @@ def _tally(outcomes: list[Outcome]) -> dict[str, int]:
 
 
 def _save_experiment(planned: PlannedPoint) -> None:
-    """Save the worktree as the DVC experiment of the point's name, unless it is that already.
+    """Save the worktree as the DVC experiment of the point's name, unless it is saved already.
 
-    In a process of its own, for DVC changes the directory meanwhile. All outputs were committed
-    when they were made; without a target DVC would commit, and miss, those of stages not asked for.
+    This runs in a process of its own, because DVC changes the working directory. All outputs were
+    committed when they were made. Without a target DVC would also try to commit the missing outputs
+    of stages that are no targets.
     """
     folder, name = planned.folder, planned.point.name
     head = git(folder, "rev-parse", "HEAD")

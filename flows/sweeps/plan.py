@@ -1,13 +1,14 @@
-"""What a sweep will run, known before anything starts: each point in a worktree of its own.
+"""Plans a sweep before anything starts; each point has its own worktree.
 
-A worktree under .sweeps/points/ is a copy of the workspace as it is when the sweep starts,
-uncommitted changes and new files too, with the point's params and the project's DVC cache. One that
-is already so is left alone: what a killed sweep finished there, and where its trainings resume,
-stays.
+A worktree under .sweeps/points/ is a copy of the workspace at the start of the sweep, including
+uncommitted changes and new files, with the point's params and the project's DVC cache. A worktree
+that is already in this state is left alone, so that what a killed sweep finished there, and the
+resume points of its trainings, stay.
 
-A stage run has a recipe: its command, params, files and the recipes of what it needs. Points with
-the same recipe for a stage get the same bytes. Sources are no part of it: all points have the same.
-When it runs, the key of its result says the same of what was really made (flows/place.py).
+The recipe of a stage run consists of its command, params, files and the recipes of its upstream
+stages. Points with the same recipe for a stage get the same bytes. Source code is left out of the
+recipe, because it is the same for all points. When a stage runs, the key of its result does the
+same for what was really made (flows/place.py).
 """
 
 import fcntl
@@ -37,14 +38,14 @@ from flows.table import align
 
 FOLDER = Path(".sweeps")
 MARKER = Path(STATE_FOLDER) / "point.json"
-PROGRAMS = {"dvc", command.__name__}  # as `python -m` starts them
+PROGRAMS = {"dvc", command.__name__}  # modules that `python -m` runs
 
 CACHED = (Status.UP_TO_DATE, Status.RESTORABLE)
 
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """A point with its worktree, what is to be done there, and the recipe of each stage."""
+    """A point with its worktree, its plan, and the recipe of each stage."""
 
     point: Point
     folder: Path
@@ -60,7 +61,7 @@ class SweepPlan:
     workspace: str
 
     def counts(self) -> dict[str, tuple[int, int, int, int]]:
-        """Return per group of shards its runs in all points, distinct, cached and to be run."""
+        """Return for each group of shards the number of all, distinct, cached and due runs."""
         runs: dict[str, list[str]] = {}
         missing: set[str] = set()
         for planned in self.points:
@@ -97,7 +98,7 @@ def run_points(
     question: Question | None = None,
     pools: bool = False,
 ) -> list[Result]:
-    """Run the sweep, here or on workers; return what came out of each point, failed ones too."""
+    """Run the sweep, here or on workers; return the result of each point, including failed ones."""
     with only_sweep(root):
         arguments = (name, list(points), cores, question, pools)
         results, _ = call_flow(root, "flows.sweeps.flow:sweep", *arguments)
@@ -105,7 +106,7 @@ def run_points(
 
 
 def plan_sweep(root: Path, points: Iterable[Point]) -> SweepPlan:
-    """Make the points' worktrees, and return what is to be done in each; run nothing."""
+    """Create the points' worktrees and return the plan of each; run nothing."""
     worktrees = Worktrees(root)
     planned = [_plan_point(point, worktrees.place(point)) for point in points]
     return SweepPlan(planned, f"{worktrees.head} {worktrees.tree}")
@@ -117,7 +118,7 @@ def _plan_point(point: Point, folder: Path) -> PlannedPoint:
 
 
 def recipes(steps: Iterable[Step], params: dict[str, Any]) -> dict[str, str]:
-    """Return a digest per stage of all that decides its outputs; `steps` are upstream first."""
+    """Return per stage a digest of all that decides its outputs; `steps` are upstream first."""
     found: dict[str, str] = {}
     for stage in (step.stage for step in steps):
         found[stage.name] = _digest(stage, params, [found[need] for need in stage.needs])
@@ -132,10 +133,10 @@ def _digest(stage: Stage, params: dict[str, Any], inputs: list) -> str:
 
 @contextmanager
 def only_sweep(root: Path) -> Iterator[None]:
-    """Hold the project's sweeps: two at once would run the same stages twice.
+    """Lock the project's sweeps: two at once would run the same stages twice.
 
     Raises:
-        RuntimeError: another process holds them.
+        RuntimeError: another process runs a sweep.
     """
     path = root / FOLDER / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,10 +152,10 @@ class Worktrees:
     """The workspace at `root` as it is now, to be checked out once per point."""
 
     def __init__(self, root: Path) -> None:
-        """Remember the workspace's state in git's store, without touching its index.
+        """Save the workspace's state in git's object store, without touching its index.
 
         Raises:
-            RuntimeError: git cannot do that, or does not know in whose name it commits.
+            RuntimeError: git cannot do that, or has no name to commit under.
         """
         self._root = root
         git(root, "var", "GIT_COMMITTER_IDENT")  # saving an experiment makes a commit
@@ -169,7 +170,7 @@ class Worktrees:
         """Return the point's worktree, in the state of this workspace with the point's params.
 
         Raises:
-            RuntimeError: a stage of an earlier sweep still runs there, on other params or code.
+            RuntimeError: a stage of an earlier sweep still runs there with other params or code.
         """
         folder = worktree(self._root, point)
         marker = folder / MARKER
@@ -193,7 +194,7 @@ class Worktrees:
 
 
 def worktree(root: Path, point: Point) -> Path:
-    """Return the folder of the point's worktree, made or not."""
+    """Return the folder of the point's worktree, whether it exists or not."""
     return root / FOLDER / "points" / point.name
 
 
@@ -208,7 +209,7 @@ def _refuse_used(folder: Path) -> None:
         try:
             runs_dvc = not PROGRAMS.isdisjoint(process.cmdline())
             used = runs_dvc and Path(process.cwd()).is_relative_to(folder)
-        except psutil.Error:  # ended meanwhile, or of another user
+        except psutil.Error:  # has ended meanwhile, or belongs to another user
             continue
         if used:
             raise RuntimeError(

@@ -1,7 +1,7 @@
-"""The points of a sweep: a grid of params, a list of them in a file, or both crossed.
+"""The points of a sweep: a grid of params, a list in a file, or the product of both.
 
-A point of a file is an overlay, as a profile is: it may extend a profile.
-A value is YAML, so `-S pseudo_boxes.smoothing=0,0.1` gives numbers and `-S shards=[0],[0,1]` lists.
+A point in a file is an overlay, like a profile, and may extend a profile. A value is YAML, so `-S
+pseudo_boxes.smoothing=0,0.1` gives numbers and `-S shards=[0],[0,1]` lists.
 """
 
 import hashlib
@@ -32,11 +32,11 @@ ILLEGAL = re.compile(r"[^\w=,.+-]|\.(?=\.)|\.$")  # in a git reference or a file
 
 @dataclass(frozen=True)
 class Point:
-    """One experiment of a sweep: what it changes in params.yaml, and what it makes."""
+    """One experiment of a sweep: what it changes in params.yaml, and its targets."""
 
     name: str
     values: dict[str, Any]  # by dotted key
-    targets: tuple[str, ...] | None = None  # stages, with all that they need; None: the default's
+    targets: tuple[str, ...] | None = None  # stages, with all that they need; None: the default
 
 
 def make_points(
@@ -47,7 +47,7 @@ def make_points(
 ) -> list[Point]:
     """Return every combination of the settings ("key=value,value") and the file's points.
 
-    A key that only some points of the file have takes params.yaml's value in the others.
+    If only some points of the file have a key, the others take its value from params.yaml.
 
     Raises:
         ValueError: a setting or the file cannot be read, or a key is not in params.yaml.
@@ -72,12 +72,12 @@ def make_points(
 
 
 def point_name(values: dict[str, Any]) -> str:
-    """Return a name for the values that a file, a git reference and a person can take."""
+    """Return a readable name for the values that is valid for files and git references."""
     return _legal(",".join(f"{key}={_text(value)}" for key, value in values.items()))
 
 
 def sweep_name(points: Sequence[Point], given: str | None = None) -> str:
-    """Return a sweep's name as a folder may have it: the given one, or the params it changes."""
+    """Return a sweep's name, valid for a folder: the given one, or the params that it changes."""
     return _legal(given or "+".join(points[0].values))
 
 

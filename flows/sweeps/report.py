@@ -1,4 +1,4 @@
-"""The report of a sweep: table, plot, the best point, and how to go on from it."""
+"""The report of a sweep: table, plot, the best point, and how to continue from it."""
 
 import fnmatch
 import json
@@ -23,7 +23,7 @@ SPLIT = "evaluation.split"
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of a sweep: metrics as patterns of paths, and of which the best counts."""
+    """What a sweep's report shows: patterns of metrics' paths, and which one decides the best."""
 
     metrics: tuple[str, ...] = METRICS
     best: str = BEST
@@ -33,7 +33,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of one point; a failed one has the metrics of what it finished."""
+    """The result of one point; a failed one has the metrics of the stages that it finished."""
 
     point: Point
     failed: bool
@@ -43,7 +43,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """All points that differ in nothing but the seed."""
+    """All points that differ only in the seed."""
 
     values: dict[str, Any]
     results: list[Result]
@@ -61,7 +61,7 @@ def write_results(folder: Path, results: Iterable[Result]) -> None:
 
 
 def write_report(root: Path, folder: Path, results: Sequence[Result], question: Question) -> str:
-    """Write table and plot into the sweep's folder; return all that is to say."""
+    """Write table and plot into the sweep's folder; return the report's text."""
     if all(result.failed for result in results):
         return "No point was finished, so there is nothing to compare"
     rows = group_seeds(results, question.over)
@@ -76,7 +76,7 @@ def write_report(root: Path, folder: Path, results: Sequence[Result], question: 
         for row in rows
     ]
     table = align(cells, right=range(len(cells[0])))
-    drawn = rows if rows[0].values else group_seeds(results, over="")  # seeds alone: no mean
+    drawn = rows if rows[0].values else group_seeds(results, over="")  # only seeds: no mean
     plot(drawn, metrics, folder / PLOT)
     spread = f", mean ± standard deviation over {question.over}"
     repeated = any(len(row.results) > 1 for row in rows)
@@ -110,7 +110,7 @@ def _choose(
 
 
 def group_seeds(results: Sequence[Result], over: str) -> list[Row]:
-    """Return the results by the values of the params that differ, but `over`."""
+    """Return the results grouped by the values of the params that differ, except `over`."""
     points = [result.point.values for result in results]
     kept = [k for k in points[0] if k != over and any(p[k] != points[0][k] for p in points)]
     rows: dict[str, Row] = {}  # by the values, which may be lists
@@ -134,9 +134,9 @@ def choose_metrics(results: Iterable[Result], patterns: Sequence[str]) -> list[s
 
 
 def find_best(rows: Iterable[Row], metric: str, direction: str) -> Row | None:
-    """Return the row of the best mean, `direction` being "max" or "min".
+    """Return the row with the best mean; `direction` is "max" or "min".
 
-    Rows with a failed point are left out: a mean over fewer seeds is no fair rival.
+    Rows with a failed point are left out: a mean over fewer seeds is not comparable.
     """
     whole = [row for row in rows if len(row.numbers(metric)) == len(row.results)]
     choose = max if direction == "max" else min
@@ -144,7 +144,7 @@ def find_best(rows: Iterable[Row], metric: str, direction: str) -> Row | None:
 
 
 def short_names(metrics: Sequence[str]) -> dict[str, str]:
-    """Return a column's name per metric: the parts of its path in which the metrics differ."""
+    """Return a column name per metric: the parts of its path in which the metrics differ."""
     parts = [metric.split("/") for metric in metrics]
     if len(metrics) < 2 or len({len(path) for path in parts}) > 1:
         return {metric: metric for metric in metrics}
@@ -177,7 +177,7 @@ def plot(rows: Sequence[Row], metrics: Sequence[str], path: Path) -> None:
 
 
 def count_outcomes(results: Sequence[Result]) -> str:
-    """Return in words how many points were made, and what happened to their stages."""
+    """Say how many points were made, and what happened to their stages."""
     totals = sum((Counter(result.outcomes) for result in results), Counter())
     done = sum(not result.failed for result in results)
     words = ", ".join(f"{number} {kind}" for kind, number in totals.items())

@@ -1,7 +1,7 @@
-"""The coordinator's side of pool mode: a fleet that makes stages, as `Machine` does here.
+"""The coordinator's side of pool mode: makes stages on workers, as `Machine` does here.
 
-Before it asks a worker for a stage it asks the remote. What any machine has finished for any
-coordinator is restored and never made again.
+Before it asks a worker for a stage it asks the remote. A result that any machine has finished for
+any coordinator is restored and never made again.
 """
 
 import threading
@@ -25,7 +25,7 @@ class Fleet:
     """Makes stages on workers and restores their results here."""
 
     def __init__(self, root: Path, dispatcher: PrefectDispatcher) -> None:
-        """Take the project at `root` as it is now.
+        """Take the present state of the project at `root`.
 
         Raises:
             UncommittedError: workers would not see all of it.
@@ -36,11 +36,11 @@ class Fleet:
         self._snapshot = take_snapshot(root, self._graph)
         self._runner = StageRunner(root)  # only restores here
         self._on_remote: set[str] = set()  # stages whose outputs are known to be there
-        self._pushing = threading.Lock()  # inputs, each once
+        self._pushing = threading.Lock()  # so that each input is pushed once
         self._stopping = threading.Event()
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
-        """As `Maker.run`."""
+        """See `Maker.run`."""
         try:
             return self._run(stage, log)
         except (RemoteError, DagError) as error:
@@ -49,7 +49,7 @@ class Fleet:
             ) from error
 
     def stop(self) -> None:
-        """Take back what workers were asked, and start no more."""
+        """Withdraw the requests to workers, and start no more stages."""
         self._stopping.set()
         self._runner.stop()
         self._dispatcher.stop()

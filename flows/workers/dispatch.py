@@ -1,8 +1,8 @@
-"""Turns requests into runs of a Prefect deployment; Prefect finds a worker, and notices its loss.
+"""Turns requests into runs of a Prefect deployment; Prefect finds a worker and notices its loss.
 
-A run's idempotency key is made of the hash of the stage's inputs. Two coordinators that want the
-same stage, or one that was killed and started again, so wait for the same run. The server says when
-a run changes: one connection for all runs that are waited for.
+A run's idempotency key is derived from the hash of the stage's inputs. So two coordinators that
+want the same stage, or one that was killed and started again, wait for the same run. The server
+reports changes of all these runs over one connection.
 """
 
 import asyncio
@@ -29,23 +29,23 @@ from flows.stage import StageFailedError
 from flows.workers.request import Request
 from flows.workers.stage_flow import FLOW, MADE, STAGE_FAILED, UNFIT
 
-SECONDS_BETWEEN_LOOKS = 30.0  # at a run of which nothing is heard
+SECONDS_BETWEEN_LOOKS = 30.0  # at a run without events
 SECONDS_BETWEEN_ATTEMPTS = 1.0  # to reach the server
 SECONDS_WITHOUT_SERVER = 300.0
-PREFIX = "prefect.flow-run."  # of the names of events, and of what they are about
+PREFIX = "prefect.flow-run."  # of the names of events and of their resources
 MOST_RUNS = 100  # of one stage, from all coordinators so far
-STOPPED = "ovis-dag-stopped"  # tag of a run that a coordinator cancelled as it was stopped
+STOPPED = "ovis-dag-stopped"  # tag of a run that a coordinator cancelled when it was stopped
 
 Log = Callable[[str], None]
 Result = TypeVar("Result")
 
 
 class LostError(RuntimeError):
-    """No worker made the stage, for reasons that are not the stage's own; another may."""
+    """No worker made the stage, for reasons outside the stage; another worker may."""
 
 
 class PrefectDispatcher:
-    """Makes stages by runs of the deployments `ovis-dag-stage/<pool>`."""
+    """Makes stages through runs of the deployments `ovis-dag-stage/<pool>`."""
 
     def __init__(self) -> None:
         """Use the server of PREFECT_API_URL."""
@@ -77,12 +77,12 @@ class PrefectDispatcher:
         raise LostError(f"{state.name}: {told}")
 
     def stop(self) -> None:
-        """Have each `make` cancel its run, whose worker then stops the stage, and return."""
+        """Make each `make` cancel its run, whose worker then stops the stage, and return."""
         self._stopping.set()
         self._news.wake()
 
     def _start(self, request: Request, pool: str, log: Log) -> FlowRun:
-        """Join the run of this stage that is not final yet, or start the next one."""
+        """Join the stage's run that has not ended yet, or start the next one."""
         for number in range(MOST_RUNS):
             run = self._ask(
                 partial(
@@ -101,7 +101,7 @@ class PrefectDispatcher:
         raise LostError(f"{request.stage}: {MOST_RUNS} runs of it have ended in vain")
 
     def _wait(self, run: FlowRun, stage: str, log: Log) -> FlowRun:
-        """Return the run in its final state, and tell of every state on the way there.
+        """Return the run in its final state, and log every state on the way there.
 
         Several states may have passed between looks, so all of them are read.
         """
@@ -134,7 +134,7 @@ class PrefectDispatcher:
             self._client.set_flow_run_state(run.id, stopped)
 
     def _ask(self, question: Callable[[], Result], log: Log) -> Result:
-        """Return the server's answer, if need be after a restart of it."""
+        """Return the server's answer; wait if the server restarts."""
         deadline = time.monotonic() + SECONDS_WITHOUT_SERVER
         while True:
             try:
@@ -155,18 +155,18 @@ class PrefectDispatcher:
 
 
 class _News:
-    """Wakes those who wait for flow runs when the server has an event of theirs."""
+    """Wakes threads that wait for flow runs when the server reports an event of their run."""
 
     def __init__(self) -> None:
-        self._waiting: dict[threading.Event, str] = {}  # of several threads for one run, too
+        self._waiting: dict[threading.Event, str] = {}  # several threads may wait for one run
         self._lock = threading.Lock()
         self._listener: threading.Thread | None = None
 
     @contextmanager
     def of(self, run: UUID) -> Iterator[threading.Event]:
-        """Give what is set now and then: when the run changed, or may have."""
+        """Yield an event that is set whenever the run has changed, or may have changed."""
         mine = threading.Event()
-        mine.set()  # it may have changed before anybody listened
+        mine.set()  # the run may have changed before we listened
         with self._lock:
             self._waiting[mine] = f"{PREFIX}{run}"
             if self._listener is None or not self._listener.is_alive():
@@ -180,14 +180,14 @@ class _News:
                 del self._waiting[mine]
 
     def wake(self, resource: str | None = None) -> None:
-        """Wake those who wait for this run, by the name that events have for it, or all."""
+        """Wake the threads that wait for this run, given by its name in events, or all threads."""
         with self._lock:
             for news, run in self._waiting.items():
                 if resource in (None, run):
                     news.set()
 
     def _is_awaited(self) -> bool:
-        """Say whether anybody waits; if not, who comes next starts another listener."""
+        """Say whether any thread waits; if not, the next one starts another listener."""
         with self._lock:
             if not self._waiting:
                 self._listener = None

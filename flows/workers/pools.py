@@ -1,6 +1,6 @@
-"""Work pools, deployments and the lost-machine rule on a Prefect server: `make pools`.
+"""Work pools, deployments and the lost-machine automation on a Prefect server: `make pools`.
 
-Calling it again brings what is there up to date.
+Calling it again updates what is there.
 """
 
 import subprocess
@@ -22,16 +22,16 @@ from flows.workers.stage_flow import FLOW
 
 POOL, POOL_TYPE = "ovis-dag-{}", "process"  # names on a server that other teams use too
 LOST_RULE = "ovis-dag: a stage whose machine is lost runs elsewhere"
-# Of the worker's heartbeat; three may go missing on a busy machine before it counts as lost.
+# Of the worker's heartbeat; on a busy machine three may go missing before it counts as lost.
 SECONDS_UNTIL_LOST = 90
 ALIVE = ("Pending", "Submitting", "InfrastructurePending", "Running", "heartbeat")
 
 
 def make_pools(root: Path) -> list[str]:
-    """Make what prefect.yaml says on the server of PREFECT_API_URL and say what there is now.
+    """Create what prefect.yaml names on the server of PREFECT_API_URL; say what exists now.
 
     Raises:
-        ValueError: there is no prefect.yaml, or a pool of such a name is of a foreign type.
+        ValueError: there is no prefect.yaml, or a pool of that name has another type.
         RuntimeError: the server does not answer, or `prefect deploy` failed.
     """
     path = root / "prefect.yaml"
@@ -59,7 +59,7 @@ def has_pool(name: str) -> bool:
     """Say whether the server has that pool.
 
     Raises:
-        ValueError: it is of a foreign type: stages need a worker's own clone, and so processes.
+        ValueError: it has another type; stages need processes in a worker's own clone.
     """
     try:
         with get_client(sync_client=True) as client:
@@ -85,11 +85,11 @@ def _make_rule() -> None:
 
 
 def lost_rule() -> Automation:
-    """Return the automation that gives a silent stage run back to its pool.
+    """Return the automation that returns a silent stage run to its pool.
 
-    After a run was claimed or sent a heartbeat, another event of it must follow in time: a
-    heartbeat or its end. Each state makes an event of its name; the states of `stage_flow` have
-    names of their own. The run itself counts how often it was lost (`stage_flow.MOST_STARTS`).
+    After a run was claimed or sent a heartbeat, another event must follow in time: a heartbeat or
+    its end. Each state emits an event of its name; the states of `stage_flow` have their own names.
+    The run itself counts how often it was lost (`stage_flow.MOST_STARTS`).
     """
     prefix = "prefect.flow-run."
     return Automation(

@@ -1,6 +1,6 @@
-"""What the coordinator asks a worker: one stage, at one commit, with these params and inputs.
+"""What the coordinator asks of a worker: one stage, at one commit, with these params and inputs.
 
-A request is small, text, and whole: with it and the DVC remote any clone makes the same bytes.
+A request is a small but complete text: with it and the DVC remote, any clone makes the same bytes.
 """
 
 import os
@@ -21,7 +21,7 @@ from flows.graph import DagError, Graph, Stage, overlap
 from flows.overlay import PARAMS
 
 THREADS = "OVIS_THREADS"  # changes the bytes (stages/common/runtime/seeding.py)
-RECORD = "dvc.lock"  # what finished stages change; a request has the part that its stage needs
+RECORD = "dvc.lock"  # finished stages change it; a request has the part that its stage needs
 KEY = re.compile("[0-9a-f]{64}")  # a folder on the remote, and in a worker's clone
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")  # a path in the cache and on the remote
 
@@ -31,7 +31,7 @@ class UncommittedError(ValueError):
 
 
 class RefusedError(ValueError):
-    """No worker does what this request asks; the message says why."""
+    """Every worker would refuse this request; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Request:
     """One stage or shard to make; all values are JSON."""
 
     stage: str
-    key: str  # the hash of command, params and inputs, which the worker must arrive at too
+    key: str  # the hash of command, params and inputs, which the worker must compute too
     commit: str
     params: str
     versions: dict[str, str]
@@ -61,7 +61,7 @@ def take_snapshot(root: Path, graph: Graph) -> Snapshot:
     Raises:
         UncommittedError: a tracked file other than params.yaml and dvc.lock differs from the
             commit, or an untracked file is an input of a stage.
-        GitError: git cannot say.
+        GitError: git failed.
     """
     inputs = [path for stage in graph.values() for path in stage.inputs]
     made = [path for stage in graph.values() for path in stage.outputs]
@@ -100,11 +100,10 @@ def make_request(root: Path, graph: Graph, stage: Stage, key: str, snapshot: Sna
 
 
 def check_stage(request: Request, graph: Graph) -> Stage:
-    """Return the stage that is asked for, if the records are those of its upstream and no others.
+    """Return the requested stage, if the records are only those of its upstream stages.
 
     Raises:
-        RefusedError: there is no such stage, the records would write anything else, or the key is
-            no hash.
+        RefusedError: there is no such stage, there are other records, or the key is not a hash.
     """
     stage = graph.get(request.stage)
     if stage is None:
@@ -123,7 +122,7 @@ def check_stage(request: Request, graph: Graph) -> Stage:
 
 
 def inputs_made_upstream(graph: Graph, stage: Stage) -> list[str]:
-    """Return the paths to pull: outputs of stages upstream, or files in them."""
+    """Return the paths to pull: outputs of upstream stages, or files in them."""
     outputs = [path for need in stage.needs for path in graph[need].outputs]
     return sorted(
         {
@@ -136,11 +135,11 @@ def inputs_made_upstream(graph: Graph, stage: Stage) -> list[str]:
 
 
 def versions_here(root: Path) -> dict[str, str]:
-    """Return what results depend on beside the commit, for comparison between machines.
+    """Return what results depend on besides the commit, to compare machines.
 
-    The versions of Python and of the packages that pyproject.toml lets stages import, and the
-    number of threads if it is not the default. Builds of one version (`2.9.0+cpu`, `2.9.0+cu128`)
-    count as equal: a fleet has both.
+    These are the versions of Python and of the packages that pyproject.toml lets stages import, and
+    the number of threads if it is not the default. Builds of one version (`2.9.0+cpu`,
+    `2.9.0+cu128`) count as equal, because machines of a cluster have both.
     """
     path = root / "pyproject.toml"
     content = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""Room on a worker's disk. `python -m flows.workers.space` frees its cache; workers do by need."""
+"""Frees space on a worker's disk: `python -m flows.workers.space`, or a worker when it needs to."""
 
 import shutil
 import sys
@@ -10,16 +10,16 @@ from flows.dvc.remote import RemoteError
 from flows.graph import DagError
 from flows.workers.workspace import pause_pulls, workspaces
 
-MIN_FREE_BYTES = 64 * 2**20  # below it nothing is started
-LOW, ENOUGH = 0.1, 0.2  # of the disk: below the one the cache is freed until the other,
-LOW_BYTES = 50 * 2**30  # or below so much, until twice that
+MIN_FREE_BYTES = 64 * 2**20  # with less, no stage is started
+LOW, ENOUGH = 0.1, 0.2  # fractions of the disk: with less than LOW, space is freed up to ENOUGH;
+LOW_BYTES = 50 * 2**30  # on large disks, with less than this, up to twice this
 FULL_DISK = "No space left on device"
 
 Log = Callable[[str], None]
 
 
 class UnfitError(RuntimeError):
-    """This worker cannot do it and another may; the message says what to mend here."""
+    """This worker cannot run the stage but another may; the message says what to fix here."""
 
 
 def require_space(clone: Path, log: Log) -> None:
@@ -37,7 +37,7 @@ def require_space(clone: Path, log: Log) -> None:
 
 
 def free_space(clone: Path, wanted: float) -> str:
-    """Free so many bytes of the cache, or as many as may go, and say how many those were."""
+    """Free `wanted` bytes of the cache, or as many as possible, and say how many were freed."""
     with pause_pulls(clone):
         freed = free_cache(clone, workspaces(clone), wanted)
     return f"freed {freed >> 20} MiB of the cache, which the remote has too"

@@ -1,14 +1,14 @@
-"""What a work pool's workers run: one request, one stage, exactly or not at all.
+"""The flow that workers of a pool run: one request, one stage, exactly or not at all.
 
-A stage runs alone, in a checkout of its own, and only if the worker arrives at the coordinator's
-hash of command, params and inputs. So a stale clone, another environment or a wrong remote can
-refuse work but never make a wrong result.
+A stage runs alone, in its own checkout, and only if the worker computes the coordinator's hash of
+command, params and inputs. So with a stale clone, another environment or a wrong remote a worker
+may refuse work, but it never makes a wrong result.
 
-The final state of the run is its report: Executed or Restored, StageFailed if the stage itself
-failed or took its machines down or no machine may do it, Unfit if this machine cannot do it and so
-leaves the pool (worker.py). What the result was made with is in the run's labels. A machine that is
-stopped gives the run back to the pool as Preempted. Any other end is an attempt, which another run
-may repeat.
+The final state of the run is its report: Executed or Restored; StageFailed if the stage itself
+failed, took its machines down, or no machine may run it; Unfit if this machine cannot run it and so
+leaves the pool (worker.py). The run's labels say what the result was made with. A machine that is
+stopped returns the run to the pool as Preempted. Any other end counts as an attempt, which another
+run may repeat.
 """
 
 import os
@@ -51,7 +51,7 @@ from flows.workers.workspace import checkout, fetch_commit, link_resume, pulling
 
 FLOW = "ovis-dag-stage"  # on a server that other teams use too
 STAGE_FAILED, UNFIT, PREEMPTED = "StageFailed", "Unfit", "Preempted"
-MADE = "made."  # before what the result was made with, in the run's labels
+MADE = "made."  # prefix of the run's labels that say what the result was made with
 LONGEST_MESSAGE = 4000  # of a Prefect state
 PERIOD = "OVIS_RESUME_PERIOD"  # seconds between pushes of a training's resume point
 DEFAULT_PERIOD = 300.0
@@ -82,17 +82,17 @@ def stage(request: dict[str, Any]) -> State:
     except TerminationSignal as stopped:
         with get_client(sync_client=True) as client:
             if not client.read_flow_run(flow_run.id).state.is_running():
-                raise  # it was cancelled
+                raise  # the run was cancelled
             state = Scheduled(name=PREEMPTED, message=f"{here} was stopped; it goes on elsewhere")
             client.set_flow_run_state(flow_run.id, state, force=True)
-        raise Abort from stopped  # the run is another worker's now: not a word more of it
+        raise Abort from stopped  # the run is another worker's now: report nothing more
     try:
         if outcome.made:
             made = {**outcome.made, "worker": here}
             with get_client(sync_client=True) as client:
                 labels = {f"{MADE}{key}": value for key, value in made.items()}
                 client.update_flow_run_labels(flow_run.id, labels)
-    except httpx.HTTPError as error:  # it is made all the same
+    except httpx.HTTPError as error:  # the result is made all the same
         log.warning(f"what it was made with could not be told: {error!r}")
     return Completed(
         name=outcome.outcome.capitalize(), message=f"on {here} in {outcome.seconds:.1f} s"
@@ -110,13 +110,13 @@ def reproduce(
 ) -> Outcome:
     """Make one stage or shard in a checkout called `name`, and push it with its run-cache entry.
 
-    The name is unique among all that run. It is the `start`-th start for this `run`, which asks
-    again after each loss.
+    The name is unique among all running stages. This is start number `start` of this `run`, which
+    starts again after each loss.
 
     Raises:
-        StageFailedError: the stage itself failed, or the request is wrong; it would be anywhere.
+        StageFailedError: the stage itself failed or the request is wrong, as on any machine.
         UnfitError: something about this machine failed.
-        RemoteError, DagError: something failed that may be this machine's fault or not.
+        RemoteError, DagError: something failed that may or may not be this machine's fault.
     """
     try:
         require_space(clone, log)
@@ -145,7 +145,7 @@ def reproduce(
 
 
 def _require_progress(stage: Stage, point: ResumePoint, run: str, start: int, log: Log) -> None:
-    """Take the newest resume point; raise if the last starts of this run came no further."""
+    """Take the newest resume point; raise if the last starts of this run made no progress."""
     with_patience(lambda: point.pull(log), log)
     starts = with_patience(lambda: point.count_start(run, start), log)
     if starts > MOST_STARTS:
@@ -156,7 +156,7 @@ def _require_progress(stage: Stage, point: ResumePoint, run: str, start: int, lo
 
 
 def _pull(folder: Path, request: Request, graph: Graph, stage: Stage, log: Log) -> None:
-    """Bring the stage's inputs, and its result if the remote has it."""
+    """Fetch the stage's inputs, and its result if the remote has it."""
     write_records(folder, request)
     with_patience(lambda: pull_inputs(folder, inputs_made_upstream(graph, stage)), log)
     if result_key(folder, stage.name) != request.key:
@@ -168,9 +168,9 @@ def _pull(folder: Path, request: Request, graph: Graph, stage: Stage, log: Log) 
 
 
 def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: ResumePoint) -> Outcome:
-    """Run the stage in a thread: a signal reaches this one, which then stops it.
+    """Run the stage in another thread; signals reach this thread, which then stops the stage.
 
-    Its resume point is pushed now and then, and when it is stopped.
+    The resume point is pushed periodically, and when the stage is stopped.
     """
     runner = StageRunner(folder)
     period = float(os.environ.get(PERIOD, DEFAULT_PERIOD))
@@ -194,7 +194,7 @@ def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: Resu
 def _push(point: ResumePoint, log: Log) -> None:
     try:
         point.push(log)
-    except (RemoteError, DagError) as error:  # the stage goes on without
+    except (RemoteError, DagError) as error:  # the stage continues without it
         log(f"its resume point could not be pushed: {error}")
 
 
@@ -213,7 +213,7 @@ def _require_versions(folder: Path, request: Request) -> None:
 
 
 def _reach(action: Callable[[], object], log: Log) -> None:
-    """Do what a machine must be able to do, sooner or later: reach its origin and its remote."""
+    """Run an action that must succeed in the end on every machine: reach origin or the remote."""
     try:
         with_patience(action, log)
     except (RemoteError, DagError) as error:

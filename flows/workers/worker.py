@@ -1,9 +1,10 @@
-"""A worker of one Prefect pool: Prefect's process worker, which leaves its pool in good order.
+"""A worker of one Prefect pool: Prefect's process worker, except that it leaves its pool cleanly.
 
-As soon as a stage finds its machine unfit: such a machine is idle while the good ones are busy, so
-it would take every stage in its turn and fail it. What runs beside that stage may finish.
-And when it is stopped, by Ctrl-C or SIGTERM: its stages are told to stop, push how far they came,
-and give their runs back to the pool. Prefect's own would kill them.
+It leaves as soon as a stage finds the machine unfit. Such a machine would be idle while good ones
+are busy, so it would take and fail one stage after another. Other stages that run there may finish.
+
+It also leaves when it is stopped, by Ctrl-C or SIGTERM. Its stages are told to stop, push their
+resume points, and return their runs to the pool. Prefect's own worker would kill them.
 """
 
 import abc
@@ -24,18 +25,18 @@ from flows.workers.pools import POOL, has_pool
 from flows.workers.space import UnfitError, require_space
 from flows.workers.stage_flow import UNFIT
 
-SECONDS_TO_GIVE_BACK = 45.0  # of the 60 that SLURM's --signal, Compose and Kubernetes are told
+SECONDS_TO_GIVE_BACK = 45.0  # of the 60 that SLURM's --signal, Compose and Kubernetes allow
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def run_worker(root: Path, pool: str, name: str, stages: int | None) -> None:
-    """Run stages of a pool in the clone at `root` until this is stopped.
+    """Run stages of a pool in the clone at `root` until the worker is stopped.
 
-    `flows.environment.apply_worker_settings` was called before this module was imported.
+    `flows.environment.apply_worker_settings` must be called before this module is imported.
 
     Raises:
-        ValueError: there is no address of a server, the pool is missing or of a foreign type, or
-            this machine has no CUDA device for pool gpu.
+        ValueError: no server's address is set, the pool is missing or has another type, or this
+            machine has no CUDA device for pool gpu.
         RuntimeError: the server refuses or does not answer, or this machine turned out unfit.
     """
     default = default_stages(pool)
@@ -49,7 +50,7 @@ def run_worker(root: Path, pool: str, name: str, stages: int | None) -> None:
 
 
 def default_stages(pool: str) -> int:
-    """Return how many stages at once: one per CUDA device, or per two cores where there are none.
+    """Return how many stages run at once: one per CUDA device, or else one per two cores.
 
     Training keeps two threads busy whatever the machine has (stages/common/runtime/seeding.py).
     """
@@ -58,14 +59,14 @@ def default_stages(pool: str) -> int:
     return devices or max(1, count_cores() // 2)
 
 
-class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in its own one's place
+class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect keeps its own registered
     """Runs stages of one pool as processes."""
 
     _unfit: str | None = None
     _leaving = False
 
     async def run(self, flow_run: FlowRun, *arguments: Any, **named: Any) -> ProcessWorkerResult:
-        """Run one stage; its final state says if this machine is unfit."""
+        """Run one stage; its final state says whether this machine is unfit."""
         result = await super().run(flow_run, *arguments, **named)
         state = (await self.client.read_flow_run(flow_run.id)).state
         if state is not None and state.name == UNFIT:
@@ -73,7 +74,7 @@ class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in i
         return result
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-        """Take what the pool has; an unfit worker takes nothing, and raises when it is idle."""
+        """Take the pool's runs; an unfit worker takes none, and raises when it is idle."""
         if self._unfit is None and not self._leaving:
             return await super().get_and_submit_flow_runs()
         if self._unfit and self.limiter.borrowed_tokens == 0:
@@ -81,7 +82,7 @@ class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in i
         return []
 
     async def give_back(self) -> None:
-        """Take no more stages, and have those that run stop and give their runs back."""
+        """Take no more stages; make running ones stop and return their runs to the pool."""
         self._leaving = True
         for process in psutil.Process().children():
             process.terminate()
@@ -91,7 +92,7 @@ class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect registers it not in i
 
 
 def work(pool: str, name: str, limit: int) -> None:
-    """Run so many stages of the pool at once until this is stopped, or turns out unfit."""
+    """Run up to `limit` of the pool's stages at once until stopped, or found unfit."""
 
     async def start() -> None:
         stopped = asyncio.Event()

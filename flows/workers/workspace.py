@@ -1,8 +1,8 @@
 """A checkout for one stage: a git worktree of the worker's clone at the coordinator's exact commit.
 
-Whatever the clone itself has checked out, and however many stages it runs at once, each gets a
-folder of its own and none sees what another left. All share the clone's DVC cache, so an input is
-fetched once per machine and a finished result survives until it is pushed.
+Whatever the clone itself has checked out, and however many stages it runs at once, each stage gets
+its own folder and sees nothing that another left. All share the clone's DVC cache, so an input is
+fetched once per machine, and a finished result survives until it is pushed.
 """
 
 import fcntl
@@ -28,13 +28,13 @@ RESUME = ".resume"  # where stages keep resume points
 
 
 def fetch_commit(clone: Path, commit: str) -> None:
-    """Have a commit of a branch of origin here.
+    """Fetch a commit that is on a branch of origin.
 
     A server also serves commits that are on no branch, such as those of forks and pull requests.
 
     Raises:
-        RefusedError: it is on no branch, or is not the whole name of a commit.
-        RemoteError: origin cannot be asked.
+        RefusedError: it is on no branch, or is not a full commit hash.
+        RemoteError: origin cannot be reached.
     """
     if not COMMIT.fullmatch(commit):
         raise RefusedError(f"commit {commit!r} is not 40 hexadecimal digits")
@@ -51,9 +51,9 @@ def fetch_commit(clone: Path, commit: str) -> None:
 
 @contextmanager
 def checkout(clone: Path, request: Request, name: str) -> Iterator[Path]:
-    """Give a folder with the request's commit and params, and no records; remove it afterwards.
+    """Yield a folder with the request's commit and params, without records; remove it afterwards.
 
-    `fetch_commit` has brought the commit. The name is unique among all that run.
+    `fetch_commit` has fetched the commit. The name is unique among all running stages.
     """
     folder = clone / FOLDER / name
     with _hold(clone, name, NOW):
@@ -81,8 +81,8 @@ def remove_leftovers(clone: Path) -> None:
 def _fill(clone: Path, folder: Path, request: Request) -> None:
     (folder / PARAMS).write_text(request.params, encoding="utf-8")
     for path in folder.rglob(RECORD):
-        path.unlink()  # what the commit recorded may be of other params
-    share_cache(clone, folder)  # and local settings: the remote's credentials, or the remote itself
+        path.unlink()  # the commit's records may belong to other params
+    share_cache(clone, folder)  # and local settings: the remote's credentials or its address
 
 
 def _is_on_a_branch(clone: Path, commit: str) -> bool:
@@ -93,14 +93,14 @@ def _is_on_a_branch(clone: Path, commit: str) -> bool:
 
 
 def link_resume(clone: Path, folder: Path, key: str) -> Path:
-    """Return where a checkout's resume points are kept: in the clone, by the key of the result."""
+    """Return the folder of a checkout's resume points: in the clone, by the result's key."""
     place = clone / RESUME / key
     (folder / RESUME).symlink_to(place)
     return place
 
 
 def write_records(folder: Path, request: Request) -> None:
-    """Write the records of the stages upstream, which `check_stage` has seen, into a checkout."""
+    """Write the records of upstream stages, which `check_stage` has checked, into a checkout."""
     for path, stages in request.records.items():
         YAML(typ="safe").dump({"schema": "2.0", "stages": stages}, folder / path)
 
@@ -112,17 +112,17 @@ def _remove(clone: Path, folder: Path) -> None:
 
 
 def workspaces(clone: Path) -> list[Path]:
-    """Return the checkouts that there are now."""
+    """Return the present checkouts."""
     return [path for path in (clone / FOLDER).glob("*") if path.is_dir()]
 
 
 def pulling(clone: Path) -> AbstractContextManager:
-    """Within the block nothing that is in the cache goes; what is recorded stays afterwards too."""
+    """Keep all files in the cache within the block; recorded ones stay afterwards too."""
     return _hold(clone, "cache", fcntl.LOCK_SH)
 
 
 def pause_pulls(clone: Path) -> AbstractContextManager:
-    """Within the block nobody is `pulling`."""
+    """Keep everybody from `pulling` within the block."""
     return _hold(clone, "cache")
 
 
