@@ -1,16 +1,16 @@
 """What the paper's experiments would cost: `python -m benchmarks.cost`, after `make repro`.
 
-A prediction on paper, from what is measured here and two numbers that are assumed:
+The prediction combines measurements on this machine with two assumptions:
 
-- core seconds an item, of the stages that compute on the processor, on inputs of real size;
-- operations an item, of those that compute on a GPU, counted while they run once as the profile's
-  params say;
-- bytes an item of what stages write, from the files of the finished default experiment;
-- assumed: the operations a second that a GPU really does (`--tflops`), and its machine's cores.
+- core seconds per item of stages that compute on the processor, on inputs of real size;
+- operations per item of stages that compute on a GPU, counted in one run with the profile's params;
+- bytes per item that stages write, from the files of the finished default experiment;
+- assumed: the operations per second that a GPU achieves (`--tflops`), and its machine's cores.
 
-Shards spread over all GPUs, and a training over those of its machine: `gpus_per_training`, each
-with an image of the batch at least. The gradients that these send each other are not counted, nor
-what takes no time to speak of: `vlm`, which takes ALBEF as it is, `vocabulary`, and `phrases`.
+Shards spread over all GPUs. A training uses `gpus_per_training` GPUs of one machine, each with at
+least one image of the batch. Gradients that they send each other are not counted. Nor are stages
+that
+take hardly any time: `vlm`, which only converts ALBEF, `vocabulary` and `phrases`.
 """
 
 import argparse
@@ -63,23 +63,23 @@ from stages.pseudo_masks.segment import join_crops, make_crops, segment_crops
 from stages.ranking.params import RankingParams
 
 GPUS = (1, 8, 64)
-# Boxes that selective search finds in a photograph, as many as the proposal network is trained with
-# at most by the paper's profiles; ranking looks at all of them.
+# Boxes that selective search finds in a photograph, and the most that the paper's profiles train
+# the proposal network with; ranking looks at all of them.
 PROPOSALS = 4000
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What there is of a data set, and the profile that trains on it."""
+    """The size of a data set, and the profile that trains on it."""
 
     name: str
     profile: str
     train: int  # images
     test: int
     classes: tuple[int, int]  # base, novel
-    captions: int  # an image
-    objects: float  # an image, that its captions name
-    bytes: float  # an image
+    captions: int  # per image
+    objects: float  # per image, named by its captions
+    bytes: float  # per image
 
 
 # Objects as in 80 images of COCO. Open Images, of 1024 pixels a side: what our source reads. It
@@ -102,9 +102,9 @@ ANNOTATED = 7  # objects of an image of COCO, rounded down
 
 @dataclass(frozen=True)
 class Cost:
-    """One stage: so many items, each of so many core seconds, operations and bytes written.
+    """One stage: its number of items, and core seconds, operations and written bytes per item.
 
-    `parts` are the most GPUs that it runs on at once, each with its cores.
+    `parts` is the largest number of GPUs, each with its cores, that it can use at once.
     """
 
     stage: str
@@ -119,7 +119,7 @@ class Cost:
         return self.items * self.operations / (tflops * 1e12) / 3600
 
     def hours(self, gpus: int, cores: int, tflops: float) -> float:
-        """Return the hours on so many GPUs with `cores` each, which work while the GPU does."""
+        """Return the hours on `gpus` GPUs with `cores` each, which work at the same time."""
         alone = max(self.items * self.core_seconds / 3600 / cores, self.gpu_hours(tflops))
         return alone / min(gpus, self.parts)
 
@@ -146,7 +146,7 @@ class Profile:
         self.objects = dataset.train * dataset.objects
 
     def costs(self) -> Iterator[Cost]:
-        """Yield the stages in the order of the DAG, those of pseudo-masks if they are learned."""
+        """Yield the stages in the DAG's order; those of pseudo-masks only if they are learned."""
         data = self.dataset
         yield Cost("download", data.train + data.test, self._copying(), written=data.bytes)
         sources = self.params["detector"]["supervision"]["sources"]
@@ -160,7 +160,7 @@ class Profile:
         yield from self._detector()
 
     def processes(self, batch_size: int) -> int:
-        """Return how many processes train together, where there are as many GPUs."""
+        """Return how many processes train together if there are enough GPUs."""
         return min(self.params["gpus_per_training"], batch_size)
 
     def _copying(self) -> float:
@@ -241,7 +241,7 @@ class Profile:
         yield Cost("pseudo_labels", self.objects, seconds / len(entries), written=size, parts=1)
 
     def quality(self) -> Cost:
-        """Return the cost of measuring two labels an image against all that is annotated."""
+        """Return the cost of comparing two labels per image with all annotations."""
         params = LabelQualityParams.model_validate(self.params["label_quality"])
         in_use = MapsInUse(
             boxes=MapParams.model_validate(self.params["pseudo_boxes"]),
@@ -298,7 +298,7 @@ class Profile:
         yield self._evaluation(section["architecture"], network)
 
     def _evaluation(self, architecture: str, network: NetworkParams) -> Cost:
-        """Return the cost of as many detections as count, of each image and trial."""
+        """Return the cost of the largest number of detections that count, per image and trial."""
         params = EvaluationParams.model_validate(self.params["evaluation"])
         trials = make_trials(_truth(self.dataset, 1), _categories(self.dataset), params.metric)
         classes = sum(self.dataset.classes)
@@ -324,7 +324,7 @@ class Profile:
         return seconds / count * params.max_detections * trials
 
     def _scoring(self, params: EvaluationParams, images: int) -> float:
-        """Return the core seconds of comparing results on so many images with the truth."""
+        """Return the core seconds of comparing the results on `images` images with the truth."""
         truth, categories = _truth(self.dataset, images), _categories(self.dataset)
         trials = make_trials(truth, categories, params.metric)
         found = [
@@ -337,9 +337,9 @@ class Profile:
 def detect_operations(
     architecture: str, network: NetworkParams, classes: int, detections: int, vocabularies: int
 ) -> float:
-    """Return the operations of an image in which as much is found as can be.
+    """Return the operations for an image with the largest possible number of detections.
 
-    Whatever random weights find is a detection here, with any score and beside any other.
+    Whatever random weights find counts as a detection, with any score and any overlap.
     """
     every = {"score_threshold": 0.0, "nms_iou": 1.0, "detections_per_image": detections}
     inference = network.inference.model_copy(update=every)
@@ -364,7 +364,7 @@ def shapes_of(views: dict[str, Any]) -> Iterator[torch.Tensor]:
 
 
 def see_regions(model: ImagenetWspn, pixels: torch.Tensor, count: int) -> float:
-    """Return the operations of looking at so many regions in one view."""
+    """Return the operations of looking at `count` regions in one view."""
     boxes = torch.empty(count, 4, device="meta")
     with torch.no_grad():
         return operations_of(
@@ -373,7 +373,7 @@ def see_regions(model: ImagenetWspn, pixels: torch.Tensor, count: int) -> float:
 
 
 def learn_regions(model: ImagenetWspn, pixels: torch.Tensor, count: int) -> float:
-    """Return the operations of learning from them, forwards and backwards."""
+    """Return the operations of learning from `count` regions, forwards and backwards."""
     boxes = torch.empty(count, 4, device="meta")
 
     def learn() -> None:
@@ -392,7 +392,7 @@ def passes_of(ranking: RankingParams) -> float:
 
 
 class _CountingWspn(Wspn):
-    """Stands in for a proposal network and counts the boxes that it is asked about."""
+    """Replaces a proposal network and counts the boxes that it is called with."""
 
     device = torch.device("cpu")
 
@@ -448,7 +448,7 @@ def _truth(dataset: Dataset, images: int) -> dict[str, Any]:
 
 
 def _results(trial: Trial, image_id: int) -> list[dict]:
-    """Return as many detections as count, of the trial's classes in turn."""
+    """Return the largest number of detections that count, of the trial's classes in turn."""
     masks = _detected_masks()
     ids = [category.id for category in trial.categories]
     return [
@@ -469,7 +469,7 @@ def _detected_masks() -> list[dict]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of one thing in the files of the finished default experiment."""
+    """Bytes per item in the files of the finished default experiment."""
 
     proposal: float
     ranked_box: float
@@ -510,7 +510,7 @@ class Sizes:
 
 
 def fetched(costs: list[Cost], dataset: Dataset) -> dict[str, float]:
-    """Return the bytes that each stage's workers take from the remote, every shard its part."""
+    """Return the bytes that each stage's workers fetch from the remote, each shard its part."""
     written = {cost.stage: cost.items * cost.written for cost in costs}
     images = {"train": dataset.train * dataset.bytes, "test": dataset.test * dataset.bytes}
     graph = load_graph(REPOSITORY)
@@ -536,7 +536,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=16, help="beside each GPU")
     parser.add_argument("--data", type=Path, default=Path("data"), help="of the default experiment")
     options = parser.parse_args()
-    torch.set_num_threads(1)  # what is measured in seconds is one core's
+    torch.set_num_threads(1)  # seconds are measured on one core
     torch.manual_seed(0)
     sizes = Sizes.of(options.data)
     for dataset in DATASETS:

@@ -1,11 +1,13 @@
-"""What the flow costs over plain DVC: `python -m benchmarks.flow`.
+"""What the flow costs compared with plain DVC: `python -m benchmarks.flow`.
 
-Three tables: the default DAG when all, one and no stages must run, also against the best that a
-scheduler without any cost could do with the stages' own seconds; plans and runs of many shards; and
-one sharded stage on one and on two workers, real ones with clones of their own on this machine.
-The commands are trivial (they write their outputs, and wait), so what is measured is the running
-itself; `--real` measures a clone of this repository with its real stages instead, which takes the
-time of several whole experiments.
+It prints three tables. The first is the default DAG when all, one and no stages must run, also
+compared with an ideal scheduler without overhead, from the stages' own seconds. The second is plans
+and runs of many shards. The third is one sharded stage on one and on two real workers, with clones
+of their own on this machine.
+
+The commands are trivial (they write their outputs and wait), so only the overhead is measured.
+`--real` measures a clone of this repository with its real stages instead, which takes as long as
+several whole experiments.
 """
 
 import argparse
@@ -41,13 +43,13 @@ FLOW = [sys.executable, "-m", "flows", "run"]
 def ideal_seconds(graph: Graph, seconds: dict[str, float], cores: int) -> float:
     """Return when the last stage ends if starting one costs nothing.
 
-    The flow's own rule: of the stages whose upstream is done, the first that fits in the free cores
-    starts. Stages without seconds did not run.
+    It follows the flow's rule: of the stages whose upstream is done, the first that fits into the
+    free cores starts. Stages without seconds did not run.
 
     Args:
         graph: upstream first.
-        seconds: that each stage took by itself.
-        cores: of the machine.
+        seconds: what each stage took by itself.
+        cores: the machine's cores.
     """
     waiting = [stage for name, stage in graph.items() if name in seconds]
     running: dict[str, float] = {}
@@ -68,7 +70,7 @@ def ideal_seconds(graph: Graph, seconds: dict[str, float], cores: int) -> float:
 
 
 class Bench:
-    """A project in which stages are made to run again and again, by DVC and by the flow."""
+    """A project whose stages are run again and again, by DVC and by the flow."""
 
     def __init__(self, root: Path, graph: Graph) -> None:
         self.root = root
@@ -88,9 +90,9 @@ class Bench:
 
         Args:
             what: "all", "one" or "no" stages must run.
-            repeats: of each; they take turns.
-            wanted: how many stages that is, which is checked.
-            with_dvc: without it there are no seconds of DVC.
+            repeats: runs of each; DVC and the flow take turns.
+            wanted: the expected number of stages that run.
+            with_dvc: if false, DVC is not measured.
         """
         commands = {"dvc": dvc("repro", "-q"), "flow": FLOW}
         if not with_dvc:
@@ -115,7 +117,7 @@ def compare_with_dvc(root: Path, options: argparse.Namespace) -> list[str]:
     bench = Bench(root, make_real(root) if options.real else make_project(root, "default", 4))
     if not options.real:
         (root / "work" / "seconds").write_text(f"{options.seconds}\n")
-    bench.run(FLOW)  # makes databases, and everything there is to make
+    bench.run(FLOW)  # creates databases, and runs all stages once
     own_seconds(root)
     rows = []
     for what, wanted in (("all", len(bench.graph)), ("one", 1), ("no", 0)):
@@ -174,7 +176,7 @@ def many_shards(root: Path, options: argparse.Namespace) -> list[str]:
 def on_workers(root: Path, options: argparse.Namespace) -> list[str]:
     """Return the table of one sharded stage in a local run, on one worker and on two.
 
-    Commands wait and do not compute, so that workers do not compete for this machine's cores.
+    Commands only wait, so that workers do not compete for this machine's cores.
     """
     shards, wait = options.worker_shards, options.worker_seconds
     rows, alone = [], 0.0
@@ -219,7 +221,7 @@ def _plan(root: Path, expected: Status | None) -> None:
 
 
 def make_real(root: Path) -> Graph:
-    """Clone this repository's last commit, without results, and have its commands timed."""
+    """Clone this repository's last commit, without results, and make its commands note times."""
     subprocess.run(["git", "clone", "-q", str(REPOSITORY), str(root)], check=True)
     (root / "dvc.lock").unlink(missing_ok=True)
     time_commands(root)

@@ -1,4 +1,4 @@
-"""Inputs of real size, drawn and not read: images of 640 × 480, random weights, random boxes."""
+"""Generated inputs of real size: images of 640 × 480, random weights, random boxes."""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def maps(count: int, cells_hw: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
 
 
 def base_albef() -> tuple[Albef, CaptionTokenizer]:
-    """Return ALBEF at its official size with random weights; it looks at images of 256 pixels."""
+    """Return ALBEF at its official size with random weights, for images of 256 pixels."""
     torch.manual_seed(0)
     config = AlbefConfig(
         vocabulary_size=30522,

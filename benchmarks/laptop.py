@@ -1,13 +1,14 @@
 """How long `coco-laptop` takes here: `python -m benchmarks.laptop ../coco`, or any such folder.
 
-Runs every stage of the profile with random weights at full size, on photographs in COCO's layout.
-However few the folder has, they are taken again and again, each time under another id, until there
-are as many as the profile asks for. By default two parts of the profile are run, with so many of
-its images and training steps, and the line through both tells what all of it takes: what a stage
-spends on starting and on loading weights does not grow. `--parts 1` runs all of it.
+It runs every stage of the profile with random weights at full size, on photographs in COCO's
+layout. If the folder has too few, they are repeated under new ids until there are as many as the
+profile asks
+for. By default it runs two fractions of the profile's images and training steps and extrapolates
+linearly to all of it, because the time for starting a stage and loading weights does not grow.
+`--parts 1` runs all of it.
 
-Seconds of cores are what other work beside it hardly changes. Detectors with random weights find
-little, so `evaluation` takes longer with real ones. Fetching is not measured.
+It counts core seconds, which other work on the machine hardly changes. Detectors with random
+weights find little, so `evaluation` takes longer with real ones. Fetching is not measured.
 """
 
 import argparse
@@ -32,12 +33,12 @@ from flows.overlay import apply_profile
 
 PROFILE = "coco-laptop"
 PARTS = (0.04, 0.12)
-SPREAD = 581  # between two ids: COCO's 5,000 of val2017 go up to 581781, and shards go by them
+SPREAD = 581  # between two ids: val2017's 5,000 go up to 581781, and ids decide the shard
 COCO_PARTS = ("val2017", "train2017")
 
 
 def write_coco(source: Path, folder: Path, count: int) -> Path:
-    """Write `count` photographs of a folder as a val2017; return the file of their captions.
+    """Write `count` photographs of a folder as val2017; return the file of their captions.
 
     Raises:
         FileNotFoundError: the folder has no photograph with annotations and captions.
@@ -69,7 +70,7 @@ def write_coco(source: Path, folder: Path, count: int) -> Path:
 
 
 def _photographs(source: Path) -> Iterator[tuple[Path, dict, list[dict], list[dict]]]:
-    """Yield each photograph that is there: file, and entries of image, objects and captions."""
+    """Yield each existing photograph: its file, and its image, object and caption entries."""
     for part in COCO_PARTS:
         if not (source / f"annotations/instances_{part}.json").is_file():
             continue
@@ -103,7 +104,7 @@ def make_project(root: Path, part: float) -> None:
     params["wspn"]["model"]["backbone"] |= {"weights": "../weights/vgg16.pth", "sha256": None}
     params["detector"]["imagenet"] |= {"weights": "../weights/resnet50.pth", "sha256": None}
     params["download"]["coco"]["folder"] = "../coco"
-    # What the stages check of real data, and a few photographs cannot hold.
+    # Checks of real data that a few photographs cannot pass.
     params["download"] |= {"max_missing_class_fraction": 1.0, "max_unmatched_fraction": 1.0}
     params["pseudo_labels"] |= {"min_labelled_fraction": 0.0, "max_untargeted_fraction": 1.0}
     images = params["download"]["coco"]["max_images"]
@@ -121,7 +122,7 @@ def make_project(root: Path, part: float) -> None:
 
 
 def measure(root: Path) -> dict[str, Spent]:
-    """Run each stage, and return what those of each group took, all shards together."""
+    """Run each stage, and return what each group took, all its shards together."""
     found: dict[str, Spent] = {}
     for stage in load_graph(root).values():
         command = shlex.split(stage.command)
@@ -137,7 +138,7 @@ def measure(root: Path) -> dict[str, Spent]:
 
 
 def whole(parts: dict[float, float]) -> float:
-    """Return what all of the profile takes, given what one or two parts do."""
+    """Return what the whole profile takes, extrapolated from one or two parts."""
     (low, least), (high, most) = min(parts.items()), max(parts.items())
     return most if low == high else most + (1 - high) * max(0.0, most - least) / (high - low)
 

@@ -1,8 +1,9 @@
 """Are fast masks as good as slow ones? `python -m benchmarks.mask_quality` after `make repro`.
 
-Takes pseudo-boxes and activation maps of the default experiment, makes each object's mask once more
+Takes pseudo-boxes and activation maps of the default experiment, makes each object's mask again
 with the official code's network (tests/reference/masks.py: 400 steps of a 128-channel network), and
-compares both with the ground truth: mean IoU with the object of the same class that fits best.
+compares both masks with the ground truth by the mean IoU with the best matching object of the
+class.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main() -> None:
                 if annotation["category_id"] == classes[row]
             ]
             if not objects:
-                continue  # the caption names what is not in the image: nothing to compare with
+                continue  # the caption names a class that is not in the image
             started = time.perf_counter()
             mask = official_mask(pixels, cells[row].numpy(), boxes[row], row, options.steps)
             seconds += time.perf_counter() - started
@@ -81,8 +82,8 @@ def official_mask(
         image: RGB uint8 (H, W, 3).
         cells: activation of the object, float32 (h, w).
         box_xyxy: its pseudo-box.
-        item: makes seeds and initial weights its own.
-        steps: at most.
+        item: the seeds and initial weights depend on it.
+        steps: the most steps.
     """
     mask = np.zeros(image.shape[:2], bool)
     left, top, right, bottom = np.rint(box_xyxy).astype(int).clip(0)

@@ -37,7 +37,7 @@ def core_seconds_of(function: Callable[[], object]) -> float:
 
 
 def medians(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each function, called in turn so that drifts hit all alike."""
+    """Return the median seconds of each function, called in turn so that drift affects all."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():

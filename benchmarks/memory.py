@@ -1,9 +1,9 @@
 """Does memory grow with the number of images? `python -m benchmarks.memory`.
 
-Runs every stage of the smoke profile on generated images, 1,000 to 20,000 of them in shards of
-1,000, and reports the peak memory of each stage's largest process. Trainings have few steps, and
-what only takes time is cut short, so it is the handling of data that shows. `--only` runs some
-stages; those upstream run as well.
+Runs every stage of the smoke profile on 1,000 to 20,000 generated images in shards of 1,000, and
+reports the peak memory of each stage's largest process. Trainings have few steps, and work that
+only takes time is cut short, so the numbers show how data is handled. `--only` runs some stages and
+those upstream of them.
 """
 
 import argparse
@@ -23,11 +23,11 @@ from flows.graph import Graph
 from flows.overlay import apply_profile
 
 SHARD = 1000  # images
-FLAT = 1.1  # most by which memory may have grown at 20 times the images
+FLAT = 1.1  # factor by which memory may grow with 20 times the images
 
 
 def make_folder(root: Path, images: int) -> Graph:
-    """Make a project of the smoke profile with so many training images; return its graph."""
+    """Make a project of the smoke profile with `images` training images; return its graph."""
     copy_definition(root)
     shutil.copytree(REPOSITORY / "experiments", root / "experiments")
     apply_profile(root, "smoke")
@@ -46,7 +46,7 @@ def make_folder(root: Path, images: int) -> Graph:
 
 
 def measure(root: Path, images: int, only: list[str] | None) -> dict[str, float]:
-    """Return the peak memory in MiB of each group of stages, the largest shard's."""
+    """Return the peak memory in MiB of each group of stages: that of its largest shard."""
     graph = make_folder(root, images)
     if only:
         graph = load_graph(root, only)

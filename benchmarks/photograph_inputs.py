@@ -1,7 +1,7 @@
-"""What the stages `pseudo_boxes` and `pseudo_masks` read of drawn photographs of any size.
+"""Writes the inputs of `pseudo_boxes` and `pseudo_masks` for generated photographs of any size.
 
-Run: python -m benchmarks.photograph_inputs <folder> <count> <factor>. A process of its own, since a
-child's peak memory counts from that of its parent.
+Run: python -m benchmarks.photograph_inputs <folder> <count> <factor>. It is a process of its own,
+because a child's peak memory starts at that of its parent.
 """
 
 import sys
@@ -20,7 +20,7 @@ OBJECTS, PROPOSALS, CELLS = 2, 50, (16, 16)  # OBJECTS and PROPOSALS per photogr
 
 
 def make_data(root: Path, count: int, factor: int) -> None:
-    """Write what both stages read of `count` photographs of `factor` times 640 × 480 pixels."""
+    """Write both stages' inputs for `count` photographs of `factor` times 640 × 480 pixels."""
     image_ids = np.arange(1, count + 1)
     maps = torch.from_numpy(inputs.maps(OBJECTS, CELLS))[:, None].half()
     write_tensors(

@@ -1,8 +1,8 @@
 """What large photographs cost: `python -m benchmarks.photographs`.
 
-The stages `pseudo_boxes` and `pseudo_masks` run on as many photographs of 0.3 as of 24 megapixels,
-with the same maps, and with proposals and boxes that cover the same parts of them. Reading and
-decoding count.
+The stages `pseudo_boxes` and `pseudo_masks` run on equally many photographs of 0.3 and of 24
+megapixels, with the same maps, and with proposals and boxes that cover the same parts of the
+images. The time includes reading and decoding.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""DVC projects with trivial commands, to measure what running costs and not what is computed.
+"""DVC projects with trivial commands, to measure the overhead of running stages.
 
 `default` has the shape of this repository's DAG: its dvc.yaml, sources and params, each command
 replaced by a shell script that notes its time, waits if told to, and writes the stage's outputs.
 `fan` is one sharded stage between two single ones, with as many source files in its deps as a real
-one, for dvc.lock has them all, of every shard.
+stage, because dvc.lock lists all of them for every shard.
 """
 
 import shutil
@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 TIMES = "times.log"  # lines "<stage> <start> <end>", seconds since 1970
 SHAPES = ("default", "fan")
 
-# The seed is part of every output, of JSON as so many spaces: with a new seed all stages must run.
+# Every output contains the seed, JSON as a number of spaces: with a new seed all stages must run.
 SCRIPT = """\
 name=$DVC_STAGE
 start=$(date +%s.%N)
@@ -73,8 +73,8 @@ def make_project(root: Path, shape: str, shards: int, seconds: float = 0.0) -> G
     Args:
         root: the folder.
         shape: "default" or "fan".
-        shards: of each sharded stage.
-        seconds: that each command waits.
+        shards: number of shards of each sharded stage.
+        seconds: how long each command waits.
     """
     yaml = YAML()
     copy_definition(root)
@@ -108,7 +108,7 @@ def make_project(root: Path, shape: str, shards: int, seconds: float = 0.0) -> G
 
 
 def copy_definition(root: Path) -> None:
-    """Make a repository of git and DVC in a new folder with this one's stages, graph and params."""
+    """Make a git and DVC repository in a new folder with this one's stages, graph and params."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "stages", root / "stages", ignore=ignored)
     (root / ".dvc").mkdir()
@@ -127,7 +127,7 @@ def copy_definition(root: Path) -> None:
 
 
 def written_files(graph: Graph) -> dict[str, list[str]]:
-    """Return the files that each stage has to write: its outputs, and what others take of them.
+    """Return the files that each stage has to write: its outputs, or the files that others read.
 
     An output is a folder if another stage depends on something inside it.
     """
@@ -138,13 +138,13 @@ def written_files(graph: Graph) -> dict[str, list[str]]:
         for output in stage.outputs:
             inside = sorted(path for path in wanted if path.startswith(f"{output}/"))
             leaves = [p for p in inside if not any(q.startswith(f"{p}/") for q in inside)]
-            # A folder that is wanted as a whole has no suffix, and needs something in it.
+            # A folder that is read as a whole has no suffix, and must not be empty.
             files[name] += [p if Path(p).suffix else f"{p}/file" for p in leaves or [output]]
     return files
 
 
 def time_commands(root: Path) -> None:
-    """Let the commands of a project's dvc.yaml note their times, as the trivial ones do."""
+    """Make the commands of a project's dvc.yaml note their times, as the trivial ones do."""
     yaml = YAML()
     content = yaml.load(root / "dvc.yaml")
     for stage in content["stages"].values():
@@ -166,14 +166,14 @@ def replace_param(root: Path, section: str, value: int) -> None:
 
 
 def own_seconds(root: Path) -> dict[str, float]:
-    """Return how long each stage's last command took by itself, and forget it."""
+    """Return how long each stage's last command took by itself, and clear the log."""
     lines = (root / TIMES).read_text().splitlines() if (root / TIMES).exists() else []
     (root / TIMES).unlink(missing_ok=True)
     return {name: float(end) - float(start) for name, start, end in map(str.split, lines)}
 
 
 def sole_section(graph: Graph) -> str:
-    """Return a section of params.yaml that only one stage reads and nothing comes after."""
+    """Return a section of params.yaml that only one stage reads, one with no stage downstream."""
     needed = {need for stage in graph.values() for need in stage.needs}
     for stage in reversed(graph.values()):
         for key in stage.params:

@@ -1,9 +1,9 @@
 """Full-size models with random weights: `python -m benchmarks.random_weights ../weights`.
 
-For the profiles coco-mini-full and coco-mini-full-blip, which show that the whole DAG runs at full
-size on a machine that has no pretrained weights, and to time coco-laptop without them. Files have
-the official forms: ALBEF.pth and vocab.txt, folders `blip` and `clip` as on the hub, vgg16.pth and
-resnet50.pth as torchvision's.
+The profiles coco-mini-full and coco-mini-full-blip use them to show that the whole DAG runs at full
+size on a machine without pretrained weights; coco-laptop can be timed with them. Files have the
+official formats: ALBEF.pth and vocab.txt, folders `blip` and `clip` as on the hub, vgg16.pth and
+resnet50.pth as from torchvision.
 """
 
 import argparse
@@ -21,7 +21,7 @@ CAPTIONS = Path("../shared/coco-mini/annotations/captions_train2017.json")
 
 
 def words_of(captions: Path, count: int) -> list[str]:
-    """Return a vocabulary of `count` entries that knows every word and letter of the captions."""
+    """Return a vocabulary of `count` entries with every word and letter of the captions."""
     texts = [entry["caption"].lower() for entry in json.loads(captions.read_text())["annotations"]]
     words = {word for text in texts for word in re.findall(r"[a-z]+|[^a-z\s]", text)}
     letters = {f"{prefix}{chr(code)}" for code in range(97, 123) for prefix in ("", "##")}
@@ -51,7 +51,7 @@ def write_albef(folder: Path, captions: Path) -> list[str]:
 
 
 def write_clip(folder: Path) -> None:
-    """Write CLIP's text tower at the size of ViT-B/32; its tokeniser knows single letters."""
+    """Write CLIP's text encoder at the size of ViT-B/32; its tokeniser has single letters only."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def write_clip(folder: Path) -> None:
 
 
 def write_imagenet(folder: Path) -> None:
-    """Write vgg16.pth and resnet50.pth; blocks add nothing yet, for unfitted norms would grow."""
+    """Write vgg16.pth and resnet50.pth; blocks add nothing, so that activations do not grow."""
     torch.manual_seed(0)
     torch.save(vgg16().state_dict(), folder / "vgg16.pth")
     torch.save(resnet50(zero_init_residual=True).state_dict(), folder / "resnet50.pth")

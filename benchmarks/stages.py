@@ -1,8 +1,8 @@
 """How fast the core of each stage is on inputs of real size: `python -m benchmarks.stages`.
 
-Where the official code's algorithm is the same or serves the same end, a plain implementation of it
-(tests/reference) runs on the same input, and the ratio is held against an aim. Images have
-640 × 480 pixels, the vision-language model the size of ALBEF-base with random weights.
+If the official code has the same algorithm, or one for the same purpose, a plain implementation of
+it (tests/reference) runs on the same input, and the ratio is compared with a goal. Images have 640
+× 480 pixels; the vision-language model has the size of ALBEF-base, with random weights.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Case:
     items: int
     ours: Callable[[], object]
     plain: Callable[[], object] | None = None
-    plain_items: float = 0.0  # that one call of `plain` is worth
+    plain_items: float = 0.0  # items in one call of `plain`
     aim: float | None = None
     note: str = ""
 
@@ -85,7 +85,7 @@ def proposals(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def proposal_network(options: argparse.Namespace) -> Iterator[Case]:
-    """Features for training, and ranking, of 2,000 proposals an image."""
+    """Features for training, and ranking, of 2,000 proposals per image."""
     model, images = inputs.wspn(WIDEST), inputs.images(options.items)
     proposals = {image.image_id: inputs.boxes(2000) for image in images}
     yield Case(
@@ -168,7 +168,7 @@ def pseudo_masks(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def writing(options: argparse.Namespace) -> Iterator[Case]:
-    """Run-length encoding and JSON of full-size masks, and the merging into COCO's form."""
+    """Run-length encoding and JSON of full-size masks, and merging them into COCO's format."""
     large = inputs.maps(64) > 0.3
 
     def write() -> None:
@@ -215,7 +215,7 @@ CASES = (
 
 
 def main() -> None:
-    """Print the table, and what misses its aim."""
+    """Print the table, and the cases that miss their goal."""
     names = [case.__name__ for case in CASES]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=__doc__)
     parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(names)}")
@@ -243,8 +243,8 @@ def main() -> None:
 
 
 def measure(case: Case, repeats: int) -> tuple[dict[str, str], float]:
-    """Return a row of the table, and how many times the plain implementation's throughput."""
-    case.ours()  # warm caches; the plain one has no use of them
+    """Return a row of the table, and the ratio to the plain implementation's throughput."""
+    case.ours()  # warm caches; the plain implementation has none
     functions = {"ours": case.ours} | ({"plain": case.plain} if case.plain else {})
     seconds = medians(functions, repeats)
     rate = case.items / seconds["ours"]

@@ -1,8 +1,8 @@
-"""`make workers-demo`: the smoke profile on a fleet on loopback that loses a machine in mid-run.
+"""`make workers-demo`: the smoke profile on workers on loopback, one of which is lost in mid-run.
 
-Prefect's server on PostgreSQL, a shared folder, and two machines; the one that is killed together
-with its stage comes back no more. In the end dvc.lock must have the bytes that a local run gives.
-Works in .flows/demo, on clones of the current commit, and removes it.
+It starts Prefect's server on PostgreSQL, a shared folder, and two machines. One machine is killed
+together with its stage and does not come back. In the end dvc.lock must have the bytes of a local
+run. It works in .flows/demo, on clones of the current commit, and removes that folder.
 """
 
 import re
@@ -25,11 +25,11 @@ from tests.support.service import Service
 
 PROFILE = "smoke"
 SECONDS_AT_MOST = 45 * 60
-SECONDS_OF_WORK = 2  # that a stage has done when its machine is lost
+SECONDS_OF_WORK = 2  # how long a stage has run when its machine is lost
 
 
 def main() -> int:
-    """Run the demonstration and return 0 if the fleet's result is that of the local run."""
+    """Run the demonstration; return 0 if the workers' result equals that of the local run."""
     # A signal, or too long a time, must end servers and workers too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -105,7 +105,7 @@ def _clone(root: Path, folder: Path) -> Path:
 
 @contextmanager
 def _flows(project: Path, environment: dict[str, str], *arguments: str) -> Iterator[Service]:
-    """Run a command of the project's own flows beside the block, and wait for its end.
+    """Run a command of the project's own flows during the block, and wait for its end.
 
     Raises:
         SystemExit: it failed; the message has its last lines.
