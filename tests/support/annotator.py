@@ -1,4 +1,4 @@
-"""Params of the annotator of scenes."""
+"""Params of the scenes' simulated annotator."""
 
 ANNOTATOR = {
     "words_per_second": 1.5,

@@ -1,8 +1,8 @@
-"""Is dvc.yaml true to the code? A stage's code deps are folders that hold its import closure.
+"""Checks dvc.yaml against the code: a stage's code deps are folders that hold its import closure.
 
-Which keys of params.yaml the code reads is told here, too. The import graph is grimp's, file by
-file, from the stage's `__main__`; empty `__init__.py` files are left out, for nothing in them can
-change a result. The lock of the packages that stages import is a dep of each.
+It also finds which keys of params.yaml the code reads. grimp gives the import graph, file by file,
+from the stage's `__main__`. Empty `__init__.py` files are left out, because they cannot change a
+result. Every stage depends on the lock of the packages that stages import.
 """
 
 import ast
@@ -35,7 +35,7 @@ READERS_HOME = "stages/common/runtime/params.py"
 
 
 def read_stages(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the stages of a dvc.yaml; of a `foreach`, what it does for each."""
+    """Return the stages of a dvc.yaml; for a `foreach`, its `do` part."""
     content = YAML(typ="safe").load(path)
     return {name: stage.get("do", stage) for name, stage in content["stages"].items()}
 
@@ -47,7 +47,7 @@ def stage_module(stage: dict[str, Any]) -> str:
 
 
 def import_closures(root: Path, modules: list[str]) -> dict[str, list[str]]:
-    """Return, for each module, its file and those of all modules it imports, directly or not.
+    """Return for each module its file and those of all modules that it imports, also indirectly.
 
     Files are relative to `root`, sorted.
     """
@@ -76,7 +76,7 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def check_deps(root: Path) -> list[str]:
-    """Return in words which files no declared folder holds, and which folders hold nothing used."""
+    """Describe files that no declared folder holds, and folders that hold nothing used."""
     told = []
     for file in (name for name in DVC_FILES if (root / name).is_file()):
         stages = read_stages(root / file)
@@ -107,7 +107,7 @@ def check_deps(root: Path) -> list[str]:
 
 
 def _is_code(root: Path, dep: str) -> bool:
-    """Say whether a dep is modules that a stage imports; a method's hooks are loaded by name."""
+    """Say whether a dep holds modules that a stage imports; a method's hooks are loaded by name."""
     if not dep.startswith(PACKAGES) or "${key}" in dep:
         return False
     return dep.endswith(".py") or any(root.glob(f"{TEMPLATE.sub('*', dep)}/**/*.py"))
@@ -119,7 +119,7 @@ def _holds(dep: str, path: str) -> bool:
 
 
 def _modules(root: Path, dep: str) -> list[str]:
-    """Return all modules of the packages that such a dep can be."""
+    """Return all modules of the packages that a dep with a template can stand for."""
     files = root.glob(f"{TEMPLATE.sub('*', dep)}/*.py")
     relative = (path.relative_to(root).with_suffix("") for path in files)
     return sorted(".".join(path.parts) for path in relative if path.name != "__init__")
@@ -131,7 +131,7 @@ def params_read(root: Path, files: list[str]) -> set[str]:
     A section's name must be a literal, a module constant that is one, or the default of an option.
 
     Raises:
-        ValueError: a read whose key cannot be told; the message names file and line.
+        ValueError: the key of a read cannot be found out; the message names file and line.
     """
     keys: set[str] = set()
     for file in files:
@@ -167,7 +167,7 @@ def _params_read(file: str, tree: ast.Module) -> Iterator[str]:
 
 
 def _last_name(node: ast.AST | None) -> str | None:
-    """Return `c` of the expressions `c` and `a.b.c`."""
+    """Return `c` for the expressions `c` and `a.b.c`."""
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else None
@@ -183,7 +183,7 @@ def _constants(tree: ast.Module) -> dict[str | None, object]:
 
 
 def _option_defaults(calls: list[ast.Call]) -> dict[str | None, object]:
-    """Return what argparse options are unless given, which in dvc.yaml they are not."""
+    """Return the defaults of argparse options; commands in dvc.yaml do not set these options."""
     return {
         call.args[0].value.lstrip("-").replace("-", "_"): word.value.value
         for call in calls

@@ -1,4 +1,4 @@
-"""Section `download` of params.yaml for tests: that of the repository, but small, and as told."""
+"""Section `download` of params.yaml for tests: the repository's, but small, with given changes."""
 
 import json
 from pathlib import Path

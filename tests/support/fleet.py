@@ -1,4 +1,4 @@
-"""Workers of the toy project without Prefect: clones that do in this process what workers would."""
+"""Workers of the toy project without Prefect: clones that do a worker's work in this process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from tests.support.toy import Toy
 class Workers:
     """A dispatcher whose clones take turns; `upset` may break something before each request.
 
-    An unfit one leaves, as its worker would, and the next one has its turn.
+    An unfit clone leaves, as its worker would, and the next one takes its turn.
     """
 
     clones: list[Path]
@@ -51,7 +51,7 @@ class Workers:
 
 
 def make_fleet(toy: Toy, count: int = 1) -> Workers:
-    """Give the toy a shared folder as its remote, and clones that have it as origin."""
+    """Give the toy a shared folder as its remote, and clones whose origin is the toy."""
     share_folder(toy.root)
     return Workers([clone_beside(toy.root, f"worker{number}") for number in range(count)])
 
@@ -65,7 +65,7 @@ def clone_of(toy: Toy, name: str) -> Toy:
 
 
 def run_on(workers: Workers, toy: Toy, *targets: str) -> dict[str, str]:
-    """Do what the flow does, one stage after the other, and return stage → outcome.
+    """Make the stages as the flow does, but one after the other; return stage → outcome.
 
     The first failure raises.
     """
@@ -79,7 +79,7 @@ def run_on(workers: Workers, toy: Toy, *targets: str) -> dict[str, str]:
 
 
 def request_for(toy: Toy, name: str) -> Request:
-    """Return what a coordinator would ask for, once all upstream of the stage is made."""
+    """Return the coordinator's request for the stage, once everything upstream is made."""
     graph = load_graph(toy.root)
     key, snapshot = result_key(toy.root, name), take_snapshot(toy.root, graph)
     return make_request(toy.root, graph, graph[name], key, snapshot)

@@ -1,4 +1,4 @@
-"""What comparators find beside the experiment's results: proposals of the held-out images."""
+"""An input of comparators besides the experiment's results: proposals of held-out images."""
 
 import sys
 

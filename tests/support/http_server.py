@@ -1,4 +1,4 @@
-"""A file server on the loopback that misbehaves as told, request by request."""
+"""A file server on loopback that misbehaves as planned, request by request."""
 
 import hashlib
 import socket
@@ -10,11 +10,11 @@ from threading import Lock, Thread
 
 
 class Server:
-    """What to serve, and how: `plans` has a list of faults per path, one for each coming request.
+    """What to serve, and how: `plans` has a list of faults per path, one for each future request.
 
     Faults: ("status", code, headers), ("drop", bytes), ("truncate", bytes), "wrong", "no_length",
-    "ignore_range", "other_part", "changed", "untagged", "hang". Without one the file is served
-    well.
+    "ignore_range", "other_part", "changed", "untagged", "hang". Without a fault the file is served
+    correctly.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Server:
             return plan.pop(0) if plan and handler.command == "GET" else None
 
     def gets(self, path: str) -> list[str | None]:
-        """Return the ranges asked for of a path."""
+        """Return the ranges that were requested of a path."""
         return [asked for command, own, asked in self.requests if (command, own) == ("GET", path)]
 
 

@@ -1,4 +1,4 @@
-"""A user's own folder: images, captions and names, and nothing else."""
+"""A user's own folder, with only images, captions and names."""
 
 import csv
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support.annotator import ANNOTATOR
 
 
 def write_images_folder(folder: Path, num_train: int, num_test: int, side: int = 128) -> Path:
-    """Write drawn scenes with their captions; images of train are in subfolders."""
+    """Write generated scenes with their captions; training images are in subfolders."""
     params = ScenesParams.model_validate(
         {
             "num_images": {"pairs": 0, "train": num_train, "val": 0, "test": num_test},
@@ -58,7 +58,7 @@ def turned(encoded: bytes, orientation: int = 6) -> bytes:
 def phone_jpeg(height: int = 40, width: int = 64, orientation: int = 6) -> tuple[bytes, bytes]:
     """Return a JPEG that a viewer turns, and a PNG of what the viewer shows.
 
-    Orientations as EXIF counts them: 6 is turned to the right.
+    Orientations are EXIF's numbers: 6 is turned to the right.
     """
     encoded = jpeg(height, width)
     stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)

@@ -1,7 +1,7 @@
-"""A whole fleet on this machine, for tests and `make workers-demo`: every process is a real one.
+"""A server and workers on this machine, as real processes, for tests and `make workers-demo`.
 
-Prefect's server, on PostgreSQL where that is installed, and workers in clones of their own that
-exchange results through a folder. All of it ends with the block.
+Prefect's server uses PostgreSQL if it is installed. Workers run in their own clones and exchange
+results through a folder. All processes end with the block.
 """
 
 import os
@@ -19,12 +19,12 @@ from typing import Self
 from flows.environment import default_settings
 from tests.support.service import HOST, Service, free_port
 
-SECONDS_TO_START = 600  # its end is seen at once; 200 on a starved machine
+SECONDS_TO_START = 600  # we see at once if it ends; it took 200 on a busy machine
 CODE = Path(__file__).parents[2]
 
 
 class Loopback:
-    """The fleet's services; a context manager that starts the server and ends everything."""
+    """The services; a context manager that starts the server and ends everything."""
 
     def __init__(self, folder: Path) -> None:
         """Keep logs and Prefect's own files in `folder`."""
@@ -51,10 +51,10 @@ class Loopback:
         )
 
     def __enter__(self) -> Self:
-        """Start database and server and wait until they answer.
+        """Start database and server, and wait until they answer.
 
         Raises:
-            RuntimeError: one of them ended, or did not answer in time.
+            RuntimeError: one of them has ended, or did not answer in time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -76,10 +76,10 @@ class Loopback:
             self.database.remove()
 
     def wait_until_ready(self) -> None:
-        """Return as soon as the server answers, and so does its database.
+        """Return as soon as the server and its database answer.
 
         Raises:
-            RuntimeError: it ended, or did not answer in ten minutes.
+            RuntimeError: it has ended, or did not answer within ten minutes.
         """
         deadline = time.monotonic() + SECONDS_TO_START
         while time.monotonic() < deadline and self.server.process.poll() is None:
@@ -91,19 +91,19 @@ class Loopback:
         raise RuntimeError(f"Prefect's server did not start; see {self.server.log}")
 
     def make_pools(self, project: Path) -> None:
-        """Make what the project's prefect.yaml says on this server."""
+        """Create what the project's prefect.yaml names on this server."""
         command = [sys.executable, "-m", "flows", "pools"]
         quiet = {"stdout": subprocess.DEVNULL}
         subprocess.run(command, cwd=project, env=self.environment, check=True, **quiet)
 
     def add_worker(self, project: Path, name: str, pool: str, **environment: str) -> Service:
-        """Start a worker that runs one stage at once, in a clone beside the project.
+        """Start a worker that runs one stage at a time, in a clone beside the project.
 
         Args:
-            project: the coordinator's, which is the clone's origin and has a DVC remote.
-            name: of the machine; workers of several pools share its clone.
-            pool: whose stages it runs.
-            environment: on top of the fleet's.
+            project: the coordinator's project, the clone's origin, with a DVC remote.
+            name: the machine's name; workers of several pools share its clone.
+            pool: the pool whose stages it runs.
+            environment: added to the services' environment.
         """
         label = f"{name}-{pool}"
         command = [sys.executable, "-m", "flows", "worker", "--pool", pool, "--name", label]
@@ -118,14 +118,14 @@ class Loopback:
         return worker
 
     def stop_workers(self) -> bool:
-        """Stop all workers by SIGTERM; say whether they and their stages ended of themselves."""
+        """Stop all workers by SIGTERM; say whether they and their stages ended by themselves."""
         ended = [worker.stop() for worker in self.workers]
         self.workers.clear()
         return all(ended)
 
 
 def environment_without_servers() -> dict[str, str]:
-    """Return this environment without what it says of Prefect and MLflow servers elsewhere."""
+    """Return this environment without variables that name Prefect and MLflow servers."""
     others = ("PREFECT_", "MLFLOW_TRACKING_URI")
     return {key: value for key, value in os.environ.items() if not key.startswith(others)}
 
@@ -140,7 +140,7 @@ def share_folder(project: Path) -> Path:
 
 
 def clone_beside(project: Path, name: str) -> Path:
-    """Return the clone of that name beside the project, with its remote; made if need be."""
+    """Return the clone of that name beside the project, with its remote; create it if needed."""
     clone = project.parent / name
     if not clone.is_dir():
         subprocess.run(["git", "clone", "--quiet", str(project), str(clone)], check=True)
@@ -149,7 +149,7 @@ def clone_beside(project: Path, name: str) -> Path:
 
 
 class _Database:
-    """A PostgreSQL server of its own, in a folder that its user may enter."""
+    """A separate PostgreSQL server, in a folder that its user may enter."""
 
     def __init__(self, programs: Path, log: Path, user: str | None) -> None:
         self._programs = programs
@@ -161,7 +161,7 @@ class _Database:
             "listen_addresses": HOST,
             "port": str(port),
             "unix_socket_directories": str(self._folder),
-            "fsync": "off",  # it does not outlive this process
+            "fsync": "off",  # the database does not outlive this process
         }
         command = [str(programs / "postgres"), "-D", str(self._folder / "data")]
         for key, value in settings.items():
@@ -186,12 +186,12 @@ class _Database:
 
 
 def _postgres(folder: Path) -> _Database | None:
-    """Return a database to be started, or None if PostgreSQL is not installed here."""
+    """Return a database that can be started, or None if PostgreSQL is not installed."""
     places = [*map(Path, os.environ.get("PATH", "").split(os.pathsep))]
     places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     programs = next((place for place in places if (place / "initdb").is_file()), None)
     user = None
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root; its package makes a user for it
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root; its package creates a user for it
         user = next((one.pw_name for one in pwd.getpwall() if one.pw_name == "postgres"), None)
         programs = programs if user else None
     return _Database(programs, folder / "logs/postgres.log", user) if programs else None

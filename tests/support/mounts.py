@@ -1,4 +1,4 @@
-"""Real small and read-only disks, where this user may mount; tests of them skip elsewhere."""
+"""Real small and read-only disks; their tests are skipped if this user may not mount."""
 
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 @contextmanager
 def mounted(folder: Path, *arguments: str) -> Iterator[None]:
-    """Mount something at a folder until the block ends."""
+    """Mount a file system at a folder until the block ends."""
     folder.mkdir(exist_ok=True)
     try:
         subprocess.run(["mount", *arguments, str(folder)], check=True, capture_output=True)
@@ -23,12 +23,12 @@ def mounted(folder: Path, *arguments: str) -> Iterator[None]:
 
 
 def small_disk(folder: Path, size: str):
-    """Give a disk of so many bytes ("80m") at the folder, in the block."""
+    """Mount a disk of the given size ("80m") at the folder until the block ends."""
     return mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
 
 
 def fill(folder: Path) -> Path:
-    """Leave no room on the disk; return the file that takes it."""
+    """Fill the disk; return the file that does so."""
     path = folder / "full"
     with suppress(OSError), path.open("wb", buffering=0) as file:
         while True:

@@ -1,4 +1,4 @@
-"""A folder in the exact layout of Open Images, of a few drawn images."""
+"""A folder in the exact layout of Open Images, with a few generated images."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def photograph(name: str) -> bytes:
 
 
 def outline(corners: tuple) -> bytes:
-    """Return a PNG at twice the image's size, as Open Images' are of other sizes."""
+    """Return a PNG at twice the image's size, because those of Open Images differ in size too."""
     pixels = np.zeros((2 * HW[0], 2 * HW[1]), np.uint8)
     x0, x1, y0, y1 = corners
     height, width = pixels.shape

@@ -1,10 +1,10 @@
-"""A GPU for machines without one: what it computes, the processor computes.
+"""A simulated GPU for machines without one: the processor does its computations.
 
-Its tensors say that they are on another device, and the rules of CUDA hold for them: they do not
-mix with those of the processor, NumPy cannot read them, a generator of the processor does not draw
-them, and in deterministic mode operations without a deterministic CUDA kernel are refused. So a
-stage that forgot to send a tensor fails here as it would there. Autocast chooses CUDA's types. The
-kernels, their rounding, speed and memory are not pretended.
+Its tensors claim to be on another device and obey CUDA's rules: they cannot be mixed with the
+processor's, NumPy cannot read them, the processor's generators cannot fill them, and in
+deterministic mode operations without a deterministic CUDA kernel are refused. So a stage that
+forgot to move a tensor fails here as it would on a GPU. Autocast chooses CUDA's types. Kernels,
+their rounding, speed and memory are not simulated.
 
 `python -m tests.support.pretended_gpu stages.wspn …` runs a stage on it.
 """
@@ -63,7 +63,7 @@ LIBRARIES: list[Library] = []  # they hold while they live
 
 
 class Pretended(torch.Tensor):
-    """A tensor that says it is on pretended:0; `held` has its values, with the processor."""
+    """A tensor that claims to be on pretended:0; `held` has its values, on the processor."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     count = 0  # of all that were made
@@ -84,7 +84,7 @@ class Pretended(torch.Tensor):
         Pretended.count += 1
 
     def numpy(self, *, force: bool = False):
-        """Raise what a tensor on CUDA raises."""
+        """Raise the error that a CUDA tensor raises."""
         raise TypeError("can't convert cuda:0 device type tensor to numpy; call cpu() first")
 
     __array__ = numpy
@@ -152,7 +152,7 @@ def _refuse_kernel(kind, kwargs) -> None:
 
 
 class _Backend:
-    """What torch asks a device's module for."""
+    """The functions that torch expects in a device's module."""
 
     def is_available(self) -> bool:
         return True
@@ -200,7 +200,7 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def pretend() -> None:
     """Give this process, and all its threads, a GPU that every stage takes, until it ends."""
     _setup_privateuseone_for_python_backend(NAME, _Backend())
-    torch._C._set_only_lift_cpu_tensors(True)  # else torch.tensor(…, device=…) passes the mode by
+    torch._C._set_only_lift_cpu_tensors(True)  # else torch.tensor(…, device=…) bypasses the mode
     torch.__future__.set_swap_module_params_on_conversion(True)
     _autocast_like_cuda()
     devices.compute_device = lambda: torch.device(NAME, 0)

@@ -1,8 +1,8 @@
-"""What a test can change in its process for the tests after it: read, and put back.
+"""Reads and restores what a test can change in its process for the tests after it.
 
-A stage's `main` sets torch's threads and algorithms for a process of its own; called by a test, it
-would set them for all later tests. No module is imported for this: torch takes seconds, which the
-tests of the flows do not spend.
+A stage's `main` sets torch's threads and algorithms for its own process; called by a test, it would
+set them for all later tests. No module is imported for this: importing torch takes seconds, which
+tests of the flows need not spend.
 """
 
 import os
@@ -16,7 +16,7 @@ from zlib import crc32
 
 ABSENT = object()
 VARIABLE = "os.environ/"
-OF_PYTEST = "PYTEST_CURRENT_TEST"  # pytest itself sets it anew in each phase of a test
+OF_PYTEST = "PYTEST_CURRENT_TEST"  # pytest itself sets it in each phase of a test
 MIXED = "mixed"  # torch cannot name a precision that was set both in its old and its new way
 # torch's new switches of precision and what they are at first, the wider before the narrower.
 PRECISIONS = {
@@ -36,7 +36,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """Something that holds for a whole process, or for its main thread."""
+    """A setting of the whole process, or of its main thread."""
 
     module: str
     read: Callable[[ModuleType], Any]
@@ -166,7 +166,7 @@ def read_state() -> State:
 
 
 def changes(before: State, after: State) -> State:
-    """Return what differs, with its value in `before`, or ABSENT."""
+    """Return the settings that differ, each with its value in `before`, or ABSENT."""
     names = before.keys() | after.keys()
     return {
         name: before.get(name, ABSENT)
@@ -176,7 +176,7 @@ def changes(before: State, after: State) -> State:
 
 
 def write_state(values: State) -> None:
-    """Set what `values` names; what is ABSENT there gets the value of a fresh process."""
+    """Set the settings in `values`; those that are ABSENT get the value of a fresh process."""
     for name, value in values.items():
         if name.startswith(VARIABLE):
             if value is ABSENT:
@@ -192,6 +192,6 @@ def write_state(values: State) -> None:
 
 
 def seed_torch(key: str) -> None:
-    """Let torch, if it is imported, draw by `key`; on the processor."""
+    """Seed the processor's generator of torch, if torch is imported, by `key`."""
     if "torch" in sys.modules:
         sys.modules["torch"].default_generator.manual_seed(crc32(key.encode()))

@@ -1,4 +1,4 @@
-"""A comparator in a file: regions are pulled to their texts, and described by a convolution."""
+"""A comparator in one file: a loss pulls regions to their texts, and a convolution is the head."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A process of a loopback fleet: it has a log, and can be stopped, killed or lost."""
+"""A process on loopback that has a log and can be stopped, killed or lost."""
 
 import ctypes
 import signal
@@ -27,7 +27,7 @@ class Service:
     process: subprocess.Popen | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        """Start it, or start it again; the log goes on where it was."""
+        """Start it, or start it again; the log is appended to."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         other = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
         with self.log.open("a", encoding="utf-8") as out:
@@ -44,7 +44,7 @@ class Service:
             )
 
     def family(self) -> list[psutil.Process]:
-        """Return the process and all that it started, directly or not."""
+        """Return the process and all its descendants."""
         try:
             process = psutil.Process(self.process.pid)
             return [process, *process.children(recursive=True)]
@@ -52,7 +52,7 @@ class Service:
             return []
 
     def running(self, module: str) -> list[psutil.Process]:
-        """Return those of the family that run `python -m <module>`."""
+        """Return the processes of the family that run `python -m <module>`."""
         found = []
         for process in self.family():
             with suppress(psutil.NoSuchProcess):  # it ended meanwhile
@@ -61,7 +61,7 @@ class Service:
         return found
 
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 60) -> bool:
-        """Ask it to end; say whether it and all that it started did. What did not is killed."""
+        """Ask it to end, kill what did not; say whether it and its descendants ended by themselves."""
         if self.process is None:
             return True
         family = self.family()
@@ -89,13 +89,13 @@ def kill_all(processes: list[psutil.Process]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when the one that started it is gone, however it went."""
+    """Make the kernel end this process when its parent is gone, however that ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nobody listens on now."""
+    """Return a free port of the loopback address."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Holds what tests call against the shapes that its annotations name."""
+"""Checks the functions that tests call against the shapes in their annotations."""
 
 from collections.abc import Callable, Sequence
 from typing import get_args
@@ -8,17 +8,17 @@ from jaxtyping import AbstractArray, install_import_hook
 
 
 def check_calls(packages: Sequence[str]) -> None:
-    """Check each call of a function of packages that are yet to be imported."""
+    """Check each call of a function in packages that are not imported yet."""
     install_import_hook(packages, f"{__name__}.check_shapes")
 
 
 def check_shapes(signature: Callable) -> Callable:
-    """Check arguments or results where an annotation names a shape, and no other.
+    """Check only arguments and results whose annotation names a shape.
 
-    A test may put something simple in the place of a model or of params, but not of an array.
+    A test may replace a model or params by something simple, but not an array.
 
     Args:
-        signature: a function that jaxtyping has made, with the annotations of the one to check.
+        signature: a function made by jaxtyping, with the annotations of the one to check.
     """
     annotations = signature.__annotations__
     signature.__annotations__ = {k: hint for k, hint in annotations.items() if _has_shape(hint)}

@@ -1,4 +1,4 @@
-"""What tests/test_dag.py asks of dvc.yaml, on a package of its own that is called `stages`."""
+"""The checks of tests/test_dag.py, on a separate package that is also called `stages`."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def project(tmp_path):
 
 
 def check(project: Path, old: str = "", new: str = "") -> list[str]:
-    """Edit dvc.yaml and check it in a process of its own, for `stages` is imported in this one."""
+    """Edit dvc.yaml and check it in another process, because this one has imported `stages`."""
     path = project / "dvc.yaml"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))

@@ -89,14 +89,14 @@ EVERYTHING = {"class": 1.0, "box": 1.0, "mask": 1.0}
 
 
 def supervision(name: str, **changes) -> dict:
-    """Return the params of a supervision by one source."""
+    """Return the params of a supervision with one source."""
     source = {"name": name, "fraction": 1.0, "teaches": EVERYTHING, "weigh_by_score": False}
     source |= {"box_grids": [], "negatives": "all"}
     return {"draw": "together", "sources": [source | changes]}
 
 
 def learned_from(*names: str, **changes) -> dict:
-    """Return the params of a detector's supervision by sources of these names, in equal parts."""
+    """Return the params of a detector's supervision with these sources, in equal parts."""
     sources = []
     for name in names:
         (source,) = supervision(name, fraction=1 / len(names))["sources"]
@@ -148,7 +148,7 @@ def draw(image_id: int, side: int = 64) -> tuple[np.ndarray, dict[int, np.ndarra
 
 
 def annotate(image_ids: list[int]) -> dict:
-    """Return the ground truth of the images in COCO form."""
+    """Return the ground truth of the images in COCO's format."""
     annotations = []
     for image_id in image_ids:
         for category_id, mask in draw(image_id)[1].items():

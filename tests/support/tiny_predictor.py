@@ -35,7 +35,7 @@ def write_predictor(
     prompts: dict | None = None,
     categories: Sequence[dict] = CATEGORIES,
 ) -> Path:
-    """Write the four files; `changes` are of the detector's network, `prompts` of `PROMPTS`."""
+    """Write the four files; `changes` apply to the detector's network, `prompts` to `PROMPTS`."""
     prompts = PROMPTS | (prompts or {})
     model, tokenizer = small_albef()
     write_json(folder / "categories.json", list(categories))
@@ -47,7 +47,7 @@ def write_predictor(
         embedder.embed_forms(embedder.known_forms(category, all_forms=False) or [category.name])
         for category in read_categories(folder / "categories.json")
     ]
-    # The seed finds something in noise.
+    # With this seed the detector finds something in noise.
     detector = tiny_detector(embeddings=torch.stack(embeddings), seed=3, **(changes or {}))
     save(folder / "detector.safetensors", detector)
     return folder

@@ -1,9 +1,9 @@
 """A small DVC project in the shape of the real one, for the tests of the flows.
 
 download → cut@0, cut@1 → merge → evaluation; side depends on download only. Each stage is one small
-Python command that also appends its name to runs.log, which DVC does not know, so a test can count
-real executions. TOY_FOLDER says where that file is, and those that make a stage slow or fail, for
-stages that run in another checkout.
+Python command that also appends its name to runs.log, which DVC does not track, so that a test can
+count real executions. TOY_FOLDER is the folder of that file, and of files that make a stage slow or
+fail, for stages that run in another checkout.
 """
 
 import os
@@ -19,7 +19,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 400  # seconds; ten would do on an idle machine
 
-# What runs a stage in the repository: it fails if its inputs change meanwhile.
+# Runs a stage as in the repository: it fails if its inputs change meanwhile.
 RUNTIME = "common/runtime"
 RUNNER = (
     *("__main__.py", "guard.py", "common/__init__.py"),
@@ -166,7 +166,7 @@ class Toy:
         return process
 
     def end(self) -> None:
-        """Kill what a failed test left running."""
+        """Kill processes that a failed test left running."""
         for process in self.started:
             with process:  # closes its output
                 process.kill()
@@ -272,7 +272,7 @@ for part in "ab":
 
 
 def make_training(toy: Toy) -> None:
-    """Have `download` train: forty steps of TOY_STEP seconds, with a resume point after each."""
+    """Make `download` train: forty steps of TOY_STEP seconds, with a resume point after each."""
     code = toy.root / "stages/download/__main__.py"
     head, _, _ = code.read_text().partition('write("data')
     code.write_text(f"{head}{TRAINING}# {toy.root}\n")
@@ -280,6 +280,6 @@ def make_training(toy: Toy) -> None:
 
 
 def until_step(toy: Toy, step: int) -> None:
-    """Return once the training has done so many steps."""
+    """Return once the training has done `step` steps."""
     path = toy.root / "slow.step"
     wait_until(lambda: path.is_file() and int(path.read_text() or 0) >= step)

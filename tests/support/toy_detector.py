@@ -27,13 +27,13 @@ LOSSES = {"classification": 1.0, "box": 0.2}
 
 
 def join() -> None:
-    """Let `detector.architecture: toy` be found, as if its folder lay beside the others."""
+    """Make `detector.architecture: toy` known, as if its folder lay beside the others."""
     if FOLDER not in architectures.__path__:
         architectures.__path__.append(FOLDER)
 
 
 def make_toy_repository(root: Path, **training: object) -> None:
-    """Write what the stages need to train one of this architecture."""
+    """Write what the stages need to train a detector of this architecture."""
     make_repository(root, {"loss_weights": LOSSES, **training}, TOY, frozen_later="heads")
 
 

@@ -1,4 +1,4 @@
-"""What the flows left in MLflow's database."""
+"""Reads what the flows wrote to MLflow's database."""
 
 import sqlite3
 from contextlib import closing

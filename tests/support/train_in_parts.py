@@ -18,7 +18,7 @@ from stages.models.detection.training import train_detector
 from tests.support.tiny_detector import TRAINING, annotate, make_image, tiny_detector
 
 IMAGE_IDS = [1, 2, 3, 4, 5]
-NARROW = 48  # columns of the odd images: their padding depends on what they are batched with
+NARROW = 48  # columns of the odd images: their padding depends on the rest of the batch
 
 
 def labelled_images() -> list[LabelledImage]:

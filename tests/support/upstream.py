@@ -1,4 +1,4 @@
-"""What a stage can see, for the tests that the method sees no ground truth."""
+"""What a stage can read, for the tests that the method reads no ground truth."""
 
 from flows.graph import Graph
 
@@ -6,8 +6,8 @@ from flows.graph import Graph
 def inputs_through(graph: Graph, name: str, source: str) -> set[str]:
     """Return the inputs of a stage and of all stages upstream of it, without looking into `source`.
 
-    `source` is the group that makes the raw data: what it reads and the rest of what it writes is
-    not counted, only which of its outputs the others take.
+    `source` is the group that makes the raw data. Of its files, only outputs that other stages read
+    are counted.
     """
     inputs: set[str] = set()
     pending, seen = [name], set()

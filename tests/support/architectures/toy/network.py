@@ -78,7 +78,7 @@ class Network(Detector):
         return torch.cartesian_prod(y, x).flip(1)
 
     def _objects(self, centres, target):
-        """Return the label of each cell and the box of its object; the first that it lies in."""
+        """Return each cell's label and the box of its object: the first one that it lies in."""
         boxes = target["boxes"]
         inside = ((centres[:, None] > boxes[:, :2]) & (centres[:, None] < boxes[:, 2:])).all(2)
         first = inside.int().argmax(1)

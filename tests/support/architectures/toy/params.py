@@ -1,4 +1,4 @@
-"""What `detector.architecture: toy` can be asked for."""
+"""The params of `detector.architecture: toy`."""
 
 from stages.models.detection.params import NetworkParams as DetectorNetworkParams
 
