@@ -250,7 +250,7 @@ def sweep(
     cores: int | None,
     pools: bool,
 ) -> int:
-    """Compare params: run a grid of them, and each shared stage only once.
+    """Compare params: run a grid of points, shared stages once.
 
     TARGETS are stages, with all that they need; all by default.
     """
@@ -306,7 +306,7 @@ def claims(
 
 @app.command()
 def verify() -> int:
-    """Hash all results and their copies, and compare them with dvc.lock."""
+    """Hash all results and their copies; compare with dvc.lock."""
     root = _project()
     from flows.dvc.records import find_damage
 

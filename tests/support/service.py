@@ -61,7 +61,7 @@ class Service:
         return found
 
     def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 60) -> bool:
-        """Ask it to end, kill what did not; say whether it and its descendants ended by themselves."""
+        """Ask it to end, then kill what is left; say whether all ended without being killed."""
         if self.process is None:
             return True
         family = self.family()
