@@ -22,7 +22,7 @@ export UV_COMPILE_BYTECODE := 1
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-repro: $(PROGRAM) ## run the experiment, as far as it is not done; POOL=1: on workers
+repro: $(PROGRAM) ## run whatever is not up to date; POOL=1: on workers
 	@$(BIN)/ovis-dag run $(if $(POOL),--pools)
 
 plan: $(PROGRAM) ## say what `make repro` would run, and why; run nothing
@@ -35,7 +35,7 @@ predict: $(PROGRAM) ## IMAGES=folder NAMES="cup,red car": find and outline objec
 profile: $(PROGRAM) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/ovis-dag profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
 
-fetch: $(PROGRAM) ## fetch the COCO or Open Images files that params.yaml calls for; MIRROR=folder|address WORKERS=32
+fetch: $(PROGRAM) ## fetch the COCO or Open Images files that params.yaml needs; MIRROR=folder|address WORKERS=32
 	@$(BIN)/ovis-dag fetch $(if $(MIRROR),--mirror $(MIRROR)) \
 		$(if $(WORKERS),--workers $(WORKERS))
 
@@ -43,28 +43,28 @@ test: $(PROGRAM) ## run all tests on two workers; SEED=n: in the order of the ru
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not workers" \
 		$(if $(SEED),--randomly-seed=$(SEED)) tests
 
-test-workers: $(STAMP) ## break a fleet of real processes on loopback, for up to a quarter of an hour
+test-workers: $(STAMP) ## test failures of real workers and servers on loopback, up to a quarter of an hour
 	@$(BIN)/python -m pytest -m workers tests/flows
 
-workers-demo: $(STAMP) ## run the smoke profile on a fleet on loopback that loses a machine
+workers-demo: $(STAMP) ## run the smoke profile on workers on loopback, one of which is lost
 	@$(BIN)/python -m benchmarks.workers_demo
 
-lint: $(STAMP) ## check style and the layers of imports
+lint: $(STAMP) ## check style and the import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-cache
 
-types: $(STAMP) ## check types; what changed takes seconds, all of it a minute
+types: $(STAMP) ## check types; takes seconds for a change, a minute for everything
 	@$(BIN)/mypy
 
 docs: $(STAMP) ## build the pages of docs/ as a site in site/; broken links are errors
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-verify: $(PROGRAM) ## hash all results, and their copies in the cache, anew; compare with dvc.lock
+verify: $(PROGRAM) ## hash all results and their copies in the cache again; compare with dvc.lock
 	@$(BIN)/ovis-dag verify
 
-readme: $(PROGRAM) ## write the generated tables of README.md and docs/ anew: results, labels, claims, reruns
+readme: $(PROGRAM) ## write the generated tables of README.md and docs/: results, labels, claims, reruns
 	@$(BIN)/ovis-dag readme
 
 schema: $(PROGRAM) ## write the schemas of params.yaml and profiles, and the table in docs/params.md
@@ -79,7 +79,7 @@ claims: $(PROGRAM) ## SEEDS="1 2 3": measure the claims, each seed once, into do
 bench: $(STAMP) ## measure each stage's core on inputs of real size (ten minutes, idle machine)
 	@$(BIN)/python -m benchmarks.stages
 
-bench-flow: $(STAMP) ## measure what the flow costs over plain `dvc repro`
+bench-flow: $(STAMP) ## measure what the flow costs compared with plain `dvc repro`
 	@$(BIN)/python -m benchmarks.flow
 
 bench-memory: $(STAMP) ## measure peak memory with 1,000 to 20,000 images (hours)
