@@ -1,7 +1,7 @@
 """DVC projects with trivial commands, to measure the overhead of running stages.
 
 `default` has the shape of this repository's DAG: its dvc.yaml, sources and params, each command
-replaced by a shell script that notes its time, waits if told to, and writes the stage's outputs.
+replaced by a shell script that notes its time, waits if wanted, and writes the stage's outputs.
 `fan` is one sharded stage between two single ones, with as many source files in its deps as a real
 stage, because dvc.lock lists all of them for every shard.
 """

@@ -71,7 +71,7 @@ class Account:
 
 
 def _run_and_lose_a_machine(fleet: Loopback, project: Path, account: Account) -> None:
-    cores = {FEWER: "1"}  # pool gpu, too
+    cores = {FEWER: "1"}  # also in pool gpu
     doomed = fleet.add_worker(project, "one", "gpu", **cores)
     fleet.add_worker(project, "two", "cpu")
     account.say(

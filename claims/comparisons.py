@@ -1,8 +1,8 @@
 """The claims, one letter each, and the numbers that each of them compares.
 
-Where a default of ours decides, the paper's procedure is measured, too: a letter has rows of our
-procedure, rows of the paper's, and rows beside them that no verdict depends on. A number
-is named by a path, "<file>.<key>.<key>…", into the metrics of the experiment, of its comparators
+If one of our defaults matters, the paper's procedure is measured as well: a letter has rows of our
+procedure, rows of the paper's, and rows "beside", which no verdict depends on. A number is named by
+a path, "<file>.<key>.<key>…", into the metrics of the experiment, of its comparators
 (comparators/dvc.yaml), or of the experiment with a param changed (`ARMS`).
 """
 

@@ -45,7 +45,7 @@ def measure_claims(
         pools: run stages on workers, not here.
 
     Raises:
-        RuntimeError: an experiment of a seed failed; what is finished stays.
+        RuntimeError: an experiment of a seed failed; finished results stay.
         ValueError: there is no record to make a table of.
     """
     outputs = outputs_digest(root)
@@ -84,7 +84,7 @@ def _measure(root: Path, seed: int, outputs: str | None, cores: int | None, pool
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed; mend it and run `make claims` again")
     folders = {arm: worktree(root, point) for arm, point in points.items()}
-    # Of the worktree that was run: the workspace may have changed since then.
+    # The digest of the worktree that was run: the workspace may have changed since then.
     digest = experiment_digest(folders["own"])
     return Record(seed, commit, digest, outputs, read_facts(folders))
 

@@ -19,7 +19,7 @@ from typing import Literal
 from scipy import stats
 
 CONFIDENCE = 0.95
-LEVEL = (1 - CONFIDENCE) / 2  # of a one-sided test
+LEVEL = (1 - CONFIDENCE) / 2  # significance level of a one-sided test
 
 Verdict = Literal["holds", "fails", "undecided"]
 

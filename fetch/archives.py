@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from fetch.transfer import FetchError, check_free_space
 from stages.common.runtime.progress import track
 
-ENCRYPTED = 0x1  # of a member's flags
+ENCRYPTED = 0x1  # bit in a member's flags
 MOST_EXPANDED = 200  # times its size in the archive; photographs hardly shrink, tables ten times
 
 

@@ -16,7 +16,7 @@ STATE_FOLDER = ".flows"  # logs, times and locks of this machine; git and DVC ig
 DATABASE = "mlflow.db"
 STOP_ORPHANS = "OVIS_STOP_ORPHANS"  # =1: commands of a lost flow are stopped, flows/dvc/command.py
 WORKER_CLONE, WORKER_NAME = "OVIS_WORKER_CLONE", "OVIS_WORKER_NAME"
-HEARTBEAT_SECONDS = 30  # of a run on a worker; Prefect 3.8 accepts no less
+HEARTBEAT_SECONDS = 30  # between heartbeats of a run on a worker; Prefect 3.8 accepts no less
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 RESERVED = re.compile("[%?#]")  # characters with another meaning in SQLAlchemy's URL of a file
 

@@ -28,7 +28,7 @@ from flows.stage import StageFailedError
 from flows.table import name_execution, summarize_plan
 from flows.tracking import PREFECT_LINK_TAG, Tracking
 
-LONGEST_MESSAGE = 4000  # of a Prefect state
+LONGEST_MESSAGE = 4000  # characters of a Prefect state's message
 
 
 @task(task_run_name="{label}{step.stage.name}", cache_policy=NO_CACHE, persist_result=False)

@@ -36,7 +36,7 @@ class DagError(ValueError):
 
 # Reasons of a step that do not come from a person's change.
 NEVER_RAN, CHANGES_UPSTREAM = "dvc.lock has no run of it", "changes upstream"
-ABSENT = ("is missing", "is not in cache")  # of an output, in the plan's words
+ABSENT = ("is missing", "is not in cache")  # an output; in the plan's words
 
 
 class Status(StrEnum):

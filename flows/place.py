@@ -42,7 +42,7 @@ class Place:
 
     def __init__(self, makers: Mapping[Path, Maker]) -> None:
         self._makers = makers
-        self._ends: dict[str, Future[None]] = {}  # of results that were asked for, by key
+        self._ends: dict[str, Future[None]] = {}  # by key; a future ends when its result is made
         self._guard = threading.Lock()
 
     def run(self, folder: Path, stage: Stage, order: int, log: Log) -> Outcome:

@@ -34,7 +34,7 @@ EXPERIMENT_TAGS = {
     "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
 }
 PROCESS_TAG = "process"
-SECONDS_OF_ROUNDING = 2.0  # of a process's start, which psutil derives from the clock
+SECONDS_OF_ROUNDING = 2.0  # error of a process's start time, which psutil derives from the clock
 
 
 def open_store(root: Path, uri: str) -> tuple[MlflowClient, str]:

@@ -87,7 +87,7 @@ class Tracking:
         self._shown: set[str] = set()  # stages
         self._running: dict[Stage, float] = {}  # with the time when each began, seconds since 1970
         self._ended: list[tuple[Stage, Outcome]] = []  # to be shown
-        self._lock = threading.Lock()  # of what is running or ended
+        self._lock = threading.Lock()  # guards what is running or has ended
         self._wake, self._closing = threading.Event(), False
         self._follower = threading.Thread(target=self._follow, daemon=True)
         self._link = tags.get(PREFECT_LINK_TAG)

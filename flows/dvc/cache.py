@@ -23,7 +23,7 @@ def free_cache(clone: Path, workspaces: Iterable[Path], wanted: float) -> int:
     """Delete files of the clone's cache, the least recently used first, and return their bytes.
 
     It deletes only files that the remote has in full size, that no workspace sharing the cache
-    records, and that are no outputs in the clone itself; it stops after `wanted` bytes.
+    records, and that are not outputs in the clone itself; it stops after `wanted` bytes.
 
     Raises:
         DagError: the cache is outside the clone, so others may use it, or there is no remote.

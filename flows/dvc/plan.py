@@ -204,7 +204,7 @@ def _find_restored(
         found = files.coming(dep) or files.now(dep)
         if found is None:
             return None
-        # In memory only. Sizes are no part of the cache's key, and it need not be on the disk yet.
+        # In memory only. Sizes are not in the cache's key, and the file need not exist yet.
         dep.hash_info, dep.meta, dep.get_hash = found, Meta(), partial(getattr, dep, "hash_info")
     if not _can_hash(original):
         return None

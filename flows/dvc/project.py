@@ -23,7 +23,7 @@ from dvc.stage import Stage as DvcStage
 from flows.graph import DagError, Graph, Stage, select
 from flows.params_file import check_params
 
-ONE_BY_ONE = threading.RLock()  # of this process: DVC looks for its own lock twice a second
+ONE_BY_ONE = threading.RLock()  # within this process: DVC polls its own lock only twice a second
 IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for
 
 

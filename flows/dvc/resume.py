@@ -33,7 +33,7 @@ class ResumePoint:
         """Keep the point of result `key` in `folder` and on the remote of the project at `root`."""
         self._root, self._folder, self._key = root, folder, key
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._index = folder / INDEX  # of the remote's point that was fetched
+        self._index = folder / INDEX  # index of the remote's point that was fetched
         self._pushed: dict[str, tuple[int, int]] = {}  # size and time of change
 
     def pull(self, log: Callable[[str], None]) -> None:

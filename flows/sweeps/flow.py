@@ -104,7 +104,7 @@ def _save_experiment(planned: PlannedPoint) -> None:
 
     This runs in a process of its own, because DVC changes the working directory. All outputs were
     committed when they were made. Without a target DVC would also try to commit the missing outputs
-    of stages that are no targets.
+    of stages that are not targets.
     """
     folder, name = planned.folder, planned.point.name
     head = git(folder, "rev-parse", "HEAD")

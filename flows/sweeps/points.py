@@ -26,7 +26,7 @@ from flows.overlay import (
     read_params,
 )
 
-LONGEST_NAME = 100  # of a folder, an experiment of DVC and a run of MLflow
+LONGEST_NAME = 100  # characters, for a folder, a DVC experiment and an MLflow run
 ILLEGAL = re.compile(r"[^\w=,.+-]|\.(?=\.)|\.$")  # in a git reference or a file name
 
 

@@ -16,7 +16,7 @@ from flows.stage import StageFailedError, StageRunner
 from flows.workers.dispatch import LostError, PrefectDispatcher
 from flows.workers.request import Request, make_request, take_snapshot
 
-ATTEMPTS = 3  # of one stage, on workers that turn out unfit or lost
+ATTEMPTS = 3  # to make a stage, if workers turn out unfit or lost
 
 Log = Callable[[str], None]
 

@@ -32,8 +32,8 @@ from flows.workers.stage_flow import FLOW, MADE, STAGE_FAILED, UNFIT
 SECONDS_BETWEEN_LOOKS = 30.0  # at a run without events
 SECONDS_BETWEEN_ATTEMPTS = 1.0  # to reach the server
 SECONDS_WITHOUT_SERVER = 300.0
-PREFIX = "prefect.flow-run."  # of the names of events and of their resources
-MOST_RUNS = 100  # of one stage, from all coordinators so far
+PREFIX = "prefect.flow-run."  # begins the names of events and of their resources
+MOST_RUNS = 100  # of one stage, over all coordinators and time
 STOPPED = "ovis-dag-stopped"  # tag of a run that a coordinator cancelled when it was stopped
 
 Log = Callable[[str], None]

@@ -52,7 +52,7 @@ from flows.workers.workspace import checkout, fetch_commit, link_resume, pulling
 FLOW = "ovis-dag-stage"  # on a server that other teams use too
 STAGE_FAILED, UNFIT, PREEMPTED = "StageFailed", "Unfit", "Preempted"
 MADE = "made."  # prefix of the run's labels that say what the result was made with
-LONGEST_MESSAGE = 4000  # of a Prefect state
+LONGEST_MESSAGE = 4000  # characters of a Prefect state's message
 PERIOD = "OVIS_RESUME_PERIOD"  # seconds between pushes of a training's resume point
 DEFAULT_PERIOD = 300.0
 MOST_STARTS = 3  # of one run from the same resume point, each after its machine was lost

@@ -30,7 +30,7 @@ aten = torch.ops.aten
 CROSSING = {aten._to_copy, aten.copy_}
 # Their indices may stay on the processor.
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._unsafe_index, aten._index_put_impl_}
-# Of torch.use_deterministic_algorithms' list, those that CUDA refuses.
+# The operations in torch.use_deterministic_algorithms' list that CUDA refuses.
 WITHOUT_ORDER = {
     aten.adaptive_max_pool2d_backward,
     aten._adaptive_avg_pool2d_backward,
@@ -50,7 +50,7 @@ WITHOUT_ORDER = {
     torch.ops.torchvision._roi_pool_backward,
 }
 AUTOCAST = torch._C.DispatchKey.AutocastPrivateUse1
-# What CUDA's autocast computes in which type.
+# The types in which CUDA's autocast computes operations.
 AUTOCAST_TYPES = {
     torch.bfloat16: "addmm baddbmm bmm conv1d conv2d conv_transpose2d.input linear matmul mm"
     " scaled_dot_product_attention",
@@ -59,14 +59,14 @@ AUTOCAST_TYPES = {
     " pow.Tensor_Tensor prod reciprocal rsqrt smooth_l1_loss softmax.int softplus sum"
     " sum.dim_IntList",
 }
-LIBRARIES: list[Library] = []  # they hold while they live
+LIBRARIES: list[Library] = []  # registrations last as long as these objects
 
 
 class Pretended(torch.Tensor):
     """A tensor that claims to be on pretended:0; `held` has its values, on the processor."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
-    count = 0  # of all that were made
+    count = 0  # number of tensors made so far
 
     @staticmethod
     def __new__(cls, held: torch.Tensor):

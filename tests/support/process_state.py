@@ -18,7 +18,7 @@ ABSENT = object()
 VARIABLE = "os.environ/"
 OF_PYTEST = "PYTEST_CURRENT_TEST"  # pytest itself sets it in each phase of a test
 MIXED = "mixed"  # torch cannot name a precision that was set both in its old and its new way
-# torch's new switches of precision and what they are at first, the wider before the narrower.
+# torch's new switches of precision and their initial values, the wider before the narrower.
 PRECISIONS = {
     "backends": "none",
     "backends.cudnn": "none",
@@ -89,7 +89,7 @@ def _precision(torch) -> tuple[str | bool, ...]:
 
 def _set_precision(torch, value: tuple[str | bool, ...]) -> None:
     products, convolutions, *new = value
-    if products != MIXED:  # the old switches first, for they write new ones
+    if products != MIXED:  # the old switches first, because they also set new ones
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
     for name, precision in zip(PRECISIONS, new, strict=True):
