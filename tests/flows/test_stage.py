@@ -64,6 +64,7 @@ def test_stop_ends_the_stage_and_its_children(toy):
         except StageFailedError as error:
             errors.append(str(error))
 
+    runner.load()  # what DVC runs in stays for later stages
     others = set(psutil.Process().children(recursive=True))
     thread = threading.Thread(target=target)
     thread.start()

@@ -72,6 +72,7 @@ class Service:
             for process in alive:
                 print(f"still there after {seconds:.0f} s, and killed: {process}", file=out)
         kill_all(alive)
+        self.process.wait()
         return not alive
 
     def kill(self, with_children: bool) -> None:
