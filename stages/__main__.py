@@ -12,6 +12,7 @@ import platform
 import runpy
 import sys
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ STAGE = "DVC_STAGE"  # which DVC sets for its commands
 SPINS = ("GOMP_SPINCOUNT", "1000")
 RECEIPT = "OVIS_RECEIPT"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+CODE = [Path(__file__).resolve().parents[1] / package for package in ("stages", "comparators")]
 
 
 def main(package: str = "stages") -> None:
@@ -30,11 +32,33 @@ def main(package: str = "stages") -> None:
 
     Raises:
         SystemExit: the stage failed, its inputs changed, or the packages are not the lock's.
+            What the user can mend is one line.
     """
     if len(sys.argv) < 2:
         raise SystemExit(f"usage: python -m {package} <stage> [its arguments]")
-    name, stage = f"{package}.{sys.argv.pop(1)}", os.environ.get(STAGE)
+    name = f"{package}.{sys.argv.pop(1)}"
     os.environ.setdefault(*SPINS)  # read when torch is imported
+    try:
+        _run_guarded(name, os.environ.get(STAGE))
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise SystemExit(f"{name}: {error}; make room and run the same again") from None
+        if not _is_for_users(error):
+            raise
+        raise SystemExit(f"{name}: {error}") from None
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Say whether the error names a file, or our own code raised it: it then says what to mend."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    path = Path(frame.f_code.co_filename).resolve()
+    return any(path.is_relative_to(folder) for folder in CODE)
+
+
+def _run_guarded(name: str, stage: str | None) -> None:
+    """Run a stage's module; if DVC runs it as `stage`, compare its inputs before and after."""
     if stage is None:
         _run(name)
         return
@@ -61,20 +85,12 @@ def main(package: str = "stages") -> None:
 
 
 def _run(name: str) -> None:
-    """Run the `__main__` of a stage's package, such as stages.pseudo_boxes.
-
-    Raises:
-        SystemExit: it failed; a full disk is reported in one line.
-    """
+    """Run the `__main__` of a stage's package, such as stages.pseudo_boxes."""
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     except SystemExit as error:
         if error.code:
             raise
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise SystemExit(f"{name}: {error}; make room and run the same again") from None
 
 
 def _made_with() -> dict[str, str]:

@@ -1,0 +1,53 @@
+"""`python -m stages <name>` tells its user what to mend, and us where our own code broke."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from stages import __main__ as stages
+from stages.common.runtime.params import read_params
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        (None, "params.yaml"),
+        ("seed: 0\nshards: [0\n", "params.yaml"),
+        ("seed: nought\nshards: [0]\n", "seed"),
+        ("seed: 0\nshards: [0]\n", "phrases"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(repository, tmp_path, params, told):
+    if params is not None:
+        (tmp_path / "params.yaml").write_text(params)
+    command = [sys.executable, "-m", "stages", "phrases"]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    environment.pop("DVC_STAGE", None)
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("stages.phrases: ") and told in line
+
+
+@pytest.mark.parametrize(
+    ("broken", "error"),
+    [
+        (lambda *_, **__: np.zeros(2).reshape(3), ValueError),
+        (lambda *_, **__: [].pop(), IndexError),
+        (lambda *_, **__: read_params(), SystemExit),
+    ],
+)
+def test_only_errors_that_our_code_raises_on_purpose_are_for_users(
+    monkeypatch, tmp_path, broken, error
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    monkeypatch.setattr(sys, "argv", ["stages", "phrases"])
+    monkeypatch.setattr("runpy.run_module", broken)
+    with pytest.raises(error):
+        stages.main()
