@@ -21,7 +21,7 @@ from stages.guard import LOCK, changes, find_declared, other_packages
 STAGE = "DVC_STAGE"  # which DVC sets for its commands
 # How often a waiting thread of torch looks before it gives its core up (GNU OpenMP). By default it
 # never does, and two trainings on two cores take twice as long as one after the other.
-SPINS = ("GOMP_SPINCOUNT", "1000")
+SPINS = ("GOMP_SPINCOUNT", "10000")
 RECEIPT = "OVIS_RECEIPT"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 CODE = [Path(__file__).resolve().parents[1] / package for package in ("stages", "comparators")]
