@@ -2,8 +2,7 @@
 
 DVC runs in a fork of a process that has loaded it (flows/dvc/command.py). The stage writes to a
 file that this process follows. With a pipe, a stage that outlives a killed flow would fail. Such an
-orphan
-should finish: its result is recorded, and the next execution uses it.
+orphan should finish: its result is recorded, and the next execution uses it.
 """
 
 import json
