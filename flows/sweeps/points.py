@@ -17,12 +17,12 @@ from ruamel.yaml import YAML
 
 from flows.overlay import (
     check_overlay,
+    editor,
     extend,
     flatten,
     load_yaml,
     look_up,
     nest,
-    read_overlays,
     read_params,
 )
 
@@ -102,7 +102,7 @@ def _read_setting(setting: str) -> list[dict[str, Any]]:
 
 def _read_file(root: Path, path: Path) -> list[dict[str, Any]]:
     """Return the points of a file, each an overlay that may extend a profile."""
-    content = read_overlays(path)
+    content = load_yaml(editor(), path, path)
     if not isinstance(content, list) or not all(isinstance(point, dict) for point in content):
         raise ValueError(f"{path}: expected a list of points, each a mapping of params to values")
     return [dict(flatten(extend(root, nest(dict(point))), ".")) for point in content]

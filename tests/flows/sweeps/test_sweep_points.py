@@ -121,7 +121,7 @@ def test_wrong_files_are_named(project):
         "[]": "points.yaml: no point has params",
         "[{}]": "points.yaml: no point has params",
         "[{1: 2}]": "1: params.yaml has no such key",
-        "[{seed: 1, seed.a: 2}]": "seed.a: seed has a value of its own",
+        "[{seed: 1, seed.a: 2}]": "seed.a: seed has a value too",
     }.items():
         (project / "points.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
