@@ -16,6 +16,7 @@ from flows.graph import DagError
 from flows.overlay import PARAMS, flatten, load_yaml
 
 REFERENCE = re.compile(r"\$\{(\w+)")
+DAG = "dvc.yaml"
 LOCAL = {"item", "key"}  # variables of a `foreach` stage
 # The key of DVC's run cache leaves out the size and number of files of data, and with them every
 # param of that name: after a change of `download.size` DVC would restore the old result.
@@ -28,7 +29,7 @@ def check_params(root: Path) -> None:
     Raises:
         DagError: it does not; the message names the file, the section and the fix.
     """
-    files = [path for path in [root / "dvc.yaml", *sorted(root.glob("*/dvc.yaml"))] if path.exists()]
+    files = [path for path in (root / DAG, *sorted(root.glob(f"*/{DAG}"))) if path.exists()]
     read = {key for path in files for key in _sections(path, path.relative_to(root).as_posix())}
     if not read:
         return
