@@ -47,10 +47,8 @@ def make_points(
 ) -> list[Point]:
     """Return every combination of the settings ("key=value,value") and the file's points.
 
-    If only some points of the file have a key, the others take its value from params.yaml.
-
-    Raises:
-        ValueError: a setting or the file cannot be read, or a key is not in params.yaml.
+    If only some points of the file have a key, the others take its value from params.yaml. What
+    cannot be read, or is not in params.yaml, raises ValueError.
     """
     axes = [_read_file(root, file)] if file else []
     axes += [_read_setting(setting) for setting in settings]
