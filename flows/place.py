@@ -122,8 +122,8 @@ class Machine:
 
 
 def tell(line: str) -> None:
-    """Print a line for people, unless the terminal was closed."""
-    with suppress(OSError):
+    """Print a line for people."""
+    with suppress(OSError):  # the terminal was closed; stages still have to be stopped
         print(line, flush=True)
 
 

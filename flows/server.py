@@ -1,9 +1,9 @@
 """A Prefect server on this machine that lives exactly as long as the flow that started it.
 
-Prefect's own temporary server survives a killed flow (270 MB each time) and ignores a second one
-that creates the same database. `python -m flows.server <port> <parent>` is the server's process;
-with `--temporary` it lacks pages and services that only deployments need. If PREFECT_API_URL names
-a server, that one is used instead, with key, password and certificates as Prefect is set.
+Prefect's own temporary server survives a killed flow (270 MB each time), and of two that create one
+database one fails. `python -m flows.server <port> <parent>` is the server's process; with
+`--temporary` it lacks pages and services that only deployments need. If PREFECT_API_URL names a
+server, that one is used instead, with the key, password and certificates of Prefect's settings.
 """
 
 import atexit

@@ -159,7 +159,8 @@ class StageRunner:
                 lines.append(line)
                 if not NOISE.match(line):
                     log(line)
-        return process.returncode or 0, lines
+        assert process.returncode is not None  # `_follow` has waited
+        return process.returncode, lines
 
     def _follow(self, process: Command, file: TextIO) -> Iterator[str]:
         """Yield whole lines until the process has ended; when stopping, make it end."""
