@@ -125,7 +125,8 @@ def find_imagenet_weights(path: Path, sha256: str | None, key: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(
             f"params.yaml: {key}.weights: {path.absolute()} is not there; torchvision's page of"
-            " models links its ImageNet weights. null starts from random weights"
+            " models links its ImageNet weights. For random ones, set init to random (detector,"
+            " rpn) or weights to null (wspn)"
         )
     check_digest(path, sha256, f"{key}.sha256")
 

@@ -18,7 +18,7 @@ from stages.models.backbones.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ViewSettings(Section):
-    """The sizes of an image for an ImageNet backbone; training draws a view, ranking averages all.
+    """Views of an image for an ImageNet backbone; training draws one, ranking averages all of them.
 
     - `shorter_sides`: pixels of the shorter side, one view each.
     - `longer_side`: most pixels of the longer side; it takes precedence.
@@ -40,7 +40,8 @@ def network_input(
         longer_side: of the result, in pixels.
 
     Returns:
-        (normalised pixels; the scale: boxes x0, y0, x1, y1 in the image times it lie in the result)
+        (normalised pixels; the factors that scale boxes x0, y0, x1, y1 from the image to the
+        result)
     """
     image, scale = _resize(image, longer_side / max(image.shape[:2]))
     return normalise_pixels(image[None]), scale
@@ -52,7 +53,7 @@ def view_input(
     """Scale an image to a view of an ImageNet backbone, and mirror it if `flip`.
 
     Returns:
-        As `network_input`, but normalised by ImageNet's mean and deviation. The scale is that
+        As `network_input`, but normalised by ImageNet's mean and deviation. The factors are those
         before mirroring.
     """
     height, width = image.shape[:2]

@@ -1,6 +1,6 @@
 """BLIP's image-text matching model, as transformers implements it, behind our interface.
 
-All its text layers have cross-attention, so all are fusion layers, and mere embeddings enter them.
+All its text layers have cross-attention, so all are fusion layers, and plain embeddings enter them.
 Without an image, the same layers encode text alone. transformers is imported only when a BLIP is
 built, because the import takes seconds.
 

@@ -86,7 +86,7 @@ class CaptionTokenizer:
         return [k for k, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a]
 
     def content_words(self) -> Int64[torch.Tensor, " words"]:
-        """Return the ids of what an image can show: whole words, but no function words."""
+        """Return the ids of words that an image can show: whole words, without function words."""
         return torch.tensor(
             [
                 index

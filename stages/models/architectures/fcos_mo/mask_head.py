@@ -37,7 +37,7 @@ CROPS_AT_ONCE = 128  # in inference: 0.5 GB of activations with Deep-MAC's 52 la
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions with a skip connection; the first may halve the map."""
+    """Two 3×3 convolutions with a skip connection; to halve the map, the first is 4×4."""
 
     def __init__(self, inputs: int, outputs: int, halve: bool = False) -> None:
         super().__init__()
@@ -91,7 +91,8 @@ class Stage(nn.Module):
 def hourglass(depth: int, inputs: int, channels: int) -> nn.Sequential:
     """Return a network that maps (R, inputs, S, S) to one logit per cell, (R, 1, S, S).
 
-    `depth` counts the convolutions of side 3 or 4 on the longest path, as Deep-MAC does.
+    `depth` counts the convolutions on the longest path, as Deep-MAC does: all of side 3, or 4 to
+    halve.
     """
     blocks, factors = HOURGLASSES[depth]
     widths = [channels * factor for factor in factors]

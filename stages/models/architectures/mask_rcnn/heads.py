@@ -231,7 +231,7 @@ class StageRegionHeads(RegionHeads):
         proposals: list[Float[torch.Tensor, "_ 4"]],
         image_sizes: list[tuple[int, int]],
     ) -> tuple[Float[torch.Tensor, "R F"], Float32[torch.Tensor, "R 4"]]:
-        """As the parent, one image at a time: the maps of 1000 regions take 1.6 GB on the way."""
+        """As the parent, but one image at a time: the maps of 1000 regions take 1.6 GB."""
         each = [
             super(StageRegionHeads, self).describe(
                 {name: level[n : n + 1] for name, level in features.items()}, [boxes], [size]

@@ -1,8 +1,8 @@
 """Mask R-CNN with class-agnostic box and mask heads and a text-embedding classifier.
 
-The transform, anchors, proposal network, matching and sampling are torchvision's; the class below
-wires them together. Source: Mask-free OVIS §3.4. Its code is a C4 Faster R-CNN, which
-`backbone.kind: resnet50_c4` builds, here with class-agnostic masks as in XPM.
+The transform, anchors, proposal network and matching are torchvision's; the class below wires the
+parts together. Source: Mask-free OVIS §3.4. Its code is a C4 Faster R-CNN, which `backbone.kind:
+resnet50_c4` builds, here with class-agnostic masks as in XPM.
 
 Frames and targets as in stages.models.detection.detector.
 """
