@@ -136,7 +136,7 @@ class Detector(nn.Module, ABC):
         The losses of all micro-batches add up to those of the batch.
 
         Args:
-            images: RGB in [0, 1].
+            images: RGB, in [0, 1] before colour jitter.
             targets: as this module describes them.
             settings: of the training.
             rng: what the images must know of the rest of their batch, if they are only a part of
