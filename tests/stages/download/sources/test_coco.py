@@ -27,8 +27,8 @@ from stages.download.sources.coco.classes import BASE, EXCLUDED, NOVEL, coco_cat
 from stages.download.sources.coco.source import VAL, coco_source
 from tests.support.download_params import write_download_params
 from tests.support.images_folder import phone_jpeg
+from tests.support.photographs import coco_mini
 
-COCO_MINI = Path(__file__).parents[5] / "shared/coco-mini"
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 17, "name": "cat"}, {"id": 58, "name": "hot dog"}]
 SQUARE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]]
 
@@ -451,8 +451,7 @@ def test_every_mask_is_a_right_rle_of_its_size_alone(mask):
 
 
 def test_real_photographs(tmp_path, monkeypatch):
-    if not COCO_MINI.is_dir():
-        pytest.skip(f"{COCO_MINI} is absent: 159 real COCO photographs, not part of the repository")
+    folder = coco_mini()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OVIS_WORKERS", "1")
     write_download_params(
@@ -462,7 +461,7 @@ def test_real_photographs(tmp_path, monkeypatch):
         max_unmatched_fraction=0.2,
         max_missing_class_fraction=0.5,
         coco={
-            "folder": str(COCO_MINI),
+            "folder": str(folder),
             "test_fraction": 0.5,
             "val_fraction": 0.1,
             "max_images": {"pairs": 5, "test": 20},
