@@ -357,11 +357,11 @@ ANNOTATION = r"instances_val2017\.json: annotation 21: "
         (("annotations", 0, "segmentation"), {"counts": RLE["counts"]}, "has size and counts"),
         (("annotations", 0, "segmentation"), RLE | {"size": [60, 40]}, r"of size \[60, 40\] for"),
         (("annotations", 0, "segmentation"), RLE | {"counts": "garbage!"}, "RLE counts 'garbage!'"),
-        (("annotations", 0, "segmentation"), RLE | {"counts": RLE["counts"][:-4]}, "no runs that"),
+        (("annotations", 0, "segmentation"), RLE | {"counts": RLE["counts"][:-4]}, "not runs that"),
         (("annotations", 0, "segmentation"), RLE | {"counts": ""}, "add up to 40 × 60 pixels"),
-        (("annotations", 0, "segmentation"), RLE | {"counts": None}, "no runs that add up"),
-        (("annotations", 0, "segmentation"), RUNS | {"counts": [405, 20]}, "no runs that add up"),
-        (("annotations", 0, "segmentation"), RUNS | {"counts": [-1, 2401]}, "no runs that add up"),
+        (("annotations", 0, "segmentation"), RLE | {"counts": None}, "not runs that add up"),
+        (("annotations", 0, "segmentation"), RUNS | {"counts": [405, 20]}, "not runs that add up"),
+        (("annotations", 0, "segmentation"), RUNS | {"counts": [-1, 2401]}, "not runs that add up"),
         (("annotations", 0, "bbox"), [10, 5, 20], "bbox: expected finite 4 numbers"),
         (("annotations", 0, "bbox"), [10, 5, 20, float("inf")], "bbox: expected finite 4 numbers"),
         (("annotations", 0, "area"), "large", "area: expected finite 1 numbers"),
@@ -446,7 +446,7 @@ def test_every_mask_is_a_right_rle_of_its_size_alone(mask):
     rle, shape = encode_mask(mask), mask.shape
     check_rle(rle, shape)
     for size in ((shape[0] + 1, shape[1]), (shape[0], shape[1] + 1)):
-        with pytest.raises(ValueError, match="no runs that add up"):
+        with pytest.raises(ValueError, match="not runs that add up"):
             check_rle(rle | {"size": list(size)}, size)
 
 
