@@ -335,7 +335,7 @@ def test_annotations_that_cannot_be_learned_are_counted_and_named(tmp_path, chan
         line for line in find_problems(report, LENIENT) if line.startswith("instances_val2017")
     ]
     assert bool(refused) == (reason != NO_IMAGE)
-    assert all("1 of 1 annotations cannot be learned from" in line for line in refused)
+    assert all("1 of 1 annotations are unusable" in line for line in refused)
 
 
 LENIENT = DownloadParams.model_construct(
