@@ -23,7 +23,7 @@ from stages.common.runtime.params import read_params
 def test_what_a_user_can_mend_is_one_line(repository, tmp_path, params, told):
     if params is not None:
         (tmp_path / "params.yaml").write_text(params)
-    command = [sys.executable, "-m", "stages", "phrases"]
+    command = [sys.executable, "-m", "stages", "phrases", "0"]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     environment.pop("DVC_STAGE", None)
     ended = subprocess.run(
