@@ -7,8 +7,6 @@ seed without a record.
 
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 from claims.comparisons import ARMS, PIPELINE, seed_params
 from claims.records import (
     FOLDER,
@@ -18,6 +16,7 @@ from claims.records import (
     outputs_digest,
     read_facts,
     read_records,
+    read_stages,
     write_record,
 )
 from claims.table import claims_table
@@ -91,8 +90,7 @@ def _measure(root: Path, seed: int, outputs: str | None, cores: int | None, pool
 
 def seed_points(root: Path, seed: int) -> dict[str, Point]:
     """Return arm → sweep point of a seed, for the experiment and its variants."""
-    comparators = YAML(typ="safe").load(root / PIPELINE)["stages"]
-    compared = tuple(f"{PIPELINE}:{name}" for name in comparators)
+    compared = tuple(f"{PIPELINE}:{name}" for name in read_stages(root, PIPELINE))
     targets = {"own": ("label_quality", "evaluation", *compared)}
     points = {}
     for arm, changes in ARMS.items():

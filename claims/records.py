@@ -20,7 +20,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from claims.comparisons import ARMS, FACTS, FILES, PIPELINE, seed_params
-from flows.overlay import flatten, look_up, read_params
+from flows.overlay import flatten, load_yaml, look_up, read_params
 
 FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)
@@ -30,6 +30,7 @@ CODE = ("stages/", "comparators/")
 # names of params and metrics, so a renaming changes their bytes.
 RESULTS = {"", ".json", ".parquet"}  # "": folders of such files
 NAMED = {"metrics.json", "report.json"}
+RESTORE = "claims are measured in a whole checkout, so `git checkout` it"
 TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # such as …/architectures/${detector.architecture}
 
 
@@ -56,14 +57,13 @@ def experiment_digest(root: Path) -> str:
     """Return a digest of everything that determines a seed's numbers, except `seed_params`.
 
     Raises:
-        ValueError: params.yaml or a dvc.yaml cannot be read.
-        FileNotFoundError: the code of a stage, or the lock of the packages, is missing.
+        ValueError: params.yaml, a dvc.yaml, the code of a stage or the lock of the packages cannot
+            be read.
     """
     params = read_params(root)
     stages: dict[str, dict[str, Any]] = {}
     for file in DVC_FILES:
-        content = YAML(typ="safe").load(root / file)
-        for name, stage in content["stages"].items():
+        for name, stage in read_stages(root, file).items():
             stages |= {f"{file}:{own}": one for own, one in _members(name, stage)}
     keys = {key for stage in stages.values() for key in stage.get("params", [])}
     facts = [
@@ -78,8 +78,28 @@ def experiment_digest(root: Path) -> str:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for path in sorted(set(_code(root, stages.values(), params))):
         digest.update(f"\n{path}\n".encode())
-        digest.update(hashlib.sha256((root / path).read_bytes()).digest())
+        try:
+            content = (root / path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read: {error.strerror}; {RESTORE}") from None
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def read_stages(root: Path, file: str) -> dict[str, dict[str, Any]]:
+    """Return the stages of a dvc.yaml as it is written.
+
+    Raises:
+        ValueError: it cannot be read, or has no stages.
+    """
+    try:
+        content = load_yaml(YAML(typ="safe"), root / file, file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {RESTORE}") from None
+    stages = content.get("stages") if isinstance(content, dict) else None
+    if not isinstance(stages, dict):
+        raise ValueError(f"{file}: expected stages, found {content!r:.60}; {RESTORE}")
+    return stages
 
 
 def outputs_digest(root: Path) -> str | None:

@@ -12,10 +12,10 @@ import platform
 import runpy
 import sys
 import time
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 
+from stages.common.runtime.errors import is_for_users
 from stages.guard import LOCK, changes, find_declared, other_packages
 
 STAGE = "DVC_STAGE"  # DVC sets it for the commands that it runs
@@ -25,7 +25,6 @@ STAGE = "DVC_STAGE"  # DVC sets it for the commands that it runs
 SPINS = ("GOMP_SPINCOUNT", "10000")
 RECEIPT = "OVIS_RECEIPT"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-CODE = [Path(__file__).resolve().parents[1] / package for package in ("stages", "comparators")]
 
 
 def main(package: str = "stages") -> None:
@@ -47,18 +46,9 @@ def main(package: str = "stages") -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise SystemExit(f"{name}: {error}; make room and run the same again") from None
-        if not _is_for_users(error):
+        if not is_for_users(error):
             raise
         raise SystemExit(f"{name}: {error}") from None
-
-
-def _is_for_users(error: Exception) -> bool:
-    """Return whether the error names a file or our code raised it: its message then is enough."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return True
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    path = Path(frame.f_code.co_filename).resolve()
-    return any(path.is_relative_to(folder) for folder in CODE)
 
 
 def _run_guarded(name: str, stage: str | None) -> None:

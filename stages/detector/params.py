@@ -15,7 +15,7 @@ TRUTH = "data/download/ground_truth/train.json"
 # Source → its annotations, and the classes of which the detector sees objects.
 ANNOTATIONS = {
     "pseudo_masks": ("data/pseudo_labels/pseudo_annotations.json", "all"),
-    "phrases": ("data/phrases/annotations.json", "all"),
+    "phrases": ("data/phrase_labels/annotations.json", "all"),
     "base_masks": (TRUTH, "base"),
     "novel_boxes": (TRUTH, "novel"),
     "novel_masks": (TRUTH, "novel"),

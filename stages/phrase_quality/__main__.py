@@ -60,7 +60,7 @@ def make_metrics(phrases: list[dict], truth: list[dict], categories: list[Catego
 
 def main() -> None:
     """Write metrics.json."""
-    annotations = read_json(DATA / "phrases/annotations.json")["annotations"]
+    annotations = read_json(DATA / "phrase_labels/annotations.json")["annotations"]
     phrases = [own for own in annotations if not own["iscrowd"]]
     truth = read_json(TRUTH)["annotations"]
     if not phrases or all(own["iscrowd"] for own in truth):

@@ -51,8 +51,12 @@ class BrokenImageError(ValueError):
 
     def __init__(self, name: str, reason: str) -> None:
         """Make the error of the image called `name`."""
-        super().__init__(f"{name}: {reason}")
+        super().__init__(name, reason)  # another process rebuilds it from these
         self.reason = reason
+
+    def __str__(self) -> str:
+        """Return the image's name and what is wrong with it."""
+        return f"{self.args[0]}: {self.reason}"
 
 
 @dataclass(frozen=True)

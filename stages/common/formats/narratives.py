@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 NAMED_IN_ERROR = 3  # broken lines that an error message lists
+FREE = 0  # category of a phrase that names no class
 END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -61,6 +62,11 @@ class Narrative:
     def trace(self) -> np.ndarray:
         """Return the points of all segments, float64 (P, 3)."""
         return np.concatenate([np.zeros((0, 3)), *self.segments])
+
+
+def in_time(trace: np.ndarray) -> np.ndarray:
+    """Return the points (P, 3) in order of time."""
+    return trace[np.argsort(trace[:, 2], kind="stable")]
 
 
 def split_sentences(text: str) -> list[str]:

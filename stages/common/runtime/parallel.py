@@ -12,6 +12,7 @@ from typing import TypeVar
 import cv2
 import torch
 
+from stages.common.runtime.errors import note_place
 from stages.common.runtime.params import environment_number
 
 Item = TypeVar("Item")
@@ -69,4 +70,8 @@ def map_in_order(
 
 
 def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    return [function(item) for item in items]
+    try:
+        return [function(item) for item in items]
+    except Exception as error:
+        note_place(error)
+        raise
