@@ -9,7 +9,8 @@ The prediction combines measurements on this machine with two assumptions:
 
 Shards spread over all GPUs. A training uses `gpus_per_training` GPUs of one machine, each with at
 least one image of the batch. Gradients that they send each other are not counted. Nor are stages
-that take less than an hour of one core: `vlm`, which only converts ALBEF, `vocabulary`, `phrases`.
+that take less than an hour of one core: `vlm`, which only converts ALBEF, `vocabulary`, `phrases`,
+`phrase_labels`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Full-size models with random weights: `python -m benchmarks.random_weights ../weights`.
+"""Full-size models with random weights: `python -m benchmarks.random_weights --help`.
 
 The profiles coco-mini-full and coco-mini-full-blip use them to show that the whole DAG runs at full
 size on a machine without pretrained weights; coco-laptop can be timed with them. Files have the
@@ -16,8 +16,6 @@ from torchvision.models import resnet50, vgg16
 
 from stages.models.vision_language.tokenizer import SPECIAL
 from tests.golden import official_albef
-
-CAPTIONS = Path("../shared/coco-mini/annotations/captions_train2017.json")
 
 
 def words_of(captions: Path, count: int) -> list[str]:
@@ -77,7 +75,7 @@ def main() -> None:
         prog="python -m benchmarks.random_weights", description=__doc__
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--captions", type=Path, default=CAPTIONS, help="whose words are known")
+    parser.add_argument("--captions", type=Path, required=True, help="COCO's; its words are known")
     options = parser.parse_args()
     write_blip(options.folder / "blip", write_albef(options.folder, options.captions))
     write_clip(options.folder / "clip")

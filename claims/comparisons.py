@@ -1,9 +1,9 @@
 """The claims, one letter each, and the numbers that each of them compares.
 
-If one of our defaults matters, the paper's procedure is measured as well: a letter has rows of our
-procedure, rows of the paper's, and rows "beside", which no verdict depends on. A number is named by
-a path, "<file>.<key>.<key>…", into the metrics of the experiment, of its comparators
-(comparators/dvc.yaml), or of the experiment with a param changed (`ARMS`).
+If one of our defaults matters, the paper's procedure is measured as well. So a claim has rows of
+our procedure, rows of the paper's, and rows "beside", which do not affect a verdict. A path
+"<file>.<key>.<key>…" names a number in the metrics of the experiment, of its comparators
+(comparators/dvc.yaml), or of the experiment with changed params (`ARMS`).
 """
 
 from dataclasses import dataclass, replace
@@ -19,26 +19,26 @@ CLASS_SPLITS = 17
 
 
 def seed_params(seed: int) -> dict[str, Any]:
-    """Return the params that differ from seed to seed: chance, and which classes are novel."""
+    """Return the params that differ between seeds: the seed, and which classes are novel."""
     return {"seed": seed, "download.scenes.class_split": seed % CLASS_SPLITS}
 
 
 FIRST_LOOK = {"pseudo_boxes.activation_round": "first", "pseudo_masks.activation_round": "first"}
 PLAIN_LOOKS = {"activation.reach": 0, "activation.weigh_visible": False}
 NO_BLUR = {"pseudo_boxes.smoothing": 0, "pseudo_masks.smoothing": 0}
-# The experiment, and its variants for the claims: the params that they change.
+# The experiment and its variants for the claims, with the params that they change.
 ARMS: dict[str, dict[str, Any]] = {
     "own": {},
     # Only the first round of each activation map: G = 0.
     "first_look": FIRST_LOOK,
-    # Its first round is the same, because reach counts only from the second round on.
+    # The first round is the same as in `own`: reach counts only from the second round on.
     "any_reach": {"activation.reach": 0},
     # The paper's maps: later rounds are not weighted, and there is no blur.
     "plain": {**PLAIN_LOOKS, **NO_BLUR},
     "visible": {"activation.reach": 0, **NO_BLUR},
     "plain_first_look": {**NO_BLUR, **FIRST_LOOK},
 }
-# Metrics files by the names that paths begin with, and the arm that makes each.
+# First key of a path → the arm that makes the metrics file, and the file.
 QUALITY, EVALUATION = "data/label_quality/metrics.json", "data/evaluation/metrics.json"
 FILES: dict[str, tuple[str, str]] = {
     "quality": ("own", QUALITY),
@@ -58,13 +58,13 @@ Part = Literal["ours", "paper", "beside"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """`better` should exceed `factor` × `worse` by `margin`.
+    """A row: `better` should exceed `factor` × `worse` by more than `margin`.
 
     Attributes:
         what: the row's sentence.
-        better, worse: paths of numbers.
-        factor: by which `worse` is multiplied.
-        margin: negative where "not below" is enough.
+        better, worse: paths of the compared numbers.
+        factor: multiplies `worse`.
+        margin: negative if "not below" is enough.
         part: whose procedure the row measures; no verdict depends on rows "beside".
         ours: our defaults that differ from the paper's and affect the row.
     """

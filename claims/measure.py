@@ -1,13 +1,11 @@
 """Measure the claims: `make claims SEEDS="1 2 3"`.
 
-For each seed, one sweep runs the experiment with its comparators, and its variants with other
-params, so that nothing is computed twice. When the sweep is done, the seed's record is written; a
-killed run continues with the first seed that has no record.
+For each seed, one sweep runs the experiment with its comparators and its variants, so that nothing
+is computed twice. Then the seed's record is written. A run that was killed continues with the first
+seed without a record.
 """
 
 from pathlib import Path
-
-from ruamel.yaml import YAML
 
 from claims.comparisons import ARMS, PIPELINE, seed_params
 from claims.records import (
@@ -18,6 +16,7 @@ from claims.records import (
     outputs_digest,
     read_facts,
     read_records,
+    read_stages,
     write_record,
 )
 from claims.table import claims_table
@@ -39,14 +38,14 @@ def measure_claims(
 
     Args:
         root: the repository.
-        seeds: the seeds to measure; the table has all seeds with a record of this experiment.
-        cores: number of cores to use; all if None.
+        seeds: the seeds to measure; the table has all seeds with a usable record.
+        cores: number of cores to use; None uses all.
         accept_older: also accept records of other params, code or packages.
-        pools: run stages on workers, not here.
+        pools: run stages on workers instead of here.
 
     Raises:
-        RuntimeError: an experiment of a seed failed; finished results stay.
-        ValueError: there is no record to make a table of.
+        RuntimeError: a run of a seed failed; finished results stay.
+        ValueError: there is no usable record for the table.
     """
     outputs = outputs_digest(root)
     for seed in seeds:
@@ -60,7 +59,7 @@ def measure_claims(
 
 
 def write_table(root: Path, accept_older: bool = False) -> str:
-    """Write the table of all usable records, and return it.
+    """Write the table of all usable records to docs/claims/table.md, and return it.
 
     Raises:
         ValueError: there is no usable record.
@@ -84,15 +83,14 @@ def _measure(root: Path, seed: int, outputs: str | None, cores: int | None, pool
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed; mend it and run `make claims` again")
     folders = {arm: worktree(root, point) for arm, point in points.items()}
-    # The digest of the worktree that was run: the workspace may have changed since then.
+    # Of the worktree that ran: the workspace may have changed since.
     digest = experiment_digest(folders["own"])
     return Record(seed, commit, digest, outputs, read_facts(folders))
 
 
 def seed_points(root: Path, seed: int) -> dict[str, Point]:
-    """Return the points of a seed by arm: the experiment and its variants."""
-    comparators = YAML(typ="safe").load(root / PIPELINE)["stages"]
-    compared = tuple(f"{PIPELINE}:{name}" for name in comparators)
+    """Return arm → sweep point of a seed, for the experiment and its variants."""
+    compared = tuple(f"{PIPELINE}:{name}" for name in read_stages(root, PIPELINE))
     targets = {"own": ("label_quality", "evaluation", *compared)}
     points = {}
     for arm, changes in ARMS.items():

@@ -1,7 +1,7 @@
-"""The tables of README.md and docs/ that are generated from results and the graph.
+"""The tables in README.md and docs/ that are generated from results and from the graph.
 
-Each stands between comments such as `<!-- results -->` and `<!-- /results -->`. `make readme`
-rewrites them after `make repro` or `make claims`, so that nobody copies numbers by hand.
+Each table is between comments such as `<!-- results -->` and `<!-- /results -->`. `make readme`
+rewrites it after `make repro` or `make claims`, so that nobody copies numbers by hand.
 """
 
 import json
@@ -42,15 +42,15 @@ def pages(root: Path) -> list[Path]:
 
 
 def place(name: str) -> re.Pattern[str]:
-    """Return the pattern of a table between its comments: group 2 is the table."""
+    """Return a pattern that matches a table between its comments; group 2 is the table."""
     return re.compile(rf"(<!-- {name} -->\n)(.*?)(<!-- /{name} -->)", re.DOTALL)
 
 
 def write_readme(root: Path) -> list[str]:
-    """Rewrite every table in all its places, and return the names of those that changed.
+    """Rewrite every table wherever it is, and return the names of those that changed.
 
     Raises:
-        ValueError: no page has a place for a table, or results are missing.
+        ValueError: no page has the comments of a table, or results are missing.
     """
     texts = {path: path.read_text(encoding="utf-8") for path in pages(root)}
     changed = []
@@ -128,7 +128,7 @@ def _self_training(root: Path) -> str:
 
 
 def reruns(graph: Graph, param: str) -> list[str]:
-    """Return the groups that run again when `param` changes: its readers and all downstream."""
+    """Return the groups that rerun when `param` changes: its readers and all stages downstream."""
     touched: set[str] = set()
     for name, stage in graph.items():
         reads = any(is_within(param, key) or is_within(key, param) for key in stage.params)
@@ -138,7 +138,7 @@ def reruns(graph: Graph, param: str) -> list[str]:
 
 
 def reruns_table(graph: Graph) -> str:
-    """Return docs/params.md's table: each params key that a stage reads, and what it reruns."""
+    """Return the table of docs/params.md: each key that a stage reads, and what it reruns."""
     keys = dict.fromkeys(key for stage in graph.values() for key in stage.params)
     everything = list(dict.fromkeys(stage.group for stage in graph.values()))
     rows = ["| param | stages that rerun |", "| --- | --- |"]
@@ -150,7 +150,7 @@ def reruns_table(graph: Graph) -> str:
 
 
 def is_within(key: str, section: str) -> bool:
-    """Say whether a dotted params key is `section` or lies inside it."""
+    """Return whether a dotted params key is `section` or lies inside it."""
     return key == section or key.startswith(section + ".")
 
 

@@ -1,10 +1,10 @@
 """One record per seed, docs/claims/seed-<n>.json: every number that the claims compare.
 
-A record identifies what made it by a digest of the params that stages read (except those that
-differ from seed to seed), of their commands and code, and of the locked packages. So each seed is
-measured once, on any machine and day, and a table mixes different measurements only if somebody
-asks for it. A record also has a digest of the committed experiment's outputs: as long as rearranged
-code gives the same results, under whatever names, the record stays valid.
+A record identifies the experiment by a digest of the params that stages read (except those that
+differ between seeds), of their commands and code, and of the locked packages. So each seed is
+measured once, on any machine, and a table mixes different experiments only on request. A record
+also has a digest of the committed experiment's outputs: it stays valid while changed code gives the
+same results.
 """
 
 import hashlib
@@ -20,17 +20,18 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from claims.comparisons import ARMS, FACTS, FILES, PIPELINE, seed_params
-from flows.overlay import flatten, look_up, read_params
+from flows.overlay import flatten, load_yaml, look_up, read_params
 
 FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)
 LOCK = "requirements.lock"
 CODE = ("stages/", "comparators/")
-# Suffixes of outputs that hold only results. Headers of weights, plots, metrics and reports also
-# hold names of params and metrics, so renaming one changes their bytes.
+# Suffixes of outputs with nothing but results. Weights, plots, metrics and reports also contain
+# names of params and metrics, so a renaming changes their bytes.
 RESULTS = {"", ".json", ".parquet"}  # "": folders of such files
 NAMED = {"metrics.json", "report.json"}
-TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # as in …/architectures/${detector.architecture}
+RESTORE = "claims are measured in a whole checkout, so `git checkout` it"
+TEMPLATE = re.compile(r"\$\{([\w.]+)\}")  # such as …/architectures/${detector.architecture}
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,16 @@ class Record:
 
 
 def experiment_digest(root: Path) -> str:
-    """Return a digest of everything that decides a seed's numbers, except `seed_params`.
+    """Return a digest of everything that determines a seed's numbers, except `seed_params`.
 
     Raises:
-        ValueError: params.yaml or a dvc.yaml cannot be read.
-        FileNotFoundError: the code of a stage, or the lock of the packages, is missing.
+        ValueError: params.yaml, a dvc.yaml, the code of a stage or the lock of the packages cannot
+            be read.
     """
     params = read_params(root)
     stages: dict[str, dict[str, Any]] = {}
     for file in DVC_FILES:
-        content = YAML(typ="safe").load(root / file)
-        for name, stage in content["stages"].items():
+        for name, stage in read_stages(root, file).items():
             stages |= {f"{file}:{own}": one for own, one in _members(name, stage)}
     keys = {key for stage in stages.values() for key in stage.get("params", [])}
     facts = [
@@ -78,18 +78,37 @@ def experiment_digest(root: Path) -> str:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for path in sorted(set(_code(root, stages.values(), params))):
         digest.update(f"\n{path}\n".encode())
-        digest.update(hashlib.sha256((root / path).read_bytes()).digest())
+        try:
+            content = (root / path).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read: {error.strerror}; {RESTORE}") from None
+        digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 
+def read_stages(root: Path, file: str) -> dict[str, dict[str, Any]]:
+    """Return the stages of a dvc.yaml as it is written.
+
+    Raises:
+        ValueError: it cannot be read, or has no stages.
+    """
+    try:
+        content = load_yaml(YAML(typ="safe"), root / file, file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {RESTORE}") from None
+    stages = content.get("stages") if isinstance(content, dict) else None
+    if not isinstance(stages, dict):
+        raise ValueError(f"{file}: expected stages, found {content!r:.60}; {RESTORE}")
+    return stages
+
+
 def outputs_digest(root: Path) -> str | None:
-    """Return a digest of the committed experiment's results, as dvc.lock has them.
+    """Return a digest of the committed experiment's results, by their hashes in dvc.lock.
 
-    It covers only their hashes, so stages, params and metrics may be renamed. Whatever is learned
-    shows in the boxes, masks and predictions made with it, so weights are left out. So are results
-    that only the comparators compute.
+    Names are not part of it, so stages, params and metrics may be renamed. Weights are left out,
+    because the boxes, masks and predictions depend on them. The comparators' results are left out.
 
-    None if there is no dvc.lock, or if it belongs to other code or params than the current ones.
+    Returns None if there is no dvc.lock, or if it belongs to other code or params.
 
     Raises:
         RuntimeError: DVC failed.
@@ -117,7 +136,7 @@ def outputs_digest(root: Path) -> str | None:
 
 
 def _members(name: str, stage: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the stage, or the stages that a `foreach` makes of it, each with its name."""
+    """Yield (name, stage), or each member of a `foreach` stage."""
     if "foreach" not in stage:
         yield name, stage
         return
@@ -132,7 +151,7 @@ def _members(name: str, stage: dict[str, Any]) -> Iterator[tuple[str, dict[str, 
 
 
 def _code(root: Path, stages: Iterable[dict[str, Any]], params: dict[str, Any]) -> Iterator[str]:
-    """Yield the source files among the stages' deps, and the lock of the packages."""
+    """Yield the paths of the packages' lock and of the source files among the stages' deps."""
     yield LOCK
     for stage in stages:
         for dep in stage.get("deps", []):
@@ -152,7 +171,7 @@ def read_facts(folders: dict[str, Path]) -> dict[str, float]:
 
     Raises:
         KeyError: a number is missing in its file.
-        ValueError: a value is not a number, such as the AP of classes without an object.
+        ValueError: a value is not a number.
     """
     files = {
         name: json.loads((folders[arm] / path).read_text(encoding="utf-8"))
@@ -171,7 +190,7 @@ def read_facts(folders: dict[str, Path]) -> dict[str, float]:
 
 
 def write_record(root: Path, record: Record) -> Path:
-    """Replace the seed's older record, if any, by this one; the file is written atomically."""
+    """Write a record atomically, in place of an older one of its seed; return its path."""
     path = root / FOLDER / f"seed-{record.seed}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -191,14 +210,14 @@ def read_records(root: Path) -> list[Record]:
         try:
             records.append(Record(**json.loads(path.read_text(encoding="utf-8"))))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path}: no record of a seed ({error}); remove it") from error
+            raise ValueError(f"{path}: not a record of a seed ({error}); remove it") from error
     return sorted(records, key=lambda record: record.seed)
 
 
 def is_usable(record: Record, digest: str, outputs: str | None, accept_older: bool) -> bool:
-    """Say whether a table may use a record: one of this experiment, or an older one if accepted.
+    """Return whether a table may use a record: of this experiment, or older if accepted.
 
-    A record that lacks a number which is now compared is never usable.
+    A record that lacks one of `FACTS` is never usable.
     """
     same = record.digest == digest or (outputs is not None and record.outputs == outputs)
     return (accept_older or same) and record.facts.keys() >= set(FACTS)

@@ -1,4 +1,4 @@
-"""The claims in markdown: a verdict per claim, and a row per comparison."""
+"""The claims in Markdown: a table with a verdict per claim, and one with a row per comparison."""
 
 import math
 import statistics
@@ -25,8 +25,8 @@ def claims_table(records: Sequence[Record], left_out: Sequence[Record] = ()) -> 
     """Return both tables, with the seeds and commits that they come from.
 
     Args:
-        records: at least one.
-        left_out: records of other params, code or packages.
+        records: the records to use, at least one.
+        left_out: records of other params, code or packages, to be named only.
     """
     lines = [_sources(records), *([_left_out(left_out)] if left_out else []), ""]
     lines += ["| | claim | procedure | p | p, Holm | verdict |", "|---|---|---|---|---|---|"]
@@ -73,7 +73,7 @@ def _row(letter: str, comparison: Comparison, ours: str, records: Sequence[Recor
         statistics.fmean(record.facts[path] for record in records)
         for path in (comparison.better, comparison.worse)
     )
-    # AP in percent and counts get one decimal, fractions three, and differences one more.
+    # AP in percent and counts get one decimal; fractions get three, and their differences four.
     fine = max(abs(better), abs(worse)) <= 1
     digits, more = (3, 4) if fine else (1, 1)
     scale = f" × {comparison.factor:g}" if comparison.factor != 1 else ""
@@ -97,7 +97,7 @@ def _p(value: float) -> str:
 
 
 def _sources(records: Sequence[Record]) -> str:
-    """Say which seeds and commits the table comes from, and whether all are of one experiment."""
+    """Return which seeds and commits the table comes from, and how many experiments they are of."""
     by_commit: dict[str, list[int]] = {}
     for record in records:
         by_commit.setdefault(record.commit, []).append(record.seed)
@@ -109,7 +109,7 @@ def _sources(records: Sequence[Record]) -> str:
 
 def _left_out(records: Sequence[Record]) -> str:
     told = "; ".join(f"{_seeds([record.seed])} at commit {record.commit}" for record in records)
-    return f"Left out, for params, code or packages were others: {told}."
+    return f"Left out, because params, code or packages were different: {told}."
 
 
 def _seeds(seeds: Sequence[int]) -> str:

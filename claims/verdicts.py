@@ -1,12 +1,13 @@
-"""Decides whether a comparison holds, and whether a claim does, over a handful of seeds.
+"""Decides whether a comparison holds, and whether a claim does, over a few seeds.
 
-Everything is paired by seed. A row is tested by itself: it holds if the two-sided 95 % t interval
-of its differences lies above its margin, fails if it lies below, and is undecided otherwise.
+Everything is paired by seed. Each row is tested by itself: it holds if the two-sided 95 % t
+interval of its mean difference lies above its margin, fails if it lies below, and is undecided
+otherwise.
 
-A claim of several rows holds if all of them do. It is only as certain as its least certain row, so
-its p is the largest of theirs, one-sided; no correction is needed within the claim (an
-intersection-union test). Across claims there is one family: each letter's own procedure and, where
-it is measured, the paper's. Holm's step-down method keeps the probability that any of them holds by
+A claim of several rows holds if all of them hold. It is only as certain as its least certain row,
+so its p is the largest one-sided p of its rows; no correction is needed within the claim (an
+intersection-union test). Across claims there is one family: each claim's test of our procedure and,
+if measured, of the paper's. Holm's step-down method keeps the probability that any of them holds by
 chance at 2.5 %, one side of a two-sided 95 % interval. Rows "beside" belong to no family.
 """
 
@@ -31,9 +32,9 @@ class Difference:
     Attributes:
         values: better − factor × worse, for each seed.
         mean: over seeds.
-        low, high: the t interval around the mean; infinite with one seed.
-        margin: what the difference has to exceed.
-        p: one-sided probability of a mean at least this large if the true one were the margin.
+        low, high: bounds of the t interval around the mean; infinite with one seed.
+        margin: what the mean must exceed.
+        p: one-sided probability of a mean at least this large if the true mean is the margin.
     """
 
     values: tuple[float, ...]
@@ -45,7 +46,7 @@ class Difference:
 
     @property
     def verdict(self) -> Verdict:
-        """Return the verdict by where the interval lies."""
+        """The verdict: whether the interval lies above, around or below the margin."""
         if self.low > self.margin:
             return "holds"
         return "fails" if self.high < self.margin else "undecided"
@@ -54,7 +55,7 @@ class Difference:
 def difference(
     better: Sequence[float], worse: Sequence[float], factor: float = 1.0, margin: float = 0.0
 ) -> Difference:
-    """Return the paired difference of the seeds' values; at least one seed."""
+    """Return the paired difference of the values of at least one seed."""
     values = tuple(b - factor * w for b, w in zip(better, worse, strict=True))
     mean, count = statistics.fmean(values), len(values)
     if count == 1:
@@ -69,7 +70,7 @@ def difference(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the given order: those at most α are rejected at α."""
+    """Return Holm's adjusted p-values in the given order; reject at level α those at most α."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
@@ -78,7 +79,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def joint_verdict(rows: Sequence[Difference], adjusted_p: float) -> Verdict:
-    """Return the verdict of a claim by its rows and its adjusted p."""
+    """Return the verdict of a claim from its rows and its adjusted p."""
     if adjusted_p <= LEVEL:
         return "holds"
     return "fails" if any(row.verdict == "fails" for row in rows) else "undecided"

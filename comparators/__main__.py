@@ -1,4 +1,4 @@
-"""`python -m comparators rpn`: run a comparator's stage, guarded as `python -m stages` does."""
+"""`python -m comparators rpn`: run a comparator's stage with the guards of `python -m stages`."""
 
 from stages.__main__ import main
 

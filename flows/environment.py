@@ -5,6 +5,7 @@ profile (`prefect cloud login`, `prefect config set`) for Prefect's server.
 """
 
 import io
+import math
 import os
 import re
 import sys
@@ -16,6 +17,10 @@ STATE_FOLDER = ".flows"  # logs, times and locks of this machine; git and DVC ig
 DATABASE = "mlflow.db"
 STOP_ORPHANS = "OVIS_STOP_ORPHANS"  # =1: commands of a lost flow are stopped, flows/dvc/command.py
 WORKER_CLONE, WORKER_NAME = "OVIS_WORKER_CLONE", "OVIS_WORKER_NAME"
+PATIENCE = "OVIS_PATIENCE"  # seconds that the remote may be away before we give up
+PERIOD = "OVIS_RESUME_PERIOD"  # seconds between pushes of a training's resume point
+SECONDS = {PATIENCE: (600.0, 0.0), PERIOD: (300.0, 0.1)}  # default and least
+MOST_SECONDS = 1e9
 HEARTBEAT_SECONDS = 30  # between heartbeats of a run on a worker; Prefect 3.8 accepts no less
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 RESERVED = re.compile("[%?#]")  # characters with another meaning in SQLAlchemy's URL of a file
@@ -58,8 +63,35 @@ def default_settings(root: Path) -> dict[str, str]:
     }
 
 
+def seconds(name: str) -> float:
+    """Return how many seconds one of the variables in SECONDS says, or its default.
+
+    Raises:
+        ValueError: it is no number, too small or too large.
+    """
+    default, least = SECONDS[name]
+    text = os.environ.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= MOST_SECONDS:
+        raise ValueError(
+            f"{name}={text!r}: expected seconds from {least:g} to {MOST_SECONDS:g}, or unset it"
+        )
+    return value
+
+
 def apply_settings(root: Path) -> None:
-    """Put the defaults into this process's environment; call before importing Prefect or MLflow."""
+    """Put the defaults into this process's environment; call before importing Prefect or MLflow.
+
+    Raises:
+        ValueError: one of the variables in SECONDS is wrong.
+    """
+    for name in SECONDS:
+        seconds(name)
     settings = default_settings(root)
     database = Path(os.environ.get("PREFECT_HOME", settings["PREFECT_HOME"])) / "prefect.db"
     if RESERVED.search(str(database)):  # Prefect would not escape them

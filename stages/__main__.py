@@ -1,8 +1,8 @@
 """`python -m stages pseudo_boxes 0`: run a stage as dvc.yaml does, and record no false result.
 
-It is `python -m stages.pseudo_boxes 0`, and fails if what the stage depends on changed meanwhile:
-DVC records nothing of a stage that failed. OVIS_RECEIPT names a file that gets what the result was
-made from and with.
+It runs `python -m stages.pseudo_boxes 0` and then fails if anything that the stage depends on
+changed meanwhile, because DVC records nothing for a failed stage. If OVIS_RECEIPT names a file, the
+inputs, device and versions that made the result are written there as JSON.
 """
 
 import errno
@@ -12,27 +12,30 @@ import platform
 import runpy
 import sys
 import time
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 
+from stages.common.runtime.errors import is_for_users
 from stages.guard import LOCK, changes, find_declared, other_packages
 
-STAGE = "DVC_STAGE"  # which DVC sets for its commands
-# How often a waiting thread of torch looks before it gives its core up (GNU OpenMP). By default it
-# never does, and two trainings on two cores take twice as long as one after the other.
+STAGE = "DVC_STAGE"  # DVC sets it for the commands that it runs
+# How many times a waiting torch thread spins before it gives up its core (GNU OpenMP). The default,
+# 300,000, outlasts most waits: two trainings on two cores then take twice as long as one after the
+# other.
 SPINS = ("GOMP_SPINCOUNT", "10000")
 RECEIPT = "OVIS_RECEIPT"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-CODE = [Path(__file__).resolve().parents[1] / package for package in ("stages", "comparators")]
 
 
 def main(package: str = "stages") -> None:
-    """Run the stage of a package that the command line names; guarded if DVC runs it.
+    """Run the stage that the command line names; guard its inputs if DVC runs it.
+
+    Args:
+        package: the package that holds the stage.
 
     Raises:
-        SystemExit: the stage failed, its inputs changed, or the packages are not the lock's.
-            What the user can mend is one line.
+        SystemExit: the stage failed, its inputs changed while it ran, or the installed packages
+            differ from the lock. An error that the user can fix is one line.
     """
     if len(sys.argv) < 2:
         raise SystemExit(f"usage: python -m {package} <stage> [its arguments]")
@@ -43,18 +46,9 @@ def main(package: str = "stages") -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise SystemExit(f"{name}: {error}; make room and run the same again") from None
-        if not _is_for_users(error):
+        if not is_for_users(error):
             raise
         raise SystemExit(f"{name}: {error}") from None
-
-
-def _is_for_users(error: Exception) -> bool:
-    """Say whether the error names a file, or our own code raised it: it then says what to mend."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return True
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    path = Path(frame.f_code.co_filename).resolve()
-    return any(path.is_relative_to(folder) for folder in CODE)
 
 
 def _run_guarded(name: str, stage: str | None) -> None:
@@ -66,16 +60,16 @@ def _run_guarded(name: str, stage: str | None) -> None:
     before = declared.read()
     if LOCK in declared.paths and (found := other_packages(Path())):
         raise SystemExit(
-            f"{stage}: {'; '.join(found)}; install {LOCK}, or write what is installed into it"
+            f"{stage}: {'; '.join(found)}; install {LOCK}, or update it to what is installed"
         )
     _run(name)
     try:
         changed = changes(before, declared.read())
-    except (FileNotFoundError, ValueError) as error:  # params.yaml is gone, or half an edit
+    except (FileNotFoundError, ValueError) as error:  # params.yaml is gone or half edited
         changed = [str(error)]
     if changed:
         raise SystemExit(
-            f"{stage} is not recorded, for this changed while it ran: {'; '.join(changed)};"
+            f"{stage} is not recorded, because this changed while it ran: {'; '.join(changed)};"
             " run the same again"
         )
     if RECEIPT in os.environ:
@@ -94,7 +88,7 @@ def _run(name: str) -> None:
 
 
 def _made_with() -> dict[str, str]:
-    """Return device, its model and the version of torch, as far as the stage used it."""
+    """Return the versions of Python and, if imported, torch, and the device with its model."""
     made = {"python": platform.python_version(), "device": "cpu", "model": _processor()}
     if torch := sys.modules.get("torch"):
         made["torch"] = torch.__version__

@@ -1,8 +1,9 @@
-"""A result must not be recorded with params, code or data that changed while it was made.
+"""Detect params, code and data that change while a stage runs, so that DVC does not record them.
 
-DVC hashes what a stage depends on when the stage has ended, so an edit in mid-run would be recorded
-as the input of a result that was made without it. Here a stage's params (their values) and files
-(size, time of change and inode) are read before it is imported, and compared when it has ended.
+DVC hashes the inputs of a stage after it has ended. An edit during the run would therefore be
+recorded as the input of a result that was made without it. This module reads the values of a
+stage's params and the state of its files (size, time of change, inode, and the MD5 of small files)
+before the stage is imported, and compares them when it has ended.
 """
 
 import hashlib
@@ -25,19 +26,19 @@ from stages.common.runtime.params import PARAMS_FILE, read_params
 
 DVC_FILE = "dvc.yaml"
 LOCK = "requirements-stages.lock"
-IGNORED = ("__pycache__", ".partial", "README.md")  # ends of names that .dvcignore leaves out
-LARGEST_HASHED = 1 << 20  # bytes; sources are far smaller, data is not
+IGNORED = ("__pycache__", ".partial", "README.md")  # endings of the names that .dvcignore excludes
+LARGEST_HASHED = 1 << 20  # bytes; source files are far smaller, data files are not
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 MISSING = "–"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a stage depends on, at one moment.
+    """The state of everything that a stage depends on, at one moment.
 
     Attributes:
         params: value of each key of params.yaml that the stage reads, such as "pseudo_boxes".
-        files: [size, time of change in ns, inode, MD5 or "" if it is large] of each file.
+        files: [size, time of change in ns, inode, MD5 or "" if the file is large] per path.
     """
 
     params: dict[str, Any]
@@ -46,13 +47,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Declared:
-    """What dvc.yaml says that a stage depends on: files and folders, and keys of params.yaml."""
+    """A stage's inputs as dvc.yaml declares them: files and folders, and keys of params.yaml."""
 
     paths: list[str]
     keys: list[str]
 
     def read(self) -> Inputs:
-        """Return all that as it is now; a key that is not there has no value."""
+        """Return their present state; a missing key is None, a missing file is left out."""
         params = read_params()
         paths = [PARAMS_FILE.as_posix(), *(file for path in self.paths for file in _files_in(path))]
         return Inputs(
@@ -62,17 +63,17 @@ class Declared:
 
 
 def find_declared(stage: str) -> Declared:
-    """Return what a stage depends on; run from the repository's root.
+    """Return the declared inputs of a stage; the working directory is the repository's root.
 
     Args:
-        stage: as DVC names it, such as "pseudo_boxes@0" or "comparators/dvc.yaml:rpn".
+        stage: its name in DVC, such as "pseudo_boxes@0" or "comparators/dvc.yaml:rpn".
 
     Raises:
-        ValueError: no dvc.yaml has the stage, or a file that it names is not there.
+        ValueError: no dvc.yaml has the stage, or one of its inputs does not exist.
     """
     file, _, name = stage.rpartition(":")
     group = name.split("@")[0]
-    # From within a folder DVC names its stages without it.
+    # In its own folder DVC names a stage without the path of the file.
     files = [Path(file or DVC_FILE), Path(DVC_FILE), *sorted(Path().glob(f"*/{DVC_FILE}"))]
     for path in dict.fromkeys(files):
         content = YAML(typ="safe").load(path) if path.is_file() else {}
@@ -83,7 +84,7 @@ def find_declared(stage: str) -> Declared:
     entry = content["stages"][group]
     known = read_params()
     for variables in content.get("vars", []):
-        known |= variables if isinstance(variables, dict) else {}  # a file is params.yaml
+        known |= variables if isinstance(variables, dict) else {}  # a string is a file: params.yaml
     if "foreach" in entry:
         key = name.partition("@")[2]
         known |= {"key": key, "item": entry["foreach"][key]}
@@ -100,12 +101,12 @@ def find_declared(stage: str) -> Declared:
     ]
     missing = [path for path in paths if not os.path.exists(path)]
     if missing:
-        raise ValueError(f"{stage}: {missing[0]} is not there, which {DVC_FILE} names as its input")
+        raise ValueError(f"{stage}: input {missing[0]} of {DVC_FILE} does not exist")
     return Declared(paths, [key for key in keys if isinstance(key, str)])
 
 
 def changes(before: Inputs, after: Inputs) -> list[str]:
-    """Return in words what differs; of params.yaml only the keys that the stage reads count."""
+    """Return one text per difference; of params.yaml only the keys that the stage reads count."""
     found = []
     for key, value in before.params.items():
         old, new = _leaves(value, key), _leaves(after.params[key], key)
@@ -119,9 +120,9 @@ def changes(before: Inputs, after: Inputs) -> list[str]:
 
 
 def other_packages(root: Path) -> list[str]:
-    """Return in words which packages that stages import are of another version than the lock's.
+    """Return one text per package of the stages whose installed version is not the locked one.
 
-    Builds of one version (`2.9.0+cpu`, `2.9.0+cu128`) count as equal: a fleet has both.
+    Builds of one version (`2.9.0+cpu`, `2.9.0+cu128`) count as equal, because a fleet has both.
     """
     locked: dict[str, list[str]] = {}
     for line in (root / LOCK).read_text(encoding="utf-8").splitlines():
@@ -140,13 +141,13 @@ def other_packages(root: Path) -> list[str]:
 
 
 def _item(entry: dict, name: str, known: dict[str, Any]) -> dict[str, Any]:
-    """Return which member of a matrix this is: `pseudo_boxes@0` has the first shard's number."""
+    """Return a stage's values of the matrix; for `pseudo_boxes@0` the first shard's number."""
     axes = {
         key: _look_up(known, found[1]) if (found := REFERENCE.fullmatch(str(values))) else values
         for key, values in entry.get("matrix", {}).items()
     }
     for members in itertools.product(*map(enumerate, axes.values())):
-        # As DVC names them: a mapping or a list by its place.
+        # DVC names a mapping or a list by its position in the axis.
         called = [
             f"{axis}{place}" if isinstance(value, dict | list) else str(value)
             for axis, (place, value) in zip(axes, members, strict=True)

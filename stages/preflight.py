@@ -1,7 +1,7 @@
 """`python -m stages.preflight vlm wspn …`: find wrong params and missing weights before a run.
 
-A stage finds them too, but perhaps hours after the execution began. Params and weights that are
-there may still not fit each other: that a stage sees when it builds its network.
+A stage finds them too, but perhaps hours after the run began. Whether params and weights fit each
+other is not checked here; a stage finds that out when it builds its network.
 """
 
 import os
@@ -29,13 +29,13 @@ NUMBERS = ("OVIS_WORKERS", "OVIS_THREADS", "OVIS_PROCESSES", "OVIS_MICRO_BATCH")
 
 
 def section_model(name: str) -> type[Section]:
-    """Return what a section of params.yaml has to be: `XParams` of x.params in a package."""
+    """Return the model of section x of params.yaml: `XParams` in the `params.py` of package x."""
     (home,) = (own for own in PACKAGES if (ROOT / own / name / "params.py").is_file())
     return getattr(import_module(f"{home}.{name}.params"), f"{name.title().replace('_', '')}Params")
 
 
 def problems(names: Sequence[str], path: Path = PARAMS_FILE) -> list[str]:
-    """Return what is wrong with these sections of params.yaml, in words."""
+    """Return one message per problem in these sections of params.yaml and in the environment."""
     found = _problems(lambda: (read_seed(path), read_exactness(path)))
     found += _problems(lambda: _check_environment(path))
     for name in names:
@@ -52,7 +52,7 @@ def _problems(check: Callable[[], object]) -> list[str]:
 
 
 def _check_environment(path: Path) -> None:
-    """Check the variables that the stages will read, without torch where there is none of them."""
+    """Check the environment variables of the stages; torch is imported only if DEVICE is set."""
     for name in NUMBERS:
         environment_number(name)
     if "DEVICE" in os.environ:

@@ -1,8 +1,8 @@
-"""`python -m stages.schema`: write params.schema.json, that of profiles, and the table in the docs.
+"""`python -m stages.schema`: write the schemas of params.yaml and of profiles, and the docs' table.
 
-What a param may be is told by the models that check it. What it means, its unit and what the paper
-has is told by its comment in params.yaml, where whoever changes it reads it: a better word there
-makes no stage stale. Editors take both from the schema.
+The pydantic models say which values a param may have. Its comment in params.yaml gives its meaning,
+unit and the paper's value: whoever changes the param sees it there, and a better comment makes no
+stage stale. Editors read both from the schema.
 """
 
 import copy
@@ -30,7 +30,7 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 
 class TopLevel(Section):
-    """What params.yaml has beside its sections."""
+    """The keys of params.yaml outside its sections."""
 
     seed: int = Field(ge=0)
     shards: list[Annotated[int, Field(ge=0)]] = Field(
@@ -45,7 +45,7 @@ def make_schema(params: dict[str, Any], comments: dict[str, str]) -> dict[str, A
 
     Args:
         params: the content of params.yaml.
-        comments: what is said of each dotted key.
+        comments: the comment of each dotted key.
     """
     sections: dict[str, Any] = {
         name: (_variants(section_model(name)), ...)
@@ -55,7 +55,7 @@ def make_schema(params: dict[str, Any], comments: dict[str, str]) -> dict[str, A
     model = create_model("Params", __base__=TopLevel, **sections)
     model.__doc__ = "Every value that can change a result."
     schema = model.model_json_schema()
-    # A model may stand in several places; what its key means is told at the first.
+    # A model may be used in several sections; its keys take the comments of the first one.
     for key, node, _, _ in walk(schema, params):
         if key in comments:
             node.setdefault("description", comments[key])
@@ -63,7 +63,7 @@ def make_schema(params: dict[str, Any], comments: dict[str, str]) -> dict[str, A
 
 
 def _variants(model: type[Section]) -> Any:
-    """Return the model, or one of several of which the key `architecture` decides."""
+    """Return the model, or a union of models that the key `architecture` tells apart."""
     if not issubclass(model, StartParams):
         return model
     variants = []
@@ -75,10 +75,10 @@ def _variants(model: type[Section]) -> Any:
 
 
 def make_profile_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an overlay: as that of params.yaml, but that any key may be left out."""
+    """Return the schema of an overlay: that of params.yaml with every key optional."""
     schema = copy.deepcopy(schema)
     schema["title"] = "Profile"
-    schema["description"] = "The values that differ from params.yaml, or from what is extended."
+    schema["description"] = "The values that differ from params.yaml or from the extended profile."
     schema["properties"]["extends"] = {
         "description": "Name of the profile that this one changes.",
         "type": "string",
@@ -104,9 +104,9 @@ def _loosen(node: Any) -> None:
 def walk(
     schema: dict[str, Any], params: dict[str, Any], prefix: str = "", node: Any = None
 ) -> Iterator[tuple[str, dict[str, Any], Any, str]]:
-    """Yield (dotted key, its node in the schema, value, what is allowed) of params and sections.
+    """Yield (dotted key, node of the schema, value, allowed values) of each section and param.
 
-    The values of a mapping whose keys no model names, such as `loss_weights`, are one param.
+    A mapping whose keys no model names, such as `loss_weights`, is a single param.
     """
     defs = schema.get("$defs", {})
     choices = [own["properties"] for own in _choices(node or schema, defs) if "properties" in own]
@@ -122,7 +122,7 @@ def walk(
 
 
 def _choices(node: dict[str, Any], defs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what a node refers to, or the several that it may be."""
+    """Return the node, references resolved, or all alternatives of a union."""
     if "$ref" in node:
         return _choices(defs[node["$ref"].rpartition("/")[2]], defs)
     own = node.get("oneOf") or node.get("anyOf")
@@ -130,16 +130,16 @@ def _choices(node: dict[str, Any], defs: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def _is_for(properties: dict[str, Any], value: dict[str, Any]) -> bool:
-    """Say whether a model's fixed keys, such as `kind`, are those of a mapping."""
+    """Return whether a mapping has the values of a model's fixed keys, such as `kind`."""
     fixed = {key: own["const"] for key, own in properties.items() if "const" in own}
     return fixed.items() <= value.items()
 
 
 def read_comments(path: Path) -> dict[str, str]:
-    """Return what a YAML file's comments say of each dotted key.
+    """Return the comment of each dotted key of a YAML file.
 
-    The comment of a key stands in the lines above it, behind it, or both. Keys between braces share
-    that of the mapping.
+    A key's comment is in the lines above it, after its value, or both. Keys in braces share the
+    comment of their mapping.
     """
     text = path.read_text(encoding="utf-8")
     root = YAML(typ="safe", pure=True).compose(text)
@@ -158,7 +158,7 @@ def _comments(
 
 
 def _comment(key: Node, value: Node, lines: list[str]) -> str:
-    """Return the comment of a key in a block: above it, then behind its value."""
+    """Return the comment of a key in a block: the lines above it, then the text after its value."""
     first = key.start_mark.line
     above = first
     while above and re.match(rf" {{{key.start_mark.column}}}#", lines[above - 1]):
@@ -172,7 +172,7 @@ def _comment(key: Node, value: Node, lines: list[str]) -> str:
 
 
 def make_table(schema: dict[str, Any], params: dict[str, Any], comments: dict[str, str]) -> str:
-    """Return the Markdown tables of all params, one for each section."""
+    """Return the Markdown tables of all params, one per section."""
     sections: dict[str, list[str]] = {"": [*TABLE_HEAD]}
     last = None
     for key, node, value, allowed in walk(schema, params):
@@ -191,7 +191,7 @@ def make_table(schema: dict[str, Any], params: dict[str, Any], comments: dict[st
 
 
 def _is_param(schema: dict[str, Any], node: dict[str, Any], value: Any) -> bool:
-    """Say whether a node is a value, or a mapping whose keys no model names."""
+    """Return whether a node is a value or a mapping whose keys no model names."""
     return not isinstance(value, dict) or not any(walk(schema, value, node=node))
 
 
@@ -201,7 +201,7 @@ def _value(value: Any) -> str:
 
 
 def _allowed(node: dict[str, Any], defs: dict[str, Any]) -> str:
-    """Return in words what the schema allows."""
+    """Return the allowed values of a node in words."""
     choices = _choices(node, defs)
     if len(choices) > 1:
         return " or ".join(_allowed(choice, defs) for choice in choices)
@@ -222,10 +222,10 @@ def _quoted(choices: list[Any]) -> str:
 
 
 def make_files(root: Path) -> dict[Path, str]:
-    """Return what the generated files have to be.
+    """Return the content of each generated file.
 
     Raises:
-        ValueError: a param has no comment, or the page has no place for the table.
+        ValueError: a param has no comment, or the page lacks the marks around the table.
     """
     params, comments = read_params(root / PARAMS_FILE), read_comments(root / PARAMS_FILE)
     schema = make_schema(params, comments)
@@ -235,10 +235,10 @@ def make_files(root: Path) -> dict[Path, str]:
         if "description" not in node and _is_param(schema, node, value)
     ]
     if untold:
-        raise ValueError(f"{PARAMS_FILE}: {', '.join(untold)}: no comment says what it is")
+        raise ValueError(f"{PARAMS_FILE}: {', '.join(untold)}: add a comment that explains it")
     page = (root / PAGE).read_text(encoding="utf-8")
     if not PLACE.search(page):
-        raise ValueError(f"{PAGE}: add <!-- params --> and <!-- /params -->, to write between")
+        raise ValueError(f"{PAGE}: add <!-- params --> and <!-- /params --> around the table")
     table = make_table(schema, params, comments)
     return {
         SCHEMA: _dump(schema),
@@ -256,7 +256,7 @@ def _read(path: Path) -> str | None:
 
 
 def main() -> None:
-    """Write the files anew and name those that changed."""
+    """Write the generated files and print which of them changed."""
     try:
         files = make_files(Path())
     except (ValueError, FileNotFoundError) as error:

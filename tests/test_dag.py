@@ -32,7 +32,7 @@ ANNOTATED_CLASSES = "data/download/annotations"  # of base classes, without wher
 # Up to the training on pseudo-labels nothing may see a box or mask that a person drew.
 BLIND = (
     "vlm vocabulary proposals wspn ranking activation"
-    " pseudo_boxes pseudo_masks pseudo_labels phrases supervision detector"
+    " pseudo_boxes pseudo_masks pseudo_labels phrases phrase_labels supervision detector"
 ).split()
 # It names ground truth among the sources that params.yaml may choose, and reads no file.
 NAMES_OF_SOURCES = "stages/detector/params.py"

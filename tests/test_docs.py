@@ -44,6 +44,7 @@ ROOT_FILE = re.compile(r"(?<![\w./-])([\w-]+\.(?:yaml|lock|toml))(?![\w/])")
 PARAM = re.compile(rf"(?<![\w./-])((?:{'|'.join(PARAMS)})(?:\.[a-z_]\w*)+)(?![\w(/])")
 MODULE = re.compile(rf"-m ((?:{'|'.join(FOLDERS)})[\w.]*)")
 VARIABLE = re.compile(r"\b(OVIS_[A-Z_]+|DEVICE)\b")
+HELD = re.compile(r"`(\w+)` of `([\w/]+\.py)`")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
@@ -132,6 +133,23 @@ def test_shell_and_python_blocks_have_no_syntax_error(path):
 def test_files_exist(path):
     found = named(PATH, prose(path)) | named(ROOT_FILE, prose(path))
     assert {name for name in found if not is_there(name)} == set()
+
+
+def test_the_files_that_architecture_names_hold_what_is_looked_for():
+    text = prose(PAGES["docs/architecture.md"])
+    held = HELD.findall(text)
+    assert len(held) == text.count("` of `") >= 12
+    for name, file in held:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^(def |class )?{name}\b", source, re.MULTILINE), (name, file)
+
+
+def test_the_glossary_names_files_of_stages_or_of_the_root():
+    glossary = prose(PAGES["docs/architecture.md"]).partition("## Glossary")[2]
+    cells = [row.split("|")[3] for row in glossary.splitlines() if row.startswith("| ")]
+    files = [path for cell in cells for path in re.findall(r"`([\w./-]*[/.][\w./-]*)`", cell)]
+    gone = [path for path in files if not any((ROOT / p / path).exists() for p in ("stages", ""))]
+    assert len(files) > 30 and gone == []
 
 
 @page

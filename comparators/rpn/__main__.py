@@ -1,9 +1,9 @@
 """Stage `rpn`: proposal recall of WSPN against a region proposal network trained on base boxes.
 
-Run: python -m comparators.rpn. A comparator of the claims, outside the pseudo-label pipeline: it
-reads ground truth: of base classes to train the detector, and of all classes on the images
-of evaluation.split to measure recall. Objects of novel classes are unlabelled in training, as in
-the papers that use such an RPN. Writes data/rpn/metrics.json.
+Run: python -m comparators.rpn. A comparator of the claims, outside the pseudo-label pipeline. It
+reads ground truth of base classes to train the detector, and of base and novel classes on the
+images of evaluation.split to measure recall. Novel objects are unlabelled in training, as in the
+papers that use such an RPN. Writes data/rpn/metrics.json and curve.csv.
 """
 
 from pathlib import Path
@@ -61,7 +61,7 @@ def main() -> None:
     shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
     labelled = label_images(StoredImages(*shards), annotations, labels, truth)
 
-    # A plain classifier of the base classes: only the region proposals matter here.
+    # One-hot embeddings of the base classes: only the region proposals matter here.
     detector = build(params.architecture, params.network, torch.eye(len(base)))
     load_start(detector, params, Path("data/vlm/model.safetensors"), "rpn")
     detector.to(device)
@@ -70,7 +70,7 @@ def main() -> None:
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"
     searched = boxes_by_image(read_table(PROPOSALS / f"{split}.parquet"))
-    heads = {  # the experiment's ranking, the paper's, and the paper's with a step of ours
+    heads = {  # our ranking, the paper's, and the paper's with a step of ours
         "wspn": ranking,
         "wspn_by_classes": params.by_classes.apply_to(ranking),
         "wspn_by_agreement": params.by_agreement.apply_to(ranking),

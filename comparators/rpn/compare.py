@@ -1,6 +1,7 @@
-"""Proposal recall of several methods on images that none of them was trained on.
+"""Compares the proposal recall of several methods on held-out images.
 
-Mask-free OVIS, figure 2. R boxes of an image, S its objects; boxes in pixels of the image.
+Source: Mask-free OVIS, figure 2. Shape legend: R boxes and S objects of an image, N objects of all
+images. Frame: pixels of the image; boxes x0, y0, x1, y1.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,10 +26,19 @@ def ordered_boxes(
     heads: Mapping[str, RankingSettings],
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Return the boxes of an image by method, best first; `searched` are selective search's.
+    """Return method → boxes float32 (R, 4) of an image, best first.
 
-    For each way to rank the proposal network's boxes, `heads`, there is also `rpn_like_<head>`: the
-    detector's proposals with the same suppression, so that no difference is due to suppression.
+    For each head there is also `rpn_like_<head>`: the detector's proposals, suppressed with the
+    head's IoU thresholds. A head with `score: classes` suppresses only boxes of the same class; the
+    detector's proposals have no classes, so all of them suppress each other.
+
+    Args:
+        image: encoded.
+        searched: selective search's boxes float32 (R, 4).
+        detector: supports `proposals`.
+        wspn: the proposal network.
+        heads: name → a way to rank the proposal network's boxes.
+        seed: of the random order.
     """
     pixels = image.decode()
     random = numpy_generator(seed, "proposals in random order", image.image_id)
@@ -48,20 +58,20 @@ def ordered_boxes(
 
 @dataclass(frozen=True)
 class Hits:
-    """How many boxes it takes to find each of the N objects of all images."""
+    """How many of the first boxes it takes to find each object."""
 
     category_ids: np.ndarray  # int64 (N,)
-    by_method: dict[str, np.ndarray]  # int64 (N,) each; `recall.NEVER` if none does
+    by_method: dict[str, np.ndarray]  # int64 (N,) each; `recall.NEVER` if no box finds it
 
 
 def find_objects(
     found: Iterable[Mapping[str, np.ndarray]], objects: Iterable[tuple[np.ndarray, np.ndarray]]
 ) -> Hits:
-    """Look for the objects among the boxes.
+    """Find the objects of all images among the boxes of each method.
 
     Args:
-        found: ordered boxes by method, per image.
-        objects: (boxes (S, 4), category ids (S,)) per image.
+        found: per image, method → ordered boxes (R, 4).
+        objects: per image, (boxes (S, 4), category ids (S,)).
     """
     hits: dict[str, list[np.ndarray]] = {}
     categories = []
@@ -81,9 +91,9 @@ def recall_table(
     """Return method → group → {"recall@K": fraction of the group's objects found at IoU 0.5}.
 
     Args:
-        hits: those of all objects.
-        groups: category ids by name.
-        recall_at: numbers of boxes K.
+        hits: of all objects.
+        groups: name → category ids.
+        recall_at: the numbers of boxes K.
 
     Raises:
         ValueError: a group has no objects.
@@ -106,8 +116,8 @@ def classes_won(
 ) -> dict[str, dict[str, dict[str, int]]]:
     """Return winner → other method → {"recall@K": number of classes with higher recall}.
 
-    The paper's figure 2B is per class. Classes with equal recall, or without objects, count for
-    neither.
+    Classes with equal recall or without objects count for neither. Source: Mask-free OVIS,
+    figure 2B, which shows recall per class.
     """
     rows = [hits.category_ids == category_id for category_id in classes]
     found = {

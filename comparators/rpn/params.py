@@ -1,4 +1,4 @@
-"""Section `rpn` of params.yaml: the supervised comparator of the proposal network."""
+"""The `rpn` section of params.yaml: the supervised comparator of the proposal network."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ from stages.models.proposals.ranking import AgreementSettings, RankingSettings
 
 
 class HeadParams(Section):
-    """What another way to rank the proposals changes in section `ranking`."""
+    """Changes to section `ranking`: another way to rank the proposals."""
 
     score: Literal["quality", "classes"]
     agreement: AgreementSettings
@@ -19,7 +19,7 @@ class HeadParams(Section):
     nms_iou: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)]
 
     def apply_to(self, ranking: RankingSettings) -> RankingSettings:
-        """Return the ranking's settings with these changes.
+        """Return the settings of `ranking` with these changes.
 
         Raises:
             ValueError: the settings do not fit together.
@@ -28,7 +28,7 @@ class HeadParams(Section):
 
 
 class RpnParams(StartParams):
-    """The detector whose region proposals are compared, its training, and where to measure."""
+    """The detector whose proposals are compared, its training, and the K of recall@K."""
 
     by_classes: HeadParams
     by_agreement: HeadParams

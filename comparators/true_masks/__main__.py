@@ -1,8 +1,9 @@
-"""Stage `true_masks`: what if every pseudo-mask were as good as its box allows? For claim e.
+"""Stage `true_masks`: pseudo-labels with the best masks that their boxes allow, for claim e.
 
-Run: python -m comparators.true_masks. With `--boxes` every label also gets the box of its object.
-Reads ground truth. Detectors that learn from these labels, compared with the experiment's detector
-and the oracle, show how much is lost to the masks, to the boxes, and to missing and wrong labels.
+Run: python -m comparators.true_masks. With `--boxes`, labels also get the boxes of their objects.
+Reads ground truth. Detectors trained on these labels are compared with the experiment's detector
+and the oracle: this shows how much AP is lost to the masks, to the boxes, and to missing and wrong
+labels.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Pseudo-labels as they would be if `pseudo_masks`, or `pseudo_boxes` as well, were perfect.
+"""Pseudo-labels as they would be if `pseudo_masks`, or also `pseudo_boxes`, were perfect.
 
-Classes and order stay. Labels of classes that are not in the image stay too: they are wrong before
-they get a box. Nothing is added for an object without a label. Crowds do not count as objects.
+Classes and order stay. Labels whose class is not in the image are kept unchanged: they are wrong
+before they get a box. No labels are added for objects without one. Crowds do not count as objects.
 
-Shape legend: R labels of an image, S its objects.
+Frame: pixels of the image; `bbox` is x, y, width, height.
 """
 
 import numpy as np
@@ -18,13 +18,13 @@ def replace_masks(
 ) -> list[dict]:
     """Return the labels of one image with true masks in their own boxes.
 
-    A label gets the mask of the object of its class that its box overlaps best, cut to the box. A
-    label that overlaps no object of its class stays as it is: its mask is not its only fault.
+    A label gets the mask of the object of its class with the highest box IoU, cut to the label's
+    box. A label that overlaps no object of its class is kept: its mask is not its only fault.
 
     Args:
-        annotations: pseudo-annotations of the image in COCO's format.
-        objects: its ground truth.
-        image_hw: the image's size, pixels.
+        annotations: the image's pseudo-labels, in COCO's format.
+        objects: its ground truth, in COCO's format.
+        image_hw: its size in pixels.
     """
     objects = [each for each in objects if not each["iscrowd"]]
     labels = make_instances(annotations)
@@ -48,7 +48,7 @@ def replace_objects(
 ) -> list[dict]:
     """Return the labels of one image with the box and mask of an object of their class.
 
-    That is the object that the box overlaps best or, if it overlaps none, the nearest one.
+    It is the object with the highest box IoU or, if none overlaps, with the nearest centre.
     Arguments as for `replace_masks`.
     """
     objects = [each for each in objects if not each["iscrowd"]]
@@ -65,10 +65,10 @@ def replace_objects(
 
 
 def _fitting(labels: Instances, objects: list[dict]) -> list[tuple[int | None, float]]:
-    """Return for each label the row of the best matching object of its class, and their IoU.
+    """Return for each label the row of the best matching object of its class, and their box IoU.
 
-    The row is None if there is no such object. If none overlaps, it is the row of the object whose
-    centre is nearest to the label's.
+    If no object of the class overlaps, it is the one with the nearest centre, and if there is no
+    such object, the row is None.
     """
     if not objects or not len(labels):
         return [(None, 0.0)] * len(labels)

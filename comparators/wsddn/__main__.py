@@ -1,8 +1,8 @@
-"""Stage `wsddn`: detections of a proposal network that learned from image labels of all classes.
+"""Stage `wsddn`: detections of a proposal network that is trained on image labels of all classes.
 
 Run: python -m comparators.wsddn. A comparator of the claims. Reads the images of evaluation.split,
 their proposals and data/wsddn_network; writes data/wsddn/predictions.json, in the format of
-`stages.common.formats.result_files`. Its masks are filled boxes, because it learns none.
+`stages.common.formats.result_files`. Masks are filled boxes, because the network learns none.
 """
 
 from pathlib import Path

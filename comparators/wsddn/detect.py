@@ -1,7 +1,7 @@
-"""The class part of the proposal network as a detector that learns from image labels alone.
+"""The proposal network's class scores as a detector that is trained on image labels alone.
 
-WSDDN, the first row of Mask-free OVIS's table 1. Shape legend: R proposals of an image, C classes.
-Boxes in pixels of the image.
+Source: WSDDN, the first row of Mask-free OVIS's table 1. Shape legend: R proposals and n detections
+of an image, C classes. Frame: pixels of the image; boxes x0, y0, x1, y1.
 """
 
 import numpy as np
@@ -21,17 +21,21 @@ def detect_classes(
     nms_iou: float,
     max_detections: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the image's detections, best first: boxes (n, 4), class indices (n,), scores (n,).
+    """Return the image's detections, best first.
 
-    The score of a box for a class is the network's: W of eq. 5, or the mean of its refinements.
+    The score of a box for a class is W of eq. 5 of Mask-free OVIS, or the mean of the network's
+    refinements.
 
     Args:
-        model: a proposal network trained with labels of the wanted classes.
-        image: uint8 (H, W, 3).
+        model: a proposal network trained with image labels of the C classes.
+        image: RGB uint8 (H, W, 3).
         boxes_xyxy: proposals float32 (R, 4).
-        views: the views for an ImageNet backbone.
-        nms_iou: threshold of the suppression within each class.
-        max_detections: per image.
+        views: used by networks with an ImageNet backbone.
+        nms_iou: IoU threshold of the suppression within each class.
+        max_detections: largest n.
+
+    Returns:
+        Boxes float32 (n, 4), class indices int64 (n,), scores float32 (n,) in [0, 1].
     """
     features = model.extract_features(image, views)
     boxes = torch.from_numpy(boxes_xyxy * features.scale).to(model.device)

@@ -8,7 +8,6 @@ They raise RemoteError if the remote cannot be used. They raise DagError if the 
 remote or no such stage, an input is missing, or DVC keeps no run of the stage.
 """
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,12 +24,10 @@ from dvc.stage.cache import _can_hash, _get_stage_hash
 from dvc.stage.loader import StageLoader
 
 from flows.dvc.project import load_stage, lock, locked_repo, open_repo
+from flows.environment import PATIENCE, seconds
 from flows.graph import DagError
 
 Result = TypeVar("Result")
-
-PATIENCE = "OVIS_PATIENCE"  # seconds that the remote may be away before we give up
-DEFAULT_PATIENCE = 600.0
 
 
 class RemoteError(RuntimeError):
@@ -120,7 +117,7 @@ def with_patience(
     Raises:
         RemoteError: it failed for OVIS_PATIENCE seconds.
     """
-    deadline = time.monotonic() + float(os.environ.get(PATIENCE, DEFAULT_PATIENCE))
+    deadline = time.monotonic() + seconds(PATIENCE)
     delay = 1.0
     while True:
         try:

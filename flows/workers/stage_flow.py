@@ -34,7 +34,7 @@ from flows.dvc.remote import (
     with_patience,
 )
 from flows.dvc.resume import ResumePoint
-from flows.environment import WORKER_CLONE, WORKER_NAME
+from flows.environment import PERIOD, WORKER_CLONE, WORKER_NAME, seconds
 from flows.git import GitError
 from flows.graph import DagError, Graph, Outcome, Stage
 from flows.resources import DeviceError, DeviceSlots, Reservation, require_devices
@@ -53,8 +53,6 @@ FLOW = "ovis-dag-stage"  # on a server that other teams use too
 STAGE_FAILED, UNFIT, PREEMPTED = "StageFailed", "Unfit", "Preempted"
 MADE = "made."  # prefix of the run's labels that say what the result was made with
 LONGEST_MESSAGE = 4000  # characters of a Prefect state's message
-PERIOD = "OVIS_RESUME_PERIOD"  # seconds between pushes of a training's resume point
-DEFAULT_PERIOD = 300.0
 MOST_STARTS = 3  # of one run from the same resume point, each after its machine was lost
 
 Log = Callable[[str], None]
@@ -173,7 +171,7 @@ def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: Resu
     The resume point is pushed periodically, and when the stage is stopped.
     """
     runner = StageRunner(folder)
-    period = float(os.environ.get(PERIOD, DEFAULT_PERIOD))
+    period = seconds(PERIOD)
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(runner.run, stage, log, devices.environment, devices.lock)
         try:

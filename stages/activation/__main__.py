@@ -1,8 +1,8 @@
 """Stage `activation`: activation maps of the objects that a shard's captions name.
 
-A target whose map is the same everywhere says nothing of where the object is and is left out. The
-file's facts name such targets and count the images that are left without any; stage
-`pseudo_labels` checks their fraction over all shards.
+A constant map does not locate its object, so its target is left out. The file's facts list such
+targets and count the images without any target; stage `pseudo_labels` checks the fraction of these
+images over all shards.
 """
 
 import math
@@ -94,8 +94,8 @@ def main(shard: str) -> None:
     if cut_off:
         facts["mentions_cut_off"] = cut_off
         print(
-            f"activation {shard}: {cut_off} mentions of classes do not count, as the model reads no"
-            f" more than the first {tokenizer.max_tokens} tokens of a caption",
+            f"activation {shard}: {cut_off} mentions of classes do not count, because the model"
+            f" reads only the first {tokenizer.max_tokens} tokens of a caption",
             file=sys.stderr,
         )
     print(
@@ -116,12 +116,12 @@ def main(shard: str) -> None:
 
 
 def has_contrast(maps: Float[torch.Tensor, "T G h w"]) -> Bool[torch.Tensor, " T"]:
-    """Say of each target whether its first and united map differ from cell to cell.
+    """Return for each target whether neither its first nor its last map is constant.
 
-    Those are the maps that later stages look at. NaN is no contrast.
+    Later stages use only these two maps. A map with NaN counts as constant.
 
     Args:
-        maps: as they are stored, entry g of G+1 the union of rounds 0…g.
+        maps: as stored; entry g of G+1 is the union of rounds 0…g.
     """
     used = maps[:, [0, -1]].flatten(2)
     return (used.amax(2) > used.amin(2)).all(1)
@@ -139,7 +139,7 @@ def _no_maps(
 
 
 def _square(image: np.ndarray, size: int) -> np.ndarray:
-    """Return (size, size, 3): the aspect is not kept, as in ALBEF."""
+    """Resize to (size, size, 3) without keeping the aspect ratio, as ALBEF does."""
     if image.shape[:2] == (size, size):
         return image
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)

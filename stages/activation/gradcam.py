@@ -1,6 +1,6 @@
-"""GradCAM on a cross-attention layer: where the image supports a word of its caption.
+"""GradCAM on a cross-attention layer: which patches of the image support a word of its caption.
 
-Frame: maps have the patch grid of the model's square input, row 0 at the top.
+Frame: maps have the patch grid of the model's input, row 0 at the top.
 Shape legend: B images, M captions per image, L tokens, P = h·w patches, A heads.
 """
 
@@ -18,22 +18,23 @@ def token_activation(
 ) -> tuple[Float32[torch.Tensor, "B M L h w"], Float32[torch.Tensor, "B M"]]:
     """Return the activation of every caption token and the matching scores.
 
-    φ = X · max(∂S/∂X, 0), averaged over the heads, where X is the attention of the layer and S the
-    matching logit. Each caption's S depends on its own attention only, so one backward pass of the
-    sum gives all gradients; it starts at the matching head and stops at X, and the image is
-    encoded once for all of its captions. Columns of X that are no patches are left out.
+    φ = X · max(∂S/∂X, 0), averaged over the heads, where X is the layer's attention and S the
+    matching logit. A caption's S depends on its own attention only, so one backward pass of the sum
+    of all S gives all gradients. The pass runs from the matching head to X. Each image is encoded
+    once for all its captions. Columns of X that do not belong to patches are dropped.
 
     Args:
         model: in evaluation mode.
         images: normalised pixels.
-        tokens: ids, padded with 0; an all-padding row is a missing caption.
-        fusion_layer: 0-based index among the fusion layers. The last one has no gradient at the
-            words: only its [CLS] row reaches the matching head.
+        tokens: ids, padded with 0; a row of padding alone stands for a missing caption.
+        fusion_layer: 0-based index among the fusion layers. The last layer cannot be used: only its
+            [CLS] row reaches the matching head, so the words get no gradient.
 
     Returns:
-        phi ≥ 0, and the matching logit.
+        φ ≥ 0, and the matching logits.
 
-    Source: Mask-free OVIS eq. 1-3; the mean over heads is the official code's, the paper is silent.
+    Source: Mask-free OVIS eq. 1-3. The mean over heads follows the official code; eq. 3 does not
+    say how heads are combined.
     """
     with torch.no_grad():
         context = model.fusion_context(model.encode_image(images))
@@ -56,6 +57,6 @@ def _stride(images: torch.Tensor, phi: torch.Tensor) -> int:
 
 
 def normalise_maps(maps: Float[torch.Tensor, "*T h w"]) -> Float[torch.Tensor, "*T h w"]:
-    """Stretch each map to [0, 1]; a constant map becomes 0 instead of 0/0."""
+    """Rescale each map to [0, 1]; a constant map becomes 0."""
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return torch.where(high > low, (maps - low) / (high - low).clamp(min=1e-12), 0.0)

@@ -8,7 +8,7 @@ from stages.common.runtime.params import Section
 
 
 class ActivationParams(Section):
-    """How the activation map of a named object is made."""
+    """How the activation map of a named object is computed."""
 
     captions: Literal["all", "one"]
     forms: Literal["all", "name"]

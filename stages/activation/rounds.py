@@ -1,7 +1,8 @@
-"""Iterative masking: hide what was activated, look again, and unite what the rounds have found.
+"""Iterative masking: hide the activated pixels, compute the map again, and unite the maps.
 
 Shape legend: B images, M captions per image, L tokens, T targets (image, class) of the batch,
-h w patches, H W pixels, G rounds after the first.
+h w patches, H W pixels. Round 0 sees the whole image; G masked rounds follow, so that an axis of
+rounds has G + 1 entries.
 """
 
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ class Targets:
 
     Attributes:
         tokens: token ids of all captions.
-        image: the row in the batch of each target.
-        weights: 1 at the tokens that name the target.
+        image: the batch row of each target's image.
+        weights: 1 at the tokens that name the target, else 0.
     """
 
     tokens: Int[torch.Tensor, "B M L"]
@@ -30,7 +31,7 @@ class Targets:
     weights: Float[torch.Tensor, "T M L"]
 
     def to(self, device: torch.device) -> "Targets":
-        """Return the same on `device`."""
+        """Return a copy on `device`."""
         return Targets(*(part.to(device) for part in (self.tokens, self.image, self.weights)))
 
 
@@ -42,19 +43,22 @@ def iterate_masking(
 ) -> tuple[Float32[torch.Tensor, "T G h w"], Float32[torch.Tensor, "T G"]]:
     """Return the united map after every round, and the matching score of every round.
 
-    With `mask_scope: object` each target hides its own evidence on its own copy of the image
-    (the paper's per-object t); with `image` all targets of an image hide theirs together (the
-    official code). Hidden pixels take the image's mean, and stay hidden. Two weights of later
-    rounds are ours. With `weigh_visible` a cell counts by the fraction of it that is still visible:
-    the model sees nothing of the object in a hidden place. With `reach` > 0 it counts the less the
-    farther it is from the first round's finding: when the object is all hidden, attention, whose
-    sum is always 1, goes elsewhere.
+    With `mask_scope: object` each target is masked on its own copy of the image (the paper's
+    Φ_t); with `image` the evidence of all targets of an image is added and masked together (the
+    official code). Hidden pixels take the mean of the copy as masked so far, one value for all
+    channels, and stay hidden.
+
+    Two weights of the later rounds are ours. With `weigh_visible` a cell counts by its visible
+    fraction, because hidden pixels show nothing of the object. With `reach` > 0 a cell counts less
+    the farther it is from the map of round 0: once the object is hidden, the attention, which
+    always sums to 1, moves elsewhere.
 
     Returns:
-        maps in [0, 1]: entry g of G+1 is the union of rounds 0…g; and the matching logit, the mean
-        over the captions that name the target.
+        maps (T, G + 1, h, w) in [0, 1], entry g is the union of rounds 0…g; and matching logits
+        (T, G + 1), each the mean over the captions that name the target.
 
-    Source: Mask-free OVIS eq. 4.
+    Source: Mask-free OVIS eq. 4. Maps are united by their sum or maximum (`union`), and each union
+    is rescaled to [0, 1]; the official code unites binary maps.
     """
     own_copy = params.mask_scope == "object" and params.rounds > 0
     views, tokens, rows = images, targets.tokens, targets.image
@@ -92,7 +96,7 @@ def _visible(hidden: torch.Tensor, cells_hw: torch.Size) -> torch.Tensor:
 
 
 def _nearness(found: torch.Tensor, reach: float) -> torch.Tensor:
-    """Return weights (T, h, w) in [0, 1]: the map blurred by `reach` cells; 1 if reach is 0."""
+    """Return weights (T, h, w) in [0, 1]: the map blurred by `reach` cells; all 1 if reach is 0."""
     if reach == 0:
         return torch.ones_like(found)
     offsets = torch.arange(-round(4 * reach), round(4 * reach) + 1, device=found.device)
@@ -116,7 +120,7 @@ def _activated(
     image_hw: torch.Size,
     params: ActivationParams,
 ) -> torch.Tensor:
-    """Return which pixels of the views to hide, bool (views, 1, H, W)."""
+    """Return the pixels to hide in each view, bool (views, 1, H, W)."""
     evidence = found.new_zeros(num_views, *found.shape[1:]).index_add_(0, rows, found)
     pixels = functional.interpolate(
         normalise_maps(evidence)[:, None], tuple(image_hw), mode="bilinear", align_corners=False

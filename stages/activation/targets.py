@@ -1,4 +1,4 @@
-"""From captions to targets: which tokens of which caption name which class.
+"""Targets from captions: which tokens of which caption name which class.
 
 Shape legend: B images, M captions per image, L tokens, T targets.
 """
@@ -19,7 +19,7 @@ from stages.models.vision_language.tokenizer import CaptionTokenizer
 def choose_captions(
     captions: Mapping[int, list[str]], image_id: int, params: ActivationParams, seed: int
 ) -> list[str]:
-    """Return the captions of an image that count: all, or one of them drawn at random."""
+    """Return the captions of an image that are used: all, or one drawn at random."""
     own = captions.get(image_id, [])
     if params.captions == "all" or not own:
         return own
@@ -27,7 +27,7 @@ def choose_captions(
 
 
 def make_finder(categories: Sequence[Category], params: ActivationParams) -> MentionFinder:
-    """Return what finds classes in captions: by all of their forms, or by their names alone."""
+    """Return a finder of classes in captions, by all forms of a class or by its name alone."""
     if params.forms == "name":
         categories = [replace(category, forms=(category.name,)) for category in categories]
     return MentionFinder(categories)
@@ -38,14 +38,14 @@ def find_targets(
 ) -> tuple[Targets, list[int], int]:
     """Return the targets of a batch, the class id of each, and how many mentions were cut off.
 
-    All mentions of a class in all captions of the image count, multi-word names with all their
-    tokens. Targets are ordered by image, then by class id. A mention behind the tokeniser's limit
-    is cut off: it does not count.
+    All mentions of a class in all captions of an image count, and all tokens of a name of several
+    words. Targets are ordered by image, then by class id. A mention beyond the tokeniser's limit is
+    cut off and does not count.
 
     Args:
         captions: the captions of each image; an image may have none.
-        finder: of the classes wanted.
-        tokenizer: the model's.
+        finder: finds the wanted classes.
+        tokenizer: the model's tokeniser.
     """
     most = max(1, max((len(group) for group in captions), default=1))
     cleaned = [[normalise(caption) for caption in group] for group in captions]

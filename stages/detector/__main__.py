@@ -1,13 +1,15 @@
 """Stage `detector`: train the detector on the sources that detector.supervision names.
 
-Run: python -m stages.detector. It learns the classes that a source tells of, from the files that
-stage supervision has made of them: ground truth only where a source is of it, which the default's
-pseudo-masks are not. With `--annotations` another file in the same form takes the place of all
-sources' (the oracle of the claims: ground truth of all classes). With `--output` another folder
-takes the place of data/detector, with `--section` another section of params.yaml that of
-`detector`, and with `--method` a comparator's params are merged into it. With `--label-splits base`
-only objects of base classes are learned, by a softmax over these classes, as if nobody had labelled
-the others.
+Run: python -m stages.detector. Reads the sources' files, which stage `supervision` writes, and
+learns the classes of which a source has objects. The default source, the pseudo-masks, has no
+ground truth in it. Options, for comparators:
+
+- `--annotations`: one COCO file in place of those of all sources (for the oracle: ground truth);
+- `--output`: a folder in place of data/detector;
+- `--section`: a section of params.yaml in place of `detector`;
+- `--method`: a comparator's params, merged into that section;
+- `--label-splits base`: learn only objects of base classes, by a softmax over these classes, as if
+  nobody had labelled the others.
 """
 
 import argparse

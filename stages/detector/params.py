@@ -12,10 +12,10 @@ from stages.models.detection.params import (
 )
 
 TRUTH = "data/download/ground_truth/train.json"
-# Each source's annotations, and of which classes the detector sees them.
+# Source → its annotations, and the classes of which the detector sees objects.
 ANNOTATIONS = {
     "pseudo_masks": ("data/pseudo_labels/pseudo_annotations.json", "all"),
-    "phrases": ("data/phrases/annotations.json", "all"),
+    "phrases": ("data/phrase_labels/annotations.json", "all"),
     "base_masks": (TRUTH, "base"),
     "novel_boxes": (TRUTH, "novel"),
     "novel_masks": (TRUTH, "novel"),
@@ -24,7 +24,7 @@ BOXES_ALONE = ("phrases", "novel_boxes")
 
 
 class DetectorSourceParams(SourceParams):
-    """A source, with the file that it comes from and the classes that it tells of."""
+    """A source, its annotation file, and the classes of which it has objects."""
 
     annotations: str
     classes: Literal["base", "novel", "all"]
@@ -53,14 +53,14 @@ class DetectorSupervisionParams(SupervisionParams):
     def _sources_make_sense_together(self) -> "DetectorSupervisionParams":
         for aspect in ("class", "box", "mask"):
             if not any(source.teaches.get(aspect) for source in self.sources):
-                raise ValueError(f"sources: none teaches a {aspect}, which detections have")
+                raise ValueError(f"sources: none teaches a {aspect}, but every detection has one")
         if {"novel_boxes", "novel_masks"} <= {source.name for source in self.sources}:
-            raise ValueError("sources: novel_masks has the boxes of novel_boxes, too; take one")
+            raise ValueError("sources: novel_masks has the boxes of novel_boxes too; take one")
         return self
 
 
 class DetectorParams(StartParams):
-    """The network, where its backbone starts from, and what it is trained on."""
+    """The network, the initial weights of its backbone, its supervision and its training."""
 
     region_head: str | None
     supervision: DetectorSupervisionParams

@@ -1,11 +1,15 @@
-"""Stage `download`: images, captions, ground truth and classes of one source, in one form.
+"""Stage `download`: images, captions, ground truth and classes of one source, in one format.
 
-Run: python -m stages.download. Reads nothing (source scenes) or a folder: COCO's (coco), Open
-Images' (open_images), or a user's own images (folder). Writes under data/download:
-categories.json, images/, captions/, ground_truth/, report.json, annotations/: which base classes
-people have found in the training images, and nothing else, and narratives/: what people said of
-the training images while they pointed, empty files where nobody did. It never reaches for the
-network; `python -m fetch` fills a folder of COCO or Open Images.
+Run: python -m stages.download. Source `scenes` reads nothing; the others read a folder: of COCO
+(`coco`), of Open Images (`open_images`), or of a user's own images (`folder`). Writes to
+data/download:
+
+- categories.json, images/, captions/, ground_truth/ and report.json;
+- annotations/: the base classes that people have annotated in each training image;
+- narratives/: what people said about the training images while they pointed; empty files if nobody
+  did.
+
+The stage never uses the network; `python -m fetch` fills a folder of COCO or Open Images.
 """
 
 import shutil
@@ -36,7 +40,7 @@ FOLDER = Path("data/download")
 
 
 def make_source(params: DownloadParams, seed: int, scratch: Path) -> Source:
-    """Return the source that the params name; it may keep files in `scratch`."""
+    """Return the source that the params name; it may write files to `scratch`."""
     if params.source == "scenes":
         return scene_source(params.scenes, seed)
     if params.source == "coco":
@@ -56,8 +60,19 @@ def write_split(
 ) -> dict[str, list[int]]:
     """Write the images and captions of each file's tasks, and the split's ground truth.
 
-    Images and annotations stream to disk; only the captions of one file stay in memory, and its
-    narratives where they come with the images. Returns the ids of each file's images.
+    Images and annotations stream to disk. Only one file's captions, image labels and, if the source
+    makes them with its images, narratives are in memory.
+
+    Args:
+        source: makes the examples.
+        split: one of `SPLITS`.
+        files: name of an image file → its tasks.
+        report: counts the outcomes.
+        leaks: finds training images that are held-out images too.
+        scratch: an empty folder.
+
+    Returns:
+        Name of an image file → ids of the images in it.
     """
     truth = GroundTruth(scratch) if split != "pairs" else None
     base = {category.id for category in source.categories if category.split == "base"}
@@ -109,7 +124,7 @@ def write_split(
 
 
 def look_up_all(source: Source) -> dict[str, SplitReport]:
-    """Return what is known before an image is read; the source must have tables."""
+    """Return reports of what is known before images are read; `source.look_up` must not be None."""
     reports = empty_reports(source)
     assert source.look_up is not None
     for split in SPLITS:
@@ -122,7 +137,7 @@ def look_up_all(source: Source) -> dict[str, SplitReport]:
 def check_reports(
     reports: dict[str, SplitReport], source: Source, params: DownloadParams
 ) -> list[str]:
-    """Write report.json and return notices; stop if something in it is not acceptable."""
+    """Write report.json and return notices; exit with all problems if there are any."""
     report = summarise(reports, source)
     write_json(FOLDER / "report.json", report)
     told, problems = notices(report), [*source.problems, *find_problems(report, params)]
@@ -142,10 +157,10 @@ def main() -> None:
         check_tasks(source.tasks)
         files = group_by_file(source.tasks, shards, params.shard_images)
         for name in ("images", "captions", "ground_truth", "annotations", "narratives"):
-            if (FOLDER / name).exists():  # perhaps of a run with more shards
+            if (FOLDER / name).exists():  # perhaps from a run with more shards
                 shutil.rmtree(FOLDER / name)
         write_json(FOLDER / "categories.json", [asdict(category) for category in source.categories])
-        if source.look_up:  # for an error to come before hundreds of gigabytes are copied
+        if source.look_up:  # fail before hundreds of gigabytes are copied
             check_reports(look_up_all(source), source, params)
         reports, leaks = empty_reports(source), LeakCheck()
         for split in SPLITS:
@@ -162,7 +177,7 @@ def main() -> None:
 
 
 def start() -> None:
-    """Run the stage; what is wrong with its input is told in one line."""
+    """Run the stage; report wrong input in one line and exit with 2."""
     try:
         main()
     except (ValueError, FileNotFoundError) as error:

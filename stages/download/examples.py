@@ -1,7 +1,7 @@
-"""What every source of data gives: classes, and per split a list of tasks that make examples.
+"""The interface of data sources: classes, and a list of tasks per split that make examples.
 
-Splits: `pairs` (images with captions, for the vision-language model), `train` (images with
-captions, later with pseudo-labels), `val` and `test`. Ground truth is COCO's instances format.
+Splits: `pairs` (captioned images for the vision-language model), `train` (captioned images that get
+pseudo-labels), `val` and `test`. Ground truth has COCO's instances format.
 """
 
 import unicodedata
@@ -14,20 +14,20 @@ from stages.common.formats.categories import Category
 from stages.common.formats.images import EncodedImage
 from stages.common.formats.narratives import Narrative
 
-SPLITS = ("val", "test", "pairs", "train")  # those held out first: what they have, no other may
+SPLITS = ("val", "test", "pairs", "train")  # held-out splits come first, see `LeakCheck`
 HELD_OUT = frozenset({"val", "test"})
 CAPTIONED = frozenset({"pairs", "train"})
-# Why an annotation is unusable.
+# Reasons why an annotation is unusable.
 NO_MASK, NO_AREA = "without a mask", "with a box under a pixel"
 NEITHER, NO_IMAGE = "without box and mask", "of an image that is not listed"
 
 
 class Task(Protocol):
-    """What has to be known to make one example; small, as every one of a split is in memory."""
+    """What is needed to make one example. Small: all tasks of a split are in memory."""
 
     @property
     def image_id(self) -> int:
-        """Of the image; tasks of a split are in its order."""
+        """The image's id; the tasks of a split are ordered by it."""
 
 
 TaskType = TypeVar("TaskType", bound=Task)
@@ -35,7 +35,7 @@ TaskType = TypeVar("TaskType", bound=Task)
 
 @dataclass(frozen=True)
 class Listed:
-    """What tables say of one image; `category_ids` has one entry per annotation."""
+    """What the source's tables say about an image; `category_ids` has one entry per annotation."""
 
     image_id: int
     captions: tuple[str, ...]
@@ -44,17 +44,16 @@ class Listed:
 
 @dataclass(frozen=True)
 class Example:
-    """One image with what is known about it.
+    """One image with everything that is known about it.
 
     Attributes:
         image: encoded.
-        captions: of the image, at least one in captioned splits.
+        captions: at least one in captioned splits.
         annotations: COCO annotations: image_id, category_id, bbox [x, y, width, height] in pixels,
-            area in square pixels, iscrowd, segmentation as RLE; `id` is added on writing. The mask
-            of an object that nobody has outlined is empty.
-        verified: ids of the classes of which it is known whether the image has an object, where
-            that is not so for all classes.
-        narrative: of the image, where it is made together with it.
+            area in square pixels, iscrowd, segmentation as RLE. If they have no `id`, it is added
+            on writing. An object that nobody has outlined has an empty mask.
+        verified: ids of the classes known to be present or absent; None for all classes.
+        narrative: if the source makes it together with the image.
     """
 
     image: EncodedImage
@@ -65,14 +64,14 @@ class Example:
 
     @property
     def listed(self) -> Listed:
-        """Return what the report counts."""
+        """What the report counts."""
         category_ids = tuple(annotation["category_id"] for annotation in self.annotations)
         return Listed(self.image.image_id, self.captions, category_ids)
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """One image that is left out, and why."""
+    """An image that is left out, and why."""
 
     image_id: int
     file_name: str
@@ -80,13 +79,13 @@ class Skipped:
 
 
 def plain(text: str) -> str:
-    """Return a caption or name on one line, its accents composed: one word is one text."""
+    """Return a caption or name on one line, in Unicode NFC: equal words are equal strings."""
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 @dataclass(frozen=True)
 class Leaked:
-    """One image that is left out of training, as it is the held-out image `same_as`."""
+    """An image that is left out of training because it equals the held-out image `same_as`."""
 
     image_id: int
     file_name: str
@@ -95,7 +94,7 @@ class Leaked:
 
 @dataclass(frozen=True)
 class NarrativeFiles:
-    """Files of Localized Narratives, and the image id of what they call an image."""
+    """Files of Localized Narratives, and a function from their image names to our image ids."""
 
     paths: Sequence[Path]
     image_id: Callable[[str], int]
@@ -103,11 +102,11 @@ class NarrativeFiles:
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """What an annotation file has.
+    """Counts of an annotation file.
 
     Attributes:
-        number: of annotations.
-        unusable: what is wrong with annotations → their ids.
+        number: of all annotations.
+        unusable: reason → ids of the unusable annotations.
     """
 
     number: int
@@ -119,18 +118,18 @@ class Source(Generic[TaskType]):
     """A data set.
 
     Attributes:
-        categories: all classes, of every part of the class split.
-        tasks: split → tasks in order of their image_id.
-        make: turns a task into an example; the process and the order do not matter.
-        look_up: says without reading the image what is known of a task, and whether it will be
-            skipped; None where only making an example tells.
-        ignored: folder → names of files in it that are in no format we read, if there are any.
-        files: name → annotation file, where annotations can be unusable.
-        problems: why no experiment can be made of it, if so.
+        categories: all base, novel and excluded classes.
+        tasks: split → tasks, ordered by image_id.
+        make: makes the example of a task, in any process and order.
+        look_up: returns what is known about a task without reading its image, and whether it will
+            be skipped; None if only `make` can tell.
+        ignored: folder → names of the files in it whose format is not supported.
+        files: name → counts of an annotation file, if annotations can be unusable.
+        problems: reasons why the data set cannot be used at all.
         annotated: whether anybody has annotated the images' objects.
-        ancestors: category id → ids of all classes that include it, where there is a hierarchy.
-        narratives: where Localized Narratives of training images are; None where there are none,
-            or each comes with its example.
+        ancestors: category id → ids of all classes that include it, if there is a hierarchy.
+        narratives: files with Localized Narratives of training images; None if there are none or if
+            each example has its own.
     """
 
     categories: tuple[Category, ...]
@@ -148,10 +147,9 @@ class Source(Generic[TaskType]):
 def group_by_file(
     tasks: Mapping[str, Sequence[TaskType]], shards: list[int], shard_images: int
 ) -> dict[str, dict[str, Sequence[TaskType]]]:
-    """Return split → name of an image file, "test" or "train/0" say → its tasks, in their order.
+    """Return split → name of an image file, such as "test" or "train/0" → its tasks, in order.
 
-    `shard_images` consecutive ids, counted from 0, fall in one shard of train, so that a new
-    image changes one shard.
+    Image i of train belongs to shard i // `shard_images` % n, so a new image changes one shard.
 
     Raises:
         ValueError: `shards` are not 0, 1, …, n - 1.

@@ -1,7 +1,7 @@
-"""The ground truth of a split, as COCO's instances file, written with flat memory.
+"""The ground truth of a split as a COCO instances file, written in constant memory.
 
-What is known of each image waits on disk, one file per image shard, until the shards are merged
-in order of image ids. The bytes are those of `stages.common.runtime.storage.write_json`.
+The entries of each image wait on disk, in one file per image shard, until the shards are merged in
+the order of image ids. The bytes are those of `storage.write_json` with `indent=None`.
 """
 
 import heapq
@@ -23,15 +23,15 @@ def dump(content: Any) -> str:
 
 
 class GroundTruth:
-    """Collects the examples of a split; each shard's must come in order of their image ids."""
+    """Collects the examples of a split; within a shard they must come in the order of image ids."""
 
     def __init__(self, scratch: Path) -> None:
-        """Keep what waits in the empty folder `scratch`."""
+        """Keep waiting entries in the empty folder `scratch`."""
         self._scratch = scratch
         self._spools: list[Path] = []
 
     def collect(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """Pass on the examples of one shard while noting their ground truth."""
+        """Yield the examples of one shard again, and note their ground truth."""
         spool = self._scratch / f"{len(self._spools)}.jsonl"
         self._spools.append(spool)
         with spool.open("w", encoding="utf-8") as file:
@@ -45,11 +45,12 @@ class GroundTruth:
                 yield example
 
     def write(self, path: Path, source: Source) -> None:
-        """Write COCO's instances file in order of image ids; new annotations get ids from 1.
+        """Write a COCO instances file in the order of image ids.
 
-        More than COCO's: `annotated`, false where nobody has annotated the images at all;
-        `verified_category_ids` of an image, the classes known to be in it or not; `ancestors` of a
-        category, the ids of all classes that include it.
+        Annotations without id get their number, from 1. The file has keys that COCO does not have:
+        `annotated`, false if nobody has annotated the images; `verified_category_ids` of an image,
+        the classes known to be present or absent; `ancestors` of a category, the ids of all classes
+        that include it.
         """
         categories = []
         for category in source.categories:

@@ -1,6 +1,6 @@
-"""Is the data set fit to measure generalisation on? Classes of one part only, no test image seen.
+"""Checks of a data set: no class is both base and novel, no held-out image is trained on.
 
-Images are compared by their bytes, so that one photograph under two names is found.
+Images are compared by their bytes, so that one image under two names is found.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ def check_categories(categories: Iterable[Category]) -> None:
     """Check that ids and names are unique, so that no class is both base and novel.
 
     Raises:
-        ValueError: one is not, there is no base class, or a part is unknown.
+        ValueError: an id or name is given twice, a split is unknown, or there is no base class.
     """
     categories = list(categories)
     for field in ("id", "name"):
@@ -30,34 +30,37 @@ def check_categories(categories: Iterable[Category]) -> None:
                 )
     unknown = sorted({category.split for category in categories} - set(ALL_SPLITS))
     if unknown:
-        raise ValueError(f"classes of the parts {unknown}; allowed: {', '.join(ALL_SPLITS)}")
+        raise ValueError(f"unknown class splits {unknown}; allowed: {', '.join(ALL_SPLITS)}")
     if not any(category.split == "base" for category in categories):
-        raise ValueError("no class is of the part base, which the proposal network learns from")
+        raise ValueError("there is no base class; the proposal network learns from base classes")
 
 
 def check_tasks(tasks: Mapping[str, Sequence[Task]]) -> None:
-    """Check that the ids of a split's images are unique.
+    """Check that image ids are unique within each split.
 
     Raises:
-        ValueError: two have one.
+        ValueError: two images of a split have the same id.
     """
     for split, own in tasks.items():
         counts = Counter(task.image_id for task in own)
         if twice := [image_id for image_id, count in counts.items() if count > 1]:
             raise ValueError(
                 f"split {split}: {len(twice)} image ids are given more than once, such as"
-                f" {twice[0]}; the source's list of images must have each once"
+                f" {twice[0]}; the source must list each image once"
             )
 
 
 class LeakCheck:
-    """Finds training images that are held-out images, too, by their bytes."""
+    """Finds training images whose bytes equal those of a held-out image."""
 
     def __init__(self) -> None:
         self._held_out: dict[bytes, str] = {}
 
     def check(self, split: str, image: EncodedImage) -> Leaked | None:
-        """Take the next image, held-out ones first; say which of these it is, if any."""
+        """Take the next image; return a `Leaked` if it is a training image that was held out.
+
+        All held-out images must come first.
+        """
         digest = hashlib.blake2b(image.encoded, digest_size=16).digest()
         if split in HELD_OUT:
             self._held_out.setdefault(digest, f"{image.file_name} of {split}")

@@ -1,6 +1,6 @@
 """Narratives of the training images, one file per shard of images.
 
-Each has the form of the official files (`stages.common.formats.narratives`), with our image ids.
+The files have the official format (`stages.common.formats.narratives`), with our image ids.
 """
 
 import sys
@@ -21,7 +21,7 @@ from stages.download.examples import NarrativeFiles
 
 
 def write_narratives(path: Path, narratives: Iterable[Narrative]) -> None:
-    """Write a file of narratives, one a line; empty if there are none."""
+    """Write one narrative per line; the file is empty if there are none."""
     with replace_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(f"{narrative_line(narrative)}\n" for narrative in narratives)
 
@@ -32,18 +32,18 @@ def copy_narratives(
     source: NarrativeFiles,
     max_broken_fraction: float,
 ) -> str:
-    """Write a source's narratives of training images, and say in words how many there are.
+    """Write a source's narratives of training images; return a sentence with their number.
 
-    A narrative is in memory at a time, and files of all shards are open.
+    One narrative is in memory at a time; the files of all shards are open.
 
     Args:
-        folder: gets <shard's file>.jsonl.
-        written: ids of each shard's images.
-        source: the files.
-        max_broken_fraction: of their lines, 0..1, above which they are refused.
+        folder: where <name of the image file>.jsonl is written.
+        written: name of each shard's image file → ids of its images.
+        source: the files to read.
+        max_broken_fraction: of lines, in 0..1, above which the files are refused.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         ValueError: too many lines are broken, or no narrative is of a training image.
     """
     shard_of = {image_id: name for name, ids in written.items() for image_id in ids}
@@ -65,7 +65,7 @@ def copy_narratives(
     if not kept:
         raise ValueError(
             f"{source.paths[0]}: none of {reader.num_lines} narratives is of a training image;"
-            " image_id has to name one as the images are named"
+            " image_id must be the id or name of a training image"
         )
     return (
         f"{kept} of {reader.num_lines} narratives are of {len(images)} of {len(shard_of)} training"

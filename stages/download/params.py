@@ -1,4 +1,4 @@
-"""Section `download` of params.yaml: where images come from, and how many."""
+"""The `download` section of params.yaml: where images come from, and how many."""
 
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ class NumImages(Section):
 
 
 class AnnotatorParams(Section):
-    """How the simulated annotator of scenes speaks and points."""
+    """How the simulated annotator describes scenes and points at objects."""
 
     words_per_second: Annotated[float, Field(gt=0)]
     points_per_second: Annotated[float, Field(gt=0)]
@@ -49,7 +49,7 @@ class ScenesParams(Section):
 
 
 class MaxImagesWithoutVal(Section):
-    """How many photographs of each split to take at most; null is all of them."""
+    """The largest number of images per split; null takes all."""
 
     pairs: NonNegativeInt | None
     train: PositiveInt | None
@@ -57,13 +57,13 @@ class MaxImagesWithoutVal(Section):
 
 
 class MaxImages(MaxImagesWithoutVal):
-    """The same where images are held out for tuning."""
+    """The same for sources with a `val` split."""
 
     val: NonNegativeInt | None
 
 
 class CocoParams(Section):
-    """A folder in the layout of COCO 2017."""
+    """A folder with the layout of COCO 2017."""
 
     folder: str
     train_part: Literal["train2017", "val2017"]
@@ -74,7 +74,7 @@ class CocoParams(Section):
 
 
 class OpenImagesParams(Section):
-    """A folder of Open Images V7's files."""
+    """A folder with the files of Open Images V7."""
 
     folder: str
     test_part: Literal["validation", "test"]
@@ -92,7 +92,7 @@ class FolderParams(Section):
 
 
 class DownloadParams(Section):
-    """The source of data, how train is cut into shards, and when missing data is an error."""
+    """The source of data, the size of a shard, and how much data may be missing."""
 
     source: Literal["scenes", "coco", "open_images", "folder"]
     shard_images: PositiveInt

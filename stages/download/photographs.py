@@ -1,4 +1,4 @@
-"""Reads and checks photographs of a folder, keeps their bytes, and assigns them to splits.
+"""Reads and checks image files, keeps their bytes, and assigns images to splits.
 
 Frame: pixels of the stored image.
 """
@@ -21,13 +21,13 @@ from stages.common.formats.images import (
 from stages.common.runtime.seeding import derive_seed
 from stages.download.examples import Skipped, Task
 
-QUALITY = 95  # of images that had to be turned
+QUALITY = 95  # JPEG quality of rotated images
 JPEG_START = b"\xff\xd8"
-SCAN, END = 0xDA, 0xD9  # JPEG markers, the second byte
+SCAN, END = 0xDA, 0xD9  # second bytes of JPEG markers
 MARKER = re.compile(rb"\xff+[^\x00\xff]", re.DOTALL)
-# The first one after a scan's data, in which 0x00 or a restart marker follows each 0xff.
+# The first marker after a scan; in a scan's data, 0x00 or a restart marker follows each 0xff.
 AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
-ALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})  # markers that no length follows
+ALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})  # markers without a length
 ID_BITS = (
     52  # every id is exact as a float and in JSON; a million names collide once in 10 000 sets
 )
@@ -36,9 +36,9 @@ TaskType = TypeVar("TaskType", bound=Task)
 
 
 def skip_unread(path: Path, image_id: int, captions: Sequence[str] | None) -> Skipped | None:
-    """Say why a photograph must be skipped, if that is known before it is read.
+    """Return why an image must be skipped, or None if nothing shows before it is read.
 
-    `captions` is None where none are needed.
+    `captions` is None if the split needs none.
     """
     if captions is not None and not captions:
         return Skipped(image_id, str(path), "has no caption")
@@ -46,7 +46,7 @@ def skip_unread(path: Path, image_id: int, captions: Sequence[str] | None) -> Sk
 
 
 def read_photograph(path: Path, image_id: int, file_name: str) -> EncodedImage | Skipped:
-    """Read and check one photograph that is there; its bytes are kept as they are."""
+    """Read and check an existing image file; its bytes are kept unchanged."""
     try:
         encoded = path.read_bytes()
     except OSError as error:
@@ -62,7 +62,7 @@ def read_photograph(path: Path, image_id: int, file_name: str) -> EncodedImage |
 
 
 def upright(image: EncodedImage) -> EncodedImage:
-    """Return a photograph as a viewer shows it: encoded anew if its EXIF tag turns it."""
+    """Return an image as a viewer shows it: if its EXIF tag rotates it, encoded again."""
     shown = decode_upright(image.encoded, image.file_name)
     if np.array_equal(shown, image.decode()):
         return image
@@ -73,10 +73,10 @@ def upright(image: EncodedImage) -> EncodedImage:
 
 
 def is_cut_short(encoded: bytes) -> bool:
-    """Return whether a JPEG ends before its image does; many decoders fill in grey.
+    """Return whether a JPEG file ends before its image; many decoders fill the rest with grey.
 
-    Its segments are walked up to the end of the image. So neither a thumbnail inside a segment
-    nor what follows the image, such as the film of a phone's motion photo, is taken for its end.
+    The segments are walked up to the image's end marker. So neither a thumbnail inside a segment
+    nor data after the image, such as the video of a phone's motion photo, is taken for the end.
     Source: ITU-T T.81, annex B.
     """
     if not encoded.startswith(JPEG_START):
@@ -93,16 +93,16 @@ def is_cut_short(encoded: bytes) -> bool:
 
 
 def hashed_id(name: str) -> int:
-    """Return an image id for an image that has only a name: the same whatever else is there."""
+    """Return a 52-bit image id for an image that has only a name; no other image changes it."""
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> (64 - ID_BITS)
 
 
 def check_ids(names: Iterable[str]) -> None:
-    """Check that no two names have one image id.
+    """Check that all names have different image ids.
 
     Raises:
-        ValueError: they have; the message names both.
+        ValueError: two have the same id; the message names both.
     """
     owners: dict[int, str] = {}
     for name in names:
@@ -112,10 +112,16 @@ def check_ids(names: Iterable[str]) -> None:
 
 
 def is_held_out(image_id: int, purpose: str, val_fraction: float) -> bool:
-    """Return whether a training image is in val: the same for every seed and image count."""
+    """Return whether an image is held out from training, which depends on its id alone.
+
+    Args:
+        image_id: of the image.
+        purpose: what the image is held out for; each purpose holds out other images.
+        val_fraction: fraction of images to hold out, in [0, 1).
+    """
     return derive_seed(0, purpose, image_id) < val_fraction * 2**63
 
 
 def first_images(tasks: Iterable[TaskType], limit: int | None) -> Sequence[TaskType]:
-    """Return at most `limit` tasks, those of the smallest image ids, in order of their id."""
+    """Return the `limit` tasks with the smallest image ids, or all if None, ordered by id."""
     return sorted(tasks, key=lambda task: task.image_id)[:limit]

@@ -1,4 +1,4 @@
-"""English plurals: the regular rule, and the exceptions among the words the classes use."""
+"""English plurals: the regular rules, and the exceptions among the words of the classes."""
 
 import re
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ IRREGULAR = {
     "mango": "mangoes",
     "mosquito": "mosquitoes",
 }
-# Ends of words, and what they become: a tooth, a wisdom tooth and an eyetooth.
+# Endings and their plurals: for a tooth, a wisdom tooth and an eyetooth.
 ENDS = {
     "woman": "women",
     "mouse": "mice",
@@ -43,7 +43,7 @@ MEN = re.compile(
     r"(air|bar|business|camera|crafts|door|fire|fisher|gentle|horse|police|post|rain"
     r"|repair|snow|spider|sports|super|trades)man"
 )
-# One form for one and for many, or already a plural, or not countable.
+# Plural equal to the singular, already plural, or not countable.
 UNCHANGED = frozenset(
     "baggage bags binoculars broccoli cattle chopsticks dice drawers fish fishes heels jeans"
     " luggage people persons scissors shears sheep shorts skates skis slacks snowmen sockets"
@@ -53,7 +53,7 @@ VOWELS = "aeiou"
 
 
 def plural(noun: str) -> str:
-    """Return the plural of a lower-case noun; of several words, the last one changes."""
+    """Return the plural of a lower-case noun; of several words, only the last one changes."""
     *before, last = noun.split(" ")
     return " ".join([*before, _plural_word(last)])
 
@@ -76,5 +76,5 @@ def _plural_word(word: str) -> str:
 
 
 def forms_of(nouns: Iterable[str]) -> tuple[str, ...]:
-    """Return every noun followed by its plural, each text once."""
+    """Return every noun followed by its plural, without duplicates."""
     return tuple(dict.fromkeys(form for noun in nouns for form in (noun, plural(noun))))

@@ -1,7 +1,7 @@
-"""What was written, what was left out and why, and whether that is still acceptable.
+"""What was written, what was left out and why, and whether that is acceptable.
 
-The report names every image and class it counts, so that a reader can look at them. It is made
-twice: of what tables say, before images are read, and of the images.
+The report names the images that were left out and the classes. It is made twice: from the tables,
+before images are read, and from the images.
 """
 
 from collections import Counter
@@ -21,14 +21,14 @@ from stages.download.examples import (
 )
 from stages.download.params import DownloadParams
 
-NAMED_IN_ERROR = 3  # images that a message lists; the report has all
-NAMED_IN_REPORT = 10  # files that are in no format we read, and annotations that are unusable
-LARGEST_UNUSABLE = 0.05  # part of a file's annotations; stage `finetune` allows no more of its own
+NAMED_IN_ERROR = 3  # images that a message names; the report names all
+NAMED_IN_REPORT = 10  # ignored files and unusable annotations that the report names
+LARGEST_UNUSABLE = 0.05  # fraction of a file's annotations; `finetune` has the same limit
 
 
 @dataclass
 class SplitReport:
-    """Counts of one split, taken one image at a time."""
+    """Counts of one split."""
 
     finder: MentionFinder
     skipped: list[Skipped] = field(default_factory=list)
@@ -41,7 +41,7 @@ class SplitReport:
     objects: Counter = field(default_factory=Counter)
 
     def add(self, outcome: Listed | Skipped | Leaked) -> None:
-        """Count one image, or one that is left out."""
+        """Count one image, written or left out."""
         if isinstance(outcome, Skipped):
             self.skipped.append(outcome)
             return
@@ -59,7 +59,7 @@ class SplitReport:
 
 
 def empty_reports(source: Source) -> dict[str, SplitReport]:
-    """Return a report for each split."""
+    """Return an empty report for each split."""
     finder = MentionFinder(source.categories)
     return {split: SplitReport(finder) for split in SPLITS}
 
@@ -67,11 +67,10 @@ def empty_reports(source: Source) -> dict[str, SplitReport]:
 def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
     """Return the content of report.json.
 
-    Classes are those of the base and novel parts; `mentioned_in_images` counts images whose
-    captions name the class, `objects` counts annotations, crowds too. Of a source without
-    annotations it says nothing about objects. `leaked` is there if a training image was left out
-    because it is a held-out one, `unusable_annotations` if a file has some, `ignored_files` if a
-    folder has files that are not read.
+    Only base and novel classes are counted. `mentioned_in_images` is the number of images whose
+    captions name the class, `objects` that of annotations, crowds included. Some keys exist only
+    when needed: `objects` if the source has annotations, `leaked` if a training image equals a
+    held-out one, `unusable_annotations` and `ignored_files` if there are any.
     """
     scored = [category for category in source.categories if category.split != "excluded"]
     report: dict[str, Any] = {
@@ -119,13 +118,13 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
 
 
 def notices(report: dict) -> list[str]:
-    """Return a line for each omission that no other message mentions."""
+    """Return a line for each kind of omission."""
     lines = []
     for folder, ignored in report.get("ignored_files", {}).items():
         first = ", ".join(ignored["first"][:NAMED_IN_ERROR])
         more = ", …" if ignored["number"] > NAMED_IN_ERROR else ""
         lines.append(
-            f"{folder}/: {ignored['number']} files are in no format that is read and were ignored:"
+            f"{folder}/: {ignored['number']} files have an unsupported format and were ignored:"
             f" {first}{more}"
         )
     for name, file in report.get("unusable_annotations", {}).items():
@@ -133,7 +132,7 @@ def notices(report: dict) -> list[str]:
     for name, split in report["splits"].items():
         for kind, what in (
             ("skipped", "skipped"),
-            ("leaked", "left out, as they are held-out ones"),
+            ("leaked", "left out because they equal held-out images"),
         ):
             if number := len(split.get(kind, [])):
                 lines.append(f"{name}: {number} images were {what}")
@@ -141,7 +140,7 @@ def notices(report: dict) -> list[str]:
 
 
 def find_problems(report: dict, params: DownloadParams) -> list[str]:
-    """Return one message for each stated fraction that `report` exceeds; empty if it is fine."""
+    """Return a message for each limit that the report exceeds."""
     problems = []
     for name, split in report["splits"].items():
         problems += _skipped_problem(name, split, params.max_skipped_fraction)
@@ -181,8 +180,8 @@ def _leaked_problem(name: str, split: dict, limit: float) -> list[str]:
     return [
         f"split {name}: {len(leaked)} of {total} images are held-out images, byte for byte,"
         f" more than download.max_leaked_fraction = {limit} allows: {first}"
-        f"{'; …' if len(leaked) > NAMED_IN_ERROR else ''}. Remove them from one of the two, or"
-        " allow a larger fraction in params.yaml: they are left out of training"
+        f"{'; …' if len(leaked) > NAMED_IN_ERROR else ''}. Remove them from one of the two splits,"
+        " or allow a larger fraction in params.yaml: they are left out of training"
     ]
 
 
@@ -199,7 +198,7 @@ def _unusable_problem(name: str, file: dict) -> list[str]:
         return []
     told = "; ".join(_tell(reason, found) for reason, found in broken.items())
     return [
-        f"{name}: {number} of {file['annotations']} annotations cannot be learned from, more than"
+        f"{name}: {number} of {file['annotations']} annotations are unusable, more than"
         f" {LARGEST_UNUSABLE:.0%}: {told}. Correct or remove them"
     ]
 

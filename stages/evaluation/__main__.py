@@ -1,12 +1,11 @@
-"""Measure detectors on held-out images.
+"""Stage `evaluation`: measure detectors on held-out images.
 
-`python -m stages.evaluation detector=data/detector/model.safetensors [more=…] [--output folder]
-[--training-objects detector]`: any number of name=weights; the last option also measures that model
-on the images it was trained on. A name=file.json is detections that somebody else has made, in
-the form of `stages.common.formats.result_files`, which says what images they are of: those of
-another split are refused. Where nobody has annotated the images it predicts and measures nothing.
-Writes metrics.json, report.json, per_class.csv, pr_<kind>.csv, predictions_<name>.json and
-montage.png.
+Run: python -m stages.evaluation detector=data/detector/model.safetensors [more=…] [--output folder]
+[--training-objects detector]. Takes any number of name=weights. `--training-objects` also measures
+that model on training images. A name=file.json gives detections instead, in the format of
+`stages.common.formats.result_files`; the file names its images, and those of another split are
+refused. If nobody has annotated the images, predictions are written but not measured. Writes
+metrics.json, report.json, per_class.csv, pr_<kind>.csv, predictions_<name>.json and montage.png.
 """
 
 import argparse

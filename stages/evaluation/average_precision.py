@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes and masks, by pycocotools, for any group of classes.
+"""COCO's average precision of boxes and masks, by pycocotools, for a group of classes.
 
 Shape legend: T = 10 IoU thresholds .50:.05:.95, P = 101 recall points, K classes.
 """
@@ -16,7 +16,7 @@ from stages.evaluation.protocols import Trial, in_group
 Kind = Literal["bbox", "segm"]
 KINDS: tuple[Kind, ...] = ("bbox", "segm")
 EVERY_SIZE = [0.0, 1e10]  # square pixels
-NO_OBJECTS = -1.0  # what pycocotools calls the precision of a class without objects
+NO_OBJECTS = -1.0  # pycocotools' precision of a class without objects
 
 
 def precision_table(
@@ -25,10 +25,10 @@ def precision_table(
     """Return precision float64 (T, P, K) in [0, 1], -1 for classes without objects.
 
     Args:
-        trial: vocabulary and ground truth; its crowds are ignored, as COCO does.
-        detections: COCO results with bbox, segmentation and score, of the trial's images.
-        kind: compare boxes or masks.
-        max_detections: how many of an image and class count, best first.
+        trial: vocabulary and ground truth; crowds are ignored, as in COCO.
+        detections: COCO results of the trial's images, with bbox, segmentation and score.
+        kind: whether boxes or masks are compared.
+        max_detections: how many count per image and class, best first.
     """
     with redirect_stdout(StringIO()):
         evaluator = COCOeval(_coco(trial, trial.annotations), _coco(trial, detections), kind)
@@ -42,14 +42,14 @@ def precision_table(
 
 
 def _coco(trial: Trial, annotations: list[dict]) -> COCO:
-    """Return pycocotools' index; its `loadRes` would fail on an empty list of detections."""
+    """Return pycocotools' index; its `loadRes` fails on an empty list of detections."""
     coco = COCO()
     coco.dataset = {
         "images": trial.images,
         "annotations": [
             {"area": annotation["bbox"][2] * annotation["bbox"][3], "iscrowd": 0, **annotation}
             | {"id": number}
-            for number, annotation in enumerate(annotations, 1)  # an id of 0 would mean no match
+            for number, annotation in enumerate(annotations, 1)  # id 0 would mean no match
         ],
         "categories": [{"id": category.id} for category in trial.categories],
     }
@@ -58,14 +58,14 @@ def _coco(trial: Trial, annotations: list[dict]) -> COCO:
 
 
 def group_precision(precision: np.ndarray, trial: Trial, group: str) -> np.ndarray:
-    """Return the part (T, P, K') of the table: classes of the group that have objects."""
+    """Return the columns (T, P, K') of the group's classes that have objects."""
     members = [in_group(category, (group,)) for category in trial.categories]
     table = precision[:, :, members]
     return table[:, :, (table > NO_OBJECTS).all(axis=(0, 1))]
 
 
 def average_precision(precision: np.ndarray) -> dict[str, float]:
-    """Return AP (mean over IoU .50:.95) and AP50 in percent, -1 for a table of no classes."""
+    """Return AP (mean over IoU .50:.95) and AP50 of (T, P, K) in percent, -1 if K is 0."""
     if not precision.size:
         return {"AP": NO_OBJECTS, "AP50": NO_OBJECTS}
     return {

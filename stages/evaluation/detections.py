@@ -1,4 +1,4 @@
-"""Runs a detector over images, for all vocabularies at once, into COCO's results format."""
+"""Runs a detector on images, for all vocabularies at once; returns COCO results."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -13,8 +13,8 @@ from stages.evaluation.protocols import Trial
 from stages.models.detection.coco_results import to_results
 from stages.models.detection.detector import Prediction
 
-# Images per call. Of mixed sizes they are padded to the largest of the batch, which changes
-# results in the last digits, so this is fixed rather than tuned to a machine.
+# Images per call. Fixed, because images of mixed sizes are padded to the largest of their batch,
+# which changes results in the last digits.
 BATCH = 8
 
 Predict = Callable[[list[np.ndarray], list[list[int]]], list[list[Prediction]]]
@@ -27,15 +27,15 @@ def detect(
     params: EvaluationParams,
     what: str = "evaluation",
 ) -> list[list[dict]]:
-    """Return the detections of each trial, by image and falling score.
+    """Return each trial's detections as COCO results, in the order of `images`, best first.
 
     Args:
-        predict: images uint8 (H, W, 3) and vocabularies of class indices to predictions per
+        predict: maps images uint8 (H, W, 3) and vocabularies of class indices to predictions per
             vocabulary and image, e.g. `partial(detector.predict, model)`.
-        images: all images of the split; those of no trial are not looked at.
-        trials: vocabularies; the first one's images include all others'.
+        images: all images of the split; those of no trial are skipped.
+        trials: the first one has all images and classes of the others.
         params: which detections count.
-        what: the name of the work, for reports of its progress.
+        what: the name of the work in progress reports.
 
     Raises:
         ValueError: an image of a trial is not among `images`.
@@ -67,10 +67,10 @@ def detect(
 
 
 def split_by_trial(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dict]]:
-    """Return those of given COCO results that belong to each trial, by image and falling score.
+    """Return the given COCO results of each trial's images and classes, by image id and score.
 
-    A detector that was not asked for a vocabulary cannot classify anew within it, so what it calls
-    by another name is left out.
+    The detector of such results cannot classify again within a trial's vocabulary, so detections of
+    other classes are left out.
     """
     ordered = sorted(results, key=lambda result: (result["image_id"], -result["score"]))
     found = []
@@ -83,7 +83,10 @@ def split_by_trial(results: Iterable[dict], trials: Sequence[Trial]) -> list[lis
 def decoded_batches(
     images: Iterable[AnyImage], what: str, total: int
 ) -> Iterator[tuple[list[AnyImage], list[np.ndarray]]]:
-    """Yield the images in lists of `BATCH`, decoded in the background, and report progress."""
+    """Yield images and their pixels uint8 (H, W, 3) in lists of `BATCH`, decoded in the background.
+
+    Reports progress as `what`, out of `total` images.
+    """
     source = iter(images)
     batches = iter(lambda: list(islice(source, BATCH)), [])
     decoded = prefetch(lambda batch: (batch, [p.decode() for p in batch]), batches, ahead=2)

@@ -12,13 +12,13 @@ from stages.common.formats.coco import group_by_image
 from stages.evaluation.protocols import Trial
 
 SIDE = 320  # of a panel, pixels
-WORDS_WIDTH = 144  # of the column of words
+WORDS_WIDTH = 144  # of the text column, pixels
 NOVEL_MARK = "★"
 
 
 @dataclass(frozen=True)
 class ShownImage:
-    """An image RGB uint8 (H, W, 3), its objects, and each detector's results by its name."""
+    """An image RGB uint8 (H, W, 3), its objects, and the results of each detector by name."""
 
     image: np.ndarray
     file_name: str
@@ -27,7 +27,7 @@ class ShownImage:
 
 
 def choose_images(trial: Trial, number: int, random: np.random.Generator) -> list[int]:
-    """Return the ids of `number` images, drawn blindly from those with a novel object, if any."""
+    """Return the ids of at most `number` random images with a novel object, or else of any."""
     novel = {category.id for category in trial.categories if category.split == "novel"}
     with_novel = {a["image_id"] for a in trial.annotations if a["category_id"] in novel}
     candidates = sorted(with_novel or trial.image_ids)
@@ -40,7 +40,7 @@ def make_examples(
     detections: dict[str, list[dict]],
     min_score: float,
 ) -> list[ShownImage]:
-    """Put together images (image id → file name and pixels), objects and predictions to show."""
+    """Join images (image id → file name, RGB uint8 (H, W, 3)), objects and predictions to show."""
     truth = group_by_image(trial.annotations)
     by_model = {
         model: group_by_image(result for result in results if result["score"] >= min_score)
@@ -60,9 +60,9 @@ def make_examples(
 def draw_montage(
     examples: list[ShownImage], categories: list[Category], min_score: float, annotated: bool = True
 ) -> np.ndarray:
-    """Return the sheet RGB uint8, one row per image.
+    """Return the sheet RGB uint8 (H, W, 3), one row per image.
 
-    Where nobody has annotated the images there is no column of ground truth.
+    Without `annotated` there is no column of ground truth.
     """
     drawn = "Drawn blindly from the images with a novel object. Generalized protocol, scores of"
     if not annotated:

@@ -1,18 +1,19 @@
 """Average precision at IoU .50 by the rules of the Open Images Challenge 2019.
 
-What differs from COCO's:
+Differences from COCO:
 
-- an image counts for those classes only of which people have verified whether they are in it;
-- an object is one of every class that includes its own;
-- the box of a group is one object that any number of detections inside it find, together once;
-- not all objects are outlined: a mask that finds an object with a box only is neither right nor
-  wrong (a second one is wrong), and the object is not missed either;
-- the area under the whole precision-recall curve counts, precision made monotone.
+- an image counts only for classes whose presence or absence people have verified in it;
+- an object counts for its own class and for all classes that include it;
+- a group is one object: all detections inside its box are one correct detection together, with the
+  best of their scores;
+- not all objects are outlined: the first mask that matches an object without an outline is neither
+  right nor wrong, further ones are wrong, and the object does not count as missed;
+- AP is the area under the whole precision-recall curve, with precision made monotone.
 
 Source: the challenge's evaluation page and its published evaluator (instance segmentation track,
 weight 1 of groups). Frame: pixels of the stored image.
 
-Shape legend: D detections and N objects of one image and class.
+Shape legend: D detections and N objects of one image and class, K classes of a trial.
 """
 
 from collections import defaultdict
@@ -26,14 +27,14 @@ from stages.common.formats.outlines import is_outlined
 from stages.evaluation.average_precision import Kind
 from stages.evaluation.protocols import Trial
 
-MATCH = 0.5  # IoU with an object, or the part of a detection that lies in a group
+MATCH = 0.5  # smallest IoU with an object, or fraction of a detection inside a group
 RECALL = np.linspace(0, 1, 101)
 NOT_MEASURED = -1.0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a detector got in one trial: a value per class of the vocabulary.
+    """A detector's results in one trial, per class of the vocabulary.
 
     Attributes:
         ap50: float64 (K,) in [0, 1], -1 for classes without objects.
@@ -45,9 +46,14 @@ class Measured:
 
 
 def expand(entries: list[dict], trial: Trial, ancestors: dict[int, list[int]]) -> list[dict]:
-    """Return annotations or detections, each once more for every class that includes its own.
+    """Return the entries, and a copy of each for every class that includes its class.
 
-    Classes that are not of the trial's vocabulary are left out.
+    Entries of classes outside the trial's vocabulary are left out.
+
+    Args:
+        entries: annotations or detections.
+        trial: has the vocabulary.
+        ancestors: category id → ids of all classes that include it.
     """
     ids = {category.id for category in trial.categories}
     return [
@@ -59,13 +65,13 @@ def expand(entries: list[dict], trial: Trial, ancestors: dict[int, list[int]]) -
 
 
 def measure(trial: Trial, detections: list[dict], kind: Kind, max_detections: int) -> Measured:
-    """Compare detections with objects; both expanded by the hierarchy, if it is to count.
+    """Compare detections with objects; `expand` both first if the hierarchy counts.
 
     Args:
-        trial: its images may have verified_category_ids; without, all classes are verified.
+        trial: images without `verified_category_ids` are verified for all classes.
         detections: COCO results with bbox, segmentation and score.
-        kind: compare boxes or masks.
-        max_detections: how many of an image and class count, best first.
+        kind: whether boxes or masks are compared.
+        max_detections: how many count per image and class, best first.
     """
     objects, found = _group(trial.annotations), _group(detections)
     verified = {image["id"]: image.get("verified_category_ids") for image in trial.images}
@@ -100,16 +106,16 @@ def _group(entries: Iterable[dict]) -> dict[tuple[int, int], list[dict]]:
 def score_image(
     detections: list[dict], objects: list[dict], kind: Kind
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Say which detections of one image and class are right.
+    """Decide which detections of one image and class are right.
 
     Args:
         detections: by falling score.
-        objects: with iscrowd 1 for groups, and an empty mask where there is a box only.
-        kind: compare boxes or masks.
+        objects: groups have iscrowd 1; an object without an outline has an empty mask.
+        kind: whether boxes or masks are compared.
 
     Returns:
-        Scores and whether they are right, of those that are one or the other (D' <= D); the number
-        of objects to find.
+        Scores float64 (D',) and whether each is right, bool (D',), of the detections that are right
+        or wrong, with one entry per group found; and the number of objects to find.
     """
     outlined = np.array([kind == "bbox" or is_outlined(entry) for entry in objects], bool)
     groups = np.array([bool(entry.get("iscrowd", 0)) for entry in objects], bool)
@@ -118,7 +124,7 @@ def score_image(
     found_groups: dict[int, float] = {}
 
     def match(wanted: np.ndarray, by: Kind, as_group: bool) -> list[tuple[int, int]]:
-        """Return (detection, object) of each open detection whose best object is near enough."""
+        """Return (detection, best object) of each undecided detection with overlap >= MATCH."""
         places = np.flatnonzero(wanted)
         if not len(places) or not len(scores):
             return []
@@ -147,9 +153,9 @@ def score_image(
 def _overlap(
     detections: list[dict], objects: list[dict], kind: Kind, by: Kind, as_group: bool
 ) -> np.ndarray:
-    """Return (D, N): IoU, or the part of each detection that lies in each group.
+    """Return (D, N): IoU, or the fraction of each detection that lies in each group.
 
-    A detection of masks has the box of its mask where there is only a box to compare it with.
+    A mask is compared by its bounding box with an object that has only a box.
     """
     crowd = [int(as_group)] * len(objects)
     own = [entry["segmentation"] for entry in detections]
@@ -167,12 +173,15 @@ def _overlap(
 def average_precision(
     scores: np.ndarray, right: np.ndarray, num_objects: int
 ) -> tuple[float, np.ndarray]:
-    """Return the area under the precision-recall curve, and its precision at 101 recalls.
+    """Return the area under the precision-recall curve, and precision at 101 points of recall.
 
     Args:
-        scores: of the detections of one class in all images.
-        right: bool, of the same shape.
-        num_objects: to find; of none, area and curve are -1.
+        scores: of the detections of one class in all images, (D,).
+        right: bool (D,).
+        num_objects: to find.
+
+    Returns:
+        Area in [0, 1], and precision float64 (101,) at recall 0, .01, … 1; -1 without objects.
     """
     if not num_objects:
         return NOT_MEASURED, np.full(len(RECALL), NOT_MEASURED)
@@ -182,5 +191,5 @@ def average_precision(
     precision = np.concatenate([[0.0], hits / np.arange(1, len(hits) + 1)])
     precision = np.maximum.accumulate(precision[::-1])[::-1]  # best at this recall or beyond
     area = float((np.diff(recall) * precision[1:]).sum())
-    places = np.searchsorted(recall, RECALL - 1e-12)  # 3/10 found is recall .30, not above it
+    places = np.searchsorted(recall, RECALL - 1e-12)  # 3 of 10 is recall .30, not above it
     return area, np.append(precision, 0.0)[places]

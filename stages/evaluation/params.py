@@ -1,4 +1,4 @@
-"""Section `evaluation` of params.yaml."""
+"""The `evaluation` section of params.yaml."""
 
 from typing import Annotated, Literal
 
@@ -10,7 +10,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EvaluationParams(Section):
-    """What the detectors are measured on, and which of their detections count."""
+    """The split and the metric, and which detections count."""
 
     split: Split
     metric: Literal["coco", "open_images"]

@@ -1,10 +1,10 @@
 """The open-vocabulary protocols: which classes a detector chooses from, on which images.
 
-Generalized: it chooses from all base and novel classes, on images with any object of them.
-Constrained: it chooses from the novel classes only, on images with an object of these; the others
-in the image are not labelled and detections of them count as wrong. Likewise for base.
+Generalized: the detector chooses from all base and novel classes, on images with an object of any.
+Constrained: it chooses from the novel classes only, on images with a novel object. Base objects in
+these images are not labelled, so detections on them count as wrong. Likewise for base classes.
+Objects of excluded classes are dropped, and so are images with no other objects.
 Source: the 48/17 protocol of zero-shot detection on COCO, `coco_zeroshot_val` and its companions.
-Objects of neither (excluded classes) are dropped, and images that have no others with them.
 """
 
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ Metric = Literal["coco", "open_images"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One vocabulary with the part of the data set that it is measured on.
+    """A vocabulary, and the images and objects that it is measured on.
 
     Attributes:
         protocol: "generalized" or "constrained".
-        groups: the groups of classes that it reports, of "base", "novel" and "all".
+        groups: the groups of classes to report, of "base", "novel" and "all".
         categories: the vocabulary.
-        class_indices: its rows of the text embeddings.
+        class_indices: rows of the text embeddings, one per category.
         images, annotations: ground truth in COCO's instances format.
     """
 
@@ -37,7 +37,7 @@ class Trial:
 
     @property
     def image_ids(self) -> set[int]:
-        """Return the ids of the images it is measured on."""
+        """Return the ids of the trial's images."""
         return {image["id"] for image in self.images}
 
 
@@ -45,15 +45,15 @@ def make_trials(truth: dict, categories: list[Category], metric: Metric = "coco"
     """Return the generalized trial, then the constrained ones of base and of novel classes.
 
     Args:
-        truth: COCO's instances format, excluded classes included.
+        truth: in COCO's instances format, with excluded classes.
         categories: base and novel classes in the order of the text embeddings.
-        metric: by whose rules; by those of Open Images, images of which people have verified that
-            a class is not in them count, too. By COCO's, whose masks are all there, objects of Open
-            Images that nobody has outlined are crowds, with their filled boxes as masks: what
-            detects one counts neither for nor against, as a box and as a mask.
+        metric: whose rules count. By those of Open Images, images in which people have verified
+            that a class is absent count too. COCO's rules require masks, so objects of Open Images
+            without an outline become crowds with their filled boxes as masks: their detections are
+            neither right nor wrong, as boxes and as masks.
 
     Raises:
-        ValueError: no image has an object of any of them.
+        ValueError: no image has an object of a base or novel class.
     """
     verified = metric == "open_images"
     if not verified and any("verified_category_ids" in image for image in truth["images"]):
@@ -72,21 +72,21 @@ def make_trials(truth: dict, categories: list[Category], metric: Metric = "coco"
 
 
 def unannotated_trial(truth: dict, categories: list[Category]) -> Trial:
-    """Return the trial of images that nobody has annotated: all classes, on every image."""
+    """Return a trial without ground truth: all classes, on every image."""
     indices = list(range(len(categories)))
     return Trial("generalized", (), categories, indices, truth["images"], [])
 
 
 def check_truth(truth: dict, categories: list[Category], path: str) -> None:
-    """Check that ground truth and classes are of one data set.
+    """Check that the ground truth and the classes belong to the same data set.
 
     Args:
-        truth: COCO's instances format.
+        truth: in COCO's instances format.
         categories: base, novel and excluded classes.
-        path: of the ground truth, for the message.
+        path: of the ground truth, for the error message.
 
     Raises:
-        ValueError: they list other classes, or an annotation is of a class or image not listed.
+        ValueError: the lists of classes differ, or an annotation's class or image is not listed.
     """
     told = {c["id"]: (c["name"], c["split"]) for c in truth["categories"]}
     listed = {c.id: (c.name, c.split) for c in categories}
@@ -127,7 +127,7 @@ def in_group(category: Category, groups: tuple[str, ...]) -> bool:
 
 
 def describe_trials(truth: dict, trials: list[Trial]) -> dict:
-    """Return what each trial is measured on, and what was left out."""
+    """Return the numbers of images and objects of each trial, and of those left out."""
     generalized = trials[0]
     seen = {annotation["category_id"] for annotation in generalized.annotations}
     return {

@@ -1,8 +1,8 @@
-"""Is the detector better than its teacher? Its masks on the objects it was trained on.
+"""Compares the detector's masks with the pseudo-masks that it was trained on.
 
-Mask-free OVIS trains the detector on pseudo-masks and claims that it averages their errors out. For
-a sample of training images each pseudo-mask and the detector's best prediction of the same class
-are compared with the ground truth; both take the object of the class that they fit best.
+Mask-free OVIS claims that training on pseudo-masks filters their noise out (figure 13). For a
+sample of training images, each pseudo-mask and the detector's best prediction of its class are
+compared with ground truth: each with the object of the class that it fits best.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ NOTHING = -1.0
 def choose_images(
     annotations: dict[int, list[dict]], number: int, random: np.random.Generator
 ) -> set[int]:
-    """Return the ids of `number` images, drawn from those that have a pseudo-label."""
+    """Return the ids of `number` random images, of those that have a pseudo-label."""
     labelled = np.sort(np.array(list(annotations), np.int64))
     return set(random.permutation(labelled)[:number].tolist())
 
@@ -36,20 +36,21 @@ def measure_training_objects(
     categories: list[Category],
     params: EvaluationParams,
 ) -> dict[str, dict[str, float]]:
-    """Return mean mask IoU of teacher and detector for base, novel and all classes.
+    """Return mean mask IoU of pseudo-masks and detector for base, novel and all classes.
 
     Args:
-        predict: as `stages.evaluation.detections.detect` takes it.
+        predict: as for `stages.evaluation.detections.detect`.
         images: the sample.
-        annotations: pseudo-labels per image.
-        truth: ground truth per image.
+        annotations: image id → pseudo-labels.
+        truth: image id → ground truth.
         categories: base and novel classes in the order of the text embeddings.
         params: which detections count.
 
     Returns:
-        Per group: labels, how many were compared (those whose class is in the image, not only as
-        a crowd); pseudo_mask_iou and detector_mask_iou over them, 0 where the detector has no
-        prediction of the class; found, how many it has one for, and both means over these.
+        Per group: `labels`, the number of pseudo-labels whose class has an object in the image that
+        is not a crowd; `pseudo_mask_iou` and `detector_mask_iou`, their means, with 0 where the
+        detector does not predict the class; `found`, the number for which it does, and both means
+        over these. A mean over none is -1.
     """
     rows = []
     vocabularies = [list(range(len(categories)))]
@@ -73,10 +74,10 @@ def measure_training_objects(
 
 
 def _compare(labels: Instances, detections: Instances, objects: Instances) -> np.ndarray:
-    """Return (n, 3): class, IoU of the pseudo-mask, of the detection (-1 if there is none)."""
+    """Return (n, 3): category id, IoU of the pseudo-mask, IoU of the detection or -1."""
     comparable = np.isin(labels.category_ids, objects.category_ids)
     labels = labels.select(comparable)
-    _, first = np.unique(detections.category_ids, return_index=True)  # they come best first
+    _, first = np.unique(detections.category_ids, return_index=True)  # detections are best first
     tops = detections.select(np.isin(np.arange(len(detections)), first))
     ious = best_mask_iou(tops, objects)
     top_iou = dict(zip(tops.category_ids.tolist(), ious.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""The results as nested metrics, a table per class, and precision-recall curves.
+"""Scores detectors; returns nested metrics, a table per class, and precision-recall curves.
 
 Shape legend: T = 10 IoU thresholds, P = 101 recall points, K classes of a trial.
 """
@@ -26,12 +26,12 @@ RECALL_POINTS = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class Scores:
-    """What one detector got.
+    """The scores of one detector, per trial.
 
     Attributes:
-        trials: what it was measured on.
-        tables: precision (T, P, K) of each kind, per trial; T is 1 by the rules of Open Images.
-        areas: by those rules, the average precision (K,) in [0, 1] of each kind, per trial.
+        trials: what the detector was measured on.
+        tables: precision (T, P, K) of each kind; T is 1 by the rules of Open Images.
+        areas: average precision (K,) in [0, 1] of each kind, by the rules of Open Images only.
     """
 
     trials: list[Trial]
@@ -42,13 +42,13 @@ class Scores:
 def score(
     trials: list[Trial], detections: list[list[dict]], params: EvaluationParams, truth: dict
 ) -> Scores:
-    """Compare a detector's results of each trial with the ground truth.
+    """Compare a detector's results in each trial with the ground truth.
 
     Args:
         trials: vocabularies and ground truth.
         detections: COCO results per trial.
-        params: by whose rules, and how many detections count.
-        truth: COCO's instances format; its categories may have ancestors.
+        params: whose rules count, and how many detections.
+        truth: in COCO's instances format; its categories may have `ancestors`.
     """
     if params.metric == "open_images":
         return _score_by_hierarchy(trials, detections, params, truth)
@@ -85,7 +85,7 @@ def _score_by_hierarchy(
 def evaluation_metrics(scores: Scores) -> dict:
     """Return protocol → group → kind → AP and AP50 in percent, -1 for a group without objects.
 
-    By the rules of Open Images there is no AP over other thresholds.
+    By the rules of Open Images there is only AP50.
     """
     metrics: dict = {}
     for number, (trial, tables) in enumerate(zip(scores.trials, scores.tables, strict=True)):
@@ -100,16 +100,16 @@ def evaluation_metrics(scores: Scores) -> dict:
 
 
 def mean_area(areas: np.ndarray, trial: Trial, group: str) -> float:
-    """Return the mean in percent of the group's classes that have objects, -1 of none."""
+    """Return the mean of areas (K,) over the group's classes with objects, in percent, or -1."""
     members = np.array([in_group(category, (group,)) for category in trial.categories], bool)
     known = areas[members & (areas > NO_OBJECTS)]
     return round(100 * float(known.mean()), 3) if len(known) else NO_OBJECTS
 
 
 def per_class_rows(scores: dict[str, Scores], categories: list[Category]) -> list[dict]:
-    """Return a row per class: AP50 in percent of each model, protocol and kind.
+    """Return a row per class: AP50 in percent for each model, protocol and kind.
 
-    A class without objects has empty fields.
+    The fields of a class without objects are empty.
     """
     (any_scores, *_) = scores.values()
     objects = [a["category_id"] for a in any_scores.trials[0].annotations if not a.get("iscrowd")]
@@ -134,9 +134,9 @@ def per_class_rows(scores: dict[str, Scores], categories: list[Category]) -> lis
 
 
 def precision_recall_rows(scores: dict[str, Scores], kind: Kind) -> list[dict]:
-    """Return a row per recall point: precision at IoU .50, generalized, of each model and group.
+    """Return a row per recall point: precision at IoU .50, averaged over classes.
 
-    Columns are <model>_<group>, as DVC draws one curve per column; the mean is over classes.
+    It is that of the generalized trial. Columns are <model>_<group>: DVC draws a curve per column.
     """
     rows = [{"recall": float(point)} for point in RECALL_POINTS]
     for model, own in scores.items():

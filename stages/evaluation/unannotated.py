@@ -1,6 +1,6 @@
-"""Metrics of detections without ground truth: their number. The rest stays empty.
+"""The results without ground truth: only numbers of detections.
 
-The files have the same columns as with ground truth, so that plots and comparisons find them.
+Files have the same columns as with ground truth, left empty, for plots and comparisons to find.
 """
 
 from collections import Counter
@@ -12,12 +12,12 @@ from stages.evaluation.summary import GROUPS, RECALL_POINTS
 
 
 def evaluation_metrics(detections: list[dict], num_images: int) -> dict:
-    """Return how many detections and images there are, and why there is no more."""
+    """Return the numbers of images and detections, and why nothing else is measured."""
     return {"skipped": SKIPPED, "images": num_images, "detections": len(detections)}
 
 
 def per_class_rows(detections: dict[str, list[dict]], categories: list[Category]) -> list[dict]:
-    """Return a row per class with the number of each model's detections."""
+    """Return a row per class: the number of detections of each model."""
     counts = {
         model: Counter(result["category_id"] for result in found)
         for model, found in detections.items()
@@ -35,6 +35,6 @@ def per_class_rows(detections: dict[str, list[dict]], categories: list[Category]
 
 
 def precision_recall_rows(models: list[str]) -> list[dict]:
-    """Return an empty row per recall point."""
+    """Return a row per recall point, with empty fields for each model and group."""
     empty = {f"{model}_{group}": "" for model in models for group in GROUPS}
     return [{"recall": float(point), **empty} for point in RECALL_POINTS]

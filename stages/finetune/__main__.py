@@ -1,16 +1,18 @@
-"""Stage `finetune`: train the detector on, with the ground truth of base classes only.
+"""Stage `finetune`: continue the detector's training with the ground truth of base classes only.
 
-Run: python -m stages.finetune. Objects of novel and excluded classes are removed from the labels;
-images without a base object are left out. Where nobody has annotated anything, the detector stays
-as it is. With `--output` another folder takes the place of data/finetune, with `--section` another
-section of params.yaml that of `finetune`; with `--method` a comparator's params are merged into it.
+Run: python -m stages.finetune. Objects of novel and excluded classes are removed from the labels,
+and images without a base object are left out. If nobody has annotated the images, the detector is
+copied as it is.
 
-finetune.supervision may also draw on what the detector has learned from, by the names of its
-sources, of all classes of the softmax, or on a further source that `--source name=file` gives.
+`finetune.supervision` may also name the detector's own sources, with objects of all classes of the
+softmax. Options, for comparators and further sources:
 
-A comparator of the claims is trained on in the same way, but without ground truth: `--annotations`
-names another file in the same form, and with `--label-splits base novel` the objects of novel
-classes are learned, too.
+- `--source name=file`: a further source;
+- `--annotations`: a COCO file in place of the ground truth;
+- `--label-splits base novel`: learn objects of novel classes too;
+- `--output`: a folder in place of data/finetune;
+- `--section`: a section of params.yaml in place of `finetune`;
+- `--method`: a comparator's params, merged into that section.
 """
 
 import argparse
@@ -37,14 +39,14 @@ from stages.models.detection.supervision import Supervision, read_sources, sourc
 from stages.models.detection.training import train_detector, training_metrics
 
 DETECTOR = Path("data/detector/model.safetensors")
-TRUTH = "ground_truth"  # whose unlabelled objects `finetune.unlabelled` is about
+TRUTH = "ground_truth"  # the source to which `finetune.unlabelled` applies
 ANNOTATIONS = Path("data/download/ground_truth/train.json")
-SUPERVISION = Path("data/supervision")  # what the detector has learned from
+SUPERVISION = Path("data/supervision")  # the detector's sources
 CATEGORIES = Path("data/download/categories.json")
 
 
 def keep_detector(output: Path) -> None:
-    """Write the detector as it came: without annotations there is nothing to train it on with."""
+    """Copy the detector to `output`: without annotations there is nothing to fine-tune it on."""
     with replace_file(output / "model.safetensors") as partial:
         shutil.copyfile(DETECTOR, partial)
     Curve(every=1).write(output / "curve.csv")

@@ -9,7 +9,7 @@ from stages.models.detection.params import SupervisionParams, TrainingParams
 
 
 class FinetuneParams(Section):
-    """Which classes the softmax runs over, what unlabelled objects are, and the training."""
+    """The classes of the softmax, how unlabelled objects are treated, and the training."""
 
     vocabulary: Literal["base", "all"]
     unlabelled: Literal["background", "detections"]
@@ -21,7 +21,7 @@ class FinetuneParams(Section):
     def _detections_need_their_classes(self) -> "FinetuneParams":
         if self.unlabelled == "detections" and self.vocabulary == "base":
             raise ValueError(
-                "unlabelled: detections are of novel classes, so set vocabulary to all,"
-                " or unlabelled to background"
+                "unlabelled: detections are of novel classes; set vocabulary to all, or unlabelled"
+                " to background"
             )
         return self

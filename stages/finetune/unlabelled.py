@@ -1,10 +1,9 @@
-"""Novel objects in images of which only base objects are labelled.
+"""Labels novel objects in images where only base objects are annotated.
 
-Trained on base labels alone, the detector forgets: regions of novel objects go to base classes and
-their masks get worse. What the starting detector itself is sure to be a novel object can be
-rehearsed as a label beside the ground truth of base classes. No novel annotation is read.
-
-Shape legend: n labelled objects of an image, k detections.
+Trained on base annotations alone, the detector forgets novel classes: it assigns regions of novel
+objects to base classes, and their masks get worse. So confident detections of the starting detector
+can serve as labels of novel objects, beside the ground truth of base classes. No novel annotation
+is read.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from stages.common.runtime.progress import track
 from stages.models.detection.detector import IGNORED, Detector, Prediction, predict
 from stages.models.detection.samples import LabelledImage
 
-LABELLED_IOU = 0.5  # a detection that overlaps a labelled object this much is that object
+LABELLED_IOU = 0.5  # box IoU from which a detection is taken for a labelled object
 SMALLEST_SIDE = 1.0  # pixels
 IMAGES_AT_ONCE = 16
 
@@ -30,14 +29,14 @@ def label_novel_detections(
     novel: Sequence[int],
     min_score: float,
 ) -> list[LabelledImage]:
-    """Return the images with certain detections of novel classes among their objects.
+    """Return the images with confident detections of novel classes added to their objects.
 
     Args:
-        model: the detector that fine-tuning starts from; left in inference mode.
+        model: the detector that fine-tuning starts from; is left in inference mode.
         images: with their labelled objects.
-        vocabulary: class indices that the detections compete in, and that labels are positions of.
-        novel: class indices of unlabelled classes.
-        min_score: in [0, 1]; a less certain detection is left out.
+        vocabulary: indices of the classes that detections choose from; label k is its k-th class.
+        novel: indices of the unlabelled classes.
+        min_score: in [0, 1]; detections with a lower score are left out.
     """
     result = []
     for start in track(range(0, len(images), IMAGES_AT_ONCE), "finetune: novel detections"):
@@ -57,9 +56,11 @@ def add_detections(
     novel: Sequence[int],
     min_score: float,
 ) -> LabelledImage:
-    """Return the image with the certain novel detections that are no labelled object.
+    """Return the image with those novel detections that do not overlap a labelled object.
 
-    They come first, because boxes to ignore must stay last.
+    A detection needs a score of at least `min_score`, a mask, and a box of at least one pixel per
+    side, in pixels of the image. Detections come first, because ignored boxes must stay last. They
+    have weight 1 in all losses. Arguments as for `label_novel_detections`.
     """
     boxes = prediction.boxes_xyxy
     overlap = pairwise_iou(boxes, entry.boxes_xyxy[entry.labels != IGNORED]).max(1, initial=0)

@@ -1,9 +1,7 @@
 """Measure pseudo-labels and proposals against ground truth: `python -m stages.label_quality`.
 
-Images are measured by as many processes as there are cores (OVIS_WORKERS sets another number).
-
-Measures only: nothing it writes is read by a stage that trains. Without ground truth it says so,
-and counts and shows the labels.
+One process per core measures images; OVIS_WORKERS sets another number. No stage reads the results.
+Without ground truth the labels are only counted and drawn, and the metrics say so.
 """
 
 from functools import partial
@@ -121,7 +119,7 @@ def _read_shard(
 def _make_examples(
     shard: int, inputs: ShardInputs, chosen: list[dict], categories: list
 ) -> dict[int, ShownLabel]:
-    """Return the montage's examples that lie in this shard, by annotation id."""
+    """Return the montage's examples whose images are in this shard, by annotation id."""
     image_ids = {image["id"] for image in inputs.images}
     here = group_by_image(
         annotation for annotation in chosen if annotation["image_id"] in image_ids

@@ -1,8 +1,8 @@
 """How well pseudo-labels and activation maps agree with the ground truth of one image.
 
-Every label is compared with the object of its class that it fits best; a label whose class is not
-in the image gets 0. Crowds are no objects: a label whose class is there as a crowd only is left
-out of the comparisons, as COCO ignores it, and counts as right in the precision.
+Each label is compared with the object of its class that it fits best; a label whose class is not in
+the image has IoU 0. A crowd is not an object. If the class of a label is present as a crowd only,
+the label counts as correct in the precision and is left out of the IoUs, as COCO ignores it.
 
 Shape legend: R labels or targets of an image, G + 1 rounds, h w cells of an activation map.
 """
@@ -16,15 +16,15 @@ Columns = dict[str, np.ndarray]
 
 
 def measure_labels(labels: Instances, truth: Instances) -> Columns:
-    """Return one value per label and measurement.
+    """Return one column (R,) per measurement.
 
     Args:
         labels: R pseudo-labels of one image.
         truth: its ground truth, crowds included.
 
     Returns:
-        category_id int64; present bool, the class is there; crowd bool, as a crowd only; box_iou
-        and mask_iou float64.
+        category_id int64; present bool, whether the image shows the class; crowd bool, whether it
+        shows it as a crowd only; box_iou and mask_iou float64 in [0, 1].
     """
     objects = truth.select(~truth.crowd)
     present = np.isin(labels.category_ids, truth.category_ids)
@@ -40,16 +40,17 @@ def measure_labels(labels: Instances, truth: Instances) -> Columns:
 def measure_pointing(
     maps: np.ndarray, category_ids: np.ndarray, truth: Instances, image_hw: tuple[int, int]
 ) -> Columns:
-    """Say for each target and round whether the map's highest cell lies on an object of its class.
+    """Return for each target and round whether the map peaks on an object of the target's class.
 
     Args:
         maps: float (R, G + 1, h, w) of the R targets of one image.
         category_ids: int64 (R,), the targets' classes.
-        truth: the image's ground truth; a crowd of the class counts as the object here.
+        truth: the image's ground truth; here a crowd counts as an object.
         image_hw: the image's size.
 
     Returns:
-        category_id int64 (R,) and hit bool (R, G + 1) of those targets whose class is there.
+        category_id int64 and hit bool (…, G + 1), a row for each target whose class the image
+        shows. The peak is the centre of the highest cell.
     """
     height, width = image_hw
     present = np.isin(category_ids, truth.category_ids)

@@ -1,12 +1,13 @@
-"""Boxes and masks that need no proposal network and no segmentation network, for comparison.
+"""Simple boxes and masks, made without proposal or segmentation network, for comparison.
 
-In the box of each label: the box filled, the ellipse inscribed in it, and the activation, above a
-threshold or as the most activated part of its pixels. Instead of the box: a square at the peak of
-the map that chose it. `stages.label_quality.summary` picks the best of a list
-with the ground truth in hand, which no method could: that favours what we compare with.
+Masks, each within the box of a label: the filled box, its inscribed ellipse, the activation above
+a threshold, and the most activated fraction of the pixels. Boxes: a square at the peak of the map
+that chose the label's box. `stages.label_quality.summary` reports the best threshold, fraction and
+side. They are chosen with the ground truth, which no method has, so the comparison favours the
+simple masks and boxes.
 
-Pixels are counted in the box alone, where all of these masks are, so that a map is never enlarged
-to the whole image.
+Pixels are counted within the box only, because all these masks lie in it; no map is enlarged to the
+whole image.
 
 Shape legend: R labels of an image, S its objects, T thresholds, F fractions, L sides of squares,
 h w cells of an activation map, n m pixels of a box. Frame: pixels of the image; pixel k is centred
@@ -31,9 +32,9 @@ class LabelMaps:
     """The activation maps behind R labels, float32 (R, h, w) in [0, 1].
 
     Attributes:
-        raw: after the last round.
-        seeding: as stage `pseudo_masks` takes it, blurred.
-        choosing: as stage `pseudo_boxes` takes it, blurred.
+        raw: the map after the last round.
+        seeding: the blurred map that stage `pseudo_masks` takes its seeds from.
+        choosing: the blurred map that stage `pseudo_boxes` chooses boxes by.
     """
 
     raw: np.ndarray
@@ -53,13 +54,13 @@ def measure_masks(
     Args:
         labels: R pseudo-labels of one image.
         objects: its objects, without crowds.
-        maps: of the labels.
+        maps: the labels' activation maps.
         image_hw: the image's size.
         params: thresholds and fractions.
 
     Returns:
-        filled_iou and ellipse_iou (R,); activation_iou (R, T), the raw map above each threshold;
-        fraction_iou (R, F), the most activated fraction of the box's pixels by the seeding map.
+        filled_iou and ellipse_iou (R,); activation_iou (R, T), raw map above each threshold;
+        fraction_iou (R, F), most activated fraction of the box's pixels in the seeding map.
     """
     shown = objects.select(np.isin(objects.category_ids, labels.category_ids))
     pixels = [decode_mask(segmentation, image_hw) for segmentation in shown.segmentations]
@@ -75,7 +76,7 @@ def measure_masks(
         by_raw, raw = _falling(_enlarge(maps.raw[row], image_hw, window))
         by_seeding, _ = _falling(_enlarge(maps.seeding[row], image_hw, window))
         num_pixels = len(raw)
-        # Rising thresholds keep the first pixels of the order, as fractions do.
+        # A threshold keeps the first pixels in this order, and so does a fraction.
         num_above = num_pixels - np.searchsorted(raw[::-1], thresholds, "right")
         num_most = np.maximum(np.rint(fractions * num_pixels), 1).clip(max=num_pixels).astype(int)
         inscribed = _ellipse(box_xyxy, window).ravel()
@@ -102,19 +103,19 @@ def measure_squares(
     image_hw: tuple[int, int],
     sides: list[float],
 ) -> Columns:
-    """Return how well squares at the peak of the map fit, and the sides of boxes and objects.
+    """Return the IoU of squares at the peak of the map, and the sides of boxes and objects.
 
     Args:
         labels: R pseudo-labels of one image.
         objects: its objects, without crowds.
-        choosing: (R, h, w), the map that chose each box.
+        choosing: (R, h, w), the maps that chose the labels' boxes.
         image_hw: the image's size.
-        sides: L sides of squares, fractions of the image's longer side.
+        sides: L sides of squares, as fractions of the image's longer side.
 
     Returns:
-        square_iou (R, L), box IoU with the best object of the class; side and true_side (R,) in
-        pixels, the roots of the areas of the box and of the object that it fits best, the latter
-        NaN where it overlaps none.
+        square_iou (R, L), IoU of each square with the best object of the class; side (R,), square
+        root of the area of the label's box, in pixels; true_side (R,), that of the object of the
+        class that the box fits best, NaN if it overlaps none.
     """
     num_labels = len(labels)
     half = np.array(sides) * max(image_hw) / 2
@@ -138,8 +139,8 @@ def measure_squares(
 def peak(cells: np.ndarray, image_hw: tuple[int, int]) -> tuple[float, float]:
     """Return (x, y) of a map's highest point, in pixels.
 
-    A cell of a small image is a fifth of an object, so the place within the highest cell is that of
-    the parabola through it and its neighbours.
+    In small images a cell is as large as a fifth of an object. The point is therefore refined
+    within the highest cell, to the summit of the parabola through it and its neighbours.
     """
     place = np.unravel_index(cells.argmax(), cells.shape)
     row, column = (int(index) for index in place)
@@ -149,7 +150,7 @@ def peak(cells: np.ndarray, image_hw: tuple[int, int]) -> tuple[float, float]:
 
 
 def _summit(values: np.ndarray, highest: int) -> float:
-    """Return how far the parabola's summit is from the highest of the values, -0.5 to 0.5."""
+    """Return the offset of the parabola's summit from the highest value, in -0.5…0.5 cells."""
     if not 0 < highest < len(values) - 1:
         return 0.0
     before, at, after = (float(value) for value in values[highest - 1 : highest + 2])
@@ -158,7 +159,7 @@ def _summit(values: np.ndarray, highest: int) -> float:
 
 
 def _window(box_xyxy: np.ndarray, image_hw: tuple[int, int]) -> tuple[slice, slice]:
-    """Return the rows and columns of the image whose pixels are centred in the box."""
+    """Return the rows and the columns of the image's pixels that are centred in the box."""
     spans = []
     for low, high, size in zip(box_xyxy[[1, 0]], box_xyxy[[3, 2]], image_hw, strict=True):
         first, last = np.ceil(low - 0.5), np.floor(high - 0.5)
@@ -169,7 +170,7 @@ def _window(box_xyxy: np.ndarray, image_hw: tuple[int, int]) -> tuple[slice, sli
 def _enlarge(
     cells: np.ndarray, image_hw: tuple[int, int], window: tuple[slice, slice]
 ) -> np.ndarray:
-    """Return a map (h, w) at the window's pixels (n, m), bilinear between its cells' centres."""
+    """Return a map (h, w) sampled bilinearly at the window's pixels (n, m)."""
     values = cells
     for axis in (0, 1):
         pixels = np.arange(window[axis].start, window[axis].stop) + 0.5
@@ -182,14 +183,14 @@ def _enlarge(
 
 
 def _falling(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the order of the values (n, m), highest first, and the values so ordered (n m,)."""
+    """Return the descending order of the values (n, m), and the sorted values, (n m,) each."""
     values = heat.ravel()
     order = np.argsort(-values, kind="stable")
     return order, values[order]
 
 
 def _ellipse(box_xyxy: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
-    """Return which of the window's pixels, bool (n, m), are in the ellipse inscribed in the box."""
+    """Return which pixels of the window, bool (n, m), lie in the box's inscribed ellipse."""
     left, top, right, bottom = (float(side) for side in box_xyxy)
     rows = np.arange(window[0].start, window[0].stop) + 0.5
     columns = np.arange(window[1].start, window[1].stop) + 0.5
@@ -199,12 +200,12 @@ def _ellipse(box_xyxy: np.ndarray, window: tuple[slice, slice]) -> np.ndarray:
 
 
 def _first_iou(inside: np.ndarray, counts: np.ndarray, size: Count) -> np.ndarray:
-    """Return the IoU of the first `counts` of ordered pixels with an object.
+    """Return the IoU (K,) of an object with the first `counts` pixels of an order.
 
     Args:
-        inside: bool (n m,), which of them are the object's.
+        inside: bool (n m,), which of the ordered pixels belong to the object.
         counts: int (K,).
-        size: the object's pixels, those outside of the box too.
+        size: number of the object's pixels, also outside the box.
     """
     common = np.concatenate([[0], np.cumsum(inside)])[counts]
     return common / np.maximum(counts + size - common, 1)
@@ -215,5 +216,5 @@ def _iou(pixels: Count, common: Count, size: Count) -> float:
 
 
 def _sides(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Return the roots of the boxes' areas (R,)."""
+    """Return the square roots of the boxes' areas, (R,)."""
     return np.sqrt(np.prod(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], axis=1))

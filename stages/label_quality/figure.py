@@ -21,19 +21,19 @@ from stages.common.formats.coco import Instances, best_box_iou, best_mask_iou
 from stages.common.geometry.masks import decode_mask
 
 SIDE = 208  # of a panel, pixels
-WORDS_WIDTH = 218  # of the column of words
+WORDS_WIDTH = 218  # of the text column, pixels
 LABEL_COLOUR, TRUTH_COLOUR = (255, 196, 0), (0, 200, 150)
 
 
 @dataclass(frozen=True)
 class ShownLabel:
-    """One pseudo-label with all that led to it.
+    """One pseudo-label with the inputs that it was made from.
 
     Attributes:
         image: RGB uint8 (H, W, 3).
-        category: the class.
-        captions: those of the image.
-        maps: (G + 1, h, w) in [0, 1].
+        category: the label's class.
+        captions: all captions of the image.
+        maps: activation after each round, (G + 1, h, w) in [0, 1].
         label: the pseudo-label, one instance.
         truth: the objects of its class, without crowds.
     """
@@ -49,9 +49,9 @@ class ShownLabel:
 def choose_labels(
     annotations: list[dict], categories: list[Category], number: int, random: np.random.Generator
 ) -> list[dict]:
-    """Return `number` labels drawn blindly, base and novel in turn, classes in turn.
+    """Return `number` random labels, alternating base and novel, and alternating their classes.
 
-    Drawn without a look at their quality: the montage is a sample, not a shop window.
+    The draw ignores the labels' quality, so the montage is a fair sample.
     """
     splits = {category.id: category.split for category in categories}
     shuffled = [annotations[index] for index in random.permutation(len(annotations))]
@@ -72,9 +72,9 @@ def choose_labels(
 def draw_montage(
     examples: list[ShownLabel], categories: list[Category], annotated: bool = True
 ) -> np.ndarray:
-    """Return the sheet RGB uint8, one row per example, as many rounds as the maps have.
+    """Return the sheet, RGB uint8, with one row per example and one column per round.
 
-    Where nobody has annotated the images there is no column of ground truth.
+    Without annotations (`annotated` is false) the column of ground truth is left out.
     """
     rounds = [f"activation, G = {k}" for k in range(len(examples[0].maps))]
     comparison = "The ground truth is shown for comparison and was never used."
@@ -111,7 +111,7 @@ def _agreement(example: ShownLabel) -> str:
 
 
 def _instances(example: ShownLabel, instances: Instances, colour: Colour) -> Panel:
-    """Paint masks and boxes of the class, with its name at each box."""
+    """Return the image with masks, boxes and the class name painted on it."""
     image_hw = example.image.shape[:2]
     pixels, tags = show_image(example.image, SIDE), []
     for segmentation in instances.segmentations:

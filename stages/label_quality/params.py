@@ -1,4 +1,4 @@
-"""Section `label_quality` of params.yaml, and what the stage reads of two others."""
+"""Section `label_quality` of params.yaml, and the keys that the stage reads of two others."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from stages.common.runtime.params import Section
 
 
 class LabelQualityParams(Section):
-    """What the pseudo-labels and proposals are measured at."""
+    """The K, thresholds, fractions and sides that are measured, and the size of the montage."""
 
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
     activation_thresholds: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1)]
@@ -20,12 +20,12 @@ class LabelQualityParams(Section):
     @classmethod
     def _ascending(cls, values: list) -> list:
         if values != sorted(set(values)):
-            raise ValueError("must rise from value to value")
+            raise ValueError("values must be strictly increasing")
         return values
 
 
 class MapParams(Section):
-    """Which map a stage uses, and how blurred: keys of both `pseudo_boxes` and `pseudo_masks`."""
+    """Which map a stage uses and its blur: keys of both `pseudo_boxes` and `pseudo_masks`."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 

@@ -1,8 +1,9 @@
 """All measurements of one shard's images, as tables with one row per label, target or object.
 
-Images are measured one by one, so that several processes can share them out.
+Images are measured one at a time, so that several processes can divide them.
 
-Shape legend: R labels, N targets, S objects of the shard; G + 1 rounds, h w cells of a map.
+Shape legend: R labels, N targets, S objects of the shard, n targets of one image; G + 1 rounds,
+h w cells of a map.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ from stages.label_quality.params import LabelQualityParams, MapParams
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """What `ShardInputs` has of one image; n of the targets are its own."""
+    """The part of `ShardInputs` that belongs to one image."""
 
     image_id: int
     image_hw: tuple[int, int]
@@ -30,13 +31,13 @@ class ImageInputs:
     truth: list[dict]
     target_category_ids: np.ndarray  # int64 (n,)
     maps: np.ndarray  # float16 (n, G + 1, h, w)
-    proposals: np.ndarray  # boxes_xyxy float32, in order
-    ranking: np.ndarray  # likewise
+    proposals: np.ndarray  # boxes_xyxy float32, best first
+    ranking: np.ndarray  # boxes_xyxy float32, best first
 
 
 @dataclass(frozen=True)
 class ShardInputs:
-    """What the stages before made of the images of one shard.
+    """What the earlier stages computed for the images of one shard.
 
     Attributes:
         images: COCO's `images` entries.
@@ -44,7 +45,7 @@ class ShardInputs:
         truth: ground-truth annotations per image.
         target_image_ids, target_category_ids: int64 (N,).
         maps: float16 (N, G + 1, h, w), activation after each round.
-        proposals, ranking: boxes_xyxy float32 per image, in order.
+        proposals, ranking: boxes_xyxy float32 per image, best first.
     """
 
     images: list[dict]
@@ -86,7 +87,7 @@ class ShardInputs:
 
 @dataclass(frozen=True)
 class Tables:
-    """Measurements: per label, per target whose class is there, per object of base or novel."""
+    """Measurements per label, per target whose class is present, and per base or novel object."""
 
     labels: Columns
     pointing: Columns
@@ -95,7 +96,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class MapsInUse:
-    """The maps that the boxes were chosen by, and those that seeded the masks."""
+    """Which maps chose the boxes, and which seeded the masks."""
 
     boxes: MapParams
     masks: MapParams
@@ -108,7 +109,14 @@ def measure_image(
     in_use: MapsInUse,
     seed: int,
 ) -> Tables:
-    """Measure one image; `category_ids` are those of base and novel classes.
+    """Return the measurements of one image.
+
+    Args:
+        inputs: of the image.
+        category_ids: ids of the base and novel classes.
+        params: what to measure.
+        in_use: the maps that the pipeline uses.
+        seed: of the random order of proposals.
 
     Raises:
         ValueError: a label has no activation map.
@@ -132,7 +140,7 @@ def measure_image(
 
 
 def _label_maps(maps: np.ndarray, image_hw: tuple[int, int], in_use: MapsInUse) -> LabelMaps:
-    """Return the maps of the labels out of those of all rounds, float16 (R, G + 1, h, w)."""
+    """Return the labels' maps from those of all rounds, float16 (R, G + 1, h, w)."""
     rounds = maps.astype(np.float32)
     seeding, choosing = (
         smooth_maps(rounds[:, -1 if use.activation_round == "last" else 0], image_hw, use.smoothing)
@@ -142,7 +150,7 @@ def _label_maps(maps: np.ndarray, image_hw: tuple[int, int], in_use: MapsInUse) 
 
 
 def join_tables(parts: Iterable[Tables]) -> Tables:
-    """Return tables below each other."""
+    """Return one table of each kind with the rows of all parts."""
     every = list(parts)
     return Tables(
         join_columns([tables.labels for tables in every]),
@@ -152,7 +160,7 @@ def join_tables(parts: Iterable[Tables]) -> Tables:
 
 
 def join_columns(parts: list[Columns]) -> Columns:
-    """Return tables below each other; those without columns (of no labels) add nothing."""
+    """Concatenate the columns of all parts; a part without columns (no labels) adds nothing."""
     filled = [part for part in parts if part]
     return {name: np.concatenate([part[name] for part in filled]) for name in (filled or [{}])[0]}
 

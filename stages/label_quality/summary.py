@@ -1,7 +1,7 @@
 """Means over base, novel and all classes: metrics.json, per_class.csv and recall.csv.
 
-A mean over nothing is -1, as pycocotools has it. "at_50" is the fraction of IoU >= 0.5. Five
-decimals are kept: the rest is noise even on all of COCO.
+A mean over nothing is -1, as in pycocotools. "at_50" is the fraction of labels with IoU >= 0.5;
+"at_K" of recall is recall@K. Means have five decimals; the rest is noise even on all of COCO.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,19 +21,19 @@ NOTHING = -1.0
 
 
 def mean(values: np.ndarray) -> float:
-    """Return the mean to five decimals, -1 of nothing."""
+    """Return the mean, rounded to five decimals; -1 if there are no values."""
     return round(float(np.mean(values)), 5) if len(values) else NOTHING
 
 
 def iou_summary(iou: np.ndarray) -> dict[str, float]:
-    """Return mean and fraction at or above 0.5 of IoUs (R,)."""
+    """Return the mean of IoUs (R,) and the fraction of them that is at least 0.5."""
     return {"mean_iou": mean(iou), "at_50": mean(iou >= 0.5)}
 
 
 def by_group(
     columns: Columns, categories: list[Category], summary: Callable[[Columns], dict]
 ) -> dict[str, dict]:
-    """Return `summary` of the rows of base, of novel and of all classes."""
+    """Return `summary` of the rows of the base, the novel and all classes."""
     groups = {}
     for group in GROUPS:
         ids = [category.id for category in categories if group in (category.split, "all")]
@@ -43,7 +43,7 @@ def by_group(
 
 
 def quality_metrics(tables: Tables, categories: list[Category], params: LabelQualityParams) -> dict:
-    """Return the nested metrics: labels, boxes and masks beside simpler ones, pointing, recall."""
+    """Return nested metrics: labels, boxes and masks with simple comparators, pointing, recall."""
     compared = {name: values[~tables.labels["crowd"]] for name, values in tables.labels.items()}
     in_good_box = compared["box_iou"] >= 0.5
     good = {name: values[in_good_box] for name, values in compared.items()}
@@ -100,8 +100,8 @@ def _mask_metrics(rows: Columns, categories: list[Category], params: LabelQualit
 def _best(iou: np.ndarray, name: str, values: list[float]) -> dict[str, float]:
     """Return the summary of the column of IoUs (R, K) with the highest mean, and its value.
 
-    It is picked per group with the ground truth in hand, which no method could: the comparison
-    favours the comparator.
+    The column is chosen per group with the ground truth, which no method has: this favours the
+    comparator.
     """
     best = int(np.argmax([mean(column) for column in iou.T]))
     return {**iou_summary(iou[:, best]), name: values[best]}
@@ -110,7 +110,8 @@ def _best(iou: np.ndarray, name: str, values: list[float]) -> dict[str, float]:
 def _box_summary(rows: Columns) -> dict[str, float]:
     """Return the IoU of the boxes, and the correlation of their sides with those of the objects.
 
-    The correlation is over labels that overlap their object, and is left out where there is none.
+    The correlation is over the labels that overlap an object of their class. It is left out if
+    there are fewer than two, or if all boxes or all objects have one size.
     """
     fits = ~np.isnan(rows["true_side"])
     pairs = np.stack([rows["side"][fits], rows["true_side"][fits]])
@@ -126,7 +127,7 @@ def _pointing_summary(rows: Columns) -> dict[str, float]:
 
 
 def per_class_rows(tables: Tables, categories: list[Category]) -> list[dict]:
-    """Return one row per class; measurements of a class without a label are left empty."""
+    """Return one row per class; the measurements of a class without labels are empty."""
     result = []
     for category in categories:
         own = tables.labels["category_id"] == category.id
@@ -142,7 +143,7 @@ def per_class_rows(tables: Tables, categories: list[Category]) -> list[dict]:
 
 
 def recall_rows(metrics: dict, params: LabelQualityParams) -> list[dict]:
-    """Return one row per number of boxes, a column per kind of proposals and group."""
+    """Return one row per K of recall@K, with a column per kind of proposals and group."""
     return [
         {
             "boxes": number,

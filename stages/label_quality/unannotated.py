@@ -1,6 +1,6 @@
-"""Metrics of pseudo-labels without ground truth: their number. The rest stays empty.
+"""Metrics of pseudo-labels without ground truth: only their number; the rest stays empty.
 
-The files have the same columns as with ground truth, so that plots and comparisons find them.
+The files have the same columns as with ground truth, so that plots and comparisons work.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from stages.label_quality.summary import GROUPS, MEASURED_PER_CLASS, PROPOSALS
 
 
 def quality_metrics(labels: list[dict], categories: list[Category]) -> dict:
-    """Return the number of labels of base, novel and all classes, and why there is no more."""
+    """Return the number of base, novel and all labels, and why nothing else was measured."""
     counts = Counter(label["category_id"] for label in labels)
     return {
         "skipped": SKIPPED,
@@ -24,7 +24,7 @@ def quality_metrics(labels: list[dict], categories: list[Category]) -> dict:
 
 
 def per_class_rows(labels: list[dict], categories: list[Category]) -> list[dict]:
-    """Return one row per class with its number of labels."""
+    """Return one row per class with its number of labels; measurements are empty."""
     counts = Counter(label["category_id"] for label in labels)
     empty = dict.fromkeys(MEASURED_PER_CLASS, "")
     return [
@@ -33,6 +33,6 @@ def per_class_rows(labels: list[dict], categories: list[Category]) -> list[dict]
 
 
 def recall_rows(params: LabelQualityParams) -> list[dict]:
-    """Return one empty row per number of boxes."""
+    """Return one empty row per K of recall@K."""
     empty = {f"{name}_{group}": "" for group in GROUPS for name in PROPOSALS}
     return [{"boxes": number, **empty} for number in params.recall_at]

@@ -1,6 +1,7 @@
-"""Optimizers of every training, and the learning rate of each of their steps.
+"""Optimizers and learning-rate schedules of every training.
 
-A schedule maps a 0-based step to a rate; a parameter's is that times the `factor` of its group.
+A schedule maps a 0-based step to a learning rate. Each parameter group multiplies it by its own
+`factor`.
 """
 
 import math
@@ -21,15 +22,15 @@ def make_optimizer(
     vector_factor: float = 1.0,
     decay_vectors: bool = False,
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of what is to be trained: AdamW with `betas`, or SGD with a `momentum`.
+    """Return an optimizer of the trainable parameters: SGD with `momentum`, or AdamW with `betas`.
 
     Args:
-        model: what to train.
-        weight_decay: of matrices.
-        momentum: of SGD; AdamW if None.
+        model: the network to train.
+        weight_decay: of matrices; vectors have none.
+        momentum: of SGD; None selects AdamW.
         betas: of AdamW.
-        vector_factor: of the rate of vectors (biases, norms).
-        decay_vectors: treat vectors as matrices.
+        vector_factor: multiplies the learning rate of vectors (biases, norms).
+        decay_vectors: treat vectors as matrices, in rate and decay.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": trained, "factor": 1.0}]
@@ -45,9 +46,10 @@ def make_optimizer(
 
 
 def cosine(rate: float, steps: int, warmup_steps: int = 0, last: float = 0.0) -> Schedule:
-    """Return half a cosine from `rate` to `last` of it, after a linear warm-up from 0.
+    """Return half a cosine over all `steps`, from `rate` to `last` times `rate`.
 
-    The last step of the warm-up has the whole rate.
+    In the first `warmup_steps` the rate is also multiplied by a factor that rises linearly to 1,
+    which the last of them has.
     """
 
     def at(step: int) -> float:
@@ -61,9 +63,10 @@ def cosine(rate: float, steps: int, warmup_steps: int = 0, last: float = 0.0) ->
 def step_decay(
     rate: float, at_steps: Sequence[int], factor: float, warmup_steps: int, warmup_from: float
 ) -> Schedule:
-    """Return Detectron's schedule: `rate` times `factor` from each of the steps on.
+    """Return Detectron's schedule: `rate`, multiplied by `factor` at each step in `at_steps`.
 
-    A linear warm-up begins at `warmup_from` of the rate, and the first step after it has the whole.
+    The rate rises linearly from `warmup_from` times `rate`; the first step after the warm-up has
+    all of it.
     """
 
     def at(step: int) -> float:
@@ -75,7 +78,7 @@ def step_decay(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the optimizer's next step be at a rate."""
+    """Set the learning rate of the optimizer's next step."""
     for group in optimizer.param_groups:
         group["lr"] = group["factor"] * rate
 
@@ -87,7 +90,7 @@ def update(
     rate: float,
     largest_gradient: float,
 ) -> None:
-    """Take one step down the gradient of a loss, whose norm is limited."""
+    """Take one optimizer step on `loss`, after clipping the norm of its gradient."""
     set_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

@@ -1,8 +1,8 @@
 """Stage `phrase_quality`: how well the boxes of phrases fit the objects that they name.
 
-Run: python -m stages.phrase_quality. Measures only: nothing that it writes is read by a stage that
-trains. A box is compared with the object of its class in its image that it fits best; boxes around
-several objects are left out. Where there is no phrase or nobody has annotated, it says so.
+Run: python -m stages.phrase_quality. It only measures: no stage that trains reads what it writes. A
+box is compared with the object of its class in its image that it fits best; boxes around several
+objects are left out. Without phrases or annotations, metrics.json says why nothing was measured.
 
 Shape legend: R boxes of phrases.
 """
@@ -24,11 +24,11 @@ GROUPS = ("base", "novel", "all")
 
 
 def best_iou(phrases: list[dict], truth: list[dict]) -> np.ndarray:
-    """Return each box's IoU (R,) with the object of its class it fits best, 0 without such one.
+    """Return each box's IoU with the best fitting object of its class, float64 (R,); 0 if none.
 
     Args:
         phrases: COCO annotations of the phrases.
-        truth: COCO annotations of the objects; crowds do not count.
+        truth: COCO annotations of the objects; crowds are ignored.
     """
     objects = group_by_image(own for own in truth if not own["iscrowd"])
     found = np.zeros(len(phrases))
@@ -45,7 +45,7 @@ def best_iou(phrases: list[dict], truth: list[dict]) -> np.ndarray:
 
 
 def make_metrics(phrases: list[dict], truth: list[dict], categories: list[Category]) -> dict:
-    """Return count, mean IoU, and fractions at IoU 0.5 and without overlap, by group of classes."""
+    """Return, per group: count, mean IoU, and the fractions with IoU >= 0.5 and with IoU 0."""
     iou = best_iou(phrases, truth)
     metrics: dict[str, dict[str, float]] = {}
     for group in GROUPS:
@@ -60,7 +60,7 @@ def make_metrics(phrases: list[dict], truth: list[dict], categories: list[Catego
 
 def main() -> None:
     """Write metrics.json."""
-    annotations = read_json(DATA / "phrases/annotations.json")["annotations"]
+    annotations = read_json(DATA / "phrase_labels/annotations.json")["annotations"]
     phrases = [own for own in annotations if not own["iscrowd"]]
     truth = read_json(TRUTH)["annotations"]
     if not phrases or all(own["iscrowd"] for own in truth):

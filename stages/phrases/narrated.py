@@ -1,14 +1,17 @@
 """The phrases of a narrative, with class, box, and where each of them comes from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+
 from stages.common.formats.captions import MentionFinder
-from stages.common.formats.narratives import END_OF_SENTENCE, Narrative
+from stages.common.formats.narratives import END_OF_SENTENCE, FREE, Narrative, in_time
+from stages.common.formats.tables import boxes_table
 from stages.phrases.noun_phrases import Parser, Phrase
 from stages.phrases.params import PhrasesParams
-from stages.phrases.traces import NOT_SPOKEN, Located, align, in_time, locate, time_window
-
-FREE = 0  # category of a phrase that names no class
+from stages.phrases.traces import NOT_SPOKEN, Located, align, locate, time_window
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,32 @@ def narrated_phrases(
             )
         )
     return found
+
+
+def make_table(phrases: Sequence[Narrated]) -> pa.Table:
+    """Return a row per phrase: text, class, sentence, characters, seconds, points and box.
+
+    `first_point` and `points` count in the narrative's trace in order of time. Without a box the
+    corners are not a number, and `reason` says why.
+    """
+    none = np.full(4, np.nan, np.float32)
+    boxes = [none if p.located.box_xyxy is None else p.located.box_xyxy for p in phrases]
+    windows = np.array([p.located.window for p in phrases], np.float64).reshape(-1, 2)
+    return boxes_table(
+        np.array([p.image_id for p in phrases], np.int64),
+        np.array(boxes, np.float32).reshape(-1, 4),
+        phrase=pa.array([p.text for p in phrases], pa.string()),
+        category_id=pa.array([p.category_id for p in phrases], pa.int64()),
+        several=pa.array([p.several for p in phrases], pa.bool_()),
+        sentence=pa.array([p.sentence for p in phrases], pa.string()),
+        start=pa.array([p.start for p in phrases], pa.int64()),
+        end=pa.array([p.end for p in phrases], pa.int64()),
+        seconds_from=pa.array(windows[:, 0]),
+        seconds_to=pa.array(windows[:, 1]),
+        first_point=pa.array([p.located.first for p in phrases], pa.int64()),
+        points=pa.array([p.located.num_points for p in phrases], pa.int64()),
+        reason=pa.array([p.located.reason for p in phrases], pa.string()),
+    )
 
 
 def _sentence(text: str, place: int) -> str:

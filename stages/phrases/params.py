@@ -32,5 +32,3 @@ class PhrasesParams(Section):
     spacy_model: str
     window: WindowParams
     box: TraceParams
-    several: Literal["box", "crowd"]
-    montage_rows: Annotated[int, Field(ge=1, le=50)]

@@ -92,11 +92,6 @@ def time_window(
     return max(first - params.before, 0.0), last + params.after
 
 
-def in_time(trace: np.ndarray) -> np.ndarray:
-    """Return the points (P, 3) in order of time."""
-    return trace[np.argsort(trace[:, 2], kind="stable")]
-
-
 def locate(
     trace: np.ndarray,
     window: tuple[float, float],

@@ -1,9 +1,9 @@
 """Stage `proposals`: selective search boxes of one shard of the training images.
 
-Run: python -m stages.proposals <shard>. Reads data/download/images/train/<shard>.parquet; writes
-data/proposals/<shard>.parquet, rows in selective search's own order per image. With `val` or `test`
-in place of a shard it searches that split's images, for comparators that are measured on them;
-with `--output` another folder takes the place of data/proposals.
+Run: python -m stages.proposals <shard>. Reads data/download/images/train/<shard>.parquet and writes
+data/proposals/<shard>.parquet, the rows of each image in selective search's order. Given `val` or
+`test` instead of a shard, it searches the images of that split, for comparators that are measured
+on them. `--output` names another folder than data/proposals.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     write_table(options.output / f"{shard}.parquet", table)
     print(
         f"proposals {shard}: {report['proposals']} boxes of {report['images']} images; "
-        f"{len(report['whole_image_instead'])} without any got the whole image",
+        f"{len(report['whole_image_instead'])} images without any got the whole image",
         file=sys.stderr,
     )
 

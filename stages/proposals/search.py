@@ -1,6 +1,6 @@
-"""Selective search of a shard of images, by several processes, in the order of the images.
+"""Selective search on the images of a shard, in several processes; results keep the images' order.
 
-N images, R proposals of all of them; boxes x0, y0, x1, y1 in pixels.
+Shape legend: R proposals of one image; boxes x0, y0, x1, y1 in pixels of the image.
 """
 
 import json
@@ -18,7 +18,7 @@ from stages.models.proposals.selective_search import SearchSettings, selective_s
 
 
 class Found(NamedTuple):
-    """The proposals of one image; `is_fallback` if they are just the whole image."""
+    """The proposals of one image, float32 (R, 4); `is_fallback`: the whole image stands in."""
 
     image_id: int
     boxes_xyxy: np.ndarray
@@ -26,10 +26,10 @@ class Found(NamedTuple):
 
 
 def search_image(settings: SearchSettings, seed: int, image: EncodedImage) -> Found:
-    """Return the proposals float32 (R, 4), R >= 1, of one image.
+    """Return the proposals of one image, R >= 1.
 
-    An image without a proposal gets one box, the whole image, so that every later stage has
-    something to score and no image drops out unseen; the shard's report names these images.
+    An image without proposals gets the whole image as its only box, so that every later stage has a
+    box to score. The shard's report lists these images.
     """
     boxes_xyxy = selective_search(image.decode(), settings, seed, image.image_id)
     if len(boxes_xyxy):
@@ -41,15 +41,15 @@ def search_image(settings: SearchSettings, seed: int, image: EncodedImage) -> Fo
 def search_images(
     images: Iterable[EncodedImage], settings: SearchSettings, seed: int, workers: int
 ) -> Iterator[Found]:
-    """Yield the proposals of each image in their order, found by `workers` processes.
+    """Yield the proposals of each image in order, computed by `workers` processes.
 
-    Processes, not threads: the order of proposals comes from C's global random state.
+    Threads would not do: the order of proposals comes from C's global random state.
     """
     return map_in_order(partial(search_image, settings, seed), images, workers, chunk_size=8)
 
 
 def proposal_table(found: Iterable[Found]) -> tuple[pa.Table, dict]:
-    """Return the shard's table, and its report, which the table also has in its metadata."""
+    """Return the shard's table and its report; the table's metadata holds the report too."""
     pieces = list(found)
     lengths = [len(piece.boxes_xyxy) for piece in pieces]
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(p.boxes_xyxy for p in pieces)])

@@ -8,7 +8,7 @@ from stages.common.runtime.params import Section
 
 
 class PseudoBoxesParams(Section):
-    """How the proposal that best holds the activation is chosen."""
+    """How a pseudo-box is chosen from the proposals."""
 
     activation_round: Literal["last", "first"]
     smoothing: float = Field(ge=0)

@@ -1,6 +1,6 @@
 """Merge the pseudo-masks of all shards into one COCO file: `python -m stages.pseudo_labels`.
 
-Of data/activation only the facts are read: which targets never got a mask, and why.
+Of data/activation only the facts are read: which targets have no map, and so no mask.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def main() -> None:
     report = make_report(dataset, dropped, categories, facts)
     metrics = label_metrics(dataset, report)
 
-    write_json(OUTPUT / "report.json", report)  # first: it explains a yield that is too low
+    write_json(OUTPUT / "report.json", report)  # first: it explains why a check fails
     check_targets(report, params.max_untargeted_fraction)
     check_yield(metrics, params.min_labelled_fraction)
     write_json(OUTPUT / "pseudo_annotations.json", dataset, indent=None)

@@ -1,8 +1,8 @@
-"""Pseudo-masks of all shards to one COCO file of pseudo-annotations (Mask-free OVIS, section 3.3).
+"""Merge the pseudo-masks of all shards into one COCO file of pseudo-annotations.
 
-The paper keeps every mask; here a mask that is too small to be an object is dropped, and the least
-sure ones of each class may be. Nothing here knows the ground truth. Frame: pixels of the stored
-image, boxes as (x, y, width, height).
+Mask-free OVIS keeps every mask. Here masks that are too small to be objects are dropped, and so are
+the lowest-scoring ones of each class if `keep_fraction` is below 1. No ground truth is used.
+Frame: pixels of the stored image, boxes as (x, y, width, height).
 """
 
 import math
@@ -14,14 +14,14 @@ from stages.common.formats.categories import Category
 from stages.pseudo_labels.params import PseudoLabelsParams
 
 SMALL, UNSURE = "area below pseudo_labels.min_area", "score outside pseudo_labels.keep_fraction"
-CONSTANT = "activation map is the same everywhere"  # says `activation`, which makes no mask of it
+CONSTANT = "activation map is the same everywhere"  # stage `activation` leaves such targets out
 
 
 def check_masks(masks: list[dict], images: list[dict], categories: list[Category]) -> None:
-    """Check that every mask belongs to a listed image and class, at most one of each.
+    """Check that each mask fits a listed image and class, with at most one mask for each pair.
 
     Raises:
-        ValueError: it does not; the message names image and class.
+        ValueError: a mask does not; the message names its image and class.
     """
     sizes = {image["id"]: [image["height"], image["width"]] for image in images}
     known = {category.id for category in categories}
@@ -32,20 +32,21 @@ def check_masks(masks: list[dict], images: list[dict], categories: list[Category
         if image_id not in sizes:
             raise ValueError(f"{where}: no such image in data/download/images/train")
         if category_id not in known:
-            raise ValueError(f"{where}: no base or novel category in data/download/categories.json")
+            raise ValueError(f"{where}: not a base or novel class of data/download/categories.json")
         if list(mask["segmentation"]["size"]) != sizes[image_id]:
             found = mask["segmentation"]["size"]
             raise ValueError(f"{where}: mask of size {found}, image of size {sizes[image_id]}")
         if key in seen:
-            raise ValueError(f"{where}: two masks; an image has one per class")
+            raise ValueError(f"{where}: two masks; an image has at most one per class")
         seen.add(key)
 
 
 def split_masks(masks: list[dict], params: PseudoLabelsParams) -> tuple[list[dict], list[dict]]:
-    """Return (kept, dropped) masks; `area` becomes the mask's, a dropped one has a `reason`.
+    """Return the kept and the dropped masks; both get their `area`, dropped ones also a `reason`.
 
-    Of each class the highest-scoring `keep_fraction` of the masks that are large enough is kept,
-    rounded up: scores of different words are not on one scale, and a rare class must not be lost.
+    Of the masks that are large enough, the highest-scoring `keep_fraction` of each class is kept,
+    rounded up. The fraction is per class because scores of different words are not comparable; it
+    is rounded up so that no rare class is lost.
     """
     # One call per mask: pycocotools refuses lists of more than 255 with NumPy 2.
     measured = [{**mask, "area": int(coco_mask.area(mask["segmentation"]))} for mask in masks]
@@ -71,7 +72,7 @@ def split_masks(masks: list[dict], params: PseudoLabelsParams) -> tuple[list[dic
 
 
 def make_dataset(kept: list[dict], images: list[dict], categories: list[Category]) -> dict:
-    """Return COCO's instances format; annotations also have `score`, categories also `split`."""
+    """Return a COCO instances dataset; annotations also have a `score`, categories a `split`."""
     fields = ("image_id", "category_id", "bbox", "area", "segmentation", "score")
     return {
         "images": images,

@@ -1,4 +1,4 @@
-"""Metrics of the pseudo-labels, and a report of what was left out and why."""
+"""Metrics of the pseudo-labels, and a report of what was dropped and why."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from stages.pseudo_labels.merge import CONSTANT, SMALL, UNSURE
 
 
 def add_facts(facts: Iterable[dict]) -> dict:
-    """Return what stage `activation` tells of its shards, counts added and lists joined."""
+    """Return the facts of stage `activation` over all shards: counts added, lists joined."""
     every = list(facts)
     constant = [target for one in every for target in one.get("constant_maps", [])]
     return {
@@ -22,14 +22,14 @@ def add_facts(facts: Iterable[dict]) -> dict:
 def make_report(
     dataset: dict, dropped: list[dict], categories: list[Category], facts: dict
 ) -> dict:
-    """Return the labels of each class, and which targets, images and classes have none, and why.
+    """Return the number of labels per class, and the targets, images and classes without a label.
 
     Args:
-        dataset: the labels, in COCO's instances format.
+        dataset: the labels, from `make_dataset`.
         dropped: masks with a `reason`.
         categories: base and novel classes.
-        facts: of stage `activation`, from `add_facts`; its constant maps are dropped targets, too,
-            which have neither area nor score.
+        facts: from `add_facts`. Targets with a constant map count as dropped; they have neither
+            area nor score.
     """
     counts = Counter(annotation["category_id"] for annotation in dataset["annotations"])
     names = {category.id: category.name for category in categories}
@@ -67,9 +67,9 @@ def make_report(
 
 
 def label_metrics(dataset: dict, report: dict) -> dict:
-    """Return the yield: counts of images, targets and labels kept.
+    """Return the yield: counts of images, targets and labels, and fractions of images.
 
-    A target is a named object with or without a mask: those of a constant map count.
+    Every named object is a target, also one whose activation map is constant.
     """
     num_images, num_labels = len(dataset["images"]), len(dataset["annotations"])
     num_labelled = num_images - len(report["images_without_labels"])
@@ -98,10 +98,10 @@ def label_metrics(dataset: dict, report: dict) -> dict:
 
 
 def check_targets(report: dict, max_untargeted_fraction: float) -> None:
-    """Check that captions and maps gave enough images an object to label, over all shards.
+    """Check that enough images of all shards have a target.
 
     Raises:
-        ValueError: they did not.
+        ValueError: the fraction of images without one is above the limit.
     """
     told = report["activation"]
     total, without = told["images"], told["images_without_target"]
@@ -109,25 +109,25 @@ def check_targets(report: dict, max_untargeted_fraction: float) -> None:
         raise ValueError(
             f"{without} of {total} training images have no target ({without / total:.1%}), above"
             " params.yaml: pseudo_labels.max_untargeted_fraction ="
-            f" {max_untargeted_fraction:.1%}: no caption of theirs names a class among the tokens"
-            f" that the model reads ({told['mentions_cut_off']} mentions lie behind them), or the"
+            f" {max_untargeted_fraction:.1%}: their captions name no class within the tokens that"
+            f" the model reads ({told['mentions_cut_off']} mentions are cut off), or the"
             f" activation map is constant ({told['constant_maps']} targets); check captions and"
             " forms in data/download, or raise the limit"
         )
 
 
 def check_yield(metrics: dict, min_labelled_fraction: float) -> None:
-    """Check that enough images have a label to train on.
+    """Check that enough images have a label.
 
     Raises:
-        ValueError: they have not.
+        ValueError: the fraction of labelled images is below the limit, or there is no label.
     """
     found = metrics["labelled_fraction"]
     if found < min_labelled_fraction or not metrics["labels"]:
         raise ValueError(
             f"only {metrics['labelled_images']} of {metrics['images']} images have a pseudo-label"
             f" ({found:.1%}), fewer than params.yaml: pseudo_labels.min_labelled_fraction ="
-            f" {min_labelled_fraction:.1%}; data/pseudo_labels/report.json names what was"
-            " dropped and why: relax pseudo_labels.min_area or keep_fraction, look at the stages"
-            " before, or lower the limit"
+            f" {min_labelled_fraction:.1%}; data/pseudo_labels/report.json lists what was"
+            " dropped and why: relax pseudo_labels.min_area or keep_fraction, check the earlier"
+            " stages, or lower the limit"
         )

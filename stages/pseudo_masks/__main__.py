@@ -1,4 +1,4 @@
-"""Stage `pseudo_masks`: the pseudo-mask of every pseudo-box of a shard."""
+"""Stage `pseudo_masks`: segment the object in every pseudo-box of a shard."""
 
 import sys
 from pathlib import Path
@@ -64,7 +64,7 @@ def main(shard: str) -> None:
             )
         waiting.clear()
 
-    wanted = set(image_ids.tolist())  # of the others no caption names a class, as activation counts
+    wanted = set(image_ids.tolist())  # other images have no target; stage `activation` counts them
     images = (
         image for image in read_images(IMAGES / f"{shard}.parquet") if image.image_id in wanted
     )

@@ -1,7 +1,7 @@
-"""Crops around the pseudo-boxes, and the pixels of them that are labelled before training.
+"""Crops around the pseudo-boxes, and their seeds: the pixels that are labelled before training.
 
-Frame: a crop is the pseudo-box widened by `context` on every side, resampled to a square.
-Shape legend: K objects, S pixels a side of the crop, H W pixels of the image, h w cells of a map.
+Frame: a crop is the pseudo-box widened by `context` of its sides, resampled to a square.
+Shape legend: K objects, S pixels per side of a crop, H W pixels of the image, h w cells of a map.
 """
 
 import cv2
@@ -13,13 +13,13 @@ from torchvision.ops import roi_align
 from stages.common.formats.images import normalise_pixels
 from stages.pseudo_masks.params import PseudoMasksParams, SeedParams
 
-LARGEST_WINDOW = 4  # sides of a crop; two samples a pixel and axis miss little of so large a window
+LARGEST_WINDOW = 4  # crop sides; RoIAlign's 2 × 2 samples per crop pixel undersample more than this
 
 
 def widen_boxes(
     boxes_xyxy: Float[torch.Tensor, "K 4"], context: float
 ) -> Float[torch.Tensor, "K 4"]:
-    """Return boxes grown by `context` of their width and height on every side."""
+    """Return boxes that are grown by `context` of their width and height on every side."""
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     return torch.cat(
         [boxes_xyxy[:, :2] - context * sides, boxes_xyxy[:, 2:] + context * sides], dim=1
@@ -29,10 +29,10 @@ def widen_boxes(
 def cut_pixels(
     image: UInt8[np.ndarray, "H W 3"], widened_xyxy: Float[torch.Tensor, "K 4"], size: int
 ) -> Float32[torch.Tensor, "K 3 {size} {size}"]:
-    """Return normalised crops of one image, 0 outside it.
+    """Return crops of one image's normalised pixels, 0 outside the image.
 
-    Of the image only a window around each crop is looked at; one of more than `LARGEST_WINDOW`
-    crops' sides is shrunk to that first, by means over its pixels.
+    Only a window around each box is read. A window with a side above `LARGEST_WINDOW` crop sides
+    is first shrunk to that, by area averaging.
     """
     crops = [_cut_window(image, box, size) for box in widened_xyxy]
     return torch.cat(crops) if crops else torch.zeros(0, 3, size, size)
@@ -40,7 +40,7 @@ def cut_pixels(
 
 def _cut_window(image: np.ndarray, box_xyxy: torch.Tensor, size: int) -> torch.Tensor:
     limits = torch.tensor(image.shape[1::-1])
-    corner = (box_xyxy[:2].floor() - 1).clamp(min=0)  # a neighbour more on each side to interpolate
+    corner = (box_xyxy[:2].floor() - 1).clamp(min=0)  # one more pixel on each side, to interpolate
     end = torch.minimum(box_xyxy[2:].ceil() + 1, limits)
     (left, top), (right, bottom) = corner.int().tolist(), end.int().tolist()
     window, most = image[top:bottom, left:right], LARGEST_WINDOW * size
@@ -60,7 +60,7 @@ def cut_maps(
     image_hw: tuple[int, int],
     size: int,
 ) -> Float[torch.Tensor, "K {size} {size}"]:
-    """Return the activation in the crops, each of its own map of the image."""
+    """Return the activation in each crop, taken from the object's own map of the image."""
     cells_per_pixel = torch.tensor(maps.shape[1:]) / torch.tensor(image_hw)
     boxes = widened_xyxy * cells_per_pixel.flip(0).repeat(2)
     rows = torch.cat([torch.arange(len(boxes))[:, None].to(boxes), boxes], dim=1)
@@ -70,7 +70,7 @@ def cut_maps(
 def inside_box(
     size: int, context: float, device: torch.device | None = None
 ) -> Bool[torch.Tensor, "{size} {size}"]:
-    """Return which of the crop's pixels lie in the box itself."""
+    """Return which pixels of a crop are centred inside the box, not in its context."""
     place = (torch.arange(size, device=device) + 0.5) / size * (1 + 2 * context) - context
     within = (place > 0) & (place < 1)
     return within[:, None] & within[None, :]
@@ -82,20 +82,26 @@ def label_pixels(
     params: SeedParams,
     generator: torch.Generator,
 ) -> tuple[Bool[torch.Tensor, "K S S"], Bool[torch.Tensor, "K S S"]]:
-    """Return which pixels are labelled object and background.
+    """Return the pixels labelled as object and those labelled as background.
 
-    The paper labels the Z most activated pixels in the box as object and the Z least activated as
-    background; Z is a fraction of the box here, so that it does not depend on the object's size.
-    The official code draws the object's pixels at random among the activated ones and takes the
-    border of the box for background. What lies outside the box is background in both.
+    `most_activated` and `least_activated` are the paper's: the Z most activated pixels in the box
+    are object and the Z least activated are background. Here each Z is a fraction of the box, so
+    that it scales with the object.
+
+    `random_activated` and `border` follow the official code: object pixels are drawn at random from
+    the activated ones, and a rectangle along the border of the box is background. Ours: a pixel is
+    activated if it is at least the mean of the box (official: on in the union of Otsu maps), and
+    the rectangle is the outermost pixels of the box (official: 5 pixels further in).
+
+    Pixels outside the box are background in all cases (ours: the paper's crop is the box).
 
     Args:
         activation: Φ in the crops.
         inside: from `inside_box`.
-        params: section pseudo_masks.seeds.
+        params: section `pseudo_masks.seeds`.
         generator: for the random draw.
 
-    Source: Mask-free OVIS §3.3, F_z and B_z.
+    Source: Mask-free OVIS, pseudo mask generation, F_z and B_z.
     """
     within = activation[:, inside]
     count = within.shape[1]
@@ -104,7 +110,7 @@ def label_pixels(
         chosen = _highest(within, wanted)
     else:
         active = within >= within.mean(1, keepdim=True)
-        # One draw for all, so that no mask depends on others.
+        # One draw for all objects, so that no mask depends on the others of its batch.
         draw = torch.rand(1, count, generator=generator, device=generator.device)
         chosen = _highest(draw.to(within.device) + active, wanted) & active
     foreground = torch.zeros_like(activation, dtype=torch.bool)
@@ -119,14 +125,14 @@ def label_pixels(
 
 
 def _highest(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Return bool (K, N): the `count` highest of each row; exact whatever ties there are."""
+    """Return bool (K, N), True at the `count` highest values of each row, also if values tie."""
     chosen = torch.zeros_like(values, dtype=torch.bool)
     order = values.argsort(dim=1, descending=True, stable=True)[:, :count]
     return chosen.scatter_(1, order, True)
 
 
 def _erode(inside: torch.Tensor) -> torch.Tensor:
-    """Return the box without its outermost pixels."""
+    """Return the box, bool (S, S), without its outermost pixels."""
     padded = torch.nn.functional.pad(inside, (1, 1, 1, 1))
     return inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
@@ -134,7 +140,7 @@ def _erode(inside: torch.Tensor) -> torch.Tensor:
 def network_input(
     crops: Float[torch.Tensor, "K 3 S S"], params: PseudoMasksParams
 ) -> Float[torch.Tensor, "K _ S S"]:
-    """Return the crops, with two channels of pixel coordinates if params say so."""
+    """Return the crops, with two more channels, x and y in [-1, 1], if `coordinates` is set."""
     if not params.coordinates:
         return crops
     ramp = torch.linspace(-1, 1, crops.shape[-1], device=crops.device)

@@ -1,9 +1,10 @@
 """The weakly supervised segmentation network: a three-layer CNN per object, trained on that object.
 
-K networks with their own weights run as one: a convolution is a batched matrix product of unfolded
-patches, so the cost per object is that of the arithmetic and not of K small programs.
+Its convolutions are 3 × 3, 3 × 3 and 1 × 1. K networks, each with its own weights, run at once: a
+convolution is a batched matrix product of unfolded patches, so that no object pays the overhead of
+its own kernel launches.
 
-Shape legend: K objects, C channels in, F channels within, S pixels a side.
+Shape legend: K objects, C input channels, F hidden channels, S pixels per side.
 """
 
 import torch
@@ -14,9 +15,9 @@ from torch.nn import functional
 def init_weights(
     objects: int, inputs: int, channels: int, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Return the weights of K networks, all of them starting from the same draw.
+    """Return the initial weights of K networks (He et al.), the same draw for all of them.
 
-    The same start for all makes an object's mask independent of the batch it is trained in.
+    One draw for all makes an object's mask independent of the batch that it is trained in.
     """
     device = generator.device
 
@@ -37,7 +38,7 @@ def init_weights(
 def forward(
     weights: dict[str, torch.Tensor], columns: Float[torch.Tensor, "K _ _"], size: int
 ) -> Float[torch.Tensor, "K {size} {size}"]:
-    """Return object logits of unfolded input (K, C·9, S·S)."""
+    """Return object logits of unfolded inputs (K, C·9, S·S)."""
     first = functional.relu(torch.baddbmm(weights["bias1"], weights["weight1"], columns))
     unfolded = functional.unfold(first.unflatten(2, (size, size)), 3, padding=1)
     second = functional.relu(torch.baddbmm(weights["bias2"], weights["weight2"], unfolded))
@@ -52,13 +53,15 @@ def seed_loss(
     inside: Bool[torch.Tensor, "S S"],
     self_training: float,
 ) -> Float[torch.Tensor, " K"]:
-    """Return the loss of each object: two cross-entropies over the labelled pixels.
+    """Return the loss of each object: the cross-entropies of object and background pixels.
 
-    Object and background weigh the same. Where there is background in the box and around it, each
-    is half of the background's; with `context: 0` nothing is around it. With `self_training` the
-    other pixels in the box are drawn to their own prediction, as in the official code.
+    Object and background weigh the same. Background inside the box and background around it weigh
+    half each if there are both; with `context: 0` there is none around it. `self_training` weighs a
+    third term, the cross-entropy of the unlabelled pixels in the box with their own prediction, as
+    in the official code.
 
-    Source: Mask-free OVIS §3.3, L_wss; means instead of sums, so that seed counts do not matter.
+    Source: Mask-free OVIS, pseudo mask generation, L_wss. Means replace the paper's sums, so that
+    the numbers of labelled pixels do not weigh the terms.
     """
     object_loss = _mean(functional.softplus(-logits), foreground)
     rest = functional.softplus(logits)
@@ -86,18 +89,18 @@ def train_networks(
     self_training: float,
     generator: torch.Generator,
 ) -> Float[torch.Tensor, "K S S"]:
-    """Train K networks with Adam and return their logits after the last step.
+    """Train K networks with Adam and return their object logits after the last step.
 
     Args:
-        inputs: crops.
-        foreground: labelled object pixels.
-        background: labelled background pixels.
-        inside: pixels of the box itself.
+        inputs: crops, from `network_input`.
+        foreground: pixels labelled as object.
+        background: pixels labelled as background.
+        inside: pixels of the box.
         channels: F.
-        steps: of the optimizer.
-        learning_rate: of the optimizer.
-        self_training: weight of the third loss term.
-        generator: of the common start.
+        steps: number of optimizer steps.
+        learning_rate: Adam's.
+        self_training: weight of the third term of `seed_loss`.
+        generator: draws the initial weights.
     """
     size = inputs.shape[-1]
     columns = functional.unfold(inputs, 3, padding=1)
@@ -109,7 +112,7 @@ def train_networks(
             forward(weights, columns, size), foreground, background, inside, self_training
         )
         optimizer.zero_grad()
-        loss.sum().backward()  # networks are independent: the sum gives each its own gradient
+        loss.sum().backward()  # networks are independent: each gets its own gradient
         optimizer.step()
     with torch.no_grad():
         return forward(weights, columns, size)

@@ -8,7 +8,7 @@ from stages.common.runtime.params import Section
 
 
 class SeedParams(Section):
-    """Which pixels of the crop are labelled object and background before training."""
+    """Which pixels of a crop are labelled as object or background before training."""
 
     foreground: Literal["most_activated", "random_activated"]
     background: Literal["least_activated", "border"]
@@ -17,7 +17,7 @@ class SeedParams(Section):
 
 
 class PseudoMasksParams(Section):
-    """The weakly supervised segmentation network, one per object, many trained at once."""
+    """How pseudo-masks are made: one weakly supervised segmentation network per object."""
 
     method: Literal["network", "box", "threshold"]
     activation_round: Literal["last", "first"]

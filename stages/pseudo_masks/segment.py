@@ -1,7 +1,8 @@
-"""From pseudo-boxes to pseudo-masks.
+"""Pseudo-masks from pseudo-boxes.
 
-Frame: boxes in pixels of the image; a mask is bool in the window of its box.
-Shape legend: K objects, S pixels a side of a crop, H W pixels, h w cells of a map.
+Frame: boxes in pixels of the image; a mask is a bool array that covers its box only.
+Shape legend: K objects, S pixels per side of a crop, H W pixels, h w cells of a map (in
+`paste_mask`: pixels of the box).
 """
 
 from dataclasses import dataclass
@@ -25,14 +26,14 @@ from stages.pseudo_masks.params import PseudoMasksParams
 
 @dataclass(frozen=True)
 class Crops:
-    """Objects ready for segmentation; K of one image, or of many after `join_crops`."""
+    """The crops of K objects, of one image or, after `join_crops`, of several."""
 
     pixels: Float[torch.Tensor, "K 3 S S"]
     activation: Float[torch.Tensor, "K S S"]
     boxes_xyxy: Float[np.ndarray, "K 4"]
 
     def to(self, device: torch.device) -> "Crops":
-        """Return the same on `device`."""
+        """Return a copy on `device`; boxes stay NumPy arrays."""
         return Crops(self.pixels.to(device), self.activation.to(device), self.boxes_xyxy)
 
 
@@ -46,9 +47,9 @@ def make_crops(
 
     Args:
         image: RGB.
-        maps: Φ per object, of cells that cover the image.
-        boxes_xyxy: in its pixels.
-        params: section masks.
+        maps: Φ of each object; the cells cover the image.
+        boxes_xyxy: pseudo-boxes in pixels of the image.
+        params: section `pseudo_masks`.
     """
     widened = widen_boxes(torch.from_numpy(boxes_xyxy), params.context)
     return Crops(
@@ -59,7 +60,7 @@ def make_crops(
 
 
 def join_crops(parts: list[Crops]) -> Crops:
-    """Return the objects of several images as one batch."""
+    """Return the crops of several images as one batch."""
     return Crops(
         torch.cat([part.pixels for part in parts]),
         torch.cat([part.activation for part in parts]),
@@ -70,10 +71,10 @@ def join_crops(parts: list[Crops]) -> Crops:
 def segment_crops(
     crops: Crops, params: PseudoMasksParams, generator: torch.Generator
 ) -> Float32[np.ndarray, "K S S"]:
-    """Return object logits: above 0 is object.
+    """Return object logits; a pixel above 0 is object.
 
-    `method: box` calls every pixel object, and `threshold` those whose activation exceeds
-    `pseudo_masks.threshold`: the two simple masks that the network must beat.
+    `method: box` calls every pixel object, `method: threshold` every pixel whose activation exceeds
+    `pseudo_masks.threshold`. They are the two simple masks that the network must beat.
     """
     if params.method == "box":
         return np.ones(crops.activation.shape, np.float32)
@@ -102,10 +103,10 @@ def paste_mask(
     context: float,
     largest_component: bool,
 ) -> tuple[Bool[np.ndarray, "h w"], tuple[int, int]]:
-    """Return one object's mask in the window of its box, and the window's first column and row.
+    """Return an object's mask in its box, and the column and row of the mask's first pixel.
 
-    The logits are resampled and cut at 0; the window is the box rounded to pixels and cut to the
-    image, bool (h, w).
+    The logits are resampled bilinearly and thresholded at 0. The mask covers the box, rounded to
+    whole pixels and clipped to the image; it is (0, 0) if nothing remains.
     """
     height, width = image_hw
     left, top, right, bottom = np.rint(box_xyxy).astype(int).clip(0, [width, height] * 2).tolist()
@@ -114,7 +115,7 @@ def paste_mask(
     size = logits.shape[0]
     x0, y0, x1, y1 = widen_boxes(torch.from_numpy(box_xyxy)[None], context)[0].tolist()
     scale_x, scale_y = size / (x1 - x0), size / (y1 - y0)
-    # Pixel centres: column x of the window is (left + x + 0.5 - x0) * scale - 0.5 of the crop.
+    # By pixel centres: column x of the mask is at (left + x + 0.5 - x0) * scale - 0.5 in the crop.
     to_crop = np.array(
         [
             [scale_x, 0, (left + 0.5 - x0) * scale_x - 0.5],
@@ -133,7 +134,7 @@ def paste_mask(
 
 
 def keep_largest(mask: np.ndarray) -> np.ndarray:
-    """Return the largest 8-connected part of a mask; an empty mask stays empty."""
+    """Return the largest 8-connected component of a mask; an empty mask stays empty."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     if count <= 2:
         return mask

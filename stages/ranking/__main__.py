@@ -28,13 +28,13 @@ def main() -> None:
     parser.add_argument("shard", type=int)
     shard = parser.parse_args().shard
     params = read_section("ranking", RankingParams)
-    make_deterministic(read_seed(), "ranking", threads=1)  # small work: a second thread only waits
+    make_deterministic(read_seed(), "ranking", threads=1)  # too little work for a second thread
     images = Path(f"data/download/images/train/{shard}.parquet")
     source = Path(f"data/proposals/{shard}.parquet")
     proposals = boxes_by_image(read_table(source))
     model = load_wspn(Path("data/wspn/model.safetensors")).to(prepare_device(read_exactness()))
 
-    # A shard without images gives a table without rows, of the same types.
+    # For a shard without images: a table without rows, with the same types.
     image_ids, boxes, scores = (
         [np.zeros(0, np.int64)],
         [np.zeros((0, 4), np.float32)],

@@ -1,4 +1,4 @@
-"""Section `ranking` of params.yaml: from proposals to an image's top-K boxes."""
+"""The `ranking` section of params.yaml: from proposals to the top-K boxes of an image."""
 
 from stages.models.proposals.ranking import RankingSettings as RankingParams
 

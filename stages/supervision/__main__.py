@@ -1,10 +1,10 @@
-"""Stage `supervision`: one source of what the detector learns from, with its classes alone.
+"""Stage `supervision`: the annotations of one source that the detector learns from.
 
-Run: python -m stages.supervision <name>. `detector.supervision.sources` of params.yaml says which
-annotations the source has, and objects of which classes the detector may see. Writes
-data/supervision/<name>.json and removes what is there of sources that params.yaml does not name, so
-that the folder is all that the detector learns from. DVC runs only the stages that these
-annotations come from: where nothing is learned from pseudo-masks, nobody makes them.
+Run: python -m stages.supervision <name>. `detector.supervision.sources` of params.yaml names the
+source's annotation file, and the classes of which the detector may see objects. Writes
+data/supervision/<name>.json with only these objects, and removes the files of sources that
+params.yaml does not name, so that the folder has exactly what the detector learns from. DVC runs
+only the stages that make these annotations: without a source `pseudo_masks`, no pseudo-masks.
 """
 
 import argparse
@@ -20,7 +20,7 @@ OUTPUT = Path("data/supervision")
 
 
 def keep_classes(content: dict, category_ids: set[int]) -> dict:
-    """Return a file in COCO's form with the objects of some classes."""
+    """Return the content of a COCO file with only the objects of some classes."""
     kept = [own for own in content["annotations"] if own["category_id"] in category_ids]
     return content | {"annotations": kept}
 
@@ -42,7 +42,7 @@ def main() -> None:
     classes = source["classes"]
     splits: tuple[Split, ...] = ("base", "novel")
     if classes != "all":
-        splits = (cast(Split, classes),)  # read_categories refuses others
+        splits = (cast(Split, classes),)  # read_categories refuses other values
     wanted = {category.id for category in read_categories(CATEGORIES, splits)}
     content = keep_classes(read_json(Path(source["annotations"])), wanted)
     write_json(OUTPUT / f"{name}.json", content, indent=None)

@@ -1,6 +1,6 @@
-"""Stage `vlm`: train the small ALBEF on the image-caption pairs, or take a pretrained model.
+"""Stage `vlm`: train the small ALBEF on the image-caption pairs, or convert a pretrained model.
 
-Writes data/vlm/.
+Run: python -m stages.vlm. Writes data/vlm/.
 """
 
 from pathlib import Path
@@ -37,12 +37,12 @@ def main() -> None:
     else:
         convert = {"albef": convert_albef, "blip": convert_blip}[params.source]
         facts = convert(params.pretrained, MODEL)
-    curve.write(OUTPUT / "curve.csv")  # without rows if nothing was trained
+    curve.write(OUTPUT / "curve.csv")  # no rows if nothing was trained
     write_json(OUTPUT / "metrics.json", facts)
 
 
 def _train(params: VlmParams, seed: int, curve: Curve) -> Facts:
-    """Train and write the small ALBEF; return facts for the metrics."""
+    """Train and save the small ALBEF; return facts for the metrics."""
     captions = read_captions(CAPTIONS)
     images, ids = load_images(read_images(IMAGES), params.image_size)
     without = [image_id for image_id in ids if not captions.get(image_id)]

@@ -1,10 +1,12 @@
 """The losses of the small ALBEF.
 
-Source: Align before Fuse §3.2-3.3 (contrastive, matching, masked words).
+Source: Align before Fuse §3.2 (contrastive, matching, masked words), without its momentum model and
+queues: the negatives are those of the batch.
 
-Two losses are ours, because 12 thousand pairs do not teach what 14 million do: word alignment
-(every word of a caption against every word it does not have, over patches) and replaced-word
-detection (in the fused states of every fusion layer, so that each layer looks at the image).
+Two losses are ours, because 12 thousand pairs do not teach what 14 million do. Word alignment
+compares each word of a caption with all words that the caption lacks, over the patches.
+Replaced-word detection reads the states of every fusion layer, so that each layer must use the
+image.
 
 Shape legend: B pairs, M texts per image, L tokens, P patches, C content words.
 """
@@ -20,7 +22,7 @@ from torch.nn import functional
 def pool_patches(
     logits: Float[torch.Tensor, "B P C"], sharpness: float
 ) -> Float[torch.Tensor, "B C"]:
-    """Return (B, C) of word-patch logits (B, P, C): their softmax-weighted mean over patches."""
+    """Pool word-patch logits: their mean over patches, weighted by softmax(sharpness * logits)."""
     return (logits * (sharpness * logits).softmax(1)).sum(1)
 
 
@@ -30,8 +32,8 @@ def word_alignment(
     """Return the mean cross-entropy of each present word against all absent ones.
 
     Args:
-        scores: pooled over patches.
-        present: the caption has the word.
+        scores: logits of the words, pooled over patches.
+        present: whether the caption has the word.
     """
     absent = scores.masked_fill(present, -1e4).logsumexp(1, keepdim=True)
     loss = (torch.logaddexp(absent, scores) - scores) * present
@@ -39,7 +41,7 @@ def word_alignment(
 
 
 def contrastive(similarity: Float[torch.Tensor, "B B"]) -> Float[torch.Tensor, ""]:
-    """Return the symmetric cross-entropy of scaled image-text similarities."""
+    """Return the symmetric cross-entropy of image-text similarities, divided by the temperature."""
     target = torch.arange(len(similarity), device=similarity.device)
     image_to_text = functional.cross_entropy(similarity, target)
     text_to_image = functional.cross_entropy(similarity.T, target)
@@ -51,9 +53,11 @@ def hard_negatives(
     tokens: Int[torch.Tensor, "B L"],
     generator: torch.Generator,
 ) -> Int[torch.Tensor, " B"]:
-    """Return for each image the row of another caption, drawn the likelier the more similar.
+    """Draw another caption for each image, with probability proportional to softmax(similarity).
 
-    A caption with the same words is never drawn, unless there is no other.
+    Returns:
+        The rows of the drawn captions. 1e-6 is added to each weight except that of the image's own
+        caption. A caption with the same words has this weight alone.
     """
     same = (tokens[:, None] == tokens[None]).all(-1)
     weights = similarity.detach().softmax(1).masked_fill(same, 0) + 1e-6 * ~torch.eye(
@@ -67,12 +71,12 @@ def matching(
     matches: Bool[torch.Tensor, "B M"],
     valid: Bool[torch.Tensor, "B M"],
 ) -> Float[torch.Tensor, ""]:
-    """Return the two-way cross-entropy of matching logits; a true pair counts twice.
+    """Return the mean two-way cross-entropy of matching logits; a true pair has weight 2.
 
     Args:
-        logits: no match, match.
-        matches: the text belongs to the image.
-        valid: the text counts.
+        logits: of "no match" and "match".
+        matches: whether the text belongs to the image.
+        valid: whether the text counts.
     """
     loss = functional.cross_entropy(
         logits.flatten(0, 1), matches.flatten().long(), reduction="none"
@@ -86,12 +90,14 @@ def replaced_words(
     replaced: Bool[torch.Tensor, "B M L"],
     counted: Bool[torch.Tensor, "B M L"],
 ) -> Float[torch.Tensor, ""]:
-    """Return the mean over fusion layers of the binary loss "this word was replaced".
+    """Return the binary cross-entropy of "this word was replaced", averaged over fusion layers.
+
+    A replaced word has weight 1.5.
 
     Args:
-        logits: of each layer.
-        replaced: where a word was.
-        counted: visible words only.
+        logits: one tensor per layer.
+        replaced: whether the word was replaced.
+        counted: whether the word counts: only visible words do.
     """
     weights = counted * torch.where(replaced, 1.5, 1.0)
     total = weights.sum().clamp(min=1)

@@ -1,7 +1,8 @@
-"""From the official ALBEF.pth to our weights, with every one of its keys accounted for.
+"""Converts the official ALBEF.pth to our weights.
 
-A key is renamed, or left out by a rule that says why; anything else is an error. All sizes are read
-off the shapes. Source of the names: salesforce/ALBEF, models/{vit,xbert,model_pretrain}.py.
+Every key is renamed or left out by a rule; any other key is an error. Sizes are read from the
+shapes of the weights, except the numbers of layers and the width of an attention head.
+Source of the names: salesforce/ALBEF, models/{vit,xbert,model_pretrain}.py.
 """
 
 import re
@@ -12,10 +13,10 @@ import torch
 from stages.models.backbones.weights import load_exactly
 from stages.models.vision_language.albef import Albef, AlbefConfig
 
-HEAD_WIDTH = 64  # of each attention head, in every ViT and BERT of this family
+HEAD_WIDTH = 64  # of an attention head, in ViT-B and BERT-base alike
 IMAGE_LAYERS, TEXT_LAYERS, FUSION_LAYERS = 12, 6, 6
 
-# Keys of which nothing is needed for a matching score, and the name they are counted by.
+# Keys that a matching score does not need → the name under which they are counted.
 LEFT_OUT = {
     r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..+": "momentum_copies",
     r"(image|text)_queue|(queue|idx|ptr)_(queue|ptr)": "queues_of_negatives",
@@ -63,11 +64,11 @@ def albef_from_official(
     """Return (model in evaluation mode, how many keys each rule left out).
 
     Args:
-        state: the official model's state dict, of pretraining, retrieval or grounding.
-        origin: begins the errors.
+        state: the official state dict after pretraining, retrieval or grounding.
+        origin: what error messages begin with.
 
     Raises:
-        ValueError: weights that are missing, unexpected or of another shape, all of them listed.
+        ValueError: weights are missing, unexpected or of another shape; all are listed.
     """
     weights, left_out = {}, dict.fromkeys(LEFT_OUT.values(), 0)
     for key, tensor in state.items():
@@ -83,7 +84,7 @@ def albef_from_official(
 
 
 def _renamed(key: str) -> str:
-    """Return our name of an official key; the key itself, unexpected then, if it has none."""
+    """Return our name for an official key, or the key itself if no rule renames it."""
     for pattern, replacement in RENAMED.items():
         if match := re.fullmatch(pattern, key):
             name = match.expand(replacement)
@@ -99,7 +100,7 @@ def _side_of_fusion(layer: re.Match) -> str:
 
 
 def _config(weights: Mapping[str, torch.Tensor], origin: object) -> AlbefConfig:
-    """Return the sizes; what they are read off must be there."""
+    """Read the sizes from the shapes of the weights; raises ValueError if one is missing."""
     telling = (
         "word_embedding.weight",
         "text_position",

@@ -1,6 +1,6 @@
 """Image-caption pairs as training batches.
 
-Shape legend: N pairs, B pairs of a batch, S pixels a side, L tokens, K captions of an image.
+Shape legend: N pairs, B pairs per batch, S pixels per side, L tokens, K captions per image.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,10 @@ from stages.common.formats.images import EncodedImage, normalise_pixels
 
 
 def load_images(images: Iterable[EncodedImage], size: int) -> tuple[np.ndarray, list[int]]:
-    """Return uint8 (N, S, S, 3) and the image ids; the aspect is not kept, as in ALBEF."""
+    """Return RGB uint8 (N, S, S, 3), S = `size`, and the image ids.
+
+    Images are resized without keeping their aspect ratio, as in ALBEF.
+    """
     squares, ids = [], []
     for image in images:
         square = image.decode()
@@ -25,15 +28,18 @@ def load_images(images: Iterable[EncodedImage], size: int) -> tuple[np.ndarray, 
 
 
 class PairSampler:
-    """Draws batches epoch by epoch; batch k depends on the generator's seed and k alone."""
+    """Draws batches epoch by epoch; batch k depends on the seed and k alone.
+
+    The rest of an epoch that does not fill a batch is dropped.
+    """
 
     def __init__(
         self, images: np.ndarray, tokens: list[torch.Tensor], batch_size: int, seed: int
     ) -> None:
-        """Take images (N, S, S, 3) and, for each, token ids (K, L) of its captions.
+        """Take images uint8 (N, S, S, 3) and, for each, token ids int64 (K, L) of its captions.
 
         Raises:
-            ValueError: fewer pairs than a batch needs.
+            ValueError: there are fewer pairs than `batch_size`.
         """
         if len(images) < batch_size:
             raise ValueError(
@@ -45,7 +51,10 @@ class PairSampler:
         self._queue = np.empty(0, np.int64)
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return augmented images float32 (B, 3, S, S) and one caption each, int64 (B, L)."""
+        """Return augmented images float32 (B, 3, S, S) and one caption of each, int64 (B, L).
+
+        Images are normalised per channel; L is the length of the longest caption drawn.
+        """
         if len(self._queue) < self._batch_size:
             self._queue = self._random.permutation(len(self._images))
         rows, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
@@ -56,7 +65,7 @@ class PairSampler:
         return self._augment(self._images[rows]), tokens[:, :longest]
 
     def _augment(self, images: np.ndarray) -> torch.Tensor:
-        """Mirror half of the images, vary contrast and colour, shift by up to a tenth."""
+        """Mirror half of the images, vary contrast and colour, roll the batch by up to S / 10."""
         x, random = normalise_pixels(images), self._random
         flip = torch.from_numpy(random.random(len(x)) < 0.5)
         x[flip] = x[flip].flip(3)

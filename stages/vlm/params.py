@@ -40,7 +40,7 @@ class WeightParams(Section):
 
 
 class PretrainedParams(Section):
-    """Where pretrained weights are."""
+    """Where the pretrained weights are."""
 
     checkpoint: str | None
     sha256: str | None = Field(pattern="^[0-9a-fA-F]{64}$")
@@ -49,7 +49,7 @@ class PretrainedParams(Section):
 
 
 class VlmParams(Section):
-    """Where the vision-language model is from, and all its training depends on but the seed."""
+    """Where the vision-language model comes from, and the settings of its training."""
 
     source: Literal["train", "albef", "blip"]
     pretrained: PretrainedParams

@@ -1,7 +1,7 @@
-"""Take a pretrained vision-language model into data/vlm: the official ALBEF, or a BLIP of the hub.
+"""Converts a pretrained vision-language model into data/vlm: the official ALBEF, or a BLIP.
 
-Later stages read data/vlm only. The checkpoint is no file that DVC looks at: its digest in
-params.yaml is what ties the results to it.
+Later stages read data/vlm only. DVC does not track the checkpoint: its digest in params.yaml ties
+the results to it.
 """
 
 from pathlib import Path
@@ -14,31 +14,31 @@ from stages.models.vision_language.tokenizer import CaptionTokenizer
 from stages.vlm.official import albef_from_official
 from stages.vlm.params import PretrainedParams
 
-Facts = dict[str, float | dict[str, int]]  # of the metrics
+Facts = dict[str, float | dict[str, int]]  # for metrics.json
 KEY = "vlm.pretrained"
-# What the official preparation of captions drops.
+# Characters that the official preprocessing of captions drops.
 ALBEF_IGNORED, BLIP_IGNORED = ",.'!?\"()*#:;~", '.!"()*#:;~'
 BLIP_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def find_pretrained(source: str, params: PretrainedParams) -> Path:
-    """Return the file with the weights of a source, albef or blip.
+    """Return the weights file of source "albef" or "blip".
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: none is named, or it has another digest than `sha256`.
+        FileNotFoundError: the file is missing.
+        ValueError: params.yaml names no checkpoint, or the digest differs from `sha256`.
     """
     if params.checkpoint is None:
         raise ValueError(
             f"params.yaml: {KEY}.checkpoint: is null, but vlm.source asks for pretrained weights;"
-            " set its path, or vlm.source to train"
+            " set the path, or set vlm.source to train"
         )
     if source == "albef":
         path = Path(params.checkpoint)
         if not path.is_file():
             raise FileNotFoundError(
-                f"params.yaml: {KEY}.checkpoint: {path.absolute()} is not there; the page of"
-                " salesforce/ALBEF links ALBEF.pth"
+                f"params.yaml: {KEY}.checkpoint: {path.absolute()} is not there; the"
+                " README of salesforce/ALBEF links ALBEF.pth"
             )
     else:
         folder = find_hub_file(params.checkpoint, "config.json", f"{KEY}.checkpoint").parent
@@ -54,9 +54,9 @@ def convert_albef(params: PretrainedParams, output: Path) -> Facts:
     """Write the official ALBEF checkpoint to `output`; return facts for the metrics.
 
     Raises:
-        FileNotFoundError: no checkpoint or no vocabulary there.
-        ValueError: another digest than `sha256`, keys not accounted for, or a vocabulary of
-            another size than the word embeddings.
+        FileNotFoundError: the checkpoint or the vocabulary is missing.
+        ValueError: the digest differs from `sha256`, keys are missing or unexpected, or the
+            vocabulary and the word embeddings differ in size.
     """
     checkpoint = find_pretrained("albef", params)
     words = read_vocabulary(params.vocabulary)
@@ -79,9 +79,9 @@ def convert_blip(params: PretrainedParams, output: Path) -> Facts:
     """Write a BLIP for image-text retrieval to `output`; return facts for the metrics.
 
     Raises:
-        FileNotFoundError: no such folder, and not in the hub's cache.
-        ValueError: another digest than `sha256`, keys not accounted for, or more words than word
-            embeddings.
+        FileNotFoundError: the model or the vocabulary is missing, in the hub's cache too.
+        ValueError: the digest differs from `sha256`, keys are missing or unexpected, or the
+            vocabulary has more words than there are word embeddings.
     """
     folder = find_pretrained("blip", params).parent
     words = read_vocabulary(params.vocabulary)
@@ -102,12 +102,13 @@ def convert_blip(params: PretrainedParams, output: Path) -> Facts:
 
 
 def read_vocabulary(reference: str) -> list[str]:
-    """Return the words of a BERT vocabulary in order of their ids.
+    """Return the words of a BERT vocabulary in the order of their ids.
 
-    `reference` is a text file of one word a line, or a model in hub format that has a vocab.txt.
+    Args:
+        reference: a text file with one word per line, or a model in hub format with a vocab.txt.
 
     Raises:
-        FileNotFoundError: none of them; the message names the param.
+        FileNotFoundError: there is neither; the message names the param.
     """
     path = Path(reference)
     if not path.is_file():

@@ -1,8 +1,10 @@
-"""Trains the small ALBEF from image-caption pairs: align words and patches first, then fuse.
+"""Trains the small ALBEF on image-caption pairs: first align words and patches, then fuse.
 
-Phase `align` trains trunk and word embeddings by word alignment alone, with all content words for
-its first half. Then the words that the images show are read off their scores; the others are
-noise and leave the loss. Phase `fuse` trains all parts with all losses.
+Phase `align` trains the trunk and the word embeddings by word alignment alone. Its first half uses
+all content words. Half-way, the words whose scores tell images apart are kept as visible words; the
+others are noise and leave the loss. Phase `fuse` trains all parts with all losses.
+
+Shape legend: N captions, B pairs per batch, L tokens, C words.
 """
 
 import torch
@@ -20,8 +22,8 @@ from stages.vlm.params import VlmParams
 from stages.vlm.words import VisibilityMeter, WordSwapper, substitution_weights
 
 BETAS = (0.9, 0.98)  # of AdamW
-LAST_RATE = 0.05  # of the learning rate, at the end of each phase
-LARGEST_GRADIENT = 1.0  # norm
+LAST_RATE = 0.05  # fraction of the learning rate at the end of each phase
+LARGEST_GRADIENT = 1.0  # norm at which gradients are clipped
 
 
 def train_vlm(
@@ -33,19 +35,19 @@ def train_vlm(
     generator: torch.Generator,
     curve: Curve,
 ) -> dict[str, float]:
-    """Train in place and return facts about the words: {"content_words", "visible_words"}.
+    """Train in place; return the numbers of words as {"content_words", "visible_words"}.
 
     Args:
-        model: fresh weights.
+        model: has fresh weights; is left in evaluation mode.
         tokenizer: the model's.
         sampler: draws the batches.
         all_tokens: every caption, int64 (N, L), for the statistics of words.
-        params: section vlm.
-        generator: for negatives, swaps and masks.
-        curve: takes the losses of every step.
+        params: section `vlm` of params.yaml.
+        generator: on the CPU, for negatives, swapped and masked words, dropped patches and windows.
+        curve: records the losses of every step.
 
     Raises:
-        ValueError: no word could be told apart in the images, so there is nothing to fuse.
+        ValueError: fewer than two words are visible half-way through `align`.
     """
     content = words = tokenizer.content_words().to(model.device)
     optimizer = make_optimizer(model, params.weight_decay, betas=BETAS)
@@ -89,7 +91,7 @@ def train_vlm(
 def _visible_words(
     content: torch.Tensor, meter: VisibilityMeter, params: VlmParams
 ) -> torch.Tensor:
-    """Return the ids of the content words that the images show."""
+    """Return the ids of the visible words, a subset of the content words."""
     visible = content[meter.separation().to(content.device) > params.visible_threshold]
     if len(visible) < 2:
         raise ValueError(
@@ -112,7 +114,7 @@ def _fuse_losses(
 ) -> dict[str, torch.Tensor]:
     """Return the five losses of a batch, named as in `vlm.weights`.
 
-    All draws and the words drawn are on the processor, so that every device draws the same.
+    Everything random is drawn on the CPU, so that all devices draw the same.
     """
     device = model.device
     encoded = model.encode_image(send(images, device), window)
@@ -138,7 +140,7 @@ def _fuse_losses(
     related = [
         0,
         *range(2, count - 1),
-    ]  # the caption and its swapped forms: same places, other words
+    ]  # the caption and its swapped copies, which have the same positions
     replaced = send(texts[:, related] != tokens[:, None], device)
     counted = send(swapper.is_visible(texts[:, related]), device)
     valid, matches, hidden = (send(mask, device) for mask in (valid, matches, hidden))
@@ -164,7 +166,7 @@ def _word_scores(
     words: torch.Tensor,
     params: VlmParams,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return pooled scores (B, C) of the words and whether the caption has them."""
+    """Return the words' pooled scores (B, C), and whether the caption has the word, bool (B, C)."""
     scores = losses.pool_patches(model.word_patch_logits(patches, words), params.pool_sharpness)
     named = torch.zeros(
         len(tokens), model.config.vocabulary_size, dtype=torch.bool, device=tokens.device
@@ -180,7 +182,7 @@ def _similarity(model: SmallAlbef, encoded: torch.Tensor, text: torch.Tensor) ->
 
 
 def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
-    """Hide a random fraction of the patches, so that no single one suffices and maps grow wider."""
+    """Drop a fraction `rate` of the patches at random, so that no single patch suffices."""
     kept = max(1, int(context.shape[1] * (1 - rate)))
     draw = torch.rand(context.shape[:2], generator=generator, device=generator.device)
     order = draw.argsort(1)[:, :kept, None]
@@ -191,7 +193,7 @@ def _drop_context(context: torch.Tensor, rate: float, generator: torch.Generator
 def _random_window(
     model: SmallAlbef, images: torch.Tensor, generator: torch.Generator
 ) -> tuple[int, int]:
-    """Return where in the position table this batch's images lie."""
+    """Return a random (top, left) of the images in the position table, in patches."""
     free = model.config.max_patches_side - images.shape[-1] // 8 + 1
     top, left = torch.randint(0, max(free, 1), (2,), generator=generator).tolist()
     return top, left

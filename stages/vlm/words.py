@@ -1,7 +1,9 @@
-"""Which words of the captions can be seen, and which words could stand in their place.
+"""Finds which words of the captions the images show, and which words could replace them.
 
-Nothing here knows the object classes: both facts are read off the captions and off what the word
-alignment has learned. Shape legend: B captions, L tokens, V words, C content words.
+Nothing here knows the object classes: only the captions and the scores of the word alignment count.
+
+Shape legend: B captions of a batch, N of all, L tokens, V words of the vocabulary, C content words,
+W visible words.
 """
 
 import torch
@@ -10,21 +12,21 @@ from stages.models.vision_language.tokenizer import MASK
 
 
 class VisibilityMeter:
-    """Measures, per content word, how much higher its score is where a caption names it.
+    """Measures how much higher a content word scores where the caption has it.
 
-    The separation d' = (mean score present − mean score absent) / standard deviation is 0 for a
-    word that the images do not show ("morning"), and above 1 for most object names.
+    The separation d' = (mean score present − mean score absent) / standard deviation is about 0 for
+    a word that images do not show ("morning"), and above 1 for most object names.
     """
 
     def __init__(self, words: int) -> None:
-        # On the processor: Apple's GPU has no float64.
+        # On the CPU, because Apple's GPU has no float64.
         self._sums = torch.zeros(2, words, dtype=torch.float64)
         self._squares = torch.zeros(words, dtype=torch.float64)
         self._counts = torch.zeros(2, words, dtype=torch.float64)
 
     @torch.no_grad()
     def add(self, scores: torch.Tensor, present: torch.Tensor) -> None:
-        """Take scores (B, C) and whether the caption names the word, bool (B, C)."""
+        """Add scores float (B, C), and whether the caption has the word, bool (B, C)."""
         scores, present = scores.cpu().double(), present.cpu()
         for row, where in enumerate((present, ~present)):
             self._sums[row] += (scores * where).sum(0)
@@ -32,7 +34,7 @@ class VisibilityMeter:
         self._squares += scores.square().sum(0)
 
     def separation(self) -> torch.Tensor:
-        """Return d' (C,), 0 for a word that was always or never present."""
+        """Return d' float32 (C,); 0 for a word that was always or never present."""
         means = self._sums / self._counts.clamp(min=1)
         total = self._counts.sum(0).clamp(min=1)
         variance = self._squares / total - (self._sums.sum(0) / total).square()
@@ -43,15 +45,15 @@ class VisibilityMeter:
 def substitution_weights(
     tokens: torch.Tensor, word_ids: torch.Tensor, vocabulary: int
 ) -> torch.Tensor:
-    """Return weights (W, W): how well word j would fit the text where word i stands.
+    """Return weights float32 (W, W) in [0, 1]: how well word j fits the text in place of word i.
 
-    Words that are followed by the same words are of the same kind: a noun is replaced by a noun, so
-    that the text alone does not give a replacement away. The weight is the cosine of the counts
-    of following tokens to the fourth power; 0 on the diagonal. Memory is W · V floats.
+    Words that the same words follow are alike: a noun replaces a noun, so that the text alone does
+    not reveal the replacement. A weight is the fourth power of a cosine, that of the square roots
+    of the counts of following tokens; it is 0 on the diagonal. Memory: W · V floats.
 
     Args:
         tokens: all captions, int64 (N, L).
-        word_ids: the W words that may be replaced.
+        word_ids: the words that may be replaced, int64 (W,).
         vocabulary: V.
     """
     place = torch.full((vocabulary,), -1, device=tokens.device)
@@ -70,19 +72,23 @@ class WordSwapper:
     """Replaces or masks visible words of captions."""
 
     def __init__(self, visible: torch.Tensor, weights: torch.Tensor, vocabulary: int) -> None:
-        """Take the ids (W,) of the visible words and their `substitution_weights` (W, W)."""
+        """Take the ids int64 (W,) of the visible words and their `substitution_weights` (W, W)."""
         self.visible, self._weights = visible, weights
         self._place = torch.full((vocabulary,), -1, device=visible.device)
         self._place[visible] = torch.arange(len(visible), device=visible.device)
 
     def is_visible(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return bool (B, L): the token is a visible word."""
+        """Return whether each token is a visible word: bool, of the same shape."""
         return self._place[tokens] >= 0
 
     def swap(
         self, tokens: torch.Tensor, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return captions with one visible word replaced by an absent one, and bool (B,) if so."""
+        """Replace one visible word of each caption by one that it lacks.
+
+        Returns:
+            Captions int64 (B, L), and bool (B,): whether a word could be replaced.
+        """
         seen = self.is_visible(tokens)
         draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
         draw = draw.masked_fill(~seen, -1.0)
@@ -108,7 +114,11 @@ class WordSwapper:
         other_rate: float,
         generator: torch.Generator,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return captions with words masked, and where, bool (B, L); special tokens stay."""
+        """Mask each visible and each other word with its own probability, but no special token.
+
+        Returns:
+            Captions int64 (B, L), and bool (B, L): where a word is masked.
+        """
         draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
         hidden = torch.where(self.is_visible(tokens), draw < visible_rate, draw < other_rate)
         hidden &= tokens > MASK

@@ -1,4 +1,7 @@
-"""Stage `vocabulary`: text embeddings of all base and novel class names."""
+"""Stage `vocabulary`: text embeddings of all base and novel class names.
+
+Run: python -m stages.vocabulary. Writes data/vocabulary/embeddings.safetensors.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Text embeddings of the object classes, by one or all of the forms that name them.
+"""Text embeddings of the object classes, from the class name or from all its forms.
 
 Shape legend: C classes, D width.
 """
@@ -13,13 +13,13 @@ from stages.vocabulary.params import VocabularyParams
 def embed_categories(
     embedder: NameEmbedder, categories: list[Category], params: VocabularyParams
 ) -> tuple[torch.Tensor, list[str]]:
-    """Return vectors and the names that the text encoder does not know.
+    """Return the embeddings of the classes, and the names that the text encoder does not know.
 
-    A vector is the mean over prompts, of unit length with `params.normalise`. An unknown name is
-    read as [UNK], so all unknown ones have about the same vector.
+    An embedding is the mean over prompts, of unit length if `params.normalise`. An unknown name is
+    read as [UNK], so all unknown names have about the same embedding.
 
     Returns:
-        float32 (C, D), and names of which every form has an unknown word.
+        float32 (C, D), and the names whose forms all have an unknown word.
 
     Raises:
         ValueError: more names are unknown than `max_unknown_fraction` allows.
@@ -28,9 +28,9 @@ def embed_categories(
     unknown = [c.name for c, known in zip(categories, forms, strict=True) if not known]
     if len(unknown) > params.max_unknown_fraction * len(categories):
         raise ValueError(
-            f"the text encoder knows no word of {len(unknown)} of {len(categories)} classes:"
-            f" {', '.join(unknown)}. Its captions name them too rarely: lower vlm.min_word_count,"
-            " give it more captions, or raise vocabulary.max_unknown_fraction"
+            f"the text encoder does not know the names of {len(unknown)} of {len(categories)}"
+            f" classes: {', '.join(unknown)}. The captions name them too rarely: lower"
+            " vlm.min_word_count, add captions, or raise vocabulary.max_unknown_fraction"
         )
     vectors = [
         embedder.embed_forms(known or [category.name.lower()])

@@ -1,13 +1,13 @@
 """Stage `wspn`: train the proposal network with image labels of base classes.
 
 Run: python -m stages.wspn. Reads the training images, their captions and proposals, and the
-vision-language model (or the ImageNet weights that params.yaml names); no ground truth, but with
-`wspn.image_labels: annotations` which base classes people have found in each image. Writes
-data/wspn/. With `--label-splits base novel` the labels are those of all classes, by captions, and
-`--output` names another folder (the claims' detector from image labels alone).
+vision-language model (or the ImageNet weights that params.yaml names). It reads no ground truth;
+with `wspn.image_labels: annotations` it reads which base classes people found in each image. Writes
+data/wspn/. With `--label-splits base novel` the image labels cover all classes and come from
+captions; `--output` names another folder (both for the comparator wsddn).
 
-An ImageNet backbone is trained by several processes where there are several GPUs. On the small
-model's features training takes seconds of one core, so it has one process.
+An ImageNet backbone is trained by several processes if there are several GPUs. On the features of
+the small model training takes seconds on one core, so one process does it.
 """
 
 import argparse
@@ -53,7 +53,7 @@ OUTPUT = Path("data/wspn")
 
 
 class Inputs(NamedTuple):
-    """What both kinds of network are trained with."""
+    """What both kinds of network are trained on."""
 
     category_ids: list[int]
     labels: dict[int, np.ndarray]  # image → (C,)
@@ -63,7 +63,7 @@ class Inputs(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a training leaves beside its curve."""
+    """What a training returns besides its curve."""
 
     model: LanguageWspn | ImagenetWspn
     metrics: dict[str, Any]
@@ -78,11 +78,11 @@ def main() -> None:
     options = parser.parse_args()
     params, seed, shards = read_section("wspn", WspnParams), read_seed(), read_shards()
     kind = params.model.backbone.kind
-    # The small model's matrices are small: a second thread would only wait.
+    # The small model's matrices are too small for a second thread to help.
     make_deterministic(seed, "wspn", threads=1 if kind == "vlm" else None)
     categories = read_categories(DOWNLOAD / "categories.json", ALL_SPLITS)
     labelled_ids = [c.id for c in categories if c.split in options.label_splits]
-    # People's labels are of base classes alone.
+    # Annotated image labels exist for base classes only.
     source = params.image_labels if options.label_splits == ["base"] else "captions"
     label_files = [DOWNLOAD / f"{source}/train/{shard}.json" for shard in shards]
     if source == "captions":
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def train_on_language(params: WspnParams, seed: int, inputs: Inputs, curve: Curve) -> Trained:
-    """Train on the small vision-language model's features, computed once."""
+    """Train on features of the small vision-language model, which are computed once."""
     chosen = choose_images(read_image_ids(inputs.images), params.max_images, seed)
     proposals: dict[int, np.ndarray] = {}
     for path in inputs.proposals:
@@ -157,7 +157,7 @@ def train_on_language(params: WspnParams, seed: int, inputs: Inputs, curve: Curv
 
 
 def train_on_imagenet(params: WspnParams, seed: int, inputs: Inputs, curve: Curve) -> Trained:
-    """Train an ImageNet backbone from end to end."""
+    """Train an ImageNet backbone end to end."""
     backbone = params.model.backbone
     assert backbone.kind != "vlm"
     config = ImagenetWspnConfig(
@@ -202,7 +202,7 @@ def train_on_imagenet(params: WspnParams, seed: int, inputs: Inputs, curve: Curv
 
 
 def start() -> None:
-    """Run the stage in as many processes as its batch and the devices allow."""
+    """Run the stage in as many processes as its batch size and the devices allow."""
     params = read_section("wspn", WspnParams)
     if params.model.backbone.kind == "vlm":
         main()

@@ -1,6 +1,7 @@
-"""Training of the class part with image labels of base classes.
+"""Training of the class part (W^cls, W^det) with image labels.
 
-Shape legend: R proposals of one image, C base classes.
+Shape legend: R proposals of one image, C labelled classes (the base classes, unless
+`--label-splits` says otherwise).
 """
 
 from collections.abc import Sequence
@@ -20,11 +21,11 @@ from stages.wspn.examples import ImageExample
 from stages.wspn.params import ClassifyParams
 
 LARGEST_GRADIENT = 5.0  # norm
-LEAST, MOST = 1e-6, 1 - 1e-6  # p_c is a sum of rounded numbers; log needs it inside (0, 1)
+LEAST, MOST = 1e-6, 1 - 1e-6  # rounding can take the sum p_c to 0 or above 1; log needs (0, 1)
 
 
 def image_scores(scores: torch.Tensor) -> torch.Tensor:
-    """Return p (C,) in (0, 1), the image's score per class, from W (R, C).
+    """Return the image's score per class, p (C,) in (0, 1), from W (R, C).
 
     Source: Mask-free OVIS, p_c = Σ_i w_ic.
     """
@@ -32,7 +33,7 @@ def image_scores(scores: torch.Tensor) -> torch.Tensor:
 
 
 def image_label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the binary cross-entropy, summed over classes, of W (R, C) and labels (C,).
+    """Return the binary cross-entropy of W (R, C) with labels (C,) in {0, 1}, summed over classes.
 
     Source: Mask-free OVIS eq. 5, first term.
     """
@@ -46,15 +47,15 @@ def train_class_part(
     seed: int,
     curve: Curve,
 ) -> None:
-    """Train in place.
+    """Train the class part in place with AdamW; the loss is the mean over the images of a batch.
 
     Raises:
         ValueError: no image has a label.
     """
     if not any(example.labels.any() for example in examples):
         raise ValueError(
-            "no image is labelled with a base class, so the proposal network has nothing to learn"
-            " from; if captions name them, check `forms` in data/download/categories.json"
+            "no training image has an image label to train the proposal network with; if captions"
+            " name the classes, check `forms` in data/download/categories.json"
         )
     part = model.class_part
     part.fit(torch.cat([example.appearance for example in examples[:200]]).float())
@@ -82,10 +83,10 @@ def train_class_part(
 
 
 def _thin_out(example: ImageExample, limit: int, seed: int, epoch: int) -> torch.Tensor:
-    """Return the features of a random part of the proposals, another one each epoch.
+    """Return the features of at most `limit` random proposals, drawn anew each epoch.
 
-    With all of them the score settles on one small telling part of an object; a part that is
-    often missing has to share it with the boxes of the whole (and the work shrinks as well).
+    With all proposals the score concentrates on one small discriminative part of an object. If that
+    part is often missing, boxes of the whole object score as well (and training is faster).
     """
     count = len(example.appearance)
     if count <= limit:

@@ -1,13 +1,13 @@
-"""Training of the proposal network on an ImageNet backbone, all of it at once.
+"""End-to-end training of the proposal network on an ImageNet backbone.
 
 Step k draws its images, their views and dropout from (seed, k) alone, so a resumed run repeats an
-uninterrupted one exactly. Images pass one by one and their gradients are added up: memory is that
-of a single image, whatever the batch. The views of the next ones are made meanwhile.
+uninterrupted one exactly. Images pass through the network one at a time and their gradients are
+added, so memory does not grow with the batch. The next views are prepared meanwhile.
 
-Each process takes its part of a batch. A loss is a mean over all images of the batch, and nothing
-else depends on several of them, so processes repeat one process up to the rounding of sums.
+Each process takes its part of a batch. A loss is a mean over the images of the batch, and nothing
+else couples images. Several processes therefore give the result of one, up to the rounding of sums.
 
-Shape legend: R proposals of one image, C base classes, h w pixels of a view.
+Shape legend: R proposals of one image, C labelled classes, h w pixels of a view.
 """
 
 import math
@@ -42,15 +42,15 @@ from stages.wspn.stream import ImageStream
 
 FIRST_RATE = 1 / 3  # of the learning rate, at the start of the warm-up (wetectron)
 BIAS_FACTOR = 2.0  # of the learning rate (wetectron)
-SECONDS_BETWEEN = 600.0  # a resume point of VGG16 has 1.1 GB
+SECONDS_BETWEEN = 600.0  # between resume points; that of VGG16 has 1.1 GB
 
 
-# Of an image's outputs, its boxes (R, 4) and labels (C,): weighted losses, to be added.
+# Maps an image's outputs, boxes (R, 4) and labels (C,) to its weighted losses, to be summed.
 Losses = Callable[[Outputs, torch.Tensor, np.ndarray], Mapping[str, torch.Tensor]]
 
 
 class Task(NamedTuple):
-    """One image of a step's batch, and what its random view is drawn from."""
+    """One image of a step's batch; its random view is drawn from `step` and `place`."""
 
     step: int
     place: int  # in the batch
@@ -59,12 +59,12 @@ class Task(NamedTuple):
 
 
 class ImageView(NamedTuple):
-    """One image in a random view, on the processor."""
+    """One image in a random view, on the CPU."""
 
     step: int
     place: int
     pixels: torch.Tensor  # float32 (1, 3, h, w)
-    boxes_xyxy: torch.Tensor  # float32 (R, 4), in pixels of the image, mirrored if the view is
+    boxes_xyxy: torch.Tensor  # float32 (R, 4), in pixels of the image, mirrored with the view
     view_boxes_xyxy: torch.Tensor  # float32 (R, 4), in pixels of the view
     labels: np.ndarray  # (C,)
 
@@ -81,30 +81,30 @@ class ViewStream:
         proposals_per_image: int,
         seed: int,
     ) -> None:
-        """Put the parts together.
+        """Store the parts of the stream.
 
         Args:
-            images: to train with.
-            labels: (C,) per image; one without captions has none of the classes.
+            images: the training images with their proposals.
+            labels: (C,) per image; an image that is missing here has no label.
             num_classes: C.
-            views: what a view is drawn from.
-            proposals_per_image: more are left out.
-            seed: of order and views.
+            views: sizes and mirroring that a view is drawn from.
+            proposals_per_image: R is at most this; further proposals are dropped at random.
+            seed: of the order of images, the views and the dropped proposals.
 
         Raises:
             ValueError: no image has a label.
         """
         if not any(row.any() for row in labels.values()):
             raise ValueError(
-                "no image is labelled with a base class, so the proposal network has nothing to"
-                " learn from; if captions name them, check `forms` in data/download/categories.json"
+                "no training image has an image label to train the proposal network with; if"
+                " captions name the classes, check `forms` in data/download/categories.json"
             )
         self._images, self._labels, self._views = images, labels, views
         self._nothing = np.zeros(num_classes, np.float32)
         self._limit, self._seed = proposals_per_image, seed
 
     def examples(self, steps: range, batch_size: int) -> Iterator[ImageView]:
-        """Yield this process's images of these steps, the next ones being prepared meanwhile."""
+        """Yield this process's images of these steps; threads prepare the next ones meanwhile."""
         yield from prefetch(self._prepare, self._tasks(steps, batch_size))
 
     def _tasks(self, steps: range, batch_size: int) -> Iterator[Task]:
@@ -137,19 +137,19 @@ def train_end_to_end(
     curve: Curve,
     checkpoint: Checkpoint | None = None,
 ) -> None:
-    """Train in place, and leave the model in evaluation mode.
+    """Train the model in place and leave it in evaluation mode.
 
     Args:
-        model: starting weights, on the device to compute on.
-        views: to train with.
-        losses: of one image.
-        run: steps, batches, optimizer and precision.
+        model: the network with its initial weights, on the device to compute on.
+        views: the training images.
+        losses: computes the losses of one image.
+        run: steps, batch size, optimizer and precision.
         seed: of dropout.
-        curve: takes the losses of every step.
-        checkpoint: where to resume from and save to.
+        curve: receives the losses of every step.
+        checkpoint: resume point to restore and save; None: none.
 
     Raises:
-        ValueError: the loss is no number any more, or a batch has less images than processes.
+        ValueError: a loss is not finite, or a batch has fewer images than there are processes.
     """
     optimizer = make_optimizer(model, run.weight_decay, run.momentum, vector_factor=BIAS_FACTOR)
     rate = step_decay(run.learning_rate, run.milestones, 0.1, run.warmup_steps, FIRST_RATE)
@@ -169,7 +169,7 @@ def train_end_to_end(
             for name, loss in found.items():
                 totals[name] = totals.get(name, 0.0) + loss / run.batch_size
         add_gradients(model.parameters())
-        # One transfer: asking for each loss would wait for the device each time.
+        # One transfer, because each transfer waits for the device.
         own = dict(zip(totals, torch.stack([*totals.values()]).tolist(), strict=True))
         sums = add_by_name(own)  # an image without labels has fewer losses
         if not math.isfinite(sum(sums.values())):
@@ -192,18 +192,18 @@ def _learn(
     bfloat16: bool,
     seed: int,
 ) -> dict[str, torch.Tensor]:
-    """Add the gradient of one image; return its losses, on the device."""
+    """Add the gradients of one image; return its losses, on the device."""
     device = model.device
     pixels, seen = send(example.pixels, device), send(example.view_boxes_xyxy, device)
     boxes = send(example.boxes_xyxy, device)
-    # Dropout draws from the global generators, so each image seeds them; fork_rng gives back the
-    # caller's state.
+    # Dropout draws from the global generators, so they are seeded for each image; fork_rng restores
+    # the caller's state.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "wspn dropout", example.step, example.place))
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             features = model.region_features(model.feature_map(pixels), seen)
-        # The heads cost next to nothing, and scores that are near are equal in bfloat16, but seeds
-        # go by their order.
+        # The heads stay in float32: they cost little, and bfloat16 would round close scores to
+        # ties, which changes the order that seeds are chosen by.
         losses = losses_of(model.heads(features.float()), boxes, example.labels)
         (reduce(add, losses.values()) / batch_size).backward()
     return {name: loss.detach() for name, loss in losses.items()}

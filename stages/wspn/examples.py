@@ -1,9 +1,9 @@
-"""Training examples: proposals of one image, their features, and the image's labels.
+"""Training examples for the small network: an image's proposals, their features, and its labels.
 
-Features are computed once and kept as 16-bit floats: about 0.2 MB an image of the small
-network, which is why the number of images and of their proposals has a limit in params.yaml.
+Features are computed once and kept as float16: 1.7 kB per proposal, about 0.2 MB per image of the
+default experiment. params.yaml therefore limits the number of images and of their proposals.
 
-Shape legend: R proposals of one image, C base classes, F features.
+Shape legend: R proposals of one image, C labelled classes, F features.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,10 +23,10 @@ from stages.models.proposals.views import network_input
 
 
 class ImageExample(NamedTuple):
-    """One image; boxes are in the frame of the network's input."""
+    """One image; boxes are in pixels of the network's input."""
 
     image_id: int
-    labels: torch.Tensor  # float32 (C,), 1 if the image is labelled with it
+    labels: torch.Tensor  # float32 (C,), 1 if the image is labelled with the class
     boxes_xyxy: np.ndarray  # float32 (R, 4)
     appearance: torch.Tensor  # float16 (R, F)
     evidence: torch.Tensor  # float16 (R, F)
@@ -37,10 +37,9 @@ def image_labels(
     categories: Sequence[Category],
     labelled_ids: Sequence[int],
 ) -> dict[int, np.ndarray]:
-    """Return, per image, float32 (C,) that is 1 for each labelled class its captions name.
+    """Return float32 (C,) per image, 1 for each class of `labelled_ids` that its captions name.
 
-    All `categories` are looked for, so that a "hot dog" is no "dog"; those of `labelled_ids` are
-    kept, in that order.
+    All `categories` are searched for, so that "hot dog" does not count as "dog".
     """
     finder = MentionFinder(categories)
     place = {category_id: index for index, category_id in enumerate(labelled_ids)}
@@ -53,14 +52,14 @@ def image_labels(
 
 
 def annotated_labels(paths: Sequence[Path], labelled_ids: Sequence[int]) -> dict[int, np.ndarray]:
-    """Return, per image, float32 (C,) that is 1 for each labelled class people found in it.
+    """Return float32 (C,) per image, 1 for each labelled class that annotators found in it.
 
     Args:
-        paths: files of data/download/annotations, which have base classes alone.
-        labelled_ids: the classes, in order.
+        paths: files of data/download/annotations, which list base classes only.
+        labelled_ids: the C classes, in order.
 
     Raises:
-        ValueError: nobody has annotated the images.
+        ValueError: the files have no entry.
     """
     entries = [entry for path in paths for entry in read_json(path)]
     if not entries:
@@ -76,7 +75,7 @@ def annotated_labels(paths: Sequence[Path], labelled_ids: Sequence[int]) -> dict
 
 
 def choose_images(image_ids: Iterable[int], max_images: int, seed: int) -> set[int]:
-    """Return at most `max_images` of the images, at random, whatever order they come in."""
+    """Return at most `max_images` random images; their order does not change the choice."""
     return set(
         sorted(image_ids, key=lambda image_id: derive_seed(seed, "wspn picture", image_id))[
             :max_images
@@ -95,15 +94,15 @@ def make_examples(
     """Yield the example of each image.
 
     Args:
-        model: with the language's trunk; only its frozen part is used.
-        images: to train with.
-        proposals: float32 (R, 4) per image, in its own pixels.
-        labels: (C,) per image; an image without captions has none of the classes.
-        proposals_per_image: more are thinned out at random.
-        seed: the experiment's.
+        model: the network after `take_language`; only its frozen part is used.
+        images: the training images.
+        proposals: float32 (R, 4) per image, in its pixels.
+        labels: (C,) per image; an image that is missing here has no label.
+        proposals_per_image: further proposals are dropped at random.
+        seed: the experiment's seed.
 
     Raises:
-        ValueError: an image without proposals.
+        ValueError: an image has no proposals.
     """
     nothing = np.zeros(len(model.config.category_ids), np.float32)
     for image in images:
@@ -127,7 +126,7 @@ def make_examples(
 
 
 def thin_out(boxes_xyxy: np.ndarray, limit: int, seed: int, image_id: int) -> np.ndarray:
-    """Return at most `limit` of an image's proposals (R, 4), at random, in their order."""
+    """Return at most `limit` random proposals (R, 4) of an image, in their original order."""
     if len(boxes_xyxy) <= limit:
         return boxes_xyxy
     generator = numpy_generator(seed, "wspn proposals", image_id)

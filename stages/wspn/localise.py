@@ -1,11 +1,13 @@
 """Training of the object part: how well a box is localised, and where it should be.
 
-The seeds stand for objects. A proposal that overlaps one learns its IoU with it and regresses to
-it. A proposal that overlaps none may show an object that no base label names, so it is left out
-rather than called background: that is what a detector trained on base boxes does to novel classes
-(ours; object localisation networks (OLN) found the same for supervised proposals).
+Seeds stand for objects. A proposal that overlaps a seed learns its IoU with the seed and regresses
+to it. A proposal that overlaps no seed is left out, because it may show an object of an unlabelled
+class. A detector trained on base boxes would call it background, and so suppress novel classes
+(ours; object localisation networks (OLN) report the same for supervised proposals). With `quality:
+objectness` it is background, as in wetectron.
 
-Shape legend: R proposals of one image, N proposals of all, F features. Boxes in pixels.
+Shape legend: R proposals of one image, N proposals of all images, F features.
+Frame: boxes in pixels of the network's input.
 """
 
 from collections.abc import Sequence
@@ -29,22 +31,22 @@ from stages.wspn.examples import ImageExample
 from stages.wspn.params import LocaliseParams, SeedParams
 from stages.wspn.seeds import match_seeds, select_seeds
 
-OBJECT_IOU = 0.5  # for quality: objectness
+OBJECT_IOU = 0.5  # with a seed; used by `quality: objectness`
 
 
 class ObjectTargets(NamedTuple):
-    """Proposals with something to learn; proposals of all images in one table."""
+    """The proposals of all images that have a target, in one table."""
 
     evidence: torch.Tensor  # float16 (N, F)
-    quality: torch.Tensor  # float32 (N,), targets in [0, 1]
-    offsets: torch.Tensor  # float32 (N, 4)
-    has_quality: torch.Tensor  # bool (N,), has a target of quality
-    has_offsets: torch.Tensor  # bool (N,), has a target of offsets
+    quality: torch.Tensor  # float32 (N,), in [0, 1]
+    offsets: torch.Tensor  # float32 (N, 4), see box_coder
+    has_quality: torch.Tensor  # bool (N,), `quality` is a target
+    has_offsets: torch.Tensor  # bool (N,), `offsets` are targets
 
 
 @torch.no_grad()
 def find_seeds(model: LanguageWspn, example: ImageExample, params: SeedParams) -> np.ndarray:
-    """Return the rows of an image's seeds of all classes that its captions name, ascending."""
+    """Return the seeds of all classes that the image is labelled with, rows (S,) ascending."""
     seen = send(example.appearance, model.device).float()
     scores = class_scores(*model.class_logits(seen)).cpu().numpy()
     overlaps = pairwise_iou(example.boxes_xyxy, example.boxes_xyxy)
@@ -58,10 +60,10 @@ def find_seeds(model: LanguageWspn, example: ImageExample, params: SeedParams) -
 def make_targets(
     examples: Sequence[ImageExample], seeds: Sequence[np.ndarray], params: LocaliseParams
 ) -> ObjectTargets:
-    """Return what the proposals learn from the seeds of their images.
+    """Return the targets that the seeds (row numbers per image) give the proposals.
 
     Raises:
-        ValueError: nothing overlaps a seed enough.
+        ValueError: no proposal overlaps a seed enough.
     """
     pieces = [
         _image_targets(example, rows, params)
@@ -97,10 +99,10 @@ def _image_targets(
 def quality_targets(
     overlap: torch.Tensor, params: LocaliseParams
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (quality in [0, 1], which of them are targets), (R,) each, of IoU with the seeds."""
+    """Return quality in [0, 1] and whether it is a target, (R,) each, from IoU with seeds (R,)."""
     if params.quality == "overlap":
         return overlap, overlap >= params.quality_min_iou
-    # every proposal away from the seeds is background
+    # every proposal far from all seeds is background
     return (overlap >= OBJECT_IOU).float(), torch.ones_like(overlap, dtype=torch.bool)
 
 
@@ -110,9 +112,17 @@ def localisation_loss(
     targets: ObjectTargets,
     regression_weight: float,
 ) -> dict[str, torch.Tensor]:
-    """Return {"quality", "regression"} of N proposals, the latter weighted.
+    """Return the losses {"quality", "regression"} of N proposals, each a sum divided by N.
 
-    Source: Mask-free OVIS eq. 5, second term, (1/N) Σ_u smooth-L1(t̂(u_i), u_i).
+    Args:
+        quality_logits: (N,).
+        offsets: predicted, (N, 4).
+        targets: those of the same proposals.
+        regression_weight: multiplies the regression loss.
+
+    Source: Mask-free OVIS eq. 5, second term, (1/N) Σ_u smooth-L1(t̂(u_i), u_i). Here N counts the
+    proposals of the batch that have a target, not all proposals of an image. The quality loss
+    (binary cross-entropy) is ours.
     """
     has_quality, has_offsets = targets.has_quality, targets.has_offsets
     quality = functional.binary_cross_entropy_with_logits(
@@ -133,7 +143,7 @@ def train_object_part(
     curve: Curve,
     done: int,
 ) -> None:
-    """Train in place; `done` steps of the curve are already taken."""
+    """Train the object part in place with AdamW; the curve already has `done` steps."""
     part, count = model.object_part, len(targets.quality)
     sample = numpy_generator(seed, "wspn evidence").permutation(count)[:20_000]
     part.fit(targets.evidence[torch.from_numpy(sample)].float())

@@ -10,7 +10,7 @@ from stages.models.proposals.views import ViewSettings
 
 
 class BackboneParams(Section):
-    """What looks at the images: the small vision-language model's trunk, or one of ImageNet."""
+    """The backbone: the trunk of the small vision-language model, or an ImageNet network."""
 
     kind: Literal["vlm", "resnet50", "vgg16"]
     weights: str | None
@@ -26,12 +26,12 @@ class BackboneParams(Section):
                 " to resnet50 or vgg16"
             )
         if self.sha256 and not self.weights:
-            raise ValueError("sha256 is that of weights, which is null")
+            raise ValueError("sha256 is given, but weights is null; set sha256 to null")
         return self
 
 
 class ModelParams(Section):
-    """Sizes of the trained parts; those of the trunks come with them."""
+    """Sizes of the trained parts; a trunk brings its own."""
 
     backbone: BackboneParams
     image_side: int = Field(ge=32)
@@ -51,7 +51,7 @@ class ClassifyParams(Section):
 
 
 class SeedParams(Section):
-    """Which proposals the others learn from."""
+    """How the seeds are chosen: the proposals that give the others their targets."""
 
     select: Literal["mist", "oicr"]
     top_fraction: float = Field(gt=0, le=1)
@@ -62,7 +62,7 @@ class SeedParams(Section):
 
 
 class LocaliseParams(Section):
-    """Training of the object part with seeds."""
+    """Training of the object part with the targets of seeds."""
 
     quality: Literal["overlap", "objectness"]
     quality_min_iou: float = Field(ge=0, lt=1)
@@ -75,7 +75,7 @@ class LocaliseParams(Section):
 
 
 class EndToEndParams(Section):
-    """Training of an ImageNet backbone with all heads, in place of both parts' trainings."""
+    """Training of an ImageNet backbone with all heads, instead of training the two parts."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -92,7 +92,7 @@ class EndToEndParams(Section):
 
 
 class WspnParams(Section):
-    """All of the stage."""
+    """The weakly supervised proposal network and its training."""
 
     image_labels: Literal["captions", "annotations"]
     max_images: int = Field(ge=1)

@@ -1,11 +1,11 @@
-"""Losses of a proposal network that is trained from end to end: eq. 5 and MIST's refinements.
+"""Losses of a proposal network that is trained end to end: eq. 5 and the refinements of MIST.
 
-Every refinement learns from seeds of the scores before it: the first from W of eq. 5, the next ones
-from the refinement before. A proposal takes class, regression target and weight of the seed that it
-overlaps most, and is background if it overlaps none enough. Source: wetectron (MIST).
+Each refinement learns from seeds chosen by earlier scores: the first by W of eq. 5, every other one
+by the refinement before it. A proposal takes the class, regression target and weight of the seed
+that it overlaps most; it is background if that overlap is too small. Source: wetectron (MIST).
 
-Shape legend: R proposals of one image, C base classes, K refinements. Boxes in pixels of the
-image; regression offsets do not depend on its scale.
+Shape legend: R proposals of one image, C labelled classes, K refinements.
+Frame: boxes in pixels of the image; regression offsets do not depend on its scale.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ from stages.wspn.localise import quality_targets
 from stages.wspn.params import EndToEndParams, LocaliseParams, SeedParams
 from stages.wspn.seeds import select_seeds
 
-ROWS_AT_ONCE = 128  # of IoUs: what a processor's cache holds is 2.6 times as fast as 4000
+ROWS_AT_ONCE = 128  # of the IoU matrix; they fit a CPU's cache, 2.6 times as fast as 4000 rows
 
 
 class RefinementTargets(NamedTuple):
-    """What the seeds of one scoring teach the proposals of an image."""
+    """The targets that the seeds of one scoring give the proposals of an image."""
 
-    classes: torch.Tensor  # int64 (R,), 0 is background, 1 + class index else
-    weights: torch.Tensor  # float32 (R,), the score of the proposal's seed
-    offsets: torch.Tensor  # float32 (R, 4), to that seed
-    overlap: torch.Tensor  # float32 (R,), IoU with it
+    classes: torch.Tensor  # int64 (R,), 0 is background, k + 1 is class k
+    weights: torch.Tensor  # float32 (R,), score of the nearest seed
+    offsets: torch.Tensor  # float32 (R, 4), from the proposal to that seed
+    overlap: torch.Tensor  # float32 (R,), IoU with that seed
 
 
 @torch.no_grad()
@@ -45,17 +45,16 @@ def make_targets(
     seeds: SeedParams,
     min_iou: float,
 ) -> list[RefinementTargets]:
-    """Return what the seeds of each scoring teach; nothing of an image without labels.
+    """Return the targets of each scoring; an empty list for an image without labels.
 
-    A scoring does not depend on what the one before it teaches, so the seeds of all are found at
-    once.
+    No scoring depends on the targets of another, so the seeds of all are found at once.
 
     Args:
-        scorings: K of scores (R, C) in [0, 1].
+        scorings: K class scores, each (R, C) in [0, 1].
         boxes_xyxy: (R, 4), float32, on the device of the scores.
         labels: (C,), 1 if the image shows the class.
         seeds: how seeds are chosen.
-        min_iou: a proposal that overlaps its seed less is background.
+        min_iou: a proposal whose nearest seed overlaps less is background.
     """
     shown = np.flatnonzero(labels)
     if not len(shown):
@@ -86,14 +85,17 @@ def make_targets(
 def refinement_loss(
     logits: torch.Tensor, offsets: torch.Tensor, target: RefinementTargets, regression_weight: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (classification, regression) of logits (R, 1 + C) and offsets (R, 4).
+    """Return the classification and regression losses of logits (R, 1 + C) and offsets (R, 4).
 
-    Both are weighted by the seeds' scores and divided by R.
-    Source: Mask-free OVIS eq. 5, second term; wetectron's weights and β = 1.
+    Each is a mean over R, weighted by the seeds' scores; only the regression is also multiplied by
+    `regression_weight`, and background adds nothing to it.
+
+    Source: the regression is the second term of Mask-free OVIS eq. 5; the weights and smooth-L1's
+    β = 1 follow wetectron.
     """
     classes, weights, target_offsets, _ = target
     classification = functional.cross_entropy(logits, classes, reduction="none") * weights
-    # Background has weight 0 here: picking the other rows would wait for the device.
+    # Weight 0 for background: selecting the other rows would have to wait for the device.
     weights = weights * (classes > 0)
     regression = (
         functional.smooth_l1_loss(offsets, target_offsets, reduction="none").sum(1) * weights
@@ -109,17 +111,17 @@ def image_losses(
     seeds: SeedParams,
     localise: LocaliseParams,
 ) -> dict[str, torch.Tensor]:
-    """Return the weighted losses of one image, to be added.
+    """Return the weighted losses of one image; their sum is the image's loss.
 
-    An image that is labelled with no class has no seeds, and so the first loss only.
+    An image without labels has no seeds, so it has the loss of the image labels only.
 
     Args:
         outputs: of the image's proposals.
-        boxes_xyxy: those, float32 (R, 4), on the same device.
-        labels: (C,).
-        training: the weights.
+        boxes_xyxy: the proposals, float32 (R, 4), on the same device.
+        labels: (C,), 1 if the image shows the class.
+        training: weights of the losses.
         seeds: how seeds are chosen.
-        localise: what they teach.
+        localise: how targets are made from seeds.
     """
     scores = class_scores(outputs.class_logits, outputs.detection_logits)
     wanted = send(torch.from_numpy(labels), scores.device).to(scores.dtype)

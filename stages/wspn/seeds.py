@@ -1,14 +1,14 @@
-"""Seeds: the proposals that a class score trusts, which the other proposals learn from.
+"""Seeds: high-scoring proposals that stand for objects and give the other proposals their targets.
 
-Mask-free OVIS eq. 5: pseudo-regression targets t̂(u_i) for low-scoring proposals. The paper does
-not say how its high-scoring ones are chosen; `oicr` and `mist` are the two choices of wetectron.
+Mask-free OVIS eq. 5 has pseudo-regression targets t̂(u_i) for low-scoring proposals. The paper does
+not say how the high-scoring ones are chosen; `oicr` and `mist` are wetectron's two ways.
 
-The product of WSDDN's two softmaxes peaks on the most telling part of an object. Each score is
-therefore first replaced by the sum of its neighbours' flattened scores: a box that many
-well-scored proposals agree on is an object, one that few share is a part (ours; it takes
-after proposal clusters, PCL).
+The product of WSDDN's two softmaxes peaks on the most discriminative part of an object. Callers
+therefore first replace each score by the sum of its neighbours' flattened scores (`consensus`): a
+box that many well-scored proposals overlap is likely an object, a box that few overlap is likely a
+part (ours; similar to proposal clusters, PCL).
 
-Shape legend: R proposals of one image, B rows of scores (one per class, or per refinement and
+Shape legend: R proposals of one image, B columns of scores (one per class, or per refinement and
 class), k candidates, S seeds. Boxes in pixels.
 """
 
@@ -25,23 +25,23 @@ def select_seeds(
 ) -> list[torch.Tensor]:
     """Return the seeds of each of B columns of scores, best first, as row numbers int64 (S,).
 
-    oicr: the best proposal. mist: of the best `top_fraction`, greedily each one that overlaps the
-    seeds so far by less than `max_iou` and scores at least `min_relative_score` of the best, which
-    is always a seed.
+    oicr: the best proposal. mist: from the best `top_fraction`, greedily each proposal whose IoU
+    with all earlier seeds is below `max_iou` and whose score is at least `min_relative_score` times
+    the best score. The best proposal is always a seed.
 
-    The greedy choice is non-maximum suppression of the candidates, whose kernel takes one launch
-    where a loop over them takes hundreds. It suppresses what overlaps by more than its threshold,
-    here by as much as `max_iou`: the threshold is the next smaller number.
+    The greedy choice is non-maximum suppression of the candidates: one kernel launch instead of the
+    hundreds of a loop. `nms` suppresses an IoU above its threshold, but here an IoU equal to
+    `max_iou` counts too, so the threshold is the next smaller float32.
 
     Args:
-        scores: agreed scores (R, B), R >= 1.
+        scores: (R, B), R >= 1, after `consensus`.
         boxes_xyxy: the proposals, float32 (R, 4).
         params: section `wspn.seeds`.
     """
     count = 1 if params.select == "oicr" else max(1, round(params.top_fraction * len(scores)))
     ranked, order = scores.sort(dim=0, descending=True, stable=True)
     ranked, order = ranked[:count].T, order[:count].T  # (B, k)
-    # Ranked scores fall, so those that are good enough come first.
+    # Scores are sorted, so the sufficient ones come first.
     numbers = (ranked >= params.min_relative_score * ranked[:, :1]).sum(1).tolist()
     below = float(np.nextafter(np.float32(params.max_iou), np.float32(0)))
     turns = torch.arange(count, 0, -1, device=scores.device, dtype=boxes_xyxy.dtype)
@@ -53,6 +53,6 @@ def select_seeds(
 
 
 def match_seeds(boxes_xyxy: np.ndarray, seeds_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return (IoU with the nearest seed (R,), that seed's box (R, 4)); S >= 1."""
+    """Return the largest IoU of each box with a seed (R,) and that seed's box (R, 4); S >= 1."""
     overlaps = pairwise_iou(boxes_xyxy, seeds_xyxy)
     return overlaps.max(axis=1), seeds_xyxy[overlaps.argmax(axis=1)]

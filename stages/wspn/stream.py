@@ -1,9 +1,10 @@
 """Images and proposals for a training of many epochs, read from disk a block at a time.
 
-A block is a row group of an image shard. An epoch takes the blocks in a new random order and mixes
-the images of `MIXED_BLOCKS` of them, so each block is read about once an epoch, and memory holds
-some hundred images however many there are; what grows with their number is an index of 24 bytes
-each. The order is a pure function of seed and epoch: a resumed training needs no state of it.
+A block is a row group of an image shard, at most 8 images. An epoch takes the blocks in a new
+random order and mixes the images of `MIXED_BLOCKS` consecutive ones, so each block is read about
+once per epoch. Memory holds the images of `KEPT_BLOCKS` blocks, at most 1,024, however large the
+data set; only the index grows with it, by about 60 bytes per image. The order is a pure function
+of seed and epoch, so a resumed training needs no state of it.
 """
 
 from collections import OrderedDict
@@ -19,28 +20,28 @@ from stages.common.formats.tables import boxes_by_image
 from stages.common.runtime.seeding import numpy_generator
 
 MIXED_BLOCKS = 64
-KEPT_BLOCKS = 2 * MIXED_BLOCKS  # of this mix and of the next, at the seam
+KEPT_BLOCKS = 2 * MIXED_BLOCKS  # a batch may take images from two mixes
 
 
 class Block(NamedTuple):
-    """Where some images and their proposals are."""
+    """Where the images of one row group and their proposals are stored."""
 
-    shard: int  # position of the two files
+    shard: int  # index of the two files
     row_group: int  # of the image shard
-    image_ids: np.ndarray  # int64 (n,), those to train with
-    proposal_groups: range  # row groups of the table of proposals that have all of theirs
+    image_ids: np.ndarray  # int64 (n,), the chosen images
+    proposal_groups: range  # row groups of the proposal table that hold their proposals
 
 
 class ImageStream:
-    """Training images by number, with their proposals; the last blocks read are kept."""
+    """Random access to training images and their proposals; the last blocks used are kept."""
 
     def __init__(
         self, images: Sequence[Path], proposals: Sequence[Path], chosen: Collection[int]
     ) -> None:
-        """Index the `chosen` images of image shards and their tables of proposals.
+        """Index the `chosen` images of the image shards and their tables of proposals.
 
         Raises:
-            ValueError: a chosen image without proposals, or none at all.
+            ValueError: a chosen image has no proposals, or the shards hold no chosen image.
         """
         self._images = [pq.ParquetFile(path) for path in images]
         self._proposals = [pq.ParquetFile(path) for path in proposals]
@@ -51,7 +52,7 @@ class ImageStream:
         ]
         sizes = [len(block.image_ids) for block in self._blocks]
         if not sum(sizes):
-            raise ValueError(f"{[*map(str, images)]}: none of the chosen images is there")
+            raise ValueError(f"{[*map(str, images)]}: they hold none of the chosen images")
         self._starts = np.cumsum([0, *sizes])
         self._kept: OrderedDict[int, dict[int, tuple[EncodedImage, np.ndarray]]] = OrderedDict()
         self._order: tuple[int, int, np.ndarray] | None = None
@@ -92,7 +93,7 @@ class ImageStream:
         }
 
     def _index(self, shard: int, path: Path, chosen: set[int]) -> list[Block]:
-        groups: dict[int, tuple[int, int]] = {}  # image → its first and last row group
+        groups: dict[int, tuple[int, int]] = {}  # image_id → its first and last row group
         for group, ids in enumerate(_ids_by_group(self._proposals[shard])):
             for image_id in np.unique(ids).tolist():
                 groups[image_id] = groups.get(image_id, (group, group))[0], group
@@ -110,9 +111,9 @@ class ImageStream:
 
 
 def read_image_ids(images: Iterable[Path]) -> Iterator[int]:
-    """Yield the image ids of image shards without reading their images."""
+    """Yield the image ids of image shards without reading the images."""
     for path in images:
-        count_images(path)  # names a shard that is not there
+        count_images(path)  # raises an error that names a missing shard
         for ids in _ids_by_group(pq.ParquetFile(path)):
             yield from ids.tolist()
 
@@ -126,9 +127,9 @@ def epoch_order(starts: np.ndarray, epoch: int, seed: int) -> np.ndarray:
     """Return the numbers of all images in the order of one epoch.
 
     Args:
-        starts: number of each block's first image, and of images in all; rising.
+        starts: number of each block's first image, then the number of all images; ascending.
         epoch: 0-based.
-        seed: the experiment's.
+        seed: the experiment's seed.
     """
     generator = numpy_generator(seed, "wspn epoch", epoch)
     blocks = generator.permutation(len(starts) - 1)

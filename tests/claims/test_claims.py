@@ -436,7 +436,7 @@ def test_a_record_that_lacks_a_number_is_measured_again(project, runs):
 def test_a_broken_record_is_named(project):
     (project / FOLDER).mkdir(parents=True)
     (project / FOLDER / "seed-3.json").write_text("{")
-    with pytest.raises(ValueError, match=r"seed-3\.json: no record of a seed"):
+    with pytest.raises(ValueError, match=r"seed-3\.json: not a record of a seed"):
         write_table(project)
 
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import make_url
 
 from flows.cli import main
-from flows.environment import apply_settings, sqlite_path
+from flows.environment import PERIOD, SECONDS, apply_settings, seconds, sqlite_path
 from flows.server import LocalServer
 from tests.support.toy import REPOSITORY
 
@@ -102,3 +102,22 @@ def test_a_server_that_dies_of_a_full_disk_says_so(environment, monkeypatch, tmp
     server = LocalServer(tmp_path).start()
     with pytest.raises(RuntimeError, match=told):
         server.wait_until_ready()
+
+
+@pytest.mark.parametrize("name", SECONDS)
+@pytest.mark.parametrize("text", ["abc", "", "-1", "nan", "inf"])
+def test_seconds_that_are_none_are_told_before_anything_runs(
+    environment, tmp_path, monkeypatch, capsys, name, text
+):
+    monkeypatch.chdir(tmp_path)
+    environment[name] = text
+    assert main(["plan"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ovis-dag: {name}={text!r}: expected seconds from ")
+
+
+def test_seconds_may_be_a_fraction(environment):
+    environment.pop(PERIOD, None)
+    assert seconds(PERIOD) == 300.0
+    environment[PERIOD] = "1.5"
+    assert seconds(PERIOD) == 1.5

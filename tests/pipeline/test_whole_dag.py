@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 from tests.pipeline.clones import clone, environment, output_hashes, reproduce, run
 from tests.support.images_folder import write_images_folder
+from tests.support.photographs import coco_mini
 from tests.support.service import kill_all
 
 pytestmark = pytest.mark.pipeline
@@ -94,9 +95,7 @@ def test_two_clones_give_the_same_bytes_even_if_killed_in_each_stage(smoke, repo
 
 
 def test_real_photographs_from_end_to_end(repository, tmp_path):
-    photographs = repository.parent / "shared/coco-mini"
-    if not photographs.is_dir():
-        pytest.skip(f"{photographs} is not there: COCO photographs are never shipped with the code")
+    photographs = coco_mini()
     folder = clone(repository, tmp_path / "clone", "coco-mini")
     params = YAML()
     content = params.load(folder / "params.yaml")

@@ -107,7 +107,7 @@ def test_what_cannot_be_found_is_named(project):
     with pytest.raises(ValueError, match=r"dvc\.yaml: there is no stage 'box'"):
         find_declared("box")
     (project / "data/maps/1.txt").unlink()
-    with pytest.raises(ValueError, match=r"pseudo_boxes@1: data/maps/1\.txt is not there"):
+    with pytest.raises(ValueError, match=r"pseudo_boxes@1: input data/maps/1\.txt of dvc\.yaml"):
         find_declared("pseudo_boxes@1")
 
 

@@ -1,6 +1,7 @@
 """`python -m stages <name>` tells its user what to mend, and us where our own code broke."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from stages import __main__ as stages
+from stages.common.formats.images import EncodedImage, write_images
 from stages.common.runtime.params import read_params
 
 
@@ -23,7 +25,7 @@ from stages.common.runtime.params import read_params
 def test_what_a_user_can_mend_is_one_line(repository, tmp_path, params, told):
     if params is not None:
         (tmp_path / "params.yaml").write_text(params)
-    command = [sys.executable, "-m", "stages", "phrases"]
+    command = [sys.executable, "-m", "stages", "phrases", "0"]
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     environment.pop("DVC_STAGE", None)
     ended = subprocess.run(
@@ -32,6 +34,24 @@ def test_what_a_user_can_mend_is_one_line(repository, tmp_path, params, told):
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert line.startswith("stages.phrases: ") and told in line
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_image_that_a_worker_cannot_decode_is_one_line(repository, tmp_path, workers):
+    shutil.copy(repository / "params.yaml", tmp_path)
+    broken = EncodedImage(7, "7.png", 8, 8, b"no image")
+    write_images(tmp_path / "data/download/images/train/0.parquet", [broken])
+    ended = subprocess.run(
+        [sys.executable, "-m", "stages", "proposals", "0"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(repository), "OVIS_WORKERS": workers},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    told = "stages.proposals: 7.png: cannot be decoded as an image (8 bytes)"
+    assert ended.stderr.splitlines() == [told]
 
 
 @pytest.mark.parametrize(

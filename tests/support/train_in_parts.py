@@ -10,7 +10,7 @@ import torch
 
 from stages.common.geometry.masks import decode_mask, encode_mask
 from stages.common.runtime.curves import Curve
-from stages.common.runtime.processes import process_index
+from stages.common.runtime.processes import own_places, process_index
 from stages.models.detection.params import TrainingParams
 from stages.models.detection.samples import Annotations, LabelledImage, label_images
 from stages.models.detection.supervision import Supervision
@@ -52,8 +52,13 @@ def train(frozen: list[str]) -> tuple[list[dict], dict[str, torch.Tensor]]:
 
 
 def main() -> None:
-    """Train and write losses.json and weights; with `fail`, fail in the first process alone."""
+    """Train and write losses.json and weights.
+
+    With `fail`, the first process fails by a fault of its own, with `refuse` all refuse the batch.
+    """
     folder, *more = sys.argv[1:]
+    if more == ["refuse"]:
+        own_places(1)
     if more == ["fail"] and process_index() == 0:
         raise ValueError("labels.json: no object to learn from")
     rows, weights = train([])

@@ -1,7 +1,7 @@
-"""A sheet of panels with set type: rows of images under column heads, words beside each row.
+"""A sheet of panels: rows of images under column heads, with text beside each row.
 
-Pixels are pasted as they are, matplotlib sets only the words, in the font it brings along: the same
-content gives the same bytes. All sizes are in pixels, origin top-left.
+Panels are pasted unchanged; matplotlib draws only the text, in its bundled font, so that equal
+content gives equal bytes. All sizes are in pixels, origin top-left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,13 +28,13 @@ MARK_COLOURS = {"base": (44, 96, 160), "novel": (196, 78, 20)}
 
 @dataclass(frozen=True)
 class Row:
-    """A row of panels, with the words to its left.
+    """A row of panels with the text to its left.
 
     Attributes:
         panels: one per column.
-        title: what the row shows, e.g. the class.
-        mark: "base", "novel" or "", set as a coloured word.
-        lines: what else to say, one paragraph each.
+        title: what the row shows, such as the class.
+        mark: "base", "novel" or "", drawn on a coloured ground.
+        lines: further paragraphs.
     """
 
     panels: list[Panel]
@@ -46,7 +46,7 @@ class Row:
 def draw_sheet(
     title: str, subtitle: str, columns: list[str], rows: list[Row], words_width: int
 ) -> np.ndarray:
-    """Return the sheet RGB uint8; all panels have one size, each row one panel per column."""
+    """Return the sheet, RGB uint8 (H, W, 3); all panels are squares of one size, one per column."""
     side = rows[0].panels[0].pixels.shape[0]
     left, top = EDGE + words_width, EDGE + HEAD + COLUMN_HEAD
     width = left + len(columns) * (side + GAP) - GAP + EDGE
@@ -69,21 +69,21 @@ def draw_sheet(
 
 
 def draw_panel(panel: Panel) -> np.ndarray:
-    """Return the pixels RGB uint8 (H, W, 3) of a single panel, square or not, with its words."""
+    """Return the pixels, RGB uint8 (H, W, 3), of one panel with its tags; it need not be square."""
     setter = _TypeSetter(panel.pixels)
     _set_tags(setter, panel, 0, 0)
     return setter.draw()
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3); equal pixels give equal bytes."""
+    """Write RGB uint8 (H, W, 3) as PNG; equal pixels give equal bytes."""
     _, encoded = cv2.imencode(".png", pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
     with replace_file(path) as partial:
         partial.write_bytes(encoded.tobytes())
 
 
 class _TypeSetter:
-    """Collects words at pixel positions of a sheet and draws them all at once."""
+    """Collects texts at pixel positions of a sheet and draws them all at once."""
 
     def __init__(self, sheet: np.ndarray) -> None:
         self.sheet = sheet
@@ -94,7 +94,7 @@ class _TypeSetter:
         self.fonts = [fonts / "DejaVuSans.ttf", fonts / "DejaVuSans-Bold.ttf"]
 
     def measure(self, text: str, points: float, bold: bool = False) -> float:
-        """Return the width of the words in pixels."""
+        """Return the width of a text in pixels."""
         font = FontProperties(fname=self.fonts[bold], size=points)
         return self.canvas.get_renderer().get_text_width_height_descent(text, font, False)[0]
 
@@ -108,7 +108,7 @@ class _TypeSetter:
         colour: str = INK,
         ground: Colour | None = None,
     ) -> None:
-        """Set words with their upper left corner at (x, y), on a coloured ground if given."""
+        """Add a text with its upper left corner at (x, y), on a coloured ground if given."""
         height, width = self.sheet.shape[:2]
         box = None
         if ground is not None:
@@ -133,7 +133,7 @@ class _TypeSetter:
 
 
 def _set_words(setter: _TypeSetter, row: Row, y: int, width: int, height: int) -> None:
-    """Set title, mark and paragraphs left of a row, as many lines as fit."""
+    """Add title, mark and paragraphs to the left of a row; lines that do not fit are dropped."""
     setter.set(row.title, EDGE, y + 2, 12, bold=True)
     if row.mark:
         x = EDGE + setter.measure(row.title, 12, bold=True) + 14
@@ -157,9 +157,10 @@ def _set_tags(setter: _TypeSetter, panel: Panel, x: int, y: int) -> None:
 
 
 def place_tags(panel: Panel, widths: Sequence[float]) -> Iterator[tuple[float, float]]:
-    """Yield (left, top) of each tag of a panel, in pixels, from the tags' widths.
+    """Yield (left, top) in pixels of each tag of a panel, given the tags' widths.
 
-    A tag lies inside its panel, and is moved as little as keeps it off the earlier ones.
+    A tag is moved into its panel, and then vertically by the least amount that keeps it off the
+    earlier tags.
     """
     height = 18
     taken: list[tuple[float, float, float, int]] = []

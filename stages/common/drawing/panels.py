@@ -1,7 +1,7 @@
-"""The panels of a montage: one scaled-up view of an image with heat, masks, outlines and boxes.
+"""The panels of a montage: an image with its activation map, masks, outlines and boxes.
 
-A panel is square, RGB uint8 (P, P, 3); the image of H×W pixels lies centred in it, aspect kept.
-Small images are enlarged, so that a person can see them; masks are smoothed by the enlargement.
+A panel is square, RGB uint8 (P, P, 3). The image of H × W pixels is scaled so that its longer side
+is P, and centred. Enlarging a small image also smooths its masks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ from numpy.typing import ArrayLike
 from stages.common.geometry.masks import decode_mask
 
 GROUND = 246  # grey of the letterbox, just off the sheet's white
-RIM = (20, 20, 20)  # around coloured lines, for objects of the same colour
-GOLDEN_RATIO = 0.618033988749895  # steps of it round the hue circle keep successive classes apart
+RIM = (20, 20, 20)  # around coloured lines, to set them off from objects of the same colour
+GOLDEN_RATIO = 0.618033988749895  # step on the hue circle that keeps successive classes apart
 
 Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A word on a coloured ground whose lower left corner is wanted at (x, y) of its panel."""
+    """A text on a coloured ground; (x, y) is the preferred place of its lower left corner."""
 
     text: str
     x: float
@@ -34,14 +34,14 @@ class Tag:
 
 @dataclass(frozen=True)
 class Panel:
-    """Pixels RGB uint8 (P, P, 3), and the words to set on them."""
+    """Pixels, RGB uint8 (P, P, 3), and the tags to draw on them."""
 
     pixels: np.ndarray
     tags: list[Tag] = field(default_factory=list)
 
 
 def class_colour(index: int) -> Colour:
-    """Return the colour of class `index`, bright enough for a photograph."""
+    """Return the RGB colour of class `index`, bright enough to show on a photograph."""
     saturation, value = ((0.80, 0.98), (0.95, 0.80), (0.60, 1.00))[index % 3]
     rgb = hsv_to_rgb([(0.02 + index * GOLDEN_RATIO) % 1.0, saturation, value])
     return tuple(round(channel * 255) for channel in rgb)
@@ -67,12 +67,12 @@ def _enlarge(values: np.ndarray, image_hw: tuple[int, int], side: int, fill: flo
 
 
 def show_image(image: np.ndarray, side: int) -> np.ndarray:
-    """Return the panel (P, P, 3) of an RGB uint8 image (H, W, 3)."""
+    """Return the panel (P, P, 3) of an RGB uint8 image (H, W, 3); `side` is P."""
     return _enlarge(image, image.shape[:2], side, GROUND)
 
 
 def show_heat(image: np.ndarray, heat: np.ndarray, side: int) -> np.ndarray:
-    """Return the panel of an image under `heat` (h, w) in [0, 1], any resolution; 0 is clear."""
+    """Return the panel of an image under a map `heat` (h, w) in [0, 1]; 0 is transparent."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
     calm = show_image((0.35 * image + 0.65 * grey).astype(np.uint8), side).astype(np.float32)
     shown = np.clip(_enlarge(heat.astype(np.float32), image.shape[:2], side, 0.0), 0, 1)
@@ -82,7 +82,7 @@ def show_heat(image: np.ndarray, heat: np.ndarray, side: int) -> np.ndarray:
 
 
 def paint_mask(pixels: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
-    """Return the panel with a boolean mask (H, W) of the image tinted and outlined."""
+    """Return a copy of the panel with a mask of the image, bool (H, W), tinted and outlined."""
     side = pixels.shape[0]
     shown = _enlarge(mask.astype(np.float32), mask.shape, side, 0.0) > 0.5
     painted = pixels.copy()
@@ -93,7 +93,7 @@ def paint_mask(pixels: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarr
 
 
 def paint_box(pixels: np.ndarray, box_xyxy: np.ndarray, image_hw: tuple, colour: Colour) -> None:
-    """Draw a box (x0, y0, x1, y1) of the image on its panel."""
+    """Draw a box of the image, (x0, y0, x1, y1) in its pixels, on the panel in place."""
     x0, y0, x1, y1 = np.rint(panel_box(box_xyxy, image_hw, pixels.shape[0])).astype(int).tolist()
     corners = (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0))
     cv2.rectangle(pixels, *corners, RIM, 4, cv2.LINE_AA)
@@ -101,7 +101,7 @@ def paint_box(pixels: np.ndarray, box_xyxy: np.ndarray, image_hw: tuple, colour:
 
 
 def panel_box(box_xyxy: ArrayLike, image_hw: tuple[int, int], side: int) -> np.ndarray:
-    """Return the box (4,) in panel pixels."""
+    """Return a box (4,) of the image, corners in pixels, in pixels of the panel."""
     scale, left, top, *_ = _place(image_hw, side)
     return np.asarray(box_xyxy, np.float64) * scale + np.array([left, top, left, top])
 
@@ -109,13 +109,13 @@ def panel_box(box_xyxy: ArrayLike, image_hw: tuple[int, int], side: int) -> np.n
 def show_instances(
     image: np.ndarray, instances: Sequence[dict], words: Mapping[int, str], side: int
 ) -> Panel:
-    """Return the panel of an RGB uint8 image (H, W, 3), the first instances on top.
+    """Return the panel of an image with its instances, the first instance on top.
 
     Args:
-        image: the image.
-        instances: COCO annotations or results of it, best first; a score is set beside the word.
-        words: what each category id is called; its place in the order is the class's colour.
-        side: of the panel, pixels.
+        image: RGB uint8 (H, W, 3).
+        instances: COCO annotations or results, best first; a score is shown beside the class.
+        words: the class name of each category id; its position chooses the colour.
+        side: P.
     """
     image_hw, places = image.shape[:2], {key: place for place, key in enumerate(words)}
     pixels, tags = show_image(image, side), []

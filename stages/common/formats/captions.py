@@ -1,11 +1,11 @@
 """Captions, and where they name an object class.
 
-One rule for every stage: the caption is lower-cased, hyphens and slashes count as spaces, and the
-forms of all classes (names, synonyms, plurals) are looked for at word boundaries, longest form
-first, so that "hot dog" is never also a "dog". All occurrences count, in all captions of an image,
-but those in which the word is no thing (an "orange cat": stages/common/formats/readings.py).
-Source: Mask-free OVIS §3 (object of interest in the caption); facts of the official code differ:
-it takes the first occurrence of exact names only.
+All stages use one rule. The caption is lower-cased; hyphens, slashes and underscores become spaces.
+The forms of all classes (names, synonyms, plurals) are searched for at word boundaries, longest
+form first, so that "hot dog" does not also match "dog". All occurrences in all captions of an image
+count, unless the word does not name an object ("orange cat": see `readings.py` beside this).
+Source: Mask-free OVIS, the object c_t of a caption. The official code differs: it takes only the
+first occurrence of a name or listed synonym, and no plurals.
 """
 
 import re
@@ -21,7 +21,7 @@ from stages.common.runtime.storage import read_json
 
 @dataclass(frozen=True)
 class Mention:
-    """A class named in a caption at characters [start, end)."""
+    """A class that a caption names at characters [start, end)."""
 
     category_id: int
     start: int
@@ -32,10 +32,10 @@ class MentionFinder:
     """Finds the mentions of a set of classes."""
 
     def __init__(self, categories: Iterable[Category]) -> None:
-        """Take all classes; an excluded one is never reported, but keeps its words from others.
+        """Take all classes; an excluded class is never reported, but its words match no other.
 
         Raises:
-            ValueError: one form names two classes.
+            ValueError: two classes share a form.
         """
         self._owner: dict[str, int] = {}
         self._excluded: set[int] = set()
@@ -56,7 +56,7 @@ class MentionFinder:
         return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
 
     def find(self, caption: str) -> list[Mention]:
-        """Return the mentions in order; offsets count in `normalise(caption)`."""
+        """Return the mentions in order; their offsets refer to `normalise(caption)`."""
         if not self._owner:
             return []
         return [
@@ -72,11 +72,11 @@ class MentionFinder:
 
 
 def normalise(caption: str) -> str:
-    """Lower-case, hyphens and slashes to spaces; the length does not change."""
+    """Lower-case; hyphens, slashes and underscores become spaces; the length stays the same."""
     lowered = "".join(c if len(c.lower()) != 1 else c.lower() for c in caption)
     return lowered.replace("-", " ").replace("/", " ").replace("_", " ")
 
 
 def read_captions(*paths: Path) -> dict[int, list[str]]:
-    """Return image_id → captions of one or more caption files."""
+    """Return the captions of each image id in one or more caption files."""
     return {entry["image_id"]: entry["captions"] for path in paths for entry in read_json(path)}

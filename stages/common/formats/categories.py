@@ -1,4 +1,4 @@
-"""The object categories: id, name, the words people use for it, and its side of the split."""
+"""The object classes: id, name, the words that name it in captions, and its split."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +14,7 @@ ALL_SPLITS: tuple[Split, ...] = ("base", "novel", "excluded")
 class Category:
     """One object class.
 
-    `forms` are all lower-case texts that name it in a caption: its name, synonyms and plurals.
+    `forms` are the texts, in lower case, that name it in a caption: name, synonyms and plurals.
     """
 
     id: int
@@ -24,13 +24,14 @@ class Category:
 
 
 def read_categories(path: Path, splits: tuple[Split, ...] = ("base", "novel")) -> list[Category]:
-    """Return the categories of `splits` in order of their id.
+    """Return the categories of `splits`, sorted by id.
 
-    This order is the class index of every embedding matrix and of every detector: index k is
+    Every embedding matrix and every detector indexes classes in this order: class k is
     `read_categories(path)[k]`.
 
     Raises:
-        ValueError: no list of categories, an unknown split, or an id or name given twice.
+        ValueError: the file is not a list of categories, has an unknown split, or gives an id or a
+            name twice.
     """
     content, keys = read_json(path), {field.name for field in fields(Category)}
     if not isinstance(content, list) or not all(

@@ -1,4 +1,4 @@
-"""COCO instances in memory: annotations grouped by image, and matched to objects of their class.
+"""COCO instances in memory: annotations grouped by image and matched to objects of their class.
 
 Shape legend: R annotations of one image, S objects they are compared with. Frame: pixels of the
 stored image, boxes as corners (x0, y0, x1, y1).
@@ -23,7 +23,7 @@ class Instances:
     Attributes:
         boxes_xyxy: float32 (R, 4).
         category_ids: int64 (R,).
-        crowd: bool (R,), True where one annotation stands for many objects.
+        crowd: bool (R,), True if an annotation stands for many objects.
         segmentations: R masks in COCO RLE.
     """
 
@@ -36,13 +36,13 @@ class Instances:
         return len(self.category_ids)
 
     def select(self, keep: np.ndarray) -> "Instances":
-        """Return those annotations where `keep`, bool (R,), is True."""
+        """Return the annotations for which `keep`, bool (R,), is True."""
         kept = [self.segmentations[index] for index in np.flatnonzero(keep)]
         return Instances(self.boxes_xyxy[keep], self.category_ids[keep], self.crowd[keep], kept)
 
 
 def make_instances(annotations: list[dict]) -> Instances:
-    """Return COCO annotations of one image as arrays; an empty list is fine."""
+    """Return the COCO annotations of one image, possibly none, as arrays."""
     boxes_xywh = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
     return Instances(
         xywh_to_xyxy(boxes_xywh),
@@ -53,7 +53,7 @@ def make_instances(annotations: list[dict]) -> Instances:
 
 
 def group_by_image(annotations: Iterable[dict]) -> dict[int, list[dict]]:
-    """Return the annotations of each image that has any, in their order."""
+    """Return the annotations of each image that has any; their order is kept."""
     groups: dict[int, list[dict]] = {}
     for annotation in annotations:
         groups.setdefault(annotation["image_id"], []).append(annotation)
@@ -61,10 +61,10 @@ def group_by_image(annotations: Iterable[dict]) -> dict[int, list[dict]]:
 
 
 def read_image_list(*paths: Path) -> list[dict]:
-    """Return COCO's `images` entries of image shards, without reading the images themselves.
+    """Return COCO's `images` entries of image shards without reading the images.
 
     Raises:
-        FileNotFoundError: a shard is not there.
+        FileNotFoundError: a shard does not exist.
     """
     entries = []
     for path in paths:
@@ -77,12 +77,12 @@ def read_image_list(*paths: Path) -> list[dict]:
 
 
 def best_box_iou(instances: Instances, objects: Instances) -> np.ndarray:
-    """Return (R,): box IoU with the best object of the same class, 0 if there is none."""
+    """Return the box IoU (R,) with the best object of the same class, 0 if there is none."""
     return _best(pairwise_iou(instances.boxes_xyxy, objects.boxes_xyxy), instances, objects)
 
 
 def best_mask_iou(instances: Instances, objects: Instances) -> np.ndarray:
-    """Return (R,): mask IoU with the best object of the same class, 0 if there is none."""
+    """Return the mask IoU (R,) with the best object of the same class, 0 if there is none."""
     iou = pairwise_mask_iou(instances.segmentations, objects.segmentations)
     return _best(iou, instances, objects)
 

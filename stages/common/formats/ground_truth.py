@@ -1,19 +1,19 @@
-"""Whether there is ground truth: a user's own images have none, and metrics then say so."""
+"""Whether images have ground truth: a user's own images have none, and metrics then say so."""
 
 from pathlib import Path
 
-# `stages.download` writes sorted keys, so this comes first: a file of gigabytes need not be parsed.
+# `stages.download` sorts keys, so the file begins with this; gigabytes of JSON need not be parsed.
 UNANNOTATED = b'{"annotated": false'
 SKIPPED = "no annotations: skipped"
 
 
 def is_annotated(path: Path) -> bool:
-    """Return whether anybody has annotated the images of a file of data/download/ground_truth.
+    """Return whether the images of a file of data/download/ground_truth have been annotated.
 
-    Without annotations is not the same as without objects: nothing is measured on it.
+    Images without annotations are not images without objects: nothing is measured on them.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: no such file; `dvc repro download` makes it")

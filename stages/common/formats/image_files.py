@@ -1,7 +1,7 @@
-"""The image files below a folder of a person's own: which are read, which are passed over.
+"""The image files below a user's folder: which ones are read, and which are skipped.
 
-Names are relative to the folder, with `/`, and are text that any file can hold: bytes of a file
-name that are no UTF-8 are percent-encoded ("caf%E9.jpg").
+Names are relative to the folder, with `/`, and valid UTF-8: other bytes of a file name are
+percent-encoded ("caf%E9.jpg").
 """
 
 import os
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SUFFIXES = frozenset({".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# What macOS writes beside each file on a disk that is not its own: its data, under the same suffix.
+# macOS writes such a file, with the same suffix, beside each file on a foreign file system.
 APPLE_DOUBLE = "._"
-UNDECODED = re.compile("[\udc80-\udcff]")  # what os.fsdecode makes of a byte that is no UTF-8
+UNDECODED = re.compile("[\udc80-\udcff]")  # os.fsdecode maps bytes that are not UTF-8 to these
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """What lies below a folder.
+    """The files below a folder.
 
     Attributes:
-        images: name → file of each image, sorted by name.
-        others: names of files that are not read and of folders that cannot be, sorted; of hidden
-            files only those with `._`.
+        images: the path of each image by name, sorted by name.
+        others: sorted names of skipped files and of unreadable folders. Hidden files are not
+            listed, except those that begin with `._`.
     """
 
     images: dict[str, Path] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class ImageFiles:
 
 
 def list_images(folder: Path) -> ImageFiles:
-    """Return the files of a folder and all folders below it, linked ones too."""
+    """Return the files of a folder and of all folders below it; symbolic links are followed."""
     images: dict[str, Path] = {}
     others: list[str] = []
 
@@ -52,13 +52,13 @@ def list_images(folder: Path) -> ImageFiles:
 
 
 def plain_text(name: str) -> str:
-    """Return a file's name with each byte that is no UTF-8 as %XX, and accents composed."""
+    """Return a file name with bytes that are not UTF-8 as %XX and accents composed (NFC)."""
     text = UNDECODED.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", name)
-    return unicodedata.normalize("NFC", text)  # macOS takes "é" apart
+    return unicodedata.normalize("NFC", text)  # macOS decomposes "é"
 
 
 def _walk(folder: Path, note: Callable[[OSError], None]) -> Iterator[Path]:
-    """Yield the files below a folder, each folder once; `note` gets those that cannot be read."""
+    """Yield the files below a folder, visiting each folder once; `note` gets the errors."""
     seen: set[tuple[int, int]] = set()
     for parent, folders, files in os.walk(folder, onerror=note, followlinks=True):
         found = os.stat(parent)

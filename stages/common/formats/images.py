@@ -1,7 +1,7 @@
-"""Image shards: one Parquet file of encoded images, streamed a few at a time.
+"""Image shards: Parquet files of encoded images, streamed a few images at a time.
 
-Columns: image_id int64, file_name string, height int32, width int32, bytes binary (JPEG or PNG as
-the source had it). Arrays are RGB uint8 (H, W, 3), origin top-left, x to the right, y down.
+Columns: image_id int64, file_name string, height int32, width int32, bytes binary (the encoded
+image). Decoded arrays are RGB uint8 (H, W, 3), origin top-left, x to the right, y down.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,8 +19,8 @@ from stages.common.runtime.storage import replace_file
 if TYPE_CHECKING:
     import torch
 
-# Images that are written and read at once. A training that visits images at random reads this
-# many for one: 1.3 MB of COCO's.
+# Images per row group, the unit of reading and writing. A training that visits images at random
+# reads this many to get one: 1.3 MB of COCO.
 ROW_GROUP = 8
 
 SCHEMA = pa.schema(
@@ -33,26 +33,30 @@ SCHEMA = pa.schema(
     ]
 )
 
-# Longer side over shorter side of an image. No network sees a longer side under 32 pixels, so the
-# shorter one keeps more than one; what is thinner would be resized to nothing.
+# Limit of longer over shorter side. Networks resize the longer side to 32 pixels or more, so the
+# shorter one keeps more than one pixel; a thinner image could be resized to nothing.
 LARGEST_ASPECT = 25
 
-# Per-channel mean and standard deviation of natural images in 0..1, as CLIP and ALBEF use them.
+# Mean and standard deviation per channel of natural images in 0..1, as in CLIP and ALBEF.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class BrokenImageError(ValueError):
-    """An image that nothing here can look at.
+    """An image that cannot be used.
 
     Attributes:
         reason: what is wrong, without the image's name.
     """
 
     def __init__(self, name: str, reason: str) -> None:
-        """Say `reason` of the image called `name`."""
-        super().__init__(f"{name}: {reason}")
+        """Make the error of the image called `name`."""
+        super().__init__(name, reason)  # another process rebuilds it from these
         self.reason = reason
+
+    def __str__(self) -> str:
+        """Return the image's name and what is wrong with it."""
+        return f"{self.args[0]}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -66,25 +70,25 @@ class EncodedImage:
     encoded: bytes
 
     def decode(self) -> np.ndarray:
-        """Return RGB uint8 (H, W, 3)."""
+        """Return RGB uint8 (H, W, 3), see `decode_image`."""
         return decode_image(self.encoded, self.file_name)
 
 
 def decode_image(encoded: bytes, name: str) -> np.ndarray:
-    """Return RGB uint8 (H, W, 3); grey-scale and alpha become RGB, EXIF rotation is ignored.
+    """Return RGB uint8 (H, W, 3); grey becomes RGB, alpha is dropped, EXIF rotation is ignored.
 
     COCO's boxes and masks are in the stored frame, so the rotation tag must not turn the image.
 
     Raises:
-        BrokenImageError: the bytes are no image, or one too large or too thin.
+        BrokenImageError: the bytes are not an image, or the image is too large or too thin.
     """
     return _decode(encoded, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 def decode_upright(encoded: bytes, name: str) -> np.ndarray:
-    """Return RGB uint8 (H, W, 3) as a viewer shows it: turned as the EXIF tag says.
+    """Return RGB uint8 (H, W, 3), rotated as the EXIF tag says; otherwise as `decode_image`.
 
-    For images that no annotation belongs to, such as a phone's; else as `decode_image`.
+    For images without annotations, such as a phone's.
     """
     return _decode(encoded, name, cv2.IMREAD_COLOR_RGB)
 
@@ -92,7 +96,7 @@ def decode_upright(encoded: bytes, name: str) -> np.ndarray:
 def _decode(encoded: bytes, name: str, flags: int) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
-    except cv2.error as error:  # such as one of more than 2^30 pixels
+    except cv2.error as error:  # for example more than 2^30 pixels
         raise BrokenImageError(name, f"OpenCV refuses it: {' '.join(error.err.split())}") from None
     if image is None:
         raise BrokenImageError(name, f"cannot be decoded as an image ({len(encoded)} bytes)")
@@ -105,15 +109,15 @@ def _decode(encoded: bytes, name: str, flags: int) -> np.ndarray:
 
 
 def normalise_pixels(images: np.ndarray) -> "torch.Tensor":
-    """Return float32 (N, 3, H, W) with mean 0 and deviation 1 per channel of uint8 (N, H, W, 3)."""
-    import torch  # 3 s that a stage without a network does not need
+    """Normalise RGB uint8 (N, H, W, 3) by PIXEL_MEAN and PIXEL_STD to float32 (N, 3, H, W)."""
+    import torch  # here because it takes 3 s, and a stage without a network does not need it
 
     mean, std = torch.tensor(PIXEL_MEAN) * 255, torch.tensor(PIXEL_STD) * 255
     return ((torch.from_numpy(np.ascontiguousarray(images)) - mean) / std).permute(0, 3, 1, 2)
 
 
 def write_images(path: Path, images: Iterable[EncodedImage]) -> int:
-    """Write one shard, streaming; return how many images it holds."""
+    """Write one shard as the images come; return the number of images."""
     count = 0
     rows: list[tuple[int, str, int, int, bytes]] = []
 
@@ -145,14 +149,22 @@ def write_images(path: Path, images: Iterable[EncodedImage]) -> int:
 
 
 def count_images(path: Path) -> int:
-    """Return the number of images of a shard without reading them."""
+    """Return the number of images of a shard without reading them.
+
+    Raises:
+        FileNotFoundError: the shard does not exist.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: no such image shard; `dvc repro` makes it")
     return pq.read_metadata(path).num_rows
 
 
 def read_images(*paths: Path) -> Iterator[EncodedImage]:
-    """Yield the images of one or more shards in file order, a row group in memory at a time."""
+    """Yield the images of one or more shards in file order, with one row group in memory.
+
+    Raises:
+        FileNotFoundError: a shard does not exist.
+    """
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(f"{path.absolute()}: no such image shard; `dvc repro` makes it")

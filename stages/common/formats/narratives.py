@@ -1,9 +1,9 @@
 """Localized Narratives: people describe an image while they point at what they speak of.
 
-The official files are JSON lines, one narrative each; ours have the same form, but an `image_id` is
-the number in data/download, as text. Some real lines have no trace, words that take no time, points
-outside the image, and several words in one utterance: all of these can be used. A line that is of
-another form is broken.
+The official files are JSON Lines, one narrative per line. Ours have the same format, but `image_id`
+is the number in data/download, as text. Real lines may have no trace, utterances of zero duration,
+points outside the image, or several words in one utterance; all of these are valid. A line of any
+other format is broken.
 Source: Pont-Tuset et al., "Connecting Vision and Language with Localized Narratives", and
 google/localized-narratives.
 
@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-NAMED_IN_ERROR = 3  # broken lines that a message lists
+NAMED_IN_ERROR = 3  # broken lines that an error message lists
+FREE = 0  # category of a phrase that names no class
 END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """One or several words, spoken from `start` to `end`."""
+    """One or several words, spoken from `start` to `end` seconds."""
 
     text: str
     start: float
@@ -36,17 +37,17 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Narrative:
-    """What a person said of an image, when, and where the pointer was.
+    """What a person said about an image and when, and where the pointer was.
 
     Attributes:
         dataset_id: mscoco_train2017, mscoco_val2017, Flickr30k, ADE20k, open_images, or another.
-        image_id: as the data set has it.
-        annotator_id: who.
+        image_id: id in the data set.
+        annotator_id: id of the person.
         caption: the whole text.
-        utterances: in the order of speech.
-        segments: float64 (P, 3) each: x, y, time; a new one each time the pointer came back into
-            the image and its margin of a tenth.
-        voice_recording: a path, if it was kept.
+        utterances: in spoken order.
+        segments: parts of the trace, each float64 (P, 3): x, y, time. A new one begins each time
+            the pointer returns to the image (with a margin of a tenth).
+        voice_recording: path of the recording, if given.
     """
 
     dataset_id: str
@@ -63,6 +64,11 @@ class Narrative:
         return np.concatenate([np.zeros((0, 3)), *self.segments])
 
 
+def in_time(trace: np.ndarray) -> np.ndarray:
+    """Return the points (P, 3) in order of time."""
+    return trace[np.argsort(trace[:, 2], kind="stable")]
+
+
 def split_sentences(text: str) -> list[str]:
     """Return the sentences of a narrative's text, in order."""
     return END_OF_SENTENCE.split(text)
@@ -72,7 +78,7 @@ def parse_narrative(line: str) -> Narrative:
     """Return the narrative of a line.
 
     Raises:
-        ValueError: it is of another form; the message names the field.
+        ValueError: the line has another format; the message names the field.
     """
     try:
         content = json.loads(line)
@@ -133,7 +139,7 @@ def _list(content: Any, key: str) -> list:
 
 
 def narrative_line(narrative: Narrative) -> str:
-    """Return the narrative in the official form, without the end of the line."""
+    """Return the narrative as a line of the official format, without line break."""
     content = {
         "dataset_id": narrative.dataset_id,
         "image_id": narrative.image_id,
@@ -154,12 +160,12 @@ def narrative_line(narrative: Narrative) -> str:
 
 @dataclass
 class NarrativeReader:
-    """Reads files of narratives a line at a time, and takes down which lines are broken.
+    """Reads files of narratives line by line and records the broken lines.
 
     Attributes:
-        max_broken_fraction: of all lines, 0..1, from which the files are refused.
-        num_lines: read so far.
-        broken: file, line and reason of each line left out.
+        max_broken_fraction: largest accepted fraction of broken lines, 0..1.
+        num_lines: non-empty lines read so far.
+        broken: file, line number and reason of each broken line.
     """
 
     max_broken_fraction: float
@@ -170,8 +176,8 @@ class NarrativeReader:
         """Yield the narratives of all files, in order; empty lines do not count.
 
         Raises:
-            FileNotFoundError: a file is not there.
-            ValueError: too many lines of all files are broken.
+            FileNotFoundError: a file does not exist.
+            ValueError: after the last line, if too many lines of all files are broken.
         """
         for path in paths:
             if not path.is_file():
@@ -188,7 +194,7 @@ class NarrativeReader:
         if len(self.broken) > self.max_broken_fraction * self.num_lines:
             first = "; ".join(self.broken[:NAMED_IN_ERROR])
             raise ValueError(
-                f"{len(self.broken)} of {self.num_lines} lines are no Localized Narratives, more"
-                f" than {self.max_broken_fraction:.0%}: {first}; fetch the files again, or mend"
+                f"{len(self.broken)} of {self.num_lines} lines are not Localized Narratives, more"
+                f" than {self.max_broken_fraction:.0%}: {first}; fetch the files again, or fix"
                 " these lines"
             )

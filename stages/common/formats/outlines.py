@@ -1,4 +1,4 @@
-"""Objects that somebody has put a box around, but no outline: their mask is empty."""
+"""Objects that were annotated with a box but without an outline: their mask is empty."""
 
 from collections.abc import Iterable
 
@@ -7,14 +7,14 @@ from pycocotools import mask as coco_mask
 
 
 def is_outlined(annotation: dict) -> bool:
-    """Return whether an annotation has a mask with any pixel; other forms than RLE always do."""
+    """Return whether a mask has any pixel; polygons and uncompressed RLE are taken to have some."""
     segmentation = annotation["segmentation"]
     is_rle = isinstance(segmentation, dict) and isinstance(segmentation["counts"], str)
     return not is_rle or bool(coco_mask.area(segmentation))
 
 
 def ignore_unoutlined(annotations: Iterable[dict]) -> list[dict]:
-    """Return the annotations, those without outline as crowds: not learned from, not missed."""
+    """Return the annotations; those without outline become crowds, which are ignored."""
     return [
         annotation
         if not annotation.get("segmentation") or is_outlined(annotation)
@@ -24,10 +24,10 @@ def ignore_unoutlined(annotations: Iterable[dict]) -> list[dict]:
 
 
 def fill_unoutlined(annotations: Iterable[dict]) -> list[dict]:
-    """Return the annotations, crowds without outline with their filled box as mask.
+    """Return the annotations, with the filled box as mask of each crowd that has no outline.
 
-    An empty mask holds no detection, so a mask of the object would count as wrong where a box of it
-    is ignored. The box is widened to whole pixels.
+    COCO ignores detections that lie in a crowd. None lies in an empty mask, so a detected mask
+    would count as wrong where its box is ignored. Boxes are widened to whole pixels.
     """
     return [
         annotation | {"segmentation": _filled_box(annotation)}
@@ -40,7 +40,7 @@ def fill_unoutlined(annotations: Iterable[dict]) -> list[dict]:
 
 
 def _filled_box(annotation: dict) -> dict:
-    """Return COCO RLE, JSON-ready; the empty mask tells the image's size."""
+    """Return the box as COCO RLE, ready for JSON; the empty mask gives the image's size."""
     height, width = annotation["segmentation"]["size"]
     x, y, across, down = annotation["bbox"]
     x0, y0 = np.floor([x, y])

@@ -1,18 +1,18 @@
-"""Words that name an object in one of their readings only: an orange, but not an orange cat.
+"""Words that name an object in only one of their readings: "an orange", but not "an orange cat".
 
-Two rules, for an explicit list of words; whatever is not listed always names its object.
+Two rules cover a fixed list of words; any other word always names its object.
 
-- A word of `ADJECTIVES` is a noun if the caption or the clause ends behind it, or if a word follows
-  that can follow a noun but no adjective (`AFTER_A_NOUN`: "an orange on a plate"), or a participle
-  with a preposition or article ("an orange floating in water"). Else it describes what follows ("an
-  orange cat", "a remote beach"). It is no noun either behind a word of `BEFORE_AN_ADJECTIVE` ("is
-  orange", "dressed in orange"), nor orange beside another colour ("orange and white"), nor before
-  "in colour".
-- A word of `VERBS` is a verb behind somebody who does it, in the right number: "a man trains", "the
-  teams tie the game". A plural verb, and one behind "to", also needs an object or a preposition of
-  `AFTER_A_VERB`, so that "a kids train" and "next to train tracks" stay trains.
+- A word of `ADJECTIVES` is a noun if the caption or clause ends after it, if the next word can
+  follow a noun but not an adjective (`AFTER_A_NOUN`: "an orange on a plate"), or if a participle
+  with a preposition or article follows ("an orange floating in water"). Otherwise it describes the
+  next word ("an orange cat", "a remote beach"). It is never a noun after a word of
+  `BEFORE_AN_ADJECTIVE` ("is orange", "dressed in orange") or before "in colour"; nor is "orange"
+  beside another colour ("orange and white").
+- A word of `VERBS` is a verb after a subject of the matching number: "a man trains", "the teams tie
+  the game". A verb without "s", also after "to", must be followed by an object or a preposition
+  (`AFTER_A_VERB`), so that "a kids train" and "next to train tracks" stay trains.
 
-Captions are those of `stages.common.formats.captions.normalise`.
+Captions must be normalised by `stages.common.formats.captions.normalise`.
 """
 
 import re
@@ -54,7 +54,7 @@ WORDS = re.compile(r"[\w']+|[^\w\s]")
 
 
 def names_an_object(text: str, start: int, end: int) -> bool:
-    """Say whether a word of a normalised caption, characters [start, end), is a thing there."""
+    """Return whether the word at [start, end) of a normalised caption names an object."""
     word = text[start:end]
     if word not in ADJECTIVES and word not in VERBS:
         return True

@@ -1,6 +1,6 @@
-"""Tables of boxes: one Parquet row per box, columns image_id, x0, y0, x1, y1 and what a stage adds.
+"""Tables of boxes, one row per box: image_id, x0, y0, x1, y1, and further columns of a stage.
 
-Frame: corners in pixels of the original image.
+Frame: corners in pixels of the stored image. Shape legend: R boxes.
 """
 
 import numpy as np
@@ -10,18 +10,18 @@ CORNERS = ("x0", "y0", "x1", "y1")
 
 
 def boxes_table(image_ids: np.ndarray, boxes_xyxy: np.ndarray, **columns: np.ndarray) -> pa.Table:
-    """Return the table of boxes (R, 4) that lie in images `image_ids` (R,)."""
+    """Return the table of boxes (R, 4) in images `image_ids` (R,), with further columns (R,)."""
     corners = {name: boxes_xyxy[:, index].astype(np.float32) for index, name in enumerate(CORNERS)}
     return pa.table({"image_id": np.asarray(image_ids, np.int64), **corners, **columns})
 
 
 def table_boxes(table: pa.Table) -> np.ndarray:
-    """Return boxes_xyxy float32 (R, 4) of a table."""
+    """Return the boxes_xyxy of a table, float32 (R, 4)."""
     return np.stack([table[name].to_numpy() for name in CORNERS], axis=1)
 
 
 def boxes_by_image(table: pa.Table) -> dict[int, np.ndarray]:
-    """Return boxes_xyxy float32 (R, 4) per image, rows in their order."""
+    """Return the boxes_xyxy of each image, float32 (R, 4), in the order of their rows."""
     image_ids = table["image_id"].to_numpy()
     order = np.argsort(image_ids, kind="stable")
     ids, starts = np.unique(image_ids[order], return_index=True)

@@ -1,7 +1,7 @@
-"""Activation maps on their own grid, whose cells cover the image.
+"""Operations on activation maps at their own resolution; the grid of cells covers the image.
 
-A map is bilinear between the centres of its cells and level from the outermost centres to the
-border. Nothing here is done at the image's resolution, so that no cost grows with it.
+A map is bilinear between the centres of its cells and constant from the outermost centres to the
+border. Nothing is computed at the image's resolution, so no cost grows with it.
 
 Shape legend: T maps of one image, h w cells, H W pixels, R boxes.
 Frame: cell (k, l) covers rows k·H/h … (k + 1)·H/h and columns l·W/w … (l + 1)·W/w of the image.
@@ -15,14 +15,14 @@ from jaxtyping import Float, Float32, Float64
 def smooth_maps(
     cells: Float[np.ndarray, "T h w"], image_hw: tuple[int, int], smoothing: float
 ) -> Float32[np.ndarray, "T h w"]:
-    """Return maps blurred and stretched to [0, 1]; a constant map becomes 0.
+    """Return maps blurred and rescaled to [0, 1]; a constant map becomes 0.
 
     Args:
         cells: the maps of one image.
-        image_hw: its height and width.
-        smoothing: standard deviation of a Gaussian blur as a fraction of the image's longer side;
-            0 leaves the maps as they are. The blur is ours: a patch grid names the object's most
-            telling cells, and the blur lets them speak for their surroundings.
+        image_hw: height and width of the image.
+        smoothing: standard deviation of a Gaussian blur, as a fraction of the image's longer side;
+            0: no blur. The blur is ours: it spreads the activation from an object's most
+            discriminative cells to their surroundings.
     """
     maps = np.ascontiguousarray(cells, np.float32)
     if smoothing > 0 and len(maps):
@@ -43,13 +43,13 @@ def smooth_maps(
 def enlarge_maps(
     maps: Float[np.ndarray, "T h w"], size_hw: tuple[int, int]
 ) -> Float[np.ndarray, "T {size_hw[0]} {size_hw[1]}"]:
-    """Return maps sampled at the pixel centres of another grid."""
+    """Return maps sampled at the pixel centres of a grid of `size_hw`."""
     height, width = size_hw
     return np.stack([cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in maps])
 
 
 def bounded_hw(image_hw: tuple[int, int], longest: int) -> tuple[int, int]:
-    """Return the size of an image shrunk until no side is longer than `longest` pixels."""
+    """Return (height, width) of an image after its longer side is shrunk to at most `longest`."""
     scale = min(1.0, longest / max(image_hw))
     height, width = (max(1, round(side * scale)) for side in image_hw)
     return height, width
@@ -60,14 +60,14 @@ def integrate_boxes(
     boxes_xyxy: Float[np.ndarray, "R 4"],
     image_hw: tuple[int, int],
 ) -> Float64[np.ndarray, "T R"]:
-    """Return the integral of every map over every box, in pixels.
+    """Return the integral of each map over each box; areas are in square pixels.
 
-    A bilinear map is separable, so the integral is exact, by one weight per cell and axis.
+    The integral is exact: a bilinear map is separable, so one weight per cell and axis suffices.
 
     Args:
-        maps: of the image.
-        boxes_xyxy: in pixels; what lies outside the image adds nothing.
-        image_hw: the image's size.
+        maps: the maps of one image.
+        boxes_xyxy: in pixels; parts outside the image add nothing.
+        image_hw: height and width of the image.
     """
     count_down, count_across = maps.shape[1:]
     height, width = image_hw
@@ -79,10 +79,11 @@ def integrate_boxes(
 
 
 def _cell_weights(low: np.ndarray, high: np.ndarray, count: int) -> np.ndarray:
-    """Return what each of `count` cells weighs between low and high, fractions of an axis, (R, n).
+    """Return the weight (R, n) of each of n cells in the integral from low to high.
 
-    Cell k is a hat of width 2 around its centre k + 1/2. One more cell at either end, with the
-    value of its neighbour, makes the map level there.
+    `low` and `high` (R,) are fractions of an axis with `count` = n cells. Cell k contributes a hat
+    function of width 2 around its centre k + 1/2. One more cell at each end repeats the value of
+    its neighbour, which makes the map constant there.
     """
     centres = np.arange(-1, count + 1) + 0.5
 

@@ -1,7 +1,8 @@
-"""Box regression: offsets from one box to another, in the usual parameterisation of R-CNN.
+"""Box coder: expresses a box as offsets from another box, in R-CNN's parameterisation.
 
-R boxes; corners x0, y0, x1, y1 in pixels, float. Offsets are (dx, dy, dw, dh): the shift of the
-centre in sides of the box, and the logarithm of the change of each side.
+Shape legend: R boxes; corners x0, y0, x1, y1 in pixels, float. Offsets are (dx, dy, dw, dh): the
+shift of the centre in units of the box's sides, and the logarithm of the ratio of the sides, each
+times its weight.
 Source: Mask-free OVIS eq. 5, the targets t̂(u_i); weights 10, 10, 5, 5 as in wetectron.
 """
 
@@ -9,13 +10,13 @@ import torch
 from jaxtyping import Float
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-LARGEST_LOG_SIDE = 1.0  # one step of regression changes a side at most by a factor of e
+LARGEST_LOG_SIDE = 1.0  # a regression changes a side by a factor of e at most
 
 
 def encode_boxes(
     boxes_xyxy: Float[torch.Tensor, "R 4"], targets_xyxy: Float[torch.Tensor, "R 4"]
 ) -> Float[torch.Tensor, "R 4"]:
-    """Return the weighted offsets that lead from each box to its target."""
+    """Return the weighted offsets from each box to its target; all sides must be positive."""
     centres, sides = _centres_and_sides(boxes_xyxy)
     target_centres, target_sides = _centres_and_sides(targets_xyxy)
     shifts = (target_centres - centres) / sides
@@ -28,9 +29,9 @@ def decode_boxes(
     offsets: Float[torch.Tensor, "R 4"],
     image_hw: tuple[int, int],
 ) -> Float[torch.Tensor, "R 4"]:
-    """Return the boxes that weighted offsets lead to, cut to the image.
+    """Return the boxes that weighted offsets lead to, clipped to the image.
 
-    A box stays at least one pixel wide and high.
+    Each box is at least one pixel wide and high.
     """
     centres, sides = _centres_and_sides(boxes_xyxy)
     shifts, logs = (offsets / offsets.new_tensor(WEIGHTS)).split(2, dim=1)

@@ -1,4 +1,4 @@
-"""Masks: boolean (H, W), and the run-length encoding of COCO ({"size": [H, W], "counts": str})."""
+"""Masks: bool (H, W), and COCO's run-length encoding, RLE: {"size": [H, W], "counts": str}."""
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
@@ -6,7 +6,7 @@ from pycocotools import mask as coco_mask
 
 
 def encode_mask(mask: Bool[np.ndarray, "H W"]) -> dict:
-    """Return COCO RLE, JSON-ready, of a mask."""
+    """Return a mask as COCO RLE, ready for JSON."""
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
@@ -14,24 +14,24 @@ def encode_mask(mask: Bool[np.ndarray, "H W"]) -> dict:
 def encode_window(
     window: Bool[np.ndarray, "h w"], corner_xy: tuple[int, int], image_hw: tuple[int, int]
 ) -> dict:
-    """Return COCO RLE, JSON-ready, of a mask that is false outside a window of the image.
+    """Return a mask that is False outside a window of the image as COCO RLE, ready for JSON.
 
-    Its cost is that of the window, however large the image.
+    The cost depends on the size of the window only, not on that of the image.
 
     Args:
-        window: inside the image.
+        window: the mask in the window, which lies inside the image.
         corner_xy: column and row of the window's first pixel.
-        image_hw: the image's size.
+        image_hw: height and width of the image.
     """
     height, width = image_hw
     left, top = corner_xy
-    # Runs go down the columns; with a false row above and below, none leaves its column.
+    # Runs go down the columns; with a False row above and below, no run leaves its column.
     steps = np.diff(np.pad(window, ((1, 1), (0, 0))).astype(np.int8), axis=0).T
     begin, end = (
         (left + columns) * height + top + rows
         for columns, rows in (np.nonzero(steps == 1), np.nonzero(steps == -1))
     )
-    apart = begin[1:] != end[:-1]  # from the foot of a column to the head of the next is one run
+    apart = begin[1:] != end[:-1]  # a run may go on from one column's end to the next one's start
     bounds = np.stack(
         [begin[np.r_[True, apart][: len(begin)]], end[np.r_[apart, True][: len(end)]]]
     )
@@ -43,12 +43,12 @@ def encode_window(
 
 
 def to_rle(segmentation: dict | list, image_hw: tuple[int, int]) -> dict:
-    """Return COCO RLE, JSON-ready, of any COCO segmentation: RLE, uncompressed RLE or polygons.
+    """Return any COCO segmentation (RLE, uncompressed RLE or polygons) as RLE, ready for JSON.
 
-    Polygons of fewer than three points are left out; without any other the mask is empty.
+    Polygons with fewer than three points are dropped; without any other the mask is empty.
 
     Raises:
-        ValueError: an RLE of another size than the image.
+        ValueError: the RLE has another size than the image.
     """
     height, width = image_hw
     if isinstance(segmentation, list):
@@ -69,10 +69,11 @@ def to_rle(segmentation: dict | list, image_hw: tuple[int, int]) -> dict:
 def check_rle(rle: dict, image_hw: tuple[int, int]) -> None:
     """Check that an RLE, compressed or not, is a mask of an image of this size.
 
-    pycocotools does not: it reads on behind the end of what is too short.
+    pycocotools does not check this: it reads past the end of counts that are too short.
 
     Raises:
-        ValueError: it is of another size, or its runs are none or do not add up to the size.
+        ValueError: the RLE has another size, its counts are invalid, or its runs do not add up to
+            the number of pixels.
     """
     if list(rle["size"]) != list(image_hw):
         raise ValueError(f"RLE of size {rle['size']} for an image of size {list(image_hw)}")
@@ -80,17 +81,19 @@ def check_rle(rle: dict, image_hw: tuple[int, int]) -> None:
     runs = counts if isinstance(counts, list) else _read_runs(counts)
     if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != pixels:
         raise ValueError(
-            f"RLE counts {str(counts)[:40]!r} are no runs that add up to"
+            f"RLE counts {str(counts)[:40]!r} are not runs that add up to"
             f" {image_hw[0]} × {image_hw[1]} pixels"
         )
 
 
 def _read_runs(counts: str) -> list[int]:
-    """Return the runs of compressed counts, none of what is no such text.
+    """Return the runs of compressed counts; an empty list for an invalid text.
 
-    Each is a number in groups of five bits, lowest first, as letters from "0" on; 32 says that a
-    group follows, 16 of the last that the number is negative. From the fourth on it is the
-    difference to the last but one. Source: cocoapi, maskApi.c, rleFrString.
+    A run is a number in groups of five bits, lowest first; a group is the character with code
+    "0" + group. Bit 32 says that another group follows; bit 16 of the last group, that the number
+    is negative. From the fourth run on, the number is the difference to the last run but one.
+
+    Source: cocoapi, maskApi.c, rleFrString.
     """
     runs: list[int] = []
     value = shift = 0
@@ -111,26 +114,26 @@ def decode_mask(segmentation: dict | list, image_hw: tuple[int, int]) -> Bool[np
     """Return the mask of a COCO segmentation: RLE, uncompressed RLE or polygons.
 
     Raises:
-        ValueError: an RLE of another size than the image.
+        ValueError: the RLE has another size than the image.
     """
     return coco_mask.decode(to_rle(segmentation, image_hw)).astype(bool)
 
 
 def mask_iou(mask: Bool[np.ndarray, "H W"], other: Bool[np.ndarray, "H W"]) -> float:
-    """Return intersection over union of two masks, 0 if both are empty."""
+    """Return the intersection over union of two masks, 0 if both are empty."""
     union = np.count_nonzero(mask | other)
     return float(np.count_nonzero(mask & other) / union) if union else 0.0
 
 
 def pairwise_mask_iou(segmentations: list[dict], others: list[dict]) -> Float64[np.ndarray, "R S"]:
-    """Return intersection over union of R and S masks in COCO RLE, not decoded."""
+    """Return the intersection over union of R and S masks in COCO RLE, without decoding them."""
     if not segmentations or not others:
         return np.zeros((len(segmentations), len(others)))
     return np.asarray(coco_mask.iou(segmentations, others, [0] * len(others)))
 
 
 def mask_box(mask: Bool[np.ndarray, "H W"]) -> Float32[np.ndarray, "4"]:
-    """Return the tight box_xyxy of a mask, zeros if it is empty."""
+    """Return the tight box of a mask, corners x0, y0, x1, y1; zeros if it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if rows.size == 0:
         return np.zeros(4, np.float32)

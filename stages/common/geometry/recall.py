@@ -1,7 +1,8 @@
-"""Recall of class-agnostic proposals: the fraction of objects that one of the first K boxes finds.
+"""Recall@K of class-agnostic proposals: the fraction of objects that the first K boxes cover.
 
-Mask-free OVIS, figure 2 (WSPN against other proposals on novel classes).
-Shape legend: R boxes of an image, S its objects.
+An object is covered if its IoU with one of the boxes is at least 0.5. Used as in Mask-free OVIS,
+figure 2, which compares the recall of WSPN and of a region proposal network on novel classes.
+Shape legend: R boxes of an image, S its objects. Frame: corners x0, y0, x1, y1 in pixels.
 """
 
 import numpy as np
@@ -16,11 +17,11 @@ NEVER = np.iinfo(np.int64).max
 def first_hits(
     boxes_xyxy: Float[np.ndarray, "R 4"], objects_xyxy: Float[np.ndarray, "S 4"]
 ) -> Int64[np.ndarray, " S"]:
-    """Return how many of the ordered boxes it takes to find each object, or NEVER.
+    """Return the smallest K with which the first K boxes cover each object, or NEVER.
 
     Args:
         boxes_xyxy: best first.
-        objects_xyxy: what to find.
+        objects_xyxy: the boxes of the objects.
     """
     if not len(boxes_xyxy):
         return np.full(len(objects_xyxy), NEVER)

@@ -1,7 +1,7 @@
-"""Resume points of long trainings: a killed run goes on where it was and ends with the same bytes.
+"""Resume points of long trainings: a killed run continues and ends with the same bytes.
 
-They live in .resume/<fingerprint>, outside DVC. The fingerprint covers all that a result depends
-on, so a change of params, inputs or code starts afresh instead of going on with the old run.
+They are in .resume/<fingerprint>, outside DVC. The fingerprint covers everything that a result
+depends on, so a change of params, inputs or code starts a new run.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ import torch
 from stages.common.runtime.storage import read_tensors, write_tensors
 
 ROOT = Path(".resume")
-SECONDS_BETWEEN = 30.0  # a checkpoint of the small detector takes 0.1 s
+SECONDS_BETWEEN = 30.0  # between resume points; writing that of the small detector takes 0.1 s
 
 
 def fingerprint(settings: Any, inputs: Iterable[Path]) -> str:
-    """Name a run by its settings (JSON values), inputs, loaded code, torch and thread count."""
+    """Return a digest of settings (JSON values), inputs, loaded code, torch and thread count."""
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     digest.update(f"torch {torch.__version__}, {torch.get_num_threads()} threads".encode())
     modules = {name: module for name, module in sys.modules.items() if name.startswith("stages")}
@@ -35,10 +35,10 @@ def fingerprint(settings: Any, inputs: Iterable[Path]) -> str:
 
 
 class Checkpoint:
-    """The resume point of one run; without a name it does nothing."""
+    """The resume point of one run; with name None it does nothing."""
 
     def __init__(self, name: str | None, seconds_between: float | None = None) -> None:
-        """Keep the state in ROOT/name, saved when `seconds_between` have passed since the last."""
+        """Keep the state in ROOT/name; save it at most every `seconds_between` seconds."""
         self._file = None if name is None else ROOT / name / "state.safetensors"
         self._seconds = SECONDS_BETWEEN if seconds_between is None else seconds_between
         self._last = time.monotonic()
@@ -46,7 +46,7 @@ class Checkpoint:
     def save(
         self, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, facts: Any
     ) -> None:
-        """Store the state after `step` steps, if it is time; `facts` are JSON values."""
+        """Store the state after `step` steps if enough time has passed; `facts` are JSON values."""
         if self._file is None or time.monotonic() - self._last < self._seconds:
             return
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -58,7 +58,7 @@ class Checkpoint:
     def restore(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer
     ) -> tuple[int, Any] | None:
-        """Put a stored state back; return (steps done, facts), or None if nothing is stored."""
+        """Load a stored state; return (steps done, facts), or None if nothing is stored."""
         if self._file is None or not self._file.is_file():
             return None
         tensors, header = read_tensors(self._file)
@@ -77,6 +77,6 @@ class Checkpoint:
         return header["step"], header["facts"]
 
     def remove(self) -> None:
-        """Forget the state: the run is finished."""
+        """Delete the state, because the run is finished."""
         if self._file is not None:
             shutil.rmtree(self._file.parent, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Training curves: a CSV with one row per logged step, which DVC plots and MLflow shows."""
+"""Training curves: a CSV with one row per logged step, plotted by DVC and shown by MLflow."""
 
 import csv
 import time
@@ -7,18 +7,19 @@ from typing import Any, SupportsFloat
 
 from stages.common.runtime.storage import replace_file
 
-SECONDS_BETWEEN = 10.0  # writes of a curve that grows
+SECONDS_BETWEEN = 10.0  # between writes of the growing file
 
 
 class Curve:
-    """Collects running means of named scalars and writes them as `step,<name>,…` rows."""
+    """Collects means of named scalars and writes them as rows of `step,<name>,…`."""
 
     def __init__(self, every: int, growing: Path | None = None) -> None:
-        """Log one row per `every` steps, each the mean over those steps.
+        """Start a curve that logs one row per `every` steps, the mean over those steps.
 
         Args:
-            every: steps of a row.
-            growing: file that is written anew every ten seconds, for MLflow to follow a training.
+            every: steps per row.
+            growing: a file that is rewritten with a new row, at most every ten seconds, so that
+                MLflow can follow a training.
         """
         self.every = every
         self._growing, self._last_write = growing, time.monotonic()
@@ -28,7 +29,7 @@ class Curve:
         self._step = 0
 
     def add(self, step: int, **scalars: SupportsFloat) -> dict[str, float] | None:
-        """Take the scalars of 1-based `step`; return the row if this step closed one."""
+        """Add the scalars of the 1-based `step`; return the row if the step completes one."""
         self._step = step
         for name, value in scalars.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
@@ -47,25 +48,25 @@ class Curve:
         return {name: self._sums[name] / self._counts[name] for name in self._sums}
 
     def _written_rows(self) -> list[dict[str, float]]:
-        """Return the rows; of a training too short for one, the means over its steps."""
+        """Return the rows; for a training too short for one, the means over its steps."""
         return self._rows or ([{"step": self._step, **self._means()}] if self._sums else [])
 
     def last(self) -> dict[str, float]:
-        """Return the last row without its step, empty if there is none."""
+        """Return the last row without its step; empty if there is no row."""
         return {k: v for row in self._written_rows()[-1:] for k, v in row.items() if k != "step"}
 
     def state(self) -> dict[str, Any]:
-        """Return all that a resumed training needs to go on, as JSON values."""
+        """Return the state that a resumed training needs, as JSON values."""
         kept = {"rows": self._rows, "sums": self._sums, "counts": self._counts}
         return kept | {"step": self._step}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take what `state` returned."""
+        """Restore a state that `state` returned."""
         self._rows, self._sums, self._counts = state["rows"], state["sums"], state["counts"]
         self._step = state["step"]
 
     def write(self, path: Path) -> None:
-        """Write the rows; scalars that were not logged at a step are left empty."""
+        """Write the rows; a scalar that a row lacks is left empty."""
         rows = self._written_rows()
         names = sorted({name for row in rows for name in row} - {"step"})
         with replace_file(path) as partial, partial.open("w", newline="") as file:

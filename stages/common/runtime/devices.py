@@ -1,7 +1,8 @@
-"""Where a stage computes: a CUDA device, Apple's GPU or the processor, and how exactly.
+"""Where a stage computes (a CUDA device, Apple's GPU or the CPU), and how exactly.
 
-`DEVICE` is an environment variable and no param: another device changes a result by rounding alone.
-How exact a result has to be is the param `deterministic`, for it decides what can be compared.
+`DEVICE` is an environment variable and not a param, because another device changes a result by
+rounding only. How exact a result must be is the param `deterministic`, because it decides which
+results can be compared.
 """
 
 import os
@@ -17,14 +18,14 @@ CHOICES = ("auto", "cuda", "mps", "cpu")
 
 
 def compute_device() -> torch.device:
-    """Return the device that DEVICE names: auto (unless set), cuda, mps or cpu.
+    """Return the device that DEVICE names: auto (the default), cuda, mps or cpu.
 
-    auto is CUDA where there is a CUDA device, else the processor; never Apple's GPU, whose kernels
-    are not deterministic. Of several CUDA devices each process of a training takes its own.
+    auto is a CUDA device if there is one, otherwise the CPU. It is never Apple's GPU, whose kernels
+    are not deterministic. Each process of a training takes the CUDA device of its LOCAL_RANK.
 
     Raises:
-        ValueError: DEVICE has another value, or names a device that is not there; or devices were
-            given to this process and cannot be used.
+        ValueError: DEVICE has another value or names a device that torch does not see, or
+            CUDA_VISIBLE_DEVICES lists devices and torch sees none.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in CHOICES:
@@ -42,7 +43,7 @@ def compute_device() -> torch.device:
         raise ValueError(
             f"{VARIABLE}={wanted}: torch {torch.__version__} sees no such device on this machine"
             f" (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}); set"
-            f" {VARIABLE}=auto or cpu, or install a driver and a build of torch that fit it"
+            f" {VARIABLE}=auto or cpu, or install a driver and a matching build of torch"
         )
     if wanted == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -50,16 +51,16 @@ def compute_device() -> torch.device:
 
 
 def choose_device(exactness: Exactness) -> torch.device:
-    """Return the device to compute on: that of `compute_device`, for bytes the processor.
+    """Return the device to compute on: the CPU for `bytes`, otherwise that of `compute_device`.
 
     Raises:
-        ValueError: as `compute_device`, or DEVICE asks for a GPU that cannot be so exact.
+        ValueError: as `compute_device`, or DEVICE names a GPU that cannot be so exact.
     """
     wanted = os.environ.get(VARIABLE, "auto")
     if exactness == "bytes" and wanted in ("cuda", "mps"):
         raise ValueError(
-            f"{VARIABLE}={wanted}, but params.yaml: deterministic: bytes allows the processor"
-            f" only; set {VARIABLE}=cpu, or deterministic to device or band"
+            f"{VARIABLE}={wanted}, but params.yaml: deterministic: bytes allows the CPU only; set"
+            f" {VARIABLE}=cpu, or deterministic to device or band"
         )
     if exactness == "device" and wanted == "mps":
         raise ValueError(
@@ -71,15 +72,15 @@ def choose_device(exactness: Exactness) -> torch.device:
 
 
 def prepare_device(exactness: Exactness) -> torch.device:
-    """Return the device to compute on, after setting what `deterministic` asks of it.
+    """Return the device to compute on, set up as the param `deterministic` asks.
 
-    - bytes: the processor only.
-    - device: deterministic kernels and whole float32 products: equal bytes on the same device.
-    - band: whichever kernels are fastest, TF32 products: equal within rounding, which a training
-      amplifies up to the noise between seeds.
+    - bytes: the CPU only.
+    - device: deterministic kernels and full float32 products; equal bytes on equal devices.
+    - band: the fastest kernels and TF32 products; equal up to rounding, which a training amplifies
+      to the noise between seeds.
 
-    On the processor all three compute the same. Call it after `make_deterministic`, and before
-    anything is computed.
+    On the CPU all three compute the same. Call this after `make_deterministic` and before any
+    computation.
 
     Raises:
         ValueError: as `choose_device`.
@@ -92,19 +93,19 @@ def prepare_device(exactness: Exactness) -> torch.device:
     if device.type == "cuda":
         # Read when cuBLAS is first used; without it deterministic mode refuses matrix products.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # Also where `own_kernels` lifts the mode. Trying kernels out would take longer than they
-        # save, for images come in many sizes.
+        # This also holds where `own_kernels` lifts deterministic mode. cuDNN's benchmark stays off:
+        # images come in many sizes, so trying out kernels would take longer than it saves.
         torch.backends.cudnn.deterministic = exact
         precision = "ieee" if exact else "tf32"
         torch.backends.cuda.matmul.fp32_precision = precision
-        # Of a module that torch makes at run time
+        # torch makes this module at run time, so mypy does not know it.
         torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
         torch.cuda.set_device(device)
     return device
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the tensor on `device`; to CUDA through pinned memory, not waiting for the copy."""
+    """Return the tensor on `device`; copies to CUDA are asynchronous, through pinned memory."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -112,10 +113,11 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @contextmanager
 def own_kernels() -> Iterator[None]:
-    """Within the block let operations use their own GPU kernels in deterministic mode too.
+    """Lift deterministic mode within the block, so that operations use their own GPU kernels.
 
-    For forward passes only: torchvision then replaces RoIAlign by a slow composition, because its
-    gradient's sums have no fixed order. The forward kernel has no such sums.
+    For forward passes only. In deterministic mode torchvision replaces RoIAlign by a slow
+    composition, because the sums in its gradient have no fixed order. The forward kernel has no
+    such sums.
     """
     before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("default")

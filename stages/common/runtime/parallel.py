@@ -1,4 +1,4 @@
-"""Work on many items by several processes, with results in the order of the items."""
+"""Process many items in several processes, with results in the order of the items."""
 
 import multiprocessing
 import os
@@ -12,21 +12,22 @@ from typing import TypeVar
 import cv2
 import torch
 
+from stages.common.runtime.errors import note_place
 from stages.common.runtime.params import environment_number
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-CHUNKS_AHEAD = 3  # per worker; bounds what waits in memory, whatever the number of items
+CHUNKS_AHEAD = 3  # per process; bounds the memory, whatever the number of items
 
 
 def num_workers() -> int:
-    """Return how many processes to use: OVIS_WORKERS, or all cores that this process may use.
+    """Return the number of processes to use: OVIS_WORKERS, or all cores that this process may use.
 
-    It is no param because the number of processes never changes a result.
+    It is not a param, because the number of processes never changes a result.
 
     Raises:
-        ValueError: OVIS_WORKERS is no whole number above 0.
+        ValueError: OVIS_WORKERS is not a whole number above 0.
     """
     return environment_number("OVIS_WORKERS") or len(os.sched_getaffinity(0))
 
@@ -36,22 +37,23 @@ def map_in_order(
 ) -> Iterator[Result]:
     """Yield `function(item)` for each item, in order, computed by `workers` processes.
 
-    `function` must depend on its item alone, and it, items and results must be picklable. Memory
-    does not grow with the number of items. One worker means this process, others have one thread
-    each. They are forked where that is safe, because a fresh interpreter spends seconds on imports.
+    `function` must depend on its item only; it, the items and the results must be picklable. Memory
+    does not grow with the number of items. A single worker is this process; several are new
+    processes with one thread each, forked on Linux, because a fresh interpreter spends seconds on
+    imports.
 
     Raises:
-        concurrent.futures.process.BrokenProcessPool: a worker was killed (out of memory, say).
+        concurrent.futures.process.BrokenProcessPool: a worker was killed, for lack of memory say.
     """
     if workers == 1:
         yield from map(function, items)
         return
-    cv2.setNumThreads(1)  # ends its threads: a fork would wait for them without end
+    cv2.setNumThreads(1)  # ends OpenCV's threads; a fork would wait for them forever
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     source = iter(items)
     chunks = iter(lambda: list(islice(source, chunk_size)), [])
     pending: deque[Future[list[Result]]] = deque()
-    # A fork has none of its parent's OpenMP threads either; with one thread torch asks for none.
+    # A fork lacks its parent's OpenMP threads too; with one thread torch needs none.
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
 
         def submit(chunk: list[Item]) -> Future[list[Result]]:
@@ -68,4 +70,8 @@ def map_in_order(
 
 
 def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-    return [function(item) for item in items]
+    try:
+        return [function(item) for item in items]
+    except Exception as error:
+        note_place(error)
+        raise

@@ -1,4 +1,4 @@
-"""Read one section of params.yaml into its frozen pydantic model, once, at the stage's boundary."""
+"""Read sections of params.yaml into frozen pydantic models, once, at a stage's boundary."""
 
 import os
 from pathlib import Path
@@ -15,19 +15,19 @@ Exactness = Literal["bytes", "device", "band"]  # see stages.common.runtime.devi
 
 
 class Section(BaseModel):
-    """Base of every params section: frozen, strict, no unknown keys, no defaults of its own.
+    """Base of every params section: frozen and strict, without unknown keys or defaults.
 
-    NaN and infinity are no values, but where a field says that infinity means "no limit".
+    NaN and infinity are rejected, except by a field that allows infinity as "no limit".
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def fitting(cls, content: Any) -> type[Self]:
-        """Return the model of a section with this content: a subclass, where a key of it decides.
+        """Return the model for a section with this content; a subclass if one of its keys decides.
 
         Raises:
-            ValueError: there is none; the message begins with the key.
+            ValueError: no model fits the key; the message begins with the key.
         """
         return cls
 
@@ -36,10 +36,10 @@ SectionType = TypeVar("SectionType", bound=Section)
 
 
 def environment_number(name: str) -> int | None:
-    """Return the whole number above 0 that an environment variable holds; None if it is not set.
+    """Return the whole number above 0 in an environment variable, or None if it is not set.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the variable holds something else.
     """
     text = os.environ.get(name)
     if text is None:
@@ -53,8 +53,8 @@ def read_params(path: Path = PARAMS_FILE) -> dict:
     """Return the whole file as plain Python values.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not YAML, or not a mapping.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file cannot be read, is not YAML, or is not a mapping.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: no such file; run from the repository's root")
@@ -62,7 +62,7 @@ def read_params(path: Path = PARAMS_FILE) -> dict:
         content = YAML(typ="safe").load(path)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    except (YAMLError, ValueError) as error:  # such as a date in month 13
+    except (YAMLError, ValueError) as error:  # ValueError: for example a date in month 13
         told = " ".join(str(error).split())
         raise ValueError(f"{path}: not valid YAML, or not in UTF-8: {told}") from error
     if not isinstance(content, dict):
@@ -76,14 +76,15 @@ def read_section(
     """Return section `name` of params.yaml as `model`.
 
     Args:
-        name: of the section.
-        model: of it.
-        path: of params.yaml.
+        name: the section.
+        model: its model.
+        path: params.yaml.
         method: comparators/<method>/method.yaml, whose `params` are merged into those of `path`.
 
     Raises:
-        ValueError: the section is missing, or a key of it is unknown, missing or of a wrong type;
-            the message names file, key, value and what is allowed.
+        FileNotFoundError: one of the files does not exist.
+        ValueError: the section is missing, or one of its keys is unknown, missing or invalid; the
+            message has a line per key with file, key, problem and value.
     """
     content = read_params(path)
     if name not in content:
@@ -109,14 +110,18 @@ def _read_method(path: Path, name: str) -> Any:
 
 
 def _merge(content: Any, changes: Any) -> Any:
-    """Return the content with the changes in it; mappings are merged, all else is replaced."""
+    """Return the content with the changes; mappings are merged, other values replaced."""
     if not (isinstance(content, dict) and isinstance(changes, dict)):
         return changes
     return {**content, **{key: _merge(content.get(key), new) for key, new in changes.items()}}
 
 
 def read_seed(path: Path = PARAMS_FILE) -> int:
-    """Return the experiment's one seed, a non-negative integer."""
+    """Return the experiment's seed, the key `seed`.
+
+    Raises:
+        ValueError: it is missing, or not a whole number >= 0.
+    """
     seed = read_params(path).get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"{path}: seed: expected a whole number >= 0, found {seed!r}")
@@ -124,7 +129,11 @@ def read_seed(path: Path = PARAMS_FILE) -> int:
 
 
 def read_split(path: Path = PARAMS_FILE) -> Split:
-    """Return the split that everything is measured on, the key `evaluation.split`."""
+    """Return the split of all measurements, the key `evaluation.split`.
+
+    Raises:
+        ValueError: it is missing or unknown.
+    """
     section = read_params(path).get("evaluation")
     split = section.get("split") if isinstance(section, dict) else None
     if split not in get_args(Split):
@@ -136,7 +145,11 @@ def read_split(path: Path = PARAMS_FILE) -> Split:
 
 
 def read_exactness(path: Path = PARAMS_FILE) -> Exactness:
-    """Return how exact results have to be, the key `deterministic`."""
+    """Return how exact results must be, the key `deterministic`.
+
+    Raises:
+        ValueError: it is missing or unknown.
+    """
     exactness = read_params(path).get("deterministic")
     if exactness not in get_args(Exactness):
         raise ValueError(
@@ -147,9 +160,12 @@ def read_exactness(path: Path = PARAMS_FILE) -> Exactness:
 
 
 def read_detector_sources(path: Path = PARAMS_FILE) -> list[dict[str, str]]:
-    """Return name, annotations and classes of each source that the detector learns from.
+    """Return name, annotations and classes of each source in `detector.supervision.sources`.
 
-    The key `detector.supervision`; the stage `detector` checks the rest of it.
+    Stage `detector` checks the other keys.
+
+    Raises:
+        ValueError: there is no list of sources, or one of them lacks a key.
     """
     section = read_params(path).get("detector")
     content = section.get("supervision") if isinstance(section, dict) else None
@@ -167,11 +183,15 @@ def read_detector_sources(path: Path = PARAMS_FILE) -> list[dict[str, str]]:
 
 
 def read_shards(path: Path = PARAMS_FILE) -> list[int]:
-    """Return the experiment's shard indices, in the order of params.yaml."""
+    """Return the experiment's shards, the key `shards`, in the order of params.yaml.
+
+    Raises:
+        ValueError: it is not a list of distinct whole numbers >= 0.
+    """
     shards = read_params(path).get("shards")
     whole = isinstance(shards, list) and all(type(shard) is int and shard >= 0 for shard in shards)
     if not whole or not shards or len(set(shards)) != len(shards):
-        raise ValueError(f"{path}: shards: expected different whole numbers, found {shards!r}")
+        raise ValueError(f"{path}: shards: expected distinct whole numbers, found {shards!r}")
     return shards
 
 
@@ -191,7 +211,7 @@ def _explain(error: ValidationError, name: str, model: type[Section], place: str
 def _fields_at(model: type[BaseModel], location: tuple) -> dict:
     choices: tuple = (model,)
     for key in location:
-        if len(choices) > 1:  # of a union that `kind` tells apart; pydantic's next key is the kind
+        if len(choices) > 1:  # a union told apart by `kind`, which is pydantic's next key
             choices = tuple(
                 m for m in choices if key in get_args(m.model_fields["kind"].annotation)
             )

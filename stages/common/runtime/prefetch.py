@@ -1,4 +1,4 @@
-"""Background threads that prepare the next items while the device works on the present one."""
+"""Prepare the next items in background threads while the device works on the current one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,8 +9,8 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-THREADS = 4  # decoding images leaves Python's lock to others
-AHEAD = 8  # items that are prepared or waiting at once; bounds the memory
+THREADS = 4  # threads suffice because decoding an image releases Python's lock
+AHEAD = 8  # items in preparation or waiting; bounds the memory
 
 
 def prefetch(
@@ -18,8 +18,8 @@ def prefetch(
 ) -> Iterator[Result]:
     """Yield `prepare(item)` for each item, in order, prepared up to `ahead` items early.
 
-    Items are drawn by the caller's thread, in order. `prepare` must depend on its item alone. What
-    it raises comes out at the item's turn.
+    The caller's thread draws the items, in order. `prepare` must depend on its item only. An error
+    that it raises is raised here at the item's turn.
     """
     source = iter(items)
     with ThreadPoolExecutor(min(THREADS, ahead), "prefetch") as pool:

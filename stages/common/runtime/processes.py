@@ -11,13 +11,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, spawn
+from torch.multiprocessing import (
+    ProcessExitedException,
+    ProcessRaisedException,
+    get_context,
+    spawn,
+)
 
+from stages.common.runtime.errors import is_for_users, note_place
 from stages.common.runtime.params import environment_number
 
 VARIABLE = "OVIS_PROCESSES"
@@ -34,7 +41,8 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
             devices, but none without an image.
 
     Raises:
-        SystemExit: a process failed; the message ends with its error.
+        SystemExit: a process failed by a fault of ours; the message ends with its traceback.
+        Exception: what a process raised for its user.
         ValueError: OVIS_PROCESSES is no whole number, or above the number of CUDA devices.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # of torchrun
@@ -49,16 +57,25 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
     if count == 1:
         importlib.import_module(module).main()
         return
+    errors = get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        work = (module, sys.argv, count, device.type, Path(folder) / "rendezvous")
+        work = (module, sys.argv, count, device.type, Path(folder) / "rendezvous", errors)
         try:
             spawn(_work, work, count)
         except (ProcessRaisedException, ProcessExitedException) as error:
+            if not errors.empty():
+                raise errors.get() from None
             raise SystemExit(f"{module}, one of {count} processes: {error}") from None
 
 
 def _work(
-    rank: int, module: str, arguments: list[str], count: int, kind: str, rendezvous: Path
+    rank: int,
+    module: str,
+    arguments: list[str],
+    count: int,
+    kind: str,
+    rendezvous: Path,
+    errors: "SimpleQueue[BaseException]",
 ) -> None:
     sys.argv = arguments
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
@@ -68,6 +85,11 @@ def _work(
     except RuntimeError:
         # A process that merely lost another one lets it end first, so that its error is shown.
         time.sleep(SECONDS_OF_GRACE)
+        raise
+    except Exception as error:
+        if is_for_users(error):
+            note_place(error)
+            errors.put(error)
         raise
     dist.destroy_process_group()
 

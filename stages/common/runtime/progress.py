@@ -17,13 +17,13 @@ def track(
     total: int | None = None,
     size: Callable[[Item], int] = lambda item: 1,
 ) -> Iterator[Item]:
-    """Yield `items`, reporting to stderr how many are done, the rate and the time left.
+    """Yield `items` and report to stderr how many are done, the rate and the time left.
 
     Args:
-        items: what is worked on; one is done when the next is asked for.
-        what: the name of the work.
-        total: how much there is to do, if `items` have no length.
-        size: how much an item counts for, such as the images of a batch.
+        items: the items of the work; an item is done when the next one is requested.
+        what: name of the work.
+        total: the total of all sizes; None: the length of `items`, if they have one.
+        size: how much an item counts, such as the number of images of a batch.
     """
     if total is None and isinstance(items, Sized):
         total = len(items)

@@ -1,4 +1,4 @@
-"""One seed; generators derived from (seed, purpose, item), so that order changes nothing."""
+"""Generators derived from (seed, purpose, item), so that the order of items changes nothing."""
 
 import hashlib
 
@@ -7,33 +7,39 @@ import torch
 
 from stages.common.runtime.params import environment_number
 
-# Reductions split over another number of threads round differently, so this number is fixed rather
-# than read off the machine; OVIS_THREADS overrides it at the price of other bytes.
+# Another number of threads splits sums differently and so rounds differently. The number is
+# therefore fixed, not taken from the machine. OVIS_THREADS overrides it and changes the bytes.
 DEFAULT_THREADS = 2
 
 
 def derive_seed(seed: int, *keys: str | int) -> int:
-    """Return a 63-bit seed that depends on `seed` and every key, and on nothing else."""
+    """Return a 63-bit seed that depends on `seed` and the keys only."""
     text = "/".join(map(str, (seed, *keys)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def numpy_generator(seed: int, *keys: str | int) -> np.random.Generator:
-    """Return NumPy's generator for one item, e.g. `numpy_generator(seed, "scene", image_id)`."""
+    """Return a NumPy generator for one item, e.g. `numpy_generator(seed, "scene", image_id)`."""
     return np.random.default_rng(derive_seed(seed, *keys))
 
 
 def torch_generator(seed: int, *keys: str | int) -> torch.Generator:
-    """Return torch's CPU generator for one item."""
+    """Return a torch generator on the CPU for one item."""
     return torch.Generator().manual_seed(derive_seed(seed, *keys))
 
 
 def make_deterministic(seed: int, stage: str, threads: int | None = None) -> None:
-    """Fix threads, algorithms and the seed of layer initialisation for a whole stage process."""
+    """Fix the number of threads, deterministic algorithms and torch's seed for this process.
+
+    Args:
+        seed: the experiment's seed.
+        stage: makes the seed of layer initialisation differ between stages.
+        threads: None: OVIS_THREADS or `DEFAULT_THREADS`.
+    """
     torch.set_num_threads(threads or environment_number("OVIS_THREADS") or DEFAULT_THREADS)
     torch.use_deterministic_algorithms(True)
-    # Deterministic mode also fills fresh memory, 1700 times in a training step of the detector;
-    # no stage reads memory that it has not written.
-    # torch sets it through its module's class, which its types do not show.
+    # Deterministic mode also fills uninitialised memory, 1700 times in a training step of the
+    # detector; no stage reads memory that it has not written. torch sets this through its module's
+    # class, which its types do not show.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(derive_seed(seed, stage))

@@ -1,7 +1,8 @@
-"""Files that stages read and write: whole or not at all, and the same bytes for the same content.
+"""Files of stages, written atomically, with the same bytes for the same content.
 
 JSON for small facts, Parquet for tables, safetensors for weights and dense maps. A file is written
-beside its place and renamed: a reader never meets half a file, a crash loses nothing finished.
+under a temporary name beside its path and then renamed, so that a reader never sees half a file and
+a crash loses no finished one.
 """
 
 import codecs
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; on success it takes the place of `path`.
+    """Provide a temporary path to write to, which replaces `path` on success.
 
     Raises:
-        OSError: what the system said (a full disk, say), with the file's name.
+        OSError: the file cannot be written (a full disk, say); the message names `path`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -34,12 +35,12 @@ def replace_file(path: Path) -> Iterator[Path]:
         partial.touch()
         mode = partial.stat().st_mode
         yield partial
-        partial.chmod(mode)  # safetensors makes a file that only its owner may read
+        partial.chmod(mode)  # safetensors creates files that only the owner may read
         os.replace(partial, path)
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
     finally:
-        with suppress(OSError):  # whose folder could not be made
+        with suppress(OSError):  # the folder could not be made
             partial.unlink(missing_ok=True)
 
 
@@ -50,9 +51,12 @@ def _require(path: Path) -> Path:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write sorted keys, so that equal content gives equal bytes; NaN and infinity are refused.
+    """Write JSON with sorted keys, so that equal content gives equal bytes.
 
-    The bytes of a file name that are no UTF-8 are escaped, and come back by `read_json`.
+    Bytes of a file name that are not UTF-8 are escaped; `read_json` restores them.
+
+    Raises:
+        ValueError: the content has NaN or infinity.
     """
     text = json.dumps(content, sort_keys=True, indent=indent, allow_nan=False, ensure_ascii=False)
     with replace_file(path) as partial:
@@ -60,18 +64,18 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file that a person may have written: UTF-8, or UTF-16 with its mark.
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is of another encoding, which nobody can be sure of.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another encoding.
     """
     encoded = _require(path).read_bytes()
     utf16 = encoded.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = encoded.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        place = len(encoded) - len(error.object) + error.start  # the mark is no part of it
+        place = len(encoded) - len(error.object) + error.start  # the mark is not in `object`
         raise ValueError(
             f"{path}: byte {place} ({error.object[error.start]:#04x}) is not {error.encoding}; save"
             " the file as UTF-8"
@@ -85,7 +89,12 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the file's content; a syntax error names the file."""
+    """Return the content of a JSON file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: its encoding or its JSON is invalid; the message names the file.
+    """
     try:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -93,7 +102,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
-    """Write a CSV for DVC's plots, columns as in the first row, numbers to six digits."""
+    """Write a CSV for DVC's plots: columns of the first row, floats with six significant digits."""
     with replace_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -102,23 +111,23 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def write_table(path: Path, table: pa.Table, row_group_size: int = 65_536) -> None:
-    """Write one Parquet file with fixed compression."""
+    """Write a Parquet file with zstd compression."""
     with replace_file(path) as partial:
         pq.write_table(table, partial, compression="zstd", row_group_size=row_group_size)
 
 
 def read_table(path: Path) -> pa.Table:
-    """Return a whole Parquet file; use `stages.common.formats.images` to stream image shards."""
+    """Return a whole Parquet file; for image shards see `stages.common.formats.images`."""
     return pq.read_table(_require(path), memory_map=True)
 
 
 def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]", facts: Any = None) -> None:
-    """Write tensors, with `facts` (anything JSON) in the header.
+    """Write tensors as safetensors, with `facts` (JSON values) in the header.
 
-    One header key only: the format does not fix the order of several, and equal content must give
-    equal bytes.
+    The header has one key only: the format does not fix the order of several, and equal content
+    must give equal bytes.
     """
-    from safetensors.torch import save_file  # with torch: 3 s that a file of JSON does not need
+    from safetensors.torch import save_file  # here: it imports torch, 3 s that JSON does not need
 
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with replace_file(path) as partial:
@@ -126,13 +135,18 @@ def write_tensors(path: Path, tensors: "dict[str, torch.Tensor]", facts: Any = N
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], Any]":
-    """Return (tensors on the CPU, facts)."""
+    """Return the tensors of a safetensors file, on the CPU, and its facts.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a safetensors file.
+    """
     with _open_tensors(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, _facts(file)  # noqa: SIM118
 
 
 def read_facts(path: Path) -> Any:
-    """Return the facts of a file of `write_tensors`; its tensors are not read."""
+    """Return the facts of a file that `write_tensors` wrote, without reading its tensors."""
     with _open_tensors(path) as file:
         return _facts(file)
 

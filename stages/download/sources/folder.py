@@ -1,17 +1,17 @@
-"""Source `folder`: a user's own images with captions and a list of names, no annotations.
+"""Source `folder`: a user's own images with captions and a list of class names, no annotations.
 
-<folder>/train        captioned images, in subfolders or not
-<folder>/captions.csv columns file_name and caption, a row per caption; or
+<folder>/train         captioned images, in subfolders or not
+<folder>/captions.csv  columns file_name and caption, one row per caption; or
 <folder>/captions.json {file_name: caption or list of captions}
-<folder>/narratives.jsonl Localized Narratives, each image_id a file_name; without a file of
-                      captions their sentences are the captions
-<folder>/names.txt    one class per line; other words for it after a colon, with commas between;
-                      a comment after #
-<folder>/test         new images to predict on
+<folder>/narratives.jsonl Localized Narratives, with file names as image_id; without a file of
+                       captions, their sentences are the captions
+<folder>/names.txt     one class per line; after a colon, synonyms with commas between; after #, a
+                       comment
+<folder>/test          new images to predict on
 
-File names are relative to train/. All classes are base classes: without annotations there is
-nothing to hold a part of them back from. Frame: upright, as the EXIF tag of a phone's image says;
-such an image is encoded anew.
+File names are relative to train/. All classes are base classes: novel classes are those without
+annotations, and here no class has any. Frame: pixels of the upright image; an image that its EXIF
+tag rotates is encoded again.
 """
 
 import csv
@@ -41,7 +41,7 @@ from stages.download.plurals import forms_of
 COLUMNS = ("file_name", "caption")
 NARRATIVES = "narratives.jsonl"
 QUOTES = "put the whole caption within quotes, and write a quote in it twice"
-# A further row of captions.csv, within a caption: its quote was none.
+# Another row of captions.csv inside a caption: a quote in it was not meant to open one.
 ROW = re.compile(rf"^\s*([^,\n]+({'|'.join(map(re.escape, sorted(SUFFIXES)))}))\s*,", re.I | re.M)
 COMMENT = re.compile(r"(^|\s)#.*")
 LISTED = re.compile(r"([-*•]|\d+[.)])\s+(.*)")  # an item of a list: "- cat", "1. cat"
@@ -53,7 +53,7 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class FolderTask:
-    """One image to read; without captions unless it is one to learn from."""
+    """One image to read; `captions` is None for images to predict on."""
 
     image_id: int
     path: Path
@@ -65,13 +65,13 @@ def folder_source(params: FolderParams) -> Source:
     """Return the source; reads names and captions, no image.
 
     Raises:
-        FileNotFoundError: a file or folder is not there.
+        FileNotFoundError: a file or folder is missing.
         ValueError: names or captions cannot be understood.
     """
     folder = Path(params.path).expanduser()
     captions = read_captions(folder)
     there = {part: _list_files(folder / part) for part in ("train", "test")}
-    # A file that a caption names is read whatever it is called.
+    # A file with a caption is read whatever its suffix.
     train = {name: folder / "train" / name for name in captions} | there["train"].images
     test = there["test"].images
     check_ids(f"train/{name}" for name in train)
@@ -106,11 +106,11 @@ def _list_files(folder: Path) -> ImageFiles:
 
 
 def read_names(path: Path) -> tuple[Category, ...]:
-    """Return the classes that a file lists, ids from 1 in its order.
+    """Return the classes of names.txt, with ids from 1 in the order of the file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it names no class, or one word for two.
+        FileNotFoundError: the file is missing.
+        ValueError: it names no class, a line is not a class, or a word names two classes.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: not found; {LAYOUT}")
@@ -141,21 +141,21 @@ def _fault_of_name(name: str, others: str) -> str | None:
     if not any(letter.isalpha() for letter in name):
         class_name = others.split(",")[0].strip() or "cat"
         return (
-            f"'{name}' is no name; write the class alone, '{class_name}': its place is its number"
+            f"'{name}' is not a name; write only the class, '{class_name}'; its line is its number"
         )
     if found := LISTED.match(name):
-        return f"'{name}' begins with '{found[1]}'; write the class alone, '{found[2]}'"
+        return f"'{name}' begins with '{found[1]}'; write only the class, '{found[2]}'"
     if "," in name:
-        return f"'{name}' has a comma; write one class per line, its other words behind a colon"
+        return f"'{name}' has a comma; write one class per line, its synonyms after a colon"
     return None
 
 
 def read_captions(folder: Path) -> dict[str, list[str]]:
-    """Return file name → captions of captions.csv or captions.json, or else of the narratives.
+    """Return file name → captions, from captions.csv or captions.json, or else the narratives.
 
     Raises:
-        FileNotFoundError: none of them is there.
-        ValueError: both are, or the file is of another form.
+        FileNotFoundError: there is none of these files.
+        ValueError: there are both files of captions, or the file has another format.
     """
     table, mapping = folder / "captions.csv", folder / "captions.json"
     if table.is_file() == mapping.is_file():
@@ -186,7 +186,7 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
         )
     rows = []
     for number, row in numbered:
-        if header == list(COLUMNS):  # what follows the name is the caption, commas and all
+        if header == list(COLUMNS):  # all that follows the name is the caption, with its commas
             row[1:] = [",".join(row[1:])] if row[1:] else []
         if len(row) != len(header):
             fault = "has no caption" if len(row) < len(header) else "has too many columns"
@@ -202,7 +202,7 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
 
 
 def _number_rows(reader: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the line that a row begins in, counted from 1, and its fields; no empty rows."""
+    """Yield the line in which each row begins, counted from 1, and its fields; skip empty rows."""
     number = 1
     try:
         for row in reader:
@@ -227,7 +227,7 @@ def _json_items(path: Path) -> list[tuple[str, str]]:
 
 
 def _narrated(path: Path) -> list[tuple[str, str]]:
-    """Return file names and sentences; broken lines are counted when narratives are copied."""
+    """Return (file name, sentence); broken lines are counted later, by `copy_narratives`."""
     return [
         (narrative.image_id, sentence)
         for narrative in NarrativeReader(1.0).read([path])
@@ -236,13 +236,13 @@ def _narrated(path: Path) -> list[tuple[str, str]]:
 
 
 def look_up(task: FolderTask) -> Listed | Skipped:
-    """Return the captions of an image that is there."""
+    """Return the captions of an existing image, or why it must be skipped."""
     skipped = skip_unread(task.path, task.image_id, task.captions)
     return skipped or Listed(task.image_id, task.captions or (), ())
 
 
 def make_example(task: FolderTask) -> Example | Skipped:
-    """Read and check one image, and turn it upright."""
+    """Read and check one image, and rotate it upright."""
     if skipped := skip_unread(task.path, task.image_id, task.captions):
         return skipped
     image = read_photograph(task.path, task.image_id, task.file_name)

@@ -1,4 +1,4 @@
-"""Feature pyramid network whose cells look where they are drawn.
+"""Feature pyramid network whose levels stay aligned with the image.
 
 Shape legend: N images, D channels, h w cells of a level.
 """
@@ -11,19 +11,22 @@ from torchvision.ops import FeaturePyramidNetwork
 
 
 class AlignedPyramid(FeaturePyramidNetwork):
-    """torchvision's feature pyramid with coarse levels interpolated at the fine cells' centres.
+    """torchvision's feature pyramid, but coarse levels are interpolated at the fine cells' centres.
 
-    Source: Feature Pyramid Networks, section 3, which copies the nearest coarse cell: a fine cell
-    then sees up to half a coarse stride beside itself.
+    Source: Feature Pyramid Networks, section 3. The paper copies the nearest coarse cell instead,
+    which shifts features by up to half a coarse stride.
     """
 
     def __init__(self, *arguments: Any, central: bool, **settings: Any) -> None:
-        """Take whether the grid is central, and all that the parent takes."""
+        """Take what the parent takes; for `central` see `first_centre` of roi_align."""
         super().__init__(*arguments, **settings)
         self.central = central
 
     def forward(self, x: dict[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
-        """Map levels (N, D_k, h, w), each half the size of the one before, to out_channels each."""
+        """Map levels (N, D_k, h, w), from fine to coarse, to (N, out_channels, h, w) each.
+
+        Each level has half the size of the one before. `extra_blocks` may append coarser levels.
+        """
         levels, names = list(x.values()), list(x)
         merged = self.get_result_from_inner_blocks(levels[-1], -1)
         results = [self.get_result_from_layer_blocks(merged, -1)]
@@ -39,10 +42,11 @@ class AlignedPyramid(FeaturePyramidNetwork):
 
 
 def double(x: torch.Tensor, dim: int, central: bool) -> torch.Tensor:
-    """Return a map with twice the cells along one dimension, interpolated between its own.
+    """Return a map with twice as many cells along one dimension, linearly interpolated.
 
-    In a central grid the new cells lie a quarter of a cell before and behind each old one, else on
-    it and half-way to the next. The outermost cells extend to the border.
+    In a central grid, the two new cells lie a quarter of a cell before and behind each old one.
+    Otherwise one lies on the old cell and the other halfway to the next. The outermost cells extend
+    to the border.
     """
     count = x.shape[dim]
     behind = torch.cat([x.narrow(dim, 1, count - 1), x.narrow(dim, count - 1, 1)], dim)

@@ -1,8 +1,9 @@
 """ResNet-50 and VGG16 trunks of torchvision, and ImageNet weights from a local file.
 
-The names of their weights are torchvision's, so its own files (`resnet50-*.pth`, `vgg16-*.pth`)
-load as they are. Shape legend: N images, H W pixels; a trunk is given pixels in 0..1 that
-`IMAGENET_MEAN` and `IMAGENET_STD` have normalised, RGB.
+Weights keep torchvision's names, so its files (`resnet50-*.pth`, `vgg16-*.pth`) load unchanged.
+Trunks take RGB pixels in 0..1, normalised by `IMAGENET_MEAN` and `IMAGENET_STD`.
+
+Shape legend: N images, R regions, C channels, H W pixels.
 """
 
 import re
@@ -19,10 +20,10 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from stages.models.backbones.weights import check_digest, load_exactly, read_checkpoint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RESNET50_BLOCKS = (3, 4, 6, 3)  # of layer1-4
-NUM_STAGES = 5  # of both: stem and layer1-4 of ResNet-50, conv1-conv5 of VGG16
+RESNET50_BLOCKS = (3, 4, 6, 3)  # in layer1 to layer4
+NUM_STAGES = 5  # stem and layer1-4 of ResNet-50, conv1-conv5 of VGG16
 
-# Keys of torchvision's files that no trunk needs, and the name they are counted by.
+# Keys of torchvision's files that no trunk needs, and the names under which they are counted.
 LEFT_OUT = {
     r"(fc|classifier\.6)\.(weight|bias)": "imagenet_classifier",
     r".+\.num_batches_tracked": "batch_counts",
@@ -33,24 +34,24 @@ _VGG_POOL4, _VGG_POOL5, _VGG_CONV5 = 23, 30, (24, 26, 28)
 
 
 class _ConstantBatchNorm(FrozenBatchNorm2d):
-    """torchvision's, but in the type of its input: bfloat16 stays that under autocast."""
+    """torchvision's frozen batch norm, but bfloat16 stays bfloat16 under autocast."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale, shift = self.scale_and_shift()
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
 
     def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return what each channel (C,) is multiplied by, and what is added then."""
+        """Return the factor (C,) of each channel, and the offset (C,) that is added afterwards."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
 
 class _FoldedBottleneck(Bottleneck):
-    """torchvision's block with constant batch norms, which take no pass over the maps.
+    """torchvision's block with its batch norms folded into the convolutions.
 
-    A convolution by weights times the scale, with the shift for bias, is what the norm would make
-    of the convolution, but for rounding. In bfloat16 it is nearer: maps are rounded once, not
-    three times.
+    The norms are constants. Scaling a convolution's weights and adding the shift as its bias gives
+    the same result up to rounding, without another pass over the maps. In bfloat16 it is more
+    exact: maps are rounded once, not three times.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,12 +71,12 @@ def _normed(conv: nn.Conv2d, norm: _ConstantBatchNorm, x: torch.Tensor) -> torch
 
 
 def resnet50_trunk() -> nn.Sequential:
-    """Return ResNet-50 without its classifier: (N, 3, H, W) to (N, 2048, H/32, W/32).
+    """Return ResNet-50 without its classifier: (N, 3, H, W) to (N, 2048, H/32, W/32), rounded up.
 
     Its children are conv1, bn1, relu, maxpool and layer1 to layer4 (256, 512, 1024 and 2048
-    channels at strides 4, 8, 16 and 32), so a slice of it is a shallower trunk of the same names.
-    Batch norms are frozen: statistics and scales are constants, as is usual in detectors, whose
-    batches are too small to estimate them.
+    channels at strides 4, 8, 16 and 32), so a slice is a shallower trunk with the same names. Batch
+    norms are frozen: their statistics and scales are constants. Detectors usually do this because
+    their batches are too small to estimate statistics.
     """
     whole = ResNet(_FoldedBottleneck, list(RESNET50_BLOCKS), norm_layer=_ConstantBatchNorm)
     trunk = nn.Sequential()
@@ -86,11 +87,12 @@ def resnet50_trunk() -> nn.Sequential:
 
 
 def vgg16_trunk(dropout: float) -> nn.ModuleDict:
-    """Return the parts of VGG16: `features`, to (N, 512, H/8, W/8), and `classifier`.
+    """Return the parts of VGG16: `features` and `classifier`.
 
-    `classifier` maps pooled features (R, 512 * 7 * 7) to (R, 4096) by two layers with `dropout`
-    after each. The fourth pooling is left out and the convolutions after it are dilated by 2, which
-    keeps what the weights mean at twice the resolution; the fifth makes way for region pooling.
+    `features` maps (N, 3, H, W) to (N, 512, H/8, W/8), rounded down. `classifier` maps pooled
+    features (R, 512 * 7 * 7) to (R, 4096) by two layers, each followed by `dropout`. The fourth
+    pooling is left out and the convolutions after it are dilated by 2, so that their weights keep
+    their meaning at twice the resolution. The caller's region pooling replaces the fifth pooling.
     Source: OICR and wetectron, whose VGG16 has stride 8 in this way.
     """
     whole = vgg16(weights=None, dropout=dropout)
@@ -102,7 +104,7 @@ def vgg16_trunk(dropout: float) -> nn.ModuleDict:
 
 
 def freeze_stages(trunk: nn.Module, count: int) -> None:
-    """Make constants of the first `count` of a trunk's five stages: 0 none, 2 the usual choice."""
+    """Freeze the first `count` of a trunk's five stages; 0 freezes none, 2 is usual."""
     if isinstance(trunk, nn.ModuleDict):
         features = trunk["features"]
         assert isinstance(features, nn.Sequential)
@@ -114,11 +116,17 @@ def freeze_stages(trunk: nn.Module, count: int) -> None:
 
 
 def find_imagenet_weights(path: Path, sha256: str | None, key: str) -> None:
-    """Raise what `load_imagenet_weights` raises if the file is not there, or is another one."""
+    """Check that a file of weights exists and has the expected digest, without loading it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another digest.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"params.yaml: {key}.weights: {path.absolute()} is not there; torchvision's page of"
-            " models links its ImageNet weights. null starts from random weights"
+            " models links its ImageNet weights. For random ones, set init to random (detector,"
+            " rpn) or weights to null (wspn)"
         )
     check_digest(path, sha256, f"{key}.sha256")
 
@@ -126,18 +134,21 @@ def find_imagenet_weights(path: Path, sha256: str | None, key: str) -> None:
 def load_imagenet_weights(
     module: nn.Module, path: Path, sha256: str | None, key: str = "backbone"
 ) -> dict[str, int]:
-    """Put a state dict of torchvision into a whole trunk; return how many keys were left out.
+    """Load a torchvision state dict into a whole trunk; return how many keys were left out.
 
     Args:
-        module: what a builder of this file returned.
+        module: a whole ResNet-50 or VGG16 trunk under torchvision's names.
         path: a torchvision checkpoint on this machine; nothing is downloaded.
-        sha256: of the file; None: not checked.
+        sha256: the file's digest; None skips the check.
         key: the mapping in params.yaml with keys `weights` and `sha256`, for error messages.
 
+    Returns:
+        The number of keys by the names in `LEFT_OUT`.
+
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: another digest, no checkpoint, or weights that are missing, unexpected or of
-            another shape; the message lists them.
+        FileNotFoundError: there is no such file.
+        ValueError: the file has another digest or is not a checkpoint, or weights are missing,
+            unexpected or of another shape; the message lists them.
     """
     find_imagenet_weights(path, sha256, key)
     weights: dict[str, torch.Tensor] = {}

@@ -1,13 +1,15 @@
 """RoIAlign as two matrix products per image.
 
-Bilinear sampling on a grid of an upright box is separable: one matrix picks the rows, one the
-columns. Against torchvision's loop over cells, whose backward pass runs on one core, this took a
-third off a training step of the small detector; and it is deterministic on a GPU as well. Its
-memory grows with the width of the map and its channels, so maps beyond `LARGEST_MAP` cells, or
-`LARGEST_FEATURES` numbers, go to torchvision; unless kernels have to be deterministic, which
-torchvision's gradient is on processors only. Then as many regions as fit go at once.
+Bilinear sampling on the grid of an upright box is separable: one matrix picks the rows, another the
+columns. torchvision loops over cells, and its backward pass runs on one core. The products took a
+third off a training step of the small detector, and they are deterministic on a GPU too.
 
-Shape legend: N images, R regions, C channels, H W cells of a map, S pooled cells a side.
+Their memory grows with the width of the map and its channels, so maps of more than `LARGEST_MAP`
+cells or `LARGEST_FEATURES` numbers go to torchvision. Its gradient is deterministic only on a CPU,
+so a GPU that has to be deterministic keeps to the products. They pool at once as many regions as
+`LARGEST_STRIPS` allows.
+
+Shape legend: N images, R regions, C channels, H W cells of a map, S pooled cells per side.
 """
 
 from collections.abc import Sequence
@@ -20,28 +22,31 @@ from torchvision.ops import box_area, roi_align
 SAMPLES = 2  # per pooled cell and axis
 LARGEST_MAP = 64 * 64
 LARGEST_FEATURES = 256 * LARGEST_MAP
-LARGEST_STRIPS = 2**28  # numbers of an intermediate result: 1 GiB of float32
+LARGEST_STRIPS = 2**28  # numbers in an intermediate result: 1 GiB of float32
 
 
 def first_centre(stride: float, central: bool) -> float:
-    """Return the row, in pixels, that the first cell of a level looks at; columns are the same.
+    """Return the image row, in pixels, at the centre of a level's first cell; columns are alike.
 
-    The next ones follow at `stride`. In a central grid each cell looks at the middle of the pixels
-    that it stands for: networks of even kernels, poolings or patches. Those that halve a map by odd
-    kernels with equal padding, as ResNet does, look at the middle of the first of these pixels.
+    The next cells follow at `stride`. Even kernels, poolings and patches make a grid central: each
+    cell is centred on the block of pixels that it stands for. Networks that halve a map by odd
+    kernels with equal padding, such as ResNet, centre it on the first pixel of that block.
     """
     return stride / 2 if central else 0.5
 
 
 class PyramidPooling(nn.Module):
-    """Pools every region from the level that fits its size (Feature Pyramid Networks, eq. 1)."""
+    """Pools every region from the level that fits its size.
+
+    Source: Feature Pyramid Networks, eq. 1, where regions of side 224 are pooled from stride 16.
+    """
 
     def __init__(
         self, strides: Sequence[int], central: bool, side: int, canonical_side: float
     ) -> None:
-        """Pool `side`×`side` cells; sides of `canonical_side` are pooled from level 1.
+        """Pool `side`×`side` cells; regions of side `canonical_side` are pooled from level 1.
 
-        `central` says where the cells look, see `first_centre`.
+        Levels count from 0, the finest. For `central` see `first_centre`.
         """
         super().__init__()
         self.grids = [(stride, first_centre(stride, central)) for stride in strides]
@@ -53,12 +58,12 @@ class PyramidPooling(nn.Module):
         boxes_xyxy: list[Float[torch.Tensor, "_ 4"]],
         image_sizes: list[tuple[int, int]],
     ) -> Float[torch.Tensor, "R C {self.side} {self.side}"]:
-        """Return the maps of all regions, in order; the signature is torchvision's.
+        """Return the pooled maps of all regions, in order; the signature is torchvision's.
 
         Args:
             levels: maps from fine to coarse; those beyond the strides are not used.
-            boxes_xyxy: of each image, in pixels of the image as the network sees it.
-            image_sizes: not used; strides are known.
+            boxes_xyxy: the regions of each image, in pixels of the network's input.
+            image_sizes: not used; the strides are known.
         """
         boxes = torch.cat(boxes_xyxy)
         image = torch.repeat_interleave(
@@ -89,15 +94,17 @@ def pool_regions(
     stride: float,
     centre: float,
 ) -> Float[torch.Tensor, "R C {side} {side}"]:
-    """Return RoIAlign with 2×2 samples a cell.
+    """Return RoIAlign with 2×2 samples per cell.
+
+    The result has the type of `features`, or float32 where torchvision computes it.
 
     Args:
         features: of all images.
-        boxes_xyxy: in pixels.
-        image: rising: which image each region is of.
-        side: pooled cells a side.
+        boxes_xyxy: in pixels of the network's input.
+        image: the index of each region's image, in rising order.
+        side: pooled cells per side.
         stride: pixels per cell.
-        centre: row and column, in pixels, that the first cell looks at; of stride / 2 it is the
+        centre: row and column, in pixels, of the first cell's centre; with stride / 2 this is the
             usual aligned RoIAlign.
     """
     height, width = features.shape[2:]
@@ -121,7 +128,7 @@ def pool_regions(
 
 
 def _apply(feature_map: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Return (R, C, S, S) of a map (H, W, C) and weights (R, S, H) and (R, S, W)."""
+    """Return (R, C, S, S) from a map (H, W, C) and weights (R, S, H) and (R, S, W)."""
     at_once = max(1, LARGEST_STRIPS // (rows.shape[1] * feature_map[0].numel()))
     parts = zip(rows.split(at_once), columns.split(at_once), strict=True)
     applied = [_apply_at_once(feature_map, *part) for part in parts]
@@ -138,7 +145,7 @@ def _apply_at_once(
 
 
 def _samples(low: torch.Tensor, high: torch.Tensor, cells: int, side: int) -> torch.Tensor:
-    """Return weights (R, side, cells) of a map's cells in the pooled cells along one axis."""
+    """Return weights (R, side, cells): a map's cells in the pooled cells, along one axis."""
     count = side * SAMPLES
     step = (torch.arange(count, device=low.device) + 0.5) / count
     position = low[:, None] + (high - low)[:, None] * step

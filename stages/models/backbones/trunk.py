@@ -1,7 +1,7 @@
-"""A small convolutional trunk: patch embedding of the small VLM, backbone of the small detector.
+"""A small convolutional trunk: the small VLM's patch embedding and the small detector's backbone.
 
-Shape legend: N images, H W pixels. Strides 4 and 8 relative to the pixels given.
-Frame: cell (k, l) of stride s looks at row (k + 1/2)·s and column (l + 1/2)·s of the image.
+Shape legend: N images, C channels, H W pixels. Strides 4 and 8 are in pixels of the input.
+Frame: cell (k, l) of stride s is centred on row (k + 1/2)·s and column (l + 1/2)·s of the input.
 """
 
 import torch
@@ -11,10 +11,11 @@ from torch.nn import functional
 
 
 def conv_norm_relu(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, batch norm, ReLU; the kernel is 3×3, or 4×4 with stride 2.
+    """Return a convolution, batch norm and ReLU; the kernel is 3×3, or 4×4 with stride 2.
 
-    With an even kernel a cell of the smaller map looks at the middle of the 2×2 cells it stands
-    for. One of 3×3 looks half a cell up and left of it: three of them, 3.5 pixels.
+    With the even kernel, a cell of the smaller map is centred on the 2×2 cells that it stands for.
+    A 3×3 kernel would centre it half a cell up and left of them; three such layers add up to 3.5
+    pixels.
     """
     kernel = 4 if stride == 2 else 3
     return nn.Sequential(
@@ -43,7 +44,7 @@ class Trunk(nn.Module):
     """Three stride-2 convolutions, then residual blocks at stride 8."""
 
     def __init__(self, stem_width: int, width: int, residual_blocks: int) -> None:
-        """Give `2 * stem_width` channels at stride 4 and `width` at stride 8."""
+        """Set `2 * stem_width` channels at stride 4 and `width` at stride 8."""
         super().__init__()
         self.stride4_channels, self.stride8_channels = 2 * stem_width, width
         self.stem = nn.Sequential(

@@ -1,4 +1,4 @@
-"""Published weights: read without running their code, loaded with every name accounted for."""
+"""Published weights: read without running code, and loaded only if every name fits."""
 
 import hashlib
 import pickle
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def load_exactly(model: nn.Module, weights: Mapping[str, torch.Tensor], origin: object) -> None:
-    """Put `weights` into `model`; a model on the meta device takes the tensors themselves.
+    """Load `weights` into `model`; a model on the meta device takes the tensors themselves.
 
     Raises:
         ValueError: a weight is missing, left over or of another shape; the message begins with
@@ -35,19 +35,19 @@ def load_exactly(model: nn.Module, weights: Mapping[str, torch.Tensor], origin: 
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a torch checkpoint, of its part "model" if it has one.
+    """Return the tensors of a torch checkpoint, or of its entry "model" if it has one.
 
     Raises:
-        ValueError: it is no checkpoint, or has more in it than tensors and plain values.
+        ValueError: the file is not a checkpoint, or holds more than tensors and plain values.
     """
     try:
-        # Mapped, a checkpoint with its optimizer's state takes no memory for what is not used.
+        # Memory-mapped, so that the unused state of an optimizer takes no memory.
         mapped = zipfile.is_zipfile(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: cannot be read as torch weights: {error}. If it is whole and you trust where"
-            ' it is from, save it anew with nothing but its weights: torch.save({"model": …})'
+            f"{path}: cannot be read as torch weights: {error}. If it is complete and you trust its"
+            ' source, save it again with its weights alone: torch.save({"model": …})'
         ) from error
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
@@ -56,7 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_digest(path: Path, expected: str | None, key: str) -> None:
-    """Compare a file with its SHA-256 of params.yaml, unless that is null.
+    """Compare a file's SHA-256 with that in params.yaml; None skips the check.
 
     Raises:
         ValueError: they differ; the message names the file and `key`.
@@ -67,6 +67,6 @@ def check_digest(path: Path, expected: str | None, key: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected.lower():
         raise ValueError(
-            f"{path}: its SHA-256 is {found}, params.yaml: {key} says {expected}; it is"
-            " broken or another checkpoint"
+            f"{path}: its SHA-256 is {found}, params.yaml: {key} says {expected}; the"
+            " file is broken or another checkpoint"
         )

@@ -1,7 +1,7 @@
-"""The detector's backbones: the small VLM's trunk, and ResNet-50 with a pyramid or up to C4.
+"""The detector's backbones: the small VLM's trunk, and ResNet-50 with an FPN or up to C4.
 
 Batch norms of ResNet-50 are frozen: their statistics and scales are constants.
-Shape legend: N images, H W pixels, R regions.
+Shape legend: N images, H W pixels, R regions, S cells per side of a region.
 """
 
 from collections import OrderedDict
@@ -37,10 +37,10 @@ class Backbone(nn.Module):
         trunk: the pretrained part.
         pyramid: the rest.
         out_channels: of each level.
-        strides: of the levels that regions are pooled from.
+        strides: of the levels from which regions are pooled.
         central: see `first_centre` of roi_align.
-        pixel_mean: of values in 0..1, that images are normalised by.
-        pixel_std: the same.
+        pixel_mean: per channel, of values in 0..1; images are normalised by it.
+        pixel_std: the standard deviation, likewise.
     """
 
     trunk: nn.Module
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
 
 
 class TrunkPyramid(Backbone):
-    """The small VLM's trunk (strides 4 and 8), one more level of stride 16, and FPN."""
+    """The small VLM's trunk (strides 4 and 8), another level of stride 16, and an FPN."""
 
     pyramid: nn.ModuleDict
     strides, central = (4, 8, 16), True
@@ -81,9 +81,9 @@ class TrunkPyramid(Backbone):
 
 
 class Resnet50Fpn(Backbone):
-    """ResNet-50 and a feature pyramid of strides 4 to 64.
+    """ResNet-50 and an FPN of strides 4 to 64.
 
-    The coarsest level is a subsampled copy of the one before, for proposals only.
+    The coarsest level is a subsampled copy of the one before; regions are not pooled from it.
     Source: Feature Pyramid Networks, section 4; torchvision's parts, aligned.
     """
 
@@ -113,14 +113,14 @@ class Resnet50Fpn(Backbone):
 
 
 class Resnet50C4(Backbone):
-    """ResNet-50 without its last stage: one level of stride 16, and nothing on top."""
+    """ResNet-50 without its last stage: one level of stride 16."""
 
     strides, central = (16,), False
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
     out_channels = STAGE_CHANNELS["layer3"]
 
     def __init__(self, params: Resnet50C4Params, trunk: nn.Sequential) -> None:
-        """Take the stages up to layer3 for `trunk`."""
+        """Take the stages up to layer3 as `trunk`."""
         super().__init__()
         self.trunk = trunk
         freeze_stages(self.trunk, params.frozen_stages)
@@ -132,9 +132,10 @@ class Resnet50C4(Backbone):
 
 
 def build_backbone(params: BackboneParams) -> tuple[Backbone, nn.Module | None]:
-    """Return the network that `kind` names, with fresh weights, and what it leaves to the regions.
+    """Return a fresh backbone of the given `kind`, and the stage that runs on each region.
 
-    The latter is the last stage of C4, (R, 1024, S, S) to (R, 2048, S/2, S/2); pyramids have none.
+    That stage is the last one of C4, (R, 1024, S, S) to (R, 2048, S/2, S/2), rounded up. Pyramids
+    have None.
     """
     if isinstance(params, TrunkParams):
         return TrunkPyramid(params), None
@@ -145,7 +146,7 @@ def build_backbone(params: BackboneParams) -> tuple[Backbone, nn.Module | None]:
 
 
 def whole_trunk(trunk: nn.Module, region_stage: nn.Module | None) -> nn.Sequential:
-    """Return a ResNet-50 of the given parts, by torchvision's names; the weights are shared."""
+    """Return a ResNet-50 of the given parts, under torchvision's names; weights are shared."""
     whole = nn.Sequential(OrderedDict(trunk.named_children()))
     if region_stage is not None:
         whole.add_module("layer4", region_stage)

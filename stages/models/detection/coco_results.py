@@ -1,7 +1,7 @@
 """Predictions in COCO's results format.
 
-Scores and boxes are rounded before anything is computed from them, so that a file of results gives
-exactly the numbers reported.
+Scores and boxes are rounded (to 5 and 2 decimals) before anything is computed from them, so a file
+of results gives exactly the numbers reported.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ def to_results(
     """Return COCO results of one image, best first.
 
     Args:
-        image_id: of the image.
-        prediction: of the image, in its frame.
-        category_ids: the id of each class index.
+        image_id: COCO's id of the image.
+        prediction: in the frame of the image.
+        category_ids: COCO's id of each class index.
         min_score: of a detection that counts, in [0, 1].
-        max_detections: how many count, the best; all if None.
+        max_detections: how many of the best detections count; all if None.
     """
     order = np.argsort(-prediction.scores, kind="stable")[:max_detections]
     order = order[prediction.scores[order] >= min_score]

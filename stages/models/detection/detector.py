@@ -1,20 +1,23 @@
-"""The detector behind one interface, whatever its architecture.
+"""The interface of a detector, whatever its architecture.
 
 An architecture is a package of stages.models.architectures, with a `Network(Detector)` in its
-module `network` and a `NetworkParams` in its module `params`. It is imported by name, and only the
-one that is asked for: detectron2 need not be installed, and in dvc.yaml stages depend on the chosen
-architecture's package. Nobody outside that package names its classes.
+module `network` and a `NetworkParams` in its module `params`. Only the chosen one is imported, by
+its name: detectron2 need not be installed, and in dvc.yaml stages depend on that package alone. No
+code outside the package names its classes.
 
-Images are uint8 RGB (H, W, 3) of any size; as tensors float (3, H, W) in [0, 1]. Boxes are corners
-in pixels of the image given. Class index k is row k of the text embeddings: `read_categories` of
-base and novel classes.
+Images are uint8 RGB (H, W, 3) of any size; as tensors they are float (3, H, W) in [0, 1]. Boxes are
+xyxy in pixels of the given image. Class index k is row k of the text embeddings, which have the
+order of `read_categories`, base and novel classes together.
 
-Targets of an image: "boxes" float (n, 4) xyxy, "labels" int64 (n,), "masks" uint8 (m, H, W).
-Labels are 1-based positions in the vocabulary that is trained. Label -1 marks a box to ignore:
-regions that overlap it are neither positive nor negative. Ignored boxes come last and have no mask.
-Where objects do not all teach the same, there are "weights" float32 (n, 3) of their class, box and
-mask. They weigh the terms of a loss, which is divided by as much as without them. Where only some
-classes are labelled, "annotated" int64 (k,) has their labels.
+The targets of an image are a dict:
+
+- "boxes": float (n, 4) xyxy.
+- "labels": int64 (n,), 1-based positions in the vocabulary that is trained. Label -1 marks a box to
+  ignore: regions that overlap it are neither positive nor negative. Ignored boxes come last.
+- "masks": uint8 (m, H, W), of the m boxes that are not ignored.
+- "weights": float32 (n, 3), of each object's class, box and mask, where not all are 1. They
+  multiply the terms of a loss, but not the number by which their sum is divided.
+- "annotated": int64 (k,), the labels of the labelled classes, where not all classes are labelled.
 """
 
 from abc import ABC, abstractmethod
@@ -36,22 +39,22 @@ from stages.models.detection.params import PACKAGE, Feature, NetworkParams, netw
 from stages.models.detection.region_hooks import MakeRegionHead, RegionLoss, find_hook
 from stages.models.detection.text_classifier import TextClassifier
 
-DEFAULT_ARCHITECTURE = "mask_rcnn"  # of weights whose header names none
-PREDICTED_AT_ONCE = 16  # images; changes no result where all have one size
-# What an architecture has to have for what its `supports` says.
+DEFAULT_ARCHITECTURE = "mask_rcnn"  # of files whose header names none
+PREDICTED_AT_ONCE = 16  # images; it changes no result if all have the same size
+# The methods that an architecture must have for what it supports.
 METHODS: dict[Feature, tuple[str, ...]] = {
     "micro_batches": ("padded_hw", "count_samples"),
     "proposals": ("propose",),
     "region_hooks": ("use_region_head",),
 }
-IGNORED = -1  # label of a box whose overlap is neither object nor background
+IGNORED = -1  # label of a box to ignore: regions on it are neither object nor background
 
 Targets = list[dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Detections of one image, best score first."""
+    """Detections in one image, best score first, in the frame of the image."""
 
     boxes_xyxy: Float32[np.ndarray, "n 4"]
     labels: Int64[np.ndarray, " n"]  # class indices
@@ -61,12 +64,12 @@ class Prediction:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What the losses of a training are computed by.
+    """The settings of a training's losses.
 
     Attributes:
-        vocabulary: class indices that the softmax runs over; all if None.
+        vocabulary: class indices to choose from; all if None.
         background_weight: of background regions in the classification loss.
-        region_losses: of the sampled regions, beside the architecture's own losses, by name.
+        region_losses: further losses of the sampled regions, by name.
     """
 
     vocabulary: Sequence[int] | None
@@ -75,18 +78,21 @@ class LossSettings:
 
 
 class Detector(nn.Module, ABC):
-    """A network that finds and outlines the classes of a vocabulary; `build` makes one.
+    """A network that detects and outlines the classes of a vocabulary; `build` makes one.
 
-    What it can be asked for beyond this is in `params.supports`. "micro_batches": `losses` takes
-    `rng`, and there are `padded_hw` and `count_samples`. "proposals": there is `propose`.
-    "object_weights": targets may have "weights". "partial_labels": they may have "annotated", and
-    no region is a negative of another class. "region_hooks": `losses` also returns the
-    settings' `region_losses`, and there is `use_region_head`.
+    `params.supports` names what it offers beyond training and detecting:
+
+    - "micro_batches": `losses` takes `rng`, and there are `padded_hw` and `count_samples`.
+    - "proposals": there is `propose`.
+    - "object_weights": targets may have "weights".
+    - "partial_labels": targets may have "annotated"; no region is then a negative of another class.
+    - "region_hooks": `losses` also returns the settings' `region_losses`, and there is
+      `use_region_head`.
     """
 
     classifier_name: ClassVar[str]  # the submodule that is its `TextClassifier`
-    architecture: str  # its package; `build` sets it
-    region_head: str | None = None  # the module of its region head, unless that is its own
+    architecture: str  # the name of its package; `build` sets it
+    region_head: str | None = None  # the module of its region head; None for its own
     backbone: nn.Module  # maps normalised images to feature maps
 
     def __init__(self, params: NetworkParams) -> None:
@@ -96,26 +102,26 @@ class Detector(nn.Module, ABC):
 
     @property
     def classifier(self) -> TextClassifier:
-        """Return what tells regions apart by the texts of their classes."""
+        """Return the classifier of regions by the texts of the classes."""
         return cast(TextClassifier, self.get_submodule(self.classifier_name))
 
     @property
     def device(self) -> torch.device:
-        """Return where its weights are."""
+        """Return the device of the weights."""
         return next(self.parameters()).device
 
     @property
     def region_stage(self) -> nn.Module | None:
-        """Return the stage of the backbone's trunk that sees each region by itself, if any does."""
+        """Return the stage of the backbone's trunk that runs on each region, if there is one."""
         return None
 
     def supports(self, feature: Feature) -> bool:
-        """Say whether it offers something beyond training and detecting."""
+        """Return whether the architecture supports a feature."""
         return feature in self.params.supports
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
-        """Return what training may freeze, by the names of `params.parts`."""
+        """Return the parts that training may freeze, by the names of `params.parts`."""
 
     @abstractmethod
     def losses(
@@ -127,41 +133,42 @@ class Detector(nn.Module, ABC):
     ) -> dict[str, torch.Tensor]:
         """Return the losses by the names of `params.losses`.
 
-        Those of a micro-batch add up to those of the batch.
+        The losses of all micro-batches add up to those of the batch.
 
         Args:
-            images: in [0, 1].
+            images: RGB, in [0, 1] before colour jitter.
             targets: as this module describes them.
             settings: of the training.
-            rng: what the images need to know of the others, if they are a part of a batch.
+            rng: what the images must know of the rest of their batch, if they are only a part of
+                it.
         """
 
     @abstractmethod
     def detect(
         self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
-        """Return predictions per vocabulary and image; images are in [0, 1]."""
+        """Return predictions per vocabulary and image; images are RGB in [0, 1]."""
 
     def use_region_head(self, make: MakeRegionHead) -> None:
-        """Replace the head that describes a region."""
+        """Replace the region head by one that `make` builds; see region_hooks."""
         raise self._lacks("region_hooks")
 
     def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
-        """Return the size that these images alone are resized and padded to."""
+        """Return the size to which these images alone are resized and padded."""
         raise self._lacks("micro_batches")
 
     def count_samples(
         self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
     ) -> None:
-        """Let `rng` take down what the losses could be computed from."""
+        """Let `rng` record how many samples the losses could be computed from."""
         raise self._lacks("micro_batches")
 
     def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
-        """Return region proposals of an image, best first."""
+        """Return region proposals xyxy in pixels of an image, best first."""
         raise self._lacks("proposals")
 
     def _lacks(self, feature: Feature) -> ValueError:
-        return ValueError(f"{self.architecture} does not support {feature}; take another one")
+        return ValueError(f"{self.architecture} does not support {feature}; choose another one")
 
 
 def build(
@@ -173,15 +180,15 @@ def build(
     """Return a detector with fresh weights for classes with text embeddings.
 
     Args:
-        architecture: its package.
-        params: its network.
-        embeddings: the texts.
-        region_head: the module of another region head.
+        architecture: the name of its package.
+        params: the settings of its network.
+        embeddings: of the classes' texts.
+        region_head: a module with another region head; None keeps the architecture's own.
 
     Raises:
         ModuleNotFoundError: a library of the architecture is not installed.
-        TypeError: the architecture lacks a method of what it says to support.
-        ValueError: there is no region head in the module.
+        TypeError: the architecture lacks a method for something that it supports.
+        ValueError: the module has no region head, or the architecture does not support another one.
     """
     network = _network_class(architecture)
     lacking = [
@@ -191,7 +198,7 @@ def build(
         if getattr(network, name) is getattr(Detector, name)
     ]
     if lacking:
-        raise TypeError(f"{architecture}: supports what it has no method for: {', '.join(lacking)}")
+        raise TypeError(f"{architecture}: lacks methods for what it supports: {', '.join(lacking)}")
     model = network(params, embeddings)
     model.architecture, model.region_head = architecture, region_head
     if region_head is not None:
@@ -200,7 +207,7 @@ def build(
 
 
 class NetworkClass(Protocol):
-    """What an architecture's module has as `Network`: a subclass of `Detector`."""
+    """The class `Network` in an architecture's module: a subclass of `Detector`."""
 
     classifier_name: str
 
@@ -213,7 +220,7 @@ def _network_class(architecture: str) -> NetworkClass:
 
 
 def save(path: Path, model: Detector) -> None:
-    """Write weights and text embeddings, with architecture and settings in the header."""
+    """Write weights and text embeddings, with the architecture and its settings in the header."""
     facts: dict[str, Any] = {"network": model.params.model_dump()}
     if model.architecture != DEFAULT_ARCHITECTURE:
         facts["architecture"] = model.architecture
@@ -227,7 +234,7 @@ def load(path: Path) -> Detector:
 
     Raises:
         ModuleNotFoundError: a library of its architecture is not installed.
-        ValueError: the file is no detector, or one of another version of this code.
+        ValueError: the file is not a detector, or was written by another version of this code.
     """
     tensors, facts = read_tensors(path)
     if not isinstance(facts, dict) or "network" not in facts:
@@ -244,7 +251,7 @@ def load(path: Path) -> Detector:
 
 
 def to_unit_range(image: UInt8[np.ndarray, "H W 3"]) -> Float32[torch.Tensor, "3 H W"]:
-    """Return an image with channels first, in [0, 1]."""
+    """Return an image as float32 in [0, 1], channels first."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
 
 
@@ -259,10 +266,10 @@ def predict(
     What does not depend on the vocabulary is computed once for all of them.
 
     Args:
-        model: a detector; is put into inference mode.
-        images: of any size.
-        vocabularies: class indices to choose from, e.g. all for the generalized protocol and the
-            novel ones for the constrained.
+        model: a detector; it is put into inference mode.
+        images: RGB, of any size.
+        vocabularies: class indices to choose from, such as all for the generalized protocol and the
+            novel ones for the constrained protocol.
     """
     model.eval()
     found: list[list[Prediction]] = [[] for _ in vocabularies]

@@ -1,7 +1,8 @@
-"""A batch that is trained in parts: by several processes, or some images at a time by one.
+"""A batch that is trained in parts: by several processes, or in micro-batches by one.
 
-The sum of the parts' losses and gradients is that of the whole batch, up to rounding, for
-- the samples of anchors and regions are those that one process would draw for the whole batch,
+The losses and gradients of the parts add up to those of the whole batch, up to rounding, because
+
+- anchors and regions are sampled as one process would sample them for the whole batch,
 - each loss is a mean over the samples of all parts,
 - all images are padded to one size,
 - batch statistics are those of all processes.
@@ -17,19 +18,19 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from stages.common.runtime.processes import add_over_processes, num_processes, own_places
 
-Counts = list[tuple[int, int]]  # positives and negatives that can be drawn, per image
-Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of either, per image
+Counts = list[tuple[int, int]]  # positives and negatives to draw from, per image
+Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of each, per image
 
 
 class BatchRng:
-    """Random orders for the samplers of a step, where one process has the whole batch."""
+    """Random orders for a step's samplers, where one process has the whole batch."""
 
     def resizing(self, count: int) -> AbstractContextManager[None]:
-        """Within the block torchvision draws the sizes of `count` images, one number each."""
+        """Enclose the block in which torchvision draws `count` image sizes, one number each."""
         return nullcontext()
 
     def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return the size that all images are padded to, given that of these."""
+        """Return the size to which all images are padded, given that of these images."""
         return image_hw
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:
@@ -38,33 +39,34 @@ class BatchRng:
 
 
 class PartRng(BatchRng):
-    """Of a process's part of a batch; together the parts draw what one process would for all.
+    """Random orders for a process's part of a batch.
 
-    Every process makes the draws of all images, and uses those of its own.
+    Together, the parts draw what one process would draw for all: every process makes the draws of
+    all images and uses those of its own.
     """
 
     def __init__(self, seed: int, batch_size: int, first: int | None = None) -> None:
-        """Take the step's seed, and the place of the first image if it is not the process's."""
+        """Take the step's seed, and the place of the first image if not the process's first."""
         self._seed, self._batch_size = seed, batch_size
         self._first = own_places(batch_size).start if first is None else first
 
     @contextmanager
     def resizing(self, count: int) -> Iterator[None]:
-        """Begin the step's draws, leave out those before, and after the block those behind."""
+        """Seed the step's draws and skip those of other images, before and after the block."""
         torch.manual_seed(self._seed)
         _skip(self._first)
         yield
         _skip(self._batch_size - self._first - count)
 
     def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return the largest height and width of all processes."""
+        """Return the largest height and width over all processes."""
         largest = torch.tensor(image_hw, device="cpu")
         if num_processes() > 1:
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return tuple(largest.tolist())
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:
-        """Return as the parent does, after asking the other processes for their counts."""
+        """Return what the parent returns, with the counts of all processes."""
         own = slice(self._first, self._first + len(counts))
         table = torch.zeros(self._batch_size, 2, dtype=torch.int64, device="cpu")
         table[own] = torch.tensor(counts, device="cpu")
@@ -74,11 +76,13 @@ class PartRng(BatchRng):
 
 
 class MicroBatchRng(PartRng):
-    """Of a micro-batch: first it counts what could be drawn, then it gives what was drawn.
+    """Random orders for a micro-batch: it counts what can be drawn, then gives what was drawn.
 
     Attributes:
-        counts: of the anchors and of the regions, or whatever a network asks for, in its order.
-        prepared: their orders and the batch's counts, as `prepare_rngs` leaves them.
+        counts: one entry for each call of `orders`: anchors, then regions, or whatever the network
+            samples.
+        prepared: the orders for each entry and the batch's counts, filled by `prepare_rngs`.
+        padded_hw: the size to which all images of the batch are padded.
     """
 
     def __init__(self, seed: int, batch_size: int, first: int) -> None:
@@ -88,12 +92,12 @@ class MicroBatchRng(PartRng):
         self.padded_hw: tuple[int, int] | None = None
 
     def common_hw(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Return `padded_hw`, which has to be set."""
+        """Return `padded_hw`, which must be set."""
         assert self.padded_hw is not None
         return self.padded_hw
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:
-        """Return the next orders prepared; before that, take down the counts and choose nothing."""
+        """Return the next prepared orders; without any, record the counts and choose nothing."""
         if self.prepared:
             return self.prepared.pop(0)
         self.counts.append(counts)
@@ -101,7 +105,7 @@ class MicroBatchRng(PartRng):
 
 
 def prepare_rngs(parts: Sequence[MicroBatchRng], seed: int, batch_size: int) -> None:
-    """Draw for this process's micro-batches, in order, which have all counted."""
+    """Draw for this process's micro-batches, given in order, after all of them have counted."""
     rng = PartRng(seed, batch_size)
     own = own_places(batch_size)
     with rng.resizing(len(own)):
@@ -119,7 +123,7 @@ def _skip(numbers: int) -> None:
 
 
 def _random_orders(counts: Counts) -> Orders:
-    # On the processor, so that a GPU samples the same.
+    # On the CPU, so that a GPU draws the same samples.
     return [
         (torch.randperm(positives, device="cpu"), torch.randperm(negatives, device="cpu"))
         for positives, negatives in counts
@@ -131,8 +135,8 @@ class PartSampler(BalancedPositiveNegativeSampler):
 
     Attributes:
         rng: of the step.
-        own: how many positives and negatives the last call has chosen here.
-        all: and in the whole batch.
+        own: how many positives and negatives the last call chose here.
+        all: how many it chose in the whole batch.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
@@ -142,13 +146,13 @@ class PartSampler(BalancedPositiveNegativeSampler):
 
     @classmethod
     def like(cls, sampler: BalancedPositiveNegativeSampler) -> "PartSampler":
-        """Return one that chooses as many."""
+        """Return a sampler that chooses as many."""
         return cls(sampler.batch_size_per_image, sampler.positive_fraction)
 
     def __call__(
         self, matched_idxs: list[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return masks uint8, per image, of the chosen positives (>= 1) and negatives (0)."""
+        """Return uint8 masks, per image, of the chosen positives (>= 1) and negatives (0)."""
         found = [
             (torch.where(labels >= 1)[0], torch.where(labels == 0)[0]) for labels in matched_idxs
         ]
@@ -167,7 +171,7 @@ class PartSampler(BalancedPositiveNegativeSampler):
         return [p for p, _ in chosen], [n for _, n in chosen]
 
     def part(self, positive_weight: float = 1.0, negative_weight: float = 1.0) -> float:
-        """Return this part's fraction of the weight of all samples, 1 where nobody has any."""
+        """Return this part's fraction of the weight of all samples; 1 if there are none at all."""
         own, whole = (
             positive_weight * positives + negative_weight * negatives
             for positives, negatives in (self.own, self.all)
@@ -175,7 +179,7 @@ class PartSampler(BalancedPositiveNegativeSampler):
         return own / whole if whole else 1.0
 
     def _limits(self, positives: int, negatives: int) -> tuple[int, int]:
-        """Return how many are chosen of so many positives and negatives of an image."""
+        """Return how many of an image's positives and negatives are chosen."""
         wanted = min(positives, int(self.batch_size_per_image * self.positive_fraction))
         return wanted, min(negatives, self.batch_size_per_image - wanted)
 
@@ -231,15 +235,15 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def trained_batch_norms(model: nn.Module) -> list[str]:
-    """Return the names of the modules that normalise by the batch's statistics."""
+    """Return the names of the modules that normalise by batch statistics."""
     norms = nn.modules.batchnorm._BatchNorm
     return [name for name, m in model.named_modules() if isinstance(m, norms) and m.training]
 
 
 def sync_batch_norms(model: nn.Module) -> None:
-    """Let those modules take the statistics of all processes."""
+    """Let the modules that `trained_batch_norms` names use the statistics of all processes."""
     if num_processes() == 1:
         return
     for name in trained_batch_norms(model):
-        # The class alone, so that weights, names and what the optimizer holds stay as they are.
+        # Only the class changes: weights, names and the optimizer's parameters stay the same.
         model.get_submodule(name).__class__ = SyncBatchNorm2d

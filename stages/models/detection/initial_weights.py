@@ -1,4 +1,4 @@
-"""Where a fresh detector starts from: the small VLM's trunk, ImageNet weights, or neither."""
+"""The initial weights of a detector: the small VLM's trunk, ImageNet weights, or neither."""
 
 from pathlib import Path
 
@@ -10,23 +10,23 @@ from stages.models.detection.params import StartParams
 
 
 def load_start(model: Detector, params: StartParams, vlm: Path, section: str) -> list[Path]:
-    """Put the weights in that `params.init` names; return the files that they are from.
+    """Load the weights that `params.init` names; return the files that they come from.
 
     Args:
         model: built from `params.network`.
         params: of the stage.
         vlm: data/vlm/model.safetensors.
-        section: of params.yaml that `params` are, for error messages.
+        section: the section of params.yaml with `params`, for error messages.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: weights that are missing, unexpected or of another shape, or another digest.
+        FileNotFoundError: there is no such file.
+        ValueError: weights are missing, unexpected or of another shape, or the digest differs.
     """
     if params.init == "vlm":
         load_trunk(model, vlm)
         return [vlm]
     if params.init == "imagenet":
-        assert params.imagenet.weights is not None  # the section's validator
+        assert params.imagenet.weights is not None  # the section's validator checked it
         path = Path(params.imagenet.weights)
         trunk = whole_trunk(model.parts()["trunk"], model.region_stage)
         load_imagenet_weights(trunk, path, params.imagenet.sha256, f"{section}.imagenet")
@@ -35,10 +35,10 @@ def load_start(model: Detector, params: StartParams, vlm: Path, section: str) ->
 
 
 def load_trunk(model: Detector, path: Path) -> None:
-    """Start the detector's trunk from that of the vision-language model in `path`.
+    """Load the trunk of the vision-language model in `path` into the detector's.
 
     Raises:
-        ValueError: there is no trunk of the same sizes.
+        ValueError: the file has no trunk of the same sizes.
     """
     tensors, _ = read_tensors(path)
     trunk = {k.removeprefix("trunk."): v for k, v in tensors.items() if k.startswith("trunk.")}

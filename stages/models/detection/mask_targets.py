@@ -1,6 +1,6 @@
-"""What a mask head is to answer: the part of an object in each cell of a region.
+"""Targets of a mask head: the part of an object in each cell of a region.
 
-Shape legend: R regions, m objects of an image, M cells of a mask's side.
+Shape legend: R regions, m objects of an image, H W pixels, M cells per side of a mask.
 """
 
 import torch
@@ -16,18 +16,18 @@ def mask_targets(
     objects: list[Int[torch.Tensor, " _"]],
     side: int,
 ) -> Float[torch.Tensor, "R {side} {side}"]:
-    """Return which fraction of each cell the object covers, of all images.
+    """Return the fraction of each cell that the object covers, for the regions of all images.
 
-    By RoIAlign as the features have it: without its half-pixel alignment, as in torchvision's loss,
-    targets lie half a pixel off.
+    It is computed by RoIAlign with the half-pixel alignment of the features. torchvision's loss
+    leaves the alignment out, and its targets lie half a pixel off.
 
     Args:
-        boxes_xyxy: the regions of each image.
+        boxes_xyxy: the regions of each image, in pixels of its masks.
         masks: 0 or 1, (m, H, W) of each image.
-        objects: which of its masks each region is to show.
+        objects: the index of each region's object among the masks of its image.
         side: M.
     """
-    with own_kernels():  # no gradient goes through it
+    with own_kernels():  # no gradient passes through
         return torch.cat(
             [
                 roi_align(

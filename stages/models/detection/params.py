@@ -1,8 +1,9 @@
-"""Settings of the detector: its network (stored beside the weights) and one run of its training.
+"""Settings of the detector: its network (stored with the weights) and one run of training.
 
-The stages `detector`, `finetune` and `rpn` put these models into their sections of params.yaml.
-What an architecture can be asked for is in `NetworkParams` of its folder's module `params`, which
-is read without its network: a wrong key is reported before anything is imported or runs.
+The stages `detector` and `finetune` and the comparator `rpn` use these models for their sections of
+params.yaml. The settings of one architecture are the `NetworkParams` in its module `params`, which
+is read without its network, so that a wrong key is reported before anything else is imported or
+runs.
 """
 
 from collections.abc import Sequence
@@ -15,16 +16,15 @@ from pydantic import Field, create_model, model_validator
 from stages.common.runtime.params import Section
 
 PACKAGE = "stages.models.architectures"
-# micro_batches: and several processes. proposals: `Detector.propose`. object_weights:
-# objects that teach only some aspects of themselves, or with another weight than 1. region_hooks:
-# further losses of its regions, and another head of them. partial_labels: images where only some
-# classes are labelled.
+# micro_batches: also several processes. proposals: `Detector.propose`. object_weights: objects
+# whose class, box or mask has a weight other than 1. region_hooks: further losses of the regions,
+# and another region head. partial_labels: images in which only some classes are labelled.
 Feature = Literal["micro_batches", "proposals", "object_weights", "region_hooks", "partial_labels"]
-Aspect = Literal["class", "box", "mask"]  # what an object can teach
+Aspect = Literal["class", "box", "mask"]  # what can be learned from an object
 
 
 class TrunkParams(Section):
-    """The small VLM's trunk under a feature pyramid of three levels."""
+    """The small VLM's trunk and a feature pyramid of three levels."""
 
     kind: Literal["trunk"]
     stem_width: int = Field(ge=4)
@@ -34,7 +34,7 @@ class TrunkParams(Section):
 
 
 class Resnet50FpnParams(Section):
-    """ResNet-50 under a feature pyramid of five levels."""
+    """ResNet-50 and a feature pyramid of five levels."""
 
     kind: Literal["resnet50_fpn"]
     pyramid_width: int = Field(ge=8)
@@ -42,7 +42,7 @@ class Resnet50FpnParams(Section):
 
 
 class Resnet50C4Params(Section):
-    """ResNet-50 up to its fourth stage; the fifth sees each region by itself."""
+    """ResNet-50 up to its fourth stage; the fifth runs on each region."""
 
     kind: Literal["resnet50_c4"]
     frozen_stages: int = Field(ge=0, le=4)
@@ -56,7 +56,7 @@ PYRAMID_LEVELS = {"trunk": 3, "resnet50_fpn": 5}
 
 
 class ResizeParams(Section):
-    """Sides of the images the network sees, in pixels."""
+    """Sides of the resized images, in pixels."""
 
     shorter_side: int = Field(ge=32)
     longer_side: int = Field(ge=32)
@@ -117,10 +117,10 @@ class InferenceParams(Section):
 class NetworkParams(Section):
     """All that is needed to build a network again, apart from its weights.
 
-    This is what every architecture has. Its own `NetworkParams`, a subclass, also declares
+    Every architecture has these fields. Its own `NetworkParams`, a subclass, also declares
 
-    - `losses`: the names of what `Detector.losses` returns;
-    - `parts`: the names of what `Detector.parts` returns, which training may freeze;
+    - `losses`: the names of the losses that `Detector.losses` returns;
+    - `parts`: the names of the parts that `Detector.parts` returns and training may freeze;
     - `supports`: what it offers beyond training and detecting.
     """
 
@@ -133,7 +133,7 @@ class NetworkParams(Section):
 
 
 class TwoStageParams(NetworkParams):
-    """Mask R-CNN's network, of whatever library's parts."""
+    """Mask R-CNN's network, built from any library's parts."""
 
     losses = ("objectness", "proposal_box", "classification", "box", "mask")
     parts = (
@@ -171,7 +171,7 @@ def architectures() -> list[str]:
 
 
 def network_params(architecture: object) -> type[NetworkParams]:
-    """Return what the settings of an architecture's network have to be.
+    """Return the model of an architecture's network settings.
 
     Raises:
         ValueError: there is no such architecture.
@@ -203,7 +203,7 @@ class CosineParams(Section):
 
 
 class StepDecayParams(Section):
-    """The rate times `factor` from each of the steps `at` on; warm-up begins at `warmup_from`."""
+    """The rate is multiplied by `factor` at each step of `at`; warm-up begins at `warmup_from`."""
 
     kind: Literal["steps"]
     at: list[Annotated[int, Field(ge=1)]]
@@ -226,7 +226,7 @@ class RegionLossParams(Section):
 
 
 class TrainingParams(Section):
-    """One run of training; `kind` picks the builder of stages/models/solver.py."""
+    """One training run; each `kind` selects a function of stages/models/solver.py."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
@@ -247,14 +247,14 @@ class TrainingParams(Section):
 
 
 class ImagenetParams(Section):
-    """A file with torchvision's ImageNet weights of ResNet-50."""
+    """A file with torchvision's ImageNet weights for ResNet-50."""
 
     weights: str | None
     sha256: str | None
 
 
 class StartParams(Section):
-    """The network, where its backbone starts from, and its training."""
+    """The network, its initial weights, and its training."""
 
     architecture: str
     init: Literal["vlm", "random", "imagenet"]
@@ -264,7 +264,11 @@ class StartParams(Section):
 
     @classmethod
     def fitting(cls, content: Any) -> type["StartParams"]:
-        """Return this section with the network of the architecture that `content` names."""
+        """Return this model with the network of the architecture that `content` names.
+
+        Raises:
+            ValueError: there is no such architecture, or `content` has a key of an older version.
+        """
         content = content if isinstance(content, dict) else {}
         if "engine" in content:
             raise ValueError(
@@ -299,14 +303,14 @@ class StartParams(Section):
             )
         if self.init == "random" and getattr(backbone, "frozen_stages", False):
             raise ValueError(
-                "network.backbone.frozen_stages: would keep random weights as they are; set it to"
+                "network.backbone.frozen_stages: would freeze random weights; set it to"
                 " 0, or init to imagenet"
             )
         return self
 
 
 class SourceParams(Section):
-    """A source of labelled images, and what its objects teach."""
+    """A source of labelled images, and what is learned from its objects."""
 
     name: str
     fraction: float = Field(gt=0, le=1)
@@ -317,7 +321,7 @@ class SourceParams(Section):
 
 
 class SupervisionParams(Section):
-    """The sources that a training draws its batches from."""
+    """The sources from which a training draws its batches."""
 
     draw: Literal["together", "in_turn"]
     sources: Sequence[SourceParams] = Field(min_length=1)
@@ -334,10 +338,10 @@ class SupervisionParams(Section):
 
 
 def check_sources(params: SupervisionParams, network: NetworkParams | type[NetworkParams]) -> None:
-    """Compare what a training learns from with what the architecture can learn.
+    """Check that the architecture can learn from the sources of a training.
 
     Raises:
-        ValueError: it can not; the message names the source.
+        ValueError: it cannot; the message names the source.
     """
     for source in params.sources:
         weights = {source.teaches.get(aspect) for aspect in get_args(Aspect)}
@@ -349,16 +353,16 @@ def check_sources(params: SupervisionParams, network: NetworkParams | type[Netwo
         if "partial_labels" not in network.supports and source.negatives != "all":
             raise ValueError(
                 f"supervision.sources: {source.name}: this architecture has one softmax over all"
-                " classes, which takes each class that an image has no label of for absent; set"
+                " classes, which treats classes without a label in an image as absent; set"
                 " negatives to all, or architecture to fcos_mo"
             )
 
 
 def check_training(training: TrainingParams, network: NetworkParams | type[NetworkParams]) -> None:
-    """Compare the names in a training's settings with those that the architecture declares.
+    """Check that a training names the losses and parts that the architecture declares.
 
     Raises:
-        ValueError: a loss has no weight, or a loss or a part is not there.
+        ValueError: a loss has no weight, or a loss or part does not exist.
     """
     if set(training.loss_weights) != set(network.losses):
         raise ValueError(
@@ -370,8 +374,8 @@ def check_training(training: TrainingParams, network: NetworkParams | type[Netwo
         raise ValueError("training.region_losses: this architecture takes none; set it to []")
     if len({*names, *network.losses}) < len(names) + len(network.losses):
         raise ValueError(
-            f"training.region_losses: expected names beside {', '.join(network.losses)}, each once,"
-            f" found {', '.join(names)}"
+            f"training.region_losses: expected names other than {', '.join(network.losses)}, each"
+            f" once, found {', '.join(names)}"
         )
     if unknown := sorted(set(training.frozen) - set(network.parts)):
         raise ValueError(

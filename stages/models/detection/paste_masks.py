@@ -1,4 +1,4 @@
-"""Puts detections of the image as the network sees it into the frame of the original.
+"""Maps detections from the resized image to the frame of the original.
 
 A mask head's masks are small squares in the frame of their box.
 
@@ -11,7 +11,7 @@ from torchvision.models.detection.transform import resize_boxes
 
 from stages.models.detection.detector import Prediction
 
-# Bounds of the memory: 64 float masks of 800×1333 pixels take 270 MB, as do 5 of 3000×4000.
+# They bound memory: 64 float masks of 800×1333 pixels take 270 MB, as do 5 of 3000×4000.
 PASTED_AT_ONCE = 64
 PIXELS_AT_ONCE = 64 * 800 * 1333
 
@@ -19,12 +19,13 @@ PIXELS_AT_ONCE = 64 * 800 * 1333
 def in_image(
     detections: dict[str, torch.Tensor], seen_hw: tuple[int, int], image_hw: tuple[int, int]
 ) -> Prediction:
-    """Map boxes and masks of the resized image to the frame of the original.
+    """Map boxes and masks from the resized image to the frame of the original.
 
     Args:
-        detections: "boxes" (N, 4), "labels" (N,), "scores" (N,) and "masks" float (N, M, M).
-        seen_hw: the size that the network saw.
-        image_hw: the original size.
+        detections: "boxes" (N, 4) xyxy, "labels" (N,), "scores" (N,) and "masks" float (N, M, M),
+            probabilities.
+        seen_hw: the size of the resized image.
+        image_hw: the size of the original.
     """
     boxes = resize_boxes(detections["boxes"], seen_hw, image_hw)
     return Prediction(
@@ -40,11 +41,11 @@ def paste_masks(
     boxes_xyxy: Float[torch.Tensor, "N 4"],
     image_hw: tuple[int, int],
 ) -> Bool[torch.Tensor, "N {image_hw[0]} {image_hw[1]}"]:
-    """Return masks: probability above 0.5, false outside the box.
+    """Return masks of the image: true where the probability is above 0.5, false outside the box.
 
-    Bilinear interpolation is separable, so a whole batch is two matrix products instead of a
-    resize per mask. Inside the box the border cells extend to its edge: masks that fill their box
-    are the rule, and fading to zero there would shave a margin off each.
+    Bilinear interpolation is separable, so a whole batch takes two matrix products instead of a
+    resize per mask. Inside the box, the border cells extend to its edge: most masks fill their box,
+    and fading to zero there would shave a margin off each.
 
     Args:
         probabilities: in [0, 1], rows then columns of the box.

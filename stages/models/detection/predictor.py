@@ -1,7 +1,7 @@
-"""Finds objects of any names in any images: the trained detector with a text encoder beside it.
+"""Finds objects of any names in any images: the trained detector with a text encoder.
 
-The detector tells regions apart by their similarity to text embeddings, so a list of names is all
-that another vocabulary needs. A predictor is a folder of four files:
+The detector classifies regions by their similarity to text embeddings, so another vocabulary takes
+no more than a list of names. A predictor is a folder of four files:
 
     detector.safetensors       as `stages.models.detection.detector.save` writes it
     text_encoder.safetensors   the vision-language model; its text encoder made the embeddings,
@@ -9,7 +9,7 @@ that another vocabulary needs. A predictor is a folder of four files:
     categories.json            the classes it was trained on, with their synonyms
     prompts.json               a `NameEmbeddingParams`: encoder, pooling and templates
 
-Frame: pixels of the image given, whatever size the network sees.
+Frame: pixels of the given image, whatever size the network resizes it to.
 """
 
 import difflib
@@ -32,17 +32,17 @@ from stages.models.vision_language.name_embedding import (
 
 DETECTOR, TEXT_ENCODER = "detector.safetensors", "text_encoder.safetensors"
 CATEGORIES, PROMPTS = "categories.json", "prompts.json"
-# Part of an embedding's length. Embeddings made anew differ from those of training in the last
-# bits, those of other templates or another encoder by tenths.
+# As a fraction of an embedding's length. Recomputed embeddings differ from those of training in the
+# last bits; those of other templates or another encoder differ by tenths.
 SAME_EMBEDDING = 1e-3
 
 
 class UnknownWordsError(ValueError):
-    """Names have words that the text encoder never learned; the message names them."""
+    """Names have words that the text encoder never learned; the message lists them."""
 
 
 class Predictor:
-    """A detector that takes its vocabulary at each call; safe to share between threads."""
+    """A detector that takes its vocabulary at each call; threads may share it."""
 
     def __init__(
         self,
@@ -55,13 +55,12 @@ class Predictor:
 
         Args:
             detector: the trained network.
-            embedder: what made the detector's embeddings.
-            all_forms: whether they are means over all forms of a class.
+            embedder: the one that made the detector's embeddings.
+            all_forms: whether these are means over all forms of a class.
             categories: base and novel classes of the training, in the order of its embeddings.
 
         Raises:
-            ValueError: the embedder does not give the embeddings that the detector was
-                trained with.
+            ValueError: the embedder does not give the embeddings of the detector's training.
         """
         self._detector, self._embedder, self._all_forms = detector, embedder, all_forms
         self._categories = {category.name.lower(): category for category in categories}
@@ -77,20 +76,21 @@ class Predictor:
     def predict(
         self, images: Sequence[np.ndarray], names: Sequence[str], allow_unknown: bool = False
     ) -> list[Prediction]:
-        """Return the instances of each image; label k is `names[k]`.
+        """Return the instances in each image; label k is `names[k]`.
 
-        A score is the probability among these names and the background, so it depends on the
-        whole list. It does not depend on what other images are given.
+        The scores of an architecture with a softmax, such as Mask R-CNN, are probabilities among
+        these names and the background, so they depend on the whole list. No score depends on the
+        other images.
 
         Args:
             images: RGB uint8 (H, W, 3) each, of any size.
             names: what to look for; synonyms of one thing compete with each other.
             allow_unknown: read a word that the text encoder does not know as [UNK] instead of
-                refusing it. All such names look alike.
+                refusing it. All such names have about the same embedding.
 
         Raises:
             UnknownWordsError: a name has a word that the text encoder does not know.
-            ValueError: no names, a blank one, or one given twice.
+            ValueError: there are no names, or one is blank or given twice.
         """
         found: dict[int, Prediction] = {}
         vocabulary = [range(len(names))]
@@ -98,14 +98,14 @@ class Predictor:
             classifier = self._detector.classifier
             embeddings = self.embed(names, allow_unknown)
             classifier.embeddings = embeddings.to(classifier.embeddings.device)
-            # Images of one size only: padding to a common size would change the last digits.
+            # One size at a time: padding to a common size would change the last digits.
             for indices in _same_size(images):
                 (predictions,) = predict(self._detector, [images[k] for k in indices], vocabulary)
                 found.update(zip(indices, predictions, strict=True))
         return [found[k] for k in range(len(images))]
 
     def embed(self, names: Sequence[str], allow_unknown: bool = False) -> torch.Tensor:
-        """Return the vectors float32 (C, D) of names; raises as `predict` does."""
+        """Return the embeddings float32 (C, D) of names; raises as `predict` does."""
         keys = [" ".join(name.lower().split()) for name in names]
         if not keys or not all(keys) or len(set(keys)) < len(keys):
             raise ValueError(f"names: expected different words or phrases, found {list(names)}")
@@ -119,9 +119,9 @@ class Predictor:
         return torch.stack([self._vectors[key] for key in keys])
 
     def unknown_words(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """Return the words that the text encoder does not know, by the name that has them.
+        """Return, for each name that has any, the words that the text encoder does not know.
 
-        A class of the training is known if any of its synonyms is.
+        A class of the training counts as known if any of its synonyms is.
         """
         unknown = {}
         for name in names:
@@ -133,7 +133,7 @@ class Predictor:
         return unknown
 
     def refuse_unknown_words(self, names: Sequence[str]) -> None:
-        """Raise an `UnknownWordsError` if there are any, with the nearest words that are known."""
+        """Raise `UnknownWordsError` if there are any, with the nearest known words."""
         unknown = dict.fromkeys(w for words in self.unknown_words(names).values() for w in words)
         if unknown:
             told = [f"'{word}'{self._hint(word)}" for word in unknown]
@@ -153,16 +153,16 @@ class Predictor:
             raise ValueError(
                 "the text encoder and prompts are not those that the detector was trained with:"
                 f" they give other embeddings of its classes ({', '.join(self.names[:3])} …);"
-                " take all files of one run, or bring the run up to date by `make repro`"
+                " take all files of one run, or bring the run up to date with `make repro`"
             )
 
 
 def load_predictor(folder: Path, device: torch.device | None = None) -> Predictor:
-    """Return the predictor of a folder, on `device` or else the processor.
+    """Return the predictor in a folder, on `device` or by default the CPU.
 
     Raises:
         FileNotFoundError: a file of it is missing.
-        ValueError: a file cannot be read, or is of another training than the others.
+        ValueError: a file cannot be read, or comes from another training than the others.
     """
     try:
         prompts = NameEmbeddingParams.model_validate(read_json(folder / PROMPTS))
@@ -178,13 +178,13 @@ def load_predictor(folder: Path, device: torch.device | None = None) -> Predicto
 
 
 def _same_vectors(own: torch.Tensor, trained: torch.Tensor) -> bool:
-    """Say whether vectors (C, D) agree, each by the length that it had in training."""
+    """Return whether vectors (C, D) agree, relative to each one's length in training."""
     apart = (own - trained).abs().amax(dim=1)
     return bool((apart <= SAME_EMBEDDING * trained.norm(dim=1)).all())
 
 
 def _same_size(images: Sequence[np.ndarray]) -> list[list[int]]:
-    """Return the indices of the images, those of one size together."""
+    """Return groups of image indices, one group per size."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault(image.shape, []).append(index)

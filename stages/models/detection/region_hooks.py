@@ -1,12 +1,12 @@
-"""What a method adds to the regions of a detector: further losses, and another head.
+"""Extensions of a detector's regions by a comparator: further losses, and another region head.
 
-Each is one function in a module that params.yaml names, so that a comparator is a file and no copy
-of a detector. The stage that is run with it has to have the file among its deps.
+Each is one function in a module that params.yaml names, so a comparator is one file and not a copy
+of a detector. The stage that runs with it must have the file among its deps.
 
 - `training.region_losses` names modules with `region_loss(regions: SampledRegions)`, which returns
   a mean over the regions.
 - `detector.region_head` names a module with `region_head(channels, side, features)`, which returns
-  a network of maps (R, channels, side, side) to features (R, features).
+  a network from maps (R, channels, side, side) to features (R, features).
 
 Shape legend: N images, R regions, F features of a region, V classes of the vocabulary.
 """
@@ -27,14 +27,14 @@ from stages.models.detection.text_classifier import TextClassifier
 
 @dataclass(frozen=True)
 class SampledRegions:
-    """The regions that a step's losses are computed from, those of an image after another."""
+    """The regions from which a step's losses are computed, ordered by image."""
 
     images: Float[torch.Tensor, "N 3 H W"]  # normalised and padded, as the network sees them
     boxes_xyxy: list[Float[torch.Tensor, "_ 4"]]  # of each image, in pixels of `images`
     labels: Int[torch.Tensor, " R"]  # 0 is background, else 1-based positions in the vocabulary
-    features: Float[torch.Tensor, "R F"]  # of the region head
+    features: Float[torch.Tensor, "R F"]  # from the region head
     logits: Float32[torch.Tensor, "R _"]  # (R, 1 + V), background first
-    classifier: TextClassifier  # its `projection` takes features to the space of the texts
+    classifier: TextClassifier  # its `projection` maps features into the text space
 
 
 RegionLoss = Callable[[SampledRegions], torch.Tensor]
@@ -42,7 +42,7 @@ MakeRegionHead = Callable[[int, int, int], nn.Module]
 
 
 def region_losses(params: Iterable[RegionLossParams]) -> dict[str, RegionLoss]:
-    """Return the further losses by their names; raises as `find_hook` does."""
+    """Return the further losses by name; raises as `find_hook` does."""
     return {own.name: find_hook(own.module, "region_loss") for own in params}
 
 
@@ -50,7 +50,7 @@ def find_hook(module: str, function: str) -> Callable:
     """Return a function of a module that params.yaml names.
 
     Raises:
-        ValueError: there is no such module, or it has no such function.
+        ValueError: there is no such module, or the module has no such function.
     """
     try:
         found = getattr(import_module(module), function, None)

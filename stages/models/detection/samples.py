@@ -2,7 +2,7 @@
 
 Ground truth and pseudo-annotations have the same form, so the same code reads both.
 
-Shape legend: n objects of an image, m of them no crowds, H W pixels.
+Shape legend: n objects of an image, m of which are not crowds, H W pixels.
 """
 
 import sys
@@ -30,16 +30,16 @@ SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image yet to decode and its objects; crowds come last, with label -1 and no mask."""
+    """An image, not decoded yet, and its objects; crowds come last, with label -1 and no mask."""
 
     image: AnyImage
     boxes_xyxy: Float32[np.ndarray, "n 4"]
     labels: Int64[np.ndarray, " n"]  # 1-based positions in the vocabulary, or -1
-    segmentations: list[Any]  # m COCO segmentations, None of an object without
-    # What each object's class, box and mask weigh in the losses; all 1 if None
+    segmentations: list[Any]  # m COCO segmentations; None for an object without
+    # Of each object's class, box and mask in the losses; all 1 if None
     weights: Float32[np.ndarray, "n 3"] | None = None
-    annotated: frozenset[int] | None = None  # labels of all its classes that are named; all if None
-    box_grids: Sequence[int] = ()  # to expand boxes to, in cells a side
+    annotated: frozenset[int] | None = None  # labels that were looked for; all if None
+    box_grids: Sequence[int] = ()  # to expand boxes to, in cells per side
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ def read_annotations(
     """Read the objects of the categories to learn.
 
     Args:
-        path: COCO instances form.
+        path: a file in COCO's instances format.
         labels: category id → label, of the categories to learn; objects of other known categories
             are left out, as if nobody had labelled them.
-        known_categories: every id that categories.json knows.
+        known_categories: every id in categories.json.
         need_masks: leave out objects without a segmentation.
 
     Raises:
-        ValueError: an unknown category, no object left to learn from, or too many broken ones.
+        ValueError: a category is unknown, no object is left, or too many are unusable.
     """
     content = read_json(path)
     entries = ignore_unoutlined(content["annotations"])
@@ -102,7 +102,8 @@ def read_annotations(
     if not objects:
         raise ValueError(
             f"{path}: none of its {len(entries)} annotations has one of the {len(labels)}"
-            " categories to learn; check the labels stage's report or the split in categories.json"
+            " categories to learn; check data/pseudo_labels/report.json, or the split in"
+            " categories.json"
         )
     return Annotations(objects, skipped)
 
@@ -114,14 +115,14 @@ def label_images(
     path: Path,
     source: SourceParams | None = None,
 ) -> list[LabelledImage]:
-    """Join images and objects, in the images' order; images without an object are left out.
+    """Join images and their objects, in the order of the images; drop images without an object.
 
-    With `StoredImages`, memory holds the objects and some bytes of images, however many there
-    are; of `read_images` it would hold all bytes, 16 GB of 100 thousand photographs. Without a
-    `source` every object teaches all of itself.
+    With `StoredImages`, memory holds the objects and a bounded number of image bytes. With
+    `read_images` it would hold all image bytes: 16 GB for 100 thousand photographs. Without a
+    `source`, every weight of every object is 1.
 
     Raises:
-        ValueError: an annotation of `path` without its image.
+        ValueError: an annotation of `path` has no image.
     """
     objects = annotations.objects
     known = frozenset(labels[a["category_id"]] for group in objects.values() for a in group)
@@ -168,11 +169,11 @@ def _label(
 def expand_boxes(
     boxes_xyxy: Float32[np.ndarray, "n 4"], cells: Int[np.ndarray, " n"], image_hw: tuple[int, int]
 ) -> Float32[np.ndarray, "n 4"]:
-    """Return boxes whose edges are moved outwards to lines of a grid.
+    """Return boxes whose edges are moved outwards to the lines of a grid.
 
-    The grid of each box has `cells` a side of the image; with 0 the box stays as it is. The
-    phrases' poster says only that their boxes are "randomly expanded", so that more of the object
-    is inside. Ours: the grid; it expands small boxes by more, for which a pointer is less exact.
+    The grid of each box has `cells` cells per side of the image; with 0 the box stays as it is. The
+    ALP poster says only "randomly expand boxes", to cover more of the object. Ours: the grid, which
+    expands small boxes more, because a pointer is less exact on them.
     """
     height, width = image_hw
     cell = np.array([width, height]) / np.maximum(cells, 1)[:, None]
@@ -186,10 +187,10 @@ def expand_boxes(
 def object_weights(
     group: Sequence[dict], source: SourceParams
 ) -> Float32[np.ndarray, "n 3"] | None:
-    """Return what each object's class, box and mask weigh; None if all weigh 1.
+    """Return the weights of each object's class, box and mask; None if all are 1.
 
-    An object without a mask teaches none. With `weigh_by_score` all weights of an object are times
-    its score; one without a score counts as certain.
+    An object without a segmentation has mask weight 0. With `weigh_by_score`, all weights of an
+    object are multiplied by its score; an object without a score counts as certain.
     """
     weights = np.array(
         [[source.teaches.get(aspect, 0.0) for aspect in get_args(Aspect)]] * len(group)
@@ -201,9 +202,9 @@ def object_weights(
 
 
 def batch_rows(step: int, batch_size: int, count: int, seed: int) -> list[int]:
-    """Return which of `count` items make up the batch of 0-based `step`.
+    """Return which of `count` items form the batch of 0-based `step`.
 
-    Items come in a new random order each epoch. A pure function, so resuming needs no state.
+    Items come in a new random order each epoch. The function is pure, so resuming needs no state.
     """
     epoch, place = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), count)
     orders = {k: numpy_generator(seed, "epoch", k).permutation(count) for k in set(epoch.tolist())}
@@ -213,12 +214,12 @@ def batch_rows(step: int, batch_size: int, count: int, seed: int) -> list[int]:
 def training_sample(
     labelled: LabelledImage, random: np.random.Generator, flip: bool, colour_jitter: float
 ) -> tuple[Float32[torch.Tensor, "3 H W"], dict[str, torch.Tensor]]:
-    """Return (image in [0, 1] before jitter, target), randomly changed.
+    """Return a randomly augmented image, in [0, 1] before jitter, and its target.
 
-    The target has "boxes" float32 (n, 4), "labels" int64 (n,), "masks" uint8 (m, H, W) and, where
-    not all are 1, "weights" float32 (n, 3), and "annotated" int64 (k,) where not all classes are.
-    `colour_jitter` is the deviation of each channel's factor and, in units of 0.27 (the deviation
-    of natural images), of its offset.
+    The target has "boxes" float32 (n, 4), "labels" int64 (n,), "masks" uint8 (m, H, W), "weights"
+    float32 (n, 3) where not all are 1, and "annotated" int64 (k,) where not all classes are.
+    `colour_jitter` is the standard deviation of each channel's factor, which is 1 on average, and
+    of its offset, whose unit is 0.27 (the deviation of natural images).
     """
     pixels = labelled.image.decode()
     image_hw = pixels.shape[:2]

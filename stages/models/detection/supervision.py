@@ -1,9 +1,8 @@
 """What a detector learns from: one or several sources of labelled images.
 
-Each object of a source says what of it is taught, its class, its box or its mask, and how much that
-weighs (`LabelledImage.weights`). A batch is drawn from all sources, in their fractions, or from
-one alone, each in its fraction of the steps. Which images a step draws depends on (seed, step)
-alone.
+Each object has weights of its class, box and mask (`LabelledImage.weights`). Either every batch
+holds images of all sources, each in its fraction, or every batch comes from one source, which has
+its fraction of the steps. The images of a step depend on (seed, step) alone.
 """
 
 from argparse import ArgumentTypeError
@@ -31,12 +30,12 @@ class Source:
 
     name: str
     images: Sequence[LabelledImage]
-    fraction: float = 1.0  # of the images of a batch, in (0, 1]
+    fraction: float = 1.0  # of a batch's images, or of the steps, in (0, 1]
     skipped: Mapping[str, Sequence[int]] | None = None  # reason → ids of annotations left out
-    shared_negatives: bool = False  # what is named in one image of a batch is looked for in all
+    shared_negatives: bool = False  # labels annotated in one image of a batch count for all
 
     def facts(self) -> dict[str, Any]:
-        """Return what metrics.json tells of it."""
+        """Return what metrics.json reports of the source."""
         return {
             "images": len(self.images),
             "objects": sum(len(entry.segmentations) for entry in self.images),
@@ -55,17 +54,17 @@ class Supervision:
         self.sources = [_with_weights(own) for own in sources] if self.weighted else list(sources)
         self.partial = any(e.annotated is not None for own in sources for e in own.images)
         self._in_turn = draw == "in_turn"
-        # Of the first steps, as far as they were asked for: whose turn it is, and which of its own.
+        # For each step so far: its source, and how many steps that source had before.
         self._turns: list[tuple[int, int]] = []
         self._taken = np.zeros(len(self.sources), int)
 
     @classmethod
     def of(cls, images: Sequence[LabelledImage]) -> "Supervision":
-        """Return that of a single source."""
+        """Return the supervision by a single source."""
         return cls([Source("labels", images)])
 
     def batch(self, step: int, batch_size: int, seed: int) -> list[LabelledImage]:
-        """Return the images of 0-based `step`; those of a source come one after the other.
+        """Return the images of 0-based `step`, grouped by source.
 
         Raises:
             ValueError: a batch is too small to have an image of each source.
@@ -85,7 +84,7 @@ class Supervision:
         return found
 
     def _turn(self, step: int) -> tuple[int, int]:
-        """Return the source whose turn 0-based `step` is, and which turn of its own that is.
+        """Return the source of 0-based `step`, and how many steps it had before.
 
         Each step goes to the source that is furthest behind its fraction of all steps.
         """
@@ -99,10 +98,10 @@ class Supervision:
         return self._turns[step]
 
     def counts(self, batch_size: int) -> list[int]:
-        """Return how many images of a batch are of each source: whole numbers, largest rest first.
+        """Return how many images of a batch come from each source, by largest remainder.
 
         Raises:
-            ValueError: there would be none of a source.
+            ValueError: there would be none from a source.
         """
         exact = np.array([source.fraction for source in self.sources]) * batch_size
         counts = np.floor(exact + 1e-6).astype(int)
@@ -117,7 +116,7 @@ class Supervision:
         return counts.tolist()
 
     def facts(self) -> dict[str, Any]:
-        """Return what metrics.json tells of all sources and, where there are several, of each."""
+        """Return what metrics.json reports of all sources together and, if several, of each."""
         each = {source.name: source.facts() for source in self.sources}
         if len(each) == 1:
             return next(iter(each.values()))
@@ -126,13 +125,13 @@ class Supervision:
 
 
 def _share_negatives(images: Sequence[LabelledImage]) -> list[LabelledImage]:
-    """Let each image have the labels of all of them for annotated."""
+    """Return images that all have the annotated labels of any of them."""
     annotated = frozenset[int]().union(*(entry.annotated or () for entry in images))
     return [replace(entry, annotated=annotated) for entry in images]
 
 
 def _with_weights(source: Source) -> Source:
-    """Return a source whose objects all say what they weigh."""
+    """Return a source whose images all have weights."""
     images = [
         entry
         if entry.weights is not None
@@ -143,7 +142,11 @@ def _with_weights(source: Source) -> Source:
 
 
 def source_file(text: str) -> tuple[str, Path]:
-    """Return name and annotations of a further source, given as name=file on a command line."""
+    """Return name and annotation file of a further source, from name=file on a command line.
+
+    Raises:
+        ArgumentTypeError: the text has another form.
+    """
     name, _, path = text.partition("=")
     if not name or not path:
         raise ArgumentTypeError(f"{text}: expected name=file")
@@ -160,12 +163,12 @@ def read_sources(
     """Return the sources that a section of params.yaml asks for.
 
     Args:
-        params: what to draw from.
-        files: COCO annotations of each source that the stage has, with the label of each category
-            that is learned from it.
-        known_categories: every id that categories.json knows.
-        images: of train; read once per source.
-        section: of params.yaml, for error messages.
+        params: which sources to read.
+        files: the COCO annotations of each source that the stage has, and the label of each
+            category to learn from it.
+        known_categories: every id in categories.json.
+        images: the training images; read once per source.
+        section: the section of params.yaml, for error messages.
 
     Raises:
         ValueError: the stage has no such source, or a file cannot be used.
@@ -174,8 +177,8 @@ def read_sources(
     if strange:
         raise ValueError(
             f"params.yaml: {section}.supervision.sources: this stage has {', '.join(files)}, found"
-            f" {', '.join(strange)}; where its command and its deps name another file, give it by"
-            " --source name=file"
+            f" {', '.join(strange)}; to add a file, give its command --source name=file and list"
+            " the file in its deps"
         )
     known, found = list(known_categories), []
     for source in params.sources:

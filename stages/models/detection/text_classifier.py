@@ -1,4 +1,4 @@
-"""Classifier of regions by similarity to fixed text embeddings of the class names.
+"""Classifier of regions by their similarity to fixed text embeddings of the class names.
 
 Shape legend: R regions, F features of a region, D embedding width, C classes, V classes of a
 vocabulary.
@@ -14,9 +14,9 @@ from torch.nn import functional
 
 
 class TextClassifier(nn.Module):
-    """One learned projection into the text space; the classes themselves are not learned.
+    """A learned projection into the text space; the classes themselves are not learned.
 
-    Source: Mask-free OVIS, section 3.3; the official code's `emb_pred`.
+    Source: Mask-free OVIS §3.4; the official code's `emb_pred`.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class TextClassifier(nn.Module):
         temperature: float,
         background: Literal["zero", "learned"],
     ) -> None:
-        """Classify into the rows of `embeddings`, of any length.
+        """Classify into the rows of `embeddings`, which may have any norm.
 
         `similarity` is divided by `temperature`. The background's logit is 0 (`zero`, as in the
-        official code, whose background embedding is the zero vector) or the similarity to a
-        learned vector.
+        official code, whose background embedding is the zero vector) or the similarity to a learned
+        vector.
         """
         super().__init__()
         self.register_buffer("embeddings", None)
@@ -47,9 +47,9 @@ class TextClassifier(nn.Module):
         self.begin_with(embeddings)
 
     def begin_with(self, embeddings: Float[torch.Tensor, "C D"]) -> None:
-        """Take the texts to train with.
+        """Set the text embeddings to train with.
 
-        Where lengths count (`dot`), a learned background begins as long as they are on average.
+        With `dot`, where norms matter, a learned background starts with their mean norm.
         """
         self.embeddings = embeddings.clone()
         if self.background is not None and not self.cosine:
@@ -61,8 +61,8 @@ class TextClassifier(nn.Module):
     ) -> Float32[torch.Tensor, "R _"]:
         """Return logits (R, 1 + V), background first.
 
-        `vocabulary` lists the class indices to choose from, all C if None; a class that is left
-        out takes no part in the softmax.
+        `vocabulary` lists the class indices to choose from, all C if None. Classes left out take no
+        part in the softmax.
         """
         projected = self.projection(features)
         targets = self.embeddings if vocabulary is None else self.embeddings[list(vocabulary)]
@@ -85,10 +85,10 @@ def classification_loss(
     background_weight: float,
     weights: Float[torch.Tensor, " R"] | None = None,
 ) -> Float[torch.Tensor, ""]:
-    """Return cross-entropy of logits (R, 1 + V) with labels, 0 for background.
+    """Return the cross-entropy of logits (R, 1 + V) with labels, of which 0 is background.
 
-    A weighted mean: background counts `background_weight` (official code 0.2), a class 1. With
-    `weights` each term is times its own, and the sum is divided by as much as without.
+    It is a weighted mean: background has weight `background_weight` (official code 0.2), a class 1.
+    `weights` multiply the terms, but not the number by which their sum is divided.
     """
     weight = logits.new_ones(logits.shape[1])
     weight[0] = background_weight

@@ -1,6 +1,6 @@
 """Training of the detector, the same for pseudo-labels and for fine-tuning on base annotations.
 
-Step k draws its images, their augmentation and torchvision's samples from (seed, k) alone, so a
+Step k draws its images, their augmentation and torchvision's samples from (seed, k) alone. So a
 resumed run repeats an uninterrupted one exactly, and several processes or micro-batches repeat one
 process up to rounding (`stages.models.detection.global_batch`).
 """
@@ -42,10 +42,10 @@ from stages.models.detection.samples import training_sample
 from stages.models.detection.supervision import Supervision
 from stages.models.solver import Schedule, cosine, make_optimizer, set_rate, step_decay
 
-MICRO_BATCH = "OVIS_MICRO_BATCH"  # images at once in a process; gradients are accumulated
+MICRO_BATCH = "OVIS_MICRO_BATCH"  # images at once per process; gradients are accumulated
 USUAL_MICRO_BATCH = 8
 BATCHES_AHEAD = 3
-LAST_RATE = 0.02  # of the learning rate, at the end of the cosine
+LAST_RATE = 0.02  # at the end of the cosine, as a fraction of the learning rate
 Samples = list[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
 
@@ -62,18 +62,18 @@ def train_detector(
     """Train in place, and leave the model in inference mode.
 
     Args:
-        model: starting weights.
+        model: with its initial weights.
         supervision: what to learn from; labels are 1-based positions in `vocabulary`.
-        params: the run.
+        params: of the run.
         seed: of order, augmentation and sampling.
-        curve: takes the losses of every step.
-        vocabulary: class indices that the softmax runs over; all if None.
-        checkpoint: where to resume from and save to.
+        curve: records the losses of every step.
+        vocabulary: class indices to choose from; all if None.
+        checkpoint: where to resume from and save to; None saves nothing.
         what: the name in progress lines.
 
     Raises:
-        ValueError: OVIS_MICRO_BATCH or the number of processes does not fit the run, or a loss is
-            not finite.
+        ValueError: the model does not support the sources, OVIS_MICRO_BATCH or the number of
+            processes does not fit the run, or a loss is not finite.
     """
     for part in (model.backbone, model.region_stage):  # a tenth faster on CPUs
         if part is not None:
@@ -86,8 +86,8 @@ def train_detector(
         )
     if supervision.partial and not model.supports("partial_labels"):
         raise ValueError(
-            f"{model.architecture} takes each class that an image has no label of for absent; set"
-            " negatives of each of supervision.sources to all"
+            f"{model.architecture} treats classes without a label in an image as absent; set"
+            " negatives to all in each of supervision.sources"
         )
     freeze(model, params)
     losses_of = region_losses(params.region_losses)
@@ -112,8 +112,8 @@ def train_detector(
         samples = next(batches)
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
-        # torchvision's samplers take the global generator and no other, so each step seeds it;
-        # fork_rng gives the caller's state back.
+        # torchvision's samplers use only the global generator, so each step seeds it; fork_rng
+        # restores the caller's state.
         own_seed = derive_seed(seed, "step", step)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(own_seed)
@@ -127,14 +127,14 @@ def train_detector(
         set_rate(optimizer, rate(step))
         nn.utils.clip_grad_norm_(model.parameters(), params.gradient_clip)
         optimizer.step()
-        # Waits for the device, once a step.
+        # This waits for the device, once per step.
         row = torch.stack([loss.float() for loss in sums.values()]).cpu()
         add_over_processes(row)
         found = dict(zip(sums, row.tolist(), strict=True))
         if not row.isfinite().all():
             raise ValueError(
                 f"{what}: the losses of step {step + 1} are {found}; lower training.learning_rate,"
-                " set training.gradient_clip, or check the weights that it started from"
+                " set training.gradient_clip, or check its initial weights"
             )
         curve.add(step + 1, **{f"loss_{name}": loss for name, loss in found.items()})
         if first:
@@ -144,7 +144,7 @@ def train_detector(
 
 
 def make_schedule(params: TrainingParams) -> Schedule:
-    """Return the learning rate of each step."""
+    """Return the learning-rate schedule of a training."""
     schedule = params.schedule
     if schedule.kind == "cosine":
         return cosine(params.learning_rate, params.steps, params.warmup_steps, LAST_RATE)
@@ -158,7 +158,7 @@ def make_schedule(params: TrainingParams) -> Schedule:
 
 
 def training_metrics(model: Detector, supervision: Supervision, curve: Curve) -> dict[str, Any]:
-    """Return what metrics.json tells of a training: data, what was left out, last losses."""
+    """Return what metrics.json reports of a training: data, what was left out, last losses."""
     return {
         **supervision.facts(),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -167,10 +167,10 @@ def training_metrics(model: Detector, supervision: Supervision, curve: Curve) ->
 
 
 def freeze(model: Detector, params: TrainingParams) -> None:
-    """Put the model in training mode, but keep weights and batch statistics of `params.frozen`.
+    """Put the model in training mode, but fix weights and batch statistics of `params.frozen`.
 
-    Only the batch norms are put in inference mode: torchvision's proposal network gives no losses
-    in that mode.
+    Only the batch norms go to inference mode: in that mode, torchvision's proposal network gives no
+    losses.
     """
     model.train()
     parts = model.parts()
@@ -182,7 +182,7 @@ def freeze(model: Detector, params: TrainingParams) -> None:
 
 
 def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
-    """Return how many of this process's images go through the network at once."""
+    """Return how many of this process's images pass through the network at once."""
     own, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
     split = num_processes() > 1 or (wanted is not None and wanted < own)
     in_parts, norms = model.supports("micro_batches"), trained_batch_norms(model)
@@ -236,8 +236,8 @@ def _micro_batches(
 ) -> Iterator[tuple[list[torch.Tensor], Targets, BatchRng | None]]:
     """Yield images, targets and draws of each micro-batch of at most `size` images.
 
-    Where there are several, what they can be sampled from has to be counted first, by a forward
-    pass up to the proposals: the samples are those of the whole batch.
+    If there are several, a forward pass up to the proposals first counts what can be sampled from
+    each, because the samples are those of the whole batch.
     """
     count = params.batch_size
     starts = range(0, len(samples), size)

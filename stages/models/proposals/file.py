@@ -1,4 +1,4 @@
-"""The proposal network as a file: weights, and in the header which network and of what sizes."""
+"""The file of a proposal network: its weights, and in the header its kind and sizes."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -16,10 +16,10 @@ def save_wspn(path: Path, model: LanguageWspn | ImagenetWspn) -> None:
 
 
 def load_wspn(path: Path) -> Wspn:
-    """Return the network of either kind in evaluation mode, on the CPU.
+    """Return a proposal network of either kind in evaluation mode, on the CPU.
 
     Raises:
-        ValueError: weights are missing, left over or of another size; the message names them.
+        ValueError: weights are missing, left over or of another shape; the message names them.
     """
     weights, facts = read_tensors(path)
     model: Wspn

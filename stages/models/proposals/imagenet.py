@@ -1,13 +1,13 @@
-"""The proposal network on ResNet-50 or VGG16, with refinement heads, trained from end to end.
+"""The proposal network on ResNet-50 or VGG16, with refinement heads, trained end to end.
 
-The pooled features of a proposal go to W^cls and W^det (eq. 5), to heads that refine the class
-scores and regress the box, and to a class-agnostic quality. Source: wetectron's account of MIST
-(Instance-aware, Context-focused, and Memory-efficient WSOD), whose test averages heads and views.
-Ours: regression is class-agnostic, for the boxes serve any class; RoIAlign takes the place of
-RoIPool, whose gradient is not reproducible on a GPU; the quality.
+The pooled features of a proposal go to W^cls and W^det, to heads that refine the class scores and
+regress the box, and to a class-agnostic quality head. Source: MIST (Instance-aware,
+Context-focused, and Memory-efficient WSOD) as in its code, wetectron, whose test averages heads and
+views. Ours: regression is class-agnostic, because the boxes serve any class; RoIAlign replaces
+RoIPool, whose gradient is not reproducible on a GPU; and the quality head is new.
 
-Shape legend: R proposals of one image, C base classes, K >= 1 refinements, D channels,
-F features, h w cells. Boxes: x0, y0, x1, y1 in pixels of what each docstring says.
+Shape legend: R proposals of one image, C base classes, K >= 1 refinements, D channels, F features,
+h w cells. Boxes: x0, y0, x1, y1 in pixels of the frame that each docstring names.
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,9 @@ from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
 class ImagenetWspnConfig:
     """Sizes; `category_ids` are the labelled classes in the order of the class scores.
 
-    `regions_at_once` bounds memory: so many proposals are pooled, and their features kept for the
-    backward pass, at a time. `dropout` is that of VGG16's two layers; ResNet-50 has none.
+    `regions_at_once` bounds memory: this many proposals are pooled at a time, and only their
+    features are kept for the backward pass. `dropout` is that of VGG16's two layers; ResNet-50 has
+    none.
     """
 
     backbone: Literal["resnet50", "vgg16"]
@@ -42,7 +43,7 @@ class ImagenetWspnConfig:
 
 
 class Outputs(NamedTuple):
-    """What the heads say of the proposals of one image; K of the lists."""
+    """What the heads predict for the proposals of one image; each list has K entries."""
 
     class_logits: torch.Tensor  # W^cls (R, C)
     detection_logits: torch.Tensor  # W^det (R, C)
@@ -52,7 +53,7 @@ class Outputs(NamedTuple):
 
 
 class View(NamedTuple):
-    """One view of an image; `scale` and `width` lead its boxes there."""
+    """One view of an image; `scale`, `width` and `flipped` map boxes into it."""
 
     features: torch.Tensor  # (1, D, h, w)
     scale: torch.Tensor  # (4,)
@@ -66,10 +67,10 @@ class View(NamedTuple):
 
 
 class ImagenetWspn(Wspn):
-    """The network; it computes on the device that its weights are on."""
+    """The network; it computes on the device of its weights."""
 
     config: ImagenetWspnConfig
-    trunk: nn.Sequential | nn.ModuleDict  # of ResNet-50, or of VGG16
+    trunk: nn.Sequential | nn.ModuleDict  # ResNet-50's, or VGG16's
 
     def __init__(self, config: ImagenetWspnConfig) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ class ImagenetWspn(Wspn):
         return self.class_part.weight.device
 
     def feature_map(self, pixels: Float[torch.Tensor, "1 3 H W"]) -> Float[torch.Tensor, "1 D h w"]:
-        """Return the map of normalised pixels."""
+        """Return the map of normalised pixels, at stride 8 (VGG16) or 16 (ResNet-50)."""
         if isinstance(self.trunk, nn.ModuleDict):
             return self.trunk["features"](pixels)  # stride 8
         return self.trunk[:-1](pixels)  # up to layer3, stride 16
@@ -102,11 +103,11 @@ class ImagenetWspn(Wspn):
     def region_features(
         self, feature_map: Float[torch.Tensor, "1 D h w"], boxes_xyxy: Float[torch.Tensor, "R 4"]
     ) -> Float[torch.Tensor, "R F"]:
-        """Return what the heads see of boxes in the view's pixels.
+        """Return the heads' input for boxes in the view's pixels.
 
-        With gradients, of several parts of `regions_at_once` boxes only the results are kept, and
-        the rest is computed again in the backward pass: thousands of proposals take the memory of
-        one part. Where all boxes are one part, nothing is computed again.
+        Boxes are pooled in parts of `regions_at_once`. With gradients and several parts, only the
+        results are kept and the rest is recomputed in the backward pass, so thousands of proposals
+        take the memory of one part. A single part is not recomputed.
         """
         parts = boxes_xyxy.split(self.config.regions_at_once)
         if torch.is_grad_enabled() and len(parts) == 1:
@@ -126,7 +127,7 @@ class ImagenetWspn(Wspn):
         return self.trunk[-1](pooled).mean((2, 3))
 
     def heads(self, features: Float[torch.Tensor, "R F"]) -> Outputs:
-        """Return what the heads make of features."""
+        """Return the heads' outputs for region features."""
         classes, detection = self.class_part(features).chunk(2, dim=1)
         count = 1 + len(self.config.category_ids)
         refined = [part(features).tensor_split([count], dim=1) for part in self.refinement_parts]
@@ -142,7 +143,7 @@ class ImagenetWspn(Wspn):
     def extract_features(
         self, image: UInt8[np.ndarray, "H W 3"], views: ViewSettings
     ) -> ImageFeatures:
-        """Return the maps of all views; the frame of boxes is the image itself."""
+        """Return the maps of all views; boxes are in the frame of the image itself."""
         maps = []
         for side in views.shorter_sides:
             for flipped in (False, True) if views.flip else (False,):
@@ -155,20 +156,20 @@ class ImagenetWspn(Wspn):
     def score_classes(
         self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
     ) -> Float[torch.Tensor, "R C"]:
-        """Return the mean over views and refinements of the class scores."""
+        """Return class scores, averaged over views and refinements."""
         return self.assess(features, boxes_xyxy)[0]
 
     def score_objects(
         self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
     ) -> tuple[Float[torch.Tensor, " R"], Float[torch.Tensor, "R 4"]]:
-        """Return the means over views: quality, and of all refinements offsets."""
+        """Return quality, averaged over views, and offsets, also averaged over refinements."""
         return self.assess(features, boxes_xyxy)[1:]
 
     @torch.no_grad()
     def assess(
         self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
     ) -> tuple[Float[torch.Tensor, "R C"], Float[torch.Tensor, " R"], Float[torch.Tensor, "R 4"]]:
-        """Return what `score_classes` and `score_objects` do; next to regions, heads are free."""
+        """Return class scores, quality and offsets from one pass over the regions."""
         scores, qualities, offsets = [], [], []
         for view in features.maps:
             outputs = self.heads(self.region_features(view.features, view.boxes(boxes_xyxy)))
@@ -176,7 +177,7 @@ class ImagenetWspn(Wspn):
             scores.append(logits.softmax(2)[:, :, 1:].mean(0))
             qualities.append(outputs.quality_logits.sigmoid())
             mean = torch.stack(outputs.offsets).mean(0)
-            if view.flipped:  # a shift to the right is one to the left in the mirror
+            if view.flipped:  # in the mirror, a shift to the right is one to the left
                 mean = mean * mean.new_tensor([-1, 1, 1, 1])
             offsets.append(mean)
         means = [torch.stack(views).mean(0) for views in (scores, qualities, offsets)]

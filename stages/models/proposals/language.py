@@ -1,17 +1,17 @@
 """The proposal network on the trunk and the words of the small vision-language model.
 
-Two parts look at a proposal; the trunk is not trained.
+The trunk is frozen. Two parts assess a proposal:
 
-- The class part (W^cls, W^det of eq. 5) sees the trunk's features in the box and around it, and is
-  trained with image labels of base classes. Its scores know base classes only.
-- The object part predicts how well a box is localised and where its object's borders are. It sees
-  only what all classes have in common: how well the frozen vision-language features in the box and
-  around it match their best word, whichever word that is. So what it learns from boxes of base
-  classes also holds for classes that no label names (ours: the paper does not say how its scores
-  become class-agnostic).
+- The class part (W^cls and W^det) reads the trunk's features in and around the box, and is trained
+  with image labels of base classes. It scores base classes only.
+- The object part predicts how well a box is localised and where its object's borders are. It reads
+  only what all classes have in common: how well the vision-language features in and around the box
+  match their best word, whichever word that is. So what it learns from seeds of base classes also
+  holds for classes without labels. Ours: the paper does not say how its scores become
+  class-agnostic.
 
-Shape legend: R proposals of one image, C base classes, W words, E evidence maps, F features,
-h w cells of stride 8. Boxes: x0, y0, x1, y1 in pixels of the image given to the network.
+Shape legend: R proposals of one image, C base classes, W words, D channels, E evidence maps, F
+features, h w cells of stride 8. Boxes: x0, y0, x1, y1 in pixels of the network's input.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from stages.models.vision_language.small_albef import SmallAlbef
 from stages.models.vision_language.tokenizer import CaptionTokenizer
 
 STRIDE = 8
-SURROUNDINGS = 1.6  # side of the enlarged box, in sides of the box
+SURROUNDINGS = 1.6  # side of the enlarged box, in sides of the original
 EVIDENCE_MAPS = 6
 GEOMETRY_FEATURES = 8
 EVIDENCE_FEATURES = EVIDENCE_MAPS * (3 * 3 + 4 * 4 + 2) + GEOMETRY_FEATURES
@@ -54,7 +54,7 @@ class LanguageWspnConfig:
 
 
 class FeatureMaps(NamedTuple):
-    """What the frozen part makes of one image."""
+    """The frozen part's maps of one image."""
 
     trunk: torch.Tensor  # (1, D, h, w)
     evidence: torch.Tensor  # (1, E, h, w)
@@ -62,7 +62,7 @@ class FeatureMaps(NamedTuple):
 
 
 class StandardisedMlp(nn.Module):
-    """Standardises its input, then two hidden layers and linear outputs."""
+    """Standardises its input, then applies two hidden layers and a linear one."""
 
     mean: torch.Tensor
     deviation: torch.Tensor
@@ -81,7 +81,7 @@ class StandardisedMlp(nn.Module):
         )
 
     def fit(self, sample: Float[torch.Tensor, "R F"]) -> None:
-        """Set mean and deviation from features."""
+        """Set mean and deviation from a sample of features; 0.05 is added to each deviation."""
         self.mean.copy_(sample.mean(0))
         self.deviation.copy_(deviation(sample, 0) + 0.05)
 
@@ -91,7 +91,7 @@ class StandardisedMlp(nn.Module):
 
 
 class LanguageWspn(Wspn):
-    """The network; every method below is one step of it."""
+    """The network; each method is one step of it."""
 
     config: LanguageWspnConfig
     words: torch.Tensor
@@ -116,13 +116,13 @@ class LanguageWspn(Wspn):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.words.device
 
     def take_language(self, vlm: SmallAlbef, tokenizer: CaptionTokenizer) -> None:
         """Copy trunk, projection and words of the vision-language model.
 
-        All words that an image can show count alike, so no class is favoured by its name.
+        All words that an image can show are taken alike, so no class is favoured by its name.
         """
         self.trunk.load_state_dict(vlm.trunk.state_dict())
         self.image_norm.load_state_dict(vlm.image_norm.state_dict())
@@ -132,11 +132,11 @@ class LanguageWspn(Wspn):
 
     @torch.no_grad()
     def feature_maps(self, image: Float[torch.Tensor, "1 3 H W"]) -> FeatureMaps:
-        """Return the maps, on the model's device, of one image's normalised pixels.
+        """Return the maps of one image's normalised pixels, on the model's device.
 
-        The evidence of a cell are the soft and the hard maximum over all words of its similarity,
-        its spread, its sharpness, and the lengths of the cell's two feature vectors: numbers that
-        tell how much there is to name, and not what.
+        A cell's evidence is six numbers: soft maximum, maximum, deviation and sharpness of its
+        similarities to all words, and the lengths of its two feature vectors. They tell how much
+        there is to name, but not what.
         """
         self.trunk.eval()
         trunk = self.trunk(image.to(self.device))[1]
@@ -159,7 +159,7 @@ class LanguageWspn(Wspn):
     def appearance(
         self, maps: FeatureMaps, boxes_xyxy: Float[torch.Tensor, "R 4"]
     ) -> Float[torch.Tensor, "R F"]:
-        """Return what the class part sees: features in and around the box, and its shape."""
+        """Return the class part's input: features in and around the box, and its geometry."""
         around = enlarge(boxes_xyxy, SURROUNDINGS)
         inside = _pool(maps.trunk, boxes_xyxy, 2, samples=2)
         outside = _pool(maps.trunk, around, 1, samples=4)
@@ -168,7 +168,10 @@ class LanguageWspn(Wspn):
     def evidence(
         self, maps: FeatureMaps, boxes_xyxy: Float[torch.Tensor, "R 4"]
     ) -> Float[torch.Tensor, "R F"]:
-        """Return what the object part sees: evidence in, around and far from the box."""
+        """Return the object part's input: evidence in and around the box, and its geometry.
+
+        It includes the maximum and mean of the evidence over the whole image.
+        """
         inside = _pool(maps.evidence, boxes_xyxy, 3, samples=2)
         around = _pool(maps.evidence, enlarge(boxes_xyxy, SURROUNDINGS), 4, samples=2)
         anywhere = torch.cat([maps.evidence.amax((2, 3)), maps.evidence.mean((2, 3))], dim=1)
@@ -187,9 +190,9 @@ class LanguageWspn(Wspn):
     def extract_features(
         self, image: UInt8[np.ndarray, "H W 3"], views: ViewSettings
     ) -> ImageFeatures:
-        """Return the maps of the image at the size of `config.image_side`; `views` do not count.
+        """Return the maps of the image, its longer side scaled to `config.image_side`.
 
-        The frame of boxes is the image at that size.
+        Boxes are in the frame of the scaled image. `views` is not used.
         """
         pixels, scale = network_input(image, self.config.image_side)
         maps = self.feature_maps(pixels)
@@ -198,26 +201,30 @@ class LanguageWspn(Wspn):
     def score_classes(
         self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
     ) -> Float[torch.Tensor, "R C"]:
-        """Return W of eq. 5."""
+        """Return W, whose sum over the proposals is p_c of eq. 5."""
         return class_scores(*self.class_logits(self.appearance(features.maps, boxes_xyxy)))
 
     def score_objects(
         self, features: ImageFeatures, boxes_xyxy: Float[torch.Tensor, "R 4"]
     ) -> tuple[Float[torch.Tensor, " R"], Float[torch.Tensor, "R 4"]]:
-        """Return what the object part says: expected IoU and offsets."""
+        """Return the object part's expected IoU and offsets."""
         logits, offsets = self.objects(self.evidence(features.maps, boxes_xyxy))
         return logits[:, 0].sigmoid(), offsets
 
 
 def deviation(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return the unbiased standard deviation along `dim`; of a single value 0, and not 0/0."""
+    """Return the unbiased standard deviation along `dim`; 0 for a single value."""
     return values.std(dim, correction=min(1, values.shape[dim] - 1))
 
 
 def geometry(
     boxes_xyxy: Float[torch.Tensor, "R 4"], image_hw: tuple[int, int]
 ) -> Float[torch.Tensor, "R 8"]:
-    """Return logarithms of area, aspect and sides, and which borders the box touches."""
+    """Return logarithms of area, aspect and sides, and which image borders the box touches.
+
+    Area and sides are fractions of the image's, aspect is width over height in pixels. A box
+    touches a border that is less than 2 pixels away.
+    """
     height, width = image_hw
     x0, y0, x1, y1 = boxes_xyxy.unbind(1)
     across, down = (x1 - x0) / width, (y1 - y0) / height
@@ -227,7 +234,7 @@ def geometry(
 
 
 def enlarge(boxes_xyxy: Float[torch.Tensor, "R 4"], factor: float) -> Float[torch.Tensor, "R 4"]:
-    """Return boxes of the same centres with sides times `factor`; they may leave the image."""
+    """Return boxes with the same centres and sides times `factor`; they may leave the image."""
     top_left, bottom_right = boxes_xyxy.split(2, dim=1)
     centres, half = (top_left + bottom_right) / 2, (bottom_right - top_left) / 2 * factor
     return torch.cat([centres - half, centres + half], dim=1)

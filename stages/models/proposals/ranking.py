@@ -1,7 +1,7 @@
-"""Top-K boxes of an image by the proposal network.
+"""The best K boxes of an image, by the proposal network.
 
 Mask-free OVIS, pseudo bounding box generation, step 3: B = {b_1, …, b_K}.
-Shape legend: R candidates of one image, C base classes, K ranked boxes. Boxes x0, y0, x1, y1 in
+Shape legend: R candidates of one image, C base classes, K ranked boxes. Boxes: x0, y0, x1, y1 in
 pixels.
 """
 
@@ -23,25 +23,26 @@ NOT_KEPT = -1.0  # below every score
 
 
 class AgreementSettings(Section):
-    """Which neighbours agree on a class score, and how much each has to say: see `consensus`."""
+    """Which neighbours count towards a class score, and how much: see `consensus`."""
 
     neighbour_iou: float = Field(gt=0, le=1)
     power: float = Field(gt=0, le=1)
 
 
 class RankingSettings(Section):
-    """How boxes are refined, scored and kept apart: section `ranking` of params.yaml.
+    """How boxes are refined, scored and suppressed: section `ranking` of params.yaml.
 
-    - `top_k`: most boxes of an image.
+    - `top_k`: the most boxes per image.
     - `score`: quality: predicted IoU with an object of any class; classes: the class scores, by
-      which boxes suppress each other within each class only, see `order_by_class`.
-    - `agreement`: of class scores, with neighbours that overlap less than wholly.
-    - `scored`: box: each candidate is scored itself; proposal: as the box was that it was regressed
-      from, so that one pass over the regions gives scores and regression.
-    - `refinements`: how often the boxes are regressed; each result is a candidate as well.
-    - `keep_proposals`: whether proposals are candidates too beside their refinements.
+      which boxes suppress each other within each class only (see `order_by_class`).
+    - `agreement`: of class scores, among boxes that overlap; neighbour_iou 1 leaves them as they
+      are.
+    - `scored`: box: each candidate is scored itself; proposal: a regressed box has the score of the
+      box that it was regressed from, so that one pass over the regions gives scores and regression.
+    - `refinements`: how often the boxes are regressed; each result is a candidate too.
+    - `keep_proposals`: whether proposals are candidates beside their refinements.
     - `nms_iou`: rising thresholds, see `order_in_layers`.
-    - `views`: what an ImageNet backbone looks at; its answers are averaged.
+    - `views`: the views of an image that an ImageNet backbone averages over.
     """
 
     top_k: int = Field(ge=1)
@@ -68,16 +69,16 @@ def rank_proposals(
     proposals_xyxy: Float32[np.ndarray, "R 4"],
     settings: RankingSettings,
 ) -> tuple[Float32[np.ndarray, "K 4"], Float32[np.ndarray, " K"]]:
-    """Return the best boxes of an image.
+    """Return the best boxes of an image, at most `top_k`.
 
     Args:
         model: in evaluation mode.
         image: RGB.
-        proposals_xyxy: in its pixels, R >= 1.
+        proposals_xyxy: in pixels of the image, R >= 1.
         settings: how to rank.
 
     Returns:
-        (boxes, scores in [0, 1], not rising)
+        (boxes xyxy, clipped to the image; scores in [0, 1], best first)
     """
     features = model.extract_features(image, settings.views)
     boxes = torch.from_numpy(proposals_xyxy * features.scale).to(model.device)
@@ -98,7 +99,10 @@ def rank_proposals(
 def _agree(
     scores: torch.Tensor, boxes_xyxy: torch.Tensor, settings: AgreementSettings
 ) -> torch.Tensor:
-    """Return class scores (R, C) that neighbours agree on, the highest of an image 1."""
+    """Return class scores (R, C) on which neighbours agree, scaled to a maximum of 1.
+
+    With `neighbour_iou` 1 the scores are returned as they are.
+    """
     if settings.neighbour_iou == 1:
         return scores
     overlaps = box_iou(boxes_xyxy, boxes_xyxy)
@@ -109,14 +113,14 @@ def _agree(
 def _scored_themselves(
     model: Wspn, features: ImageFeatures, boxes: torch.Tensor, settings: RankingSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return candidates (P, 4), and their own class scores (P, C) or qualities (P,)."""
+    """Return candidates (P, 4) and their own class scores (P, C) or qualities (P,)."""
     candidates, qualities = [], []
     for turn in range(settings.refinements + 1):
         kept = turn > 0 or settings.keep_proposals or settings.refinements == 0
         if kept:
             candidates.append(boxes)
         if turn == settings.refinements and settings.score == "classes":
-            break  # neither its quality nor its regression is asked for
+            break  # neither quality nor regression is needed
         quality, offsets = model.score_objects(features, boxes)
         if kept:
             qualities.append(quality)
@@ -130,7 +134,7 @@ def _scored_themselves(
 def _scored_before_regression(
     model: Wspn, features: ImageFeatures, boxes: torch.Tensor, settings: RankingSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the same, but a regressed box has the scores of the box that it was before."""
+    """Return the same, but a regressed box has the scores of the box before regression."""
     candidates, scores = [], []
     for turn in range(settings.refinements):
         classes, quality, offsets = model.assess(features, boxes)
@@ -149,21 +153,21 @@ def order_in_layers(
     scores: Float[torch.Tensor, " R"],
     nms_iou: Sequence[float],
 ) -> tuple[Int[torch.Tensor, " K"], Float[torch.Tensor, " K"]]:
-    """Order boxes so that the first K are good and different, whatever K is.
+    """Order boxes so that the first K are good and different, for any K.
 
-    The first layer is what non-maximum suppression with the lowest threshold keeps, best first;
-    the next one what the second threshold adds to it; and so on. What the last threshold
-    suppresses is dropped. One threshold alone would serve one K: a low one finds more objects with
-    ten boxes and a high one more with a hundred.
+    The first layer is what non-maximum suppression keeps at the lowest threshold, best first. The
+    next layer is what the second threshold adds to it, and so on. Boxes that the last threshold
+    suppresses are dropped. A single threshold would suit a single K: a low one finds more objects
+    with ten boxes, a high one more with a hundred.
 
     Args:
-        boxes_xyxy: of an image.
+        boxes_xyxy: of one image.
         scores: in [0, 1].
-        nms_iou: rising thresholds of IoU.
+        nms_iou: rising IoU thresholds.
 
     Returns:
-        (rows, scores in [0, 1], not rising: of L layers, the l-th from the end has
-        scores in [(l - 1) / L, l / L])
+        (rows, scores in [0, 1], best first). Of L layers, the l-th from the end has scores in [(l -
+        1) / L, l / L].
     """
     layers = len(nms_iou)
     taken = torch.zeros(0, dtype=torch.int64, device=scores.device)
@@ -185,25 +189,25 @@ def order_by_class(
     nms_iou: Sequence[float],
     top_k: int,
 ) -> tuple[Int[torch.Tensor, " K"], Float[torch.Tensor, " K"]]:
-    """Order boxes of several classes, none of which suppresses one of another class.
+    """Order boxes by the class scores; boxes suppress each other only within a class.
 
-    Each class is put in order by itself, by `order_in_layers`, and the lists are merged; a box that
-    several classes keep comes once, at its best. Source: wetectron, which suppresses within each
-    class, joins the lists and keeps the best 100 (ours: it counts a box once for each class).
+    `order_in_layers` orders each class by itself, and the lists are merged. A box that several
+    classes keep appears once, with its best score. Source: wetectron, which suppresses within each
+    class, joins the lists and keeps the best 100. Ours: a box counts once, not once per class.
 
-    Nothing is lost by keeping `top_k` of each class: whatever stands before a box in the list of
-    its best class stands before it in the merged list too. So memory grows with R + C · top_k, not
-    with R · C boxes, and no score has to be so low that it does not count (wetectron's limit is 0).
+    Keeping `top_k` of each class loses nothing: whatever precedes a box in the list of its best
+    class also precedes it in the merged list. So memory grows with R + C · top_k, not with R · C,
+    and no threshold on scores is needed (wetectron's is 0).
 
     Args:
-        boxes_xyxy: of an image.
+        boxes_xyxy: of one image.
         scores: in [0, 1].
-        nms_iou: rising thresholds of IoU.
-        top_k: most boxes to return.
+        nms_iou: rising IoU thresholds.
+        top_k: the most boxes to return.
 
     Returns:
-        (rows, scores in [0, 1], not rising), K <= top_k; scores as `order_in_layers` has
-        them, which are those of the classes where there is one threshold
+        (rows, scores in [0, 1], best first), K <= top_k. Scores are those of `order_in_layers`;
+        with one threshold these are the class scores.
     """
     best = scores.new_full((len(boxes_xyxy),), NOT_KEPT)
     for own_scores in scores.unbind(1):

@@ -1,11 +1,12 @@
 """Selective search: unsupervised object proposals from grouped segments (OpenCV-contrib's version).
 
-Mask-free OVIS, pseudo bounding box generation, step 1: U = {u_1, …, u_R}. R proposals; boxes are
-x0, y0, x1, y1 in pixels of the image given, origin top-left, x1 and y1 exclusive edges.
+Mask-free OVIS, pseudo bounding box generation, step 1: U = {u_1, …, u_R}.
+Shape legend: R proposals, of which K are kept, H W pixels. Boxes: x0, y0, x1, y1 in pixels of the
+given image, origin top-left; x1 and y1 are exclusive edges.
 
-OpenCV's rank of a proposal is its level in the hierarchy times a random number, and it draws that
-number from C's `rand()`, which `cv2.setRNGSeed` does not reach: without `srand` before each image
-the order would depend on all images that this process saw before.
+OpenCV ranks a proposal by its level in the hierarchy times a random number from C's `rand()`, which
+`cv2.setRNGSeed` does not seed. Without `srand` before each image, the order would depend on all
+images that the process searched before.
 """
 
 import ctypes
@@ -24,7 +25,7 @@ Mode = Literal["single", "fast", "quality"]
 
 
 class SearchSettings(Section):
-    """How to search and what to keep: section `proposals` of params.yaml."""
+    """How to search and which boxes to keep: section `proposals` of params.yaml."""
 
     mode: Mode
     longer_side: int = Field(ge=32)
@@ -36,16 +37,16 @@ class SearchSettings(Section):
 def selective_search(
     image: UInt8[np.ndarray, "H W 3"], settings: SearchSettings, seed: int, image_id: int
 ) -> Float32[np.ndarray, "R 4"]:
-    """Return the proposals of one image, best first in the method's own order.
+    """Return the proposals of one image in the method's own order, best first.
 
     Args:
         image: RGB.
-        settings: mode, scale and filters.
+        settings: mode, size of the searched image and filters.
         seed: the experiment's seed; with `image_id` it fixes the order.
-        image_id: the image.
+        image_id: the image's id.
 
     Returns:
-        Distinct boxes inside the image; R is 0 if no segment passes the filters.
+        Distinct boxes inside the image; R is 0 if none passes the filters.
     """
     height, width = image.shape[:2]
     shrink = min(1.0, settings.longer_side / max(height, width))
@@ -62,7 +63,7 @@ def selective_search(
 def keep_usable(
     boxes_xyxy: Float[np.ndarray, "R 4"], image_hw: tuple[int, int], settings: SearchSettings
 ) -> Float[np.ndarray, "K 4"]:
-    """Drop thin, tiny and nearly image-wide boxes and repetitions; keep the order."""
+    """Drop tiny, thin, nearly image-sized and repeated boxes; keep the order of the rest."""
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     shorter, longer = sides.min(axis=1), sides.max(axis=1)
     usable = shorter >= settings.min_side
@@ -74,7 +75,7 @@ def keep_usable(
 
 
 def _search(image: np.ndarray, mode: Mode, seed: int) -> np.ndarray:
-    """Return int32 (R, 4) x, y, width, height in OpenCV's order, repetitions included."""
+    """Return int32 (R, 4) x, y, width, height in OpenCV's order, with repetitions."""
     cv2.setNumThreads(1)
     ctypes.CDLL(None).srand(ctypes.c_uint(seed & 0xFFFFFFFF))
     search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()

@@ -1,4 +1,7 @@
-"""What the proposal network is given: an image at some size and the scale of its boxes."""
+"""Inputs of the proposal networks: an image at some size, and the scale of its boxes.
+
+Shape legend: H W pixels of the image, h w pixels of the scaled image, R boxes.
+"""
 
 from typing import Annotated
 
@@ -15,11 +18,11 @@ from stages.models.backbones.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ViewSettings(Section):
-    """How an ImageNet backbone sees an image; training draws one view, ranking averages all.
+    """Views of an image for an ImageNet backbone; training draws one, ranking averages all of them.
 
     - `shorter_sides`: pixels of the shorter side, one view each.
-    - `longer_side`: most pixels of the longer side, whatever the shorter one then is.
-    - `flip`: mirrored views too.
+    - `longer_side`: most pixels of the longer side; it takes precedence.
+    - `flip`: add a mirrored view of each.
     """
 
     shorter_sides: list[Annotated[int, Field(ge=32)]] = Field(min_length=1)
@@ -34,11 +37,11 @@ def network_input(
 
     Args:
         image: RGB.
-        longer_side: of the result.
+        longer_side: of the result, in pixels.
 
     Returns:
-        (normalised pixels; the scale, by which boxes x0, y0, x1, y1 of
-        the image have to be multiplied to lie in them)
+        (normalised pixels; the factors that scale boxes x0, y0, x1, y1 from the image to the
+        result)
     """
     image, scale = _resize(image, longer_side / max(image.shape[:2]))
     return normalise_pixels(image[None]), scale
@@ -47,11 +50,11 @@ def network_input(
 def view_input(
     image: UInt8[np.ndarray, "H W 3"], shorter_side: int, longer_side: int, flip: bool
 ) -> tuple[Float32[torch.Tensor, "1 3 h w"], Float32[np.ndarray, "4"]]:
-    """Scale an image as the views of an ImageNet backbone are, and mirror it if `flip`.
+    """Scale an image to a view of an ImageNet backbone, and mirror it if `flip`.
 
     Returns:
-        as `network_input`, normalised as ImageNet's images; the scale is that of the image
-        before it is mirrored.
+        As `network_input`, but normalised by ImageNet's mean and deviation. The factors are those
+        before mirroring.
     """
     height, width = image.shape[:2]
     factor = min(shorter_side / min(height, width), longer_side / max(height, width))
@@ -62,7 +65,7 @@ def view_input(
 
 
 def mirror_boxes(boxes_xyxy: Float[torch.Tensor, "R 4"], width: int) -> Float[torch.Tensor, "R 4"]:
-    """Return boxes where a mirror turns them, in an image of `width` pixels."""
+    """Return boxes of an image, `width` pixels wide, as they lie in its mirror image."""
     x0, y0, x1, y1 = boxes_xyxy.unbind(1)
     return torch.stack([width - x1, y0, width - x0, y1], dim=1)
 

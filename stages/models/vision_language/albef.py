@@ -1,9 +1,10 @@
-"""ALBEF at its official size: ViT-B/16, BERT-base whose upper half looks at the image, a score.
+"""ALBEF at its official size: ViT-B/16, BERT-base with cross-attention in its upper half, a score.
 
-Its parts have the names and roles of the small model in small_albef.py, its numbers are the
-official implementation's: pre-normalised image layers, post-normalised text layers, GELU.
+Parts have the names and roles of those in small_albef.py. Sizes and layers are the official
+implementation's: pre-normalised image layers, post-normalised text layers, GELU.
 
-Shape legend: B images, M captions per image, L tokens, P = h·w patches, A heads, D width.
+Shape legend: B images, M captions per image, L tokens, P = h·w patches, T = 1 + P image tokens, A
+heads, D width.
 Source: "Align before Fuse" §3.1; tests/golden/README.md says how equality is tested.
 """
 
@@ -31,10 +32,10 @@ class AlbefConfig:
     vocabulary_size: int  # [30522]
     text_positions: int  # [512]
     patch_side: int  # pixels [16]
-    table_side: int  # of the image's position table, in patches [16]
+    table_side: int  # side of the image's position table, in patches [16]
     width: int  # [768]
     heads: int  # [12]
-    hidden: int  # of the perceptrons [3072]
+    hidden: int  # width inside the perceptrons [3072]
     image_layers: int  # [12]
     text_layers: int  # [6]
     fusion_layers: int  # [6]
@@ -42,7 +43,7 @@ class AlbefConfig:
 
 
 def require_whole_patches(images: torch.Tensor, side: int) -> None:
-    """Raise ValueError unless images (B, 3, H, W) can be cut into patches of `side` pixels."""
+    """Raise ValueError unless images (B, 3, H, W) divide into patches of `side` pixels."""
     if images.shape[2] % side or images.shape[3] % side:
         raise ValueError(
             f"images of {images.shape[2]}×{images.shape[3]} pixels cannot be cut into patches of"
@@ -55,7 +56,7 @@ def _perceptron(width: int, hidden: int) -> nn.Sequential:
 
 
 class ImageLayer(nn.Module):
-    """A layer of the vision transformer; nobody asks for its attention, so it is never stored."""
+    """A layer of the vision transformer; its attention is not needed, so it is never stored."""
 
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class ImageLayer(nn.Module):
         self.mlp = _perceptron(width, config.hidden)
 
     def forward(self, x: Float[torch.Tensor, "B T D"]) -> Float[torch.Tensor, "B T D"]:
-        """Map (B, 1 + P, D) to the same shape."""
+        """Map (B, T, D) to the same shape."""
         parts = self.query_key_value(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(query, key, value)
@@ -76,7 +77,7 @@ class ImageLayer(nn.Module):
 
 
 class TextLayer(nn.Module):
-    """A layer of BERT, optionally with cross-attention after its self-attention."""
+    """A BERT layer, optionally with cross-attention after its self-attention."""
 
     def __init__(self, config: AlbefConfig, cross: bool = False) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class TextLayer(nn.Module):
     def forward(
         self, x: Float[torch.Tensor, "B L D"], keep: Bool[torch.Tensor, "B L"]
     ) -> Float[torch.Tensor, "B L D"]:
-        """Map (B, L, D) to the same shape without looking at a context."""
+        """Map states (B, L, D) to the same shape, without cross-attention."""
         x = self.norm_self(x + self.self_attention(x, keep))
         return self.norm_mlp(x + self.mlp(x))
 
@@ -102,7 +103,7 @@ class TextLayer(nn.Module):
         keep: Bool[torch.Tensor, "BM L"],
         context: Float[torch.Tensor, "B P D"],
     ) -> tuple[Float[torch.Tensor, "BM L D"], Float[torch.Tensor, "B A _ P"]]:
-        """Return (text states (B*M, L, D), cross-attention (B, A, M*L, 1 + P)).
+        """Return text states (B*M, L, D) and cross-attention (B, A, M*L, 1 + P).
 
         The M captions of one image share its keys and values.
         """
@@ -114,7 +115,7 @@ class TextLayer(nn.Module):
 
 
 class Albef(nn.Module):
-    """The model for inference: no momentum copies, queues or masked-word head."""
+    """The model for inference, without momentum copies, queues or the masked-word head."""
 
     leading_context = 1
 
@@ -130,7 +131,7 @@ class Albef(nn.Module):
 
         self.word_embedding = nn.Embedding(config.vocabulary_size, width)
         self.text_position = nn.Parameter(torch.zeros(config.text_positions, width))
-        # Of BERT's two segments a caption is the first.
+        # A caption is the first of BERT's two segments.
         self.text_segment = nn.Parameter(torch.zeros(2, width))
         self.text_norm = nn.LayerNorm(width, eps=TEXT_NORM_EPS)
         self.text_layers = nn.ModuleList(TextLayer(config) for _ in range(config.text_layers))
@@ -150,7 +151,7 @@ class Albef(nn.Module):
         """Return image tokens (B, 1 + P, D) of normalised pixels, the class token first.
 
         Raises:
-            ValueError: a side of the images is no multiple of the patches'.
+            ValueError: a side of the images is not a multiple of the patch side.
         """
         require_whole_patches(images, self.config.patch_side)
         patches = self.patch_embedding(images)
@@ -162,7 +163,7 @@ class Albef(nn.Module):
         return self.image_norm(x)
 
     def _position(self, patches_hw: torch.Size) -> torch.Tensor:
-        """Return the position table, bicubically interpolated to other sizes as officially."""
+        """Return the position table, interpolated to other sizes bicubically, as officially."""
         side = self.config.table_side
         if tuple(patches_hw) == (side, side):
             return self.image_position
@@ -173,7 +174,7 @@ class Albef(nn.Module):
         return torch.cat([self.image_position[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
     def encode_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
-        """Return text states (B, L, D) of token ids (B, L), before any look at the image."""
+        """Return text states (B, L, D) of token ids (B, L), before any cross-attention."""
         keep = tokens != PAD
         embedded = self.word_embedding(tokens) + self.text_segment[0]
         x = self.text_norm(embedded + self.text_position[: tokens.shape[1]])
@@ -182,13 +183,13 @@ class Albef(nn.Module):
         return x
 
     def fusion_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
-        """Return what enters the fusion layers: the states (B, L, D) of `encode_text`."""
+        """Return the input of the fusion layers: the states (B, L, D) of `encode_text`."""
         return self.encode_text(tokens)
 
     def fusion_context(
         self, image_tokens: Float[torch.Tensor, "B T D"]
     ) -> Float[torch.Tensor, "B _ D"]:
-        """Return what the fusion layers attend to: class token and patches (B, 1 + P, D)."""
+        """Return the context of the fusion layers: class token and patches (B, 1 + P, D)."""
         return image_tokens
 
     def fuse(
@@ -208,7 +209,7 @@ class Albef(nn.Module):
         return states, attentions
 
     def matching_score(self, fused: Float[torch.Tensor, "BM L D"]) -> Float[torch.Tensor, " BM"]:
-        """Return the raw logit (B*M,) that caption and image belong together, S in eq. 3."""
+        """Return the logit (B*M,) that caption and image match: S in Mask-free OVIS eq. 3."""
         return self.matching_head(fused[:, 0])[:, 1]
 
 
@@ -227,7 +228,11 @@ def save_albef(path: Path, model: Albef, tokenizer: CaptionTokenizer) -> None:
 def build_albef(
     weights: dict[str, torch.Tensor], facts: dict, origin: Path
 ) -> tuple[Albef, CaptionTokenizer]:
-    """Return (model, tokenizer) of what `save_albef` wrote; errors name `origin`."""
+    """Return the model that `save_albef` wrote, frozen and in evaluation mode, and its tokenizer.
+
+    Raises:
+        ValueError: weights do not fit; the message begins with `origin`.
+    """
     with torch.device("meta"):
         model = Albef(AlbefConfig(**facts["config"]))
     load_exactly(model, weights, origin)

@@ -1,6 +1,6 @@
-"""One interface for the vision-language models: the small ALBEF, ALBEF and BLIP.
+"""One interface to the vision-language models: the small ALBEF, ALBEF and BLIP.
 
-Shape legend: B images, M captions per image, L tokens, P patches, A heads, D width.
+Shape legend: B images, M captions per image, L tokens, T image tokens, P patches, A heads, D width.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,19 +19,19 @@ from stages.models.vision_language.tokenizer import CaptionTokenizer
 
 
 class VisionLanguageModel(Protocol):
-    """What the stages ask of a vision-language model."""
+    """What the stages call on a vision-language model."""
 
-    leading_context: int  # columns of the fusion context before the first patch
+    leading_context: int  # tokens of the fusion context before the first patch
 
     def to(self, device: torch.device | None) -> Self:
-        """Move it there, as any module."""
+        """Move the weights to a device, as any module does."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield its weights, as any module."""
+        """Yield the weights, as any module does."""
 
     @property
     def text_projection(self) -> nn.Module:
-        """What takes text states (…, D) to the space shared with images."""
+        """The layer that maps text states (…, D) into the space shared with images."""
 
     @property
     def fusion_depth(self) -> int:
@@ -41,7 +41,7 @@ class VisionLanguageModel(Protocol):
         """Return image tokens of normalised pixels."""
 
     def encode_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
-        """Return text states of token ids, without any image."""
+        """Return text states of token ids, without an image."""
 
     def fusion_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
         """Return the text states that enter the fusion layers."""
@@ -49,7 +49,7 @@ class VisionLanguageModel(Protocol):
     def fusion_context(
         self, image_tokens: Float[torch.Tensor, "B T D"]
     ) -> Float[torch.Tensor, "B _ D"]:
-        """Return what the fusion layers attend to, (B, leading_context + P, D)."""
+        """Return the context of the fusion layers, (B, leading_context + P, D)."""
 
     def fuse(
         self,
@@ -57,9 +57,10 @@ class VisionLanguageModel(Protocol):
         tokens: Int[torch.Tensor, "BM L"],
         context: Float[torch.Tensor, "B P D"],
     ) -> tuple[list[Float[torch.Tensor, "BM L D"]], list[Float[torch.Tensor, "B A _ P"]]]:
-        """Return, per fusion layer, states of the B·M captions and attention (B, A, M·L, P).
+        """Return, per fusion layer, states of the B·M captions and their attention to the context.
 
-        The attention is part of the graph that ends in the states, so it can be differentiated by.
+        The attention, (B, A, M·L, leading_context + P), is in the graph that leads to the states,
+        so gradients with respect to it exist.
         """
 
     def matching_score(self, fused: Float[torch.Tensor, "BM L D"]) -> Float[torch.Tensor, " BM"]:
@@ -73,10 +74,11 @@ BUILDERS: dict[str, Builder] = {"albef": build_albef, "blip": build_blip}
 
 
 def load_vlm(path: Path) -> tuple[VisionLanguageModel, CaptionTokenizer]:
-    """Return (model in evaluation mode, its tokenizer) of what the stage `vlm` wrote.
+    """Return the model that stage `vlm` wrote, in evaluation mode, and its tokenizer.
 
     Raises:
-        ValueError: weights are missing or left over; the message lists their names.
+        ValueError: the file is not a vision-language model, or weights are missing or left over;
+            the message lists their names.
     """
     weights, facts = read_tensors(path)
     if not isinstance(facts, dict) or "config" not in facts:

@@ -1,10 +1,11 @@
 """BLIP's image-text matching model, as transformers implements it, behind our interface.
 
-All its text layers look at the image, so all are fusion layers and text enters them as mere
-embeddings; without an image the same layers encode text alone. transformers is imported when a
-BLIP is made and not before: it takes seconds.
+All its text layers have cross-attention, so all are fusion layers, and plain embeddings enter them.
+Without an image, the same layers encode text alone. transformers is imported only when a BLIP is
+built, because the import takes seconds.
 
-Shape legend: B images, M captions per image, L tokens, P patches, A heads, D width.
+Shape legend: B images, M captions per image, L tokens, P patches, T = 1 + P image tokens, A heads,
+D width.
 """
 
 import json
@@ -27,7 +28,7 @@ HIDDEN_LOGIT = -1e4  # finite: a caption that is all padding must not give 0/0
 
 
 class Blip(nn.Module):
-    """Gives the steps of the network one by one."""
+    """A BLIP network, one step per method."""
 
     leading_context = 1
 
@@ -42,14 +43,14 @@ class Blip(nn.Module):
 
     @property
     def text_projection(self) -> nn.Module:
-        """The layer that takes text states (…, D) to the space shared with images."""
+        """The layer that maps text states (…, D) into the space shared with images."""
         return self.network.text_proj
 
     def encode_image(self, images: Float[torch.Tensor, "B 3 H W"]) -> Float[torch.Tensor, "B T D"]:
         """Return image tokens (B, 1 + P, D); positions are interpolated to the image's size.
 
         Raises:
-            ValueError: a side of the images is no multiple of the patches'.
+            ValueError: a side of the images is not a multiple of the patch side.
         """
         require_whole_patches(images, self.network.config.vision_config.patch_size)
         return self.network.vision_model(images, interpolate_pos_encoding=True).last_hidden_state
@@ -60,13 +61,13 @@ class Blip(nn.Module):
         return self.network.text_encoder(tokens, attention_mask=keep).last_hidden_state
 
     def fusion_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
-        """Return what enters the fusion layers: embeddings (B, L, D)."""
+        """Return the input of the fusion layers: embeddings (B, L, D)."""
         return self.network.text_encoder.embeddings(tokens)
 
     def fusion_context(
         self, image_tokens: Float[torch.Tensor, "B T D"]
     ) -> Float[torch.Tensor, "B _ D"]:
-        """Return what the fusion layers attend to: class token and patches (B, 1 + P, D)."""
+        """Return the context of the fusion layers: class token and patches (B, 1 + P, D)."""
         return image_tokens
 
     def fuse(
@@ -77,8 +78,8 @@ class Blip(nn.Module):
     ) -> tuple[list[Float[torch.Tensor, "BM L D"]], list[Float[torch.Tensor, "B A _ P"]]]:
         """Return, per layer, states (B*M, L, D) and cross-attention (B, A, M*L, 1 + P).
 
-        Each layer's parts are called one by one, so that the M captions of an image share its
-        keys and values.
+        Each layer's parts are called separately, so that the M captions of an image share its keys
+        and values.
         """
         states, attentions = [], []
         hidden = ((tokens == PAD) * HIDDEN_LOGIT).to(text.dtype)[:, None, None]
@@ -92,14 +93,14 @@ class Blip(nn.Module):
         return states, attentions
 
     def matching_score(self, fused: Float[torch.Tensor, "BM L D"]) -> Float[torch.Tensor, " BM"]:
-        """Return the raw logit (B*M,) that caption and image belong together, S in eq. 3."""
+        """Return the logit (B*M,) that caption and image match: S in Mask-free OVIS eq. 3."""
         return self.network.itm_head(fused[:, 0])[:, 1]
 
 
 def save_blip(path: Path, model: Blip, tokenizer: CaptionTokenizer) -> None:
     """Write weights, transformers' config and the vocabulary into one safetensors file."""
     config = json.loads(model.network.config.to_json_string(use_diff=False))
-    for name in ("transformers_version", "_name_or_path"):  # equal weights give equal bytes
+    for name in ("transformers_version", "_name_or_path"):  # so that equal weights give equal bytes
         config.pop(name, None)
     facts = {
         "kind": KIND,
@@ -114,27 +115,27 @@ def save_blip(path: Path, model: Blip, tokenizer: CaptionTokenizer) -> None:
 def load_network(
     source: Path | None, origin: Path, **options: object
 ) -> tuple["BlipForImageTextRetrieval", int]:
-    """Return (network of transformers, how many buffers of older files were left out).
+    """Return a network of transformers, and how many buffers of older files were left out.
 
     Args:
-        source: a folder in hub format; None if `options` have config and weights.
-        origin: begins the errors.
-        options: of transformers' from_pretrained.
+        source: a folder in hub format; None if `options` hold config and weights.
+        origin: the file that error messages begin with.
+        options: passed on to transformers' from_pretrained.
 
     Raises:
-        ValueError: weights that are missing, unexpected (both listed) or of another shape.
+        ValueError: weights are missing or unexpected (both are listed), or of another shape.
     """
     from transformers import BlipForImageTextRetrieval
 
     try:
         network, report = BlipForImageTextRetrieval.from_pretrained(
             source,
-            attn_implementation="eager",  # the other implementations never have the attention
+            attn_implementation="eager",  # the other implementations do not return attention
             local_files_only=True,
             output_loading_info=True,
             **options,
         )
-    except RuntimeError as error:  # another shape
+    except RuntimeError as error:  # weights of another shape
         raise ValueError(f"{origin}: cannot be loaded as a BLIP: {error}") from error
     missing, unexpected = report["missing_keys"], report["unexpected_keys"]
     left_out = {key for key in unexpected if key.endswith(".position_ids")}
@@ -149,7 +150,11 @@ def load_network(
 def build_blip(
     weights: dict[str, torch.Tensor], facts: dict, origin: Path
 ) -> tuple[Blip, CaptionTokenizer]:
-    """Return (model, tokenizer) of what `save_blip` wrote; errors name `origin`."""
+    """Return the model that `save_blip` wrote, frozen and in evaluation mode, and its tokenizer.
+
+    Raises:
+        ValueError: weights do not fit; the message begins with `origin`.
+    """
     from transformers import BlipConfig
 
     config = BlipConfig.from_dict(facts["config"])

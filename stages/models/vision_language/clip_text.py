@@ -1,6 +1,6 @@
 """CLIP's text tower, as transformers implements it, as the encoder of prompts.
 
-transformers is imported when the encoder is made and not before: it takes seconds.
+transformers is imported only when the encoder is built, because the import takes seconds.
 Source: Mask-free OVIS §3.4 (official code: ViT-B/32).
 """
 
@@ -16,7 +16,7 @@ BATCH = 256  # prompts
 
 
 class ClipTextEncoder:
-    """Encodes prompts; every name is known, as it splits words down to bytes."""
+    """Encodes prompts; it knows every name, because it splits words down to bytes."""
 
     words = ()
 
@@ -24,8 +24,8 @@ class ClipTextEncoder:
         """Load from a folder in hub format, or from the hub's cache by the model's name.
 
         Raises:
-            FileNotFoundError: it is in neither.
-            ValueError: weights are missing, or the tokeniser is of another model.
+            FileNotFoundError: the model is in neither.
+            ValueError: weights are missing, or the tokeniser belongs to another model.
         """
         from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -46,7 +46,7 @@ class ClipTextEncoder:
         self._model.eval().requires_grad_(False).to(device)
 
     def knows(self, name: str) -> bool:
-        """Return True: there is no unknown word."""
+        """Return True: no word is unknown."""
         return True
 
     def encode(
@@ -54,8 +54,7 @@ class ClipTextEncoder:
     ) -> Float32[torch.Tensor, "P D"]:
         """Return projected text features of the prompts, not normalised.
 
-        Where the name stands in a prompt (`places`) does not count; what is behind CLIP's longest
-        text is cut.
+        `places` (of the name in each prompt) are not used. Prompts are cut to CLIP's longest text.
         """
         limit = self._model.config.max_position_embeddings
         features = []

@@ -1,4 +1,4 @@
-"""Text embeddings of object names through prompt templates: of known classes, or of any names.
+"""Text embeddings of object names in prompt templates, for known classes or for any names.
 
 Shape legend: N names, P prompts, D width.
 """
@@ -20,7 +20,7 @@ from stages.models.vision_language.tokenizer import CaptionTokenizer
 
 
 class ClipParams(Section):
-    """Where CLIP is."""
+    """Where to find CLIP."""
 
     folder: str
 
@@ -45,14 +45,14 @@ class NameEmbeddingParams(Section):
 
 
 class TextEncoder(Protocol):
-    """What turns prompts into vectors."""
+    """Turns prompts into vectors."""
 
     @property
     def words(self) -> Sequence[str]:
-        """All that it knows; empty if it knows every word."""
+        """All tokens that it knows; empty if it knows every word."""
 
     def knows(self, name: str) -> bool:
-        """Return whether every word of the name has a meaning for the encoder."""
+        """Return whether the encoder knows every word of the name."""
 
     def encode(
         self, prompts: Sequence[str], places: Sequence[tuple[int, int]]
@@ -76,7 +76,7 @@ class VlmTextEncoder:
     def encode(
         self, prompts: Sequence[str], places: Sequence[tuple[int, int]]
     ) -> Float[torch.Tensor, "P D"]:
-        """Return (P, D): the mean of the name's states, or the projected [CLS] state.
+        """Return (P, D): the mean state of the name's tokens, or the projected state of [CLS].
 
         Raises:
             ValueError: a prompt is cut before its name.
@@ -100,10 +100,10 @@ class VlmTextEncoder:
 
 
 class NameEmbedder:
-    """Embeds names, each by the mean over all templates."""
+    """Embeds each name by the mean over all templates."""
 
     def __init__(self, encoder: TextEncoder, templates: Sequence[str], normalise: bool) -> None:
-        """Embed into unit vectors, or (`normalise` false) into vectors as long as the encoder's."""
+        """Give unit vectors, or with `normalise` false plain means of the encoder's vectors."""
         self._encoder, self._templates, self._normalise = encoder, templates, normalise
         self.words = encoder.words
 
@@ -116,16 +116,19 @@ class NameEmbedder:
         return [word for word in name.lower().split() if not self.knows(word)]
 
     def known_forms(self, category: Category, all_forms: bool) -> list[str]:
-        """Return the name, or else the first form, or all forms, without an unknown word."""
+        """Return the forms of a class that have no unknown word, its name first.
+
+        Without `all_forms`, return only the first of them.
+        """
         names = [category.name.lower(), *sorted(set(category.forms) - {category.name.lower()})]
         known = [name for name in names if self.knows(name)]
         return known if all_forms else known[:1]
 
     def embed_names(self, names: Sequence[str]) -> Float32[torch.Tensor, "N D"]:
-        """Return rows for a classifier of these names.
+        """Return one vector per name, as rows for a classifier.
 
-        A vector does not depend on the other names. An unknown word is read as [UNK], so names
-        that `knows` denies have about the same vector.
+        A vector does not depend on the other names. Unknown words are read as [UNK], so names with
+        unknown words have about the same vector.
         """
         return torch.stack([self.embed_forms([name.lower()]) for name in names])
 
@@ -133,7 +136,7 @@ class NameEmbedder:
     def embed_forms(self, forms: Sequence[str]) -> Float[torch.Tensor, " D"]:
         """Return one vector, the mean over forms and templates.
 
-        With `normalise` that of unit vectors, brought to unit length; without, the plain mean.
+        With `normalise` it is the mean of unit vectors, scaled to unit length.
         """
         prompts, places = [], []
         for form in forms:
@@ -154,11 +157,12 @@ def load_name_embedder(
 
     Args:
         params: section `vocabulary`, or a predictor's prompts.
-        vlm: the vision-language model's file, read if its text encoder is asked for.
-        device: where it computes, and where its vectors are; by default the processor.
+        vlm: the file of the vision-language model; read only if its text encoder is asked for.
+        device: where to compute, and where the vectors are; by default the CPU.
 
     Raises:
         FileNotFoundError: CLIP is neither in a folder nor in the hub's cache.
+        ValueError: a model's weights do not fit, or CLIP's tokeniser belongs to another model.
     """
     if params.encoder == "clip":
         encoder: TextEncoder = ClipTextEncoder(params.clip.folder, device)

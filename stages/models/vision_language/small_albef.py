@@ -1,11 +1,11 @@
 """The small ALBEF: align patches and words, then fuse them by cross-attention.
 
-Image encoder, text encoder, fusion layers and a matching score, as in "Align before Fuse". The
-small model differs from the official one in its patch embedding (a convolutional trunk of stride 8
-instead of 16-pixel patches) and in pre-normalised layers; names and roles are the same.
+It has an image encoder, a text encoder, fusion layers and a matching score, as in "Align before
+Fuse". It differs from the official model in its patch embedding (a convolutional trunk of stride 8
+instead of 16-pixel patches) and in its pre-normalised text layers. Names and roles are the same.
 
-Shape legend: B images, M captions per image, L tokens, P patches, h w patch rows and columns,
-A heads, D width, V words.
+Shape legend: B images, M captions per image, L tokens, P patches, T = 1 + P image tokens, h w patch
+rows and columns, A heads, D width, V words.
 """
 
 import math
@@ -41,7 +41,7 @@ class SmallAlbefConfig:
 
 
 class Attention(nn.Module):
-    """Multi-head attention, of the states among themselves or on a context."""
+    """Multi-head attention of states to each other or to a context."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -69,12 +69,12 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[torch.Tensor, "B L D"], keep: Bool[torch.Tensor, "B L"] | None
     ) -> Float[torch.Tensor, "B L D"]:
-        """Return (B, L, D): each state's view of all; `keep` (B, L) marks the real ones."""
+        """Return (B, L, D): each state attends to all; `keep` (B, L) is false at padding."""
         query, key, value = self._project(x, x)
         mask = None if keep is None else keep[:, None, None, :]
         if torch.is_grad_enabled():
             return self._join(_attention(query, key, mask) @ value)
-        # Without gradients, on a CPU: four times as fast on 16×16 patches. With them: slower.
+        # Four times as fast on a CPU with 16×16 patches, but slower with gradients.
         return self._join(
             functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         )
@@ -84,7 +84,8 @@ class Attention(nn.Module):
     ) -> tuple[Float[torch.Tensor, "B L D"], Float[torch.Tensor, "B A L P"]]:
         """Return (result (B, L, D), attention (B, A, L, P)), for GradCAM.
 
-        Source: Mask-free OVIS eq. 1-2.
+        Source: Mask-free OVIS eq. 1-2, with the learned projections and the A heads that they leave
+        out.
         """
         query, key, value = self._project(x, context)
         attention = _attention(query, key, None)
@@ -92,7 +93,7 @@ class Attention(nn.Module):
 
 
 def _attention(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return attention weights (B, A, L, P)."""
+    """Return attention weights (B, A, L, P); keys where `mask` is false get none."""
     logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if mask is not None:
         logits = logits.masked_fill(~mask, -1e4)
@@ -100,7 +101,7 @@ def _attention(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None
 
 
 class Layer(nn.Module):
-    """Self-attention, optionally cross-attention, and a two-layer perceptron, pre-normalised."""
+    """Pre-normalised self-attention, optional cross-attention, and a two-layer perceptron."""
 
     def __init__(self, width: int, heads: int, cross: bool = False) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class Layer(nn.Module):
         self.self_attention = Attention(width, heads)
         first, last = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
         self.mlp = nn.Sequential(first, nn.ReLU(), last)
-        # Layers start as the identity, but for the look at the image, which is needed at once.
+        # Layers start as the identity, except for cross-attention, which is needed at once.
         nn.init.zeros_(self.self_attention.output.weight)
         nn.init.zeros_(last.weight)
         if cross:
@@ -118,7 +119,7 @@ class Layer(nn.Module):
     def forward(
         self, x: Float[torch.Tensor, "B L D"], keep: Bool[torch.Tensor, "B L"] | None = None
     ) -> Float[torch.Tensor, "B L D"]:
-        """Map (B, L, D) to (B, L, D) without looking at a context."""
+        """Map (B, L, D) to (B, L, D), without cross-attention."""
         normed = self.norm_self(x)
         x = x + self.self_attention(normed, keep)
         return x + self.mlp(self.norm_mlp(x))
@@ -142,7 +143,7 @@ class Layer(nn.Module):
 
 
 class SmallAlbef(nn.Module):
-    """The model; every method below is one step of it."""
+    """The model; each method is one step of it."""
 
     leading_context = 0
 
@@ -183,7 +184,7 @@ class SmallAlbef(nn.Module):
 
     @torch.no_grad()
     def _start_aligned(self, attention: Attention) -> None:
-        """Let cross-attention begin as the word-patch similarity that the word alignment learns."""
+        """Start cross-attention as the word-patch similarity that the word alignment learns."""
         for linear, gain in ((attention.query, 1.5), (attention.key, 1.0)):
             linear.weight.copy_(gain * torch.eye(self.config.width))
             linear.bias.zero_()
@@ -207,13 +208,14 @@ class SmallAlbef(nn.Module):
     def encode_image(
         self, images: Float[torch.Tensor, "B 3 H W"], window: tuple[int, int] | None = None
     ) -> Float[torch.Tensor, "B T D"]:
-        """Return image tokens (B, 1 + P, D), the class token first.
+        """Return image tokens (B, 1 + P, D) of normalised pixels, the class token first.
 
-        `window` is the top-left patch of the position table that the image sees, its middle if
-        None: training on small images at random places of the table prepares it for large ones.
+        `window` is the (row, column) of the position table for the image's top-left patch; None
+        centres the image. Training on small images at random places of the table prepares it for
+        large ones.
 
         Raises:
-            ValueError: the image has more patches a side than the position table.
+            ValueError: the image has more patches per side than the position table.
         """
         features = self.trunk(images)[1]
         position = self._window(features.shape[-2:], window)
@@ -237,7 +239,7 @@ class SmallAlbef(nn.Module):
         return table[:, top : top + rows, left : left + columns].flatten(1, 2)
 
     def encode_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
-        """Return text states (B, L, D) of token ids (B, L), before any look at the image."""
+        """Return text states (B, L, D) of token ids (B, L), before any cross-attention."""
         keep = tokens != PAD
         x = self.word_embedding(tokens) + self.text_position[:, : tokens.shape[1]]
         for layer in self.text_layers:
@@ -245,13 +247,13 @@ class SmallAlbef(nn.Module):
         return self.text_norm(x)
 
     def fusion_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:
-        """Return what enters the fusion layers: the states (B, L, D) of `encode_text`."""
+        """Return the input of the fusion layers: the states (B, L, D) of `encode_text`."""
         return self.encode_text(tokens)
 
     def fusion_context(
         self, image_tokens: Float[torch.Tensor, "B T D"]
     ) -> Float[torch.Tensor, "B _ D"]:
-        """Return what the fusion layers attend to: patches (B, P, D) in the words' space."""
+        """Return the context of the fusion layers: patches (B, P, D) in the words' space."""
         return self.patch_projection(image_tokens[:, 1:])
 
     def fuse(
@@ -271,13 +273,16 @@ class SmallAlbef(nn.Module):
         return states, attentions
 
     def matching_score(self, fused: Float[torch.Tensor, "BM L D"]) -> Float[torch.Tensor, " BM"]:
-        """Return the raw logit (B*M,) that caption and image belong together, S in eq. 3."""
+        """Return the logit (B*M,) that caption and image match: S in Mask-free OVIS eq. 3."""
         return self.matching_head(fused[:, 0])[:, 1]
 
     def word_patch_logits(
         self, patches: Float[torch.Tensor, "B P D"], word_ids: Int[torch.Tensor, " words"]
     ) -> Float[torch.Tensor, "B P words"]:
-        """Return similarities (B, P, words) of patches (B, P, D) and single words."""
+        """Return similarities (B, P, words) of patches from `encode_patches` to single words.
+
+        They are dot products; only the words have unit length.
+        """
         words = functional.normalize(self.word_embedding(word_ids).float(), dim=-1)
         return self.patch_projection(patches).float() @ words.T
 
@@ -291,7 +296,11 @@ def save_small_albef(path: Path, model: SmallAlbef, tokenizer: CaptionTokenizer)
 def build_small_albef(
     weights: dict[str, torch.Tensor], facts: dict, origin: Path
 ) -> tuple[SmallAlbef, CaptionTokenizer]:
-    """Return (model, tokenizer) of what `save_small_albef` wrote; errors name `origin`."""
+    """Return the model that `save_small_albef` wrote, in evaluation mode, and its tokenizer.
+
+    Raises:
+        ValueError: weights do not fit; the message begins with `origin`.
+    """
     config = SmallAlbefConfig(**facts["config"])
     model = SmallAlbef(config)
     load_exactly(model, weights, origin)
@@ -299,7 +308,7 @@ def build_small_albef(
 
 
 def load_small_albef(path: Path) -> tuple[SmallAlbef, CaptionTokenizer]:
-    """Return (the small model in evaluation mode, its tokenizer).
+    """Return the small model in evaluation mode and its tokenizer.
 
     Raises:
         ValueError: the file holds another vision-language model, or weights are missing or left

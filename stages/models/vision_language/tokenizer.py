@@ -1,4 +1,4 @@
-"""WordPiece tokenisation as BERT has it, with a vocabulary read from a file or built from captions.
+"""WordPiece tokenisation as in BERT, with a vocabulary from a file or built from captions.
 
 Shape legend: B captions, L tokens. Token 0 is padding; every caption starts with [CLS].
 """
@@ -14,11 +14,11 @@ from tokenizers.models import WordPiece
 from tokenizers.processors import BertProcessing
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# Ids in a vocabulary built here; one read from a file has them elsewhere, but for padding.
+# Ids in a vocabulary built here. A file may have other ids for all of them but padding.
 PAD, UNKNOWN, START, END, MASK = range(5)
 CONTINUATION = "##"
 
-# Words that name nothing one could point at. The VLM's word alignment leaves them out.
+# Words that name nothing an image can show. The VLM's word alignment leaves them out.
 FUNCTION_WORDS = frozenset(
     """a an the this that these those some any each every no not there here it its is are was
     were be been being am has have had do does did can could will would may might shall should
@@ -31,19 +31,19 @@ FUNCTION_WORDS = frozenset(
 
 
 class CaptionTokenizer:
-    """WordPiece; a token's id is its place in the vocabulary."""
+    """WordPiece tokeniser; a token's id is its position in the vocabulary."""
 
     def __init__(self, words: Sequence[str], max_tokens: int, ignored: str = "") -> None:
-        """Take the vocabulary in order of its ids, special tokens included.
+        """Take the vocabulary in the order of its ids, special tokens included.
 
         Args:
             words: the vocabulary.
-            max_tokens: longer captions are cut, [CLS] and [SEP] included.
-            ignored: characters that are dropped before a caption is split, such as the punctuation
-                that a pretrained model's captions had lost.
+            max_tokens: longer captions are cut; [CLS] and [SEP] count.
+            ignored: characters that are removed before a caption is split, such as punctuation that
+                a pretrained model never saw.
 
         Raises:
-            ValueError: a special token is not there, or padding is not the first.
+            ValueError: a special token is missing, or padding is not the first.
         """
         lacking = [token for token in SPECIAL if token not in words]
         if lacking or words[0] != SPECIAL[PAD]:
@@ -78,15 +78,15 @@ class CaptionTokenizer:
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
 
     def tokens_at(self, caption: str, start: int, end: int) -> list[int]:
-        """Return the positions of the tokens that lie in characters [start, end) of `caption`.
+        """Return the positions of the tokens in characters [start, end) of `caption`.
 
-        Empty if the caption was cut before them.
+        The list is empty if the caption was cut before them.
         """
         offsets = self._core.encode(caption).offsets
         return [k for k, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a]
 
     def content_words(self) -> Int64[torch.Tensor, " words"]:
-        """Return the ids of whole words that are no function words: what an image can show."""
+        """Return the ids of words that an image can show: whole words, without function words."""
         return torch.tensor(
             [
                 index
@@ -100,9 +100,10 @@ class CaptionTokenizer:
 
 
 def build_vocabulary(captions: Iterable[str], min_count: int) -> list[str]:
-    """Return a WordPiece vocabulary of the words seen at least `min_count` times.
+    """Return a WordPiece vocabulary of the words that occur at least `min_count` times.
 
-    A regular plural is split into its singular and "##s", so that both train one embedding.
+    A regular plural whose singular is in the vocabulary is split into it and "##s", so that both
+    train one embedding.
     """
     splitter = pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()

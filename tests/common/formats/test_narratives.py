@@ -118,7 +118,7 @@ def test_broken_lines_are_counted_and_too_many_refused(tmp_path):
     assert [n.image_id for n in reader.read([one, two])] == ["137576", "2", "3"]
     assert reader.num_lines == 4 and len(reader.broken) == 1
     assert reader.broken[0].startswith(f"{one}, line 3: not valid JSON")
-    with pytest.raises(ValueError, match=r"1 of 4 lines .*a\.jsonl, line 3: .*mend"):
+    with pytest.raises(ValueError, match=r"1 of 4 lines .*a\.jsonl, line 3: .*fix"):
         list(NarrativeReader(0.2).read([one, two]))
     with pytest.raises(FileNotFoundError, match=r"c\.jsonl"):
         list(NarrativeReader(1.0).read([tmp_path / "c.jsonl"]))
@@ -135,7 +135,7 @@ def test_narratives_of_training_images_go_to_their_shards(tmp_path):
     assert kept == [["1", "1"], ["3"]]
     with pytest.raises(ValueError, match="none of 5 narratives is of a training image"):
         copy_narratives(out, {"train/0": [9]}, files, 0.5)
-    with pytest.raises(ValueError, match="1 of 5 lines are no Localized Narratives"):
+    with pytest.raises(ValueError, match="1 of 5 lines are not Localized Narratives"):
         copy_narratives(out, {"train/0": [1]}, files, 0.1)
 
 

@@ -1,10 +1,13 @@
 import os
 import subprocess
 import sys
+import traceback
 from itertools import count, islice
 
 import pytest
 
+from stages.common.formats.images import BrokenImageError, decode_image
+from stages.common.runtime.errors import is_for_users
 from stages.common.runtime.parallel import map_in_order, num_workers
 
 # Python 3.12 and later warn of every fork beside BLAS threads, which the workers never use.
@@ -19,6 +22,14 @@ def fail_at_seven(number: int) -> int:
     if number == 7:
         raise ValueError("seven")
     return number
+
+
+def fail_by_a_fault(number: int) -> int:
+    return [number].index(number + 1)
+
+
+def decode_nothing(number: int) -> object:
+    return decode_image(b"", f"{number}.png")
 
 
 def die_at_seven(number: int) -> int:
@@ -44,6 +55,18 @@ def test_an_error_in_a_worker_is_raised_here():
     results = map_in_order(fail_at_seven, range(20), 2, chunk_size=2)
     with pytest.raises(ValueError, match="seven"):
         list(results)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_tells_who_an_error_is_for(workers):
+    with pytest.raises(BrokenImageError, match=r"^0\.png: cannot be decoded") as found:
+        list(map_in_order(decode_nothing, range(2), workers))
+    assert is_for_users(found.value)
+    with pytest.raises(ValueError, match="is not in list") as found:
+        list(map_in_order(fail_by_a_fault, range(2), workers))
+    assert not is_for_users(found.value)
+    shown = "".join(traceback.format_exception(found.value))
+    assert "in fail_by_a_fault" in shown
 
 
 def test_a_killed_worker_is_an_error_and_no_endless_wait():

@@ -101,7 +101,7 @@ def edited_toy(done_toy):
 def test_what_changed_while_a_stage_ran_is_named_and_nothing_is_recorded(edited_toy, edit, run):
     before = records(edited_toy)
     said = while_it_runs(edited_toy, run, edit)
-    assert "merge is not recorded, for this changed while it ran: " in said
+    assert "merge is not recorded, because this changed while it ran: " in said
     assert all(words in said for words in EDITS[edit]), said
     assert records(edited_toy) == before
     assert {step.stage.name: step.status for step in make_plan(edited_toy.root)}["merge"] in (

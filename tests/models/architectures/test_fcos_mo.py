@@ -257,7 +257,7 @@ def test_masks_are_drawn_at_random_where_there_are_more_than_params_say():
         ),
         (
             {"mask_head": NETWORK["mask_head"] | {"depth": 52}},
-            "mask_head.crop_side: expected a multiple of 32, as depth 52 .* found 16",
+            "mask_head.crop_side: expected a multiple of 32, so that depth 52 .* found 16",
         ),
         (
             {"backbone": NETWORK["backbone"] | {"pyramid_width": 12}},

@@ -212,7 +212,7 @@ def test_a_file_of_other_weights_is_refused_with_its_keys(imagenet, models, tmp_
         ("resnet50_c4", "vlm", r"vlm has no weights for network\.backbone\.kind resnet50_c4"),
         ("trunk", "imagenet", r"no ImageNet weights for network\.backbone\.kind trunk"),
         ("resnet50_fpn", "imagenet", r"imagenet\.weights: is null, but init asks for it"),
-        ("resnet50_fpn", "random", r"frozen_stages: would keep random weights"),
+        ("resnet50_fpn", "random", r"frozen_stages: would freeze random weights"),
     ],
 )
 def test_a_start_that_the_backbone_cannot_have_is_told(kind, init, message):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stages.common.runtime import processes
+from stages.common.runtime.errors import is_for_users
 from stages.common.runtime.params import environment_number
 from stages.common.runtime.processes import own_places, run_in_processes
 from tests.support.train_in_parts import train
@@ -45,6 +46,14 @@ def test_the_error_of_one_process_reaches_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "fail"])
     with pytest.raises(SystemExit, match=r"one of 2 processes(.|\n)*labels\.json: no object"):
         run_in_processes(WORKER, CPU, 8)
+
+
+def test_what_a_process_tells_its_user_is_raised_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("OVIS_PROCESSES", "2")
+    monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "refuse"])
+    with pytest.raises(ValueError, match=r"^a batch of 1 images for 2 processes: ") as found:
+        run_in_processes(WORKER, CPU, 8)
+    assert is_for_users(found.value)
 
 
 @pytest.mark.parametrize("size", ["1", "2"])

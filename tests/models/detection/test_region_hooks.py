@@ -107,7 +107,7 @@ def test_every_backbone_takes_another_head(kind):
             "module json: expected a function region_loss",
         ),
         ({"region_losses": [PULL, PULL]}, {}, "each once, found pull, pull"),
-        ({"region_losses": [PULL | {"name": "box"}]}, {}, "names beside objectness, .*found box"),
+        ({"region_losses": [PULL | {"name": "box"}]}, {}, "other than objectness, .*found box"),
         (
             {"region_losses": [PULL]},
             {"architecture": "mask_rcnn_detectron2"},

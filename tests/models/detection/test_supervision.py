@@ -189,7 +189,7 @@ def test_a_source_says_which_classes_it_looked_for(tmp_path):
     both = [shared.batch(step, 1, 0)[0].annotated for step in range(2)]
     assert sorted(both, key=len) == [{2}, {1, 2}]
     assert [own.annotated for own in shared.batch(0, 2, 0)] == [{1, 2}, {1, 2}]
-    with pytest.raises(ValueError, match=r"mask_rcnn takes each class .* negatives of each of"):
+    with pytest.raises(ValueError, match=r"mask_rcnn treats classes .* negatives to all in each"):
         params = TrainingParams.model_validate(TRAINING)
         train_detector(tiny_detector(), Supervision.of([first]), params, 7, Curve(every=1))
 

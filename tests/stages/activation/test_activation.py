@@ -119,7 +119,7 @@ def run_stage(tmp_path, monkeypatch):
 def test_the_stage_tells_how_many_mentions_were_cut_off(padding, run_stage, capsys):
     captions = ["a cup " + "and a park " * padding + "and a dog", "a dog"]
     tensors, facts = run_stage({1: captions, 2: captions[:1]})
-    told = "2 mentions of classes do not count, as the model reads no more than the first 16 tokens"
+    told = "2 mentions of classes do not count, because the model reads only the first 16 tokens"
     if padding:
         assert facts["mentions_cut_off"] == 2
         assert told in capsys.readouterr().err

@@ -323,7 +323,7 @@ def test_montage_takes_base_and_novel_and_their_classes_in_turn():
 
 
 def test_params_must_rise():
-    with pytest.raises(ValueError, match="must rise"):
+    with pytest.raises(ValueError, match="must be strictly increasing"):
         LabelQualityParams(**PARAMS.model_dump() | {"recall_at": [10, 5]})
 
 

@@ -34,7 +34,7 @@ def workplace(tmp_path, monkeypatch):
 
 
 def measure(data, phrases: list[dict], truth: dict) -> dict:
-    write_json(data / "phrases/annotations.json", {"annotations": phrases})
+    write_json(data / "phrase_labels/annotations.json", {"annotations": phrases})
     write_json(data / "download/ground_truth/train.json", truth, indent=None)
     stage.main()
     return read_json(data / "phrase_quality/metrics.json")

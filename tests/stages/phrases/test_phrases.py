@@ -12,11 +12,11 @@ from ruamel.yaml import YAML
 import stages.phrases.__main__ as stage
 from stages.common.formats.captions import MentionFinder
 from stages.common.formats.categories import Category
-from stages.common.formats.images import EncodedImage, write_images
-from stages.common.formats.narratives import Narrative, Utterance
-from stages.common.runtime.storage import read_json, write_json
+from stages.common.formats.images import write_images
+from stages.common.formats.narratives import FREE, Narrative, Utterance
+from stages.common.runtime.storage import write_json
 from stages.download.narrative_shards import write_narratives
-from stages.phrases.narrated import FREE, narrated_phrases
+from stages.phrases.narrated import narrated_phrases
 from stages.phrases.noun_phrases import Phrase, find_by_pattern, find_by_spacy, make_parser
 from stages.phrases.params import PhrasesParams, TraceParams, WindowParams
 from stages.phrases.traces import (
@@ -36,8 +36,6 @@ PARAMS = {
     "spacy_model": "en_core_web_sm",
     "window": {"before": 0.0, "after": 0.0},
     "box": {"trim_fraction": 0.0, "min_points": 2, "min_side": 0.02, "max_area": 0.9},
-    "several": "crowd",
-    "montage_rows": 2,
 }
 BOX = TraceParams(**PARAMS["box"])
 CUP = Category(1, "cup", "base", ("cup", "cups"))
@@ -253,61 +251,19 @@ def test_what_was_never_spoken_has_no_box():
     assert [p.located.reason for p in found] == [NOT_SPOKEN]
 
 
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
+def test_the_stage_writes_every_phrase_of_a_shard_with_its_lineage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OVIS_WORKERS", "1")
-    params = {"seed": 0, "shards": [0, 1], "phrases": PARAMS}
-    YAML(typ="safe").dump(params, tmp_path / "params.yaml")
+    YAML(typ="safe").dump({"phrases": PARAMS}, tmp_path / "params.yaml")
     download = tmp_path / "data/download"
     write_json(download / "categories.json", CATEGORIES)
-    for shard, ids in enumerate(([1, 2], [3])):
-        write_images(download / f"images/train/{shard}.parquet", map(make_image, ids))
-    return tmp_path
-
-
-def run(folder, *shards: list[Narrative]) -> dict:
-    for shard, narratives in enumerate(shards):
-        write_narratives(folder / f"data/download/narratives/train/{shard}.jsonl", narratives)
-    stage.main()
-    return read_json(folder / "data/phrases/annotations.json")
-
-
-def test_the_stage_writes_labels_lineage_counts_and_a_montage(workplace):
-    first = narrative(1, "a disc and two box", path(A, A, B, C, B))
-    second = narrative(3, "some line under a pale moon", path(A, A, B, C, B, A))
-    content = run(workplace, [first], [second])
-    assert [image["id"] for image in content["images"]] == [1, 2, 3]
-    disc, boxes = content["annotations"]  # the line's class is excluded, the moon none
-    assert (disc["image_id"], disc["category_id"], disc["iscrowd"]) == (1, 3, 0)
-    assert disc["bbox"] == pytest.approx([6.4, 6.4, 12.8, 19.2], abs=0.01)
-    assert "segmentation" not in disc and disc["area"] == pytest.approx(245.76, abs=0.5)
-    assert (boxes["category_id"], boxes["iscrowd"]) == (5, 1)
-    table = pq.read_table(workplace / "data/phrases/phrases.parquet").to_pylist()
-    assert [row["phrase"] for row in table] == ["disc", "box", "line", "pale moon"]
-    assert table[disc["phrase"]]["seconds_from"] == 0.0 and table[0]["points"] == 8
-    metrics = read_json(workplace / "data/phrases/metrics.json")
-    assert metrics["narratives"] == 2 and metrics["phrases"] == 4
-    assert metrics["labels"] == {"base": 1, "novel": 0, "all": 1} and metrics["crowds"] == 1
-    frequencies = (workplace / "data/phrases/frequencies.csv").read_text().splitlines()
-    assert frequencies[0] == "phrase,category,count,boxes" and "pale moon,,1,1" in frequencies
-    montage = (workplace / "data/phrases/montage.png").read_bytes()
-    assert montage[:4] == b"\x89PNG"
-    run(workplace, [first], [second])
-    assert (workplace / "data/phrases/montage.png").read_bytes() == montage
-
-
-def test_where_nobody_pointed_there_is_no_phrase(workplace):
-    content = run(workplace, [], [])
-    assert content["annotations"] == [] and len(content["images"]) == 3
-    assert read_json(workplace / "data/phrases/metrics.json")["narratives"] == 0
-    assert isinstance(make_image(1), EncodedImage)
-
-
-def test_several_things_may_be_taken_for_one(workplace):
-    YAML(typ="safe").dump(
-        {"seed": 0, "shards": [0, 1], "phrases": PARAMS | {"several": "box"}},
-        workplace / "params.yaml",
-    )
-    content = run(workplace, [narrative(1, "two disc", path(A, B))], [])
-    assert [a["iscrowd"] for a in content["annotations"]] == [0]
+    write_images(download / "images/train/1.parquet", map(make_image, [3, 4]))
+    said = narrative(3, "a disc under a pale moon", path(A, A, B, C, B, A))
+    write_narratives(download / "narratives/train/1.jsonl", [said])
+    stage.main("1")
+    table = pq.read_table(tmp_path / "data/phrases/1.parquet").to_pylist()
+    assert [(row["image_id"], row["phrase"]) for row in table] == [(3, "disc"), (3, "pale moon")]
+    assert [row["category_id"] for row in table] == [3, FREE]
+    assert table[0]["seconds_from"] == 0.0 and table[0]["points"] == 8
+    write_narratives(download / "narratives/train/1.jsonl", [])
+    stage.main("1")  # where nobody pointed there is no phrase
+    assert pq.read_table(tmp_path / "data/phrases/1.parquet").num_rows == 0

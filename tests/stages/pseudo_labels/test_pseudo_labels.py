@@ -127,7 +127,7 @@ def test_order_of_masks_changes_nothing(order, fraction):
     ("change", "message"),
     [
         ({"image_id": 9}, "image_id 9, category_id 1: no such image"),
-        ({"category_id": 7}, "category_id 7: no base or novel category"),
+        ({"category_id": 7}, "category_id 7: not a base or novel class"),
         ({"segmentation": encode_mask(np.ones((4, 5), bool))}, r"size \[4, 5\], image of size"),
         ({"image_id": 2}, "image_id 2, category_id 1: two masks"),
     ],

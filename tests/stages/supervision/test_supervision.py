@@ -33,7 +33,7 @@ def phrases(*image_ids: int) -> dict:
 
 
 def test_each_source_has_its_classes_alone_and_others_go(repository, monkeypatch):
-    write_json(Path("data/phrases/annotations.json"), phrases(1, 2))
+    write_json(Path("data/phrase_labels/annotations.json"), phrases(1, 2))
     choose("detector", learned_from("base_masks", "phrases"))
     bring(monkeypatch, "base_masks", "phrases")
     assert sorted(path.name for path in Path("data/supervision").iterdir()) == [
@@ -50,7 +50,7 @@ def test_each_source_has_its_classes_alone_and_others_go(repository, monkeypatch
 
 
 def test_the_detector_learns_masks_of_some_and_boxes_of_others(repository, monkeypatch):
-    write_json(Path("data/phrases/annotations.json"), phrases(1, 2))
+    write_json(Path("data/phrase_labels/annotations.json"), phrases(1, 2))
     choose("detector", learned_from("base_masks", "phrases"))
     bring(monkeypatch, "base_masks", "phrases")
     detector.main()

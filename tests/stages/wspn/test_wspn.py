@@ -278,7 +278,7 @@ def test_an_image_without_proposals_is_named():
 def test_no_label_at_all_is_an_error():
     model = small_model()
     unlabelled = [e._replace(labels=torch.zeros(2)) for e in examples_of(model)]
-    with pytest.raises(ValueError, match="no image is labelled with a base class"):
+    with pytest.raises(ValueError, match="no training image has an image label"):
         train_class_part(model, unlabelled, CLASSIFY, 0, Curve(every=1))
 
 

@@ -1,10 +1,10 @@
-"""COCO's annotation files, as other tools write them too, in one inner form.
+"""Reads COCO's annotation files, and those that other tools write in this format.
 
-What a file leaves out is filled in where that is certain: `iscrowd` is 0, `area` and `bbox` are
-those of the mask, a flat list of numbers is one polygon, an id in quotes is a number. An object
-without a mask has an empty one and is counted. Everything else is refused with file and id.
+Missing values are filled in if they are certain: `iscrowd` is 0, `area` and `bbox` are those of the
+mask, a flat list of numbers is one polygon, an id in quotes is a number. An object without a mask
+gets an empty one and is counted. Anything else raises an error with file and id.
 
-Frame: pixels of the image of the size that the file says; boxes are x, y, width, height.
+Frame: pixels of the image at the size that the file gives; boxes are x, y, width, height.
 """
 
 import math
@@ -20,7 +20,7 @@ from stages.common.runtime.storage import read_json
 from stages.download.examples import NEITHER, NO_AREA, NO_IMAGE, NO_MASK, AnnotationFile
 
 LARGEST_ID = 2**53  # every id is exact as a float
-SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
+SMALLEST_SIDE = 1.0  # pixels; a thinner box is unusable
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Instances:
     Attributes:
         categories: id → name.
         images: id, file_name, height and width of each.
-        annotations: image id → its annotations: id, image_id, category_id, bbox, iscrowd, and area
-            and segmentation in any of COCO's forms; None where they are not given.
-        file: how many annotations there are, and which of them are unusable.
+        annotations: image id → its annotations: id, image_id, category_id, bbox, iscrowd, area, and
+            segmentation in any of COCO's forms; area and segmentation may be None.
+        file: the number of annotations, and which of them are unusable.
     """
 
     categories: dict[int, str]
@@ -45,7 +45,8 @@ def read_instances(path: Path) -> Instances:
     """Return the content of an instances file.
 
     Raises:
-        ValueError: it is none, or an entry cannot be understood; the message has its id.
+        ValueError: the file has another format, or an entry cannot be understood; the message has
+            its id.
     """
     content = _read_lists(path, "images", "annotations", "categories")
     categories = dict(_categories(content["categories"], path))
@@ -55,7 +56,7 @@ def read_instances(path: Path) -> Instances:
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
     ids = [_id(entry, "id", f"{path}: annotation") for entry in content["annotations"]]
     _require_once(path, "annotation id", ids)
-    first = int(0 in ids)  # for pycocotools' matching 0 is no annotation
+    first = int(0 in ids)  # pycocotools takes id 0 for no match
     annotations: dict[int, list[dict]] = {}
     unusable: dict[str, list[int]] = {}
     for number, entry in zip(ids, content["annotations"], strict=True):
@@ -77,20 +78,20 @@ def read_captions(path: Path) -> dict[int, list[str]]:
     """Return image id → captions of a captions file.
 
     Raises:
-        ValueError: it is none, or an entry is no caption.
+        ValueError: the file has another format, or an entry has no caption.
     """
     captions: dict[int, list[str]] = {}
     for number, entry in enumerate(_read_lists(path, "annotations")["annotations"], 1):
         where = f"{path}: caption {number}"
         image_id = _id(entry, "image_id", where)
         if not isinstance(entry.get("caption"), str):
-            raise ValueError(f"{where}: caption is {entry.get('caption')!r}, expected a text")
+            raise ValueError(f"{where}: caption is {entry.get('caption')!r}, expected a string")
         captions.setdefault(image_id, []).append(entry["caption"])
     return captions
 
 
 def find_fault(annotation: Mapping[str, Any], image_hw: tuple[int, int]) -> str | None:
-    """Return why nobody can learn an object's mask or box, if so."""
+    """Return why an annotation cannot teach a mask or a box, or None if it can."""
     x, y, width, height = annotation["bbox"]
     inside = (
         min(x + width, image_hw[1]) - max(x, 0),
@@ -104,7 +105,7 @@ def find_fault(annotation: Mapping[str, Any], image_hw: tuple[int, int]) -> str 
 
 
 def complete(annotation: Mapping[str, Any], image_hw: tuple[int, int]) -> dict:
-    """Return an annotation of `Instances` as COCO has it, its mask as compressed RLE."""
+    """Return an annotation of `Instances` with its area, and its mask as compressed RLE."""
     rle = to_rle(annotation["segmentation"] or [], image_hw)
     area = annotation["area"]
     if area is None:
@@ -136,7 +137,7 @@ def _categories(entries: list, path: Path) -> Iterator[tuple[int, str]]:
 def _image(entry: Any, path: Path) -> dict:
     number = _id(entry, "id", f"{path}: image")
     where, name = f"{path}: image {number}", entry.get("file_name")
-    # It may be fetched to, so it has to be inside the folder.
+    # `fetch` may write to this name, so it must stay inside the folder.
     if not isinstance(name, str) or name != Path(name).name or not name:
         raise ValueError(
             f"{where}: file_name {name!r}: expected a plain name, as COCO 2017 has; move the images"
@@ -178,7 +179,7 @@ def _annotation(
 
 
 def _segmentation(given: Any, where: str, image_hw: tuple[int, int]) -> dict | list | None:
-    """Return polygons or an RLE that is as long as the image; None where there is no mask."""
+    """Return polygons, or an RLE of the image's size; None if there is no mask."""
     key = f"{where}: segmentation"
     if isinstance(given, dict):
         if "counts" not in given or "size" not in given:
@@ -196,7 +197,7 @@ def _segmentation(given: Any, where: str, image_hw: tuple[int, int]) -> dict | l
     for polygon in polygons:
         if len(_numbers(polygon, key)) % 2:
             raise ValueError(f"{key}: a polygon of {len(polygon)} numbers, expected x and y each")
-    # Of two points or fewer nothing is left, and a rectangle must not be taken for a box.
+    # Two points have no area, and pycocotools would take four numbers for a box.
     return [polygon for polygon in polygons if len(polygon) >= 6] or None
 
 
@@ -206,14 +207,14 @@ def _numbers(values: Any, key: str, count: int | None = None) -> list[float]:
             total = sum(map(abs, values))  # NaN and infinity stay what they are
             if math.isfinite(total):
                 return [float(value) for value in values]
-    except TypeError:  # no number
+    except TypeError:  # not a number
         pass
     wanted = "numbers" if count is None else f"{count} numbers"
     raise ValueError(f"{key}: expected finite {wanted}, found {values!s:.80}")
 
 
 def _id(entry: Any, key: str, where: str) -> int:
-    """Return a whole number that may be written as a text, as 7, 7.0 or "7"."""
+    """Return a whole number, which may be written as 7, 7.0 or "7"."""
     found = entry.get(key) if isinstance(entry, dict) else None
     value: float = math.nan
     if isinstance(found, str) and found.isdecimal():
@@ -229,5 +230,5 @@ def _require_once(path: Path, what: str, values: Iterable[Any]) -> None:
     seen: set = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{path}: {what} {value!r} is given twice; each must be there once")
+            raise ValueError(f"{path}: {what} {value!r} is given twice; each must be unique")
         seen.add(value)

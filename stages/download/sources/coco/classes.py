@@ -1,19 +1,19 @@
-"""The 80 object classes of COCO: part of the open-vocabulary split, and words that mean them.
+"""The 80 object classes of COCO: their place in the open-vocabulary split, and their synonyms.
 
 Source of the 48 base and 17 novel names: alirezazareian/ovr-cnn `mscoco_seen_classes.json` and
 `mscoco_unseen_classes.json`, the same sets as in facebookresearch/Detic
-`detic/data/datasets/coco_zeroshot.py`. The other 15 are in neither part: never trained, never
-scored; their words are here so that a "hot dog" is not taken for a dog.
+`detic/data/datasets/coco_zeroshot.py`. The other 15 are excluded: never trained, never scored.
+Their words are listed so that a "hot dog" is not taken for a dog.
 
-The synonyms are ours. A word is listed only where COCO's captions hardly use it for anything else:
-no "bike" (bicycle or motorcycle), no "baby" or "adult" (animals, too), no "ski" (a ski slope).
-Some are there to keep a word from naming another class: a "truck bed" is a truck, no bed.
+The synonyms are ours. A word is listed only if COCO's captions hardly use it for anything else: not
+"bike" (bicycle or motorcycle), "baby" or "adult" (animals too), or "ski" (a ski slope). Some words
+are listed so that a part of them does not name another class: a "truck bed" is a truck, not a bed.
 """
 
 from stages.common.formats.categories import Category, Split
 from stages.download.plurals import forms_of
 
-# Name → singular synonyms. Plurals are made by `plurals`.
+# Name → synonyms in the singular; `plurals` makes the plurals.
 BASE: dict[str, tuple[str, ...]] = {
     "person": (
         *("man", "woman", "boy", "girl", "child", "kid", "guy", "lady", "gentleman", "toddler"),
@@ -115,7 +115,7 @@ PARTS: dict[Split, dict[str, tuple[str, ...]]] = {
 
 
 def coco_category(category_id: int, name: str) -> Category:
-    """Return one of COCO's classes with its part and its forms.
+    """Return one of COCO's classes with its split and its forms.
 
     Raises:
         ValueError: COCO has no class `name`.

@@ -1,19 +1,19 @@
-"""Source `coco`: photographs in the official folder layout of COCO 2017.
+"""Source `coco`: images in the official folder layout of COCO 2017.
 
-Reads <folder>/annotations/instances_{train,val}2017.json and captions_train2017.json, images of
-<folder>/{train,val}2017 and, if asked to, the Localized Narratives of train2017, which lie in
-<folder>/annotations, too, with their official names. The split, chosen so that numbers compare with
-published ones:
+Reads <folder>/annotations/instances_{train,val}2017.json and captions_train2017.json, the images in
+<folder>/{train,val}2017 and, if `narratives`, the Localized Narratives of train2017, which are in
+<folder>/annotations with their official names. The splits, for results comparable with published
+ones:
 
-- test: all of val2017, on which the 48/17 protocol scores;
-- val: a fixed fraction of train2017, chosen by a hash of the image id alone, for tuning;
+- test: all of val2017, as in the 48/17 protocol;
+- val: a fixed fraction of train2017 for tuning, chosen by a hash of the image id alone;
 - train: the rest of train2017. pairs: the same images, as captioned pairs.
 
-With `train_part: val2017` nothing of train2017 is read, for a small experiment: a fraction of
-val2017, chosen by a hash as well, is test, and the rest takes the place of train2017.
+With `train_part: val2017`, for a small experiment, nothing of train2017 is read: test is a fraction
+of val2017, chosen by a hash too, and the rest replaces train2017.
 
-Frame: pixels of the stored image; its EXIF rotation is ignored, as COCO's annotations ignore it.
-One whose annotations are of the size that it has upright is turned and encoded anew.
+Frame: pixels of the stored image; its EXIF rotation is ignored, as in COCO's annotations. But if
+the annotations have the size of the upright image, the image is rotated and encoded again.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -47,7 +47,7 @@ from stages.download.sources.coco.annotations import (
 )
 from stages.download.sources.coco.classes import coco_category
 
-VAL, TEST = "coco-val", "coco-test"  # what the hashes that hold images out are made for
+VAL, TEST = "coco-val", "coco-test"  # purposes of `is_held_out`
 NARRATIVES = {
     "train2017": [
         f"coco_train_localized_narratives-{number:05d}-of-00004.jsonl" for number in range(4)
@@ -58,9 +58,9 @@ NARRATIVES = {
 
 @dataclass(frozen=True)
 class CocoTask:
-    """One photograph to read, and what the annotation files say about it.
+    """One image to read, and its entries in the annotation files.
 
-    `annotations` are those of `Instances`.
+    `annotations` have the form of `Instances.annotations`.
     """
 
     split: str
@@ -75,9 +75,9 @@ def coco_source(params: CocoParams) -> Source:
     """Return the source; reads the annotation files, no image.
 
     Raises:
-        FileNotFoundError: an annotation file or a folder of images is not there.
-        ValueError: an annotation file is no COCO file, or has other classes than COCO, or an image
-            in another folder.
+        FileNotFoundError: an annotation file or a folder of images is missing.
+        ValueError: an annotation file has another format, classes that COCO lacks, or an image in
+            another folder; or the two instances files list different classes.
     """
     folder = Path(params.folder).expanduser()
     part = params.train_part
@@ -140,7 +140,7 @@ def coco_source(params: CocoParams) -> Source:
 def _nothing_to_learn(
     path: Path, tasks: Sequence[CocoTask], categories: Iterable[Category]
 ) -> str | None:
-    """Say so if `finetune` has no object to learn from, which it only sees hours later."""
+    """Return a message if `finetune` would find, hours later, no object to learn from."""
     base = {category.id for category in categories if category.split == "base"}
     objects = [(entry, task.image_hw) for task in tasks for entry in task.annotations]
     wanted = [own for own in objects if own[0]["category_id"] in base and not own[0]["iscrowd"]]
@@ -148,25 +148,25 @@ def _nothing_to_learn(
         return None
     return (
         f"{path}: none of the {len(objects)} annotations of training images is an object of a base"
-        " class, with box and mask and not a crowd: there is nothing to learn from"
+        " class with box and mask that is not a crowd: there is nothing to learn from"
     )
 
 
 def look_up(task: CocoTask) -> Listed | Skipped:
-    """Return what the annotation files say of a photograph that is there."""
+    """Return what the annotation files say about an image, or why it must be skipped."""
     category_ids = tuple(entry["category_id"] for entry in task.annotations)
     return _skip_unread(task) or Listed(task.image_id, task.captions, category_ids)
 
 
 def make_example(task: CocoTask) -> Example | Skipped:
-    """Read and check one photograph; its bytes are kept as they are."""
+    """Read and check one image; its bytes are kept, unless it must be rotated upright."""
     if skipped := _skip_unread(task):
         return skipped
     image = read_photograph(task.path, task.image_id, task.path.name)
     if isinstance(image, Skipped):
         return image
     if (image.height, image.width) != task.image_hw:
-        image = upright(image)  # as the tools show it that people draw with
+        image = upright(image)  # as annotation tools show it
     if (image_hw := (image.height, image.width)) != task.image_hw:
         reason = f"is {_size(image_hw)} pixels, annotated as {_size(task.image_hw)}"
         return Skipped(task.image_id, str(task.path), reason)
@@ -180,7 +180,7 @@ def _skip_unread(task: CocoTask) -> Skipped | None:
 
 
 def _categories(folder: Path, train: Instances, test: Instances) -> list[Category]:
-    """Return the classes of both annotation files, which must have the same."""
+    """Return the classes, which both instances files must share."""
     if train.categories != test.categories:
         raise ValueError(
             f"{folder}/annotations: instances_train2017.json and instances_val2017.json list "

@@ -1,9 +1,9 @@
 """The 300 segmentable classes of the Open Images Challenge 2019, 200 base and 100 novel.
 
-The names are published. Their division is a reconstruction: the papers with the 200/100 split have
-not released their lists. These are the 300 in the order in which the released list of all 500
-challenge classes of hbdat/cvpr22_cross_modal_pseudo_labeling has them, which looks like falling
-frequency; the first 200 are base. Numbers on it are near the papers', not the same protocol.
+The names are published. The division is a reconstruction: the papers with the 200/100 split have
+not released their lists. The 300 names are in the order of the released list of all 500 challenge
+classes (hbdat/cvpr22_cross_modal_pseudo_labeling), which looks like falling frequency; the first
+200 are base. So results are close to the papers' protocol, but not comparable.
 """
 
 from collections.abc import Iterable
@@ -60,8 +60,8 @@ NOVEL = _names(
     """
 )
 
-# The 60 that COCO has, too, some by another name. Of the 300 the ALP paper takes 60 for base and
-# trains on COCO's masks; it has not released its lists.
+# The 60 that COCO has too, some by another name. The ALP paper takes 60 of the 300 as base classes
+# and trains on COCO's masks; it has not released its lists.
 IN_COCO = frozenset(
     _names(
         """
@@ -79,10 +79,12 @@ IN_COCO = frozenset(
 def open_images_categories(
     division: Literal["frequency", "coco"] = "frequency",
 ) -> tuple[Category, ...]:
-    """Return the 300 classes, ids from 1, base before novel; then what must not be taken for one.
+    """Return the 300 classes with ids from 1, base before novel, and then the excluded classes.
 
-    The latter are excluded, nobody has annotated them. With division coco, base are those that COCO
-    has.
+    Excluded classes are not annotated; their words keep captions from naming one of the 300.
+
+    Args:
+        division: which classes are base: "frequency", the first 200; "coco", the 60 of COCO.
     """
     base, novel = BASE, NOVEL
     if division == "coco":

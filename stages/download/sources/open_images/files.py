@@ -1,7 +1,8 @@
-"""Names and places of Open Images' files, as they are published.
+"""Names and addresses of Open Images' files, as published.
 
+The files are in one flat folder, except the images: each official part has a folder of them.
 Source: storage.googleapis.com/openimages/web/download_v7.html, challenge2019_downloads.html, and
-google.github.io/localized-narratives. A folder of them is flat, but for the images of a part.
+google.github.io/localized-narratives.
 """
 
 from typing import Literal
@@ -14,7 +15,7 @@ NARRATIVES = "https://storage.googleapis.com/localized-narratives/annotations"
 IMAGES = "https://open-images-dataset.s3.amazonaws.com"
 CLASSES = "challenge-2019-classes-description-segmentable.csv"
 HIERARCHY = "challenge-2019-label300-segmentable-hierarchy.json"
-NARRATIVE_FILES = 10  # that the narratives of train come in
+NARRATIVE_FILES = 10  # number of files with narratives of train
 MASK_DIGITS = "0123456789abcdef"
 
 # Version folder and name of each table; later versions of Open Images refer to the earlier files.
@@ -40,7 +41,7 @@ def table(kind: Table, part: str) -> str:
 
 
 def outlines(part: str, digit: str) -> str:
-    """Return the file name of an archive of outlines: `digit` is the first one of their names."""
+    """Return the file name of the archive of outlines whose names begin with `digit`."""
     return f"{part}-masks-{digit}.zip"
 
 
@@ -55,7 +56,7 @@ def narratives(part: str) -> list[str]:
 
 
 def official_urls(test_part: str) -> dict[str, str]:
-    """Return file name → where it is published, of all files but the images."""
+    """Return file name → address, for all files except the images."""
     parts = ("train", test_part)
     paths = [f"challenge_2019/{name}" for name in (CLASSES, HIERARCHY)]
     paths += [tables[part] for tables in _TABLES.values() for part in parts]

@@ -1,4 +1,4 @@
-"""Open Images' labels of the 300 classes, and which of these include which."""
+"""Open Images' labels of the 300 classes, and the hierarchy of these classes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,11 @@ from stages.download.sources.open_images.files import CLASSES
 
 
 def read_labels(folder: Path, wanted: Collection[str]) -> dict[str, str]:
-    """Return Open Images' label ("/m/…") → name of the wanted classes.
+    """Return Open Images' label ("/m/…") → name, for the wanted classes.
 
     Raises:
-        ValueError: the file does not have one of them.
+        FileNotFoundError: the file of class descriptions is missing.
+        ValueError: it lacks one of the classes.
     """
     path = folder / CLASSES
     if not path.is_file():
@@ -28,10 +29,15 @@ def read_labels(folder: Path, wanted: Collection[str]) -> dict[str, str]:
 
 
 def read_ancestors(path: Path, category_ids: Mapping[str, int]) -> dict[int, set[int]]:
-    """Return class → all classes that include it, of a hierarchy file; those without are left out.
+    """Return category id → ids of all classes that include it; classes without any are left out.
+
+    Args:
+        path: the hierarchy file.
+        category_ids: Open Images' label → category id.
 
     Raises:
-        ValueError: it is no hierarchy.
+        FileNotFoundError: the file is missing.
+        ValueError: the file is not a hierarchy.
     """
     ancestors: dict[int, set[int]] = {}
 
@@ -47,7 +53,7 @@ def read_ancestors(path: Path, category_ids: Mapping[str, int]) -> dict[int, set
         visit(read_json(path), frozenset())
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: no class hierarchy: a node lacks LabelName ({error!r}); fetch it again"
+            f"{path}: not a class hierarchy: a node lacks LabelName ({error!r}); fetch it again"
         ) from error
     return ancestors
 
@@ -57,11 +63,15 @@ def verified_classes(
     named: Collection[int],
     ancestors: Mapping[int, Collection[int]],
 ) -> set[int]:
-    """Return the classes that are known to be in the image or not.
+    """Return the ids of the classes that are known to be present in an image or absent from it.
 
-    An object belongs to all classes that include its own. Where a class is absent, so are all
-    classes that it includes.
-    Source: Open Images Challenge 2019, evaluation, "hierarchy handling".
+    A present class implies all classes that include it; an absent one implies that all classes that
+    it includes are absent. Source: Open Images Challenge 2019, evaluation, "hierarchy handling".
+
+    Args:
+        labels: (category id, whether it is present), as verified by people.
+        named: category ids of the annotated objects.
+        ancestors: category id → ids of all classes that include it.
     """
     there = {category_id for category_id, present in labels if present} | set(named)
     absent = {category_id for category_id, present in labels if not present}

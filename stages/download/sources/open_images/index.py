@@ -1,8 +1,8 @@
-"""The tables of Open Images as an index on disk: everything known of one image at once.
+"""The tables of Open Images as an index on disk, to read everything about one image at once.
 
-The official CSV files have up to 15 million rows in no order that an image could be read from;
-in memory they would take as much as all other data. Coordinates are parts of the image's width
-and height, origin top-left.
+The official CSV files have up to 15 million rows, which are not sorted by image; in memory they
+would take as much as all other data. Frame: coordinates are fractions of the image's width and
+height, origin top-left.
 """
 
 import csv
@@ -36,7 +36,7 @@ MASK_BOX = tuple(f"Box{side}" for side in BOX)
 
 @dataclass(frozen=True)
 class BoxRow:
-    """A box of a class; `group_of`: it holds more than five objects that touch each other."""
+    """A box of a class: x0, y0, x1, y1; `group_of`: around more than five touching objects."""
 
     category_id: int
     corners: tuple[float, float, float, float]
@@ -45,9 +45,9 @@ class BoxRow:
 
 @dataclass(frozen=True)
 class MaskRow:
-    """The outline of one object: a PNG, the box it was drawn in, and where an archive has it.
+    """The outline of one object: the box it was drawn in, and its PNG in an archive.
 
-    `member` is None if no archive was there that has it.
+    `member` is None if the archive or the PNG is missing.
     """
 
     category_id: int
@@ -57,11 +57,11 @@ class MaskRow:
 
 
 def rows_of(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """Yield the values of some columns of a CSV with a header.
+    """Yield the values of some columns of a CSV file with a header.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        ValueError: it lacks a column, or a row is cut short.
+        FileNotFoundError: the file is missing.
+        ValueError: a column is missing, or a row is cut short.
     """
     columns = tuple(columns)
     if not path.is_file():
@@ -82,27 +82,27 @@ def rows_of(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
 
 
 class IndexWriter:
-    """Fills an index; its methods take the official files."""
+    """Writes an index from the official files."""
 
     def __init__(self, path: Path, category_ids: Mapping[str, int]) -> None:
-        """Make the file; rows of labels that `category_ids` has no id for are left out."""
+        """Create the file; rows with labels that `category_ids` lacks are left out."""
         self._connection = sqlite3.connect(path)
         self._connection.executescript(SCHEMA)
-        self._connection.execute("PRAGMA synchronous = OFF")  # it is of no use after a crash
+        self._connection.execute("PRAGMA synchronous = OFF")  # useless after a crash anyway
         self._ids = category_ids
 
     def add_images(self, path: Path) -> None:
-        """Take the list of a part's images.
+        """Add the list of a part's images.
 
         Raises:
-            ValueError: an ImageID is none; images are fetched to files of these names.
+            ValueError: an ImageID is not 16 hexadecimal digits; `fetch` writes to such names.
         """
         names = (name for (name,) in rows_of(path, ["ImageID"]))
         checked = ((_image_id(name, path),) for name in names)
         self._insert("INSERT OR IGNORE INTO image VALUES (?)", checked)
 
     def add_boxes(self, path: Path) -> None:
-        """Take the boxes of a part."""
+        """Add the boxes of a part."""
         rows = rows_of(path, ["ImageID", "LabelName", *BOX, "IsGroupOf"])
         self._insert(
             "INSERT INTO box VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -114,7 +114,7 @@ class IndexWriter:
         )
 
     def add_masks(self, path: Path) -> None:
-        """Take the list of a part's outlines."""
+        """Add the list of a part's outlines."""
         rows = rows_of(path, ["ImageID", "LabelName", *MASK_BOX, "MaskPath"])
         self._insert(
             "INSERT INTO mask VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -126,18 +126,18 @@ class IndexWriter:
         )
 
     def add_archive(self, path: Path) -> None:
-        """Take the list of an archive of outlines.
+        """Add the list of the outlines in an archive.
 
         Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is broken.
+            FileNotFoundError: the archive is missing.
+            ValueError: the archive is damaged.
         """
-        # In order of the key, as each archive has a first digit of its own: the table only grows.
+        # Sorted by key: archives differ in the first digit, so rows are only appended.
         rows = sorted(astuple(member) for member in list_members(path))
         self._insert("INSERT OR REPLACE INTO member VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def add_labels(self, path: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Take what people have verified to be in an image, or not to be, of wanted images."""
+        """Add the labels that people have verified as present or absent, of wanted images."""
         rows = rows_of(path, ["ImageID", "LabelName", "Confidence"])
         self._insert(
             "INSERT INTO verified VALUES (?, ?, ?)",
@@ -149,15 +149,16 @@ class IndexWriter:
         )
 
     def add_captions(self, path: Path) -> None:
-        """Take a file of Localized Narratives.
+        """Add a file of Localized Narratives.
 
         Raises:
-            ValueError: a line is no narrative.
+            FileNotFoundError: the file is missing.
+            ValueError: a line is not a narrative.
         """
         self._insert("INSERT INTO caption VALUES (?, ?)", _narratives(path))
 
     def finish(self) -> None:
-        """Sort the index; call once, after everything is in."""
+        """Index the tables and close the file; call once, after all other methods."""
         for table in TABLES:
             self._connection.execute(f"CREATE INDEX {table}_of ON {table} (name)")
         self._connection.commit()
@@ -181,13 +182,13 @@ def _narratives(path: Path) -> Iterator[tuple[str, str]]:
                 yield entry["image_id"], " ".join(entry["caption"].split())
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{path}, line {number}: no Localized Narrative ({error!r}); it needs image_id"
-                    " and caption; fetch the file again"
+                    f"{path}, line {number}: not a Localized Narrative ({error!r}); it needs"
+                    " image_id and caption; fetch the file again"
                 ) from error
 
 
 class Index:
-    """Reads an index; open one per use, as a connection must not pass a fork."""
+    """Reads an index; open one per use, because a connection must not cross a fork."""
 
     def __init__(self, path: Path) -> None:
         self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
@@ -197,7 +198,7 @@ class Index:
         self._connection.close()
 
     def names_with(self, table: str) -> Iterator[str]:
-        """Yield the images of the list that have a row in a table, in order."""
+        """Yield the listed images that have a row in a table, in alphabetical order."""
         assert table in TABLES
         statement = f"SELECT name FROM image WHERE name IN (SELECT name FROM {table}) ORDER BY name"
         return (name for (name,) in self._connection.execute(statement))
@@ -222,7 +223,7 @@ class Index:
         ]
 
     def verified(self, name: str) -> list[tuple[int, bool]]:
-        """Return (class, whether it is in the image) where that was verified."""
+        """Return (category id, whether it is present) for each verified label of one image."""
         return [
             (category_id, bool(there)) for _, category_id, there in self._rows("verified", name)
         ]
@@ -230,7 +231,7 @@ class Index:
     def captions(self, name: str) -> list[str]:
         """Return the captions of one image: the sentences of its narratives.
 
-        A narrative has about forty words, more than a vision-language model reads of a caption.
+        A whole narrative has about forty words, more than a vision-language model reads.
         """
         narratives = (text for _, text in self._rows("caption", name) if text)
         return [part for text in narratives for part in split_sentences(text)]

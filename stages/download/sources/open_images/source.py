@@ -1,16 +1,16 @@
-"""Source `open_images`: photographs of Open Images V7 with the names of the official files.
+"""Source `open_images`: images of Open Images V7, in files with the official names.
 
 <folder>/train/, validation/ or test/     <ImageID>.jpg
 <folder>/<part>-masks-<0..f>.zip          outlines as PNG, by the first digit of the ImageID
-and the tables that `open_images_files` lists. The split:
+and the tables that `files` lists. The splits:
 
 - test: the images of one official part that have a verified label of the 300 classes;
-- train: the images of the official part train that have a Localized Narrative; each of its
-  sentences is a caption;
-- val: a fixed fraction of these, chosen by a hash of the image id. pairs: train as captioned pairs.
+- train: the images of the official part train that have a Localized Narrative; each sentence of it
+  is a caption;
+- val: a fixed fraction of these, chosen by a hash of the ImageID. pairs: train, as captioned pairs.
 
-Not every object is outlined: one that has a box only gets an empty mask. Boxes of groups are
-crowds. Labels hold for the leaf classes that people named; `ancestors` says what includes them.
+Not every object is outlined: an object with only a box gets an empty mask. Boxes of groups are
+crowds. An object has the class that people named; `ancestors` has the classes that include it.
 Frame: pixels of the stored image.
 """
 
@@ -59,12 +59,12 @@ from stages.download.sources.open_images.index import BoxRow, Index, IndexWriter
 from stages.download.sources.open_images.zip_members import Member, read_member
 
 VAL = "open-images-val"
-SAME_BOX = 0.002  # of the image's side: the tables round a box to six digits or to nine
+SAME_BOX = 0.002  # fraction of the image's side; the tables round boxes to six or nine digits
 
 
 @dataclass(frozen=True)
 class OpenImagesTask:
-    """One photograph to read, by its ImageID; `part` is the official one it is of."""
+    """One image to read: `name` is its ImageID, `part` its official part."""
 
     split: str
     part: str
@@ -74,11 +74,11 @@ class OpenImagesTask:
 
 @dataclass(frozen=True)
 class Annotators:
-    """What making an example needs besides its task.
+    """What `make_example` needs besides a task.
 
     Attributes:
-        folder: of the official files.
-        indices: part → index of its tables.
+        folder: has the official files.
+        indices: part → file of the index of its tables.
         ancestors: category id → ids of all classes that include it.
     """
 
@@ -88,11 +88,12 @@ class Annotators:
 
 
 def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
-    """Return the source; reads the tables into an index in `scratch`, and no image.
+    """Return the source; reads the tables into an index in `scratch`, but no image.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is of another form, or lacks one of the 300 classes.
+        FileNotFoundError: a table is missing.
+        ValueError: a file has another format or lacks one of the 300 classes, or an image is in
+            train and in the test part.
     """
     folder = Path(params.folder).expanduser()
     categories = open_images_categories(params.division)
@@ -110,7 +111,7 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
         writer.add_images(folder / table("images", part))
         writer.add_boxes(folder / table("boxes", part))
         writer.add_masks(folder / table("masks", part))
-        for digit in MASK_DIGITS:  # of those that are there: few images need few of them
+        for digit in MASK_DIGITS:  # a subset of the images needs only some archives
             if (archive := folder / outlines(part, digit)).is_file():
                 writer.add_archive(archive)
         writer.add_labels(
@@ -157,7 +158,7 @@ def _names_with(table: str, path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What the tables have of one image; no objects and labels of one of the pairs."""
+    """The tables' rows of one image; without objects and labels for split `pairs`."""
 
     path: Path
     captions: tuple[str, ...]
@@ -178,10 +179,10 @@ def _read_rows(annotators: Annotators, task: OpenImagesTask) -> _Rows | Skipped:
 
 
 def look_up(annotators: Annotators, task: OpenImagesTask) -> Listed | Skipped:
-    """Return what the tables say of a photograph that is there.
+    """Return what the tables say about an image, or why it must be skipped.
 
     Raises:
-        FileNotFoundError: no archive has one of its outlines.
+        FileNotFoundError: one of its outlines is missing.
     """
     rows = _read_rows(annotators, task)
     if isinstance(rows, Skipped):
@@ -193,7 +194,7 @@ def look_up(annotators: Annotators, task: OpenImagesTask) -> Listed | Skipped:
 
 
 def make_example(annotators: Annotators, task: OpenImagesTask) -> Example | Skipped:
-    """Read one photograph and all that is known of it."""
+    """Read one image and everything that is known about it; raises as `read_mask` does."""
     rows = _read_rows(annotators, task)
     if isinstance(rows, Skipped):
         return rows
@@ -213,10 +214,10 @@ def make_example(annotators: Annotators, task: OpenImagesTask) -> Example | Skip
 def join_objects(
     boxes: list[BoxRow], masks: list[MaskRow]
 ) -> Iterator[tuple[BoxRow, MaskRow | None]]:
-    """Yield each object once: its box, and its outline where there is one.
+    """Yield each object once: its box, and its outline if it has one.
 
-    The tables share no key: an outline belongs to the box of its class with the same corners. One
-    without a box stands for itself.
+    The tables have no common key: an outline belongs to the box of its class with the same corners,
+    up to `SAME_BOX`. An outline without such a box is an object with its own corners.
     """
     left = list(masks)
     for box in boxes:
@@ -253,10 +254,10 @@ def _annotation(
 
 
 def read_mask(folder: Path, part: str, mask: MaskRow, image_hw: tuple[int, int]) -> np.ndarray:
-    """Return an outline as bool (H, W); the PNGs have sizes of their own.
+    """Return an outline as bool (H, W), resized from its PNG, whose size may differ.
 
     Raises:
-        FileNotFoundError: the archive or the PNG in it is not there.
+        FileNotFoundError: the archive, or the PNG in it, is missing.
         ValueError: the archive is damaged, or the PNG cannot be decoded.
     """
     path, member = _archived(folder, part, mask)
@@ -272,6 +273,6 @@ def _archived(folder: Path, part: str, mask: MaskRow) -> tuple[Path, Member]:
     path = folder / outlines(part, mask.file_name[0])
     if mask.member is None:
         raise FileNotFoundError(
-            f"{path.absolute()}: it or its file {mask.file_name} is not there; fetch it again"
+            f"{path.absolute()}: it or its member {mask.file_name} is missing; fetch it again"
         )
     return path, mask.member

@@ -1,9 +1,9 @@
-"""The words that captions have for Open Images' classes, and those that only look like them.
+"""Synonyms of Open Images' classes, and names of other things that contain a class name.
 
-The words are ours. One is listed where captions hardly use it for anything else: no "bike" (bicycle
-or motorcycle), no "phone" (mobile or corded), no "stove". "bat" and "mouse" stay the animals that
-the classes of these names are. Some words are there to keep a part of them from naming another
-class: a "coffee mug" is a mug, no coffee. Singular; plurals are made by `plurals`.
+The words are ours. A word is listed only if captions hardly use it for anything else: not "bike"
+(bicycle or motorcycle), "phone" (mobile or corded) or "stove". "bat" and "mouse" mean the animals,
+as the classes with these names do. Some words are listed so that a part of them does not name
+another class: a "coffee mug" is a mug, not coffee. `plurals` makes the plurals.
 """
 
 SYNONYMS: dict[str, tuple[str, ...]] = {

@@ -1,7 +1,7 @@
-"""Single members of large zip archives, read by where they are in it.
+"""Reads single files of large zip archives by their offsets.
 
-`zipfile` reads the list of all members before it gives one: 92 MB and 0.9 s for an archive of
-168,000 outlines, in every process. Here one process lists them, and the others seek.
+`zipfile` reads the list of all files before it reads one: 92 MB and 0.9 s for an archive of 168,000
+outlines, in every process. Here one process reads the list, and the others seek.
 Source: PKWARE's APPNOTE, "local file header".
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of extra fields
 SIGNATURE = b"PK\x03\x04"
-ENCRYPTED = 0x1  # of a member's flags
+ENCRYPTED = 0x1  # bit of a member's flags
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Member:
     """One file of an archive.
 
     Attributes:
-        name: of the file, as the archive has it.
-        offset: of its local header, in bytes from the archive's start.
-        packed: bytes in the archive.
-        size: bytes unpacked.
+        name: of the file in the archive.
+        offset: of its local header, in bytes from the start of the archive.
+        packed: compressed size in bytes.
+        size: uncompressed size in bytes.
         method: `zipfile.ZIP_STORED` or `zipfile.ZIP_DEFLATED`.
-        crc: CRC-32 of the unpacked bytes.
+        crc: CRC-32 of the uncompressed bytes.
     """
 
     name: str
@@ -42,8 +42,8 @@ def list_members(archive: Path) -> Iterator[Member]:
     """Yield the files of an archive.
 
     Raises:
-        FileNotFoundError: there is no such archive.
-        ValueError: its list cannot be read, or a file is encrypted or packed in another way.
+        FileNotFoundError: the archive is missing.
+        ValueError: its list cannot be read, or a file is encrypted or compressed in another way.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -70,22 +70,22 @@ def list_members(archive: Path) -> Iterator[Member]:
 
 
 def read_member(archive: Path, member: Member) -> bytes:
-    """Return the unpacked bytes of a file.
+    """Return the uncompressed bytes of a file.
 
     Raises:
-        FileNotFoundError: there is no such archive.
-        ValueError: the file is damaged, or the archive is another than the one that was listed.
+        FileNotFoundError: the archive is missing.
+        ValueError: the file is damaged, or the archive has changed since it was listed.
     """
     try:
         with archive.open("rb") as file:
             file.seek(member.offset)
             signature, name_length, extra_length = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
             if signature != SIGNATURE:
-                raise ValueError("no file begins where it is listed")
+                raise ValueError("no file begins at the listed offset")
             file.seek(name_length + extra_length, 1)
             packed = file.read(member.packed)
         if len(packed) < member.packed:
-            raise ValueError(f"{len(packed)} of {member.packed} bytes are there")
+            raise ValueError(f"only {len(packed)} of {member.packed} bytes are there")
         content = packed
         if member.method == zipfile.ZIP_DEFLATED:
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, member.size + 1)

@@ -1,7 +1,7 @@
-"""Captions of scenes, as people write them.
+"""Captions of scenes, as people might write them.
 
-Plural and number words, colours and other attributes, other nouns, synonyms; sometimes an object
-is left out.
+They have plurals, numbers, colours and other attributes, unrelated nouns and synonyms. Sometimes a
+class is left out.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ ENDINGS = (
     "during summer",
 )
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-COLOUR_MENTIONED, ATTRIBUTE_MENTIONED = 0.4, 0.2
+COLOUR_MENTIONED, ATTRIBUTE_MENTIONED = 0.4, 0.2  # probabilities, as below
 NUMBER_MENTIONED = 0.7  # otherwise "some"
 PLACE_MENTIONED, ENDING_MENTIONED = 0.4, 0.3
 
@@ -46,13 +46,13 @@ def write_caption(
     omission_fraction: float,
     generator: np.random.Generator,
 ) -> str:
-    """Return one caption that names at least one of a scene's objects.
+    """Return a caption that names at least one of the classes of a scene's N objects.
 
     Args:
         classes: N indices into `SCENE_CLASSES`.
         colours: N names of colours.
-        synonym_fraction: probability of a synonym where the class has one, 0..1.
-        omission_fraction: probability that a caption of two or more classes leaves one out, 0..1.
+        synonym_fraction: probability of a synonym if the class has one, in 0..1.
+        omission_fraction: probability that one of several classes is left out, in 0..1.
         generator: chooses the words.
     """
     colours_of: dict[int, list[str]] = {}
@@ -76,7 +76,7 @@ def write_caption(
 def name_objects(
     kind: int, colours: list[str], synonym_fraction: float, generator: np.random.Generator
 ) -> str:
-    """Return the words for all objects of one class, such as "an old cup" or "two red cars"."""
+    """Return the words for all objects of class `kind`, such as "a red cup" or "two old cars"."""
     entry, count = SCENE_CLASSES[kind], len(colours)
     synonym = None
     if entry.synonyms and generator.random() < synonym_fraction:

@@ -1,7 +1,7 @@
-"""The 17 classes of scenes: their names, the words for them, their drawing, and the split.
+"""The 17 classes of scenes, 12 base and 5 novel: their names, synonyms, drawings and splits.
 
-12 base and 5 novel classes; division 0 was fixed before anything was measured, the others follow
-from it by counting on. Only synonyms that mean one class.
+Division 0 was fixed before anything was measured; the others follow from it by counting on. A
+synonym means one class only.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ NUM_NOVEL = 5
 
 @dataclass(frozen=True)
 class SceneClass:
-    """One class of drawn objects; `synonyms` are singular words for it, beside its name."""
+    """One class of drawn objects; `synonyms` are other words for it, in the singular."""
 
     name: str
     draw: Callable[[Variation], list[Part]]
     synonyms: tuple[str, ...] = ()
 
     def word(self, synonym: str | None, is_plural: bool) -> str:
-        """Return the name, or one of its synonyms, for one or for several objects."""
+        """Return the synonym, or the name if None, in the singular or plural."""
         word = synonym or self.name
         return plural(word) if is_plural else word
 
@@ -55,8 +55,9 @@ def scene_categories(class_split: int) -> list[Category]:
     """Return the classes as categories, ids from 1 in the order of `SCENE_CLASSES`.
 
     Args:
-        class_split: 0..16, of the divisions into base and novel classes. Each takes for novel the
-            `NUM_NOVEL` classes that follow those of the one before, round and round; 0 the last.
+        class_split: number of the division into base and novel classes, 0..16. In division 0 the
+            last `NUM_NOVEL` classes are novel; in each further one, the classes that follow those
+            of the division before, cyclically.
     """
     first = NUM_NOVEL * (class_split - 1)
     novel = {(first + place) % len(SCENE_CLASSES) for place in range(NUM_NOVEL)}

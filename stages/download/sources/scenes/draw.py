@@ -1,7 +1,7 @@
-"""Scenes: drawn objects on a cluttered background, with the exact mask of what is visible.
+"""Draws scenes: objects on a cluttered background, with exact masks of their visible parts.
 
-N objects; H = W = side, pixels. Frame: pixels, origin top-left, x right, y down. Sizes below are
-pixels on the canvas of 128 that the recipe was tuned on; `Recipe.scale` carries them to others.
+Shape legend: N objects, H = W = side. Frame: pixels, origin top-left, x right, y down. Sizes below
+are pixels of a canvas with side 128, on which the recipe was tuned; `Recipe.scale` scales them.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from stages.download.sources.scenes.textures import (
 )
 
 TUNED_SIDE = 128
-FIXED_POINT_BITS = 4  # OpenCV draws at 1/16 pixel
-MIN_AREA = 60  # pixels; a smaller object is drawn again elsewhere
-MIN_VISIBLE = 0.55  # fraction of an object that later ones must leave visible
-REPEAT_CLASS = 0.12  # probability that the next object is of the class of the last one
-MAX_TRIES = 12  # per scene, for objects that are too small or hide too much
-DISTRACTOR_RADIUS = (5, 30)
+FIXED_POINT_BITS = 4  # OpenCV draws with a precision of 1/16 pixel
+MIN_AREA = 60  # square pixels on the canvas; a smaller object is replaced by another
+MIN_VISIBLE = 0.55  # fraction of an object that later objects must leave visible
+REPEAT_CLASS = 0.12  # probability that an object repeats the class of the one before
+MAX_TRIES = 12  # objects drawn per scene, rejected ones included
+DISTRACTOR_RADIUS = (5, 30)  # smallest and largest
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Recipe:
     """What differs between full scenes and the small images of image-caption pairs.
 
     Attributes:
-        side: of the canvas, pixels.
-        scale: pixels for one pixel of the tuned canvas.
-        count_probabilities: of 1, 2, … objects.
-        radius: smallest and largest half side of an object, if there are at most two; its
-            logarithm is uniform in between, so that small objects are as frequent as large ones.
-        radius_in_crowd: the same if there are more.
+        side: of the canvas, in pixels.
+        scale: pixels per pixel of the tuned canvas.
+        count_probabilities: of 1, 2, … wanted objects.
+        radius: smallest and largest half side of an object if at most two are wanted; log-uniform,
+            so that small objects are as frequent as large ones.
+        radius_in_crowd: the same if more are wanted.
         num_distractors: smallest and largest number of strokes and shapes in the background.
     """
 
@@ -56,7 +56,7 @@ class Scene:
 
     Attributes:
         image: uint8 (H, W, 3), RGB.
-        masks: bool (N, H, W), what is visible of each object; N >= 1.
+        masks: bool (N, H, W), the visible part of each object; N >= 1.
         classes: N indices into `SCENE_CLASSES`.
         colours: N names of the objects' main colours.
     """
@@ -68,7 +68,7 @@ class Scene:
 
 
 def scene_recipe(side: int) -> Recipe:
-    """Return the recipe of full scenes: one to four objects among much clutter."""
+    """Return the recipe of full scenes: one to four objects and much clutter."""
     scale = side / TUNED_SIDE
     return Recipe(side, scale, (0.2, 0.35, 0.3, 0.15), (10, 52), (10, 34), (3, 9))
 
@@ -81,8 +81,9 @@ def pair_recipe(side: int, scene_side: int) -> Recipe:
 def draw_scene(recipe: Recipe, generator: np.random.Generator) -> Scene:
     """Return a scene; equal recipes and generators give equal scenes.
 
-    Later objects lie in front. An object is placed again if too little of it is on the canvas or
-    if it would hide too much of another. The first always finds a place, so N >= 1.
+    Later objects lie in front. An object is rejected if too little of it is on the canvas or if it
+    hides too much of another; the next one has a new class and place. Drawing ends after
+    `MAX_TRIES` objects, but not before one is accepted, so N >= 1.
     """
     canvas = _background(recipe, generator)
     wanted = 1 + int(
@@ -124,7 +125,7 @@ def draw_scene(recipe: Recipe, generator: np.random.Generator) -> Scene:
 def _place(
     parts: list[Part], radius: float, side: int, generator: np.random.Generator
 ) -> list[np.ndarray]:
-    """Return the coverage uint8 (H, W) of each part of an object at a random place and pose."""
+    """Return the coverage uint8 (H, W) of each part of an object with a random place and pose."""
     angle = np.radians(generator.normal(0, 18))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     shear = generator.normal(0, 0.1)
@@ -136,7 +137,7 @@ def _place(
 
 
 def _background(recipe: Recipe, generator: np.random.Generator) -> np.ndarray:
-    """Return float32 (H, W, 3): two colours in clouds, a texture, and single shapes in front."""
+    """Return float32 (H, W, 3): clouds of two colours, a texture, and single shapes on top."""
     side = recipe.side
     textures, clouds = texture_bank(side)
     fraction = 1 / (1 + np.exp(-2 * cut_window(clouds, side, side, generator)))
@@ -154,7 +155,7 @@ def _background(recipe: Recipe, generator: np.random.Generator) -> np.ndarray:
 def _distractor(recipe: Recipe, generator: np.random.Generator) -> np.ndarray:
     """Return the coverage uint8 (H, W) of one stroke, ellipse, triangle or rectangle.
 
-    Single shapes look like parts of objects but never like a composition of them.
+    Single shapes look like parts of objects, but never like whole objects.
     """
     kind = generator.integers(4)
     centre = generator.uniform(0, recipe.side, 2)
@@ -179,7 +180,7 @@ def _distractor(recipe: Recipe, generator: np.random.Generator) -> np.ndarray:
 
 
 def _develop(canvas: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return the image uint8 (H, W, 3): uneven light and a camera's noise over the canvas."""
+    """Return the image uint8 (H, W, 3): the canvas with uneven light and camera noise."""
     side = len(canvas)
     light = 1 + np.float32(0.09) * cut_window(texture_bank(side)[1], side, side, generator)
     noise = generator.standard_normal(canvas.shape, np.float32)
@@ -189,7 +190,7 @@ def _develop(canvas: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def _fill(contours: list[np.ndarray], side: int) -> np.ndarray:
-    """Return the coverage uint8 (H, W) of contours in pixels, by the even-odd rule."""
+    """Return the coverage uint8 (H, W) of contours (K, 2) in pixels, by the even-odd rule."""
     coverage = np.zeros((side, side), np.uint8)
     fixed = [_fixed_point(contour) for contour in contours]
     cv2.fillPoly(coverage, fixed, 255, cv2.LINE_AA, FIXED_POINT_BITS)

@@ -1,7 +1,7 @@
-"""Drawings of what grows and lives: mushroom, bird, tree, flower, apple, fish, butterfly.
+"""Drawings of plants and animals: mushroom, bird, tree, flower, apple, fish, butterfly.
 
-Frame and angles as in `shapes`. What makes a class is which parts lie where; colours, textures and
-proportions vary within it. Later parts cover earlier ones.
+Frame and angles as in `shapes`. A class is defined by its parts and their places; colours, textures
+and proportions vary within it. Later parts cover earlier ones.
 """
 
 import numpy as np
@@ -79,7 +79,7 @@ def draw_tree(vary: Variation) -> list[Part]:
 
 
 def draw_flower(vary: Variation) -> list[Part]:
-    """Five to seven petals about a centre, on a stem with one or two leaves."""
+    """Five to seven petals around a centre, on a stem with one or two leaves."""
     parts = [
         part(SECOND, stroke((0, -0.2), (0, 0.98), 0.09)),
         part(SECOND, ellipse((0.22, 0.55), (0.26, 0.1), rotation=-30)),
@@ -127,7 +127,7 @@ def draw_fish(vary: Variation) -> list[Part]:
 
 
 def draw_butterfly(vary: Variation) -> list[Part]:
-    """Two pairs of wings with spots about a thin body with two feelers."""
+    """Two pairs of wings with spots, on a thin body with two feelers."""
     radius = vary.between(0.42, 0.52)
     parts = []
     for side in (-1, 1):

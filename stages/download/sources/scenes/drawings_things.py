@@ -1,7 +1,7 @@
 """Drawings of things people make: lamp, cup, key, house, boat, guitar, hat, umbrella, car, clock.
 
-Frame and angles as in `shapes`. What makes a class is which parts lie where; colours, textures and
-proportions vary within it. Later parts cover earlier ones.
+Frame and angles as in `shapes`. A class is defined by its parts and their places; colours, textures
+and proportions vary within it. Later parts cover earlier ones.
 """
 
 import numpy as np
@@ -37,7 +37,7 @@ def draw_lamp(vary: Variation) -> list[Part]:
 
 
 def draw_cup(vary: Variation) -> list[Part]:
-    """A body narrow at the foot, open on top, with a ring as handle and sometimes a stripe."""
+    """A body with a narrow foot and an open top, a ring as handle, and sometimes a stripe."""
     foot, height = vary.between(0.38, 0.55), vary.between(0.55, 0.8)
     handle = ring((0.66, 0), (0.34, vary.between(0.3, 0.42)), 0.13)
     body = polygon((-0.65, -height), (0.65, -height), (foot, height), (-foot, height))

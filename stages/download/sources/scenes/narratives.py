@@ -1,14 +1,13 @@
-"""Narratives of scenes: somebody describes the objects one by one, and points at each.
+"""Narratives of scenes: a simulated annotator describes the objects and points at each.
 
-A simulated annotator stands for the people of Localized Narratives, whose habits the sources do not
-give in numbers: all of what follows is ours, chosen to look like the published examples. While an
-object is named, the pointer goes round in it, late (lag), wider or narrower than it is (reach),
-beside its middle and further off as time goes on (drift), with a hand that is not steady (jitter),
-and now and then in another object (wrong_object_fraction). Between objects it travels on. What the
-pointer shows is all that anybody learns of the objects' places: no stage that makes labels sees the
-masks that it was led by.
+It stands for the annotators of Localized Narratives. The papers do not measure their habits, so all
+numbers are ours, chosen to resemble the published examples. While the annotator names an object,
+the pointer circles in it: after a delay (lag), wider or narrower than the object (reach), moving
+away from its centre (drift), with an unsteady hand (jitter), and sometimes in another object
+(wrong_object_fraction). Then it travels to the next object. Stages that make labels see the trace,
+never the masks that it was made from.
 
-Frame: x and y are fractions of the image's side; times in seconds.
+Frame: x and y are fractions of the image's sides, origin top-left; times are in seconds.
 """
 
 from collections.abc import Sequence
@@ -38,17 +37,17 @@ ENDINGS = (
     ". On the right side there is light",
     ". We can see some lines in the background",
 )
-JOINED_WORDS = 0.15  # probability that a word is written down as one utterance with the next
-NO_TIME = 0.05  # probability that an utterance begins and ends at once
-PAUSE = 0.5  # seconds before an object is named, mean
-TRAVEL = 0.3  # seconds from one object to the next
-MARGIN = 0.1  # of the image, outside which the pointer is not recorded
-DIGITS = 4  # of coordinates and times; the official files have as many
+JOINED_WORDS = 0.15  # probability that a word joins the utterance of the word before
+NO_TIME = 0.05  # probability that a word's utterance ends when it begins
+PAUSE = 0.5  # mean seconds before an object is named
+TRAVEL = 0.3  # smallest number of seconds from one object to the next
+MARGIN = 0.1  # fraction of the image's side around it in which the pointer is recorded
+DIGITS = 4  # after the point, of coordinates and times, as in the official files
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The pointer goes round in a box from `start` to `end`."""
+    """The pointer circles in a box from `start` to `end`."""
 
     start: float
     end: float
@@ -63,7 +62,15 @@ def write_narrative(
     synonym_fraction: float,
     generator: np.random.Generator,
 ) -> Narrative:
-    """Return what the simulated annotator says of a scene, and its trace."""
+    """Return what the simulated annotator says about a scene, and the trace of the pointer.
+
+    Args:
+        scene: what is described.
+        image_id: of the scene.
+        params: the annotator's habits.
+        synonym_fraction: probability of a synonym if the class has one, in 0..1.
+        generator: makes all random choices.
+    """
     words, named = _speak(scene, synonym_fraction, generator)
     starts, ends = _times(words, named, params, generator)
     utterances = tuple(_utterances(words, starts, ends, generator))
@@ -86,7 +93,7 @@ def write_narrative(
 def _speak(
     scene: Scene, synonym_fraction: float, generator: np.random.Generator
 ) -> tuple[list[str], list[tuple[tuple[int, int], list[int]]]]:
-    """Return all words, and per phrase its first and last word and the objects that it names."""
+    """Return all words, and for each phrase its first and last word and the objects it names."""
     kinds = list(dict.fromkeys(scene.classes))
     text, named = OPENINGS[generator.integers(len(OPENINGS))], []
     for place, at in enumerate(generator.permutation(len(kinds))):
@@ -107,7 +114,7 @@ def _times(
     params: AnnotatorParams,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return when each word begins and ends; before an object there is a pause to look for it."""
+    """Return when each word begins and ends; the annotator pauses before naming an object."""
     lasts = generator.gamma(8, 1 / (8 * params.words_per_second), len(words))
     pauses = np.zeros(len(words))
     pauses[[first for (first, _), _ in named]] = generator.gamma(2, PAUSE / 2, len(named))
@@ -123,7 +130,7 @@ def _turns(
     params: AnnotatorParams,
     generator: np.random.Generator,
 ) -> list[Turn]:
-    """Return the pointer's turns for a phrase: one object after the other, some of them wrong."""
+    """Return the pointer's turns for a phrase: one per object, some around a wrong object."""
     late = max(params.lag + params.noise * generator.normal(0, params.lag_deviation), 0.0)
     times, turns = np.linspace(start, end, len(objects) + 1) + late, []
     for k, own in enumerate(objects):
@@ -143,11 +150,11 @@ def _turns(
 def _trace(
     turns: Sequence[Turn], end: float, params: AnnotatorParams, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return the pointer's points (P, 3), in and outside the image."""
+    """Return the pointer's points (P, 3) as x, y and time, inside and outside the image."""
     times = np.arange(0, max(end, turns[-1].end) + 0.5, 1 / params.points_per_second)
     known = np.zeros(len(times), bool)
     places = np.zeros((len(times), 2))
-    last = -TRAVEL  # when the turn before ended
+    last = -TRAVEL  # when the previous turn ended
     for turn in turns:
         arrives = max(turn.start, last + TRAVEL)
         last = turn.end
@@ -169,13 +176,13 @@ def _trace(
 
 
 def _unsteady(count: int, generator: np.random.Generator) -> np.ndarray:
-    """Return smooth noise (count, 2) of deviation 1: each point keeps most of the last one's."""
+    """Return smooth noise (count, 2) with standard deviation 1: a moving average of five."""
     noise = generator.normal(0, 1, (count + 4, 2))
     return (noise[:-4] + noise[1:-3] + noise[2:-2] + noise[3:-1] + noise[4:]) / 5**0.5
 
 
 def _segments(points: np.ndarray) -> list[np.ndarray]:
-    """Return the points in and close to the image, cut where the pointer was away."""
+    """Return the recorded points, split where the pointer was outside the margin."""
     there = np.all((points[:, :2] >= -MARGIN) & (points[:, :2] <= 1 + MARGIN), axis=1)
     pieces = np.split(np.arange(len(points)), np.flatnonzero(np.diff(there)) + 1)
     return [points[piece] for piece in pieces if there[piece[0]]]
@@ -184,7 +191,7 @@ def _segments(points: np.ndarray) -> list[np.ndarray]:
 def _utterances(
     words: Sequence[str], starts: np.ndarray, ends: np.ndarray, generator: np.random.Generator
 ) -> list[Utterance]:
-    """Return the words as they are written down: some together, some without a time."""
+    """Return the words as utterances: some joined, some of zero length in time."""
     found: list[Utterance] = []
     joined = generator.random(len(words)) < JOINED_WORDS
     empty = generator.random(len(words)) < NO_TIME

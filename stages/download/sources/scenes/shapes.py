@@ -1,21 +1,21 @@
-"""Shape primitives, of which the drawings of scenes are put together.
+"""Shape primitives of the drawings of scenes.
 
-Frame: an object's own, x right and y down, the object fills about [-1, 1] × [-1, 1]; angles in
-degrees, clockwise as y points down. A contour is float64 (K, 2), K points (x, y), closed.
+Frame: that of the object, which fills about [-1, 1] × [-1, 1]; x right, y down; angles in degrees,
+clockwise. A contour is a closed polygon, float64 (K, 2), of K points (x, y).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-# The colours of an object: which is which differs from object to object, never between classes.
+# Indices of an object's colours; each object draws its colours, whatever its class.
 MAIN, SECOND, THIRD, FOURTH = range(4)
 NUM_COLOURS = 4
 
 
 @dataclass(frozen=True)
 class Part:
-    """One painted piece. Several contours follow the even-odd rule, so that inner ones are holes.
+    """One painted piece. Several contours follow the even-odd rule: inner ones are holes.
 
     Attributes:
         colour: MAIN, SECOND, THIRD or FOURTH.
@@ -27,21 +27,21 @@ class Part:
 
 
 class Variation:
-    """How one example of a class differs from the next: draws from the scene's generator."""
+    """Draws the random properties of one example of a class from the scene's generator."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
 
     def between(self, low: float, high: float) -> float:
-        """Return a number of [low, high)."""
+        """Return a number in [low, high)."""
         return float(self._generator.uniform(low, high))
 
     def whole(self, low: int, high: int) -> int:
-        """Return a whole number of [low, high]."""
+        """Return a whole number in [low, high]."""
         return int(self._generator.integers(low, high + 1))
 
     def either(self) -> bool:
-        """Return True or False, equally often."""
+        """Return True or False with equal probability."""
         return bool(self._generator.random() < 0.5)
 
 
@@ -57,7 +57,7 @@ def ellipse(
     num_points: int = 22,
     rotation: float = 0,
 ) -> np.ndarray:
-    """Return an ellipse, or the piece of it from the first to the second angle, (num_points, 2)."""
+    """Return an ellipse, or its arc from the first to the second angle, (num_points, 2)."""
     turn, tilt = np.radians(np.linspace(*angles, num_points)), np.radians(rotation)
     x, y = radii[0] * np.cos(turn), radii[1] * np.sin(turn)
     rotated = [x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)]
@@ -75,7 +75,7 @@ def upper_half(centre: tuple[float, float], radii: tuple[float, float]) -> np.nd
 
 
 def polygon(*corners: tuple[float, float]) -> np.ndarray:
-    """Return the contour through `corners`."""
+    """Return the contour through K corners, (K, 2)."""
     return np.array(corners, np.float64)
 
 
@@ -85,7 +85,7 @@ def rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarra
 
 
 def stroke(start: tuple[float, float], end: tuple[float, float], width: float) -> np.ndarray:
-    """Return a straight line of some width (4, 2)."""
+    """Return a straight line of the given width, (4, 2)."""
     first, last = np.array(start, np.float64), np.array(end, np.float64)
     along = (last - first) / np.hypot(*(last - first))
     side = np.array([-along[1], along[0]]) * width / 2
@@ -93,7 +93,7 @@ def stroke(start: tuple[float, float], end: tuple[float, float], width: float) -
 
 
 def ring(centre: tuple[float, float], radii: tuple[float, float], width: float) -> list[np.ndarray]:
-    """Return the outer and the inner contour of a ring."""
+    """Return the outer and the inner contour of a ring, (22, 2) each."""
     inner = (radii[0] - width, radii[1] - width)
     return [ellipse(centre, radii), ellipse(centre, inner)]
 
@@ -101,7 +101,7 @@ def ring(centre: tuple[float, float], radii: tuple[float, float], width: float) 
 def arc_band(
     centre: tuple[float, float], radius: float, width: float, angles: tuple[float, float]
 ) -> np.ndarray:
-    """Return a bent band (24, 2) between two circles, from the first to the second angle."""
+    """Return a band between two arcs, of `radius` and of `radius` - `width`, (24, 2)."""
     outer = ellipse(centre, (radius, radius), angles, 12)
     inner = ellipse(centre, (radius - width, radius - width), angles[::-1], 12)
     return np.concatenate([outer, inner])

@@ -1,4 +1,4 @@
-"""Source `scenes`: any number of drawn images, each from (seed, split, image_id) alone."""
+"""Source `scenes`: drawn images, each of which depends on (seed, split, image_id) alone."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +15,8 @@ from stages.download.sources.scenes.classes import scene_categories
 from stages.download.sources.scenes.draw import Scene, draw_scene, pair_recipe, scene_recipe
 from stages.download.sources.scenes.narratives import write_narrative
 
-# Colour at full resolution: parts of a few pixels are told apart by colour, and at 64 pixels the
-# usual halving of it nearly stops the vision-language model from learning (loss 3.34 against 3.17).
+# Colour at full resolution: small parts differ by colour, and with JPEG's usual half resolution the
+# vision-language model hardly learns from images of 64 pixels (loss 3.34 against 3.17).
 FULL_COLOUR = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 
 
@@ -29,7 +29,7 @@ class SceneTask:
 
 
 def scene_source(params: ScenesParams, seed: int) -> Source:
-    """Return the source; image k of a split is the same however many images there are."""
+    """Return the source; image k of a split does not depend on the number of images."""
     tasks = {
         split: [SceneTask(split, index) for index in range(getattr(params.num_images, split))]
         for split in SPLITS
@@ -40,10 +40,10 @@ def scene_source(params: ScenesParams, seed: int) -> Source:
 
 
 def make_example(params: ScenesParams, seed: int, task: SceneTask) -> Example:
-    """Draw one scene and write its captions.
+    """Draw one scene and write its captions, and its narrative in split `train`.
 
-    Captions have generators of their own, so that their params never change an image, and so has
-    the narrative of a scene of train.
+    Scene, captions and narrative have separate generators, so that params of captions and
+    narratives never change an image.
     """
     recipe = scene_recipe(params.scene_side)
     if task.split == "pairs":
@@ -87,7 +87,7 @@ def _encode(scene: Scene, quality: int) -> bytes:
 
 
 def _annotations(scene: Scene, image_id: int) -> list[dict]:
-    """Return COCO annotations of what is visible, in the order the objects were drawn."""
+    """Return COCO annotations of the visible parts, in the order of drawing."""
     annotations = []
     for mask, kind in zip(scene.masks, scene.classes, strict=True):
         left, top, right, bottom = map(float, mask_box(mask))

@@ -1,7 +1,7 @@
-"""Colours and textures of scenes: what fills shapes and backgrounds.
+"""Colours and textures that fill the shapes and backgrounds of scenes.
 
-Arrays: canvas float32 (H, W, 3), RGB 0..255; coverage uint8 (H, W), 255 where a shape covers a
-pixel wholly (anti-aliased edges lie between). Frame: pixels, origin top-left, x right, y down.
+Arrays: canvas float32 (H, W, 3), RGB in 0..255; coverage uint8 (H, W), 255 where a shape covers the
+whole pixel, less on anti-aliased edges. Frame: pixels, origin top-left, x right, y down.
 """
 
 from functools import lru_cache
@@ -9,7 +9,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-# Colours by the names captions give them; RGB 0..255.
+# Colours by their names in captions; RGB in 0..255.
 PALETTE = {
     "red": (205, 45, 45),
     "green": (60, 160, 70),
@@ -25,21 +25,21 @@ PALETTE = {
     "teal": (50, 160, 165),
 }
 COLOUR_NAMES = tuple(PALETTE)
-COLOUR_SPREAD = 14  # standard deviation of one colour among its examples, per channel
+COLOUR_SPREAD = 14  # standard deviation of a colour's examples, per channel
 COLOUR_DISTANCE = 60  # smallest sum of channel differences between two colours of one object
 
-# The bank is part of the recipe, like the palette: the same for every seed, so that scenes of
-# different seeds are samples of one distribution.
+# The bank is fixed, like the palette, so that scenes of different seeds are samples of the same
+# distribution.
 BANK_SEED = 7
 NUM_TEXTURES, NUM_CLOUDS = 72, 32
 BANK_SIDE, BANK_MARGIN = 224, 96
 
 
 def texture_bank(canvas_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return fine textures (72, S, S) and soft clouds (32, S, S), float32 about 0.
+    """Return fine textures (72, S, S) and soft clouds (32, S, S), float32 around 0.
 
-    S leaves a margin of 96 pixels, out of which every use cuts its own window. Six kinds of
-    texture, twelve of each: waves, stripes, checks, dots, blotches, grain.
+    S exceeds `canvas_side` by at least 96 pixels, and each use cuts a random window. There are six
+    kinds of texture, twelve of each: waves, stripes, checks, dots, blotches, grain.
     """
     return _make_bank(max(BANK_SIDE, canvas_side + BANK_MARGIN))
 
@@ -93,14 +93,14 @@ def cut_window(
 
 
 def draw_colour(generator: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Return (name, RGB float32 (3,)): an example of a random colour."""
+    """Return (name, RGB float32 (3,)) of a random example of a random colour."""
     name = COLOUR_NAMES[generator.integers(len(COLOUR_NAMES))]
     rgb = np.array(PALETTE[name]) + generator.normal(0, COLOUR_SPREAD, 3)
     return name, np.clip(rgb, 8, 247).astype(np.float32)
 
 
 def draw_colours(count: int, generator: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Return (name of the first, RGB float32 (count, 3)) of colours one can tell apart."""
+    """Return (name of the first, RGB float32 (count, 3)) of colours that clearly differ."""
     first, rgb = draw_colour(generator)
     colours = [rgb]
     while len(colours) < count:
@@ -123,7 +123,7 @@ def paint(
         canvas: float32 (H, W, 3).
         coverage: uint8 (H, W).
         rgb: float32 (3,).
-        contrast: of the texture; 0 is a plain colour.
+        contrast: of the texture; 0 gives a plain colour.
         generator: chooses the texture.
     """
     left, top, width, height = cv2.boundingRect(coverage)

@@ -1,7 +1,7 @@
-"""Predictions of FCOS-MO at every location: class features, box edges, and centerness.
+"""Predictions of FCOS-MO at every location: class features, box edges and centerness.
 
 Shape legend: N images, L locations of all levels, F features of a location, V classes of a
-vocabulary, D channels of a level, h w its cells.
+vocabulary, D channels of a level.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from torchvision.ops import sigmoid_focal_loss
 from stages.models.architectures.fcos_mo.params import GROUP, FocalParams
 from stages.models.detection.text_classifier import TextClassifier
 
-LONGEST_EXPONENT = 8.0  # 3000 strides; keeps the first steps finite
+LONGEST_EXPONENT = 8.0  # e^8 is 3000 strides; keeps the first steps finite
 
 
 def conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
-    """Convolution 3×3, group norm, ReLU.
+    """Return a 3×3 convolution, group norm and ReLU.
 
-    Group norm is FCOS's own choice for its towers. No image counts for another, so that
-    micro-batches and several processes give the losses of one.
+    FCOS too has group norm in its towers. It treats each image by itself, so that micro-batches and
+    several processes give the losses of one batch.
     """
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
@@ -34,7 +34,7 @@ def conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Said:
-    """What the head says of N images."""
+    """The predictions of the head for N images."""
 
     features: Float[torch.Tensor, "N L F"]  # for the classifier
     distances: Float32[torch.Tensor, "N L 4"]  # pixels, > 0
@@ -42,12 +42,12 @@ class Said:
 
 
 class SigmoidClassifier(nn.Module):
-    """Each class of a vocabulary against the background, by its text alone.
+    """Classifies each class of a vocabulary against the background, by its text alone.
 
-    The poster says only "CLIP-based open-vocabulary classifier". Our design: the logit of a class
-    is its similarity less the background's (0 where that is the zero vector) and a learned number
-    that all classes have in common. It begins at the prior of the focal loss, and classes that are
-    never trained have it as well.
+    The poster says only "CLIP-based open-vocabulary classifier". Ours: the logit of a class is its
+    similarity, minus the background's (0 where that is the zero vector), plus a learned bias that
+    all classes share. The bias starts at the prior of the focal loss, and classes that are never
+    trained have it too.
     """
 
     def __init__(self, texts: TextClassifier, prior: float) -> None:
@@ -64,14 +64,14 @@ class SigmoidClassifier(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Two towers shared by all levels; box and centerness do not know classes.
+    """Two towers shared by all levels; box and centerness are class-agnostic.
 
-    Source: FCOS, section 3 and figure 2, with centerness on the box tower and the exponential of
-    its first version, whose gradient is never zero.
+    Source: FCOS, section 3 and figure 2, with centerness on the box tower. Distances are
+    exponentials, as in its first version: a ReLU would have no gradient for negative inputs.
     """
 
     def __init__(self, width: int, layers: int, strides: Sequence[int]) -> None:
-        """Take levels of `width` channels."""
+        """Take levels of `width` channels, one per stride."""
         super().__init__()
         self.strides = strides
         self.class_tower, self.box_tower = (
@@ -85,7 +85,7 @@ class DenseHead(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, levels: Sequence[Float[torch.Tensor, "N D _ _"]]) -> Said:
-        """Map the levels of the strides."""
+        """Return the predictions at all locations of the levels, one level per stride."""
         features, distances, central = [], [], []
         for level, stride, scale in zip(levels, self.strides, self.scales, strict=True):
             features.append(_rows(self.class_tower(level)))
@@ -96,7 +96,7 @@ class DenseHead(nn.Module):
         return Said(*(torch.cat(rows, dim=1) for rows in (features, distances, central)))
 
     def box_part(self) -> nn.Module:
-        """Return all that has to do with boxes."""
+        """Return all modules that predict boxes and centerness."""
         return nn.ModuleList(
             [self.box_tower, self.edges, self.centerness, nn.ParameterList([self.scales])]
         )
@@ -112,14 +112,14 @@ def focal_terms(
     focal: FocalParams,
     annotated: Int[torch.Tensor, " k"] | None = None,
 ) -> Float[torch.Tensor, " L"]:
-    """Return the focal loss of each location.
+    """Return the focal loss of each location, summed over classes.
 
     Args:
         logits: of the vocabulary's classes.
         labels: 0 for background, else 1-based positions in the vocabulary.
         focal: alpha and gamma. Source: Focal Loss for Dense Object Detection, eq. 5.
-        annotated: labels that are named wherever there is such an object; any if None.
-            A location is no negative of another class: nobody looked for it.
+        annotated: the labels that were looked for in the image; all if None. A location is not a
+            negative of any other class.
     """
     goals = torch.zeros_like(logits)
     positive = torch.where(labels > 0)[0]

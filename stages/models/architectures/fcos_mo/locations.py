@@ -1,7 +1,7 @@
 """Locations of a feature pyramid, and the object that each of them learns.
 
-Shape legend: L locations of all levels, n objects of an image. Pixels of the image as the network
-sees it. A distance is from a location to an edge of a box: left, top, right, bottom.
+Shape legend: L locations of all levels, n objects of an image. Coordinates are in pixels of the
+resized image. Distances are from a location to the edges of a box: left, top, right, bottom.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torchvision.ops import box_area
 from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.detector import IGNORED
 
-BACKGROUND, LEFT_OUT = -1, -2  # of a location that no object is of
+BACKGROUND, LEFT_OUT = -1, -2  # of locations that learn no object
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Grid:
     """The levels that have locations, from fine to coarse."""
 
     strides: Sequence[int]
-    central: bool  # where their cells look, see `first_centre`
-    limits: Sequence[float]  # largest distance of each level but the last
+    central: bool  # see `first_centre`
+    limits: Sequence[float]  # largest distance of each level but the last, in pixels
 
     def locations(self, image_hw: tuple[int, int], device: torch.device) -> "Locations":
-        """Return those of an image whose sides are multiples of the strides."""
+        """Return the locations of an image whose sides are multiples of the strides."""
         ranges = zip((0.0, *self.limits), (*self.limits, inf), strict=True)
         centres, facts = [], []
         for stride, (low, high) in zip(self.strides, ranges, strict=True):
@@ -41,23 +41,23 @@ class Grid:
         return Locations(torch.cat(centres), strides, lows, highs, [len(own) for own in centres])
 
     def level(self, boxes_xyxy: Float[torch.Tensor, "n 4"]) -> Int[torch.Tensor, " n"]:
-        """Return the level that the centre of each box learns it on."""
+        """Return the level on which a location at the centre of each box learns it."""
         reach = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).amax(1) / 2
         return torch.bucketize(reach, torch.tensor(self.limits, device=reach.device))
 
 
 @dataclass(frozen=True)
 class Locations:
-    """All locations of an image, level by level, then row by row."""
+    """All locations of an image, ordered by level, then by row."""
 
-    centres: Float[torch.Tensor, "L 2"]  # x and y
+    centres: Float[torch.Tensor, "L 2"]  # x and y, in pixels
     strides: Float[torch.Tensor, " L"]
     low: Float[torch.Tensor, " L"]  # distances learned here are larger than this
     high: Float[torch.Tensor, " L"]  # and at most this
     per_level: list[int]
 
     def boxes(self, distances: Float[torch.Tensor, "*N L 4"]) -> Float[torch.Tensor, "*N L 4"]:
-        """Return boxes xyxy of distances."""
+        """Return boxes xyxy from distances."""
         centres, (before, behind) = self.centres, distances.split(2, -1)
         return torch.cat([centres - before, centres + behind], -1)
 
@@ -66,9 +66,10 @@ class Locations:
     ) -> Int[torch.Tensor, " L"]:
         """Return which object each location learns: its index, BACKGROUND or LEFT_OUT.
 
-        An object is learned where its largest distance fits the level, and at most `radius` strides
-        from the centre of its box (centre sampling); where several are, the smallest. What lies in
-        a box with label -1, and is of no object, is left out.
+        A location learns an object if it lies inside the object's box, at most `radius` strides
+        from the centre of the box on each axis (centre sampling), and its largest distance fits the
+        level. Of several such objects it learns the smallest. A location that learns no object, but
+        lies in a box with label -1, is left out.
         Source: FCOS (journal version), sections 3.1 and 3.2.
         """
         if not len(boxes_xyxy):
@@ -88,11 +89,11 @@ class Locations:
 def edge_distances(
     centres: Float[torch.Tensor, "... 2"], boxes_xyxy: Float[torch.Tensor, "... 4"]
 ) -> Float[torch.Tensor, "... 4"]:
-    """Return distances of points to the edges of boxes; Source: FCOS eq. 1."""
+    """Return distances in pixels of points to the edges of boxes; Source: FCOS eq. 1."""
     return torch.cat([centres - boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - centres], dim=-1)
 
 
 def centerness(distances: Float[torch.Tensor, "*N 4"]) -> Float[torch.Tensor, "*N"]:
-    """Return how central locations are, in [0, 1]; Source: FCOS eq. 3."""
+    """Return the centerness of locations, in [0, 1], from distances; Source: FCOS eq. 3."""
     pairs = distances.unflatten(-1, (2, 2))
     return (pairs.amin(-2) / pairs.amax(-2)).prod(-1).sqrt()

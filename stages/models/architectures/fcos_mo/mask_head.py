@@ -1,17 +1,21 @@
 """A deep hourglass that outlines the object in a box, in the frame of the box.
 
 Source: Deep-MAC ("The surprising impact of mask-head architecture on novel class segmentation"),
-section 3: crops of a pixel embedding, coordinates, and an instance embedding go through an
-hourglass; it is trained on given boxes, never on predicted ones, which is what lets it outline
-classes whose masks it never saw.
+section 3. Crops of a pixel embedding, coordinates and an instance embedding go through an
+hourglass. It is trained on given boxes, never on predicted ones, which lets it outline classes
+whose masks it never saw.
 
-The ALP poster says "deep Hourglass mask head" and no more. What is ours: group norm for batch norm,
-so that crops of several processes or micro-batches need not meet; kernels of an even side where
-Deep-MAC halves with 3×3, so that a coarse cell looks at the middle of those it stands for; and the
-instance embedding read at the centre of the box on the level that learns it, for FCOS has no one
-centre cell per object as CenterNet does.
+The ALP poster says only "deep Hourglass mask head". Ours:
 
-Shape legend: N images, R regions, S cells of a crop's side, D channels of a level.
+- Group norm replaces batch norm, so that crops of several processes or micro-batches do not depend
+  on each other.
+- Maps are halved by kernels of an even side, where Deep-MAC has 3×3, so that a coarse cell is
+  centred on those that it stands for.
+- The instance embedding is read at the centre of the box, on the level that learns it, because FCOS
+  has no single centre cell per object, unlike CenterNet.
+
+Shape legend: N images, R regions, S cells per side of a crop, M of a mask (here S), D channels of a
+level, E of an instance embedding.
 """
 
 from collections.abc import Sequence
@@ -33,7 +37,7 @@ CROPS_AT_ONCE = 128  # in inference: 0.5 GB of activations with Deep-MAC's 52 la
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions with a skip connection; the first may halve the map."""
+    """Two 3×3 convolutions with a skip connection; to halve the map, the first is 4×4."""
 
     def __init__(self, inputs: int, outputs: int, halve: bool = False) -> None:
         super().__init__()
@@ -53,7 +57,7 @@ class Residual(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (R, inputs, S, S) to (R, outputs, S, S), or half the side."""
+        """Map (R, inputs, S, S) to (R, outputs, S, S), or to half the side."""
         return functional.relu(self.skip(x) + self.convolutions(x))
 
 
@@ -63,7 +67,7 @@ def _residuals(widths: Sequence[int], halve: bool = False) -> nn.Sequential:
 
 
 class Stage(nn.Module):
-    """One resolution of an hourglass and all coarser ones inside it."""
+    """One resolution of an hourglass, with all coarser ones inside it."""
 
     def __init__(self, blocks: Sequence[int], widths: Sequence[int]) -> None:
         """Take blocks and channels of at least two resolutions, from fine to coarse."""
@@ -85,9 +89,10 @@ class Stage(nn.Module):
 
 
 def hourglass(depth: int, inputs: int, channels: int) -> nn.Sequential:
-    """Return a network of (R, inputs, S, S) to one logit per cell, (R, 1, S, S).
+    """Return a network that maps (R, inputs, S, S) to one logit per cell, (R, 1, S, S).
 
-    `depth` counts the 3×3 convolutions on the longest way, as Deep-MAC does.
+    `depth` counts the convolutions on the longest path, as Deep-MAC does: all of side 3, or 4 to
+    halve.
     """
     blocks, factors = HOURGLASSES[depth]
     widths = [channels * factor for factor in factors]
@@ -101,10 +106,10 @@ def hourglass(depth: int, inputs: int, channels: int) -> nn.Sequential:
 
 
 class MaskHead(nn.Module):
-    """Pixel and instance embeddings, and the hourglass on both."""
+    """Pixel and instance embeddings, and the hourglass that takes both."""
 
     def __init__(self, params: MaskHeadParams, width: int, grid: Grid, finest_stride: int) -> None:
-        """Take levels of `width` channels; `grid` has those with locations."""
+        """Take levels of `width` channels; `grid` describes those with locations."""
         super().__init__()
         self.side, self.grid, self.finest_stride = params.crop_side, grid, finest_stride
         self.pixels = nn.Sequential(
@@ -123,11 +128,11 @@ class MaskHead(nn.Module):
         levels: Sequence[Float[torch.Tensor, "N D _ _"]],
         boxes_xyxy: list[Float[torch.Tensor, "_ 4"]],
     ) -> Float32[torch.Tensor, "R {self.side} {self.side}"]:
-        """Return logits in the frame of the boxes, of all images in order.
+        """Return mask logits in the frame of the boxes, for all images in order.
 
         Args:
             levels: all maps of the pyramid, from fine to coarse.
-            boxes_xyxy: of each image, in pixels of the image as the network sees it.
+            boxes_xyxy: of each image, in pixels of the resized image.
         """
         boxes = torch.cat(boxes_xyxy)
         counts = torch.tensor([len(own) for own in boxes_xyxy], device=boxes.device)
@@ -159,7 +164,7 @@ class MaskHead(nn.Module):
     def _instances(
         self, levels: Sequence[torch.Tensor], boxes_xyxy: torch.Tensor, image: torch.Tensor
     ) -> torch.Tensor:
-        """Return embeddings (R, E), of the features at the centres of the boxes."""
+        """Return embeddings (R, E) of the features at the centres of the boxes."""
         own_level = self.grid.level(boxes_xyxy)
         points = ((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2).repeat(1, 2)
         rows, read = [], []
@@ -176,11 +181,11 @@ def mask_terms(
     boxes_xyxy: list[Float[torch.Tensor, "_ 4"]],
     masks: list[UInt8[torch.Tensor, "_ _ _"]],
 ) -> Float[torch.Tensor, " R"]:
-    """Return the mean cross-entropy of each region's cells.
+    """Return each region's mean binary cross-entropy over its cells.
 
     Args:
         logits: of the regions of all images.
-        boxes_xyxy: the regions of each image.
+        boxes_xyxy: the regions of each image, in pixels of the resized image.
         masks: 0 or 1, one (H, W) per region.
     """
     objects = [torch.arange(len(own), device=own.device) for own in masks]

@@ -1,19 +1,18 @@
 """FCOS-MO: FCOS with a deep hourglass mask head and a text-embedding classifier.
 
-Source: "Scaling up Instance Segmentation using Approximately Localized Phrases" (BMVC 2022), whose
-poster names these three parts and the reason for FCOS: it learns where the centre of a box is, and
-so minds loose boxes less than matching by overlap does. The rest of the network is not told there;
-what is ours, and why, stands where it is done. FCOS: sections 3.1 to 3.3 of the journal version.
-Parts of torchvision: the transform, the focal and GIoU losses, suppression.
+Source: "Scaling up Instance Segmentation using Approximately Localized Phrases" (BMVC 2022). Its
+poster names these three parts and the reason for FCOS: it learns from the centres of boxes, so
+imprecise boxes harm it less than they harm Mask R-CNN. The poster does not describe the rest of the
+network; what is ours, and why, is said where it is done. FCOS: sections 3.1 to 3.3 of the journal
+version. torchvision provides the transform, the focal and GIoU losses and the suppression.
 
-- A class is taught where the centre of a box is, and weighs as its object does.
-- Box and centerness are taught by every object that teaches its box, whatever its class.
-- A mask is taught in the object's given box, where there is a mask; without one nothing of the mask
-  head moves.
-- Where an image's targets say which labels are "annotated", its locations are no negatives of other
-  classes.
+- A class is learned near the centre of a box, with the object's class weight.
+- Box and centerness are learned from every object with a box weight, whatever its class.
+- A mask is learned in the object's given box. Without a mask weight, the object does not train the
+  mask head.
+- Where an image's targets have "annotated", its locations are not negatives of other classes.
 
-It has no region proposals: all its scores are of classes.
+There are no region proposals: all scores are of classes.
 Frames and targets as in stages.models.detection.detector.
 """
 
@@ -73,7 +72,7 @@ class Network(Detector):
         self.mask_head = MaskHead(params.mask_head, width, self.grid, finest)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return what training may freeze, by name."""
+        """Return the parts that training may freeze, by name."""
         return {
             "trunk": self.backbone.trunk,
             "pyramid": self.backbone.pyramid,
@@ -93,7 +92,7 @@ class Network(Detector):
         """Return the four losses.
 
         Those of locations are sums over the batch, divided by the number of locations that learn an
-        object, as in FCOS; that of masks is a mean over the objects drawn.
+        object, as in FCOS. That of masks is a mean over the objects drawn.
         """
         rng = rng or BatchRng()
         batch, targets = self._resize(images, targets, rng)
@@ -122,7 +121,7 @@ class Network(Detector):
         target: dict[str, torch.Tensor],
         background_weight: float,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the sums of an image's terms: of classes, boxes and centerness.
+        """Return the sums of an image's class, box and centerness terms.
 
         Args:
             locations: of the image.
@@ -131,7 +130,7 @@ class Network(Detector):
             central: (L,), logits of the centerness.
             objects: int64 (L,), as `Locations.assign` returns them.
             target: of the image.
-            background_weight: of a location that no object is of.
+            background_weight: of a location that learns no object.
         """
         positive = objects >= 0
         index = objects[positive]
@@ -153,9 +152,10 @@ class Network(Detector):
     def _mask_loss(
         self, levels: list[torch.Tensor], targets: Targets, orders: list, every: Counts
     ) -> torch.Tensor:
-        """Return the loss of objects in a random order, as many as params say of each image.
+        """Return the mask loss of randomly drawn objects, at most `objects_per_image` per image.
 
-        Those that teach no mask are not drawn; the mean is over as many as if they were.
+        Objects with mask weight 0 are not drawn, but the mean is over as many objects as if they
+        were.
         """
         most = self.params.mask_head.objects_per_image
         count = max(1, sum(min(objects, most) for _, objects in every))
@@ -178,20 +178,20 @@ class Network(Detector):
     def count_samples(
         self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
     ) -> None:
-        """Let `rng` take down the locations that learn an object, and the objects."""
+        """Let `rng` record how many locations learn an object, and how many objects have a mask."""
         batch, targets = self._resize(images, targets, rng)
         locations = self.grid.locations(batch.tensors.shape[-2:], self.device)
         rng.orders(_counts(self._assign(locations, targets), targets))
 
     def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
-        """Return the size that these images are resized and padded to."""
+        """Return the size to which these images are resized and padded."""
         with rng.resizing(len(images)):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     def _resize(
         self, images: list[torch.Tensor], targets: Targets, rng: BatchRng
     ) -> tuple[ImageList, Targets]:
-        """Return images and targets as the network sees them."""
+        """Return images and targets, resized and padded for the network."""
         with rng.resizing(len(images)):
             batch, targets = self.transform(images, targets)
         height, width = batch.tensors.shape[-2:]
@@ -206,7 +206,7 @@ class Network(Detector):
     def detect(
         self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
-        """Return predictions per vocabulary and image; images are in [0, 1].
+        """Return predictions per vocabulary and image; images are RGB in [0, 1].
 
         The score is the geometric mean of the class's probability and the centerness, as in
         detectron2's and torchvision's FCOS.
@@ -263,12 +263,12 @@ class Network(Detector):
 
 
 def _weights(target: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return what class, box and mask of each object weigh, (n, 3)."""
+    """Return the class, box and mask weights (n, 3) of each object."""
     return target.get("weights", target["boxes"].new_ones(len(target["boxes"]), 3))
 
 
 def _counts(objects: list[torch.Tensor], targets: Targets) -> Counts:
-    """Return the locations that learn an object, and the objects with a mask, of each image."""
+    """Return, per image, how many locations learn an object, and how many objects have a mask."""
     return [
         (int((own >= 0).sum()), len(target["masks"]))
         for own, target in zip(objects, targets, strict=True)

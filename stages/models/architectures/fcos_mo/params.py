@@ -1,4 +1,4 @@
-"""What `detector.architecture: fcos_mo` can be asked for."""
+"""Settings of `detector.architecture: fcos_mo`."""
 
 from typing import Annotated, Literal
 
@@ -14,15 +14,15 @@ from stages.models.detection.params import (
 )
 from stages.models.detection.params import NetworkParams as DetectorNetworkParams
 
-# Depth → blocks per stage, and their width in units of `channels`, from the full resolution to the
-# coarsest. Source: Deep-MAC, appendix on the mask heads, and its official code.
+# Depth → residual blocks of each resolution, from fine to coarse, and their widths in units of
+# `channels`. Source: Deep-MAC, appendix on the mask heads, and its official code.
 HOURGLASSES = {
     10: ((1, 1), (2, 2)),
     20: ((1, 2, 2), (2, 2, 3)),
     32: ((2, 2, 2, 2), (2, 2, 3, 3)),
     52: ((2, 2, 2, 2, 2, 4), (2, 2, 3, 3, 3, 4)),
 }
-GROUP = 8  # channels that are normalised together; 32 groups of FCOS's 256
+GROUP = 8  # channels that are normalised together; 32 groups for FCOS's 256
 Width = Annotated[int, Field(ge=GROUP, multiple_of=GROUP)]
 
 
@@ -35,7 +35,7 @@ class LocationParams(Section):
 
 
 class FocalParams(Section):
-    """Sigmoid focal loss, and the probability that a location begins with."""
+    """Sigmoid focal loss, and the class probability with which training starts."""
 
     alpha: float = Field(ge=0, le=1)
     gamma: float = Field(ge=0)
@@ -101,7 +101,7 @@ class NetworkParams(DetectorNetworkParams):
         multiple = 2 ** (len(HOURGLASSES[head.depth][0]) - 1)
         if head.crop_side % multiple:
             raise ValueError(
-                f"mask_head.crop_side: expected a multiple of {multiple}, as depth {head.depth}"
-                f" halves it to one, found {head.crop_side}"
+                f"mask_head.crop_side: expected a multiple of {multiple}, so that depth"
+                f" {head.depth} can halve it, found {head.crop_side}"
             )
         return self

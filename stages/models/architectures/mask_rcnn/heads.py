@@ -1,6 +1,8 @@
-"""Region heads of Mask R-CNN: torchvision's, made class-agnostic and open.
+"""Region heads of Mask R-CNN: torchvision's, made class-agnostic and open-vocabulary.
 
-Shape legend: N images, R regions, C classes, V classes of a vocabulary, M cells of a mask's side.
+Shape legend: N images, R regions, F features of a region, C classes, V classes of a vocabulary, S
+cells per side of a region, M cells per side of a mask. Boxes are xyxy in pixels of the resized
+image.
 Targets as in stages.models.detection.detector.
 """
 
@@ -24,7 +26,7 @@ class MaskHead(nn.Sequential):
     """Convolutions, upsampling by two, and one class-agnostic mask per region."""
 
     def __init__(self, inputs: int, channels: int, layers: int) -> None:
-        """Take maps of `inputs` channels; C4 has no `layers` before the doubling."""
+        """Take maps of `inputs` channels; C4 has no `layers` before the upsampling."""
         convolutions = [
             module
             for k in range(layers)
@@ -35,7 +37,7 @@ class MaskHead(nn.Sequential):
         ]
         super().__init__(
             *convolutions,
-            # A transposed 2×2 convolution of stride 2, ten times as fast on a CPU in this form.
+            # A transposed 2×2 convolution of stride 2, in a form ten times as fast on a CPU.
             nn.Conv2d(channels if layers else inputs, 4 * channels, 1),
             nn.PixelShuffle(2),
             nn.ReLU(inplace=True),
@@ -44,11 +46,11 @@ class MaskHead(nn.Sequential):
 
 
 class RegionHeads(RoIHeads):
-    """Box and mask heads that do not know classes, and the text classifier beside them.
+    """Class-agnostic box and mask heads, and the text classifier beside them.
 
-    Matching, sampling and box coding are the parent's. Its losses and its post-processing expect
-    deltas and masks per class; here there is one of each per region. Without a `mask_roi_pool` of
-    their own, masks are made from the maps that boxes are.
+    Matching, sampling and box coding are the parent's. Its losses and post-processing expect deltas
+    and masks per class; here each region has one of each. Without a `mask_roi_pool`, masks are
+    predicted from the maps that are pooled for boxes.
     """
 
     box_predictor: nn.ModuleDict  # {"classifier": TextClassifier, "deltas": nn.Linear}
@@ -60,7 +62,7 @@ class RegionHeads(RoIHeads):
         proposals: list[Float[torch.Tensor, "_ 4"]],
         image_sizes: list[tuple[int, int]],
     ) -> tuple[Float[torch.Tensor, "R F"], Float32[torch.Tensor, "R 4"]]:
-        """Return (features of the regions, box deltas)."""
+        """Return features of the regions (R, F) and box deltas (R, 4)."""
         return self._describe(self.box_roi_pool(features, proposals, image_sizes))
 
     def _describe(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +77,10 @@ class RegionHeads(RoIHeads):
         targets: Targets,
         settings: LossSettings,
     ) -> dict[str, torch.Tensor]:
-        """Return {"classification", "box", "mask"} and further losses of proposals sampled."""
+        """Return the losses of regions sampled from the proposals.
+
+        They are "classification", "box", "mask", and the settings' `region_losses` by their names.
+        """
         image_sizes = batch.image_sizes
         proposals, matched, labels, goals = self.select_training_samples(proposals, targets)
         maps = self.box_roi_pool(features, proposals, image_sizes)
@@ -85,7 +90,7 @@ class RegionHeads(RoIHeads):
         all_labels = torch.cat(labels)
         positive = all_labels > 0
         weights = _region_weights(targets, matched, positive)
-        # As torchvision's fastrcnn_loss, without picking the deltas of the right class.
+        # As torchvision's fastrcnn_loss, but there are no deltas per class to select from.
         box = functional.smooth_l1_loss(
             deltas[positive],
             torch.cat(goals)[positive],
@@ -129,8 +134,8 @@ class RegionHeads(RoIHeads):
         """Return detections per vocabulary and image, best score first.
 
         Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
-        "masks" (n, M, M), probabilities in the frame of the box. Regions are pooled once for all
-        vocabularies; what depends on a vocabulary is the softmax, then suppression per class.
+        "masks" (n, M, M), probabilities in the frame of the box. Proposals are pooled once for all
+        vocabularies; only softmax, suppression per class and masks are computed for each.
         """
         regions, deltas = self.describe(features, proposals, image_sizes)
         counts = [len(boxes) for boxes in proposals]
@@ -171,14 +176,14 @@ def mask_head_loss(
     objects: list[Int[torch.Tensor, " _"]],
     weights: Float[torch.Tensor, " R"] | None = None,
 ) -> Float[torch.Tensor, ""]:
-    """Return the mean cross-entropy of mask logits in the frame of the boxes; 0 of none.
+    """Return the mean binary cross-entropy of mask logits in the frame of the boxes; 0 for none.
 
     Args:
         logits: of the regions of all images.
-        boxes_xyxy: those regions of each image.
+        boxes_xyxy: the regions of each image.
         masks: 0 or 1, (m, H, W) of each image.
-        objects: which of its masks each region is to show.
-        weights: that the regions' terms are times.
+        objects: the index of each region's object among the masks of its image.
+        weights: factors of the regions' terms; all 1 if None.
     """
     goals = mask_targets(boxes_xyxy, masks, objects, logits.shape[-1])
     if not len(goals):
@@ -191,7 +196,7 @@ def mask_head_loss(
 def _region_weights(
     targets: Targets, matched: list[torch.Tensor], positive: torch.Tensor
 ) -> torch.Tensor | None:
-    """Return what class, box and mask of each region weigh (R, 3): as its object does, or 1."""
+    """Return (R, 3): the class, box and mask weights of each region's object; 1 for background."""
     if "weights" not in targets[0]:
         return None
     pairs = zip(targets, matched, strict=True)
@@ -200,10 +205,10 @@ def _region_weights(
 
 
 class StagePooling(nn.Module):
-    """Pools regions, then runs the last stage of a residual network on each of them."""
+    """Pools regions, then runs the last stage of a residual network on each."""
 
     def __init__(self, pool: nn.Module, stage: nn.Module) -> None:
-        """Chain `pool`, as RoIHeads calls it, and `stage`, maps to maps."""
+        """Chain `pool`, with the signature that RoIHeads calls, and `stage`, from maps to maps."""
         super().__init__()
         self.pool, self.stage = pool, stage
 
@@ -213,12 +218,12 @@ class StagePooling(nn.Module):
         proposals: list[Float[torch.Tensor, "_ 4"]],
         image_sizes: list[tuple[int, int]],
     ) -> Float[torch.Tensor, "R F S S"]:
-        """Return maps of all regions."""
+        """Return the maps of all regions."""
         return self.stage(self.pool(features, proposals, image_sizes))
 
 
 class StageRegionHeads(RegionHeads):
-    """Region heads on `StagePooling`, as a C4 Faster R-CNN has them."""
+    """Region heads on `StagePooling`, as in a C4 Faster R-CNN."""
 
     def describe(
         self,
@@ -226,7 +231,7 @@ class StageRegionHeads(RegionHeads):
         proposals: list[Float[torch.Tensor, "_ 4"]],
         image_sizes: list[tuple[int, int]],
     ) -> tuple[Float[torch.Tensor, "R F"], Float32[torch.Tensor, "R 4"]]:
-        """As the parent, an image at a time: the maps of 1000 regions take 1.6 GB on the way."""
+        """As the parent, but one image at a time: the maps of 1000 regions take 1.6 GB."""
         each = [
             super(StageRegionHeads, self).describe(
                 {name: level[n : n + 1] for name, level in features.items()}, [boxes], [size]

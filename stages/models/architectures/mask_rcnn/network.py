@@ -1,8 +1,8 @@
 """Mask R-CNN with class-agnostic box and mask heads and a text-embedding classifier.
 
-The parts are torchvision's (transform, anchors, proposal network, RoIAlign, matching); the class
-below is the wiring. Source: Mask-free OVIS, section 3.3; its code is a C4 Faster R-CNN, which
-`backbone.kind: resnet50_c4` is, with class-agnostic masks as in XPM.
+The transform, anchors, proposal network and matching are torchvision's; the class below wires the
+parts together. Source: Mask-free OVIS §3.4. Its code is a C4 Faster R-CNN, which `backbone.kind:
+resnet50_c4` builds, here with class-agnostic masks as in XPM.
 
 Frames and targets as in stages.models.detection.detector.
 """
@@ -62,17 +62,17 @@ class Network(Detector):
 
     @property
     def region_stage(self) -> nn.Module | None:
-        """Return the last stage of C4, which sees each region by itself; pyramids have none."""
+        """Return the last stage of C4, which runs on each region; pyramids have none."""
         return getattr(self.regions.box_roi_pool, "stage", None)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return what training may freeze, by name."""
+        """Return the parts that training may freeze, by name."""
         predictor = self.regions.box_predictor
         return {
             "trunk": self.backbone.trunk,
             "pyramid": self.backbone.pyramid,
             "proposals": self.proposals,
-            # C4's last stage is part of the pooling, a pyramid's pooling has no weights.
+            # C4's last stage is part of the pooling; a pyramid's pooling has no weights.
             "box_head": nn.ModuleList([self.regions.box_roi_pool, self.regions.box_head]),
             "classifier": predictor["classifier"],
             "box_deltas": predictor["deltas"],
@@ -86,7 +86,10 @@ class Network(Detector):
         settings: LossSettings,
         rng: BatchRng | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the five losses."""
+        """Return the five losses and the settings' `region_losses`.
+
+        Each is multiplied by this part's fraction of the samples of the whole batch.
+        """
         batch, targets, features, boxes, losses = self._propose(images, targets, rng or BatchRng())
         losses = {
             "objectness": losses["loss_objectness"],
@@ -105,10 +108,10 @@ class Network(Detector):
         return {name: loss * parts[name] for name, loss in losses.items()}
 
     def use_region_head(self, make: MakeRegionHead) -> None:
-        """Replace the head that describes a region."""
+        """Replace the region head by one that `make` builds; see region_hooks."""
         head, channels = self.params.box_head, self.backbone.out_channels
         sizes = channels, head.pooler_resolution, head.hidden
-        if self.region_stage is not None:  # it halves the maps
+        if self.region_stage is not None:  # which halves the maps
             sizes = REGION_STAGE_CHANNELS, -(-head.pooler_resolution // 2), REGION_STAGE_CHANNELS
         self.regions.box_head = make(*sizes)
 
@@ -116,18 +119,18 @@ class Network(Detector):
     def count_samples(
         self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
     ) -> None:
-        """Let `rng` take down what anchors and regions the losses could be computed from."""
+        """Let `rng` record how many anchors and regions the losses could be computed from."""
         _, targets, _, boxes, _ = self._propose(images, targets, rng)
         self.regions.select_training_samples(boxes, targets)
 
     def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
-        """Return the size that these images are resized and padded to."""
+        """Return the size to which these images are resized and padded."""
         with rng.resizing(len(images)):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     @torch.no_grad()
     def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
-        """Return region proposals of an image, best first."""
+        """Return region proposals xyxy in pixels of an image, best first."""
         batch, _ = self.transform([image])
         (boxes,), _ = self.proposals(batch, self.backbone(batch.tensors))
         return resize_boxes(boxes, batch.image_sizes[0], image.shape[-2:])
@@ -135,7 +138,7 @@ class Network(Detector):
     def _propose(
         self, images: list[torch.Tensor], targets: Targets, rng: BatchRng
     ) -> tuple[ImageList, Targets, dict, list[torch.Tensor], dict[str, torch.Tensor]]:
-        """Return resized images and targets, features, proposals, and their losses."""
+        """Return resized images and targets, features, proposals, and the proposals' losses."""
         for part in (self.proposals, self.regions):
             part.fg_bg_sampler.rng = rng
         with rng.resizing(len(images)):
@@ -150,7 +153,7 @@ class Network(Detector):
     def detect(
         self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
-        """Return predictions per vocabulary and image; images are in [0, 1]."""
+        """Return predictions per vocabulary and image; images are RGB in [0, 1]."""
         original = [(image.shape[1], image.shape[2]) for image in images]
         batch, _ = self.transform(images)
         features = self.backbone(batch.tensors)
@@ -174,7 +177,7 @@ def _proposal_network(params: NetworkParams, backbone: Backbone) -> ProposalNetw
         per_level = [tuple(proposals.anchor_sizes)]
     ratios = (tuple(proposals.aspect_ratios),) * len(per_level)
     anchors = AnchorGenerator(tuple(per_level), ratios)
-    # torchvision's first anchors have their centres at 0.
+    # torchvision centres its first anchors on 0.
     anchors.cell_anchors = [
         anchor + first_centre(backbone.strides[0] << level, backbone.central)
         for level, anchor in enumerate(anchors.cell_anchors)
@@ -198,7 +201,7 @@ def _region_heads(
     backbone: Backbone,
     region_stage: nn.Module | None,
 ) -> RegionHeads:
-    """Build the heads of a pyramid or, with a stage that is left to the regions, those of C4."""
+    """Build the heads of a pyramid or, with a stage that runs on regions, those of C4."""
     head, mask, inference = params.box_head, params.mask_head, params.inference
     strides, width = backbone.strides, backbone.out_channels
     grids = strides, backbone.central

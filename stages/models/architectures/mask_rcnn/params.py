@@ -1,9 +1,9 @@
-"""What `detector.architecture: mask_rcnn` can be asked for."""
+"""Settings of `detector.architecture: mask_rcnn`."""
 
 from stages.models.detection.params import TwoStageParams
 
 
 class NetworkParams(TwoStageParams):
-    """Mask R-CNN of torchvision's parts."""
+    """Mask R-CNN built from torchvision's parts."""
 
     supports = frozenset({"micro_batches", "proposals", "object_weights", "region_hooks"})

@@ -1,6 +1,6 @@
-"""Region proposals of Mask R-CNN: torchvision's network, which also knows boxes to ignore.
+"""The proposal network of Mask R-CNN: torchvision's, with boxes to ignore and weighted boxes.
 
-Shape legend: N images, A anchors a cell, H W cells of a level. Targets as in
+Shape legend: N images, A anchors per cell, H W cells of a level. Targets as in
 stages.models.detection.detector.
 """
 
@@ -13,9 +13,9 @@ from stages.models.detection.detector import IGNORED, Targets
 
 
 class ProposalHead(RPNHead):
-    """torchvision's head, whose results stay float32 under autocast.
+    """torchvision's head, with float32 results under autocast.
 
-    Boxes are decoded in the type of the deltas, and bfloat16 knows only every half pixel at 100.
+    Boxes are decoded in the type of the deltas, and near 100 bfloat16 has steps of half a pixel.
     """
 
     def forward(self, x: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -25,12 +25,12 @@ class ProposalHead(RPNHead):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's region proposal network, which also knows boxes to ignore and what boxes weigh.
+    """torchvision's region proposal network, with boxes to ignore and weighted boxes.
 
-    An object that does not teach its box is ignored, too.
+    An object whose box weight is 0 is ignored too.
     """
 
-    _anchor_weights: torch.Tensor | None = None  # of all anchors, as the last targets weigh them
+    _anchor_weights: torch.Tensor | None = None  # of all anchors, from the last targets
 
     def assign_targets_to_anchors(
         self, anchors: list[torch.Tensor], targets: Targets
@@ -64,7 +64,10 @@ class ProposalNetwork(RegionProposalNetwork):
         labels: list[torch.Tensor],
         regression_targets: list[torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return torchvision's losses; a positive anchor's terms are times its weight, if any."""
+        """Return torchvision's objectness and box losses.
+
+        The terms of a positive anchor are multiplied by its object's box weight.
+        """
         if self._anchor_weights is None:
             return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
         chosen = [torch.where(torch.cat(own))[0] for own in self.fg_bg_sampler(labels)]

@@ -1,8 +1,9 @@
 """detectron2's configuration of our network.
 
-What detectron2 has a key for is said in that key, so `make_config(...).dump()` shows the experiment
-in detectron2's own words; the rest is in the node MODEL.OPEN_VOCABULARY. Both Mask R-CNNs train the
-same model, so the losses are torchvision's: the smooth L1 of anchors is linear from 1/9 on.
+Settings for which detectron2 has a key use that key, so `make_config(...).dump()` shows the
+experiment in detectron2's own terms; the rest is in the node MODEL.OPEN_VOCABULARY. Both Mask
+R-CNNs train the same model, so the losses are torchvision's: the smooth L1 loss of anchors is
+linear beyond 1/9.
 """
 
 from typing import Any
@@ -18,7 +19,7 @@ from stages.models.architectures.mask_rcnn_detectron2.proposals import (
 )
 
 SMOOTH_L1_BETA = 1 / 9
-SAMPLES = 2  # RoIAlign's, per pooled cell and axis
+SAMPLES = 2  # of RoIAlign, per pooled cell and axis
 
 
 def make_config(
@@ -27,13 +28,13 @@ def make_config(
     """Return the frozen configuration of a detector, apart from its backbone.
 
     Args:
-        params: the network.
-        backbone: what `params.backbone` stands for.
-        num_classes: texts to classify by.
-        text_width: of their embeddings.
+        params: settings of the network.
+        backbone: the one that `params.backbone` describes.
+        num_classes: number of texts to classify by.
+        text_width: width of their embeddings.
 
     Raises:
-        KeyError: this detectron2 lacks a key.
+        KeyError: this version of detectron2 lacks a key.
     """
     config = get_cfg()
     config.MODEL.OPEN_VOCABULARY = CfgNode(
@@ -44,7 +45,7 @@ def make_config(
             "CENTRAL_CELLS": backbone.network.central,
         }
     )
-    # Unlike attributes, which detectron2 takes under any name, merged keys must exist.
+    # Merged keys must exist; as attributes, detectron2 takes any name.
     config.merge_from_other_cfg(CfgNode(_image_keys(params, backbone)))
     config.merge_from_other_cfg(CfgNode({"MODEL": _proposal_keys(params, backbone)}))
     config.merge_from_other_cfg(CfgNode({"MODEL": _region_keys(params, backbone, num_classes)}))
@@ -75,7 +76,7 @@ def _proposal_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, 
     each = [[side] for side in proposals.anchor_sizes]
     return {
         "ANCHOR_GENERATOR": {
-            "OFFSET": 0.5 if backbone.network.central else 0.0,  # of a stride; rest: `Network`
+            "OFFSET": 0.5 if backbone.network.central else 0.0,  # strides; see `Network`
             "SIZES": each if len(each) == len(levels) else [list(proposals.anchor_sizes)],
             "ASPECT_RATIOS": [list(proposals.aspect_ratios)],
         },

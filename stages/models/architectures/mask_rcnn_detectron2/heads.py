@@ -1,10 +1,10 @@
-"""Region heads made of detectron2's: class-agnostic boxes and masks, classes by their texts.
+"""Region heads built from detectron2's: class-agnostic boxes and masks, classes by their texts.
 
-detectron2 counts classes from 0 and calls the background K, the number of classes; -1 is ignored.
+detectron2 counts classes from 0 and gives the background the number K of classes; -1 is ignored.
 Its scores have the background in the last column, ours in the first.
 
 Shape legend: R regions of all images, F features of a region, V classes of a vocabulary, M cells
-of a mask's side.
+per side of a mask.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from stages.models.detection.detector import LossSettings
 from stages.models.detection.params import BackboneParams
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 
-CANONICAL_LEVEL = 3  # of stride 8: regions of the canonical side are pooled there
+CANONICAL_LEVEL = 3  # of stride 8, from which regions of the canonical side are pooled
 Predictions = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -41,14 +41,14 @@ class TextBoxPredictor(FastRCNNOutputLayers):
 
     @configurable
     def __init__(self, *args: Any, classifier: TextClassifier, **settings: Any) -> None:
-        """Take the classifier, and all that the parent takes."""
+        """Take the classifier, and what the parent takes."""
         super().__init__(*args, **settings)
         del self.cls_score
         self.classifier = classifier
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        """Return the arguments that the configuration stands for; texts are ones at first."""
+        """Return the arguments for a configuration; the text embeddings are ones at first."""
         own = cfg.MODEL.OPEN_VOCABULARY
         texts = torch.ones(cfg.MODEL.ROI_HEADS.NUM_CLASSES, own.TEXT_WIDTH)
         classifier = TextClassifier(input_shape.channels, texts, **own.CLASSIFIER)
@@ -57,14 +57,14 @@ class TextBoxPredictor(FastRCNNOutputLayers):
     def forward(
         self, regions: torch.Tensor, vocabulary: Sequence[int] | None = None
     ) -> Predictions:
-        """Return logits (R, V + 1), background last, and deltas (R, 4), of features (R, F)."""
+        """Return logits (R, V + 1), background last, and deltas (R, 4) for features (R, F)."""
         logits = self.classifier(regions, vocabulary).roll(-1, dims=1)
         return logits, self.bbox_pred(regions).float()
 
     def losses(
         self, predictions: Predictions, proposals: list[Instances], background_weight: float
     ) -> dict[str, torch.Tensor]:
-        """Return {"classification", "box"} of sampled proposals."""
+        """Return the "classification" and "box" losses of sampled proposals."""
         logits, deltas = predictions
         classes = torch.cat([p.gt_classes for p in proposals])
         labels = torch.where(classes == self.num_classes, 0, classes + 1)
@@ -79,7 +79,7 @@ class TextBoxPredictor(FastRCNNOutputLayers):
 
 
 class OpenVocabularyHeads(ROIHeads):
-    """Losses and detections of heads that take the vocabulary with each call."""
+    """Losses and detections of heads that take the vocabulary at each call."""
 
     def losses(
         self,
@@ -88,7 +88,7 @@ class OpenVocabularyHeads(ROIHeads):
         targets: list[Instances],
         settings: LossSettings,
     ) -> dict[str, torch.Tensor]:
-        """Return {"classification", "box", "mask"} of proposals sampled from those given."""
+        """Return the "classification", "box" and "mask" losses of regions drawn from proposals."""
         sampled = self.label_and_sample_proposals(proposals, targets)
         maps = self._pool(features, [p.proposal_boxes for p in sampled])
         predictions = self.box_predictor(self._describe(maps), settings.vocabulary)
@@ -121,7 +121,7 @@ class OpenVocabularyHeads(ROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class OpenVocabularyROIHeads(OpenVocabularyHeads, StandardROIHeads):
-    """detectron2's heads of a pyramid."""
+    """detectron2's heads for a pyramid."""
 
     @classmethod
     def _init_box_head(cls, config: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -156,11 +156,11 @@ class OpenVocabularyROIHeads(OpenVocabularyHeads, StandardROIHeads):
 
 @ROI_HEADS_REGISTRY.register()
 class OpenVocabularyRes5ROIHeads(OpenVocabularyHeads, Res5ROIHeads):
-    """detectron2's heads of a C4 network; boxes and masks are made from the same maps."""
+    """detectron2's heads for a C4 network; boxes and masks are predicted from the same maps."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        """Return the arguments that the configuration stands for, but for the stage `res5`."""
+        """Return the arguments for a configuration, except the stage `res5`."""
         described = ShapeSpec(channels=REGION_STAGE_CHANNELS, height=1, width=1)
         predictor = TextBoxPredictor(cfg, described)
         levels = [input_shape[name] for name in cfg.MODEL.ROI_HEADS.IN_FEATURES]
@@ -170,7 +170,7 @@ class OpenVocabularyRes5ROIHeads(OpenVocabularyHeads, Res5ROIHeads):
 
     @classmethod
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Module, int]:
-        return nn.Identity(), REGION_STAGE_CHANNELS  # the caller gives it with its trunk
+        return nn.Identity(), REGION_STAGE_CHANNELS  # the caller takes it from the trunk
 
     def _pool(self, features: dict[str, torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         return self._shared_roi_transform([features[name] for name in self.in_features], boxes)
@@ -186,12 +186,12 @@ class OpenVocabularyRes5ROIHeads(OpenVocabularyHeads, Res5ROIHeads):
 
 
 def region_heads_class(params: BackboneParams) -> type[OpenVocabularyHeads]:
-    """Return the heads that fit a backbone."""
+    """Return the class of the heads that fit a backbone."""
     return OpenVocabularyRes5ROIHeads if params.kind == "resnet50_c4" else OpenVocabularyROIHeads
 
 
 class _ShiftedAlign(nn.Module):
-    """RoIAlign of boxes moved by some pixels, for cells that do not look where it takes them to."""
+    """RoIAlign of boxes shifted by some pixels, for cells that are not centred where it assumes."""
 
     def __init__(self, align: nn.Module, shift: float) -> None:
         super().__init__()
@@ -202,9 +202,10 @@ class _ShiftedAlign(nn.Module):
 
 
 def _make_pooler(config: CfgNode, head: CfgNode, levels: list[ShapeSpec]) -> ROIPooler:
-    """Return detectron2's pooler with our canonical side, which it has no configuration key for.
+    """Return detectron2's pooler with our canonical side, for which it has no configuration key.
 
-    ROIAlignV2 takes each cell to look at the middle of the pixels that it stands for.
+    ROIAlignV2 assumes that each cell is centred on the block of pixels that it stands for. For
+    other grids, boxes are shifted.
     """
     own = config.MODEL.OPEN_VOCABULARY
     pooler = ROIPooler(

@@ -1,7 +1,7 @@
-"""Mask R-CNN made of detectron2's parts: `detector.architecture: mask_rcnn_detectron2`.
+"""Mask R-CNN built from detectron2's parts: `detector.architecture: mask_rcnn_detectron2`.
 
-This package alone imports detectron2. Images are resized and masks pasted by the same code as in
-`mask_rcnn`: what differs is what detectron2 is. Frames and targets as in
+Only this package imports detectron2. It resizes images and pastes masks by the same code as
+`mask_rcnn`, so the two differ only in detectron2's parts. Frames and targets as in
 stages.models.detection.detector.
 """
 
@@ -51,7 +51,7 @@ class Network(Detector):
         levels = self.backbone.output_shape()
         config = make_config(params, self.backbone, *embeddings.shape)
         self.proposals = build_proposal_generator(config, levels)
-        if not network.central:  # detectron2's first anchors have their centres at 0 then
+        if not network.central:  # then detectron2 centres its first anchors on 0
             for anchors in self.proposals.anchor_generator.cell_anchors:
                 anchors += first_centre(network.strides[0], network.central)
         own = {} if region_stage is None else {"res5": region_stage}
@@ -67,11 +67,11 @@ class Network(Detector):
 
     @property
     def region_stage(self) -> nn.Module | None:
-        """Return the last stage of C4, which sees each region by itself; pyramids have none."""
+        """Return the last stage of C4, which runs on each region; pyramids have none."""
         return getattr(self.regions, "res5", None)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return what training may freeze, by name."""
+        """Return the parts that training may freeze, by name."""
         predictor = self.regions.box_predictor
         return {
             "trunk": self.backbone.network.trunk,
@@ -90,7 +90,7 @@ class Network(Detector):
         settings: LossSettings,
         rng: BatchRng | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the five losses; there are no micro-batches, so no `rng`."""
+        """Return the five losses; `rng` is not used, as micro-batches are not supported."""
         batch, targets = self.transform(images, targets)
         seen = ImageList(batch.tensors, batch.image_sizes)
         features = self.backbone(seen.tensor)
@@ -98,7 +98,7 @@ class Network(Detector):
             _as_instances(target, image_hw)
             for target, image_hw in zip(targets, batch.image_sizes, strict=True)
         ]
-        with EventStorage():  # detectron2's losses write statistics to one, or fail
+        with EventStorage():  # detectron2's losses fail without one to write statistics to
             boxes, losses = self.proposals(seen, features, instances)
             return {
                 "objectness": losses["loss_rpn_cls"],
@@ -109,7 +109,7 @@ class Network(Detector):
     def detect(
         self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
     ) -> list[list[Prediction]]:
-        """Return predictions per vocabulary and image; images are in [0, 1]."""
+        """Return predictions per vocabulary and image; images are RGB in [0, 1]."""
         original = [(image.shape[1], image.shape[2]) for image in images]
         seen, features, boxes = self._proposals_of(images)
         return [
@@ -124,7 +124,7 @@ class Network(Detector):
 
     @torch.no_grad()
     def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
-        """Return region proposals of an image, best first."""
+        """Return region proposals xyxy in pixels of an image, best first."""
         seen, _, (boxes,) = self._proposals_of([image])
         return resize_boxes(boxes.proposal_boxes.tensor, seen.image_sizes[0], image.shape[-2:])
 
@@ -140,7 +140,7 @@ class Network(Detector):
 def _as_instances(target: dict[str, torch.Tensor], image_hw: tuple[int, int]) -> Instances:
     """Return an image's target in detectron2's form: classes from 0, -1 to ignore.
 
-    Boxes to ignore come last and have no mask; they get an empty one, which nothing learns from.
+    Boxes to ignore come last and have no mask; they get an empty one, which no loss uses.
     """
     labels, masks = target["labels"], target["masks"]
     absent = masks.new_zeros((len(labels) - len(masks), *masks.shape[1:]))

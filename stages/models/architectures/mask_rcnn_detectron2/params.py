@@ -1,9 +1,9 @@
-"""What `detector.architecture: mask_rcnn_detectron2` can be asked for."""
+"""Settings of `detector.architecture: mask_rcnn_detectron2`."""
 
 from stages.models.detection.params import TwoStageParams
 
 
 class NetworkParams(TwoStageParams):
-    """Mask R-CNN of detectron2's parts."""
+    """Mask R-CNN built from detectron2's parts."""
 
     supports = frozenset({"proposals"})

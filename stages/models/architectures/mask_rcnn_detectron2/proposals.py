@@ -1,7 +1,7 @@
-"""Backbone and proposal network made of detectron2's parts.
+"""Backbone and proposal network built from detectron2's parts.
 
-Shape legend: N images, A anchors a cell, H W cells of a level. Boxes are corners in pixels of the
-image as the network sees it.
+Shape legend: N images, A anchors per cell, H W cells of a level. Boxes are xyxy in pixels of the
+resized image.
 """
 
 import torch
@@ -15,25 +15,25 @@ from stages.models.detection.detector import IGNORED
 
 
 class LevelBackbone(Backbone):
-    """A backbone of detection/backbones.py in detectron2's interface: maps "level0", …."""
+    """A backbone of detection/backbones.py behind detectron2's interface: levels level0, …."""
 
     def __init__(self, network: backbones.Backbone, num_levels: int) -> None:
-        """Take a network that gives `num_levels` maps, each of half the size of the one before."""
+        """Take a network with `num_levels` maps, each of half the size of the one before."""
         super().__init__()
         self.network, self.num_levels = network, num_levels
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map normalised pixels (N, 3, H, W) to float32 levels from fine to coarse.
 
-        float32 also under autocast: RoIAlign takes its boxes in the type of the map, and bfloat16
-        knows only every half pixel at 100.
+        They are float32 under autocast too: RoIAlign reads its boxes in the type of the map, and
+        near 100 bfloat16 has steps of half a pixel.
         """
         levels = self.network(images).values()
         return {f"level{k}": level.float() for k, level in enumerate(levels)}
 
     @property
     def size_divisibility(self) -> int:
-        """Return what both sides of a batch must be multiples of."""
+        """Return the number of which both sides of a batch must be multiples."""
         return self.network.strides[-1]
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -46,13 +46,13 @@ class LevelBackbone(Backbone):
 
     @property
     def region_levels(self) -> list[str]:
-        """Return the names of the levels that regions are pooled from."""
+        """Return the names of the levels from which regions are pooled."""
         return list(self.output_shape())[: len(self.network.strides)]
 
 
 @RPN_HEAD_REGISTRY.register()
 class Float32RPNHead(StandardRPNHead):
-    """detectron2's head, whose results stay float32 under autocast: boxes are decoded in them."""
+    """detectron2's head, with float32 results under autocast, because boxes are decoded in them."""
 
     def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], ...]:
         """Return objectness logits (N, A, H, W) and deltas (N, 4A, H, W) per level."""
@@ -62,7 +62,7 @@ class Float32RPNHead(StandardRPNHead):
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class IgnoringRPN(RPN):
-    """detectron2's region proposal network, which also knows boxes to ignore (class -1)."""
+    """detectron2's region proposal network, with boxes to ignore (class -1)."""
 
     @torch.no_grad()
     def label_and_sample_anchors(

@@ -27,8 +27,8 @@ from stages.download.sources.coco.classes import BASE, EXCLUDED, NOVEL, coco_cat
 from stages.download.sources.coco.source import VAL, coco_source
 from tests.support.download_params import write_download_params
 from tests.support.images_folder import phone_jpeg
+from tests.support.photographs import coco_mini
 
-COCO_MINI = Path(__file__).parents[5] / "shared/coco-mini"
 CATEGORIES = [{"id": 1, "name": "person"}, {"id": 17, "name": "cat"}, {"id": 58, "name": "hot dog"}]
 SQUARE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]]
 
@@ -335,7 +335,7 @@ def test_annotations_that_cannot_be_learned_are_counted_and_named(tmp_path, chan
         line for line in find_problems(report, LENIENT) if line.startswith("instances_val2017")
     ]
     assert bool(refused) == (reason != NO_IMAGE)
-    assert all("1 of 1 annotations cannot be learned from" in line for line in refused)
+    assert all("1 of 1 annotations are unusable" in line for line in refused)
 
 
 LENIENT = DownloadParams.model_construct(
@@ -357,11 +357,11 @@ ANNOTATION = r"instances_val2017\.json: annotation 21: "
         (("annotations", 0, "segmentation"), {"counts": RLE["counts"]}, "has size and counts"),
         (("annotations", 0, "segmentation"), RLE | {"size": [60, 40]}, r"of size \[60, 40\] for"),
         (("annotations", 0, "segmentation"), RLE | {"counts": "garbage!"}, "RLE counts 'garbage!'"),
-        (("annotations", 0, "segmentation"), RLE | {"counts": RLE["counts"][:-4]}, "no runs that"),
+        (("annotations", 0, "segmentation"), RLE | {"counts": RLE["counts"][:-4]}, "not runs that"),
         (("annotations", 0, "segmentation"), RLE | {"counts": ""}, "add up to 40 × 60 pixels"),
-        (("annotations", 0, "segmentation"), RLE | {"counts": None}, "no runs that add up"),
-        (("annotations", 0, "segmentation"), RUNS | {"counts": [405, 20]}, "no runs that add up"),
-        (("annotations", 0, "segmentation"), RUNS | {"counts": [-1, 2401]}, "no runs that add up"),
+        (("annotations", 0, "segmentation"), RLE | {"counts": None}, "not runs that add up"),
+        (("annotations", 0, "segmentation"), RUNS | {"counts": [405, 20]}, "not runs that add up"),
+        (("annotations", 0, "segmentation"), RUNS | {"counts": [-1, 2401]}, "not runs that add up"),
         (("annotations", 0, "bbox"), [10, 5, 20], "bbox: expected finite 4 numbers"),
         (("annotations", 0, "bbox"), [10, 5, 20, float("inf")], "bbox: expected finite 4 numbers"),
         (("annotations", 0, "area"), "large", "area: expected finite 1 numbers"),
@@ -446,13 +446,12 @@ def test_every_mask_is_a_right_rle_of_its_size_alone(mask):
     rle, shape = encode_mask(mask), mask.shape
     check_rle(rle, shape)
     for size in ((shape[0] + 1, shape[1]), (shape[0], shape[1] + 1)):
-        with pytest.raises(ValueError, match="no runs that add up"):
+        with pytest.raises(ValueError, match="not runs that add up"):
             check_rle(rle | {"size": list(size)}, size)
 
 
 def test_real_photographs(tmp_path, monkeypatch):
-    if not COCO_MINI.is_dir():
-        pytest.skip(f"{COCO_MINI} is absent: 159 real COCO photographs, not part of the repository")
+    folder = coco_mini()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OVIS_WORKERS", "1")
     write_download_params(
@@ -462,7 +461,7 @@ def test_real_photographs(tmp_path, monkeypatch):
         max_unmatched_fraction=0.2,
         max_missing_class_fraction=0.5,
         coco={
-            "folder": str(COCO_MINI),
+            "folder": str(folder),
             "test_fraction": 0.5,
             "val_fraction": 0.1,
             "max_images": {"pairs": 5, "test": 20},

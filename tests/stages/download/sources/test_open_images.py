@@ -249,7 +249,7 @@ def test_missing_archives_are_named_with_the_fix(folder, scratch):
     scratch.mkdir()
     source, task = second(folder, scratch)
     for call in (source.look_up, source.make):
-        message = r"train-masks-3\.zip: it or its file .*fetch it"
+        message = r"train-masks-3\.zip: it or its member .*fetch it"
         with pytest.raises(FileNotFoundError, match=message):
             call(task)
 
@@ -273,11 +273,11 @@ def test_broken_archives_are_found_before_any_image_is_read(folder, scratch):
         (table("images", "train"), "ImageID,Subset\n\n", r"line 2: cut short; fetch it again"),
         (table("images", "train"), "ImageID\n../../a\n", r"'\.\./\.\./a' is not 16 hexadecimal"),
         (CLASSES, "/m/1,Cat\n", r"does not describe 299 of the 300 classes"),
-        (HIERARCHY, '{"Subcategory": []}', r"no class hierarchy: a node lacks LabelName"),
+        (HIERARCHY, '{"Subcategory": []}', r"not a class hierarchy: a node lacks LabelName"),
         (
             "open_images_train_v6_localized_narratives-00003-of-00010.jsonl",
             '{"image_id": "a"}\n',
-            r"00003-of-00010\.jsonl, line 1: no Localized Narrative \(KeyError\('caption'\)\)",
+            r"00003-of-00010\.jsonl, line 1: not a Localized Narrative \(KeyError\('caption'\)\)",
         ),
     ],
 )

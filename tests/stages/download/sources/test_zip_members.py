@@ -58,7 +58,7 @@ def test_damage_is_found_and_named(tmp_path, method):
     [
         (lambda whole, last: whole[: last.offset + 100], "65 of 3000 bytes are there"),
         (lambda whole, last: whole[: last.offset + 7], "requires a buffer of 30 bytes"),
-        (lambda whole, last: b"\0" + whole, "no file begins where it is listed"),
+        (lambda whole, last: b"\0" + whole, "no file begins at the listed offset"),
     ],
 )
 def test_an_archive_that_changed_is_refused(tmp_path, spoil, reason):

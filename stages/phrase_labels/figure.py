@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 
 from stages.common.drawing.montage import Row, draw_sheet
 from stages.common.drawing.panels import Panel, Tag, class_colour, paint_box, panel_box, show_image
 from stages.common.formats.categories import Category
-from stages.phrases.narrated import FREE, Narrated
-from stages.phrases.traces import in_time
+from stages.common.formats.narratives import in_time
+from stages.common.formats.tables import CORNERS
+from stages.phrase_labels.summary import label_rows
 
 SIDE = 300
 WORDS = 330
@@ -20,25 +23,29 @@ WINDOW = (250, 60, 40)  # of the points that are taken
 
 @dataclass(frozen=True)
 class Example:
-    """A phrase with a box, its image RGB uint8 (H, W, 3), and the whole trace (P, 3)."""
+    """A phrase with a box, as a row of its table.
 
-    phrase: Narrated
+    Attributes:
+        phrase: the row.
+        image: RGB uint8 (H, W, 3).
+        trace: the whole one, (P, 3).
+    """
+
+    phrase: dict[str, Any]
     image: np.ndarray
     trace: np.ndarray
 
 
-def choose(phrases: Sequence[Narrated], number: int, random: np.random.Generator) -> list[Narrated]:
+def choose(table: pa.Table, number: int, random: np.random.Generator) -> list[dict[str, Any]]:
     """Return at most `number` phrases of one thing, with class and box, each of another image."""
-    boxed = [
-        p
-        for p in phrases
-        if p.category_id != FREE and p.located.box_xyxy is not None and not p.several
-    ]
-    chosen: dict[int, Narrated] = {}
-    for place in random.permutation(len(boxed)):
+    rows = label_rows(table)
+    rows = rows[~table["several"].to_numpy()[rows]]
+    image_ids = table["image_id"].to_numpy()[rows]
+    chosen: dict[int, int] = {}
+    for place in random.permutation(len(rows)).tolist():
         if len(chosen) < number:
-            chosen.setdefault(boxed[place].image_id, boxed[place])
-    return sorted(chosen.values(), key=lambda phrase: phrase.image_id)
+            chosen.setdefault(int(image_ids[place]), int(rows[place]))
+    return table.take(pa.array([chosen[key] for key in sorted(chosen)], pa.int64())).to_pylist()
 
 
 def draw_montage(examples: Sequence[Example], categories: Sequence[Category]) -> np.ndarray:
@@ -48,12 +55,12 @@ def draw_montage(examples: Sequence[Example], categories: Sequence[Category]) ->
     by_id = {category.id: (place, category) for place, category in enumerate(categories)}
     rows = []
     for example in examples:
-        place, category = by_id[example.phrase.category_id]
-        located = example.phrase.located
-        start, end = located.window
+        phrase = example.phrase
+        place, category = by_id[phrase["category_id"]]
+        start, end = phrase["seconds_from"], phrase["seconds_to"]
         lines = [
-            f"“{example.phrase.sentence}”",
-            f"“{example.phrase.text}”, {start:.1f} to {end:.1f} s: {located.num_points} points",
+            f"“{phrase['sentence']}”",
+            f"“{phrase['phrase']}”, {start:.1f} to {end:.1f} s: {phrase['points']} points",
         ]
         panels = [_whole_trace(example), _window(example, category.name, class_colour(place))]
         rows.append(Row(panels, category.name, category.split, lines))
@@ -77,16 +84,15 @@ def _whole_trace(example: Example) -> Panel:
 def _window(example: Example, name: str, colour: tuple[int, int, int]) -> Panel:
     pixels, image_hw = show_image(example.image, SIDE), example.image.shape[:2]
     _paint_trace(pixels, _own_points(example), image_hw, WINDOW)
-    box = example.phrase.located.box_xyxy
-    assert box is not None, "only phrases with a box are drawn"
+    box = np.array([example.phrase[corner] for corner in CORNERS], np.float32)
     paint_box(pixels, box, image_hw, colour)
     x, y, *_ = panel_box(box, image_hw, SIDE)
     return Panel(pixels, [Tag(name, x, y, colour)])
 
 
 def _own_points(example: Example) -> np.ndarray:
-    located = example.phrase.located
-    return in_time(example.trace)[located.first : located.first + located.num_points]
+    first = example.phrase["first_point"]
+    return in_time(example.trace)[first : first + example.phrase["points"]]
 
 
 def _paint_trace(
