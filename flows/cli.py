@@ -29,8 +29,7 @@ FIXES = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
     try:
-        code = app(arguments, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE)
-        return code or 0
+        return app(arguments, prog_name=PROGRAM, standalone_mode=False, complete_var=COMPLETE) or 0
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else PROGRAM
         return _tell(f"{error.format_message().rstrip('.')}; see {command} --help", 2)
@@ -52,11 +51,7 @@ def _tell(what: object, code: int) -> int:
 
 
 def _project() -> Path:
-    """Return this folder, the project, after its settings were put into the environment.
-
-    Raises:
-        ValueError: the folder has its own copy of the code, which is not the one that runs.
-    """
+    """Return this folder, the project, after its settings were put into the environment."""
     from flows.environment import apply_settings
 
     root, code = Path.cwd(), Path(__file__).parent
@@ -100,9 +95,8 @@ def _params() -> Iterable[str]:
 
 
 targets_argument = click.argument("targets", nargs=-1, shell_complete=_complete(_stages))
-cores_option = click.option(
-    "--cores", type=click.IntRange(min=1), help="Cores to keep busy; all by default."
-)
+COUNT = click.IntRange(min=1)
+cores_option = click.option("--cores", type=COUNT, help="Cores to keep busy; all by default.")
 pools_option = click.option("--pools", is_flag=True, help="Run stages on workers, not here.")
 
 
@@ -229,11 +223,13 @@ def _run_module(root: Path, module: str, *arguments: str, **options: Any) -> int
 )
 @click.option("--name", help="Of the sweep; by default its params.")
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run.")
-@click.option("--over", default="seed", help="Param over which mean and spread are taken.")
-@click.option("--metric", multiple=True, help="Pattern such as 'evaluation/*/novel/*/AP50'.")
+@click.option("--over", help="Param over which mean and spread are taken; seed by default.")
+@click.option(
+    "--metric", "metrics", multiple=True, help="Pattern such as 'evaluation/*/novel/*/AP50'."
+)
 @click.option("--best", help="Metric of which the best point is looked for.")
 @click.option(
-    "--direction", type=click.Choice(["max", "min"]), default="max", help="Which value is best."
+    "--direction", type=click.Choice(["max", "min"]), help="Which value is best; max by default."
 )
 @cores_option
 @pools_option
@@ -243,12 +239,9 @@ def sweep(
     points: Path | None,
     name: str | None,
     only_plan: bool,
-    over: str,
-    metric: tuple[str, ...],
-    best: str | None,
-    direction: str,
     cores: int | None,
     pools: bool,
+    **asked: Any,
 ) -> int:
     """Compare params: run a grid of points, shared stages once.
 
@@ -258,7 +251,7 @@ def sweep(
     from flows.execution import MLFLOW_PAGE, require_fleet
     from flows.sweeps.plan import only_sweep, plan_sweep, results_folder, run_points
     from flows.sweeps.points import make_points, sweep_name
-    from flows.sweeps.report import BEST, METRICS, Question, count_outcomes
+    from flows.sweeps.report import Question, count_outcomes
 
     grid = make_points(root, settings, points, targets or None)
     if pools:
@@ -268,7 +261,7 @@ def sweep(
             planned = plan_sweep(root, grid)
         print(f"{planned.table()}\n\n{planned.summary()}")
         return 0
-    question = Question(metric or METRICS, best or BEST, direction, over)
+    question = Question(**{key: value for key, value in asked.items() if value})
     title = sweep_name(grid, name)
     results = run_points(root, title, grid, cores, question, pools)
     print(f"\n{count_outcomes(results)}\nAll of it  {results_folder(root, title)}")
@@ -342,7 +335,7 @@ def pools() -> None:
 @app.command()
 @click.option("--pool", required=True, help="cpu or gpu.")
 @click.option("--name", help="As shown in Prefect; by default host, pool and PID.")
-@click.option("--stages", type=click.IntRange(min=1), help="How many at once.")
+@click.option("--stages", type=COUNT, help="How many at once.")
 def worker(pool: str, name: str | None, stages: int | None) -> None:
     """Run stages of one pool in this clone until it is stopped."""
     root = _project()
@@ -359,8 +352,8 @@ def worker(pool: str, name: str | None, stages: int | None) -> None:
 def ui() -> None:
     """Open the MLflow page on http://127.0.0.1:5000."""
     _project()
-    store = os.environ["MLFLOW_TRACKING_URI"]
-    _become("mlflow", "ui", "--host=127.0.0.1", "--port=5000", f"--backend-store-uri={store}")
+    store = f"--backend-store-uri={os.environ['MLFLOW_TRACKING_URI']}"
+    _become("mlflow", "ui", "--host=127.0.0.1", "--port=5000", store)
 
 
 @app.command()
@@ -382,6 +375,5 @@ def completion(shell: str) -> None:
     """Print the code that makes SHELL complete this command."""
     from click.shell_completion import get_completion_class
 
-    script = get_completion_class(shell)
-    assert script is not None
-    print(script(app, {}, PROGRAM, COMPLETE).source())
+    if script := get_completion_class(shell):
+        print(script(app, {}, PROGRAM, COMPLETE).source())

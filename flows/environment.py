@@ -29,8 +29,7 @@ RESERVED = re.compile("[%?#]")  # characters with another meaning in SQLAlchemy'
 def sqlite_url(path: Path, driver: str = "pysqlite") -> str:
     """Return SQLAlchemy's URL of a database whose path may contain reserved characters.
 
-    If it does, the URL names the driver: from a URL without one, MLflow would create the folder
-    under its escaped name.
+    If it does, the URL names the driver; else MLflow would create a folder of the escaped name.
     """
     escaped = RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", str(path))
     return f"sqlite:///{path}" if escaped == str(path) else f"sqlite+{driver}:///{escaped}"
@@ -104,8 +103,8 @@ def apply_settings(root: Path) -> None:
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     for name in ("no_proxy", "NO_PROXY"):  # no proxy can reach a server on this machine
-        others = [host for host in os.environ.get(name, "").split(",") if host]
-        os.environ[name] = ",".join(dict.fromkeys([*others, *LOOPBACK]))
+        hosts = filter(None, os.environ.get(name, "").split(","))
+        os.environ[name] = ",".join(dict.fromkeys((*hosts, *LOOPBACK)))
     # Child processes read and write UTF-8 even under LC_ALL=C; a terminal may not.
     os.environ["PYTHONUTF8"] = "1"
     for stream in (sys.stdout, sys.stderr):
@@ -138,10 +137,7 @@ def stage_environment() -> dict[str, str]:
 
 
 def apply_worker_settings(root: Path, name: str) -> None:
-    """Set this process's environment for a worker in the clone at `root`, and for its stages.
-
-    Call it before Prefect is imported, which reads the environment once.
-    """
+    """Set the environment of a worker in the clone at `root`, before Prefect is imported."""
     os.environ |= {
         **stage_environment(),
         # The flow is imported from here; in its checkout a stage's own code comes first.

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from flows.dvc.plan import make_plan
-from flows.graph import Outcome, Status, Step, unchanged
+from flows.graph import Status, unchanged
 from flows.journal import is_edited, last_seconds, was_tracked
 from flows.server import LocalServer, call_flow
 from flows.table import name_execution, read_results, read_supervision, results_table, stages_table
@@ -18,10 +18,7 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
     """Bring the targets (None: all stages) up to date, show the results; say if all went well.
 
     They run on `cores` cores (all if None), or on workers. If there is nothing to do, neither
-    Prefect nor its server is loaded, which would take 15 s.
-
-    Raises:
-        ValueError: the project or its params are wrong, or workers cannot run its present state.
+    Prefect nor its server is loaded, which would take 15 s. Bad input raises ValueError.
     """
     started = time.monotonic()
     server = LocalServer(root)
@@ -35,40 +32,19 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
 
         check = None if pools else preflight(root, steps)  # workers have the weights
         flow, name = "flows.flow:experiment", name_execution(steps)
-        outcomes, failed = call_flow(
+        outcomes = call_flow(
             root, flow, targets, cores, pools, run_name=name, check=check, server=server
         )
     else:
         server.stop()
-        outcomes, failed = unchanged(steps), False
-        if not was_tracked(root, os.environ["MLFLOW_TRACKING_URI"]):
+        outcomes = unchanged(steps)
+        if not was_tracked(root):
             from flows.tracking import Tracking
 
             tracking = Tracking(root, name_execution(steps))
             tracking.publish_or_tell([step.stage for step in steps], outcomes)
-    _report(root, steps, outcomes, time.monotonic() - started)
-    return not failed
-
-
-def require_fleet(root: Path) -> None:
-    """Print which commit workers would run.
-
-    Raises:
-        ValueError: workers cannot run the state of this working tree.
-    """
-    from flows.dvc.project import load_graph
-    from flows.dvc.remote import check_remote
-    from flows.workers.request import take_snapshot
-
-    if not os.environ.get("PREFECT_API_URL"):
-        raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
-    commit = take_snapshot(root, load_graph(root)).commit
-    print(f"Workers work at commit {commit[:12]}, with results through {check_remote(root)}")
-
-
-def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: float) -> None:
-    print("\n" + stages_table(outcomes, last_seconds(root)))
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
+    print("\n" + stages_table(outcomes, last_seconds(root)))
     if not failed:
         print("\n" + results_table(read_results(root), read_supervision(root)))
     images = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
@@ -78,6 +54,19 @@ def _report(root: Path, steps: list[Step], outcomes: list[Outcome], seconds: flo
         print(f"Nothing to do: all {len(outcomes)} stages and shards are up to date", end=" ")
     else:
         print("Done" if not failed else "Not done", end=" ")
-    print(f"({seconds:.1f} s)")
+    print(f"({time.monotonic() - started:.1f} s)")
     for outcome in failed:
         print(f"\n{outcome.message}", file=sys.stderr)
+    return not failed
+
+
+def require_fleet(root: Path) -> None:
+    """Print which commit workers would run, or raise ValueError if they cannot run this state."""
+    from flows.dvc.project import load_graph
+    from flows.dvc.remote import check_remote
+    from flows.workers.request import take_snapshot
+
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
+    commit = take_snapshot(root, load_graph(root)).commit
+    print(f"Workers work at commit {commit[:12]}, with results through {check_remote(root)}")

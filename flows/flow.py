@@ -7,7 +7,6 @@ depend on a failed stage do not run; other branches go on.
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -19,8 +18,8 @@ from prefect.states import Completed, Failed, State
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
 from flows.environment import WORKER_CLONE
-from flows.graph import Outcome, Status, Step, unchanged
-from flows.journal import is_shown, remember
+from flows.graph import UNDONE, Outcome, Status, Step, unchanged
+from flows.journal import remember, was_tracked
 from flows.place import Machine, Place, interruptible, tell
 from flows.resources import CoreBudget
 from flows.server import outlives_this_process
@@ -61,8 +60,7 @@ def run_stage(
         tracking.end(stage, outcome)
     if outcome.outcome == "failed":
         return Failed(message=outcome.message[-LONGEST_MESSAGE:], data=outcome)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    remember(root, stage=stage.name, outcome=outcome.outcome, seconds=outcome.seconds, at=now)
+    remember(root, stage=stage.name, outcome=outcome.outcome, seconds=outcome.seconds)
     return Completed(name=outcome.outcome.capitalize(), data=outcome, message=outcome.message)
 
 
@@ -82,14 +80,25 @@ def experiment(
     folder = Path(root or os.environ[WORKER_CLONE])
     steps = make_plan(folder, targets)
     print(summarize_plan(steps), flush=True)
-    if is_shown(folder, steps):  # the last scheduled run has published it
+    idle = all(step.status is Status.UP_TO_DATE for step in steps)
+    if idle and was_tracked(folder):  # the last scheduled run has published it
         return Completed(name="Unchanged", data=unchanged(steps))
     place = open_place([folder], cores, pools)
-    with Tracking(folder, name_execution(steps), _prefect_tags()) as tracking:
+    tags = {"prefect.flow_run_id": str(flow_run.id)}
+    if outlives_this_process():
+        tags[PREFECT_LINK_TAG] = str(flow_run.ui_url)
+    with Tracking(folder, name_execution(steps), tags) as tracking:
         with interruptible(place.stop):
             futures = submit(steps, place, itertools.count(), folder, tracking)
             outcomes = wait_for(steps, futures)
-        return _publish(folder, tracking, steps, outcomes)
+        sort_lock(folder)
+        undone = {one.stage: one.outcome for one in outcomes if one.outcome in UNDONE}
+        done = [step.stage for step in steps if step.stage.name not in undone]
+        tracking.publish_or_tell(done, outcomes)
+    failed = [name for name, outcome in undone.items() if outcome == "failed"]
+    if failed:
+        return Failed(message=f"{len(failed)} stages failed: {', '.join(failed)}", data=outcomes)
+    return Completed(data=outcomes)
 
 
 def open_place(roots: Iterable[Path], cores: int | None, pools: bool) -> Place:
@@ -102,13 +111,6 @@ def open_place(roots: Iterable[Path], cores: int | None, pools: bool) -> Place:
         return Place({root: Fleet(root, dispatcher) for root in roots})
     budget = CoreBudget(cores)
     return Place({root: Machine(root, budget) for root in roots})
-
-
-def _prefect_tags() -> dict[str, str]:
-    tags = {"prefect.flow_run_id": str(flow_run.id)}
-    if outlives_this_process():
-        tags[PREFECT_LINK_TAG] = str(flow_run.ui_url)
-    return tags
 
 
 def submit(
@@ -146,14 +148,3 @@ def _outcome(step: Step, future: PrefectFuture | None) -> Outcome:
     if isinstance(result, Outcome):
         return result
     return Outcome(stage.name, stage.group, "failed", 0.0, f"{stage.name}: {state}: {result}")
-
-
-def _publish(root: Path, tracking: Tracking, steps: list[Step], outcomes: list[Outcome]) -> State:
-    sort_lock(root)
-    failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    done = {outcome.stage for outcome in outcomes if outcome.outcome not in ("failed", "not run")}
-    tracking.publish_or_tell([s.stage for s in steps if s.stage.name in done], outcomes)
-    if failed:
-        names = ", ".join(outcome.stage for outcome in failed)
-        return Failed(message=f"{len(failed)} stages failed: {names}", data=outcomes)
-    return Completed(data=outcomes)

@@ -72,6 +72,9 @@ class Outcome:
     made: Mapping[str, str | float] = field(default_factory=dict, compare=False)
 
 
+UNDONE = ("failed", "not run")  # outcomes without a result
+
+
 def unchanged(steps: Iterable[Step]) -> list[Outcome]:
     """Return the outcomes of an execution with nothing to do."""
     return [Outcome(step.stage.name, step.stage.group, "unchanged") for step in steps]

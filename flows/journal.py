@@ -7,13 +7,12 @@ short, only that line is lost.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flows.environment import STATE_FOLDER, sqlite_path
-from flows.graph import Status, Step
 
 JOURNAL = Path(STATE_FOLDER) / "journal.jsonl"
 
@@ -22,20 +21,15 @@ def remember(root: Path, **facts: Any) -> None:
     """Append one line of facts, on a new line even if the last one was cut short."""
     path = root / JOURNAL
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        line = json.dumps(facts, sort_keys=True).encode() + b"\n"
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else b"\n" + line
-        file.write(line)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"\n{json.dumps(facts, sort_keys=True)}\n")
 
 
 def _lines(root: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines that are JSON objects; the rest was cut short."""
     path = root / JOURNAL
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    for line in text.splitlines():
-        with suppress(json.JSONDecodeError):
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError):
             if isinstance(facts := json.loads(line), dict):
                 yield facts
 
@@ -53,18 +47,13 @@ def fingerprint(root: Path) -> str:
     return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
 
 
-def was_tracked(root: Path, tracking_uri: str) -> bool:
-    """Say whether the results in dvc.lock are the last ones published to this MLflow store."""
-    if (database := sqlite_path(tracking_uri)) and not database.is_file():
+def was_tracked(root: Path) -> bool:
+    """Say whether the results in dvc.lock are the last ones that MLflow's store got."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if (database := sqlite_path(uri)) and not database.is_file():
         return False
-    tracked = [line for line in _lines(root) if line.get("tracked_to") == tracking_uri]
-    return bool(tracked) and tracked[-1]["fingerprint"] == fingerprint(root)
-
-
-def is_shown(root: Path, steps: Iterable[Step]) -> bool:
-    """Say whether there is nothing to do and MLflow already shows all results."""
-    done = all(step.status is Status.UP_TO_DATE for step in steps)
-    return done and was_tracked(root, os.environ["MLFLOW_TRACKING_URI"])
+    shown = [line["fingerprint"] for line in _lines(root) if line.get("tracked_to") == uri]
+    return shown[-1:] == [fingerprint(root)]
 
 
 def is_edited(root: Path) -> bool:

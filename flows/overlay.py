@@ -33,12 +33,7 @@ def apply_profile(root: Path, name: str) -> list[str]:
 
 
 def read_profile(root: Path, name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return what a profile changes, on top of what it extends.
-
-    Args:
-        root: the repository.
-        name: the profile's name.
-        above: the profiles that extend this one.
+    """Return what a profile changes, on top of what it extends; `above` are those that extend it.
 
     Raises:
         ValueError: there is no such profile, or it extends itself.
@@ -50,7 +45,7 @@ def read_profile(root: Path, name: str, above: tuple[str, ...] = ()) -> dict[str
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in (root / PROFILES).glob("*.yaml"))) or "none"
         raise ValueError(f"{PROFILES}/{name}.yaml: no such profile; there are: {there}")
-    return extend(root, dict(_read(_editor(), path)), (*above, name))
+    return extend(root, dict(_read(editor(), path)), (*above, name))
 
 
 def extend(root: Path, changes: dict[str, Any], above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -80,22 +75,18 @@ def apply_overlay(params_path: Path, changes: dict[str, Any], source: str) -> li
         ValueError: the file lacks a key of `changes`, or one of them has a section where the other
             has a value; the message names `source` and the key.
     """
-    editor = _editor()
-    content = _read(editor, params_path)
+    writer = editor()
+    content = _read(writer, params_path)
     changed = list(_merge(content, changes, source, params_path.name, ""))
     partial = params_path.with_name(f".{params_path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        editor.dump(content, file)
+        writer.dump(content, file)
     partial.replace(params_path)
     return changed
 
 
 def read_params(root: Path) -> dict[str, Any]:
-    """Return params.yaml as plain values.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
+    """Return params.yaml as plain values, or raise ValueError."""
     return _read(YAML(typ="safe"), root / PARAMS)
 
 
@@ -118,7 +109,10 @@ def _merge(content: Any, changes: Any, source: str, target: str, prefix: str) ->
         if isinstance(value, dict) and not _replaces(old, value):
             yield from _merge(old, value, source, target, f"{dotted}.")
         elif old != value:
-            content[key] = _untagged(value)
+            if is_replacement(value):
+                value = value.copy()
+                value.yaml_set_ctag(Tag())
+            content[key] = value
             yield f"{dotted}: {_plain(old)} → {_plain(value)}"
 
 
@@ -134,33 +128,23 @@ def is_replacement(value: Any) -> bool:
     return isinstance(value, CommentedMap) and value.tag.value == REPLACE
 
 
-def _untagged(value: Any) -> Any:
-    if is_replacement(value):
-        value = value.copy()
-        value.yaml_set_ctag(Tag())
-    return value
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return list(value) if isinstance(value, list) else value
 
 
-def _editor() -> YAML:
-    editor = YAML()
-    editor.preserve_quotes = True
-    editor.width = 10_000  # never fold a line
-    editor.indent(mapping=2, sequence=4, offset=2)
-    return editor
+def editor() -> YAML:
+    """Return a reader and writer that keeps comments, order, quotes and tags."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 10_000  # never fold a line
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
 
 
 def load_yaml(reader: YAML, source: Path | str, name: object) -> Any:
-    """Return the content of a YAML file, or of a text.
-
-    Raises:
-        ValueError: it cannot be read; the message is one line that begins with `name`.
-    """
+    """Return the content of a YAML file or text, or raise a ValueError that begins with `name`."""
     try:
         return reader.load(source)
     except OSError as error:
@@ -176,20 +160,11 @@ def load_yaml(reader: YAML, source: Path | str, name: object) -> Any:
         raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _read(editor: YAML, path: Path) -> Any:
-    content = load_yaml(editor, path, path)
+def _read(reader: YAML, path: Path) -> Any:
+    content = load_yaml(reader, path, path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of params to values, found {content!r:.60}")
     return content
-
-
-def read_overlays(path: Path) -> Any:
-    """Return the content of a file of overlays, with its tags.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    return load_yaml(_editor(), path, path)
 
 
 def flatten(values: dict[Any, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -203,11 +178,7 @@ def flatten(values: dict[Any, Any], separator: str, prefix: str = "") -> Iterato
 
 
 def nest(values: dict[Any, Any]) -> dict[str, Any]:
-    """Return dotted keys as nested mappings: {"a.b": 1} becomes {"a": {"b": 1}}.
-
-    Raises:
-        ValueError: a key lies within another one's value.
-    """
+    """Return dotted keys as nested mappings: {"a.b": 1} becomes {"a": {"b": 1}}."""
     nested: dict[str, Any] = {}
     for dotted, value in values.items():
         *sections, key = str(dotted).split(".")
@@ -215,9 +186,7 @@ def nest(values: dict[Any, Any]) -> dict[str, Any]:
         for section in sections:
             inner = inner.setdefault(section, {})
             if not isinstance(inner, dict):
-                raise ValueError(
-                    f"{dotted}: {section} has a value of its own; leave out one of both"
-                )
+                raise ValueError(f"{dotted}: {section} has a value too; leave out one of both")
         inner[key] = value
     return nested
 

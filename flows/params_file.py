@@ -18,7 +18,6 @@ from flows.overlay import PARAMS, flatten, load_yaml
 REFERENCE = re.compile(r"\$\{(\w+)")
 DAG = "dvc.yaml"
 LOCAL = {"item", "key"}  # variables of a `foreach` stage
-SHARDS = "shards"
 # The key of DVC's run cache leaves out the size and number of files of data, and with them every
 # param of that name: after a change of `download.size` DVC would restore the old result.
 LOST = {"size", "nfiles"}
@@ -30,7 +29,7 @@ def check_params(root: Path) -> None:
     Raises:
         DagError: it does not; the message names the file, the section and the fix.
     """
-    files = [path for path in [root / DAG, *sorted(root.glob(f"*/{DAG}"))] if path.exists()]
+    files = [path for path in (root / DAG, *sorted(root.glob(f"*/{DAG}"))) if path.exists()]
     read = {key for path in files for key in _sections(path, path.relative_to(root).as_posix())}
     if not read:
         return
@@ -54,12 +53,12 @@ def check_params(root: Path) -> None:
                 f"{PARAMS}: {key}: DVC's run cache does not see params called"
                 f" {' or '.join(sorted(LOST))}; give it another name"
             )
-    shards = params.get(SHARDS, [0])
+    shards = params.get("shards", [0])
     whole = isinstance(shards, list) and all(type(shard) is int for shard in shards)
     if not whole or not shards or shards != list(range(len(shards))):
         count = shards if type(shards) is int and 0 < shards < 9 else 4
         raise DagError(
-            f"{PARAMS}: {SHARDS}: expected numbers from 0 on, such as {list(range(count))} for"
+            f"{PARAMS}: shards: expected numbers from 0 on, such as {list(range(count))} for"
             f" {count} shards, found {shards!r}"
         )
 
@@ -70,12 +69,8 @@ def _sections(path: Path, name: str) -> Iterator[str]:
     if content is None:
         raise DagError(f"{name}: expected stages, found nothing; `git checkout {name}` brings them")
     content = _expect(dict, content, name)
-    own = {
-        key
-        for names in _expect(list, content.get("vars"), f"{name}: vars")
-        if isinstance(names, dict)
-        for key in names
-    }
+    lists = _expect(list, content.get("vars"), f"{name}: vars")
+    own = {key for names in lists if isinstance(names, dict) for key in names}
     for stage, entry in _expect(dict, content.get("stages"), f"{name}: stages").items():
         place = f"{name}: stages.{stage}"
         entry = _expect(dict, entry, place)
@@ -83,9 +78,7 @@ def _sections(path: Path, name: str) -> Iterator[str]:
         for key in _expect(list, entry.get("params"), f"{place}.params"):
             if isinstance(key, str):
                 yield key.split(".")[0]
-    for key in REFERENCE.findall(path.read_text(encoding="utf-8")):
-        if key not in own | LOCAL:
-            yield key
+    yield from set(REFERENCE.findall(path.read_text(encoding="utf-8"))) - own - LOCAL
 
 
 def _expect(kind: type, content: Any, place: str) -> Any:
@@ -100,10 +93,6 @@ def _expect(kind: type, content: Any, place: str) -> Any:
 
 def _load(path: Path, name: str) -> Any:
     try:
-        return load_yaml(YAML(typ="safe"), path.read_text(encoding="utf-8"), name)
-    except OSError as error:
-        raise DagError(f"{name}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DagError(f"{name}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        return load_yaml(YAML(typ="safe"), path, name)
     except ValueError as error:
         raise DagError(str(error)) from None

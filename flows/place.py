@@ -78,13 +78,10 @@ class Machine:
     """Runs the stages of one worktree here, as many at once as cores and devices allow."""
 
     def __init__(self, root: Path, budget: CoreBudget) -> None:
-        self._root = root
-        self._budget = budget
+        self._root, self._budget = root, budget
         self._slots = DeviceSlots()
         self._runner = StageRunner(root)
-        self._runner.load()
-        self._asks_remote: bool | None = None  # not known yet
-        self._asking = threading.Lock()
+        self._asks_remote = has_remote(root)
 
     def run(self, stage: Stage, order: int, log: Log) -> Outcome:
         """Like `Maker.run`, but fetch the result if the DVC remote has it."""
@@ -108,9 +105,6 @@ class Machine:
 
         A remote that fails is not asked again, because the result can be computed.
         """
-        with self._asking:
-            if self._asks_remote is None:
-                self._asks_remote = has_remote(self._root)
         try:
             return self._asks_remote and fetch_result(self._root, stage.name)
         except RemoteError as error:

@@ -1,7 +1,6 @@
-"""Where predictors come from: this repository's results, or a model in MLflow.
+"""Gathers predictors from this repository's results, or from a model in MLflow.
 
-A predictor is a folder of four files that `python -m predict` takes; stages/models/
-predictor.py says what they are. This module only gathers them.
+A predictor is a folder of four files that `python -m predict` takes (stages/models/predictor.py).
 """
 
 import hashlib
@@ -61,8 +60,7 @@ def find(root: Path, model: str | None) -> Path:
     The model is "detector" or "finetune" of this repository, a folder, or the URI of an MLflow
     model (`models:/…`, `runs:/…`). The default is the best one that this repository has.
     """
-    if model is None:
-        model = next((name for name in MODELS if is_complete(root, name)), MODELS[0])
+    model = model or next((name for name in MODELS if is_complete(root, name)), MODELS[0])
     if model in MODELS:
         return gather(root, model, root / STATE_FOLDER / "predictors" / model)
     if ":/" in model:

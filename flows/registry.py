@@ -52,8 +52,7 @@ SIGNATURE = ModelSignature(
 def publish_model(root: Path, model: str, uri: str, run_id: str, description: str) -> str:
     """Make this repository's predictor the candidate; log it unless a version equals it.
 
-    A new version belongs to the run, which MLflow ends when it logs a model. Returns the version's
-    URI, `models:/<name>/<version>`.
+    A new version belongs to the run, which MLflow ends when it logs a model. Returns its URI.
     """
     mlflow.set_tracking_uri(uri)
     client, name, own = MlflowClient(), f"ovis-dag-{model}", fingerprint(root, model)
@@ -61,8 +60,7 @@ def publish_model(root: Path, model: str, uri: str, run_id: str, description: st
     if same:
         found = same[0]
     else:
-        logged = _log(root, model, run_id)
-        found = mlflow.register_model(logged, name, tags={FINGERPRINT: own})
+        found = mlflow.register_model(_log(root, model, run_id), name, tags={FINGERPRINT: own})
         client.update_model_version(name, found.version, f"{USE}\n\n{description}")
     if ALIAS not in found.aliases:
         client.set_registered_model_alias(name, ALIAS, found.version)
@@ -91,15 +89,10 @@ def _log(root: Path, model: str, run_id: str) -> str:
                 signature=SIGNATURE,
                 pip_requirements=_requirements(root),
             )
-        mlflow.log_metrics(_measured(root, model), model_id=info.model_id)
+        results = flatten((read_results(root) or {}).get(model, {}), "/", f"evaluation/{model}/")
+        numbers = {key: float(value) for key, value in results if isinstance(value, int | float)}
+        mlflow.log_metrics(numbers, model_id=info.model_id)
     return info.model_uri
-
-
-def _measured(root: Path, model: str) -> dict[str, float]:
-    """Return the model's metrics from the evaluation, by their names in the run."""
-    results = (read_results(root) or {}).get(model, {})
-    flat = flatten(results, "/", f"evaluation/{model}/")
-    return {key: float(value) for key, value in flat if isinstance(value, int | float)}
 
 
 def _requirements(root: Path) -> list[str]:

@@ -111,24 +111,20 @@ def list_devices() -> list[str]:
     if named is not None and not entries:
         return []
     gpus = _ask_driver()
+    devices = [device for gpu in gpus for device in gpu]
     if named is None:
-        return [device for gpu in gpus for device in gpu]
-    return list(dict.fromkeys(device for entry in entries for device in _find(entry, gpus)))
-
-
-def _find(entry: str, gpus: list[list[str]]) -> list[str]:
-    """Return the devices of an entry of CUDA_VISIBLE_DEVICES."""
-    if entry.isdigit():
-        found = gpus[int(entry)] if int(entry) < len(gpus) else []
-    else:
-        found = [device for gpu in gpus for device in gpu if device.startswith(entry)]
-    if not found:
-        there = ", ".join(device for gpu in gpus for device in gpu) or "none"
-        raise DeviceError(
-            f"{VARIABLE}: there is no device {entry!r}; `nvidia-smi -L` lists {there}. "
-            f"{VARIABLE}= (empty) computes on cores"
-        )
-    return found
+        return devices
+    found: list[str] = []
+    for entry in entries:
+        by_name = [device for device in devices if device.startswith(entry)]
+        own = dict(enumerate(gpus)).get(int(entry), []) if entry.isdigit() else by_name
+        if not own:
+            raise DeviceError(
+                f"{VARIABLE}: there is no device {entry!r}; `nvidia-smi -L` lists"
+                f" {', '.join(devices) or 'none'}. {VARIABLE}= (empty) computes on cores"
+            )
+        found += own
+    return list(dict.fromkeys(found))
 
 
 def _ask_driver() -> list[list[str]]:
@@ -150,12 +146,11 @@ def _ask_driver() -> list[list[str]]:
             f"mend the driver, or set {VARIABLE}= (empty) to compute on cores"
         )
     gpus: list[list[str]] = []
-    for line in map(LISTED.match, answer.splitlines()):
-        if line and not line["inside"]:
+    for line in filter(None, map(LISTED.match, answer.splitlines())):
+        if not line["inside"]:
             gpus.append([line["uuid"]])
-        elif line:
-            parent = gpus[-1]
-            gpus[-1] = [*(uuid for uuid in parent if uuid.startswith("MIG")), line["uuid"]]
+        else:
+            gpus[-1] = [*(uuid for uuid in gpus[-1] if uuid.startswith("MIG")), line["uuid"]]
     return gpus
 
 

@@ -1,10 +1,9 @@
 """A Prefect server on this machine that lives exactly as long as the flow that started it.
 
-Prefect's own temporary server survives a killed flow (270 MB each time) and gives up after 20
-seconds, which is too short on a busy two-core machine. `python -m flows.server <port> <parent>` is
-the server's process, which ends with its parent. With `--temporary` it lacks pages and services
-that only deployments need, like Prefect's own. If PREFECT_API_URL names a server, that one is used
-instead, with the key, password and certificates from Prefect's settings or profile.
+Prefect's own temporary server survives a killed flow (270 MB each time), and of two that create one
+database one fails. `python -m flows.server <port> <parent>` is the server's process; with
+`--temporary` it lacks pages and services that only deployments need. If PREFECT_API_URL names a
+server, that one is used instead, with the key, password and certificates of Prefect's settings.
 """
 
 import atexit
@@ -19,9 +18,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from flows.environment import STATE_FOLDER, default_settings
 
@@ -33,7 +33,7 @@ UNUSED = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
 }
-FULL_DISK = re.compile(r"disk is full|No space left on device|Disk quota exceeded")
+FULL_DISK = re.compile(rb"disk is full|No space left on device|Disk quota exceeded")
 _temporary: set[str] = set()  # API URLs of servers that end with this process
 
 
@@ -47,31 +47,30 @@ class LocalServer:
     def __init__(self, root: Path) -> None:
         """Keep the server's database and log in the project at `root`."""
         self._log = root / STATE_FOLDER / "logs" / "prefect-server.log"
+        self._settings = {**UNUSED, **default_settings(root), **os.environ}
+        self._home = Path(self._settings["PREFECT_HOME"])
         self._process: subprocess.Popen | None = None
-        self._before = 0  # characters of the log that earlier servers wrote
-        self._settings = {**default_settings(root), **os.environ}
-        self._starting: IO[str] | None = None
+        self._starting = ExitStack()  # holds a lock until the server answers
         self.url = os.environ.get("PREFECT_API_URL", "")
 
     def start(self) -> Self:
         """Start the server, unless it was started or PREFECT_API_URL names one; return at once."""
         if self.url:
             return self
-        home = Path(self._settings["PREFECT_HOME"])
-        home.mkdir(parents=True, exist_ok=True)
+        self._home.mkdir(parents=True, exist_ok=True)
         # Two servers would both create the tables of a new database, and one would fail.
-        self._starting = (home / "starting.lock").open("w")
-        fcntl.flock(self._starting, fcntl.LOCK_EX)
+        lock = self._starting.enter_context((self._home / "starting.lock").open("w"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
         with socket.socket() as probe:
             probe.bind((HOST, 0))
             port = probe.getsockname()[1]
         self.url = f"http://{HOST}:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("a", encoding="utf-8") as out:  # others may have written to it
-            self._before = len(self._log.read_text(encoding="utf-8", errors="replace"))
+        with self._log.open("ab") as out:
+            self._before = out.tell()  # bytes that earlier servers wrote
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "flows.server", str(port), str(os.getpid()), "--temporary"],
-                env={**UNUSED, **self._settings},
+                env=self._settings,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -100,37 +99,27 @@ class LocalServer:
                     + (f"; see {self._log}" if self._process else "; is PREFECT_API_URL right?")
                 )
             time.sleep(0.1)
-        if self._starting:
-            self._starting.close()
+        self._starting.close()
 
     def _why_it_ended(self, code: int) -> str:
-        told = self._log.read_text(encoding="utf-8", errors="replace")[self._before :]
-        if FULL_DISK.search(told) or not shutil.disk_usage(self._settings["PREFECT_HOME"]).free:
-            home = self._settings["PREFECT_HOME"]
-            return f"{home}: the disk is full; make room and run the same again"
+        told = self._log.read_bytes()[self._before :]
+        if FULL_DISK.search(told) or not shutil.disk_usage(self._home).free:
+            return f"{self._home}: the disk is full; make room and run the same again"
         return f"Prefect's server ended with code {code}; see {self._log}"
 
     def stop(self) -> None:
         """End the server if this object started it."""
-        if self._process is None:
-            return
-        if self._starting:
-            self._starting.close()
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
+        self._starting.close()
+        if self._process:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=10)
             self._process.kill()
             self._process.wait()
 
 
 def require_server() -> None:
-    """Return as soon as the server of PREFECT_API_URL answers.
-
-    Raises:
-        ValueError: PREFECT_API_URL does not name one, nor does the user's Prefect profile.
-        RuntimeError: it refuses, or does not answer.
-    """
+    """Return as soon as the server of PREFECT_API_URL answers; RuntimeError if it refuses."""
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
     LocalServer(Path.cwd()).wait_until_ready()
@@ -156,8 +145,7 @@ def _answers(url: str) -> bool:
                 "PREFECT_API_AUTH_STRING=<user>:<password>, or PREFECT_API_KEY for Prefect Cloud"
             ) from error
         if error.response.is_client_error:
-            told = f"PREFECT_API_URL={url} is no address of Prefect's API ({status})"
-            raise RuntimeError(told) from error
+            raise RuntimeError(f"{url} is no address of Prefect's API ({status})") from error
         return False
     except httpx.TransportError as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -181,15 +169,10 @@ def call_flow(
     run_name: str | None = None,
     check: Callable[[], None] | None = None,
     server: LocalServer | None = None,
-) -> tuple[list, bool]:
-    """Run the flow "<module>:<name>" on the project; return its list, and whether it failed.
+) -> list:
+    """Run the flow "<module>:<name>" on the project and return its list.
 
-    `check` is called after all is loaded and before the flow; the server may have been started
-    before.
-
-    Raises:
-        ValueError: the flow, or `check`, found bad input.
-        RuntimeError: there is no server, or the flow ended without a list.
+    `check` is called after all is loaded and before the flow. A ValueError of the flow is raised.
     """
     server = (server or LocalServer(root)).start()
     module, _, name = path.partition(":")
@@ -208,10 +191,12 @@ def call_flow(
         raise result
     if not isinstance(result, list):
         raise RuntimeError(f"the flow ended as {state.name}: {state.message or result}")
-    return result, not state.is_completed()
+    return result
 
 
 def _serve(port: int, parent: int, temporary: bool) -> None:
+    """Serve until the parent has ended."""
+
     def end_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(1)

@@ -48,28 +48,24 @@ class StageFailedError(RuntimeError):
 
 
 def preflight(root: Path, steps: list[Step]) -> Callable[[], None]:
-    """Start checking the params of all stages that must run, in another process, and the devices.
+    """Start checking the params of all stages that must run, and the devices, in two seconds.
 
-    So no execution fails after hours because of a param, file or GPU that is wrong now. The check
-    takes two seconds, while Prefect is loaded. Call the returned function to wait for its end; it
-    raises ValueError with key, file and fix of each fault.
+    So no execution fails after hours because of a param, file or GPU that is wrong now. The
+    returned function waits for the end; it raises ValueError with key, file and fix of each fault.
     """
     due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
     gpus = max((stage.gpus for stage in due), default=0)
     keys = {key.split(".")[0] for stage in due for key in stage.params}
     sections = sorted(key for key in keys if any(root.glob(f"*/{key}/params.py")))
-    command = [sys.executable, "-m", "stages.preflight", *sections]
-    process = (
-        subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, encoding="utf-8")
-        if sections
-        else None
-    )
+    process = None
+    if sections:
+        command = [sys.executable, "-m", "stages.preflight", *sections]
+        process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, encoding="utf-8")
 
     def finish() -> None:
-        if process:
-            _, told = process.communicate()
-            if process.returncode:
-                raise ValueError(told.strip())
+        told = process.communicate()[1] if process else ""
+        if process and process.returncode:
+            raise ValueError(told.strip())
         if gpus and (devices := list_devices()):  # without any, stages compute on cores
             require_devices(len(devices), gpus)
 
@@ -83,9 +79,6 @@ class StageRunner:
         self._root = root
         self._stopping = threading.Event()
         self._server_log = root / STATE_FOLDER / "logs" / "dvc-server.log"
-
-    def load(self) -> None:
-        """Start loading what running a stage needs; return at once."""
         dvc.load(self._server_log)
 
     def stop(self) -> None:
@@ -109,7 +102,7 @@ class StageRunner:
         started = time.monotonic()
         receipt = self._state_file("receipts", stage.name, "json")
         receipt.unlink(missing_ok=True)
-        more = {**(environment or {}), RECEIPT: str(receipt.absolute())}
+        more = {**stage_environment(), **(environment or {}), RECEIPT: str(receipt.absolute())}
         lines = self._run_to_end(stage.name, log, more, lock)
         seconds = round(time.monotonic() - started, 2)
         outcome, made = _outcome(stage, lines), {}
@@ -126,15 +119,15 @@ class StageRunner:
         return Outcome(stage.name, stage.group, outcome, seconds, made=made)
 
     def _run_to_end(
-        self, name: str, log: Callable[[str], None], more: Mapping[str, str], lock: int | None
+        self, name: str, log: Callable[[str], None], environment: dict[str, str], lock: int | None
     ) -> list[str]:
-        code, lines = self._run_once(name, log, more, lock)
+        code, lines = self._run_once(name, log, environment, lock)
         while code and any(map(_is_alive, pids := _blockers(lines))):
             told = ", ".join(map(str, pids))
             log(f"another execution is making this (PID {told}); waiting for it")
             while any(map(_is_alive, pids)) and not self._stopping.is_set():
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-            code, lines = self._run_once(name, log, more, lock)
+            code, lines = self._run_once(name, log, environment, lock)
         if code:
             end = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
             how = "was stopped" if self._stopping.is_set() else f"failed (exit code {code})"
@@ -151,7 +144,7 @@ class StageRunner:
         return path
 
     def _run_once(
-        self, name: str, log: Callable[[str], None], more: Mapping[str, str], lock: int | None
+        self, name: str, log: Callable[[str], None], environment: dict[str, str], lock: int | None
     ) -> tuple[int, list[str]]:
         path = self._state_file("logs", name, "log")
         path.unlink(missing_ok=True)  # an orphan may still write to the old file
@@ -161,7 +154,6 @@ class StageRunner:
         lines: list[str] = []
         with path.open(encoding="utf-8") as follow:
             arguments = ["--wait-for-lock", "repro", "-s", name]
-            environment = {**stage_environment(), **more}
             process = dvc.run(arguments, self._root, environment, path, self._server_log, lock)
             for line in self._follow(process, follow):
                 lines.append(line)

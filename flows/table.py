@@ -90,11 +90,8 @@ def describe_execution(root: Path, outcomes: Sequence[Outcome]) -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     lines = [f"{len(outcomes)} stages and shards: {counts}.", ""]
     lines += [f"- `{o.stage}` failed: {o.message[:200]}" for o in outcomes if o.outcome == "failed"]
-    rows = result_rows(read_results(root) or {}, read_supervision(root))
-    if rows:
-        lines += [TITLE, ""]
-        lines += [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]))]
-        lines += [f"| {' | '.join(row.values())} |" for row in rows]
+    if results := read_results(root):
+        lines += ["```", results_table(results, read_supervision(root)), "```"]
         lines += ["", "Predictions: *Artifacts*, `data/evaluation/montage.png`."]
     return "\n".join(lines)
 
@@ -122,40 +119,28 @@ def read_supervision(root: Path) -> dict[str, str]:
     return told
 
 
-def result_rows(
-    results: dict[str, Any], supervision: Mapping[str, str] | None = None
-) -> list[dict[str, str]]:
-    """Return one row per model and group of classes, one column per protocol and kind."""
-    return [
-        {
-            "model": model,
-            "supervision": (supervision or {}).get(model, MISSING),
-            "classes": group,
-            **{
-                f"{protocol} {word}": _percent(protocols.get(protocol, {}).get(group, {}).get(kind))
-                for protocol in PROTOCOLS
-                for kind, word in KINDS.items()
-            },
-        }
-        for model, protocols in results.items()
-        if isinstance(protocols, dict)
-        for group in GROUPS
-        if any(group in protocols.get(protocol, {}) for protocol in PROTOCOLS)
-    ]
-
-
 def results_table(
     results: dict[str, Any] | None, supervision: Mapping[str, str] | None = None
 ) -> str:
-    """Return the results table of the paper, or a line that says there are none yet."""
-    rows = result_rows(results or {}, supervision)
-    if results and not rows:
-        told = [f"{model}: {own['skipped']}" for model, own in results.items() if "skipped" in own]
-        return "\n".join([f"Nothing was measured, says {RESULTS}", *told])
-    if not rows:
+    """Return the results table of the paper, or a line that says there are none yet.
+
+    It has one row per model and group of classes, one column per protocol and kind.
+    """
+    columns = [(protocol, kind) for protocol in PROTOCOLS for kind in KINDS]
+    head = [f"{protocol} {KINDS[kind]}" for protocol, kind in columns]
+    rows = [["model", "supervision", "classes", *head]]
+    for model, own in (results or {}).items():
+        for group in GROUPS if isinstance(own, dict) else ():
+            groups = {protocol: own.get(protocol, {}).get(group) for protocol in PROTOCOLS}
+            if any(found is not None for found in groups.values()):
+                cells = [_percent((groups[protocol] or {}).get(kind)) for protocol, kind in columns]
+                rows.append([model, (supervision or {}).get(model, MISSING), group, *cells])
+    if len(rows) > 1:
+        return f"{TITLE}\n{align(rows, right=range(3, 7))}"
+    if not results:
         return f"No results yet: there is no {RESULTS}"
-    table = align([list(rows[0]), *(list(row.values()) for row in rows)], right=range(3, 7))
-    return f"{TITLE}\n{table}"
+    told = [f"{model}: {own['skipped']}" for model, own in results.items() if "skipped" in own]
+    return "\n".join([f"Nothing was measured, says {RESULTS}", *told])
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

@@ -1,10 +1,9 @@
 """Runs DVC's commands in forks of a process that has already loaded DVC.
 
 `python -m dvc` takes 1.4 s before it does anything, a fork 0.05 s. A fork runs the command line's
-own entry point in its own process and session, so locks, signals and what a killed flow leaves
-behind are the same as without the server. The fork server of `multiprocessing` would not do: if a
-stage outlives its flow, that server keeps the flow's output open, and it imports the flow's main
-module again for each command.
+own entry point in its own process and session, so locks, signals and orphans are as without the
+server. The fork server of `multiprocessing` would not do: while a stage outlives its flow, it keeps
+the flow's output open, and it imports the flow's main module for each command.
 
 The server ends with the process that started it. If OVIS_STOP_ORPHANS is set, it then stops the
 commands that still run.
@@ -44,7 +43,7 @@ _server: tuple[subprocess.Popen, socket.socket] | None = None
 
 
 class Command:
-    """A command that runs in a fork; it has those methods of `subprocess.Popen` that we use."""
+    """A command that runs in a fork, as a `subprocess.Popen` as far as we need it."""
 
     def __init__(self, channel: socket.socket) -> None:
         """Wait until it runs; `channel` sends its process id and later its exit code."""
@@ -53,7 +52,7 @@ class Command:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Return the exit code as `subprocess` does, or None while it runs."""
+        """Return the exit code, or None while it runs."""
         if self.returncode is None and select.select([self._channel], [], [], 0)[0]:
             with self._channel, self._answers:
                 self.returncode = int(self._answers.read() or LOST)
@@ -93,9 +92,6 @@ def run(
 def _ensure_server(log: Path) -> socket.socket:
     global _server
     if _server is None or _server[0].poll() is not None:
-        if _server is not None:
-            _server[1].close()
-            atexit.unregister(_end_server)
         ours, theirs = socket.socketpair()
         log.parent.mkdir(parents=True, exist_ok=True)
         with theirs, log.open("ab") as errors:

@@ -26,47 +26,34 @@ from flows.overlay import flatten
 SHOWN_CHANGES = 4  # at most so many changes of one dependency are listed
 
 
-class ParamsFiles:
-    """The values of params files, each parsed once; DVC parses them again for every stage.
+class Files:
+    """The hashes that dependencies have now, or will have once stages are restored.
 
-    The files must not change while this is used.
+    Each file is hashed once and each params file parsed once, because nothing changes while DVC's
+    lock is held; DVC itself parses params again for every stage.
     """
 
     def __init__(self) -> None:
-        self._contents: dict[str, Any] = {}
+        self._params: dict[str, Any] = {}
+        self._coming: dict[str, HashInfo] = {}
+        self._folders: set[str] = set()
+        self._now: dict[tuple[str, ...], HashInfo | None] = {}
 
-    def read(self, dep: Any) -> dict[str, Any]:
-        """Return the dependency's keys that exist, as its `read_params` does."""
-        if dep.fs_path not in self._contents:
+    def read_params(self, dep: Any) -> dict[str, Any]:
+        """Return the dependency's keys that exist, as its own `read_params` does."""
+        if dep.fs_path not in self._params:
             whole = copy(dep)
             whole.params = []
-            self._contents[dep.fs_path] = whole.read_params()
-        content = self._contents[dep.fs_path]
-        if not dep.params:
-            return content
+            self._params[dep.fs_path] = whole.read_params()
         found = {}
         for key in dep.params:
-            inner = content
+            inner = self._params[dep.fs_path]
             for part in key.split("."):
                 if not isinstance(inner, dict) or part not in inner:
                     return dep.read_params()  # missing, or one of DVC's patterns
                 inner = inner[part]
             found[key] = inner
-        return found
-
-
-class Files:
-    """The hashes that dependencies have now, or will have once stages are restored.
-
-    Each file is hashed once and each params file parsed once, because nothing changes while DVC's
-    lock is held.
-    """
-
-    def __init__(self) -> None:
-        self.params = ParamsFiles()
-        self._coming: dict[str, HashInfo] = {}
-        self._folders: set[str] = set()
-        self._now: dict[tuple[str, ...], HashInfo | None] = {}
+        return found if dep.params else self._params[dep.fs_path]
 
     def restore(self, hashes: dict[str, HashInfo]) -> None:
         """Note the hashes of files that will be restored, by absolute path."""
@@ -78,20 +65,15 @@ class Files:
 
         A folder's hash is that of the list of its files, each an output of some stage.
         """
-        if dep.fs_path in self._coming:
-            return self._coming[dep.fs_path]
         if dep.fs_path not in self._folders:
-            return None
-        inside = dep.fs_path + os.sep
-        files: dict[str, HashInfo] = {}
+            return self._coming.get(dep.fs_path)
+        tree, inside = Tree(), dep.fs_path + os.sep
         for out in dep.repo.index.outs:
             if overlap(Path(out.fs_path).as_posix(), Path(dep.fs_path).as_posix()):
-                files.update(files_of(out))
-        tree = Tree()
-        for path, hash_info in files.items():
-            if path.startswith(inside):
-                coming = self._coming.get(path, hash_info)
-                tree.add(tuple(path[len(inside) :].split(os.sep)), None, coming)
+                for path, info in files_of(out).items():
+                    if path.startswith(inside):
+                        key = tuple(path.removeprefix(inside).split(os.sep))
+                        tree.add(key, None, self._coming.get(path, info))
         tree.digest()
         return tree.hash_info
 
@@ -99,7 +81,7 @@ class Files:
         """Return the present hash of a file, folder or params; None if missing."""
         question = (dep.fs_path, *(dep.params if is_params(dep) else ()))
         if question not in self._now:
-            values = self.params.read(dep) if is_params(dep) else {}
+            values = self.read_params(dep) if is_params(dep) else {}
             if is_params(dep) and all(key in values for key in dep.params):
                 # As DVC keeps them
                 self._now[question] = HashInfo(dep.PARAM_PARAMS, values)  # type: ignore[arg-type]
@@ -122,25 +104,20 @@ def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
 def _plan_stage(
     repo: Repo, original: DvcStage, stage: Stage, planned: dict[str, Step], files: Files
 ) -> Step:
-    open_ends = [
-        need for need in stage.needs if planned[need].status in (Status.MUST_RUN, Status.UNKNOWN)
-    ]
-    if open_ends:
-        groups = dict.fromkeys(planned[need].stage.group for need in open_ends)
-        return Step(stage, Status.UNKNOWN, (f"depends on what {', '.join(groups)} will make",))
-    if not original.cmd:
-        changed = tuple(_changes_of_outputs(original))
-        return Step(stage, Status.MUST_RUN if changed else Status.UP_TO_DATE, changed)
-
-    before = _changes_upstream(original, files)
-    after = _changes_of_outputs(original)
-    if not before and not after:
+    upstream = [planned[need] for need in stage.needs]
+    due = [step for step in upstream if step.status in (Status.MUST_RUN, Status.UNKNOWN)]
+    if due:
+        groups = ", ".join(dict.fromkeys(step.stage.group for step in due))
+        return Step(stage, Status.UNKNOWN, (f"depends on what {groups} will make",))
+    before = _changes_upstream(original, files) if original.cmd else []
+    reasons = tuple(before or _changes_of_outputs(original))
+    if not reasons:
         return Step(stage, Status.UP_TO_DATE)
-    restored = _find_restored(repo, original, files, unchanged=not before)
+    restored = _find_restored(repo, original, files, unchanged=not before) if original.cmd else None
     if restored is None:
-        return Step(stage, Status.MUST_RUN, tuple(before or after))
+        return Step(stage, Status.MUST_RUN, reasons)
     files.restore(restored)
-    return Step(stage, Status.RESTORABLE, tuple(before or after))
+    return Step(stage, Status.RESTORABLE, reasons)
 
 
 def files_of(out: Any) -> dict[str, HashInfo]:
@@ -169,7 +146,7 @@ def _changes_upstream(original: DvcStage, files: Files) -> list[str]:
 def _changes_of_params(dep: Any, files: Files) -> list[str]:
     if not dep.exists or dep.hash_info.value is None:
         return [f"{dep.def_path} {_plain(state)}" for state in dep.status().values()]
-    before, now = dep.hash_info.value, files.params.read(dep)
+    before, now = dep.hash_info.value, files.read_params(dep)
     listed = dep.params or {**before, **now}
     changed = [k for k in listed if k not in now or k not in before or now[k] != before[k]]
     if not changed:
@@ -208,10 +185,8 @@ def _find_restored(
         dep.hash_info, dep.meta, dep.get_hash = found, Meta(), partial(getattr, dep, "hash_info")
     if not _can_hash(original):
         return None
-    if unchanged and all(out.hash_info for out in original.outs):
-        entry = to_single_stage_lockfile(original)
-    else:
-        entry = repo.stage_cache._load(original)
+    in_lock = unchanged and all(out.hash_info for out in original.outs)
+    entry = to_single_stage_lockfile(original) if in_lock else repo.stage_cache._load(original)
     if entry is None:
         return None
     StageLoader.fill_from_lock(original, entry)  # in memory only

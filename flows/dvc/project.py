@@ -78,12 +78,12 @@ def lock(repo: Repo) -> Iterator[None]:
         yield
 
 
-def _message(error: BaseException) -> str:
-    causes = [str(error)]
-    while error.__cause__ is not None:
+def _message(error: BaseException | None) -> str:
+    causes: dict[str, None] = {}
+    while error is not None:
+        causes[str(error)] = None
         error = error.__cause__
-        causes.append(str(error))
-    return " ".join(": ".join(dict.fromkeys(cause for cause in causes if cause)).split())
+    return " ".join(": ".join(filter(None, causes)).split())
 
 
 def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
@@ -130,8 +130,14 @@ def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
     def relative(item: Any) -> str:
         return Path(os.path.relpath(item.fs_path, root)).as_posix()
 
-    name = _name(original)
-    meta = original.meta or {}
+    def count(key: str, least: int) -> int:
+        text = str(meta.get(key, least))
+        if not text.isdecimal() or int(text) < least:
+            expected = f"expected a whole number >= {least}, found {text}"
+            raise DagError(f"dvc.yaml: {name}: meta.{key}: {expected}")
+        return int(text)
+
+    name, meta = _name(original), original.meta or {}
     if not isinstance(meta, dict):
         raise DagError(f"dvc.yaml: {name}: meta: expected a mapping, found {meta!r}")
     return Stage(
@@ -144,17 +150,7 @@ def _convert(original: DvcStage, root: Path, needs: list[str]) -> Stage:
         outputs=tuple(relative(out) for out in original.outs),
         metrics=tuple(relative(out) for out in original.outs if out.metric),
         plots=tuple(relative(out) for out in original.outs if out.plot),
-        cores=_count(meta, "cores", 1, name),
+        cores=count("cores", 1),
         pool=str(meta.get("pool", "cpu")),
-        gpus=_count(meta, "gpus", 0, name),
+        gpus=count("gpus", 0),
     )
-
-
-def _count(meta: dict[str, Any], key: str, least: int, name: str) -> int:
-    """Return how many of a resource the stage takes; `least` if it does not say."""
-    text = str(meta.get(key, least))
-    if not text.isdecimal() or int(text) < least:
-        raise DagError(
-            f"dvc.yaml: {name}: meta.{key}: expected a whole number >= {least}, found {text}"
-        )
-    return int(text)

@@ -1,9 +1,14 @@
-"""Reads dvc.lock, sorts it, checks whether it is true, and withdraws records from it."""
+"""Reads dvc.lock, sorts it, checks whether it is true, and withdraws records from it.
+
+It also frees a cache: `dvc gc` keeps what dvc.lock records, but a worker's clone records neither
+what its workspaces made nor results that could not be pushed yet.
+"""
 
 import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,10 +21,15 @@ from ruamel.yaml import YAML
 
 from flows.dvc.plan import files_of
 from flows.dvc.project import load_stage, locked_repo, read_graph, split_name
+from flows.dvc.remote import open_remote
+from flows.graph import DagError
 from flows.overlay import PARAMS
 
 # An entry of dvc.lock as DVC writes it: a name after two spaces, and more deeply indented lines.
 ENTRY = re.compile(r"^  (?P<name>[\w@./-]+):\n(?:(?:    .*)?\n)+", re.MULTILINE)
+HASH = re.compile(r"\bmd5: ([0-9a-f]{32}(?:\.dir)?)\b")
+OUTPUT = re.compile(r"- path: (.+)\n(?: +hash: md5\n)? +md5: ([0-9a-f]{32}(?:\.dir)?)\n")
+SECONDS_OF_YOUTH = 3600.0  # somebody may be about to use or push a younger file of the cache
 
 
 def recorded(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -74,23 +84,16 @@ def late_changes(root: Path, name: str, inputs: dict[str, Any]) -> list[str]:
     if entry is None:
         return []
     params = json.loads(json.dumps(entry.get("params", {}).get(PARAMS, {}), default=str))
-    found = [
-        f"{PARAMS}: {key}" for key, value in inputs["params"].items() if params.get(key) != value
-    ]
+    keys = [key for key, value in inputs["params"].items() if params.get(key) != value]
     hashes = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
     # For large files and files in folders only the time of the last change is known.
-    return found + [
-        path
-        for path, md5 in moved.items()
-        if path != PARAMS and (not md5 or hashes.get(path) != md5)
-    ]
+    files = [path for path, md5 in moved.items() if not md5 or hashes.get(path) != md5]
+    return [*(f"{PARAMS}: {key}" for key in keys), *(path for path in files if path != PARAMS)]
 
 
 def _moved(path: Path, fact: list) -> bool:
-    if not path.is_file():
-        return True
-    now = path.stat()
-    return [now.st_size, now.st_mtime_ns, now.st_ino] != fact[:3]
+    now = path.stat() if path.is_file() else None
+    return now is None or [now.st_size, now.st_mtime_ns, now.st_ino] != fact[:3]
 
 
 def forget(root: Path, name: str) -> None:
@@ -111,8 +114,8 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
     with locked_repo(root) as repo:
         _, stages = read_graph(repo, root)
         outs = [out for stage in stages.values() for out in stage.outs if out.hash_info]
-        copies = {out.def_path: dict(_copies(out)) for out in outs}
         files = {path: info.value for out in outs for path, info in files_of(out).items()}
+        copies = [(info, out) for out in outs for info in (out.hash_info, *files_of(out).values())]
         there = {path for out in outs for path in repo.dvcignore.find(repo.fs, out.fs_path)}
     shown = partial(os.path.relpath, start=root)
     hashes: dict[tuple[int, int], str] = {}  # by inode: a hard link and the cache's copy are one
@@ -122,20 +125,14 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
             found.append(f"{shown(path)} is missing; `dvc checkout` brings it back")
         elif _md5(path, hashes) != md5:
             found.append(f"{shown(path)} is not what dvc.lock says")
-    for name, own in copies.items():
-        for path, md5 in own.items():
-            if Path(path).is_file() and _md5(path, hashes) != md5:
-                found.append(
-                    f"{shown(path)}, the cache's copy of {name} or a file in it, is damaged;"
-                    " delete it, and `make repro` makes it again"
-                )
+    for info, out in dict.fromkeys(copies):
+        path = out.cache.oid_to_path(info.value)
+        if Path(path).is_file() and _md5(path, hashes) != info.value.removesuffix(".dir"):
+            found.append(
+                f"{shown(path)}, the cache's copy of {out.def_path} or a file in it, is damaged;"
+                " delete it, and `make repro` makes it again"
+            )
     return len(outs), found
-
-
-def _copies(out: Any) -> Iterator[tuple[str, str]]:
-    """Yield (path, MD5) of an output's copies in the cache; for a folder also its list of files."""
-    for info in (out.hash_info, *files_of(out).values()):
-        yield out.cache.oid_to_path(info.value), info.value.removesuffix(".dir")
 
 
 def _md5(path: str, known: dict[tuple[int, int], str]) -> str:
@@ -145,3 +142,51 @@ def _md5(path: str, known: dict[tuple[int, int], str]) -> str:
         if inode not in known:
             known[inode] = hashlib.file_digest(file, "md5").hexdigest()
     return known[inode]
+
+
+def free_cache(clone: Path, workspaces: Iterable[Path], wanted: float) -> int:
+    """Delete `wanted` bytes of the clone's cache, the least recently used first; return how many.
+
+    It deletes only files that the remote has in full size, that no workspace sharing the cache
+    records, and that are not outputs in the clone itself.
+
+    Raises:
+        DagError: the cache is outside the clone, so others may use it, or there is no remote.
+        RemoteError: the remote failed.
+    """
+    with open_remote(clone) as (repo, remote):
+        cache = Path(repo.cache.local.path)
+        if not cache.resolve().is_relative_to(clone.resolve()):
+            raise DagError(f"{cache} may be in use by other clones; free it by hand")
+        used, young, freed = set(_used(clone, workspaces, cache)), time.time() - SECONDS_OF_YOUTH, 0
+        files = [(file, file.stat()) for file in cache.glob("[0-9a-f][0-9a-f]/*")]
+        for file, facts in sorted(files, key=lambda own: max(own[1].st_atime, own[1].st_ctime)):
+            name = file.parent.name + file.name
+            spare = name not in used and facts.st_ctime <= young
+            if freed < wanted and spare and _has(remote, name, facts.st_size):
+                file.unlink()
+                freed += facts.st_size
+        return freed
+
+
+def _used(clone: Path, workspaces: Iterable[Path], cache: Path) -> Iterator[str]:
+    """Yield the hashes that are recorded, and those of the files in recorded folders."""
+    found = {md5 for root in workspaces for text in _locks(root) for md5 in HASH.findall(text)}
+    for text in _locks(clone):
+        found |= {md5 for path, md5 in OUTPUT.findall(text) if (clone / path).exists()}
+    for name in found:
+        yield name
+        listed = cache / name[:2] / name[2:]
+        if name.endswith(".dir") and listed.is_file():
+            yield from (entry["md5"] for entry in json.loads(listed.read_bytes()))
+
+
+def _locks(root: Path) -> list[str]:
+    return [_read(path) for path in (root / "dvc.lock", *root.glob("*/dvc.lock"))]
+
+
+def _has(remote: Any, name: str, size: int) -> bool:
+    try:
+        return remote.fs.info(remote.odb.oid_to_path(name))["size"] == size
+    except FileNotFoundError:
+        return False

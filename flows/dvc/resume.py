@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,8 @@ from flows.dvc.remote import open_remote
 FOLDER = "resume"  # on the remote
 INDEX, STARTS = "index.json", "starts.json"
 MOST_BYTES = 8 * 2**30  # per stage; VGG16 and its optimizer's moments have 1.1 GB
-NAME = re.compile(
-    r"[\w-][\w.-]*/[\w-][\w.-]*"
-)  # fingerprint/file; names that begin with a dot are partial files
+# fingerprint/file; names that begin with a dot are partial files
+NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 class ResumePoint:
@@ -61,29 +61,22 @@ class ResumePoint:
 
     def push(self, log: Callable[[str], None]) -> None:
         """Push the point to the remote if it has changed since the last push."""
-        files = {
-            path.relative_to(self._folder).as_posix(): path for path in self._folder.glob("*/*")
-        }
-        files = {name: path for name, path in sorted(files.items()) if NAME.fullmatch(name)}
-        held = self._folder / ".held"
+        facts, hashes, held = {}, {}, self._folder / ".held"
+        for path in sorted(self._folder.glob("*/*")):
+            name = path.relative_to(self._folder).as_posix()
+            if NAME.fullmatch(name):
+                with suppress(FileNotFoundError):  # the stage is done
+                    status = path.stat()
+                    facts[name] = (status.st_size, status.st_mtime_ns)
+        if not facts or facts == self._pushed:
+            return
+        if (total := sum(size for size, _ in facts.values())) > MOST_BYTES:
+            log(f"its resume point has {total >> 20} MiB, too many for the remote")
+            return
         with open_remote(self._root) as (_, remote):
-            hashes, facts = {}, {}
-            for name, path in files.items():
-                try:
-                    held.unlink(missing_ok=True)
-                    os.link(path, held)  # the stage may replace it by the next point meanwhile
-                except FileNotFoundError:  # the stage is done
-                    continue
-                status = held.stat()
-                facts[name] = (status.st_size, status.st_mtime_ns)
-            if not facts or facts == self._pushed:
-                return
-            if (total := sum(size for size, _ in facts.values())) > MOST_BYTES:
-                log(f"its resume point has {total >> 20} MiB, too many for the remote")
-                return
             for name in facts:
                 held.unlink(missing_ok=True)
-                os.link(files[name], held)
+                os.link(self._folder / name, held)  # the stage may replace it meanwhile
                 hashes[name] = _md5(held)
                 if not remote.fs.exists(self._place(remote, hashes[name])):
                     remote.fs.put_file(str(held), self._place(remote, hashes[name]))

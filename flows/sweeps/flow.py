@@ -22,7 +22,7 @@ from prefect.states import Completed, Failed, State
 from flows.dvc.records import sort_lock
 from flows.flow import open_place, submit, wait_for
 from flows.git import GitError, git
-from flows.graph import Outcome
+from flows.graph import UNDONE, Outcome
 from flows.place import interruptible
 from flows.store import read_metrics
 from flows.sweeps.plan import PlannedPoint, plan_sweep, results_folder
@@ -63,7 +63,16 @@ def sweep(
             _finish(planned, own, parent.run_id)
             for planned, own in zip(plan.points, futures, strict=True)
         ]
-    return _close(folder, name, parent, results, question)
+    failed = [result.point.name for result in results if result.failed]
+    own = results_folder(folder, name)
+    write_results(own, results)
+    client.set_terminated(parent.run_id, "FAILED" if failed else "FINISHED")
+    if question is not None:
+        print(f"\n{write_report(folder, own, results, question)}", flush=True)
+    client.log_artifacts(parent.run_id, str(own))
+    if failed:
+        return Failed(message=f"{len(failed)} points failed: {', '.join(failed)}", data=results)
+    return Completed(data=results)
 
 
 def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], parent: str) -> Result:
@@ -81,8 +90,7 @@ def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], parent: st
 def record_point(planned: PlannedPoint, outcomes: list[Outcome], parent: str) -> Result:
     """Save the point as an experiment if all its stages are done; show it in MLflow in any case."""
     point, folder = planned.point, planned.folder
-    failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    undone = {o.stage for o in outcomes if o.outcome in ("failed", "not run")}
+    undone = {outcome.stage for outcome in outcomes if outcome.outcome in UNDONE}
     sort_lock(folder)
     if not undone:
         _save_experiment(planned)
@@ -90,8 +98,9 @@ def record_point(planned: PlannedPoint, outcomes: list[Outcome], parent: str) ->
     tracking = Tracking(folder, point.name, {PARENT_TAG: parent}, resume=True)
     if undone or not tracking.has_published():
         tracking.publish(stages, outcomes)
-    for outcome in failed:
-        print(f"\n{point.name}: {outcome.message}", file=sys.stderr, flush=True)
+    for outcome in outcomes:
+        if outcome.outcome == "failed":
+            print(f"\n{point.name}: {outcome.message}", file=sys.stderr, flush=True)
     return Result(point, bool(undone), dict(read_metrics(folder, stages)), _tally(outcomes))
 
 
@@ -119,18 +128,3 @@ def _save_experiment(planned: PlannedPoint) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[2:])} in {folder}: {done.stderr.strip()}")
-
-
-def _close(
-    root: Path, name: str, parent: Tracking, results: list[Result], question: Question | None
-) -> State:
-    failed = [result.point.name for result in results if result.failed]
-    folder, client = results_folder(root, name), MlflowClient(parent.uri)
-    write_results(folder, results)
-    client.set_terminated(parent.run_id, "FAILED" if failed else "FINISHED")
-    if question is not None:
-        print(f"\n{write_report(root, folder, results, question)}", flush=True)
-    client.log_artifacts(parent.run_id, str(folder))
-    if failed:
-        return Failed(message=f"{len(failed)} points failed: {', '.join(failed)}", data=results)
-    return Completed(data=results)

@@ -6,9 +6,8 @@ that is already in this state is left alone, so that what a killed sweep finishe
 resume points of its trainings, stay.
 
 The recipe of a stage run consists of its command, params, files and the recipes of its upstream
-stages. Points with the same recipe for a stage get the same bytes. Source code is left out of the
-recipe, because it is the same for all points. When a stage runs, the key of its result does the
-same for what was really made (flows/place.py).
+stages. Points with the same recipe for a stage get the same bytes, as the code is the same for all.
+When a stage runs, the key of its result does the same for what was made (flows/place.py).
 """
 
 import fcntl
@@ -29,7 +28,7 @@ from flows.dvc.plan import make_plan
 from flows.dvc.project import share_cache
 from flows.environment import STATE_FOLDER
 from flows.git import git
-from flows.graph import Stage, Status, Step
+from flows.graph import Status, Step
 from flows.overlay import PARAMS, apply_overlay, look_up, nest, read_params
 from flows.server import call_flow
 from flows.sweeps.points import Point
@@ -39,8 +38,6 @@ from flows.table import align
 FOLDER = Path(".sweeps")
 MARKER = Path(STATE_FOLDER) / "point.json"
 PROGRAMS = {"dvc", command.__name__}  # modules that `python -m` runs
-
-CACHED = (Status.UP_TO_DATE, Status.RESTORABLE)
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class SweepPlan:
             for step in planned.steps:
                 recipe = planned.recipes[step.stage.name]
                 runs.setdefault(step.stage.group, []).append(recipe)
-                if step.status not in CACHED:
+                if step.status in (Status.MUST_RUN, Status.UNKNOWN):
                     missing.add(recipe)
         return {
             group: (len(own), len({*own}), len({*own} - missing), len({*own} & missing))
@@ -101,43 +98,34 @@ def run_points(
     """Run the sweep, here or on workers; return the result of each point, including failed ones."""
     with only_sweep(root):
         arguments = (name, list(points), cores, question, pools)
-        results, _ = call_flow(root, "flows.sweeps.flow:sweep", *arguments)
-    return results
+        return call_flow(root, "flows.sweeps.flow:sweep", *arguments)
 
 
 def plan_sweep(root: Path, points: Iterable[Point]) -> SweepPlan:
     """Create the points' worktrees and return the plan of each; run nothing."""
-    worktrees = Worktrees(root)
-    planned = [_plan_point(point, worktrees.place(point)) for point in points]
+    worktrees, planned = Worktrees(root), []
+    for point in points:
+        folder = worktrees.place(point)
+        steps = make_plan(folder, list(point.targets) if point.targets is not None else None)
+        planned.append(PlannedPoint(point, folder, steps, recipes(steps, read_params(folder))))
     return SweepPlan(planned, f"{worktrees.head} {worktrees.tree}")
-
-
-def _plan_point(point: Point, folder: Path) -> PlannedPoint:
-    steps = make_plan(folder, list(point.targets) if point.targets is not None else None)
-    return PlannedPoint(point, folder, steps, recipes(steps, read_params(folder)))
 
 
 def recipes(steps: Iterable[Step], params: dict[str, Any]) -> dict[str, str]:
     """Return per stage a digest of all that decides its outputs; `steps` are upstream first."""
     found: dict[str, str] = {}
     for stage in (step.stage for step in steps):
-        found[stage.name] = _digest(stage, params, [found[need] for need in stage.needs])
+        values = {key: look_up(params, key) for key in stage.params}
+        upstream = [found[need] for need in stage.needs]
+        facts = [stage.command, values, stage.inputs, stage.outputs, upstream]
+        text = json.dumps(facts, sort_keys=True)
+        found[stage.name] = hashlib.sha256(text.encode()).hexdigest()
     return found
-
-
-def _digest(stage: Stage, params: dict[str, Any], inputs: list) -> str:
-    values = {key: look_up(params, key) for key in stage.params}
-    facts = [stage.command, values, stage.inputs, stage.outputs, inputs]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
 def only_sweep(root: Path) -> Iterator[None]:
-    """Lock the project's sweeps: two at once would run the same stages twice.
-
-    Raises:
-        RuntimeError: another process runs a sweep.
-    """
+    """Lock the project's sweeps: two at once would run the same stages twice."""
     path = root / FOLDER / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -152,11 +140,7 @@ class Worktrees:
     """The workspace at `root` as it is now, to be checked out once per point."""
 
     def __init__(self, root: Path) -> None:
-        """Save the workspace's state in git's object store, without touching its index.
-
-        Raises:
-            RuntimeError: git cannot do that, or has no name to commit under.
-        """
+        """Save the workspace's state in git's object store, without touching its index."""
         self._root = root
         git(root, "var", "GIT_COMMITTER_IDENT")  # saving an experiment makes a commit
         self.head = git(root, "rev-parse", "HEAD")
@@ -169,8 +153,7 @@ class Worktrees:
     def place(self, point: Point) -> Path:
         """Return the point's worktree, in the state of this workspace with the point's params.
 
-        Raises:
-            RuntimeError: a stage of an earlier sweep still runs there with other params or code.
+        It raises RuntimeError if a stage of an earlier sweep still runs there in another state.
         """
         folder = worktree(self._root, point)
         marker = folder / MARKER
@@ -199,7 +182,7 @@ def worktree(root: Path, point: Point) -> Path:
 
 
 def results_folder(root: Path, name: str) -> Path:
-    """Return the folder of a sweep's table and plot."""
+    """Return the folder of a sweep's table and results."""
     return root / FOLDER / "results" / name
 
 

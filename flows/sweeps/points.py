@@ -17,12 +17,12 @@ from ruamel.yaml import YAML
 
 from flows.overlay import (
     check_overlay,
+    editor,
     extend,
     flatten,
     load_yaml,
     look_up,
     nest,
-    read_overlays,
     read_params,
 )
 
@@ -47,10 +47,8 @@ def make_points(
 ) -> list[Point]:
     """Return every combination of the settings ("key=value,value") and the file's points.
 
-    If only some points of the file have a key, the others take its value from params.yaml.
-
-    Raises:
-        ValueError: a setting or the file cannot be read, or a key is not in params.yaml.
+    If only some points of the file have a key, the others take its value from params.yaml. What
+    cannot be read, or is not in params.yaml, raises ValueError.
     """
     axes = [_read_file(root, file)] if file else []
     axes += [_read_setting(setting) for setting in settings]
@@ -102,7 +100,7 @@ def _read_setting(setting: str) -> list[dict[str, Any]]:
 
 def _read_file(root: Path, path: Path) -> list[dict[str, Any]]:
     """Return the points of a file, each an overlay that may extend a profile."""
-    content = read_overlays(path)
+    content = load_yaml(editor(), path, path)
     if not isinstance(content, list) or not all(isinstance(point, dict) for point in content):
         raise ValueError(f"{path}: expected a list of points, each a mapping of params to values")
     return [dict(flatten(extend(root, nest(dict(point))), ".")) for point in content]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.dvc.cache import free_cache
+from flows.dvc.records import free_cache
 from flows.dvc.remote import RemoteError
 from flows.graph import DagError
 from flows.workers.workspace import pause_pulls, workspaces

@@ -67,7 +67,7 @@ def test_what_they_do_not_read_is_told(root, changes, message):
         ("- 1\n", r"expected sections, found \[1\]"),
         ("boxes: {top_k: [1\n", "not valid YAML: "),
         ("seed: 1\nseed: 2\n", "not valid YAML: line 2: .*seed"),
-        ("seed: \udce9\n", "byte 6 is not UTF-8; save the file as UTF-8"),
+        ("seed: \udce9\n", "incomplete UTF-8 .*at character 6; save the file as UTF-8"),
         ("seed: \0\n", "control characters are not allowed at character 6; save"),
         ("seed: !!int one\n", "not valid YAML: .*'one'"),
         ("a: {}\n---\nb: {}\n", "not valid YAML: line 2: .*another document"),
@@ -92,7 +92,7 @@ def test_a_file_without_sections_is_told_in_one_line(root, text, message):
         ("stages: {boxes: {params: 3}}\n", "stages.boxes.params: expected a list, found 3"),
         ("vars: 3\n", "vars: expected a list, found 3"),
         ("stages: {}\nstages: {}\n", "not valid YAML: line 2: "),
-        ("stages: \udce9\n", "byte 8 is not UTF-8"),
+        ("stages: \udce9\n", "incomplete UTF-8 .*at character 8; save"),
     ],
 )
 def test_a_dvc_yaml_of_another_form_is_told_in_one_line(root, file, text, message):

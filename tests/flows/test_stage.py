@@ -55,7 +55,7 @@ def test_carriage_returns_and_unfinished_lines_are_lines(toy):
 
 def test_stop_ends_the_stage_and_its_children(toy):
     toy.mark("slow.download", "60")
-    runner, errors = StageRunner(toy.root), []
+    runner, errors = StageRunner(toy.root), []  # what DVC runs in stays for later stages
     stage = load_graph(toy.root)["download"]
 
     def target() -> None:
@@ -64,7 +64,6 @@ def test_stop_ends_the_stage_and_its_children(toy):
         except StageFailedError as error:
             errors.append(str(error))
 
-    runner.load()  # what DVC runs in stays for later stages
     others = set(psutil.Process().children(recursive=True))
     thread = threading.Thread(target=target)
     thread.start()

@@ -23,7 +23,7 @@ PATIENCE = 400  # seconds; ten would do on an idle machine
 RUNTIME = "common/runtime"
 RUNNER = (
     *("__main__.py", "guard.py", "common/__init__.py"),
-    *(f"{RUNTIME}/{name}.py" for name in ("__init__", "params")),
+    *(f"{RUNTIME}/{name}.py" for name in ("__init__", "errors", "params")),
 )
 DVC_YAML = """\
 vars:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from flows.dvc.plan import ParamsFiles, make_plan
+from flows.dvc.plan import Files, make_plan
 from flows.dvc.project import is_params, load_graph, locked_repo
 from flows.dvc.records import ENTRY, sort_lock
 from flows.graph import DagError, Status
@@ -213,7 +213,8 @@ def test_params_files_are_read_as_dvc_reads_them(toy):
     keys = ["download", "cut.by", "side.list", "side.list.1.deep", "side.none", "side.lost", "lost"]
     toy.replace("[side.factor]", f"[{', '.join(keys)}]", "dvc.yaml")
     with locked_repo(toy.root) as repo:
-        files = ParamsFiles()
+        files = Files()
         deps = [dep for stage in repo.index.stages for dep in stage.deps if is_params(dep)]
-        assert [files.read(dep) for dep in deps] == [dep.read_params() for dep in deps]
-        assert {"side.list.1.deep": 3, "side.none": None}.items() <= files.read(deps[-1]).items()
+        assert [files.read_params(dep) for dep in deps] == [dep.read_params() for dep in deps]
+        read = files.read_params(deps[-1])
+        assert {"side.list.1.deep": 3, "side.none": None}.items() <= read.items()

@@ -137,7 +137,6 @@ class TestRuns:
         assert {path.name for path in results.iterdir()} == {
             "results.json",
             "table.txt",
-            "plot.png",
         }
         assert toy.git("status", "--porcelain") == "?? dvc.lock\n"
 

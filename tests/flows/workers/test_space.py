@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows.dvc import cache
+from flows.dvc import records
 from flows.dvc.remote import RemoteError
 from flows.graph import DagError
 from flows.workers import stage_flow as agent
@@ -22,7 +22,7 @@ from tests.support.fleet import make_fleet, request_for, run_on, store
 def here(toy, monkeypatch):
     monkeypatch.setenv("TOY_FOLDER", str(toy.root))
     monkeypatch.setenv("OVIS_PATIENCE", "0")
-    monkeypatch.setattr(cache, "SECONDS_OF_YOUTH", 0)
+    monkeypatch.setattr(records, "SECONDS_OF_YOUTH", 0)
 
 
 def texts(clone: Path) -> list[str]:
@@ -90,10 +90,10 @@ def test_what_is_young_stays_and_the_oldest_goes_first(toy, monkeypatch):
     agents = make_fleet(toy)
     clone = agents.clones[0]
     run_on(agents, toy, "download")
-    monkeypatch.setattr(cache, "SECONDS_OF_YOUTH", 3600)
+    monkeypatch.setattr(records, "SECONDS_OF_YOUTH", 3600)
     free_space(clone, float("inf"))
     assert len(texts(clone)) == 2
-    monkeypatch.setattr(cache, "SECONDS_OF_YOUTH", 0)
+    monkeypatch.setattr(records, "SECONDS_OF_YOUTH", 0)
     for path in clone.glob(".dvc/cache/files/md5/??/*"):
         later = path.stat().st_ctime + (500 if path.read_text().startswith("a") else 900)
         os.utime(path, (later, later))
