@@ -11,15 +11,15 @@ from claims.comparisons import ARMS, PIPELINE, seed_params
 from claims.records import (
     FOLDER,
     Record,
+    committed_results,
     experiment_digest,
     is_usable,
-    outputs_digest,
     read_facts,
     read_records,
     read_stages,
     write_record,
 )
-from claims.table import claims_table
+from claims.table import claims_page
 from flows.git import git
 from flows.sweeps.plan import run_points, worktree
 from flows.sweeps.points import Point, point_name
@@ -47,7 +47,7 @@ def measure_claims(
         RuntimeError: a run of a seed failed; finished results stay.
         ValueError: there is no usable record for the table.
     """
-    outputs = outputs_digest(root)
+    outputs = committed_results(root)
     for seed in seeds:
         known = {record.seed: record for record in read_records(root)}
         if seed in known and is_usable(known[seed], experiment_digest(root), outputs, accept_older):
@@ -64,19 +64,21 @@ def write_table(root: Path, accept_older: bool = False) -> str:
     Raises:
         ValueError: there is no usable record.
     """
-    records, now = read_records(root), (experiment_digest(root), outputs_digest(root))
+    records, now = read_records(root), (experiment_digest(root), committed_results(root))
     used = [record for record in records if is_usable(record, *now, accept_older)]
     if not used:
         raise ValueError(
             f"{FOLDER}: no record of the experiment as it is now, out of {len(records)};"
             " `make claims` measures it, and OPTIONS=--accept-older takes older ones"
         )
-    table = claims_table(used, [record for record in records if record not in used])
+    table = claims_page(used, [record for record in records if record not in used])
     (root / TABLE).write_text(table + "\n", encoding="utf-8")
     return table
 
 
-def _measure(root: Path, seed: int, outputs: str | None, cores: int | None, pools: bool) -> Record:
+def _measure(
+    root: Path, seed: int, outputs: list[str] | None, cores: int | None, pools: bool
+) -> Record:
     points, commit = seed_points(root, seed), _commit(root)
     results = run_points(root, f"claims-seed-{seed}", list(points.values()), cores, pools=pools)
     failed = [result.point.name for result in results if result.failed]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from claims.measure import TABLE
+from claims.table import verdicts_of
 from flows.dvc.project import load_graph
 from flows.graph import Graph
 from flows.table import read_results, read_supervision, results_table
@@ -162,7 +163,7 @@ def _claims(root: Path) -> str:
     path = root / TABLE
     if not path.is_file():
         raise ValueError(f"there is no {TABLE} yet; `make claims` makes it")
-    return path.read_text(encoding="utf-8").rstrip("\n")
+    return verdicts_of(path.read_text(encoding="utf-8"))
 
 
 TABLES: dict[str, Callable[[Path], str]] = {

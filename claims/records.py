@@ -3,8 +3,8 @@
 A record identifies the experiment by a digest of the params that stages read (except those that
 differ between seeds), of their commands and code, and of the locked packages. So each seed is
 measured once, on any machine, and a table mixes different experiments only on request. A record
-also has a digest of the committed experiment's outputs: it stays valid while changed code gives the
-same results.
+also has the hashes of the committed experiment's results, as they were then: it stays valid while
+changed code gives the same.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,14 +43,14 @@ class Record:
         seed: of the experiment.
         commit: HEAD when it was measured, with "+" if the code had uncommitted changes.
         digest: see `experiment_digest`.
-        outputs: see `outputs_digest`.
+        outputs: of the committed experiment then, see `committed_results`.
         facts: numbers by the paths of `claims.comparisons`.
     """
 
     seed: int
     commit: str
     digest: str
-    outputs: str | None
+    outputs: list[str] | None
     facts: dict[str, float]
 
 
@@ -102,13 +103,10 @@ def read_stages(root: Path, file: str) -> dict[str, dict[str, Any]]:
     return stages
 
 
-def outputs_digest(root: Path) -> str | None:
-    """Return a digest of the committed experiment's results, by their hashes in dvc.lock.
+def committed_results(root: Path) -> list[str] | None:
+    """Return `results_of` dvc.lock.
 
-    Names are not part of it, so stages, params and metrics may be renamed. Weights are left out,
-    because the boxes, masks and predictions depend on them. The comparators' results are left out.
-
-    Returns None if there is no dvc.lock, or if it belongs to other code or params.
+    None if there is no dvc.lock, or if it belongs to other code or params than the current ones.
 
     Raises:
         RuntimeError: DVC failed.
@@ -128,11 +126,48 @@ def outputs_digest(root: Path) -> str | None:
             if any(not dep.startswith("data/") for dep in deps):
                 return None
     yaml = YAML(typ="safe")
-    known = yaml.load(root / DVC_FILES[0])["stages"]
-    stages = [s for name, s in yaml.load(lock)["stages"].items() if name.partition("@")[0] in known]
-    outs = [(Path(out["path"]), out["md5"]) for stage in stages for out in stage.get("outs", [])]
-    results = [md5 for path, md5 in outs if path.suffix in RESULTS and path.name not in NAMED]
-    return hashlib.sha256(json.dumps(sorted(results)).encode()).hexdigest()
+    known = read_stages(root, DVC_FILES[0])  # dvc.lock keeps stages that were removed
+    stages = yaml.load(lock)["stages"].items()
+    return results_of({"stages": {n: own for n, own in stages if n.partition("@")[0] in known}})
+
+
+def results_of(lock: dict[str, Any]) -> list[str]:
+    """Return the hashes of all results that the compared numbers are computed from, sorted.
+
+    They are hashes alone, so stages, params and metrics may be renamed. Whatever is learned shows
+    in the boxes, masks and predictions made with it, so weights are left out. So are results that
+    only the comparators compute.
+
+    Args:
+        lock: the content of dvc.lock.
+    """
+    stages = [
+        {key: stage.get(key, []) for key in ("deps", "outs")} for stage in lock["stages"].values()
+    ]
+    compared = {path for _, path in FILES.values()}
+    wanted = {
+        out["path"]
+        for stage in stages
+        if compared & {out["path"] for out in stage["outs"]}
+        for out in stage["outs"]
+    }
+    found: dict[str, str] = {}
+    while wanted:
+        made = [
+            (stage, out)
+            for stage in stages
+            for out in stage["outs"]
+            if out["path"] not in found and any(_overlap(out["path"], path) for path in wanted)
+        ]
+        found |= {out["path"]: out["md5"] for _, out in made}
+        wanted = {dep["path"] for stage, _ in made for dep in stage["deps"]}
+    outs = [(Path(path), md5) for path, md5 in found.items()]
+    return sorted(md5 for path, md5 in outs if path.suffix in RESULTS and path.name not in NAMED)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Return whether the paths are the same, or one is a folder that the other lies in."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 def _members(name: str, stage: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -214,10 +249,12 @@ def read_records(root: Path) -> list[Record]:
     return sorted(records, key=lambda record: record.seed)
 
 
-def is_usable(record: Record, digest: str, outputs: str | None, accept_older: bool) -> bool:
+def is_usable(record: Record, digest: str, outputs: list[str] | None, accept_older: bool) -> bool:
     """Return whether a table may use a record: of this experiment, or older if accepted.
 
     A record that lacks one of `FACTS` is never usable.
     """
-    same = record.digest == digest or (outputs is not None and record.outputs == outputs)
+    same = record.digest == digest
+    if outputs is not None and record.outputs is not None:
+        same = same or not Counter(record.outputs) - Counter(outputs)
     return (accept_older or same) and record.facts.keys() >= set(FACTS)

@@ -11,6 +11,7 @@ from claims.verdicts import Difference, difference, holm, joint_verdict
 BOLD = {"holds": "holds", "fails": "**fails**", "undecided": "undecided"}
 PROCEDURES = {"ours": "ours", "paper": "the paper's"}
 MARKS = {"ours": "", "paper": " *(paper)*", "beside": " *(beside)*"}
+VERDICTS_BEGIN, VERDICTS_END = "<!-- verdicts -->", "<!-- /verdicts -->"
 SAME = "″"  # the same as in the row above
 EXPLANATION = (
     "A row's difference is that of measured and factor × compared with, seed by seed: its mean and"
@@ -21,17 +22,17 @@ EXPLANATION = (
 )
 
 
-def claims_table(records: Sequence[Record], left_out: Sequence[Record] = ()) -> str:
-    """Return both tables, with the seeds and commits that they come from.
+def claims_page(records: Sequence[Record], left_out: Sequence[Record] = ()) -> str:
+    """Return a page of both tables, with the seeds and commits that they come from.
 
     Args:
         records: the records to use, at least one.
         left_out: records of other params, code or packages, to be named only.
     """
-    lines = [_sources(records), *([_left_out(left_out)] if left_out else []), ""]
+    lines = ["# The claims, comparison by comparison", "", VERDICTS_BEGIN]
+    lines += [_sources(records), *([_left_out(left_out)] if left_out else []), ""]
     lines += ["| | claim | procedure | p | p, Holm | verdict |", "|---|---|---|---|---|---|"]
-    lines += _claim_lines(records)
-    lines += ["", EXPLANATION, ""]
+    lines += [*_claim_lines(records), "", EXPLANATION, VERDICTS_END, ""]
     lines += [
         "| | what | ours in it | measured | compared with | difference [95 % interval] | verdict |",
         "|---|---|---|---|---|---|---|",
@@ -42,6 +43,11 @@ def claims_table(records: Sequence[Record], left_out: Sequence[Record] = ()) -> 
             lines.append(_row(claim.letter, row, SAME if row.ours == above else row.ours, records))
             above = row.ours
     return "\n".join(lines)
+
+
+def verdicts_of(page: str) -> str:
+    """Return the part of a page that says which claims hold."""
+    return page.partition(f"{VERDICTS_BEGIN}\n")[2].partition(f"\n{VERDICTS_END}")[0]
 
 
 def measured(comparison: Comparison, records: Sequence[Record]) -> Difference:
@@ -102,7 +108,7 @@ def _sources(records: Sequence[Record]) -> str:
     for record in records:
         by_commit.setdefault(record.commit, []).append(record.seed)
     told = "; ".join(f"{_seeds(seeds)} at commit {commit}" for commit, seeds in by_commit.items())
-    digests = {record.outputs or record.digest for record in records}
+    digests = {tuple(record.outputs or [record.digest]) for record in records}
     mixed = "" if len(digests) == 1 else f", of {len(digests)} different experiments"
     return f"Measured: {told}{mixed}."
 

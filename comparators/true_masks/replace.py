@@ -19,7 +19,7 @@ def replace_masks(
     """Return the labels of one image with true masks in their own boxes.
 
     A label gets the mask of the object of its class with the highest box IoU, cut to the label's
-    box. A label that overlaps no object of its class is kept: its mask is not its only fault.
+    box. A label whose box holds no part of such an object is kept: its mask is not its only fault.
 
     Args:
         annotations: the image's pseudo-labels, in COCO's format.
@@ -37,8 +37,9 @@ def replace_masks(
             inside = np.zeros(image_hw, bool)
             inside[top:bottom, left:right] = True
             mask = inside & decode_mask(objects[best]["segmentation"], image_hw)
-            own = {"segmentation": encode_mask(mask), "area": int(mask.sum())}
-            annotation = {**annotation, **own}
+            if mask.any():
+                own = {"segmentation": encode_mask(mask), "area": int(mask.sum())}
+                annotation = {**annotation, **own}
         replaced.append(annotation)
     return replaced
 

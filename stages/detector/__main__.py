@@ -75,7 +75,7 @@ def main() -> None:
     hooks = [own.module for own in params.training.region_losses]
     hooks += [] if params.region_head is None else [params.region_head]
     inputs += [*started_from, *hook_files(hooks)]
-    settings = [params.model_dump(), seed, read_exactness(), device.type, learned]
+    settings = [params.model_dump(), seed, device.type, learned]
     checkpoint = Checkpoint(fingerprint(settings, inputs))
     growing = options.output / "curve.csv" if process_index() == 0 else None
     curve = Curve(every=20, growing=growing)

@@ -12,13 +12,13 @@ from stages.models.detection.params import (
 )
 
 TRUTH = "data/download/ground_truth/train.json"
-# Source → its annotations, and the classes of which the detector sees objects.
+# Source → its annotations, and the classes of which the detector may see objects.
 ANNOTATIONS = {
-    "pseudo_masks": ("data/pseudo_labels/pseudo_annotations.json", "all"),
-    "phrases": ("data/phrase_labels/annotations.json", "all"),
-    "base_masks": (TRUTH, "base"),
-    "novel_boxes": (TRUTH, "novel"),
-    "novel_masks": (TRUTH, "novel"),
+    "pseudo_masks": ("data/pseudo_labels/pseudo_annotations.json", ("all",)),
+    "phrases": ("data/phrase_labels/annotations.json", ("novel", "all")),
+    "base_masks": (TRUTH, ("base",)),
+    "novel_boxes": (TRUTH, ("novel",)),
+    "novel_masks": (TRUTH, ("novel",)),
 }
 BOXES_ALONE = ("phrases", "novel_boxes")
 
@@ -33,11 +33,11 @@ class DetectorSourceParams(SourceParams):
     def _is_what_its_name_says(self) -> "DetectorSourceParams":
         if self.name not in ANNOTATIONS:
             raise ValueError(f"name: expected one of {', '.join(ANNOTATIONS)}, found {self.name}")
-        if (self.annotations, self.classes) != ANNOTATIONS[self.name]:
-            path, classes = ANNOTATIONS[self.name]
+        path, classes = ANNOTATIONS[self.name]
+        if self.annotations != path or self.classes not in classes:
             raise ValueError(
-                f"{self.name}: expected annotations {path} and classes {classes}, found"
-                f" {self.annotations} and {self.classes}"
+                f"{self.name}: expected annotations {path} and classes {' or '.join(classes)},"
+                f" found {self.annotations} and {self.classes}"
             )
         if self.name in BOXES_ALONE and "mask" in self.teaches:
             raise ValueError(f"{self.name}: has boxes and no masks; leave mask out of teaches")

@@ -51,6 +51,11 @@ def main() -> None:
     categories = read_categories(DOWNLOAD / "categories.json")
     path = DOWNLOAD / f"ground_truth/{params.split}.json"
     truth, annotated = read_json(path), is_annotated(path)
+    if not truth["images"]:
+        raise ValueError(
+            f"{path}: no image to evaluate on; params.yaml: evaluation.split: choose the other"
+            " split, or give the source images of this one"
+        )
     check_truth(truth, read_categories(DOWNLOAD / "categories.json", ALL_SPLITS), str(path))
     trials = [unannotated_trial(truth, categories)]
     if annotated:

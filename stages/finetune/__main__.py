@@ -82,7 +82,7 @@ def main() -> None:
     )
     model = load(DETECTOR).to(device)
 
-    settings = [params.model_dump(), seed, read_exactness(), device.type, labelled]
+    settings = [params.model_dump(), seed, device.type, labelled]
     read = [files[source.name][0] for source in sources]
     hooks = hook_files(own.module for own in params.training.region_losses)
     name = fingerprint(settings, [DETECTOR, *read, CATEGORIES, *shards, *hooks])

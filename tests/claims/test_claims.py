@@ -10,11 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from claims.comparisons import ARMS, CLAIMS, FACTS, FILES, PIPELINE, seed_params
 from claims.measure import TABLE, measure_claims, seed_points, write_table
-from claims.records import FOLDER, Record, experiment_digest, read_records, write_record
-from claims.table import claims_table
+from claims.records import (
+    FOLDER,
+    Record,
+    experiment_digest,
+    is_usable,
+    read_records,
+    results_of,
+    write_record,
+)
+from claims.table import claims_page, verdicts_of
 from claims.verdicts import difference, holm, joint_verdict
 from flows.cli import main
 from flows.dvc.project import load_graph
@@ -23,6 +32,7 @@ from flows.sweeps.plan import worktree
 from flows.sweeps.report import Result
 
 ROOT = Path(__file__).parents[2]
+METRICS = "data/label_quality/metrics.json"
 ROWS = {row.what: row for claim in CLAIMS for row in claim.comparisons}
 # Numbers that let every claim hold, by the first of these words in their path.
 NUMBERS = {
@@ -155,7 +165,7 @@ def cells(table: str, start: str) -> list[str]:
 
 
 def test_a_good_record_lets_every_claim_hold():
-    table = claims_table([record(1), record(2), record(3)])
+    table = claims_page([record(1), record(2), record(3)])
     lines = [line for line in table.splitlines() if " ours |" in line or " the paper's |" in line]
     assert len(lines) == len(CLAIMS) + 4  # letters with two procedures
     assert all(line.endswith("| holds |") for line in lines)
@@ -167,7 +177,7 @@ def test_table_shows_means_difference_interval_margin_and_verdict():
     values = ((51.0, 50.0), (52.0, 50.0), (50.0, 50.0))
     records = [record(s, **{better: b, worse: w}) for s, (b, w) in enumerate(values)]
     what = "novel mask AP50: fine-tuned at most 2 points below the detector"
-    row = cells(claims_table(records), f"| f | {what} |")
+    row = cells(claims_page(records), f"| f | {what} |")
     assert row[2:] == [
         "″",  # as in the rows above, of base classes
         "51.0",
@@ -183,7 +193,7 @@ def test_table_gives_parts_of_one_finer_and_the_factor():
         "quality.masks.pseudo.base.mean_iou": 0.4,
         "first_look.masks.pseudo.base.mean_iou": 0.3961,
     }
-    table = claims_table([record(1, **changes)])
+    table = claims_page([record(1, **changes)])
     gain = cells(table, "| a | pseudo-mask IoU, base: G ≥ 1 above G = 0 |")
     assert gain[3:] == ["0.400", "0.396", "+0.0039", "undecided"]
     won = cells(
@@ -194,13 +204,68 @@ def test_table_gives_parts_of_one_finer_and_the_factor():
 
 def test_table_says_whose_it_is_and_what_was_left_out():
     used = [record(1, commit="abc"), record(2, commit="abc"), record(3, "other", "def")]
-    first, second = claims_table(used, [record(4, "old", "012")]).splitlines()[:2]
+    page = claims_page(used, [record(4, "old", "012")])
+    first, second = verdicts_of(page).splitlines()[:2]
     assert (
         first
         == "Measured: seeds 1, 2 at commit abc; seed 3 at commit def, of 2 different experiments."
     )
     assert second.startswith("Left out") and second.endswith("seed 4 at commit 012.")
-    assert claims_table(used[:1]).splitlines()[:2] == ["Measured: seed 1 at commit abc.", ""]
+    alone = verdicts_of(claims_page(used[:1]))
+    assert alone.splitlines()[:2] == ["Measured: seed 1 at commit abc.", ""]
+    assert alone.endswith("count for no claim.")
+
+
+# ---------------------------------------------------------------------------- validity of records
+
+
+def lock(**changes: str) -> dict:
+    """Return a dvc.lock whose predictions come from labels; nothing compared is of phrases."""
+    files = {
+        "labels": ["data/pseudo_labels/annotations.json", "l"],
+        "weights": ["data/detector/model.safetensors", "w"],
+        "predictions": ["data/evaluation/predictions_detector.json", "p"],
+        "metrics": ["data/evaluation/metrics.json", "m"],
+        "phrases": ["data/phrases", "x"],
+    }
+    for name, md5 in changes.items():
+        files[name][1] = md5
+    outs = {name: {"path": path, "md5": md5} for name, (path, md5) in files.items()}
+    labels, weights = ({"path": outs[name]["path"]} for name in ("labels", "weights"))
+    return {
+        "stages": {
+            "pseudo_labels": {"outs": [outs["labels"]]},
+            "phrases": {"outs": [outs["phrases"]]},
+            "detector": {"deps": [labels], "outs": [outs["weights"]]},
+            "evaluation": {"deps": [weights], "outs": [outs["predictions"], outs["metrics"]]},
+        }
+    }
+
+
+def test_a_record_is_valid_while_what_it_compares_is_the_same():
+    assert results_of(lock()) == ["l", "p"]
+    kept = replace(record(1, "then"), outputs=results_of(lock()))
+    for changes, valid in (
+        ({}, True),
+        ({"phrases": "y", "weights": "v", "metrics": "n"}, True),
+        ({"labels": "y"}, False),
+        ({"predictions": "y"}, False),
+    ):
+        assert is_usable(kept, "now", results_of(lock(**changes)), accept_older=False) is valid
+    assert not is_usable(kept, "now", None, accept_older=False)
+
+
+@pytest.mark.parametrize("record", read_records(ROOT), ids=lambda record: f"seed {record.seed}")
+def test_committed_records_name_the_results_of_their_commit(record):
+    known = subprocess.run(
+        ["git", "show", f"{record.commit.rstrip('+')}:dvc.lock"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if known.returncode != 0:
+        pytest.skip(f"commit {record.commit} is not in this clone's history")
+    assert record.outputs == results_of(YAML(typ="safe").load(known.stdout))
 
 
 # ------------------------------------------------------------------------------------- resumption
@@ -337,11 +402,11 @@ def test_another_experiment_is_measured_anew_and_the_older_record_left_out(
     head = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=project, capture_output=True, text=True
     ).stdout.strip()
-    assert table.splitlines()[0] == f"Measured: seed 2 at commit {head}+."
-    assert table.splitlines()[1].endswith(f": seed 1 at commit {head}.")
+    assert verdicts_of(table).splitlines()[0] == f"Measured: seed 2 at commit {head}+."
+    assert verdicts_of(table).splitlines()[1].endswith(f": seed 1 at commit {head}.")
     accepted = measure_claims(project, [1], accept_older=True)
     assert runs == [1, 2, 2]
-    assert accepted.splitlines()[0].endswith("of 2 different experiments.")
+    assert verdicts_of(accepted).splitlines()[0].endswith("of 2 different experiments.")
     assert f"seed 1 at commit {head};" in accepted
 
 
@@ -364,12 +429,14 @@ def test_rearranged_and_renamed_code_with_the_same_results_is_the_same_experimen
 
     def write_stage(code: str, output: str, path: str = "out"):
         text = f"from pathlib import Path\n\nPath({path!r}).write_text({output!r})  # {code}\n"
+        text += f"metrics = Path({METRICS!r})\nmetrics.parent.mkdir(parents=True, exist_ok=True)\n"
+        text += "metrics.write_text('{}')\n"
         (project / "stages/label_quality/__main__.py").write_text(text)
 
     (project / "dvc.yaml").write_text(
         "stages:\n  label_quality:\n    cmd: python stages/label_quality/__main__.py\n"
         "    deps: [stages/label_quality/__main__.py]\n    params: [label_quality]\n"
-        "    outs: [out]\n"
+        f"    outs: [{METRICS}, out]\n"
     )
     (project / PIPELINE).write_text("stages:\n  oracle:\n    cmd: 'true'\n")
     dvc("init", "--subdir", "--quiet")
@@ -380,13 +447,13 @@ def test_rearranged_and_renamed_code_with_the_same_results_is_the_same_experimen
     with pytest.raises(ValueError, match="no record of the experiment as it is now"):
         write_table(project)  # for dvc.lock is of the older code
     dvc("repro", "--quiet", "dvc.yaml")
-    assert write_table(project).startswith("Measured: seed 1")
+    assert "Measured: seed 1 at" in write_table(project)
     write_stage("two", "1", "renamed")
     dag = (project / "dvc.yaml").read_text()
-    dag = dag.replace("  label_quality:", "  renamed:").replace("[out]", "[renamed]")
+    dag = dag.replace("  label_quality:", "  renamed:").replace(", out]", ", renamed]")
     (project / "dvc.yaml").write_text(dag)
     dvc("repro", "--quiet", "dvc.yaml")
-    assert write_table(project).startswith("Measured: seed 1")
+    assert "Measured: seed 1 at" in write_table(project)
     write_stage("two", "2", "renamed")
     dvc("repro", "--quiet", "dvc.yaml")
     with pytest.raises(ValueError, match="no record of the experiment as it is now"):

@@ -29,7 +29,11 @@ def num_workers() -> int:
     Raises:
         ValueError: OVIS_WORKERS is not a whole number above 0.
     """
-    return environment_number("OVIS_WORKERS") or len(os.sched_getaffinity(0))
+    if wanted := environment_number("OVIS_WORKERS"):
+        return wanted
+    if hasattr(os, "sched_getaffinity"):  # macOS lacks it
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def map_in_order(

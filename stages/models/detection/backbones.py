@@ -37,6 +37,7 @@ class Backbone(nn.Module):
         trunk: the pretrained part.
         pyramid: the rest.
         out_channels: of each level.
+        level_strides: of all levels.
         strides: of the levels from which regions are pooled.
         central: see `first_centre` of roi_align.
         pixel_mean: per channel, of values in 0..1; images are normalised by it.
@@ -46,6 +47,7 @@ class Backbone(nn.Module):
     trunk: nn.Module
     pyramid: nn.Module
     out_channels: int
+    level_strides: tuple[int, ...]
     strides: tuple[int, ...]
     central: bool
     pixel_mean: tuple[float, ...]
@@ -56,7 +58,8 @@ class TrunkPyramid(Backbone):
     """The small VLM's trunk (strides 4 and 8), another level of stride 16, and an FPN."""
 
     pyramid: nn.ModuleDict
-    strides, central = (4, 8, 16), True
+    level_strides = strides = 4, 8, 16
+    central = True
     pixel_mean, pixel_std = PIXEL_MEAN, PIXEL_STD
 
     def __init__(self, params: TrunkParams) -> None:
@@ -87,7 +90,8 @@ class Resnet50Fpn(Backbone):
     Source: Feature Pyramid Networks, section 4; torchvision's parts, aligned.
     """
 
-    strides, central = (4, 8, 16, 32), False
+    level_strides = 4, 8, 16, 32, 64
+    strides, central = level_strides[:-1], False
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(self, params: Resnet50FpnParams) -> None:
@@ -115,7 +119,8 @@ class Resnet50Fpn(Backbone):
 class Resnet50C4(Backbone):
     """ResNet-50 without its last stage: one level of stride 16."""
 
-    strides, central = (16,), False
+    level_strides = strides = (16,)
+    central = False
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
     out_channels = STAGE_CHANNELS["layer3"]
 

@@ -54,10 +54,10 @@ def find_hook(module: str, function: str) -> Callable:
     """
     try:
         found = getattr(import_module(module), function, None)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"params.yaml: module {module}: {error}") from None
+    except (ModuleNotFoundError, TypeError, ValueError) as error:  # the last two: '.x' and ''
+        raise ValueError(f"params.yaml: module {module!r}: {error}") from None
     if not callable(found):
-        raise ValueError(f"params.yaml: module {module}: expected a function {function} in it")
+        raise ValueError(f"params.yaml: module {module!r}: expected a function {function} in it")
     return found
 
 

@@ -187,7 +187,10 @@ def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
     split = num_processes() > 1 or (wanted is not None and wanted < own)
     in_parts, norms = model.supports("micro_batches"), trained_batch_norms(model)
     if split and not in_parts:
-        raise ValueError(f"{model.architecture} trains in one process, without {MICRO_BATCH}")
+        raise ValueError(
+            f"{model.architecture} trains in one process, without {MICRO_BATCH};"
+            " set OVIS_PROCESSES to 1"
+        )
     if wanted is None:
         return min(own, USUAL_MICRO_BATCH) if in_parts and not norms else own
     if wanted >= own:

@@ -39,8 +39,10 @@ class NameEmbeddingParams(Section):
     @classmethod
     def _one_place(cls, templates: list[str]) -> list[str]:
         for template in templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"template '{template}' needs exactly one {{}} for the name")
+            if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
+                raise ValueError(
+                    f"template '{template}' needs exactly one {{}} for the name, and no other brace"
+                )
         return templates
 
 

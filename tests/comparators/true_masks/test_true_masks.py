@@ -44,6 +44,14 @@ def test_labels_of_absent_or_distant_objects_and_of_crowds_stay():
     assert replace_masks(labels, [], IMAGE_HW) == labels
 
 
+def test_a_label_in_the_corner_that_an_object_leaves_free_keeps_its_mask():
+    corner = np.ones(IMAGE_HW, bool)
+    corner[:12, :12] = False
+    around = annotation(1, 0, 0, 30, 20, segmentation=encode_mask(corner))
+    label = annotation(1, 2, 2, 10, 10)
+    assert replace_masks([label], [around], IMAGE_HW) == [label]
+
+
 def test_with_its_box_a_label_becomes_the_object_that_it_fits_best():
     label = annotation(1, 4, 4, 14, 14, score=3.0)
     objects = [annotation(1, 0, 0, 5, 5), annotation(1, 6, 6, 18, 12), annotation(2, 4, 4, 14, 14)]

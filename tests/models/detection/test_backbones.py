@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from torchvision.models import resnet50
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 import stages.detector.__main__ as stage
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import read_json, write_tensors
 from stages.detector.params import DetectorParams
+from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.backbones import whole_trunk
 from stages.models.detection.detector import (
     Detector,
@@ -127,6 +129,28 @@ def test_training_lays_out_all_stages_of_c4_channels_last():
     with torch.no_grad():
         after = model.regions.box_roi_pool({"0": features}, boxes, [(64, 64)])
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4 * before.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_anchors_lie_where_cells_look_whatever_the_image_s_size(models, kind):
+    backbone, proposals = models[kind].backbone, models[kind].proposals
+    resize = GeneralizedRCNNTransform(
+        96, 160, [0.5] * 3, [0.2] * 3, models[kind].transform.size_divisible
+    )
+    images, _ = resize([torch.zeros(3, 96, 160)])
+    with torch.no_grad():
+        levels = list(backbone(images.tensors).values())
+    anchors = proposals.anchor_generator(images, levels)[0]
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    per_cell = proposals.anchor_generator.num_anchors_per_location()
+    for level, stride, count in zip(levels, backbone.level_strides, per_cell, strict=True):
+        rows, columns = level.shape[-2:]
+        own, centres = centres.split(
+            [rows * columns * count, len(centres) - rows * columns * count]
+        )
+        last = torch.tensor([columns - 1, rows - 1]) * stride
+        expected = last + first_centre(stride, backbone.central)
+        torch.testing.assert_close(own[-1], expected.float(), atol=1, rtol=0)
 
 
 def test_anchors_lie_on_their_levels(models):

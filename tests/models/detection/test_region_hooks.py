@@ -100,11 +100,17 @@ def test_every_backbone_takes_another_head(kind):
 @pytest.mark.parametrize(
     ("training", "changes", "message"),
     [
-        ({"region_losses": [PULL | {"module": "nowhere"}]}, {}, "module nowhere: No module named"),
+        ({"region_losses": [PULL | {"module": ".x"}]}, {}, "module '.x': "),
+        ({"region_losses": [PULL | {"module": ""}]}, {}, "module '': "),
+        (
+            {"region_losses": [PULL | {"module": "nowhere"}]},
+            {},
+            "'nowhere': No module named",
+        ),
         (
             {"region_losses": [PULL | {"module": "json"}]},
             {},
-            "module json: expected a function region_loss",
+            "module 'json': expected a function region_loss",
         ),
         ({"region_losses": [PULL, PULL]}, {}, "each once, found pull, pull"),
         ({"region_losses": [PULL | {"name": "box"}]}, {}, "other than objectness, .*found box"),
@@ -113,7 +119,7 @@ def test_every_backbone_takes_another_head(kind):
             {"architecture": "mask_rcnn_detectron2"},
             "this architecture takes none; set it to",
         ),
-        ({}, {"region_head": "json"}, "module json: expected a function region_head"),
+        ({}, {"region_head": "json"}, "module 'json': expected a function region_head"),
         (
             {},
             {"region_head": MODULE, "architecture": "mask_rcnn_detectron2"},

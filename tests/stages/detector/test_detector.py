@@ -121,6 +121,10 @@ def test_the_fingerprint_follows_settings_and_inputs(tmp_path):
     first = fingerprint({"steps": 1}, [path])
     assert fingerprint({"steps": 1}, [path]) == first
     assert fingerprint({"steps": 2}, [path]) != first
+    torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())
+    other = fingerprint({"steps": 1}, [path])
+    torch.use_deterministic_algorithms(not torch.are_deterministic_algorithms_enabled())
+    assert other != first
     path.write_text("b")
     assert fingerprint({"steps": 1}, [path]) != first
 

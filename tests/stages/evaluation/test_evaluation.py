@@ -447,6 +447,14 @@ def run_stage(monkeypatch, *arguments):
     run_module("stages.evaluation")
 
 
+def test_a_split_without_images_is_told(tmp_path, monkeypatch):
+    write_inputs(tmp_path, monkeypatch)
+    path = tmp_path / "data/download/ground_truth/test.json"
+    write_json(path, read_json(path) | {"images": [], "annotations": []})
+    with pytest.raises(ValueError, match=r"test\.json: no image .* evaluation\.split"):
+        run_stage(monkeypatch, "detector=a")
+
+
 def test_stage_writes_the_same_bytes_twice(tmp_path, monkeypatch, capsys):
     write_inputs(tmp_path, monkeypatch)
     for output in ("data/evaluation", "elsewhere"):

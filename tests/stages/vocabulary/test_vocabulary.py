@@ -84,6 +84,7 @@ def test_known_synonym_stands_in_for_an_unknown_name():
     assert torch.equal(vectors[0], vectors[1])
 
 
-def test_template_without_place_is_refused():
+@pytest.mark.parametrize("template", ["a photo", "a {} of a {}", "a {} {x}", "a {{}} thing"])
+def test_template_without_one_place_is_refused(template):
     with pytest.raises(ValidationError, match="exactly one"):
-        params(templates=["a photo"])
+        params(templates=[template])

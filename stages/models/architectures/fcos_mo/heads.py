@@ -47,7 +47,8 @@ class SigmoidClassifier(nn.Module):
     The poster says only "CLIP-based open-vocabulary classifier". Ours: the logit of a class is its
     similarity, minus the background's (0 where that is the zero vector), plus a learned bias that
     all classes share. The bias starts at the prior of the focal loss, and classes that are never
-    trained have it too.
+    trained have it too. Probabilities start near the prior only if the similarities start small:
+    dot products do, a cosine divided by a temperature does not.
     """
 
     def __init__(self, texts: TextClassifier, prior: float) -> None:

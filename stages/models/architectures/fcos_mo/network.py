@@ -39,7 +39,6 @@ from stages.models.architectures.fcos_mo.params import NetworkParams
 from stages.models.detection.backbones import Backbone, build_backbone
 from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
 from stages.models.detection.global_batch import BatchRng, Counts, MicroBatchRng
-from stages.models.detection.params import PYRAMID_LEVELS
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.text_classifier import TextClassifier
 
@@ -56,8 +55,7 @@ class Network(Detector):
         super().__init__(params)
         self.backbone, _ = build_backbone(params.backbone)
         width, finest = self.backbone.out_channels, self.backbone.strides[0]
-        strides = [finest << level for level in range(PYRAMID_LEVELS[params.backbone.kind])]
-        strides = strides[params.locations.finest_level :]
+        strides = self.backbone.level_strides[params.locations.finest_level :]
         self.transform = GeneralizedRCNNTransform(
             params.resize.shorter_side,
             params.resize.longer_side,

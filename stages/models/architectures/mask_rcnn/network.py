@@ -51,7 +51,8 @@ class Network(Detector):
             params.resize.longer_side,
             list(self.backbone.pixel_mean),
             list(self.backbone.pixel_std),
-            size_divisible=self.backbone.strides[-1],
+            # torchvision spaces anchors by image side over cells, so every level's stride must fit.
+            size_divisible=self.backbone.level_strides[-1],
         )
         self.proposals = _proposal_network(params, self.backbone)
         self.regions = _region_heads(params, embeddings, self.backbone, region_stage)
@@ -179,8 +180,8 @@ def _proposal_network(params: NetworkParams, backbone: Backbone) -> ProposalNetw
     anchors = AnchorGenerator(tuple(per_level), ratios)
     # torchvision centres its first anchors on 0.
     anchors.cell_anchors = [
-        anchor + first_centre(backbone.strides[0] << level, backbone.central)
-        for level, anchor in enumerate(anchors.cell_anchors)
+        anchor + first_centre(stride, backbone.central)
+        for stride, anchor in zip(backbone.level_strides, anchors.cell_anchors, strict=True)
     ]
     return ProposalNetwork(
         anchors,
