@@ -11,14 +11,14 @@ from types import FrameType
 OWN = ("stages", "comparators", "fetch", "predict", "flows", "claims")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
     if callable(signal.getsignal(signal.SIGINT)):  # not ignored, as in a script's background
         signal.signal(signal.SIGINT, _stop)
     try:
         from flows.cli import main as run
 
-        return run()
+        return run(arguments)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in OWN:
             raise

@@ -145,7 +145,7 @@ def plan(targets: tuple[str, ...]) -> None:
     from flows.table import plan_table, summarize_plan
 
     steps = make_plan(root, list(targets) or None)
-    preflight(root, steps)()
+    preflight({root: steps})()
     print(plan_table(steps))
     print("\n" + summarize_plan(steps))
 
@@ -250,7 +250,7 @@ def sweep(
     """
     root = _project()
     from flows.execution import MLFLOW_PAGE, require_fleet
-    from flows.sweeps.plan import only_sweep, plan_sweep, results_folder, run_points
+    from flows.sweeps.plan import preview, results_folder, run_points
     from flows.sweeps.points import make_points, sweep_name
     from flows.sweeps.report import Question, count_outcomes
 
@@ -258,8 +258,7 @@ def sweep(
     if pools:
         require_fleet(root)
     if only_plan:
-        with only_sweep(root):
-            planned = plan_sweep(root, grid)
+        planned = preview(root, grid, pools)
         print(f"{planned.table()}\n\n{planned.summary()}")
         return 0
     question = Question(**{key: value for key, value in asked.items() if value})
@@ -303,9 +302,10 @@ def verify() -> int:
     """Hash all results and their copies; compare with dvc.lock."""
     root = _project()
     from flows.dvc.records import find_damage
+    from flows.table import counted
 
     count, damage = find_damage(root)
-    print("\n".join(damage) or f"dvc.lock: all {count} outputs are as it says")
+    print("\n".join(damage) or f"dvc.lock: {counted(count, 'output')}, all as it says")
     return int(bool(damage))
 
 
