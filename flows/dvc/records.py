@@ -144,7 +144,7 @@ def _files(out: Any) -> dict[str, HashInfo]:
     return files_of(out) or ({} if Path(out.fs_path).exists() else {out.fs_path: out.hash_info})
 
 
-def _remedy(missing: Collection[tuple[str, Any]], has_remote: bool) -> str:
+def _remedy(missing: Collection[tuple[str | None, Any]], has_remote: bool) -> str:
     """Say which command gets missing files, each with its hash and output."""
     if missing and all(Path(out.cache.oid_to_path(md5)).is_file() for md5, out in missing):
         return "`dvc checkout` restores"
