@@ -63,7 +63,7 @@ def reaching(uri: str) -> Iterator[None]:
         raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {in_words(error)}") from error
     except SQLAlchemyError as error:
         raise RuntimeError(
-            f"MLFLOW_TRACKING_URI={uri}: MLflow cannot use this database ({in_words(error)}); if"
+            f"MLFLOW_TRACKING_URI={uri}: MLflow cannot use this database: {in_words(error)}; if"
             " it is damaged, move it away, and the next run makes a new one"
         ) from error
 
