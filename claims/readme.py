@@ -1,4 +1,4 @@
-"""The tables in README.md and docs/ that are generated from results and from the graph.
+"""The tables and figures in README.md and docs/ that are generated from results and from the graph.
 
 Each table is between comments such as `<!-- results -->` and `<!-- /results -->`. `make readme`
 rewrites it after `make repro` or `make claims`, so that nobody copies numbers by hand.
@@ -9,6 +9,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
 
 from claims.measure import TABLE
 from claims.table import verdicts_of
@@ -37,6 +40,14 @@ MASKS = {
 }
 
 
+# Figure → the montage that it is the top of, and its largest height in pixels.
+FIGURES = {
+    "docs/pipeline.jpg": ("data/label_quality/montage.png", 1000),
+    "docs/phrases.jpg": ("data/phrase_labels/montage.png", 740),
+}
+JPEG_QUALITY = 85
+
+
 def pages(root: Path) -> list[Path]:
     """Return the pages that may contain a table."""
     return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
@@ -48,7 +59,7 @@ def place(name: str) -> re.Pattern[str]:
 
 
 def write_readme(root: Path) -> list[str]:
-    """Rewrite every table wherever it is, and return the names of those that changed.
+    """Rewrite every table wherever it is, and every figure; return the names of those that changed.
 
     Raises:
         ValueError: no page has the comments of a table, or results are missing.
@@ -69,7 +80,26 @@ def write_readme(root: Path) -> list[str]:
     for path, text in texts.items():
         if text != path.read_text(encoding="utf-8"):
             path.write_text(text, encoding="utf-8")
+    for name, (montage, most) in FIGURES.items():
+        jpeg = _top(root / montage, most)
+        if not (root / name).is_file() or (root / name).read_bytes() != jpeg:
+            (root / name).write_bytes(jpeg)
+            changed.append(name)
     return changed
+
+
+def _top(montage: Path, most: int) -> bytes:
+    """Return the first rows of a montage as JPEG, cut where it is white.
+
+    Raises:
+        ValueError: there is no such image.
+    """
+    image = cv2.imread(str(montage))
+    if image is None:
+        raise ValueError(f"{montage}: is no image; `make repro` makes it")
+    white = np.flatnonzero((image[:most] == 255).all((1, 2)))
+    _, jpeg = cv2.imencode(".jpg", image[: white.max()], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return jpeg.tobytes()
 
 
 def _replace(text: str, name: str, table: str) -> str:

@@ -1,12 +1,15 @@
 """Generated tables are written where their places are, and nowhere else."""
 
+import cv2
+import numpy as np
 import pytest
 
 from claims import readme
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(readme, "FIGURES", {})
     (tmp_path / "docs/claims").mkdir(parents=True)
     (tmp_path / "README.md").write_text("<!-- one -->\nold\n<!-- /one -->\nkept\n")
     (tmp_path / "docs/page.md").write_text(
@@ -22,6 +25,17 @@ def test_tables_go_between_their_marks_on_every_page(root, monkeypatch):
     assert (root / "README.md").read_text() == f"{one}kept\n"
     two = "<!-- two -->\nb\n<!-- /two -->\n"
     assert (root / "docs/page.md").read_text() == f"before\n{two}\n{one}"
+    assert readme.write_readme(root) == []
+
+
+def test_a_figure_is_the_top_of_its_montage_without_a_cut_row(root, monkeypatch):
+    monkeypatch.setattr(readme, "TABLES", {})
+    monkeypatch.setattr(readme, "FIGURES", {"docs/a.jpg": ("montage.png", 70)})
+    montage = np.full((100, 50, 3), 255, np.uint8)
+    montage[10:40] = montage[50:90] = 0
+    cv2.imwrite(str(root / "montage.png"), montage)
+    assert readme.write_readme(root) == ["docs/a.jpg"]
+    assert cv2.imread(str(root / "docs/a.jpg")).shape == (49, 50, 3)
     assert readme.write_readme(root) == []
 
 
