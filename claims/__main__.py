@@ -2,7 +2,7 @@
 
 import sys
 
-from flows.cli import main
+from flows.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["claims", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""The command line: `ovis-dag <command>`, or `python -m flows <command>`.
+"""The commands of `ovis-dag <command>`, or `python -m flows <command>`.
 
 Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped. A command imports what it needs when it
 runs: DVC takes 0.7 s, Prefect and MLflow 5 s, Prefect's server 10 s.
@@ -60,6 +60,8 @@ def _project() -> Path:
             f"{root} has code of its own, and this command runs that of {code.parent}; run"
             " `python -m flows` here, or `pip install -e .`"
         )
+    if (root / "dvc.yaml").is_file() and not (root / "params.yaml").exists():
+        raise ValueError("params.yaml: is missing; `git checkout params.yaml` brings it back")
     apply_settings(root)
     return root
 
@@ -112,7 +114,7 @@ class _InOrder(click.Group):
 )
 @click.version_option(package_name=PROGRAM)
 def app() -> None:
-    """Mask-free OVIS as an experiment that anyone can rerun byte for byte."""
+    """Mask-free OVIS as a reproducible experiment."""
 
 
 @app.command()
@@ -143,7 +145,7 @@ def plan(targets: tuple[str, ...]) -> None:
     from flows.table import plan_table, summarize_plan
 
     steps = make_plan(root, list(targets) or None)
-    preflight(root, steps)()
+    preflight({root: steps})()
     print(plan_table(steps))
     print("\n" + summarize_plan(steps))
 
@@ -163,9 +165,10 @@ def profile(name: str) -> None:
 @app.command()
 @click.option("--mirror", metavar="FOLDER|ADDRESS", help="That has the same files.")
 @click.option("--workers", type=click.IntRange(1, 128), help="Images at once; 32 by default.")
-def fetch(**options: Any) -> int:
+def fetch(**options: Any) -> None:
     """Fetch the COCO or Open Images files that params.yaml wants."""
-    return _run_module(_project(), "fetch", **options)
+    _project()
+    _become_module("fetch", **options)
 
 
 @app.command()
@@ -182,7 +185,7 @@ def fetch(**options: Any) -> int:
 )
 @click.option("--allow-unknown", is_flag=True, help="Only warn of words the model never read.")
 @click.option("--no-overlays", is_flag=True, help="Write predictions.json alone.")
-def predict(images: str, model: str | None, **options: Any) -> int:
+def predict(images: str, model: str | None, **options: Any) -> None:
     """Find and outline objects of any names in new images.
 
     IMAGES is an image, or a folder of them.
@@ -190,19 +193,17 @@ def predict(images: str, model: str | None, **options: Any) -> int:
     root = _project()
     from flows.predictor import find
 
-    return _run_module(root, "predict", images, model=find(root, model), **options)
+    _become_module("predict", images, model=find(root, model), **options)
 
 
-def _run_module(root: Path, module: str, *arguments: str, **options: Any) -> int:
-    """Run `python -m module` with the options that are given, and return its exit code."""
-    import subprocess
-
-    command = [sys.executable, "-m", module, *arguments]
+def _become_module(module: str, *arguments: str, **options: Any) -> None:
+    """Replace this process by `python -m module` with the options that are given."""
+    command = ["-m", module, *arguments]
     for name, value in options.items():
         if value is not None and value is not False:
             option = f"--{name.replace('_', '-')}"
             command.append(option if value is True else f"{option}={value}")
-    return subprocess.run(command, cwd=root).returncode
+    os.execv(sys.executable, [sys.executable, *command])
 
 
 @app.command()
@@ -249,7 +250,7 @@ def sweep(
     """
     root = _project()
     from flows.execution import MLFLOW_PAGE, require_fleet
-    from flows.sweeps.plan import only_sweep, plan_sweep, results_folder, run_points
+    from flows.sweeps.plan import preview, results_folder, run_points
     from flows.sweeps.points import make_points, sweep_name
     from flows.sweeps.report import Question, count_outcomes
 
@@ -257,8 +258,7 @@ def sweep(
     if pools:
         require_fleet(root)
     if only_plan:
-        with only_sweep(root):
-            planned = plan_sweep(root, grid)
+        planned = preview(root, grid, pools)
         print(f"{planned.table()}\n\n{planned.summary()}")
         return 0
     question = Question(**{key: value for key, value in asked.items() if value})
@@ -302,9 +302,10 @@ def verify() -> int:
     """Hash all results and their copies; compare with dvc.lock."""
     root = _project()
     from flows.dvc.records import find_damage
+    from flows.table import counted
 
     count, damage = find_damage(root)
-    print("\n".join(damage) or f"dvc.lock: all {count} outputs are as it says")
+    print("\n".join(damage) or f"dvc.lock: {counted(count, 'output')}, all as it says")
     return int(bool(damage))
 
 
@@ -318,9 +319,10 @@ def readme() -> None:
 
 
 @app.command()
-def schema() -> int:
+def schema() -> None:
     """Write the schemas of params.yaml and profiles, and their page."""
-    return _run_module(_project(), "stages.schema")
+    _project()
+    _become_module("stages.schema")
 
 
 @app.command()

@@ -5,11 +5,11 @@ import sys
 import time
 from pathlib import Path
 
+from flows import table
 from flows.dvc.plan import make_plan
 from flows.graph import Status, unchanged
 from flows.journal import is_edited, last_seconds, was_tracked
 from flows.server import LocalServer, call_flow
-from flows.table import name_execution, read_results, read_supervision, results_table, stages_table
 
 MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
 
@@ -30,8 +30,8 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
     if any(step.status is not Status.UP_TO_DATE for step in steps):
         from flows.stage import preflight
 
-        check = None if pools else preflight(root, steps)  # workers have the weights
-        flow, name = "flows.flow:experiment", name_execution(steps)
+        check = preflight({root: steps}, pools)
+        flow, name = "flows.flow:experiment", table.name_execution(steps)
         outcomes = call_flow(
             root, flow, targets, cores, pools, run_name=name, check=check, server=server
         )
@@ -41,17 +41,21 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
         if not was_tracked(root):
             from flows.tracking import Tracking
 
-            tracking = Tracking(root, name_execution(steps))
-            tracking.publish_or_tell([step.stage for step in steps], outcomes)
+            try:
+                tracking = Tracking(root, table.name_execution(steps))
+            except RuntimeError as error:  # nothing is lost
+                print(f"{error}. The same again publishes the results")
+            else:
+                tracking.publish_or_tell([step.stage for step in steps], outcomes)
     failed = [outcome for outcome in outcomes if outcome.outcome == "failed"]
-    print("\n" + stages_table(outcomes, last_seconds(root)))
+    print("\n" + table.stages_table(outcomes, last_seconds(root)))
     if not failed:
-        print("\n" + results_table(read_results(root), read_supervision(root)))
+        print("\n" + table.results_table(table.read_results(root), table.read_supervision(root)))
     images = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
     print(f"\nImages  {'  '.join(path for path in images if (root / path).is_file()) or '–'}")
     print(f"Metrics   {MLFLOW_PAGE}")
     if all(outcome.outcome == "unchanged" for outcome in outcomes):
-        print(f"Nothing to do: all {len(outcomes)} stages and shards are up to date", end=" ")
+        print(f"Nothing to do: {table.count_stages(outcomes)} up to date", end=" ")
     else:
         print("Done" if not failed else "Not done", end=" ")
     print(f"({time.monotonic() - started:.1f} s)")

@@ -23,8 +23,8 @@ from flows.journal import remember, was_tracked
 from flows.place import Machine, Place, interruptible, tell
 from flows.resources import CoreBudget
 from flows.server import outlives_this_process
-from flows.stage import StageFailedError
-from flows.table import name_execution, summarize_plan
+from flows.stage import StageFailedError, preflight
+from flows.table import counted, name_execution, summarize_plan
 from flows.tracking import PREFECT_LINK_TAG, Tracking
 
 LONGEST_MESSAGE = 4000  # characters of a Prefect state's message
@@ -79,6 +79,8 @@ def experiment(
     """
     folder = Path(root or os.environ[WORKER_CLONE])
     steps = make_plan(folder, targets)
+    if root is None:  # whoever gives it has checked the params
+        preflight({folder: steps}, pools)()
     print(summarize_plan(steps), flush=True)
     idle = all(step.status is Status.UP_TO_DATE for step in steps)
     if idle and was_tracked(folder):  # the last scheduled run has published it
@@ -97,7 +99,9 @@ def experiment(
         tracking.publish_or_tell(done, outcomes)
     failed = [name for name, outcome in undone.items() if outcome == "failed"]
     if failed:
-        return Failed(message=f"{len(failed)} stages failed: {', '.join(failed)}", data=outcomes)
+        return Failed(
+            message=f"{counted(len(failed), 'stage')} failed: {', '.join(failed)}", data=outcomes
+        )
     return Completed(data=outcomes)
 
 

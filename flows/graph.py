@@ -45,7 +45,7 @@ class Status(StrEnum):
     UP_TO_DATE = "up to date"
     RESTORABLE = "restorable"
     MUST_RUN = "must run"
-    UNKNOWN = "unknown"
+    MAY_RUN = "may run"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
+from flows.dvc.records import recorded
 from flows.environment import STATE_FOLDER
-from flows.overlay import read_params
+from flows.overlay import PARAMS
 
 MODELS = ("finetune", "detector")  # stages that make one, the usual choice first
+STAGE = "vocabulary"  # it embeds the class names, through the prompts
 PROMPT_KEYS = ("encoder", "clip", "pooling", "all_forms", "normalise", "templates")
 FILES = {
     "detector.safetensors": "data/{model}/model.safetensors",
@@ -91,8 +93,10 @@ def _fetch(root: Path, uri: str) -> Path:
 
 
 def _prompts(root: Path) -> bytes:
-    section = read_params(root).get("vocabulary")
-    if not isinstance(section, dict) or not section.keys() >= set(PROMPT_KEYS):
-        raise ValueError(f"params.yaml: vocabulary: expected {', '.join(PROMPT_KEYS)} in it")
+    """Return the prompts that the weights were made with; params.yaml may have others by now."""
+    entry = recorded(root, [STAGE]).get(STAGE, {})
+    section = entry.get("params", {}).get(PARAMS, {}).get(STAGE, {})
+    if not section.keys() >= set(PROMPT_KEYS):
+        raise ValueError(f"dvc.lock: {STAGE}: has no {', '.join(PROMPT_KEYS)}; run `make repro`")
     prompts = {key: section[key] for key in PROMPT_KEYS}
     return json.dumps(prompts, sort_keys=True, indent=1).encode()

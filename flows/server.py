@@ -12,6 +12,7 @@ import importlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -185,6 +186,8 @@ def call_flow(
     server.wait_until_ready()
     if run_name:
         flow = flow.with_options(flow_run_name=lambda: run_name)  # a string would be a template
+    if callable(signal.getsignal(signal.SIGINT)):  # from here on, Prefect and MLflow are told
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     state = flow(str(root), *arguments, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, ValueError):

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -47,26 +47,32 @@ class StageFailedError(RuntimeError):
     """A stage ended with an error or was stopped; the message ends with its last lines."""
 
 
-def preflight(root: Path, steps: list[Step]) -> Callable[[], None]:
+def preflight(plans: Mapping[Path, Iterable[Step]], pools: bool = False) -> Callable[[], None]:
     """Start checking the params of all stages that must run, and the devices, in two seconds.
 
-    So no execution fails after hours because of a param, file or GPU that is wrong now. The
-    returned function waits for the end; it raises ValueError with key, file and fix of each fault.
+    So no execution fails after hours because of a param, file or GPU that is wrong now. Workers
+    (`pools`) have their own files and GPUs. The returned function waits for the end; it raises
+    ValueError with key, file and fix of each fault.
     """
-    due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.UNKNOWN)]
-    gpus = max((stage.gpus for stage in due), default=0)
-    keys = {key.split(".")[0] for stage in due for key in stage.params}
-    sections = sorted(key for key in keys if any(root.glob(f"*/{key}/params.py")))
-    process = None
-    if sections:
-        command = [sys.executable, "-m", "stages.preflight", *sections]
-        process = subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, encoding="utf-8")
+    gpus, folders = 0, dict[tuple[str, ...], list[Path]]()  # with these sections to check
+    for root, steps in plans.items():
+        due = [s.stage for s in steps if s.status in (Status.MUST_RUN, Status.MAY_RUN)]
+        gpus = max([gpus, *(stage.gpus for stage in due)])
+        keys = {key.split(".")[0] for stage in due for key in stage.params}
+        if own := tuple(sorted(key for key in keys if any(root.glob(f"*/{key}/params.py")))):
+            folders.setdefault(own, []).append(root)
+    processes = []
+    for sections, roots in folders.items():
+        command = [sys.executable, "-m", "stages.preflight", *sections, *["--elsewhere"] * pools]
+        command += [f"--folder={root}" for root in roots if len(plans) > 1]
+        process = subprocess.Popen(command, cwd=roots[0], stderr=subprocess.PIPE, encoding="utf-8")
+        processes.append(process)
 
     def finish() -> None:
-        told = process.communicate()[1] if process else ""
-        if process and process.returncode:
-            raise ValueError(told.strip())
-        if gpus and (devices := list_devices()):  # without any, stages compute on cores
+        told = [process.communicate()[1].strip() for process in processes]
+        if any(process.returncode for process in processes):
+            raise ValueError("\n".join(filter(None, told)))
+        if gpus and not pools and (devices := list_devices()):  # without any, on cores
             require_devices(len(devices), gpus)
 
     return finish

@@ -20,12 +20,14 @@ import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-from flows.environment import STATE_FOLDER, sqlite_path
+from flows.environment import STATE_FOLDER, sqlite_path, sqlite_url
 from flows.graph import Stage
 from flows.overlay import PARAMS, flatten
 
 LONGEST_PARAM = 6000
+DEBRIS = "')\""  # after the cause in the text of nested exceptions
 SOURCE = "download"  # the stage that makes the data
 
 EXPERIMENT = "ovis-dag"
@@ -41,6 +43,13 @@ def open_store(root: Path, uri: str) -> tuple[MlflowClient, str]:
     """Return the store at `uri` and the id of the project's experiment; create both if needed."""
     logging.getLogger("alembic").setLevel(logging.WARNING)  # one line per migration otherwise
     with _one_process_at_a_time(root, uri), reaching(uri):
+        if (database := sqlite_path(uri)) and not database.exists():
+            # MLflow cannot go on where a killed process left the migrations of a new database.
+            for path in database.parent.glob(f"{database.name}.partial*"):
+                path.unlink()
+            partial = database.with_name(f"{database.name}.partial")
+            MlflowClient(sqlite_url(partial))
+            partial.replace(database)
         client = MlflowClient(uri)
         return client, _find_experiment(client, root, uri)
 
@@ -51,7 +60,19 @@ def reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {error}") from error
+        raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {in_words(error)}") from error
+    except SQLAlchemyError as error:
+        raise RuntimeError(
+            f"MLFLOW_TRACKING_URI={uri}: MLflow cannot use this database: {in_words(error)}; if"
+            " it is damaged, move it away, and the next run makes a new one"
+        ) from error
+
+
+def in_words(error: Exception) -> str:
+    """Return an error of MLflow in one line; if its server does not answer, only why."""
+    line = str(error).splitlines()[0]
+    _, failed, why = line.partition(" failed with exception ")
+    return f"does not answer ({why.rpartition(': ')[2].rstrip(DEBRIS)})" if failed else line
 
 
 def _find_experiment(client: MlflowClient, root: Path, uri: str) -> str:

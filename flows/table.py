@@ -19,6 +19,7 @@ PROTOCOLS = ("constrained", "generalized")
 KINDS = {"bbox": "box", "segm": "mask"}
 MISSING = "–"
 LONGEST_NAME = 80
+SHOWN_REASONS = 3
 TITLE = "Results on the test images: AP50 (AP), percent"
 
 
@@ -38,17 +39,37 @@ def align(rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> str:
 
 
 def plan_table(steps: Sequence[Step]) -> str:
-    """Return one line per stage: name, status and the first reasons for it."""
+    """Return one line per group of shards: name, status and the first reasons for it."""
     rows = [("stage", "plan", "why")]
-    rows += [(step.stage.name, step.status.value, "; ".join(step.reasons[:3])) for step in steps]
+    for group in dict.fromkeys(step.stage.group for step in steps):
+        shards = [step for step in steps if step.stage.group == group]
+        reasons = dict.fromkeys(reason for step in shards for reason in step.reasons)
+        words = _count(step.status.value for step in shards)
+        name = f"{group} ({len(shards)} shards)" if len(shards) > 1 else shards[0].stage.name
+        rows.append((name, words, "; ".join(list(reasons)[:SHOWN_REASONS])))
     return align(rows)
+
+
+def _count(kinds: Iterable[str]) -> str:
+    counts = Counter(kinds)
+    return ", ".join(f"{n} {kind}" if len(counts) > 1 else kind for kind, n in counts.items())
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def count_stages(stages: Sequence[object]) -> str:
+    """Return the number of stages and shards in words."""
+    return counted(len(stages), "stage", "stages and shards")
 
 
 def summarize_plan(steps: Sequence[Step]) -> str:
     """Return one sentence with the number of stages of each status."""
     counts = Counter(step.status for step in steps)
     words = ", ".join(f"{counts[status]} {status.value}" for status in Status if counts[status])
-    return f"{len(steps)} stages and shards: {words}"
+    return f"{count_stages(steps)}: {words}"
 
 
 def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
@@ -59,8 +80,7 @@ def stages_table(outcomes: Sequence[Outcome], last: dict[str, float]) -> str:
     rows = [("stage", "outcome", "seconds", "")]
     for group in dict.fromkeys(outcome.group for outcome in outcomes):
         shards = [outcome for outcome in outcomes if outcome.group == group]
-        counts = Counter(shard.outcome for shard in shards)
-        words = ", ".join(f"{n} {kind}" if len(counts) > 1 else kind for kind, n in counts.items())
+        words = _count(shard.outcome for shard in shards)
         ran = any(shard.seconds for shard in shards)
         known = [shard.seconds if ran else last.get(shard.stage, 0.0) for shard in shards]
         seconds = f"{sum(known):.1f}" if any(known) else MISSING
@@ -88,7 +108,7 @@ def describe_execution(root: Path, outcomes: Sequence[Outcome]) -> str:
     """Return markdown on an execution: what ran, the results, and where to look."""
     kinds = Counter(outcome.outcome for outcome in outcomes)
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    lines = [f"{len(outcomes)} stages and shards: {counts}.", ""]
+    lines = [f"{count_stages(outcomes)}: {counts}.", ""]
     lines += [f"- `{o.stage}` failed: {o.message[:200]}" for o in outcomes if o.outcome == "failed"]
     if results := read_results(root):
         lines += ["```", results_table(results, read_supervision(root)), "```"]

@@ -31,6 +31,7 @@ from flows.store import (
     PROCESS_TAG,
     SOURCE,
     close_abandoned,
+    in_words,
     legal,
     open_store,
     process_tag,
@@ -141,7 +142,9 @@ class Tracking:
                 self._catch_up()
             except (MlflowException, DagError, OSError) as error:
                 if not told:  # `publish` shows the rest, or reports the error
-                    print(f"MLflow at {self.uri} cannot be written now: {error}", flush=True)
+                    print(
+                        f"MLflow at {self.uri} cannot be written now: {in_words(error)}", flush=True
+                    )
                 told = True
 
     def _catch_up(self) -> None:
@@ -172,7 +175,7 @@ class Tracking:
             self.publish(stages, outcomes)
         except MlflowException as error:
             print(
-                f"MLflow at {self.uri} does not have this execution: {str(error).splitlines()[0]}."
+                f"MLflow at {self.uri} does not have this execution: {in_words(error)}."
                 " Its results are in data/ and dvc.lock, and the same again publishes them",
                 flush=True,
             )

@@ -1,11 +1,13 @@
 """`python -m stages.preflight vlm wspn …`: find wrong params and missing weights before a run.
 
 A stage finds them too, but perhaps hours after the run began. Whether params and weights fit each
-other is not checked here; a stage finds that out when it builds its network.
+other is not checked here; a stage finds that out when it builds its network. `--folder` names the
+project in a message, and may be given several times. With `--elsewhere`, stages run on other
+machines, so neither files nor the environment are checked here.
 """
 
+import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -34,12 +36,16 @@ def section_model(name: str) -> type[Section]:
     return getattr(import_module(f"{home}.{name}.params"), f"{name.title().replace('_', '')}Params")
 
 
-def problems(names: Sequence[str], path: Path = PARAMS_FILE) -> list[str]:
-    """Return one message per problem in these sections of params.yaml and in the environment."""
+def problems(names: Sequence[str], path: Path = PARAMS_FILE, elsewhere: bool = False) -> list[str]:
+    """Return one message per problem in these sections of params.yaml and in the environment.
+
+    What depends on this machine is left out if the stages run elsewhere.
+    """
     found = _problems(lambda: (read_seed(path), read_exactness(path)))
-    found += _problems(lambda: _check_environment(path))
+    if not elsewhere:
+        found += _problems(lambda: _check_environment(path))
     for name in names:
-        found += _problems(partial(_check, name, path))
+        found += _problems(partial(_check, name, path, elsewhere))
     return found
 
 
@@ -61,8 +67,14 @@ def _check_environment(path: Path) -> None:
         choose_device(read_exactness(path))
 
 
-def _check(name: str, path: Path) -> None:
+def _check(name: str, path: Path, elsewhere: bool) -> None:
     params: Any = read_section(name, section_model(name), path)
+    if name in ("detector", "finetune", "rpn"):
+        _check_hooks(params)
+    if name == "finetune":
+        _check_training(params.training, path)
+    if elsewhere:
+        return
     if name == "vlm" and params.source != "train":
         from stages.vlm.pretrained import find_pretrained, read_vocabulary
 
@@ -72,10 +84,6 @@ def _check(name: str, path: Path) -> None:
         find_hub_file(params.clip.folder, "config.json", "vocabulary.clip.folder")
     if name == "wspn" and params.model.backbone.weights is not None:
         _check_imagenet(params.model.backbone, "wspn.model.backbone")
-    if name in ("detector", "finetune", "rpn"):
-        _check_hooks(params)
-    if name == "finetune":
-        _check_training(params.training, path)
     if name in ("detector", "rpn") and params.init == "imagenet":
         _check_imagenet(params.imagenet, f"{name}.imagenet")
 
@@ -108,7 +116,21 @@ def _check_imagenet(weights: Any, key: str) -> None:
     find_imagenet_weights(Path(weights.weights), weights.sha256, key)
 
 
-if __name__ == "__main__":
-    told = problems(sys.argv[1:])
+def main() -> None:
+    """Check the sections in each folder; fail with each problem and the first that has it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("sections", nargs="*")
+    parser.add_argument("--folder", action="append", type=Path, default=[])
+    parser.add_argument("--elsewhere", action="store_true")
+    options = parser.parse_args()
+    told: dict[str, str] = {}
+    for folder in options.folder or [Path()]:
+        os.chdir(folder)  # paths in params.yaml are relative to it
+        for problem in problems(options.sections, elsewhere=options.elsewhere):
+            told.setdefault(problem, f"{folder.name}: {problem}" if folder.name else problem)
     if told:
-        raise SystemExit("\n".join(told))
+        raise SystemExit("\n".join(told.values()))
+
+
+if __name__ == "__main__":
+    main()

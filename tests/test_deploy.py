@@ -166,3 +166,11 @@ def test_a_workers_clone_is_made_and_brought_up_to_date_at_each_start(tmp_path):
         git("commit", "--quiet", "--allow-empty", "--message", "x")
         last = start().splitlines()[-1]
         assert last == f"python -m flows worker --pool gpu in {git('rev-parse', 'HEAD')}"
+
+
+def test_the_image_gets_nothing_that_git_ignores():
+    """Such as the worktrees of a sweep, which take gigabytes."""
+    git = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    docker = (ROOT / "deploy/Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    ignored = {line.strip("/") for line in git if not line.startswith(("#", "!"))}
+    assert ignored <= {line.removeprefix("**/") for line in docker}

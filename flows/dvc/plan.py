@@ -105,10 +105,10 @@ def _plan_stage(
     repo: Repo, original: DvcStage, stage: Stage, planned: dict[str, Step], files: Files
 ) -> Step:
     upstream = [planned[need] for need in stage.needs]
-    due = [step for step in upstream if step.status in (Status.MUST_RUN, Status.UNKNOWN)]
+    due = [step for step in upstream if step.status in (Status.MUST_RUN, Status.MAY_RUN)]
     if due:
         groups = ", ".join(dict.fromkeys(step.stage.group for step in due))
-        return Step(stage, Status.UNKNOWN, (f"depends on what {groups} will make",))
+        return Step(stage, Status.MAY_RUN, (f"after {groups}",))
     before = _changes_upstream(original, files) if original.cmd else []
     reasons = tuple(before or _changes_of_outputs(original))
     if not reasons:

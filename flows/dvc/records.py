@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from dvc.dvcfile import Lockfile
 from dvc.stage.cache import _get_cache_hash, _get_stage_hash
 from dvc.stage.serialize import to_single_stage_lockfile
+from dvc_data.hashfile.hash_info import HashInfo
 from ruamel.yaml import YAML
 
 from flows.dvc.plan import files_of
@@ -114,15 +115,18 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
     with locked_repo(root) as repo:
         _, stages = read_graph(repo, root)
         outs = [out for stage in stages.values() for out in stage.outs if out.hash_info]
-        files = {path: info.value for out in outs for path, info in files_of(out).items()}
+        files = {path: (info.value, out) for out in outs for path, info in _files(out).items()}
         copies = [(info, out) for out in outs for info in (out.hash_info, *files_of(out).values())]
+        has_remote = bool(repo.config["core"].get("remote"))
         there = {path for out in outs for path in repo.dvcignore.find(repo.fs, out.fs_path)}
     shown = partial(os.path.relpath, start=root)
     hashes: dict[tuple[int, int], str] = {}  # by inode: a hard link and the cache's copy are one
+    if not any(Path(out.fs_path).exists() for out in outs):
+        return len(outs), [f"no results here yet: {_remedy(files.values(), has_remote)} them"]
     found = [f"{shown(path)} is not in dvc.lock" for path in sorted(there - files.keys())]
-    for path, md5 in files.items():
+    for path, (md5, out) in files.items():
         if not Path(path).is_file():
-            found.append(f"{shown(path)} is missing; `dvc checkout` brings it back")
+            found.append(f"{shown(path)} is missing; {_remedy([(md5, out)], has_remote)} it")
         elif _md5(path, hashes) != md5:
             found.append(f"{shown(path)} is not what dvc.lock says")
     for info, out in dict.fromkeys(copies):
@@ -133,6 +137,18 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
                 " delete it, and `make repro` makes it again"
             )
     return len(outs), found
+
+
+def _files(out: Any) -> dict[str, HashInfo]:
+    """Return the hash of each file; of the folder, if it and the list of its files are missing."""
+    return files_of(out) or ({} if Path(out.fs_path).exists() else {out.fs_path: out.hash_info})
+
+
+def _remedy(missing: Collection[tuple[str | None, Any]], has_remote: bool) -> str:
+    """Say which command gets missing files, each with its hash and output."""
+    if missing and all(Path(out.cache.oid_to_path(md5)).is_file() for md5, out in missing):
+        return "`dvc checkout` restores"
+    return "`dvc pull` fetches" if missing and has_remote else "`make repro` computes"
 
 
 def _md5(path: str, known: dict[tuple[int, int], str]) -> str:

@@ -28,6 +28,7 @@ from flows.store import read_metrics
 from flows.sweeps.plan import PlannedPoint, plan_sweep, results_folder
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result, write_report, write_results
+from flows.table import counted
 from flows.tracking import PARENT_TAG, Tracking
 
 
@@ -46,7 +47,7 @@ def sweep(
     carries the list of `Result`; it is failed if any point failed.
     """
     folder = Path(root)
-    plan = plan_sweep(folder, points)
+    plan = plan_sweep(folder, points, pools)
     print(f"{plan.table()}\n\n{plan.summary()}", flush=True)
     parent = Tracking(folder, name, {"sweep.workspace": plan.workspace}, resume=True)
     client = MlflowClient(parent.uri)
@@ -71,7 +72,9 @@ def sweep(
         print(f"\n{write_report(folder, own, results, question)}", flush=True)
     client.log_artifacts(parent.run_id, str(own))
     if failed:
-        return Failed(message=f"{len(failed)} points failed: {', '.join(failed)}", data=results)
+        return Failed(
+            message=f"{counted(len(failed), 'point')} failed: {', '.join(failed)}", data=results
+        )
     return Completed(data=results)
 
 

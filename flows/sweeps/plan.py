@@ -31,9 +31,10 @@ from flows.git import git
 from flows.graph import Status, Step
 from flows.overlay import PARAMS, apply_overlay, look_up, nest, read_params
 from flows.server import call_flow
+from flows.stage import preflight
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result
-from flows.table import align
+from flows.table import align, counted
 
 FOLDER = Path(".sweeps")
 MARKER = Path(STATE_FOLDER) / "point.json"
@@ -65,7 +66,7 @@ class SweepPlan:
             for step in planned.steps:
                 recipe = planned.recipes[step.stage.name]
                 runs.setdefault(step.stage.group, []).append(recipe)
-                if step.status in (Status.MUST_RUN, Status.UNKNOWN):
+                if step.status in (Status.MUST_RUN, Status.MAY_RUN):
                     missing.add(recipe)
         return {
             group: (len(own), len({*own}), len({*own} - missing), len({*own} & missing))
@@ -76,7 +77,8 @@ class SweepPlan:
         """Return the counts of all stages in one sentence."""
         total = [sum(column) for column in zip(*self.counts().values(), strict=True)]
         return (
-            f"{len(self.points)} points, {total[0]} stage runs: {total[1]} distinct,"
+            f"{counted(len(self.points), 'point')}, {counted(total[0], 'stage run')}:"
+            f" {total[1]} distinct,"
             f" of these {total[2]} cached and {total[3]} to run"
         )
 
@@ -85,6 +87,17 @@ class SweepPlan:
         rows: list[tuple[str, ...]] = [("stage", "in all points", "distinct", "cached", "to run")]
         rows += [(group, *map(str, counts)) for group, counts in self.counts().items()]
         return align(rows, right=range(1, 5))
+
+
+def preview(root: Path, points: Sequence[Point], pools: bool = False) -> SweepPlan:
+    """Return the plan of the sweep, and keep no worktree that was not there before."""
+    with only_sweep(root):
+        new = [folder for point in points if not (folder := worktree(root, point)).exists()]
+        try:
+            return plan_sweep(root, points, pools)
+        finally:
+            for folder in filter(Path.exists, new):
+                git(root, "worktree", "remove", "--force", str(folder))
 
 
 def run_points(
@@ -101,13 +114,18 @@ def run_points(
         return call_flow(root, "flows.sweeps.flow:sweep", *arguments)
 
 
-def plan_sweep(root: Path, points: Iterable[Point]) -> SweepPlan:
-    """Create the points' worktrees and return the plan of each; run nothing."""
+def plan_sweep(root: Path, points: Iterable[Point], pools: bool = False) -> SweepPlan:
+    """Create the points' worktrees and return the plan of each; run nothing.
+
+    Raises:
+        ValueError: params of a point are wrong, or files that it needs here are missing.
+    """
     worktrees, planned = Worktrees(root), []
     for point in points:
         folder = worktrees.place(point)
         steps = make_plan(folder, list(point.targets) if point.targets is not None else None)
         planned.append(PlannedPoint(point, folder, steps, recipes(steps, read_params(folder))))
+    preflight({point.folder: point.steps for point in planned}, pools)()
     return SweepPlan(planned, f"{worktrees.head} {worktrees.tree}")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.overlay import look_up, read_params
 from flows.sweeps.points import Point
-from flows.table import MISSING, align, mean_and_spread
+from flows.table import MISSING, align, counted, mean_and_spread
 
 RESULTS, TABLE = "results.json", "table.txt"
 SPLIT = "evaluation.split"
@@ -143,7 +143,7 @@ def count_outcomes(results: Sequence[Result]) -> str:
     totals = sum((Counter(result.outcomes) for result in results), Counter())
     done = sum(not result.failed for result in results)
     words = ", ".join(f"{number} {kind}" for kind, number in totals.items())
-    return f"{done} of {len(results)} points done; their stages: {words}"
+    return f"{done} of {counted(len(results), 'point')} done; their stages: {words}"
 
 
 def _cell(numbers: list[float]) -> str:

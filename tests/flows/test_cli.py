@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli, environment
+from flows.__main__ import main as program
 from flows.cli import app, main
 
 ROOT = Path(__file__).parents[2]
@@ -29,14 +30,9 @@ def settings(monkeypatch):
 
 @pytest.fixture
 def done(monkeypatch):
-    """Give what modules are run, in the place of running them."""
+    """Give what modules this process becomes, in the place of becoming them."""
     commands = []
-
-    def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
-        commands.append(command[2:])
-        return subprocess.CompletedProcess(command, 3)
-
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(os, "execv", lambda program, command: commands.append(command[2:]))
     return commands
 
 
@@ -65,7 +61,7 @@ def complete(words: str, folder: Path = ROOT) -> list[str]:
 def test_the_installed_program_is_this_command_line():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, function = project["scripts"][cli.PROGRAM].partition(":")
-    assert getattr(import_module(module), function) is main
+    assert getattr(import_module(module), function) is program
 
 
 @pytest.mark.parametrize("command", [None, *app.commands])
@@ -74,6 +70,57 @@ def test_every_command_has_help(command, capsys):
     out = capsys.readouterr().out
     assert out.startswith(f"Usage: {' '.join(filter(None, [cli.PROGRAM, command]))} ")
     assert "..." not in out.partition("Commands:")[2]  # each says what it does in one line
+
+
+def run_program(code: str, *words: str) -> subprocess.CompletedProcess:
+    """Run the code, which may call `main` of the program, as a process with these arguments."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import os, sys\nfrom flows.__main__ import main\n{code}", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("package", ["click", "dvc"])
+def test_without_the_packages_of_flows_it_says_how_to_get_them(package):
+    """`pip install -e .` gives the program and not what it imports."""
+    done = run_program(f"sys.modules[{package!r}] = None\nsys.exit(main())", "plan")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("it needs the packages of flows: pip install -e '.[flows]'")
+
+
+LOST = """
+import flows.cli, signal
+class Import:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(9): pass
+def project():
+    Import()
+    print("went on")
+flows.cli._project = project
+sys.exit(main())
+"""
+
+
+def test_ctrl_c_is_not_lost_where_python_ignores_exceptions():
+    done = run_program(LOST, "verify")
+    assert (done.returncode, done.stdout) == (130, "")
+    told = "ovis-dag: stopped; run the same again to go on from here"
+    assert done.stderr.split("\n") == ["", told, ""]
+
+
+@pytest.mark.parametrize("command", sorted(app.commands.keys() - {"completion"}))
+def test_a_missing_file_of_params_is_told_by_every_command(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "dvc.yaml").write_text("stages: {}")
+    monkeypatch.chdir(tmp_path)
+    words = {"profile": ["smoke"], "predict": ["a.jpg"], "worker": ["--pool=cpu"]}
+    assert main([command, *words.get(command, [])]) == 2
+    told = "params.yaml: is missing; `git checkout params.yaml` brings it back"
+    assert capsys.readouterr().err.strip() == f"ovis-dag: {told}"
 
 
 def test_help_imports_little():
@@ -138,9 +185,9 @@ def test_options_are_handed_over_as_given(done, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("flows.predictor.find", lambda root, model: root / "found" / str(model))
     given = ["--names", "a,b", "--min-score", "0.5", "--no-overlays"]
-    assert main(["predict", "a b.jpg", *given]) == 3
-    assert main(["fetch", "--workers", "4"]) == 3
-    assert main(["fetch"]) == 3
+    assert main(["predict", "a b.jpg", *given]) == 0
+    assert main(["fetch", "--workers", "4"]) == 0
+    assert main(["fetch"]) == 0
     module, picture, *options = done[0]
     assert (module, picture) == ("predict", "a b.jpg")
     found = f"--model={ROOT / 'found' / 'None'}"

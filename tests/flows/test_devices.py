@@ -125,9 +125,11 @@ def test_too_few_devices_are_told_before_anything_runs(toy, driver):
     toy.replace("meta: {cores: 64}", "meta: {cores: 64, gpus: 8}", "dvc.yaml")
     steps = make_plan(toy.root)
     with pytest.raises(DeviceError, match=r"8 CUDA devices are wanted and .* has 2"):
-        preflight(toy.root, steps)()
+        preflight({toy.root: steps})()
     driver("No devices were found\n", 6)
-    preflight(toy.root, steps)()
+    preflight({toy.root: steps})()
+    driver(TWO)
+    preflight({toy.root: steps}, pools=True)()  # workers have other devices
 
 
 def start_holder(locks: Path, named: str) -> subprocess.Popen:

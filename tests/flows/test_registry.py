@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from ruamel.yaml import YAML
 
 from flows.environment import default_settings
 from flows.predictor import FILES, find, fingerprint, is_complete
@@ -27,10 +28,12 @@ root = Path.cwd()
 def publish():
     with Tracking(root) as tracking:
         return publish_model(root, "detector", tracking.uri, tracking.run_id, "what it is")
-params, first, again = Path("params.yaml").read_text(), publish(), publish()
-Path("params.yaml").write_text(params.replace("name_tokens", "class_token"))
+lock, params, first = Path("dvc.lock"), Path("params.yaml"), publish()
+params.write_text(params.read_text().replace("name_tokens", "class_token"))  # nothing ran with it
+again, made = publish(), lock.read_text()
+lock.write_text(made.replace("name_tokens", "class_token"))
 other = publish()
-Path("params.yaml").write_text(params)
+lock.write_text(made)
 print(json.dumps([first, again, other, publish(), "torch" in sys.modules]))
 """
 LOAD = """
@@ -57,11 +60,21 @@ def project(tmp_path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(written / name, target)
     (root / "params.yaml").write_text(json.dumps({"vocabulary": PROMPTS}))
+    (root / ".dvc").mkdir()
+    (root / ".dvc/config").write_text("[core]\n    no_scm = true\n")
+    record(root, PROMPTS)
     for package in ("stages/common", "stages/models"):
         shutil.copytree(REPOSITORY / package, root / package)
     (root / "pyproject.toml").write_text('[project]\ndependencies = ["numpy>=2", "torch>=2.9"]\n')
     cv2.imwrite(str(tmp_path / "image.png"), draw(1)[0])
     return root
+
+
+def record(root: Path, prompts: dict) -> None:
+    """Write the dvc.lock of a project whose stage `vocabulary` ran with these prompts."""
+    params = {"params.yaml": {"vocabulary": prompts}}
+    lock = {"schema": "2.0", "stages": {"vocabulary": {"cmd": "x", "params": params}}}
+    YAML().dump(lock, root / "dvc.lock")
 
 
 def call(folder: Path, root: Path, *arguments: str, path: str = "") -> str:
@@ -120,12 +133,14 @@ def test_logged_when_changed_and_served_without_the_repository(project, tmp_path
 
 def test_fingerprint_is_of_all_that_decides_and_of_nothing_else(project):
     before = fingerprint(project, "detector")
-    (project / "params.yaml").write_text(json.dumps({"seed": 1, "vocabulary": PROMPTS}))
+    other = PROMPTS | {"templates": ["{}"]}
+    (project / "params.yaml").write_text(json.dumps({"seed": 1, "vocabulary": other}))
     assert fingerprint(project, "detector") == before
-    (project / "params.yaml").write_text(
-        json.dumps({"vocabulary": PROMPTS | {"templates": ["{}"]}})
-    )
+    record(project, other)
     assert fingerprint(project, "detector") != before
+    (project / "dvc.lock").unlink()
+    with pytest.raises(ValueError, match=r"^dvc\.lock: vocabulary: has no encoder, .*make repro"):
+        find(project, "detector")
 
 
 def test_only_what_is_there_is_found(project):

@@ -1,4 +1,5 @@
 import json
+import re
 
 from flows.graph import NEVER_RAN, Outcome, Status, Step
 from flows.table import (
@@ -28,7 +29,18 @@ def test_plan_table_gives_the_first_reasons():
     lines = plan_table(STEPS).splitlines()
     assert lines[1].split() == ["download", "up", "to", "date"]
     assert lines[2].endswith("must run    cut.by: 1 → 2; second; third")
+    assert summarize_plan(STEPS[:1]) == "1 stage: 1 up to date"
     assert summarize_plan(STEPS) == "2 stages and shards: 1 up to date, 1 must run"
+
+
+def test_plan_table_folds_shards_into_a_line_per_stage():
+    shards = [Step(make(f"cut@{k}"), Status.MUST_RUN, ("by: 1 → 2",)) for k in range(64)]
+    shards[5] = Step(make("cut@5"), Status.UP_TO_DATE)
+    lines = plan_table([STEPS[0], *shards, Step(make("merge"), Status.MAY_RUN, ("after cut",))])
+    assert [re.split("  +", line) for line in lines.splitlines()[2:]] == [
+        ["cut (64 shards)", "63 must run, 1 up to date", "by: 1 → 2"],
+        ["merge", "may run", "after cut"],
+    ]
 
 
 def test_stages_table_folds_shards_and_brackets_earlier_times():
@@ -98,7 +110,7 @@ def test_execution_is_named_by_what_changed():
         return Step(make("cut@0"), status, reasons)
 
     upstream = step(Status.RESTORABLE, "data/a changes upstream")
-    unknown = step(Status.UNKNOWN, "depends on what cut will make")
+    unknown = step(Status.MAY_RUN, "after cut")
     changed = step(Status.MUST_RUN, "cut.by: 1 → 2", "second")
     assert name_execution([changed, changed, upstream, unknown]) == "cut.by: 1 → 2; second"
     assert name_execution([*STEPS, upstream]) == "cut.by: 1 → 2; second; 2 more"

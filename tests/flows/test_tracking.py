@@ -15,7 +15,7 @@ from flows.graph import Outcome
 from flows.store import read_curves, read_metrics, read_params
 from flows.tracking import Tracking
 from tests.flows.test_graph import make
-from tests.support.toy import PATIENCE, wait_until
+from tests.support.toy import PATIENCE, REPOSITORY, wait_until
 from tests.support.tracked import read_runs
 
 
@@ -208,6 +208,55 @@ MlflowClient(other.uri).set_tag(other.run_id, "process", "another-machine/1/0")
 together(1, leave_by, ValueError(), root)
 together(1, leave_by, KeyboardInterrupt(), root)
 """
+
+
+OPEN = """
+import os, sys
+from pathlib import Path
+from sqlalchemy import Engine, event
+from flows.store import open_store
+@event.listens_for(Engine, "after_cursor_execute")
+def kill(connection, cursor, statement, *rest):
+    if sys.argv[1:] and sys.argv[1] in statement:
+        os._exit(9)
+try:
+    open_store(Path.cwd(), os.environ["MLFLOW_TRACKING_URI"])
+except RuntimeError as error:
+    sys.exit(str(error))
+"""
+
+
+def open_in(root: Path, *until: str) -> subprocess.CompletedProcess:
+    """Open the store in a process, which is killed after its first statement with these words."""
+    return subprocess.run(
+        [sys.executable, "-c", OPEN, *until],
+        cwd=root,
+        env={**os.environ, **default_settings(root), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def test_a_process_that_is_killed_in_the_first_creation_leaves_no_half_a_database(tmp_path):
+    assert open_in(tmp_path, "CREATE TABLE secrets").returncode == 9
+    assert [path.name for path in tmp_path.glob("mlflow.db*")] != []
+    done = open_in(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("select name from experiments").fetchall()[-1] == ("ovis-dag",)
+
+
+def test_a_database_that_mlflow_cannot_use_is_told_in_one_line(tmp_path):
+    file = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(file)) as database:  # as a process that was killed once left it
+        database.execute("create table secrets (id text)")
+    done = open_in(tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "MLFLOW_TRACKING_URI" in line]
+    assert line.startswith(f"MLFLOW_TRACKING_URI=sqlite:///{file}: MLflow cannot use this database")
+    assert line.endswith("; if it is damaged, move it away, and the next run makes a new one")
 
 
 def test_first_creation_has_no_race_and_runs_of_dead_processes_are_closed(tmp_path):

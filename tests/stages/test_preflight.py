@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from flows.environment import WORKER_CLONE
 from flows.overlay import apply_overlay
 from stages.common.runtime.params import read_params
 from stages.preflight import NUMBERS, problems, section_model
-from tests.pipeline.clones import clone, environment
+from tests.pipeline.clones import clone, environment, run
 
 SECTIONS = ["vlm", "vocabulary", "wspn", "detector", "rpn", "pseudo_masks"]
 IMAGENET = {
@@ -115,13 +116,72 @@ def with_problems(repository, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("action", ["plan", "run"])
-def test_an_execution_with_problems_ends_before_its_first_stage(with_problems, action):
-    folder, command = with_problems, [sys.executable, "-m", "flows", action]
-    done = subprocess.run(
+def call(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "flows", *words]
+    return subprocess.run(
         command, cwd=folder, env=environment(folder), capture_output=True, text=True
     )
+
+
+@pytest.mark.parametrize("action", ["plan", "run"])
+def test_an_execution_with_problems_ends_before_its_first_stage(with_problems, action):
+    folder, done = with_problems, call(with_problems, action)
     assert done.returncode == 2
     assert not done.stdout  # the problems come first, and alone
     assert "pseudo_masks.steps" in done.stderr and "detector.training.steps" in done.stderr
     assert not (folder / "dvc.lock").exists() and not (folder / "data/download").exists()
+
+
+NOT_HERE = """
+import sys
+from pathlib import Path
+from flows import execution
+from flows.flow import experiment
+execution.require_fleet = lambda root: None
+execution.call_flow = lambda *given, check, **more: check()
+pools = sys.argv[1:] == ["pools"]
+def run() -> None:
+    execution.execute(Path.cwd(), None, 1, pools)
+def scheduled() -> None:
+    experiment.fn(pools=pools)
+for start in (run, scheduled):
+    try:
+        start()
+    except ValueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("word", ["pools", "here"])
+def test_params_are_checked_on_a_schedule_and_for_workers_too(with_problems, word):
+    folder = with_problems
+    command = [sys.executable, "-c", NOT_HERE, word]
+    settings = environment(folder) | {WORKER_CLONE: str(folder)}
+    told = subprocess.check_output(command, cwd=folder, env=settings, text=True)
+    assert told.count("pseudo_masks.steps") == told.count("detector.training.steps") == 2
+
+
+def test_files_and_variables_of_this_machine_do_not_matter_elsewhere(params, monkeypatch):
+    monkeypatch.setenv("OVIS_WORKERS", "many")
+    apply_overlay(params, {"detector": IMAGENET, "pseudo_masks": {"steps": "many"}}, "test")
+    assert len(problems(SECTIONS, params)) == 3
+    (found,) = problems(SECTIONS, params, elsewhere=True)
+    assert "pseudo_masks.steps" in found
+
+
+def test_a_wrong_value_of_a_point_is_told_in_one_line_and_leaves_no_worktree(repository, tmp_path):
+    folder = clone(repository, tmp_path, "smoke")
+    for key in ("name", "email"):
+        run(["git", "config", f"user.{key}", "x@localhost"], folder)
+    run(["git", "add", "--all"], folder)
+    run(["git", "commit", "--quiet", "--message", "smoke"], folder)
+    points = ["-S", "pseudo_masks.steps=20,abc", "-S", "seed=0,1"]
+    done = call(folder, "sweep", *points, "--plan", "pseudo_masks")
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line.startswith(
+        "ovis-dag: pseudo_masks.steps=abc,seed=0: params.yaml: pseudo_masks.steps: "
+    )
+    assert line.endswith("found 'abc'")
+    assert list((folder / ".sweeps/points").iterdir()) == []
+    assert run(["git", "worktree", "list"], folder).count("\n") == 1

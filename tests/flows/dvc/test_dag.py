@@ -10,7 +10,7 @@ from flows.dvc.project import is_params, load_graph, locked_repo
 from flows.dvc.records import ENTRY, sort_lock
 from flows.graph import DagError, Status
 
-UP, BACK, RUN, OPEN = Status.UP_TO_DATE, Status.RESTORABLE, Status.MUST_RUN, Status.UNKNOWN
+UP, BACK, RUN, OPEN = Status.UP_TO_DATE, Status.RESTORABLE, Status.MUST_RUN, Status.MAY_RUN
 NAMES = ["download", "cut@0", "cut@1", "merge", "evaluation", "side"]
 
 
@@ -73,7 +73,7 @@ def test_what_a_stage_takes_has_to_be_a_whole_number(toy, meta, told):
 def test_fresh_project_must_run_from_the_top(toy):
     assert statuses(toy) == {name: OPEN for name in NAMES} | {"download": RUN}
     assert reasons(toy)["download"] == "dvc.lock has no run of it"
-    assert reasons(toy)["merge"] == "depends on what cut will make"
+    assert reasons(toy)["merge"] == "after cut"
     assert not (toy.root / "dvc.lock").exists()
 
 

@@ -106,7 +106,7 @@ def test_what_changed_while_a_stage_ran_is_named_and_nothing_is_recorded(edited_
     assert records(edited_toy) == before
     assert {step.stage.name: step.status for step in make_plan(edited_toy.root)}["merge"] in (
         Status.MUST_RUN,
-        Status.UNKNOWN,
+        Status.MAY_RUN,
     )
 
 
@@ -206,7 +206,7 @@ def verify(toy: Toy) -> tuple[int, str]:
 def test_results_edited_in_place_are_named(done_toy, link):
     done_toy.dvc("config", "cache.type", link)
     done_toy.dvc("checkout", "--relink")
-    assert verify(done_toy) == (0, "dvc.lock: all 8 outputs are as it says\n")
+    assert verify(done_toy) == (0, "dvc.lock: 8 outputs, all as it says\n")
 
     path = done_toy.root / "data/merge/all.txt"
     path.chmod(0o644)
@@ -219,7 +219,7 @@ def test_results_edited_in_place_are_named(done_toy, link):
     assert code == 1
     told = [
         "data/download/parts/c.txt is not in dvc.lock",
-        "data/download/parts/a.txt is missing; `dvc checkout` brings it back",
+        "data/download/parts/a.txt is missing; `dvc checkout` restores it",
         "data/merge/all.txt is not what dvc.lock says",
     ]
     *lines, last = output.splitlines()
@@ -231,6 +231,27 @@ def test_results_edited_in_place_are_named(done_toy, link):
         # The plan notices, too, and brings the true bytes back.
         steps = {step.stage.name: step.status for step in make_plan(done_toy.root)}
         assert steps["merge"] is Status.RESTORABLE
+
+
+def test_what_is_missing_is_said_to_come_from_where_it_is(done_toy):
+    """As in a clone, which has dvc.lock and neither results nor a cache."""
+    cache, kept, data = (done_toy.root / path for path in (".dvc/cache", "kept", "data"))
+    shutil.rmtree(data)
+    assert verify(done_toy) == (1, "no results here yet: `dvc checkout` restores them\n")
+    cache.rename(kept)
+    assert verify(done_toy) == (1, "no results here yet: `make repro` computes them\n")
+    done_toy.dvc("remote", "add", "-q", "-d", "far", "far")
+    assert verify(done_toy) == (1, "no results here yet: `dvc pull` fetches them\n")
+    kept.rename(cache)
+    done_toy.dvc("checkout", "-q")
+    for path in ("merge/all.txt", "download/parts"):
+        path = data / path
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(cache)
+    assert verify(done_toy)[1].splitlines() == [
+        "data/download/parts is missing; `dvc pull` fetches it",
+        "data/merge/all.txt is missing; `dvc pull` fetches it",
+    ]
 
 
 def test_a_damaged_list_of_files_is_found(done_toy):

@@ -11,7 +11,7 @@ import pytest
 
 from flows.dvc import command
 from flows.environment import stage_environment
-from flows.sweeps.plan import Worktrees, only_sweep, plan_sweep, worktree
+from flows.sweeps.plan import Worktrees, only_sweep, plan_sweep, preview, worktree
 from flows.sweeps.points import Point, make_points
 from tests.support.service import kill_all
 from tests.support.toy import Toy, wait_until
@@ -85,6 +85,17 @@ def test_what_the_workspace_made_is_cached_in_the_plan(done_toy):
         "evaluation": (4, 2, 1, 1),
         "side": (4, 2, 1, 1),
     }
+
+
+def test_a_preview_keeps_only_the_worktrees_that_were_there(toy):
+    points = make_points(toy.root, ["cut.by=1,2"])
+    folder = Worktrees(toy.root).place(points[1])
+    (folder / "left.txt").touch()  # by a killed sweep
+    assert preview(toy.root, points[:1]).summary().startswith("1 point, 6 stage runs: ")
+    assert preview(toy.root, points).summary().startswith("2 points, 12 stage runs: ")
+    assert list(folder.parent.iterdir()) == [folder]
+    assert (folder / "left.txt").is_file()
+    assert toy.git("worktree", "list").count("\n") == 2
 
 
 def test_worktree_in_use_is_not_changed(toy, tmp_path):
