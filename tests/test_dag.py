@@ -227,7 +227,7 @@ def test_if_asked_the_proposal_network_alone_reads_which_base_classes_people_saw
 
 @pytest.mark.parametrize("source", ANNOTATIONS)
 def test_ground_truth_reaches_the_detector_through_the_sources_that_are_of_it(tmp_path, source):
-    annotations, classes = ANNOTATIONS[source]
+    annotations, (*_, classes) = ANNOTATIONS[source]
     for name in ("dvc.yaml", "params.yaml", "comparators/dvc.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
