@@ -150,7 +150,7 @@ def test_an_unknown_category_names_file_and_fix(tmp_path):
 
 def test_no_usable_annotation_names_file_and_fix(tmp_path):
     write_json(tmp_path / "labels.json", annotate([]))
-    with pytest.raises(ValueError, match=r"labels\.json: none of its 0 annotations .* report"):
+    with pytest.raises(ValueError, match=r"labels\.json: none of its 0 annotations .*report\.json"):
         read_annotations(tmp_path / "labels.json", LABELS, [3, 5, 9])
 
 
