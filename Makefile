@@ -64,7 +64,7 @@ docs: $(STAMP) ## build the pages of docs/ as a site in site/; broken links are 
 verify: $(PROGRAM) ## hash all results and their copies in the cache again; compare with dvc.lock
 	@$(BIN)/ovis-dag verify
 
-readme: $(PROGRAM) ## write the generated tables of README.md and docs/: results, labels, claims, reruns
+readme: $(PROGRAM) ## write the generated tables and figures of README.md and docs/
 	@$(BIN)/ovis-dag readme
 
 schema: $(PROGRAM) ## write the schemas of params.yaml and profiles, and the table in docs/params.md
