@@ -102,6 +102,7 @@ def project():
     Import()
     print("went on")
 flows.cli._project = project
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, wherever tests run
 sys.exit(main())
 """
 

@@ -35,7 +35,6 @@ def test_a_stage_that_fills_the_disk_says_so_and_goes_on_later(toy, command):
 def test_a_stage_whose_log_has_no_room_says_so(toy):
     with small_disk(toy.root / ".flows", "64k"):
         runner, stage = StageRunner(toy.root), load_graph(toy.root)["download"]
-        (toy.root / ".flows/logs").mkdir()
         full = fill(toy.root / ".flows")
         with pytest.raises(StageFailedError, match=r"\.flows/logs is full; make room and run the"):
             runner.run(stage)
