@@ -33,10 +33,11 @@ def kill(flow: subprocess.Popen, folder: Path, with_stages: bool) -> set[str]:
     tell of all: of two that start together, one outlives the flow and may end before its line came.
     """
     before = recorded(folder)
-    if with_stages:
-        kill_all(psutil.Process(flow.pid).children(recursive=True))
-    flow.kill()
+    children = psutil.Process(flow.pid).children(recursive=True)
+    flow.kill()  # first, or it may see that its stages have died, and end by itself
     flow.wait()
+    if with_stages:
+        kill_all(children)
     begun = {path.stem for path in (folder / ".flows/logs").glob("*.log")}
     return STAGES & {name.split("@")[0] for name in begun - before}
 
