@@ -11,7 +11,6 @@ from claims.verdicts import Difference, difference, holm, joint_verdict
 BOLD = {"holds": "holds", "fails": "**fails**", "undecided": "undecided"}
 PROCEDURES = {"ours": "ours", "paper": "the paper's"}
 MARKS = {"ours": "", "paper": " *(paper)*", "beside": " *(beside)*"}
-VERDICTS_BEGIN, VERDICTS_END = "<!-- verdicts -->", "<!-- /verdicts -->"
 SAME = "″"  # the same as in the row above
 EXPLANATION = (
     "A row's difference is that of measured and factor × compared with, seed by seed: its mean and"
@@ -29,10 +28,10 @@ def claims_page(records: Sequence[Record], left_out: Sequence[Record] = ()) -> s
         records: the records to use, at least one.
         left_out: records of other params, code or packages, to be named only.
     """
-    lines = ["# The claims, comparison by comparison", "", VERDICTS_BEGIN]
+    lines = ["# The claims, comparison by comparison", "", "<!-- verdicts -->"]
     lines += [_sources(records), *([_left_out(left_out)] if left_out else []), ""]
     lines += ["| | claim | procedure | p | p, Holm | verdict |", "|---|---|---|---|---|---|"]
-    lines += [*_claim_lines(records), "", EXPLANATION, VERDICTS_END, ""]
+    lines += [*_claim_lines(records), "", EXPLANATION, "<!-- /verdicts -->", ""]
     lines += [
         "| | what | ours in it | measured | compared with | difference [95 % interval] | verdict |",
         "|---|---|---|---|---|---|---|",
@@ -43,11 +42,6 @@ def claims_page(records: Sequence[Record], left_out: Sequence[Record] = ()) -> s
             lines.append(_row(claim.letter, row, SAME if row.ours == above else row.ours, records))
             above = row.ours
     return "\n".join(lines)
-
-
-def verdicts_of(page: str) -> str:
-    """Return the part of a page that says which claims hold."""
-    return page.partition(f"{VERDICTS_BEGIN}\n")[2].partition(f"\n{VERDICTS_END}")[0]
 
 
 def measured(comparison: Comparison, records: Sequence[Record]) -> Difference:

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from claims.comparisons import ARMS, CLAIMS, FACTS, FILES, PIPELINE, seed_params
 from claims.measure import TABLE, measure_claims, seed_points, write_table
+from claims.readme import verdicts_of
 from claims.records import (
     FOLDER,
     Record,
@@ -23,7 +24,7 @@ from claims.records import (
     results_of,
     write_record,
 )
-from claims.table import claims_page, verdicts_of
+from claims.table import claims_page
 from claims.verdicts import difference, holm, joint_verdict
 from flows.cli import main
 from flows.dvc.project import load_graph
