@@ -11,8 +11,8 @@ FOLDER = "COCO_MINI"
 def coco_mini() -> Path:
     """Return a folder of some hundred photographs in the layout of COCO 2017.
 
-    Without any the test is skipped: their licences do not let us ship them. A folder that was asked
-    for has to be there.
+    The repository has none, since each has a licence of its own; without any the test is skipped. A
+    folder that was asked for has to be there.
     """
     if FOLDER in os.environ:
         asked = Path(os.environ[FOLDER])
