@@ -1,5 +1,6 @@
 """Read sections of params.yaml into frozen pydantic models, once, at a stage's boundary."""
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, get_args
@@ -196,12 +197,19 @@ def read_shards(path: Path = PARAMS_FILE) -> list[int]:
 
 
 def _explain(error: ValidationError, name: str, model: type[Section], place: str) -> str:
-    lines = []
-    for item in error.errors():
-        key = ".".join([name, *map(str, item["loc"])])
-        line = f"{place}: {key}: {item['msg']}"
+    """Return a line per wrong key; a misspelt key is one line, not also a missing one."""
+    lines, meant = [], set()
+    for item in sorted(error.errors(), key=lambda item: item["type"] == "missing"):
+        if item["loc"] in meant:
+            continue
+        line = f"{place}: {'.'.join([name, *map(str, item['loc'])])}: {item['msg']}"
         if item["type"] == "extra_forbidden":
-            line += f"; allowed keys: {sorted(_fields_at(model, item['loc'][:-1]))}"
+            *parent, key = item["loc"]
+            allowed = sorted(_fields_at(model, tuple(parent)))
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            meant.update((*parent, other) for other in near)
+            hint = f"did you mean '{near[0]}'?" if near else f"allowed keys: {allowed}"
+            line += f"; {hint}"
         elif item["type"] != "missing" and not isinstance(item["input"], dict):
             line += f", found {item['input']!r}"
         lines.append(line)

@@ -30,7 +30,11 @@ def test_mappings_are_merged_and_all_else_is_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("method", "told"),
     [
-        ("params: {model: {resize: {sides: 9}}}", r"method\.yaml: model\.resize\.sides: .*allowed"),
+        (
+            "params: {model: {resize: {sides: 9}}}",
+            r"model\.resize\.sides: .*; did you mean 'side'\?$",
+        ),
+        ("params: {model: {resize: {zoom: 9}}}", r"zoom: .*; allowed keys: \['longest', 'side'\]$"),
         ("params: {model: {sides: 3}}", r"params\.yaml with .*method\.yaml: model\.sides: .* 3"),
         ("params: {models: {}}", r"method\.yaml: params: expected {model: …} or {}, found"),
         ("paper: null", r"method\.yaml: params: expected {model: …} or {}, found None"),
@@ -45,3 +49,18 @@ def test_a_fault_names_file_and_key(tmp_path, method, told):
     with pytest.raises(ValueError, match=told) as error:
         read(tmp_path, method)
     assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_key_is_one_line_and_others_stay(tmp_path):
+    (tmp_path / "params.yaml").write_text(
+        "model: {resize: {sid: 1, longst: x}, sides: [a], zoom: 2}"
+    )
+    with pytest.raises(ValueError) as error:
+        read_section("model", Model, tmp_path / "params.yaml")
+    told = [line.partition(": ")[2] for line in str(error.value).splitlines()]
+    assert sorted(line.partition(":")[0] for line in told) == [
+        "model.resize.longst",
+        "model.resize.sid",
+        "model.sides.0",
+        "model.zoom",
+    ]

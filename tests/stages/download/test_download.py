@@ -133,7 +133,7 @@ def test_missing_classes_are_fatal_and_named(workplace):
 
 def test_a_typo_in_params_names_the_key(workplace):
     write_params(workplace, pairs_side=32)
-    with pytest.raises(ValueError, match=r"download\.scenes\.pairs_side.*allowed keys.*pair_side"):
+    with pytest.raises(ValueError, match=r"download\.scenes\.pairs_side.*did you mean 'pair_side'"):
         read_section("download", DownloadParams)
 
 
