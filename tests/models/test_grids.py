@@ -18,9 +18,11 @@ from stages.models.detection.params import (
 from tests.support.tiny_detector import RESNETS, tiny_detector
 
 TRUNK = {"kind": "trunk", "stem_width": 8, "width": 16, "residual_blocks": 2, "pyramid_width": 8}
+FPN = {"kind": "resnet50_fpn", "pyramid_width": 8, "frozen_stages": 0}
 BACKBONES = {
     "trunk": TrunkParams.model_validate(TRUNK),
-    "resnet50_fpn": Resnet50FpnParams(kind="resnet50_fpn", pyramid_width=8, frozen_stages=0),
+    "resnet50_fpn": Resnet50FpnParams.model_validate(FPN | {"extra_levels": "pool"}),
+    "resnet50_fpn_p6p7": Resnet50FpnParams.model_validate(FPN | {"extra_levels": "p6p7"}),
     "resnet50_c4": Resnet50C4Params(kind="resnet50_c4", frozen_stages=0),
 }
 WITHIN = 0.5  # pixels
@@ -58,8 +60,8 @@ def make_even(network: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("kind", BACKBONES)
 def test_cells_of_all_levels_look_at_their_centres(kind):
     backbone = make_even(build_backbone(BACKBONES[kind])[0])
-    side = 256
-    for number, stride in enumerate(backbone.strides):
+    for number, stride in enumerate(backbone.level_strides):
+        side = max(256, 8 * stride)  # the border is far from what the cell sees
         cell = side // stride // 2
         drawn = first_centre(stride, backbone.central) + cell * stride
         seen = receptive_centre(lambda x, k=str(number): backbone(x)[k], side, cell, draws=1)

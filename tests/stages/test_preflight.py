@@ -23,7 +23,12 @@ IMAGENET = {
     "init": "imagenet",
     "imagenet": {"weights": "nowhere.pth"},
     "network": {
-        "backbone": {"kind": "resnet50_fpn", "pyramid_width": 64, "frozen_stages": 2},
+        "backbone": {
+            "kind": "resnet50_fpn",
+            "pyramid_width": 64,
+            "frozen_stages": 2,
+            "extra_levels": "pool",
+        },
         "proposals": {"anchor_sizes": [16.0, 32.0, 64.0, 128.0, 256.0]},
     },
 }

@@ -52,7 +52,12 @@ NETWORK = {
 # What changes in NETWORK with another backbone.
 RESNETS = {
     "resnet50_fpn": {
-        "backbone": {"kind": "resnet50_fpn", "pyramid_width": 16, "frozen_stages": 2},
+        "backbone": {
+            "kind": "resnet50_fpn",
+            "pyramid_width": 16,
+            "frozen_stages": 2,
+            "extra_levels": "pool",
+        },
         "proposals": NETWORK["proposals"] | {"anchor_sizes": [8.0, 16.0, 24.0, 32.0, 48.0]},
     },
     "resnet50_c4": {

@@ -30,10 +30,19 @@ NETWORK = {
     },
 }
 LOSSES = {"classification": 1.0, "box": 1.0, "centerness": 1.0, "mask": 1.0}
-# ResNet-50 as in FCOS: strides 8 to 64, and masks of stride 4.
+# ResNet-50 as in FCOS: strides 8 to 128, and masks of stride 4.
 RESNET = {
-    "backbone": {"kind": "resnet50_fpn", "pyramid_width": 16, "frozen_stages": 2},
-    "locations": {"finest_level": 1, "regressed_up_to": [8.0, 16.0, 24.0], "centre_radius": 1.5},
+    "backbone": {
+        "kind": "resnet50_fpn",
+        "pyramid_width": 16,
+        "frozen_stages": 2,
+        "extra_levels": "p6p7",
+    },
+    "locations": {
+        "finest_level": 1,
+        "regressed_up_to": [8.0, 16.0, 24.0, 32.0],
+        "centre_radius": 1.5,
+    },
 }
 
 

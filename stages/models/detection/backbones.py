@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from stages.common.formats.images import PIXEL_MEAN, PIXEL_STD
 from stages.models.backbones.fpn import AlignedPyramid
@@ -84,30 +84,32 @@ class TrunkPyramid(Backbone):
 
 
 class Resnet50Fpn(Backbone):
-    """ResNet-50 and an FPN of strides 4 to 64.
+    """ResNet-50 and an FPN of strides 4 to 64 or 128.
 
-    The coarsest level is a subsampled copy of the one before; regions are not pooled from it.
-    Source: Feature Pyramid Networks, section 4; torchvision's parts, aligned.
+    Beyond stride 32, `pool` subsamples the level before (Source: Feature Pyramid Networks, section
+    4.1), and `p6p7` adds two levels by convolutions (Source: FCOS, section 3.2). Regions are not
+    pooled from them. The parts are torchvision's, aligned.
     """
 
-    level_strides = 4, 8, 16, 32, 64
-    strides, central = level_strides[:-1], False
+    strides, central = (4, 8, 16, 32), False
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
 
     def __init__(self, params: Resnet50FpnParams) -> None:
         super().__init__()
         self.trunk = resnet50_trunk()
         freeze_stages(self.trunk, params.frozen_stages)
+        width = self.out_channels = params.pyramid_width
+        pool = params.extra_levels == "pool"
+        self.level_strides = (*self.strides, 64) if pool else (*self.strides, 64, 128)
         self.pyramid = AlignedPyramid(
             list(STAGE_CHANNELS.values()),
-            params.pyramid_width,
-            LastLevelMaxPool(),
+            width,
+            LastLevelMaxPool() if pool else LastLevelP6P7(width, width),
             central=self.central,
         )
-        self.out_channels = params.pyramid_width
 
     def forward(self, images: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """Map normalised pixels (N, 3, H, W) to five levels (N, out_channels, H/stride, …)."""
+        """Map normalised pixels (N, 3, H, W) to all levels (N, out_channels, H/stride, …)."""
         levels, x = [], images
         for name, stage in self.trunk.named_children():
             x = stage(x)

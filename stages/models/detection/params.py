@@ -26,6 +26,8 @@ Aspect = Literal["class", "box", "mask"]  # what can be learned from an object
 class TrunkParams(Section):
     """The small VLM's trunk and a feature pyramid of three levels."""
 
+    levels: ClassVar[int] = 3
+
     kind: Literal["trunk"]
     stem_width: int = Field(ge=4)
     width: int = Field(ge=8)
@@ -34,11 +36,17 @@ class TrunkParams(Section):
 
 
 class Resnet50FpnParams(Section):
-    """ResNet-50 and a feature pyramid of five levels."""
+    """ResNet-50 and a feature pyramid of five or six levels."""
 
     kind: Literal["resnet50_fpn"]
     pyramid_width: int = Field(ge=8)
     frozen_stages: int = Field(ge=0, le=5)
+    extra_levels: Literal["pool", "p6p7"]
+
+    @property
+    def levels(self) -> int:
+        """How many levels the pyramid has."""
+        return 5 if self.extra_levels == "pool" else 6
 
 
 class Resnet50C4Params(Section):
@@ -52,7 +60,6 @@ class Resnet50C4Params(Section):
 BackboneParams = Annotated[
     TrunkParams | Resnet50FpnParams | Resnet50C4Params, Field(discriminator="kind")
 ]
-PYRAMID_LEVELS = {"trunk": 3, "resnet50_fpn": 5}
 
 
 class ResizeParams(Section):
@@ -155,7 +162,7 @@ class TwoStageParams(NetworkParams):
     @model_validator(mode="after")
     def _one_anchor_size_per_level(self) -> "TwoStageParams":
         sides = len(self.proposals.anchor_sizes)
-        levels = PYRAMID_LEVELS.get(self.backbone.kind, sides)
+        levels = getattr(self.backbone, "levels", sides)  # C4's single one may have all sides
         if sides != levels:
             raise ValueError(
                 f"proposals.anchor_sizes: has {sides} sides, but backbone.kind"

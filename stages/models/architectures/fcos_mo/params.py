@@ -6,7 +6,6 @@ from pydantic import Field, model_validator
 
 from stages.common.runtime.params import Section
 from stages.models.detection.params import (
-    PYRAMID_LEVELS,
     InferenceParams,
     ResizeParams,
     Resnet50FpnParams,
@@ -77,7 +76,7 @@ class NetworkParams(DetectorNetworkParams):
     @model_validator(mode="after")
     def _one_limit_between_two_levels(self) -> "NetworkParams":
         limits, finest = self.locations.regressed_up_to, self.locations.finest_level
-        wanted = PYRAMID_LEVELS[self.backbone.kind] - finest - 1
+        wanted = self.backbone.levels - finest - 1
         if wanted < 0 or len(limits) != wanted or limits != sorted(set(limits)):
             raise ValueError(
                 f"locations.regressed_up_to: expected {max(wanted, 0)} rising limits, one less than"
