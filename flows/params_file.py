@@ -1,7 +1,8 @@
 """Checks, before DVC runs, that params.yaml has the sections that the dvc.yaml files read.
 
-DVC ignores a section that no stage reads; for a missing one it only names the place in dvc.yaml.
-The values within a section are checked by its model: `python -m stages.preflight`.
+DVC ignores a section that no stage reads; for a missing one it only names the place in dvc.yaml. It
+puts values into commands as they are, so `x; rm -r .` would be a second command. The values within
+a section are checked by its model: `python -m stages.preflight`.
 """
 
 import difflib
@@ -13,9 +14,11 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.graph import DagError
-from flows.overlay import PARAMS, flatten, load_yaml
+from flows.overlay import PARAMS, flatten, load_yaml, look_up
 
-REFERENCE = re.compile(r"\$\{(\w+)")
+REFERENCE = re.compile(r"\$\{\s*([\w.]+)")
+# What a command or path may be filled with: no option, no folder above, nothing that a shell reads.
+PLAIN = re.compile(r"(?!.*\.\.)[\w.][\w./+=-]*")
 DAG = "dvc.yaml"
 LOCAL = {"item", "key"}  # variables of a `foreach` stage
 # The key of DVC's run cache leaves out the size and number of files of data, and with them every
@@ -26,11 +29,15 @@ LOST = {"size", "nfiles"}
 def check_params(root: Path) -> None:
     """Check that params.yaml has the sections that stages read, no others, and valid shards.
 
+    Whatever a dvc.yaml puts into commands and paths has to be plain words.
+
     Raises:
         DagError: it does not; the message names the file, the section and the fix.
     """
     files = [path for path in (root / DAG, *sorted(root.glob(f"*/{DAG}"))) if path.exists()]
-    read = {key for path in files for key in _sections(path, path.relative_to(root).as_posix())}
+    found = [_keys(path, path.relative_to(root).as_posix()) for path in files]
+    filled = {key for _, keys in found for key in keys}
+    read = {key.split(".")[0] for key in filled.union(*(keys for keys, _ in found))}
     if not read:
         return
     params = _load(root / PARAMS, PARAMS) if (root / PARAMS).exists() else None
@@ -53,6 +60,13 @@ def check_params(root: Path) -> None:
                 f"{PARAMS}: {key}: DVC's run cache does not see params called"
                 f" {' or '.join(sorted(LOST))}; give it another name"
             )
+    for key in sorted(filled):
+        for word in _words(look_up(params, key)):
+            if not PLAIN.fullmatch(word):
+                raise DagError(
+                    f"{PARAMS}: {key}: a {DAG} puts it into a command or path; expected letters,"
+                    f" digits and . / + = - _, found {word!r}"
+                )
     shards = params.get("shards", [0])
     whole = isinstance(shards, list) and all(type(shard) is int for shard in shards)
     if not whole or not shards or shards != list(range(len(shards))):
@@ -63,22 +77,32 @@ def check_params(root: Path) -> None:
         )
 
 
-def _sections(path: Path, name: str) -> Iterator[str]:
-    """Yield the sections of params.yaml that a dvc.yaml reads, including those in templates."""
+def _words(value: Any) -> Iterator[str]:
+    """Yield all that a template may be filled with, but numbers."""
+    if isinstance(value, dict | list):
+        for inner in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _words(inner)
+    elif value is not None and not isinstance(value, int | float):
+        yield str(value)
+
+
+def _keys(path: Path, name: str) -> tuple[set[str], set[str]]:
+    """Return which keys of params.yaml a dvc.yaml lists as params, and which its templates have."""
     content = _load(path, name)
     if content is None:
         raise DagError(f"{name}: expected stages, found nothing; `git checkout {name}` brings them")
     content = _expect(dict, content, name)
     lists = _expect(list, content.get("vars"), f"{name}: vars")
-    own = {key for names in lists if isinstance(names, dict) for key in names}
+    own = {key for names in lists if isinstance(names, dict) for key in names} | LOCAL
+    listed: set[str] = set()
     for stage, entry in _expect(dict, content.get("stages"), f"{name}: stages").items():
         place = f"{name}: stages.{stage}"
         entry = _expect(dict, entry, place)
         entry = _expect(dict, entry.get("do", entry), f"{place}.do")
-        for key in _expect(list, entry.get("params"), f"{place}.params"):
-            if isinstance(key, str):
-                yield key.split(".")[0]
-    yield from set(REFERENCE.findall(path.read_text(encoding="utf-8"))) - own - LOCAL
+        keys = _expect(list, entry.get("params"), f"{place}.params")
+        listed |= {key for key in keys if isinstance(key, str)}
+    templates = set(REFERENCE.findall(path.read_text(encoding="utf-8")))
+    return listed, {key for key in templates if key.split(".")[0] not in own}
 
 
 def _expect(kind: type, content: Any, place: str) -> Any:

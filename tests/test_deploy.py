@@ -132,8 +132,9 @@ def test_images_have_a_tag_and_programs_are_there():
             assert all((ROOT / word).is_file() for word in words if word.startswith("deploy/"))
 
 
-def test_the_image_runs_as_a_user():
+def test_the_image_runs_as_a_user_who_reaches_private_repositories():
     lines = (ROOT / "deploy/Dockerfile").read_text(encoding="utf-8").splitlines()
+    assert any("openssh-client" in line.split() for line in lines)  # for git@… and its key
     users = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert users and users[-1] not in ("root", "0")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from claims import measure
 from claims.comparisons import ARMS, CLAIMS, FACTS, FILES, PIPELINE, seed_params
 from claims.measure import TABLE, measure_claims, seed_points, write_table
 from claims.readme import verdicts_of
@@ -515,6 +516,19 @@ def test_a_metric_without_a_number_is_named(project, runs, monkeypatch):
     monkeypatch.setitem(GOOD, "comparators.oracle.generalized.novel.bbox.AP50", None)
     with pytest.raises(ValueError, match=r"comparators_evaluation/metrics\.json: .*AP50 is None"):
         measure_claims(project, [1])
+
+
+def test_seeds_are_measured_on_workers_if_asked_for(project, runs, monkeypatch):
+    def run(*arguments, pools, run=measure.run_points):
+        asked.append(pools)
+        return run(*arguments, pools=pools)
+
+    asked: list = []
+    monkeypatch.setattr(measure, "run_points", run)
+    monkeypatch.setattr("flows.execution.require_fleet", lambda root: asked.append("is there one"))
+    monkeypatch.chdir(project)
+    assert main(["claims", "4"]) == main(["claims", "--pools", "5"]) == 0
+    assert asked == [False, "is there one", True]
 
 
 def test_the_command_takes_seeds_and_makes_the_table_alone_without_any(

@@ -196,6 +196,13 @@ def test_options_are_handed_over_as_given(done, monkeypatch):
     assert done[1:] == [["fetch", "--workers=4"], ["fetch"]]
 
 
+def test_pages_are_for_this_machine_alone(done, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert main(["ui"]) == main(["prefect"]) == 0
+    assert ["--host=127.0.0.1" in words for words in done] == [True, True]
+
+
 @pytest.mark.parametrize(("command", "module"), [("predict", "predict"), ("fetch", "fetch")])
 def test_the_options_are_those_of_the_module(command, module, capsys):
     own = subprocess.check_output([sys.executable, "-m", module, "--help"], cwd=ROOT, text=True)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from contextlib import closing, suppress
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -102,6 +103,30 @@ def test_a_run_shows_what_stages_were_made_with_as_soon_as_they_end(toy):
     with closing(sqlite3.connect(toy.root / "mlflow.db")) as database:
         ((name, digest),) = database.execute("select name, digest from datasets").fetchall()
     assert name == "data/download" and len(digest) == 32
+
+
+def test_a_branch_that_is_switched_in_mid_run_leaves_no_record_in_dvc_lock_or_mlflow(toy):
+    start = toy.git("rev-parse", "HEAD").strip()
+    toy.git("switch", "-qc", "next")
+    toy.replace("rate: 0.5", "rate: 2.0")
+    toy.git("commit", "-qam", "next")
+    toy.git("switch", "-q", "-")
+    hold = toy.mark("hold.merge")
+    process = toy.start("-m", "flows", "run", "evaluation")
+    runs_log = toy.root / "runs.log"
+    wait_until(lambda: runs_log.exists() and "merge" in runs_log.read_text())
+    toy.git("switch", "-q", "next")
+    hold.unlink()
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, output
+    assert "this changed while it ran: params.yaml: merge.rate: 0.5 → 2.0" in output
+    assert toy.ran() == ["cut 0", "cut 1", "download", "merge"]
+    assert "  cut@1:\n" in toy.lock() and "  merge:\n" not in toy.lock()
+    (run,) = read_runs(toy.root)
+    assert (run.status, run.tags["mlflow.source.git.commit"]) == ("FAILED", start)
+    assert (run.outcomes()["merge"], run.outcomes()["evaluation"]) == ("failed", "not run")
+    assert run.params == {"cut.by": "1", "download.lines": "3"}
+    assert "seconds/cut.1" in run.metrics and "seconds/merge" not in run.metrics
 
 
 def shown(toy) -> list:
@@ -212,6 +237,12 @@ def test_own_server_ends_with_a_killed_flow(tmp_path):
     process.wait()
     _, alive = psutil.wait_procs(servers, timeout=60)
     assert alive == []
+
+
+def test_own_server_listens_on_loopback_alone(prefect_server):
+    port = urlsplit(prefect_server).port
+    there = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    assert {one.laddr.ip for one in there if one.laddr.port == port} == {HOST}
 
 
 def test_wrong_input_is_told_before_anything_starts(toy):

@@ -32,6 +32,8 @@ def check(root, params) -> None:
 
 def test_what_the_stages_read_is_right(root, repository):
     check(root, PARAMS)
+    check(root, PARAMS | {"network": {"width": [{"a": "data/b-1.json", "c": -0.5, "d": None}]}})
+    check(root, PARAMS | {"boxes": {"top_k": "no template; $(has) it"}})
     check_params(repository)
 
 
@@ -51,6 +53,11 @@ def test_what_the_stages_read_is_right(root, repository):
         ({"boxs": {"top_k": 2}}, "boxs: no stage reads a section of this name; did you mean 'boxe"),
         ({"boxs": {}, "boxes": ...}, r"boxs: no stage reads .*; did you mean 'boxes'\?"),
         ({7: {}}, "7: no stage reads a section of this name"),
+        ({"network": {"width": "2; rm x"}}, r"network\.width: .* command or path; .* '2; rm x'"),
+        ({"network": {"width": "--quick"}}, r"network\.width: .* command or path; .* '--quick'"),
+        ({"network": {"width": "a/../../b"}}, r"network\.width: .*, found 'a/\.\./\.\./b'"),
+        ({"network": {"width": [{"a b": 1}]}}, r"network\.width: .*, found 'a b'"),
+        ({"network": {"width": [{"a": "b\n"}]}}, r"network\.width: .*, found 'b\\n'"),
     ],
 )
 def test_what_they_do_not_read_is_told(root, changes, message):

@@ -1,5 +1,7 @@
 """`python -m stages <name>` tells its user what to mend, and us where our own code broke."""
 
+import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -7,8 +9,10 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from stages import __main__ as stages
+from stages import guard
 from stages.common.formats.images import EncodedImage, write_images
 from stages.common.runtime.params import read_params
 
@@ -71,3 +75,47 @@ def test_only_errors_that_our_code_raises_on_purpose_are_for_users(
     monkeypatch.setattr("runpy.run_module", broken)
     with pytest.raises(error):
         stages.main()
+
+
+@pytest.fixture
+def by_dvc(monkeypatch, tmp_path):
+    """Return a function that runs a stage as DVC does, with this lock of its packages."""
+    here = importlib.metadata.version("ruamel.yaml")
+    for name, text in {
+        "params.yaml": "seed: 0\n",
+        "pyproject.toml": '[project]\ndependencies = ["ruamel.yaml>=0.1"]\n',
+        "dvc.yaml": f"stages: {{phrases: {{deps: [{guard.LOCK}], params: [seed], outs: [x]}}}}\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    ran: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "phrases")
+    monkeypatch.setenv("OVIS_RECEIPT", str(tmp_path / "receipt.json"))
+    monkeypatch.setattr("runpy.run_module", lambda name, **_: ran.append(name))
+
+    def run(version: str = here) -> list[str]:
+        (tmp_path / guard.LOCK).write_text(f"ruamel-yaml=={version}\n")
+        monkeypatch.setattr(sys, "argv", ["stages", "phrases"])
+        stages.main()
+        return ran
+
+    return run
+
+
+def test_a_stage_does_not_run_with_other_packages_than_those_of_its_key(by_dvc, tmp_path):
+    told = r"phrases: ruamel-yaml .* is installed, 0\.1 is locked; install requirements-stages.lock"
+    with pytest.raises(SystemExit, match=told):
+        by_dvc("0.1")
+    assert not (tmp_path / "receipt.json").exists()
+    assert by_dvc() == ["stages.phrases"]  # and for the first time
+
+
+def test_a_receipt_says_with_what_the_result_was_made(by_dvc, tmp_path):
+    by_dvc()
+    receipt = json.loads((tmp_path / "receipt.json").read_text())
+    made = receipt["made"]
+    assert made["torch"] == torch.__version__
+    assert made["device"] == ("cuda" if torch.cuda.is_initialized() else "cpu")
+    assert made["model"] and made["python"] and made["seconds"] >= 0
+    assert receipt["inputs"]["params"] == {"seed": 0}
+    assert set(receipt["inputs"]["files"]) == {"params.yaml", guard.LOCK}

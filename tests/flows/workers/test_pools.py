@@ -19,6 +19,15 @@ with get_client(sync_client=True) as client:
 """
 
 
+OLD = """
+from prefect.automations import Automation
+from flows.workers.pools import LOST_RULE
+rule = Automation.read(name=LOST_RULE)
+rule.description = "of an older version"
+rule.update()
+"""
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
@@ -38,8 +47,9 @@ def python(folder: Path, *arguments: str) -> tuple[int, str]:
 
 def test_prefects_own_commands_work_on_the_server(repository):
     """With FastAPI 0.151 the server answers 422 to explicit nulls, which all of them send."""
-    for _ in range(2):  # pools and deployments that are there are brought up to date
-        code, output = python(repository, "-m", "flows", "pools")
+    # Pools, deployments and the rule that are there are brought up to date.
+    for arguments in (["-m", "flows", "pools"], ["-c", OLD], ["-m", "flows", "pools"]):
+        code, output = python(repository, *arguments)
         assert code == 0, output
     listed = {}
     for noun in ("deployment", "flow", "flow-run", "work-pool", "automation", "artifact"):
@@ -49,6 +59,7 @@ def test_prefects_own_commands_work_on_the_server(repository):
     assert "ovis-dag-experiment/experiment" in listed["deployment"]
     assert "ovis-dag-cpu" in listed["work-pool"]
     assert listed["automation"].count("ovis-dag: ") == 1
+    assert "No heartbeat" in listed["automation"] and "older" not in listed["automation"]
 
 
 def test_a_schedule_of_the_experiment_outlives_make_pools(repository):

@@ -1,9 +1,10 @@
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from flows.dvc.project import load_graph
+from flows.dvc.remote import result_key
 from flows.graph import DagError
 from flows.workers.request import (
     UncommittedError,
@@ -12,6 +13,8 @@ from flows.workers.request import (
     take_snapshot,
     versions_here,
 )
+from flows.workers.stage_flow import reproduce
+from tests.support.fleet import make_fleet, request_for
 
 
 def snapshot(toy):
@@ -86,3 +89,16 @@ def test_versions_are_those_of_the_numeric_packages_without_their_build(reposito
     assert {"python", "numpy", "torch"} < set(versions)
     assert not any("+" in version for version in versions.values())
     assert "prefect" not in versions
+
+
+def test_params_become_no_command(toy):
+    """DVC puts them into the stage's command as they are, and a shell runs it."""
+    toy.replace("-m stages download", "-m stages download ${download.lines}", "dvc.yaml")
+    toy.git("commit", "-qam", "a command with params")
+    clone = make_fleet(toy).clones[0]
+    request, file = request_for(toy, "download"), toy.root.parent / "PWNED"
+    toy.replace("lines: 3", f"lines: 3; touch {file}")
+    params, key = (toy.root / "params.yaml").read_text(), result_key(toy.root, "download")
+    with pytest.raises(DagError, match=r"params\.yaml: download\.lines: .* into a command"):
+        reproduce(clone, replace(request, params=params, key=key), "run-1", print)
+    assert not file.exists()

@@ -94,3 +94,12 @@ def test_a_machine_that_is_stopped_gives_its_run_back_and_a_cancelled_one_does_n
     with pytest.raises(TerminationSignal):
         run(server, terminate)
     assert len(server.passed) == 1
+
+
+@pytest.mark.usefixtures("run")
+def test_a_request_of_another_version_has_its_worker_leave_and_say_why():
+    with disable_run_logger():
+        state = stage_flow.stage.fn({"stage": "cut@1", "colour": "red"})
+    assert (state.name, state.is_failed()) == ("Unfit", True)
+    assert "on one: " in state.message and "colour" in state.message
+    assert state.message.endswith("; `git pull` in its clone and start it again")

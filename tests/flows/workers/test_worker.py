@@ -3,15 +3,17 @@
 import asyncio
 import os
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from prefect import states
 from prefect.workers.process import ProcessWorker
 
+from flows.resources import DeviceError
 from flows.workers import worker
 from flows.workers.space import UnfitError
-from flows.workers.worker import StageWorker, work
+from flows.workers.worker import StageWorker, default_stages, run_worker, work
 
 RUN = SimpleNamespace(id="run")
 
@@ -102,3 +104,11 @@ def test_a_worker_that_is_stopped_takes_no_more_and_lets_its_stages_give_their_r
     assert capsys.readouterr().out == "worker one was stopped\n"
     assert len(told) == 1
     assert asyncio.run(started[0].get_and_submit_flow_runs()) == []
+
+
+def test_a_machine_without_a_device_serves_pool_gpu_only_if_told(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(DeviceError, match="1 CUDA devices are wanted and this machine has 0"):
+        run_worker(Path.cwd(), "gpu", "one", None)
+    monkeypatch.setenv("OVIS_FEWER_GPUS", "1")
+    assert default_stages("gpu") == default_stages("cpu") >= 1
