@@ -189,8 +189,8 @@ def test_options_are_handed_over_as_given(done, monkeypatch):
     assert main(["predict", "a b.jpg", *given]) == 0
     assert main(["fetch", "--workers", "4"]) == 0
     assert main(["fetch"]) == 0
-    module, picture, *options = done[0]
-    assert (module, picture) == ("predict", "a b.jpg")
+    module, image, *options = done[0]
+    assert (module, image) == ("predict", "a b.jpg")
     found = f"--model={ROOT / 'found' / 'None'}"
     assert options == [found, "--names=a,b", "--min-score=0.5", "--no-overlays"]
     assert done[1:] == [["fetch", "--workers=4"], ["fetch"]]
