@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from tests.support.service import kill_all
 
 pytestmark = pytest.mark.pipeline
 
+KINDS = ("bbox", "segm")
 STAGES = set(YAML(typ="safe").load(Path(__file__).parents[2] / "dvc.yaml")["stages"])
 
 
@@ -83,14 +85,14 @@ def read(folder: Path, path: str):
     return json.loads((folder / "data" / path).read_text())
 
 
-def ap50_of_novel(folder: Path, model: str, kind: str) -> float:
-    """Return what pycocotools makes of a model's predictions file, in percent."""
+def ap50(folder: Path, model: str, group: str, kind: str) -> float:
+    """Return a group's AP50 in percent as pycocotools computes it from the predictions file."""
     truth = COCO(folder / "data/download/ground_truth/test.json")
     predictions = read(folder, f"evaluation/predictions_{model}.json")
     evaluator = COCOeval(truth, truth.loadRes(predictions["results"]), kind)
     evaluator.params.imgIds = predictions["image_ids"]
     categories = read(folder, "download/categories.json")
-    evaluator.params.catIds = [own["id"] for own in categories if own["split"] == "novel"]
+    evaluator.params.catIds = [own["id"] for own in categories if own["split"] == group]
     for compute in (evaluator.evaluate, evaluator.accumulate, evaluator.summarize):
         compute()
     return 100 * evaluator.stats[1]
@@ -109,10 +111,9 @@ def test_two_clones_give_the_same_bytes_even_if_killed_in_each_stage(smoke, repo
     }
     assert different == set()
     metrics = read(smoke, "evaluation/metrics.json")
-    for model in ("detector", "finetune"):
-        for kind in ("bbox", "segm"):
-            told = metrics[model]["generalized"]["novel"][kind]["AP50"]
-            assert told == pytest.approx(ap50_of_novel(smoke, model, kind), abs=1e-3)
+    for model, group, kind in product(("detector", "finetune"), ("base", "novel"), KINDS):
+        told = metrics[model]["generalized"][group][kind]["AP50"]
+        assert told == pytest.approx(ap50(smoke, model, group, kind), abs=1e-3)
 
 
 def test_real_photographs_from_end_to_end(repository, tmp_path):
