@@ -7,7 +7,7 @@ there and resumes interrupted ones.
 
 --mirror  a folder or the start of a URL that has the files under the same paths, such as a copy of
           images.cocodataset.org; a folder may also have them all at its top level
---workers images fetched at once (large files: at most 8); more help until the line is full
+--workers images fetched at once (large files: at most 8); more are faster until the line is full
 """
 
 import argparse

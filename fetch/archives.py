@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from fetch.transfer import FetchError, check_free_space
+from fetch.transfer import FetchError, check_free_space, writing
 from stages.common.runtime.progress import track
 
 ENCRYPTED = 0x1  # bit in a member's flags
@@ -44,7 +44,7 @@ def unpack(
         for place, info in track(missing.items(), f"unpack {archive.name}", len(missing)):
             partial = place.with_name(f".{place.name}.partial")
             place.parent.mkdir(parents=True, exist_ok=True)
-            with opened.open(info) as source, partial.open("wb") as target:
+            with writing(partial), opened.open(info) as source, partial.open("wb") as target:
                 shutil.copyfileobj(source, target)
             os.replace(partial, place)
     return list(places)

@@ -11,7 +11,8 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -166,7 +167,8 @@ def _attempt(remote: Remote, timeout: float, progress: Callable[[int], Any]) -> 
             progress(-have)
             remote.partial.unlink(missing_ok=True)  # before the note says it is of this version
             write_json(remote.origin, {"url": remote.url, "version": told})
-        with remote.partial.open("ab" if resumed else "wb") as file:
+        mode = "ab" if resumed else "wb"
+        with writing(remote.partial), remote.partial.open(mode) as file:
             _copy(response, file, progress)
             have = file.tell()
     if total is not None and have < total:
@@ -258,6 +260,15 @@ def _read_origin(remote: Remote) -> str | None:
         return None
     facts = read_json(remote.origin)
     return facts["version"] if facts["url"] == remote.url else None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file in OSErrors of the block: that of a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
 
 
 def check_free_space(folder: Path, needed: int) -> None:

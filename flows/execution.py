@@ -71,6 +71,6 @@ def require_fleet(root: Path) -> None:
     from flows.workers.request import take_snapshot
 
     if not os.environ.get("PREFECT_API_URL"):
-        raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
+        raise ValueError("PREFECT_API_URL is not set: give the address of the workers' server")
     commit = take_snapshot(root, load_graph(root)).commit
     print(f"Workers work at commit {commit[:12]}, with results through {check_remote(root)}")

@@ -122,7 +122,7 @@ class LocalServer:
 def require_server() -> None:
     """Return as soon as the server of PREFECT_API_URL answers; RuntimeError if it refuses."""
     if not os.environ.get("PREFECT_API_URL"):
-        raise ValueError("PREFECT_API_URL is not set: which Prefect server is the fleet's?")
+        raise ValueError("PREFECT_API_URL is not set: give the address of the workers' server")
     LocalServer(Path.cwd()).wait_until_ready()
 
 

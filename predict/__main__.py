@@ -176,7 +176,7 @@ def _read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m predict", description=__doc__)
     parser.add_argument("images", type=_path, help="an image, or a folder of them")
     parser.add_argument("--model", type=_path, required=True, help="the predictor's folder")
-    parser.add_argument("--names", type=_names, help="comma-separated; those of the training")
+    parser.add_argument("--names", type=_names, help="with commas; else those of the training")
     parser.add_argument("--output", type=_path, default=Path("data/predict"))
     parser.add_argument("--min-score", type=_fraction, default=0.3, help="of a shown instance")
     parser.add_argument("--allow-unknown", action="store_true", help="warn of unknown words only")

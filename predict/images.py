@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from stages.common.formats.image_files import SUFFIXES, ImageFiles, list_images, plain_text
 from stages.common.formats.images import decode_upright
@@ -12,10 +13,10 @@ from stages.common.formats.images import decode_upright
 
 @dataclass(frozen=True)
 class Found:
-    """A decoded image: its name below the folder, with `/`, and RGB uint8 (H, W, 3), upright."""
+    """A decoded image: its name below the folder, with `/`, and RGB, upright."""
 
     name: str
-    image: np.ndarray
+    image: UInt8[np.ndarray, "H W 3"]
 
 
 def find_images(path: Path) -> ImageFiles:

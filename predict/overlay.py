@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from stages.common.drawing.montage import draw_panel
 from stages.common.drawing.panels import Panel, panel_box, show_instances
@@ -16,12 +17,12 @@ WRITTEN = (".jpg", ".jpeg", ".png")  # formats of overlays
 
 
 def draw_overlay(
-    image: np.ndarray, results: Sequence[dict], words: Mapping[int, str]
-) -> np.ndarray:
-    """Return RGB uint8 in the image's aspect ratio, its longer side 640 to 1600 pixels.
+    image: UInt8[np.ndarray, "_ _ 3"], results: Sequence[dict], words: Mapping[int, str]
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """Return RGB in the image's aspect ratio, its longer side 640 to 1600 pixels.
 
     Args:
-        image: RGB uint8 (H, W, 3).
+        image: RGB.
         results: the image's COCO results, best first; the best is painted last.
         words: the name of each category id.
     """
@@ -38,8 +39,8 @@ def overlay_name(name: str) -> str:
     return name if Path(name).suffix.lower() in WRITTEN else f"{name}.jpg"
 
 
-def write_overlay(path: Path, pixels: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3) in the format of the path's suffix, one of `WRITTEN`."""
+def write_overlay(path: Path, pixels: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Write RGB in the format of the path's suffix, one of `WRITTEN`."""
     _, encoded = cv2.imencode(path.suffix.lower(), np.ascontiguousarray(pixels[..., ::-1]))
     with replace_file(path) as partial:
         partial.write_bytes(encoded.tobytes())

@@ -129,6 +129,37 @@ def test_shell_and_python_blocks_have_no_syntax_error(path):
         compile(block, str(path), "exec")
 
 
+def shell_block(path: str, words: str) -> list[str]:
+    """Return the lines of the one shell block of a page that has these words."""
+    (block,) = [own for own in blocks(prose(PAGES[path]), "sh") if words in own]
+    return block.splitlines()
+
+
+def run_lines(folder: Path, *lines: str) -> None:
+    subprocess.run(["bash", "-euc", "\n".join(lines)], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_the_lines_that_unpack_open_images_do(tmp_path, unpacked):
+    make, from_archives, from_folders = shell_block("docs/own_data.md", "tar -xzf")
+    for letter in "0f":
+        (tmp_path / f"train_{letter}").mkdir()
+        (tmp_path / f"train_{letter}/{letter}.jpg").touch()
+        if not unpacked:
+            name = f"train_{letter}"
+            run_lines(tmp_path, f"tar -czf {name}.tar.gz {name}", f"rm -r {name}")
+    run_lines(tmp_path, make, from_folders if unpacked else from_archives)
+    assert {path.name for path in (tmp_path / "train").iterdir()} == {"0.jpg", "f.jpg"}
+
+
+def test_the_lines_that_remove_worktrees_do(tmp_path):
+    commit = "git -c user.name=x -c user.email=x@localhost commit -q --allow-empty -m x"
+    run_lines(tmp_path, "git init -q", commit, "git worktree add -q .sweeps/points/a")
+    run_lines(tmp_path, *shell_block("docs/sweeps.md", "rm -rf .sweeps"))
+    listed = subprocess.check_output(["git", "worktree", "list"], cwd=tmp_path, text=True)
+    assert listed.count("\n") == 1
+
+
 @page
 def test_files_exist(path):
     found = named(PATH, prose(path)) | named(ROOT_FILE, prose(path))

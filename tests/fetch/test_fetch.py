@@ -24,6 +24,7 @@ from stages.download.sources.open_images import files as open_images_files
 from tests.stages.download.sources.test_coco import write_coco
 from tests.stages.download.sources.test_open_images import make_params as open_images_params
 from tests.support.http_server import serve
+from tests.support.mounts import small_files
 from tests.support.open_images_folder import TEST, TRAIN, write_open_images
 from tests.support.toy import REPOSITORY
 
@@ -232,6 +233,16 @@ def test_unpacking_goes_on(tmp_path):
     (folder / "part/.b.partial").write_bytes(b"b")
     unpack(archive, folder, lambda name: name.startswith("part/"))
     assert tree(folder) == {"part/a": b"there", "part/b": b"bb"}
+
+
+def test_a_disk_that_is_full_while_unpacking_names_the_file(tmp_path):
+    archive, folder = tmp_path / "archive.zip", tmp_path / "folder"
+    archive.write_bytes(zipped({"part/a": b"a" * 200}))
+    told = r"cannot write .*/part/\.a\.partial: File too large"
+    with small_files(100), pytest.raises(OSError, match=told):
+        unpack(archive, folder)
+    unpack(archive, folder)
+    assert tree(folder) == {"part/a": b"a" * 200}
 
 
 def test_two_commands_do_not_write_the_same_files(tmp_path):

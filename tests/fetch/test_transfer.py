@@ -2,7 +2,6 @@
 
 import base64
 import email.utils
-import errno
 import hashlib
 import time
 from types import SimpleNamespace
@@ -20,6 +19,7 @@ from fetch.transfer import (
     remote_size,
 )
 from tests.support.http_server import serve
+from tests.support.mounts import small_files
 
 CONTENT = bytes(range(256)) * 40
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -244,14 +244,15 @@ def test_sizes_are_asked_for(server, remote):
         remote_size(Remote(f"{server.url}/nowhere", remote.path), 5.0)
 
 
-def test_a_full_disk_names_the_file(server, remote, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", str(remote.partial))
-
-    monkeypatch.setattr(transfer, "_copy", full)
-    with pytest.raises(OSError, match=r"No space left on device.*file\.bin"):
+def test_a_full_disk_names_the_file_and_what_came_stays(server, remote):
+    with (
+        small_files(1000),
+        pytest.raises(OSError, match=r"cannot write .*/\.file\.bin\.partial: File too large"),
+    ):
         fetch(remote, QUICK)
-    assert not remote.path.exists()
+    assert remote.partial.stat().st_size == 1000
+    fetch(remote, QUICK)
+    assert is_whole(remote)
 
 
 def test_room_is_looked_for_first(tmp_path, monkeypatch):

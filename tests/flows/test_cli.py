@@ -36,8 +36,8 @@ def done(monkeypatch):
     return commands
 
 
-def raiser(error: BaseException) -> Callable[[], Path]:
-    def raise_it() -> Path:
+def raiser(error: BaseException) -> Callable[[Path], None]:
+    def raise_it(root: Path) -> None:
         raise error
 
     return raise_it
@@ -145,13 +145,13 @@ def test_help_imports_little():
     ],
 )
 def test_faults_become_a_line_and_an_exit_code(raised, code, told, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_project", raiser(raised))
+    monkeypatch.setattr(environment, "apply_settings", raiser(raised))
     assert main(["verify"]) == code
     assert capsys.readouterr().err.strip() == f"ovis-dag: {told}"
 
 
 def test_other_faults_are_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli, "_project", raiser(FileNotFoundError("own.py")))
+    monkeypatch.setattr(environment, "apply_settings", raiser(FileNotFoundError("own.py")))
     with pytest.raises(FileNotFoundError):
         main(["verify"])
 
@@ -189,8 +189,8 @@ def test_options_are_handed_over_as_given(done, monkeypatch):
     assert main(["predict", "a b.jpg", *given]) == 0
     assert main(["fetch", "--workers", "4"]) == 0
     assert main(["fetch"]) == 0
-    module, picture, *options = done[0]
-    assert (module, picture) == ("predict", "a b.jpg")
+    module, image, *options = done[0]
+    assert (module, image) == ("predict", "a b.jpg")
     found = f"--model={ROOT / 'found' / 'None'}"
     assert options == [found, "--names=a,b", "--min-score=0.5", "--no-overlays"]
     assert done[1:] == [["fetch", "--workers=4"], ["fetch"]]

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import resource
 import shutil
 import sys
 from zlib import crc32
@@ -20,6 +19,7 @@ from predict.overlay import draw_overlay
 from stages.common.formats.images import decode_image, decode_upright
 from stages.common.geometry.masks import decode_mask
 from tests.support.images_folder import phone_jpeg
+from tests.support.mounts import small_files
 from tests.support.tiny_detector import draw
 from tests.support.tiny_predictor import CATEGORIES, write_predictor
 
@@ -105,14 +105,9 @@ def test_wrong_input_is_told(monkeypatch, capsys, tmp_path, model, images):
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys, tmp_path, model, images):
-    """No file may grow beyond some bytes, which stands for the disk."""
     options = ["--model", model, "--output", tmp_path / "out"]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    try:
+    with small_files(100):
         code = call(monkeypatch, images / "b.jpg", *options)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "predict:" in line]
     assert (code, "cannot write" in line and "File too large" in line) == (1, True)
     assert call(monkeypatch, images / "b.jpg", *options) == 0

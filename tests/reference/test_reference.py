@@ -22,7 +22,8 @@ from tests.reference.masks import BACKGROUND, OBJECT, UNSEEDED, seed_labels, seg
 from tests.reference.seeds import choose_seeds, teach
 from tests.stages.activation.test_activation import params, random_images, targets_of
 from tests.stages.pseudo_masks.test_pseudo_masks import disc_scene
-from tests.stages.wspn.test_wspn import SEEDS, random_boxes
+from tests.stages.wspn.test_wspn import SEEDS
+from tests.support.boxes import random_boxes
 from tests.support.small_albef import small_albef
 
 CAPTIONS = [["a dog and a cup", "two cups near a hat"], ["a red hat", "a dog in the park"]]

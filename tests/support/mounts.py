@@ -1,6 +1,7 @@
 """Real small and read-only disks. Mounting them needs root, so others skip their tests."""
 
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,17 @@ def mounted(folder: Path, *arguments: str) -> Iterator[None]:
 def small_disk(folder: Path, size: str):
     """Mount a disk of the given size ("80m") at the folder until the block ends."""
     return mounted(folder, "-t", "tmpfs", "-o", f"size={size}", "tmpfs")
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Let no file of this process grow beyond some bytes: needs no root, and stands for a disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def fill(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A training in shares, by two processes or in micro-batches, repeats that of one process."""
+"""A training that is split, by processes or in micro-batches, repeats that of one process."""
 
 import json
 from types import SimpleNamespace

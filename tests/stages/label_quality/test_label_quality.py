@@ -15,7 +15,6 @@ from stages.common.formats.coco import make_instances
 from stages.common.formats.images import EncodedImage, write_images
 from stages.common.formats.tables import boxes_by_image
 from stages.common.geometry.masks import decode_mask, encode_mask, mask_iou
-from stages.common.geometry.recall import NEVER, first_hits
 from stages.common.runtime.storage import read_json, write_json, write_table, write_tensors
 from stages.label_quality.agreement import measure_labels, measure_pointing
 from stages.label_quality.comparators import LabelMaps, measure_masks, measure_squares, peak
@@ -214,13 +213,6 @@ def test_a_map_that_points_into_the_box_of_an_object_without_outline_hits_it():
     inputs.maps[0, 0, 3, 3] = inputs.maps[0, 1, 0, 0] = 1  # in the box, and outside
     tables = measure_shard(inputs, [CUP, FISH, CAR])
     assert tables.pointing["hit"].tolist() == [[True, False]]
-
-
-def test_first_hits_of_ordered_boxes():
-    boxes = np.array([[0, 0, 4, 4], [0, 0, 10, 10], [0, 0, 10, 9], [12, 12, 14, 14]], np.float32)
-    objects = np.array([[0, 0, 10, 10], [0, 0, 4, 5], [5, 5, 20, 20]], np.float32)
-    assert first_hits(boxes, objects).tolist() == [2, 1, NEVER]
-    assert first_hits(boxes[:0], objects).tolist() == [NEVER] * 3
 
 
 def test_boxes_keep_their_order_within_an_image():

@@ -4,10 +4,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from stages.common.geometry.masks import decode_mask, encode_mask, encode_window, mask_iou
+from stages.common.geometry.masks import decode_mask, encode_window, mask_iou
 from stages.common.runtime.seeding import torch_generator
 from stages.pseudo_masks.crops import inside_box, label_pixels, widen_boxes
 from stages.pseudo_masks.network import forward, init_weights, seed_loss, train_networks
@@ -186,22 +184,6 @@ def test_mask_stays_in_its_box_and_image():
     mask = whole_mask(logits, np.array([-5, 50, 20, 80], np.float32), (64, 64), 0.25, False)
     assert mask[50:, :20].all()
     assert mask.sum() == 14 * 20
-
-
-@given(
-    st.integers(1, 9),
-    st.integers(1, 9),
-    st.data(),
-    st.sampled_from([0.0, 0.3, 0.9, 1.0]),
-    st.integers(0, 2**31),
-)
-def test_a_window_is_encoded_as_the_whole_mask(height, width, data, filled, seed):
-    left, right = sorted(data.draw(st.tuples(st.integers(0, width), st.integers(0, width))))
-    top, bottom = sorted(data.draw(st.tuples(st.integers(0, height), st.integers(0, height))))
-    window = np.random.default_rng(seed).random((bottom - top, right - left)) < filled
-    whole = np.zeros((height, width), bool)
-    whole[top:bottom, left:right] = window
-    assert encode_window(window, (left, top), (height, width)) == encode_mask(whole)
 
 
 def test_masks_do_not_depend_on_the_size_of_the_photograph():

@@ -20,7 +20,8 @@ from stages.models.proposals.ranking import (
 from stages.models.proposals.views import ViewSettings
 from stages.ranking import __main__ as stage
 from stages.ranking.params import RankingParams
-from tests.stages.wspn.test_wspn import make_image, random_boxes, small_model
+from tests.stages.wspn.test_wspn import make_image, small_model
+from tests.support.boxes import random_boxes
 
 VIEWS = ViewSettings(shorter_sides=[48], longer_side=96, flip=True)
 USUAL = RankingSettings(

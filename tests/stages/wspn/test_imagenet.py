@@ -41,7 +41,8 @@ from stages.wspn.end_to_end import ViewStream, train_end_to_end
 from stages.wspn.params import WspnParams
 from stages.wspn.refine import image_losses, make_targets, refinement_loss
 from stages.wspn.stream import ImageStream
-from tests.stages.wspn.test_wspn import BOXES, make_image, random_boxes
+from tests.stages.wspn.test_wspn import BOXES, make_image
+from tests.support.boxes import random_boxes
 
 ALONE = {"neighbour_iou": 1.0, "power": 1.0}
 VIEWS = {"shorter_sides": [48, 64], "longer_side": 96, "flip": True}

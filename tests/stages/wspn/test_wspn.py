@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from stages.common.formats.categories import Category
 from stages.common.formats.images import EncodedImage
-from stages.common.geometry.box_coder import decode_boxes, encode_boxes
 from stages.common.geometry.boxes import pairwise_iou
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import read_tensors, write_json, write_tensors
@@ -36,6 +35,7 @@ from stages.wspn.localise import (
 )
 from stages.wspn.params import ClassifyParams, LocaliseParams, SeedParams
 from stages.wspn.seeds import select_seeds
+from tests.support.boxes import random_boxes
 
 SEEDS = SeedParams(
     select="mist",
@@ -87,13 +87,6 @@ def make_image(image_id: int, side: int = 64) -> EncodedImage:
     pixels = np.random.default_rng(image_id).integers(0, 255, (side, side, 3)).astype(np.uint8)
     encoded = cv2.imencode(".png", pixels)[1].tobytes()
     return EncodedImage(image_id, f"{image_id}.png", side, side, encoded)
-
-
-def random_boxes(seed: int, count: int, side: int = 64) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    corner = generator.uniform(0, side - 12, (count, 2))
-    sides = generator.uniform(10, side - corner)
-    return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
 
 
 def examples_of(model: LanguageWspn, count: int = 4) -> list[ImageExample]:
@@ -172,33 +165,6 @@ def test_a_suppressed_candidate_suppresses_nobody():
     scores = torch.tensor([[3.0, 1], [2, 2], [1, 3]])
     params = SEEDS.model_copy(update={"top_fraction": 1.0, "max_iou": 0.3})
     assert [seeds.tolist() for seeds in select_seeds(scores, boxes, params)] == [[0, 2], [2, 0]]
-
-
-def test_offsets_by_hand():
-    box, target = torch.tensor([[0.0, 0, 10, 20]]), torch.tensor([[5.0, 0, 25, 20]])
-    # centre 5 → 15 in sides of 10, weighted by 10; width doubles, weighted by 5
-    expected = torch.tensor([[10.0, 0.0, 5 * math.log(2), 0.0]])
-    assert torch.allclose(encode_boxes(box, target), expected)
-
-
-@given(st.integers(0, 2**31))
-def test_decoding_inverts_encoding(seed):
-    boxes = torch.from_numpy(random_boxes(seed, 10))
-    shift = torch.from_numpy(random_boxes(seed + 1, 10)) - boxes
-    targets = boxes + 0.3 * shift  # sides change by a factor below e
-    near = ((targets[:, 2:] - targets[:, :2]) / (boxes[:, 2:] - boxes[:, :2])).log().abs()
-    inside = (near < 1).all(1)
-    decoded = decode_boxes(boxes, encode_boxes(boxes, targets), (64, 64))
-    assert torch.allclose(decoded[inside], targets[inside], atol=1e-3)
-
-
-@given(st.integers(0, 2**31))
-def test_decoded_boxes_stay_in_the_image(seed):
-    boxes = torch.from_numpy(random_boxes(seed, 10))
-    offsets = torch.randn(10, 4, generator=torch.Generator().manual_seed(seed)) * 50
-    decoded = decode_boxes(boxes, offsets, (64, 80))
-    assert decoded.min() >= 0 and decoded[:, [0, 2]].max() <= 80 and decoded[:, [1, 3]].max() <= 64
-    assert ((decoded[:, 2:] - decoded[:, :2]) >= 0.999).all()
 
 
 def test_localisation_loss_by_hand():
