@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64
 
 from stages.common.formats.images import EncodedImage
 from stages.common.geometry.recall import first_hits
@@ -20,13 +21,13 @@ from stages.models.proposals.ranking import RankingSettings, order_in_layers, ra
 
 def ordered_boxes(
     image: EncodedImage,
-    searched: np.ndarray,
+    searched: Float32[np.ndarray, "R 4"],
     detector: Detector,
     wspn: Wspn,
     heads: Mapping[str, RankingSettings],
     seed: int,
-) -> dict[str, np.ndarray]:
-    """Return method → boxes float32 (R, 4) of an image, best first.
+) -> dict[str, Float32[np.ndarray, "_ 4"]]:
+    """Return method → boxes of an image, best first.
 
     For each head there is also `rpn_like_<head>`: the detector's proposals, suppressed with the
     head's IoU thresholds. A head with `score: classes` suppresses only boxes of the same class; the
@@ -34,7 +35,7 @@ def ordered_boxes(
 
     Args:
         image: encoded.
-        searched: selective search's boxes float32 (R, 4).
+        searched: selective search's boxes.
         detector: supports `proposals`.
         wspn: the proposal network.
         heads: name → a way to rank the proposal network's boxes.
@@ -60,8 +61,8 @@ def ordered_boxes(
 class Hits:
     """How many of the first boxes it takes to find each object."""
 
-    category_ids: np.ndarray  # int64 (N,)
-    by_method: dict[str, np.ndarray]  # int64 (N,) each; `recall.NEVER` if no box finds it
+    category_ids: Int64[np.ndarray, " N"]
+    by_method: dict[str, Int64[np.ndarray, " N"]]  # `recall.NEVER` if no box finds it
 
 
 def find_objects(

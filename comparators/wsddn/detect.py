@@ -6,6 +6,7 @@ of an image, C classes. Frame: pixels of the image; boxes x0, y0, x1, y1.
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64, UInt8
 from torchvision.ops import batched_nms
 
 from stages.models.proposals.base import Wspn
@@ -15,12 +16,12 @@ from stages.models.proposals.views import ViewSettings
 @torch.no_grad()
 def detect_classes(
     model: Wspn,
-    image: np.ndarray,
-    boxes_xyxy: np.ndarray,
+    image: UInt8[np.ndarray, "H W 3"],
+    boxes_xyxy: Float32[np.ndarray, "R 4"],
     views: ViewSettings,
     nms_iou: float,
     max_detections: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[Float32[np.ndarray, "n 4"], Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
     """Return the image's detections, best first.
 
     The score of a box for a class is W of eq. 5 of Mask-free OVIS, or the mean of the network's
@@ -28,14 +29,14 @@ def detect_classes(
 
     Args:
         model: a proposal network trained with image labels of the C classes.
-        image: RGB uint8 (H, W, 3).
-        boxes_xyxy: proposals float32 (R, 4).
+        image: RGB.
+        boxes_xyxy: proposals.
         views: used by networks with an ImageNet backbone.
         nms_iou: IoU threshold of the suppression within each class.
         max_detections: largest n.
 
     Returns:
-        Boxes float32 (n, 4), class indices int64 (n,), scores float32 (n,) in [0, 1].
+        Boxes, class indices, and scores in [0, 1].
     """
     features = model.extract_features(image, views)
     boxes = torch.from_numpy(boxes_xyxy * features.scale).to(model.device)

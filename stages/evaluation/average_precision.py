@@ -8,6 +8,7 @@ from io import StringIO
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float64
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -21,8 +22,8 @@ NO_OBJECTS = -1.0  # pycocotools' precision of a class without objects
 
 def precision_table(
     trial: Trial, detections: list[dict], kind: Kind, max_detections: int
-) -> np.ndarray:
-    """Return precision float64 (T, P, K) in [0, 1], -1 for classes without objects.
+) -> Float64[np.ndarray, "T P K"]:
+    """Return precision in [0, 1], -1 for classes without objects.
 
     Args:
         trial: vocabulary and ground truth; crowds are ignored, as in COCO.
@@ -57,15 +58,17 @@ def _coco(trial: Trial, annotations: list[dict]) -> COCO:
     return coco
 
 
-def group_precision(precision: np.ndarray, trial: Trial, group: str) -> np.ndarray:
-    """Return the columns (T, P, K') of the group's classes that have objects."""
+def group_precision(
+    precision: Float64[np.ndarray, "T P K"], trial: Trial, group: str
+) -> Float64[np.ndarray, "T P _"]:
+    """Return the columns of the group's classes that have objects."""
     members = [in_group(category, (group,)) for category in trial.categories]
     table = precision[:, :, members]
     return table[:, :, (table > NO_OBJECTS).all(axis=(0, 1))]
 
 
-def average_precision(precision: np.ndarray) -> dict[str, float]:
-    """Return AP (mean over IoU .50:.95) and AP50 of (T, P, K) in percent, -1 if K is 0."""
+def average_precision(precision: Float64[np.ndarray, "T P K"]) -> dict[str, float]:
+    """Return AP (mean over IoU .50:.95) and AP50 in percent, -1 if K is 0."""
     if not precision.size:
         return {"AP": NO_OBJECTS, "AP50": NO_OBJECTS}
     return {

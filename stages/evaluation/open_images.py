@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float64
 from pycocotools import mask as coco_mask
 
 from stages.common.formats.outlines import is_outlined
@@ -105,7 +106,7 @@ def _group(entries: Iterable[dict]) -> dict[tuple[int, int], list[dict]]:
 
 def score_image(
     detections: list[dict], objects: list[dict], kind: Kind
-) -> tuple[np.ndarray, np.ndarray, int]:
+) -> tuple[Float64[np.ndarray, " D"], Bool[np.ndarray, " D"], int]:
     """Decide which detections of one image and class are right.
 
     Args:
@@ -114,8 +115,8 @@ def score_image(
         kind: whether boxes or masks are compared.
 
     Returns:
-        Scores float64 (D',) and whether each is right, bool (D',), of the detections that are right
-        or wrong, with one entry per group found; and the number of objects to find.
+        Scores and whether each is right, of the detections that are right or wrong, with one entry
+        per group found; and the number of objects to find.
     """
     outlined = np.array([kind == "bbox" or is_outlined(entry) for entry in objects], bool)
     groups = np.array([bool(entry.get("iscrowd", 0)) for entry in objects], bool)
@@ -171,17 +172,17 @@ def _overlap(
 
 
 def average_precision(
-    scores: np.ndarray, right: np.ndarray, num_objects: int
-) -> tuple[float, np.ndarray]:
+    scores: Float64[np.ndarray, " D"], right: Bool[np.ndarray, " D"], num_objects: int
+) -> tuple[float, Float64[np.ndarray, "101"]]:
     """Return the area under the precision-recall curve, and precision at 101 points of recall.
 
     Args:
-        scores: of the detections of one class in all images, (D,).
-        right: bool (D,).
+        scores: of the detections of one class in all images.
+        right: whether each is.
         num_objects: to find.
 
     Returns:
-        Area in [0, 1], and precision float64 (101,) at recall 0, .01, … 1; -1 without objects.
+        Area in [0, 1], and precision at recall 0, .01, … 1; -1 without objects.
     """
     if not num_objects:
         return NOT_MEASURED, np.full(len(RECALL), NOT_MEASURED)

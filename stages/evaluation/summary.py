@@ -6,6 +6,7 @@ Shape legend: T = 10 IoU thresholds, P = 101 recall points, K classes of a trial
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float
 
 from stages.common.formats.categories import Category
 from stages.evaluation import open_images
@@ -99,8 +100,8 @@ def evaluation_metrics(scores: Scores) -> dict:
     return metrics
 
 
-def mean_area(areas: np.ndarray, trial: Trial, group: str) -> float:
-    """Return the mean of areas (K,) over the group's classes with objects, in percent, or -1."""
+def mean_area(areas: Float[np.ndarray, " K"], trial: Trial, group: str) -> float:
+    """Return the mean of areas over the group's classes with objects, in percent, or -1."""
     members = np.array([in_group(category, (group,)) for category in trial.categories], bool)
     known = areas[members & (areas > NO_OBJECTS)]
     return round(100 * float(known.mean()), 3) if len(known) else NO_OBJECTS

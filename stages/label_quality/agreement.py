@@ -8,6 +8,7 @@ Shape legend: R labels or targets of an image, G + 1 rounds, h w cells of an act
 """
 
 import numpy as np
+from jaxtyping import Float, Int64
 
 from stages.common.formats.coco import Instances, best_box_iou, best_mask_iou
 from stages.common.geometry.masks import decode_mask
@@ -38,18 +39,21 @@ def measure_labels(labels: Instances, truth: Instances) -> Columns:
 
 
 def measure_pointing(
-    maps: np.ndarray, category_ids: np.ndarray, truth: Instances, image_hw: tuple[int, int]
+    maps: Float[np.ndarray, "R G h w"],
+    category_ids: Int64[np.ndarray, " R"],
+    truth: Instances,
+    image_hw: tuple[int, int],
 ) -> Columns:
     """Return for each target and round whether the map peaks on an object of the target's class.
 
     Args:
-        maps: float (R, G + 1, h, w) of the R targets of one image.
-        category_ids: int64 (R,), the targets' classes.
+        maps: of the R targets of one image, in G rounds.
+        category_ids: the targets' classes.
         truth: the image's ground truth; here a crowd counts as an object.
         image_hw: the image's size.
 
     Returns:
-        category_id int64 and hit bool (…, G + 1), a row for each target whose class the image
+        category_id int64 and hit bool (…, G), a row for each target whose class the image
         shows. The peak is the centre of the highest cell.
     """
     height, width = image_hw

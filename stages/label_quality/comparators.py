@@ -17,6 +17,7 @@ on k + 0.5.
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from stages.common.formats.coco import Instances
 from stages.common.geometry.boxes import clip_boxes, pairwise_iou
@@ -136,7 +137,7 @@ def measure_squares(
     }
 
 
-def peak(cells: np.ndarray, image_hw: tuple[int, int]) -> tuple[float, float]:
+def peak(cells: Float[np.ndarray, "h w"], image_hw: tuple[int, int]) -> tuple[float, float]:
     """Return (x, y) of a map's highest point, in pixels.
 
     In small images a cell is as large as a fifth of an object. The point is therefore refined

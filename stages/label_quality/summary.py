@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from stages.common.formats.categories import Category
 from stages.label_quality.agreement import Columns
@@ -20,13 +21,13 @@ MEASURED_PER_CLASS = ("precision", "box_iou", "box_at_50", "mask_iou", "mask_at_
 NOTHING = -1.0
 
 
-def mean(values: np.ndarray) -> float:
+def mean(values: Shaped[np.ndarray, " R"]) -> float:
     """Return the mean, rounded to five decimals; -1 if there are no values."""
     return round(float(np.mean(values)), 5) if len(values) else NOTHING
 
 
-def iou_summary(iou: np.ndarray) -> dict[str, float]:
-    """Return the mean of IoUs (R,) and the fraction of them that is at least 0.5."""
+def iou_summary(iou: Float[np.ndarray, " R"]) -> dict[str, float]:
+    """Return the mean of IoUs and the fraction of them that is at least 0.5."""
     return {"mean_iou": mean(iou), "at_50": mean(iou >= 0.5)}
 
 

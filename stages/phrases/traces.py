@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import numpy as np
+from jaxtyping import Float32, Float64
 
 from stages.common.formats.narratives import Utterance
 from stages.phrases.noun_phrases import WORD
@@ -36,14 +37,14 @@ class Located:
         window: seconds.
         first: index of its first point in the trace in order of time; 0 if there is none.
         num_points: in the window.
-        box_xyxy: float32 (4,), pixels; None if there is none.
+        box_xyxy: pixels; None if there is none.
         reason: why there is none.
     """
 
     window: tuple[float, float]
     first: int = 0
     num_points: int = 0
-    box_xyxy: np.ndarray | None = None
+    box_xyxy: Float32[np.ndarray, "4"] | None = None
     reason: str = ""
 
 
@@ -93,7 +94,7 @@ def time_window(
 
 
 def locate(
-    trace: np.ndarray,
+    trace: Float64[np.ndarray, "P 3"],
     window: tuple[float, float],
     image_hw: tuple[int, int],
     params: TraceParams,
@@ -101,7 +102,7 @@ def locate(
     """Return the box of the points in a window.
 
     Args:
-        trace: float64 (P, 3), in order of time.
+        trace: in order of time.
         window: seconds, both ends within.
         image_hw: pixels.
         params: what is cut off, and which boxes are none.

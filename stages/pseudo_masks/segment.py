@@ -133,7 +133,7 @@ def paste_mask(
     return (keep_largest(mask) if largest_component else mask), (left, top)
 
 
-def keep_largest(mask: np.ndarray) -> np.ndarray:
+def keep_largest(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """Return the largest 8-connected component of a mask; an empty mask stays empty."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
     if count <= 2:

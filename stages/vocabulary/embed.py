@@ -4,6 +4,7 @@ Shape legend: C classes, D width.
 """
 
 import torch
+from jaxtyping import Float32
 
 from stages.common.formats.categories import Category
 from stages.models.vision_language.name_embedding import NameEmbedder
@@ -12,14 +13,14 @@ from stages.vocabulary.params import VocabularyParams
 
 def embed_categories(
     embedder: NameEmbedder, categories: list[Category], params: VocabularyParams
-) -> tuple[torch.Tensor, list[str]]:
+) -> tuple[Float32[torch.Tensor, "C D"], list[str]]:
     """Return the embeddings of the classes, and the names that the text encoder does not know.
 
     An embedding is the mean over prompts, of unit length if `params.normalise`. An unknown name is
     read as [UNK], so all unknown names have about the same embedding.
 
     Returns:
-        float32 (C, D), and the names whose forms all have an unknown word.
+        The embeddings, and the names whose forms all have an unknown word.
 
     Raises:
         ValueError: more names are unknown than `max_unknown_fraction` allows.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch.nn import functional
 
 from stages.common.runtime.curves import Curve
@@ -24,16 +25,18 @@ LARGEST_GRADIENT = 5.0  # norm
 LEAST, MOST = 1e-6, 1 - 1e-6  # rounding can take the sum p_c to 0 or above 1; log needs (0, 1)
 
 
-def image_scores(scores: torch.Tensor) -> torch.Tensor:
-    """Return the image's score per class, p (C,) in (0, 1), from W (R, C).
+def image_scores(scores: Float[torch.Tensor, "R C"]) -> Float[torch.Tensor, " C"]:
+    """Return the image's score per class, p in (0, 1), from W.
 
     Source: Mask-free OVIS, p_c = Σ_i w_ic.
     """
     return scores.sum(0).clamp(LEAST, MOST)
 
 
-def image_label_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the binary cross-entropy of W (R, C) with labels (C,) in {0, 1}, summed over classes.
+def image_label_loss(
+    scores: Float[torch.Tensor, "R C"], labels: Float[torch.Tensor, " C"]
+) -> Float[torch.Tensor, ""]:
+    """Return the binary cross-entropy of W with labels in {0, 1}, summed over classes.
 
     Source: Mask-free OVIS eq. 5, first term.
     """

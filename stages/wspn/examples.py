@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32
 
 from stages.common.formats.captions import MentionFinder
 from stages.common.formats.categories import Category
@@ -36,8 +37,8 @@ def image_labels(
     captions: Mapping[int, Sequence[str]],
     categories: Sequence[Category],
     labelled_ids: Sequence[int],
-) -> dict[int, np.ndarray]:
-    """Return float32 (C,) per image, 1 for each class of `labelled_ids` that its captions name.
+) -> dict[int, Float32[np.ndarray, " C"]]:
+    """Return per image 1 for each class of `labelled_ids` that its captions name.
 
     All `categories` are searched for, so that "hot dog" does not count as "dog".
     """
@@ -51,8 +52,10 @@ def image_labels(
     return labels
 
 
-def annotated_labels(paths: Sequence[Path], labelled_ids: Sequence[int]) -> dict[int, np.ndarray]:
-    """Return float32 (C,) per image, 1 for each labelled class that annotators found in it.
+def annotated_labels(
+    paths: Sequence[Path], labelled_ids: Sequence[int]
+) -> dict[int, Float32[np.ndarray, " C"]]:
+    """Return per image 1 for each labelled class that annotators found in it.
 
     Args:
         paths: files of data/download/annotations, which list base classes only.
@@ -125,8 +128,10 @@ def make_examples(
         )
 
 
-def thin_out(boxes_xyxy: np.ndarray, limit: int, seed: int, image_id: int) -> np.ndarray:
-    """Return at most `limit` random proposals (R, 4) of an image, in their original order."""
+def thin_out(
+    boxes_xyxy: Float[np.ndarray, "R 4"], limit: int, seed: int, image_id: int
+) -> Float[np.ndarray, "_ 4"]:
+    """Return at most `limit` random proposals of an image, in their original order."""
     if len(boxes_xyxy) <= limit:
         return boxes_xyxy
     generator = numpy_generator(seed, "wspn proposals", image_id)

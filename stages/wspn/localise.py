@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch.nn import functional
 
 from stages.common.geometry.box_coder import encode_boxes
@@ -45,8 +46,10 @@ class ObjectTargets(NamedTuple):
 
 
 @torch.no_grad()
-def find_seeds(model: LanguageWspn, example: ImageExample, params: SeedParams) -> np.ndarray:
-    """Return the seeds of all classes that the image is labelled with, rows (S,) ascending."""
+def find_seeds(
+    model: LanguageWspn, example: ImageExample, params: SeedParams
+) -> Int64[np.ndarray, " S"]:
+    """Return the seeds of all classes that the image is labelled with, rows ascending."""
     seen = send(example.appearance, model.device).float()
     scores = class_scores(*model.class_logits(seen)).cpu().numpy()
     overlaps = pairwise_iou(example.boxes_xyxy, example.boxes_xyxy)
@@ -58,7 +61,9 @@ def find_seeds(model: LanguageWspn, example: ImageExample, params: SeedParams) -
 
 
 def make_targets(
-    examples: Sequence[ImageExample], seeds: Sequence[np.ndarray], params: LocaliseParams
+    examples: Sequence[ImageExample],
+    seeds: Sequence[Int64[np.ndarray, " _"]],
+    params: LocaliseParams,
 ) -> ObjectTargets:
     """Return the targets that the seeds (row numbers per image) give the proposals.
 
@@ -97,9 +102,9 @@ def _image_targets(
 
 
 def quality_targets(
-    overlap: torch.Tensor, params: LocaliseParams
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return quality in [0, 1] and whether it is a target, (R,) each, from IoU with seeds (R,)."""
+    overlap: Float[torch.Tensor, " R"], params: LocaliseParams
+) -> tuple[Float[torch.Tensor, " R"], Bool[torch.Tensor, " R"]]:
+    """Return quality in [0, 1] and whether it is a target, from IoU with seeds."""
     if params.quality == "overlap":
         return overlap, overlap >= params.quality_min_iou
     # every proposal far from all seeds is background
@@ -107,16 +112,16 @@ def quality_targets(
 
 
 def localisation_loss(
-    quality_logits: torch.Tensor,
-    offsets: torch.Tensor,
+    quality_logits: Float[torch.Tensor, " N"],
+    offsets: Float[torch.Tensor, "N 4"],
     targets: ObjectTargets,
     regression_weight: float,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Float[torch.Tensor, ""]]:
     """Return the losses {"quality", "regression"} of N proposals, each a sum divided by N.
 
     Args:
-        quality_logits: (N,).
-        offsets: predicted, (N, 4).
+        quality_logits: predicted.
+        offsets: predicted.
         targets: those of the same proposals.
         regression_weight: multiplies the regression loss.
 

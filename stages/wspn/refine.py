@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Num
 from torch.nn import functional
 from torchvision.ops import box_iou
 
@@ -39,9 +40,9 @@ class RefinementTargets(NamedTuple):
 
 @torch.no_grad()
 def make_targets(
-    scorings: Sequence[torch.Tensor],
-    boxes_xyxy: torch.Tensor,
-    labels: np.ndarray,
+    scorings: Sequence[Float[torch.Tensor, "R C"]],
+    boxes_xyxy: Float32[torch.Tensor, "R 4"],
+    labels: Num[np.ndarray, " C"],
     seeds: SeedParams,
     min_iou: float,
 ) -> list[RefinementTargets]:
@@ -50,9 +51,9 @@ def make_targets(
     No scoring depends on the targets of another, so the seeds of all are found at once.
 
     Args:
-        scorings: K class scores, each (R, C) in [0, 1].
-        boxes_xyxy: (R, 4), float32, on the device of the scores.
-        labels: (C,), 1 if the image shows the class.
+        scorings: K class scores in [0, 1].
+        boxes_xyxy: on the device of the scores.
+        labels: 1 if the image shows the class.
         seeds: how seeds are chosen.
         min_iou: a proposal whose nearest seed overlaps less is background.
     """
@@ -83,9 +84,12 @@ def make_targets(
 
 
 def refinement_loss(
-    logits: torch.Tensor, offsets: torch.Tensor, target: RefinementTargets, regression_weight: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the classification and regression losses of logits (R, 1 + C) and offsets (R, 4).
+    logits: Float[torch.Tensor, "R _"],
+    offsets: Float[torch.Tensor, "R 4"],
+    target: RefinementTargets,
+    regression_weight: float,
+) -> tuple[Float[torch.Tensor, ""], Float[torch.Tensor, ""]]:
+    """Return the classification and regression losses of logits (R, 1 + C) and offsets.
 
     Each is a mean over R, weighted by the seeds' scores; only the regression is also multiplied by
     `regression_weight`, and background adds nothing to it.
@@ -105,20 +109,20 @@ def refinement_loss(
 
 def image_losses(
     outputs: Outputs,
-    boxes_xyxy: torch.Tensor,
-    labels: np.ndarray,
+    boxes_xyxy: Float32[torch.Tensor, "R 4"],
+    labels: Num[np.ndarray, " C"],
     training: EndToEndParams,
     seeds: SeedParams,
     localise: LocaliseParams,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Float[torch.Tensor, ""]]:
     """Return the weighted losses of one image; their sum is the image's loss.
 
     An image without labels has no seeds, so it has the loss of the image labels only.
 
     Args:
         outputs: of the image's proposals.
-        boxes_xyxy: the proposals, float32 (R, 4), on the same device.
-        labels: (C,), 1 if the image shows the class.
+        boxes_xyxy: the proposals, on the same device.
+        labels: 1 if the image shows the class.
         training: weights of the losses.
         seeds: how seeds are chosen.
         localise: how targets are made from seeds.

@@ -14,6 +14,7 @@ class), k candidates, S seeds. Boxes in pixels.
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from torchvision.ops import nms
 
 from stages.common.geometry.boxes import pairwise_iou
@@ -21,9 +22,9 @@ from stages.wspn.params import SeedParams
 
 
 def select_seeds(
-    scores: torch.Tensor, boxes_xyxy: torch.Tensor, params: SeedParams
-) -> list[torch.Tensor]:
-    """Return the seeds of each of B columns of scores, best first, as row numbers int64 (S,).
+    scores: Float[torch.Tensor, "R B"], boxes_xyxy: Float[torch.Tensor, "R 4"], params: SeedParams
+) -> list[Int64[torch.Tensor, " _"]]:
+    """Return the seeds of each of B columns of scores, best first, as row numbers.
 
     oicr: the best proposal. mist: from the best `top_fraction`, greedily each proposal whose IoU
     with all earlier seeds is below `max_iou` and whose score is at least `min_relative_score` times
@@ -34,8 +35,8 @@ def select_seeds(
     `max_iou` counts too, so the threshold is the next smaller float32.
 
     Args:
-        scores: (R, B), R >= 1, after `consensus`.
-        boxes_xyxy: the proposals, float32 (R, 4).
+        scores: R >= 1, after `consensus`.
+        boxes_xyxy: the proposals.
         params: section `wspn.seeds`.
     """
     count = 1 if params.select == "oicr" else max(1, round(params.top_fraction * len(scores)))
@@ -52,7 +53,9 @@ def select_seeds(
     return seeds
 
 
-def match_seeds(boxes_xyxy: np.ndarray, seeds_xyxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest IoU of each box with a seed (R,) and that seed's box (R, 4); S >= 1."""
+def match_seeds(
+    boxes_xyxy: Float[np.ndarray, "R 4"], seeds_xyxy: Float[np.ndarray, "S 4"]
+) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, "R 4"]]:
+    """Return the largest IoU of each box with a seed, and that seed's box; S >= 1."""
     overlaps = pairwise_iou(boxes_xyxy, seeds_xyxy)
     return overlaps.max(axis=1), seeds_xyxy[overlaps.argmax(axis=1)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from jaxtyping import Bool, Float, Float32, Int64
 
 from stages.common.formats.images import SCHEMA
 from stages.common.geometry.boxes import pairwise_iou, xywh_to_xyxy
@@ -21,22 +22,20 @@ class Instances:
     """The annotations of one image, in the file's order.
 
     Attributes:
-        boxes_xyxy: float32 (R, 4).
-        category_ids: int64 (R,).
-        crowd: bool (R,), True if an annotation stands for many objects.
+        crowd: True if an annotation stands for many objects.
         segmentations: R masks in COCO RLE.
     """
 
-    boxes_xyxy: np.ndarray
-    category_ids: np.ndarray
-    crowd: np.ndarray
+    boxes_xyxy: Float32[np.ndarray, "R 4"]
+    category_ids: Int64[np.ndarray, " R"]
+    crowd: Bool[np.ndarray, " R"]
     segmentations: list[dict]
 
     def __len__(self) -> int:
         return len(self.category_ids)
 
-    def select(self, keep: np.ndarray) -> "Instances":
-        """Return the annotations for which `keep`, bool (R,), is True."""
+    def select(self, keep: Bool[np.ndarray, " R"]) -> "Instances":
+        """Return the annotations for which `keep` is True."""
         kept = [self.segmentations[index] for index in np.flatnonzero(keep)]
         return Instances(self.boxes_xyxy[keep], self.category_ids[keep], self.crowd[keep], kept)
 
@@ -76,13 +75,13 @@ def read_image_list(*paths: Path) -> list[dict]:
     return entries
 
 
-def best_box_iou(instances: Instances, objects: Instances) -> np.ndarray:
-    """Return the box IoU (R,) with the best object of the same class, 0 if there is none."""
+def best_box_iou(instances: Instances, objects: Instances) -> Float[np.ndarray, " R"]:
+    """Return the box IoU with the best object of the same class, 0 if there is none."""
     return _best(pairwise_iou(instances.boxes_xyxy, objects.boxes_xyxy), instances, objects)
 
 
-def best_mask_iou(instances: Instances, objects: Instances) -> np.ndarray:
-    """Return the mask IoU (R,) with the best object of the same class, 0 if there is none."""
+def best_mask_iou(instances: Instances, objects: Instances) -> Float[np.ndarray, " R"]:
+    """Return the mask IoU with the best object of the same class, 0 if there is none."""
     iou = pairwise_mask_iou(instances.segmentations, objects.segmentations)
     return _best(iou, instances, objects)
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import UInt8
 
 from stages.common.runtime.storage import replace_file
 
@@ -69,13 +70,13 @@ class EncodedImage:
     width: int
     encoded: bytes
 
-    def decode(self) -> np.ndarray:
-        """Return RGB uint8 (H, W, 3), see `decode_image`."""
+    def decode(self) -> UInt8[np.ndarray, "H W 3"]:
+        """Return RGB, see `decode_image`."""
         return decode_image(self.encoded, self.file_name)
 
 
-def decode_image(encoded: bytes, name: str) -> np.ndarray:
-    """Return RGB uint8 (H, W, 3); grey becomes RGB, alpha is dropped, EXIF rotation is ignored.
+def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Return RGB; grey becomes RGB, alpha is dropped, EXIF rotation is ignored.
 
     COCO's boxes and masks are in the stored frame, so the rotation tag must not turn the image.
 
@@ -85,8 +86,8 @@ def decode_image(encoded: bytes, name: str) -> np.ndarray:
     return _decode(encoded, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def decode_upright(encoded: bytes, name: str) -> np.ndarray:
-    """Return RGB uint8 (H, W, 3), rotated as the EXIF tag says; otherwise as `decode_image`.
+def decode_upright(encoded: bytes, name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """Return RGB, rotated as the EXIF tag says; otherwise as `decode_image`.
 
     For images without annotations, such as a phone's.
     """
@@ -108,8 +109,8 @@ def _decode(encoded: bytes, name: str, flags: int) -> np.ndarray:
     return image
 
 
-def normalise_pixels(images: np.ndarray) -> "torch.Tensor":
-    """Normalise RGB uint8 (N, H, W, 3) by PIXEL_MEAN and PIXEL_STD to float32 (N, 3, H, W)."""
+def normalise_pixels(images: UInt8[np.ndarray, "N H W 3"]) -> "torch.Tensor":
+    """Normalise RGB by PIXEL_MEAN and PIXEL_STD to float32 (N, 3, H, W)."""
     import torch  # here because it takes 3 s, and a stage without a network does not need it
 
     mean, std = torch.tensor(PIXEL_MEAN) * 255, torch.tensor(PIXEL_STD) * 255

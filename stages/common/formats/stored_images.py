@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import UInt8
 
 from stages.common.formats.images import SCHEMA, EncodedImage, decode_image
 
@@ -32,7 +33,7 @@ class StoredImage:
     source: "StoredImages"
     place: tuple[int, int, int]  # shard, row group, row
 
-    def decode(self) -> np.ndarray:
+    def decode(self) -> UInt8[np.ndarray, "H W 3"]:
         """Return RGB uint8 (H, W, 3)."""
         return decode_image(self.source.read(self.place), self.file_name)
 
