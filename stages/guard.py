@@ -122,7 +122,8 @@ def changes(before: Inputs, after: Inputs) -> list[str]:
 def other_packages(root: Path) -> list[str]:
     """Return one text per package of the stages whose installed version is not the locked one.
 
-    Builds of one version (`2.9.0+cpu`, `2.9.0+cu128`) count as equal, because a fleet has both.
+    Builds of one version (`2.9.0+cpu`, `2.9.0+cu128`) count as equal, because the machines of a
+    cluster have both.
     """
     locked: dict[str, list[str]] = {}
     for line in (root / LOCK).read_text(encoding="utf-8").splitlines():
