@@ -198,7 +198,8 @@ def read_shards(path: Path = PARAMS_FILE) -> list[int]:
 
 def _explain(error: ValidationError, name: str, model: type[Section], place: str) -> str:
     """Return a line per wrong key; a misspelt key is one line, not also a missing one."""
-    lines, meant = [], set()
+    lines: list[str] = []
+    meant: set[tuple] = set()  # where a misspelt key belongs
     for item in sorted(error.errors(), key=lambda item: item["type"] == "missing"):
         if item["loc"] in meant:
             continue
