@@ -42,6 +42,11 @@ class Stage:
         return list(dict.fromkeys((*self.metrics, *self.plots, *ends)))
 
     @property
+    def curves(self) -> list[str]:
+        """Return the plots that may grow while the stage runs."""
+        return [path for path in self.plots if path.endswith(".csv")]
+
+    @property
     def brought(self) -> set[str]:
         """Return the outputs that a coordinator brings here: what is shown, and predictors."""
         return {*self.shown, *USED.intersection(self.outputs)}

@@ -157,7 +157,7 @@ class Tracking:
 
     def _is_new(self, stage: Stage, began: float) -> bool:
         """Say whether the stage has written its curve; until then an older one may be there."""
-        files = [self._root / path for path in stage.plots if path.endswith(".csv")]
+        files = [self._root / path for path in stage.curves]
         return any(file.is_file() and file.stat().st_mtime > began for file in files)
 
     def _stop_following(self) -> None:

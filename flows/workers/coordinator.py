@@ -8,9 +8,11 @@ records the rest, which `dvc pull` fetches.
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from flows.dvc.curves import fetch_curves
 from flows.dvc.project import load_graph
 from flows.dvc.remote import RemoteError, push_result, result_key, take_result, with_patience
 from flows.graph import DagError, Outcome, Stage
@@ -73,10 +75,14 @@ class Fleet:
         return made
 
     def _make(self, request: Request, stage: Stage, log: Log) -> Outcome:
+        def look() -> None:
+            with suppress(RemoteError, DagError):  # it is not missed until the stage is done
+                fetch_curves(self._root, stage, request.key)
+
         reasons = []
         for attempt in range(ATTEMPTS):
             try:
-                made = self._dispatcher.make(request, stage.pool, log)
+                made = self._dispatcher.make(request, stage.pool, log, look)
             except LostError as error:
                 reasons.append(str(error))
             else:

@@ -31,7 +31,7 @@ class Workers:
     logged: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
-    def make(self, request: Request, pool: str, log: Callable) -> Outcome:
+    def make(self, request: Request, pool: str, log: Callable, look: Callable) -> Outcome:
         while self.clones:
             self.upset(request, self.asked.count(request.stage))
             clone = self.clones.pop(0)
