@@ -76,7 +76,7 @@ def start(fleet: Loopback, project: Toy, *arguments: str):
     return project.start("-m", "flows", "run", "--pools", *arguments, **server)
 
 
-def end(process, seconds: float = 600) -> str:
+def end(process, seconds: float = 1800) -> str:
     output, _ = process.communicate(timeout=seconds)
     return f"{output}\nexit code {process.returncode}"
 
@@ -131,7 +131,7 @@ def test_a_sweep_on_workers_makes_what_its_points_share_once(fleet, project):
     server = {"PREFECT_API_URL": fleet.url, **SECRET, **identity}
     arguments = ("sweep", "--pools", "-S", "side.factor=2,3")
     process = project.start("-m", "flows", *arguments, **server)
-    output = end(process, 1200)
+    output = end(process)
     assert "exit code 0" in output, output
     assert project.ran() == [*ALL, "side"]  # by workers, who report here
     assert "2 of 2 points done; their stages: 7 executed, 5 restored" in output
