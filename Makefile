@@ -25,8 +25,8 @@ help: ## list these commands
 repro: $(PROGRAM) ## run whatever is not up to date; POOL=1: on workers
 	@$(BIN)/ovis-dag run $(if $(POOL),--pools)
 
-plan: $(PROGRAM) ## say what `make repro` would run, and why; run nothing
-	@$(BIN)/ovis-dag plan
+plan: $(PROGRAM) ## say what `make repro` would run, and why; run nothing; POOL=1: on workers
+	@$(BIN)/ovis-dag plan $(if $(POOL),--pools)
 
 predict: $(PROGRAM) ## IMAGES=folder NAMES="cup,red car": find and outline objects in new images
 	@$(BIN)/ovis-dag predict "$(or $(IMAGES),$(error IMAGES is missing: make predict IMAGES=folder NAMES="a,b"))" \

@@ -134,18 +134,20 @@ def run(targets: tuple[str, ...], cores: int | None, pools: bool) -> int:
 
 @app.command()
 @targets_argument
-def plan(targets: tuple[str, ...]) -> None:
+@pools_option
+def plan(targets: tuple[str, ...], pools: bool) -> None:
     """Say what a run would do, and why; run nothing.
 
     TARGETS are stages, with all that they need; all by default.
     """
     root = _project()
     from flows.dvc.plan import make_plan
+    from flows.dvc.remote import elsewhere
     from flows.stage import preflight
     from flows.table import plan_table, summarize_plan
 
-    steps = make_plan(root, list(targets) or None)
-    preflight({root: steps})()
+    steps = make_plan(root, list(targets) or None, elsewhere(root, pools))
+    preflight({root: steps}, pools)()
     print(plan_table(steps))
     print("\n" + summarize_plan(steps))
 

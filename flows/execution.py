@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flows import table
 from flows.dvc.plan import make_plan
+from flows.dvc.remote import elsewhere
 from flows.graph import Status, unchanged
 from flows.journal import is_edited, last_seconds, was_tracked
 from flows.server import LocalServer, call_flow
@@ -26,7 +27,7 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
         require_fleet(root)
     elif is_edited(root):
         server.start()  # while the plan is made, which will hardly be empty
-    steps = make_plan(root, targets)
+    steps = make_plan(root, targets, elsewhere(root, pools))
     if any(step.status is not Status.UP_TO_DATE for step in steps):
         from flows.stage import preflight
 

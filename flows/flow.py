@@ -17,6 +17,7 @@ from prefect.states import Completed, Failed, State
 
 from flows.dvc.plan import make_plan
 from flows.dvc.records import sort_lock
+from flows.dvc.remote import elsewhere
 from flows.environment import WORKER_CLONE
 from flows.graph import UNDONE, Outcome, Status, Step, unchanged
 from flows.journal import remember, was_tracked
@@ -78,7 +79,7 @@ def experiment(
     deployment, it runs in the clone of its worker.
     """
     folder = Path(root or os.environ[WORKER_CLONE])
-    steps = make_plan(folder, targets)
+    steps = make_plan(folder, targets, elsewhere(folder, pools))
     if root is None:  # whoever gives it has checked the params
         preflight({folder: steps}, pools)()
     print(summarize_plan(steps), flush=True)

@@ -8,6 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+SHOWN = (".csv", ".jpg", ".png", ".svg", "/report.json")  # ends of outputs that people look at
+MODELS = ("finetune", "detector")  # stages that make a predictor, the usual choice first
+PREDICTOR = {  # its files, and the outputs that they are
+    "detector.safetensors": "data/{model}/model.safetensors",
+    "text_encoder.safetensors": "data/vlm/model.safetensors",
+    "categories.json": "data/download/categories.json",
+}
+USED = {path.format(model=model) for path in PREDICTOR.values() for model in MODELS}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -25,6 +34,22 @@ class Stage:
     cores: int
     pool: str  # the work pool whose machines may run it: cpu or gpu
     gpus: int = 0  # CUDA devices that it takes if there are any
+
+    @property
+    def shown(self) -> list[str]:
+        """Return the outputs that people look at: metrics, plots, tables, images, reports."""
+        ends = [path for path in self.outputs if path.endswith(SHOWN)]
+        return list(dict.fromkeys((*self.metrics, *self.plots, *ends)))
+
+    @property
+    def curves(self) -> list[str]:
+        """Return the plots that may grow while the stage runs."""
+        return [path for path in self.plots if path.endswith(".csv")]
+
+    @property
+    def brought(self) -> set[str]:
+        """Return the outputs that a coordinator brings here: what is shown, and predictors."""
+        return {*self.shown, *USED.intersection(self.outputs)}
 
 
 Graph = dict[str, Stage]

@@ -52,7 +52,7 @@ class Place:
             return maker.run(stage, order, log)  # nobody else can ask for it
         mine: Future[None] = Future()
         try:
-            key = result_key(folder, stage.name)
+            key = result_key(folder, stage.name, stage.needs)
         except DagError as error:
             raise StageFailedError(f"{stage.name}: {error}") from error
         with self._guard:

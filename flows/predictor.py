@@ -11,29 +11,24 @@ from pathlib import Path
 
 from flows.dvc.records import recorded
 from flows.environment import STATE_FOLDER
+from flows.graph import MODELS, PREDICTOR
 from flows.overlay import PARAMS
 
-MODELS = ("finetune", "detector")  # stages that make one, the usual choice first
 STAGE = "vocabulary"  # it embeds the class names, through the prompts
 PROMPT_KEYS = ("encoder", "clip", "pooling", "all_forms", "normalise", "templates")
-FILES = {
-    "detector.safetensors": "data/{model}/model.safetensors",
-    "text_encoder.safetensors": "data/vlm/model.safetensors",
-    "categories.json": "data/download/categories.json",
-}
 PROMPTS = "prompts.json"
 FOLDER_IN_MODEL = "artifacts/predictor"  # where an MLflow model keeps the folder
 
 
 def is_complete(root: Path, model: str) -> bool:
     """Say whether the files of a predictor with the weights of stage `model` are there."""
-    return all((root / path.format(model=model)).is_file() for path in FILES.values())
+    return all((root / path.format(model=model)).is_file() for path in PREDICTOR.values())
 
 
 def fingerprint(root: Path, model: str) -> str:
     """Return the hash of everything except code that decides what the predictor finds."""
     digest = hashlib.sha256(_prompts(root))
-    for path in FILES.values():
+    for path in PREDICTOR.values():
         with (root / path.format(model=model)).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -41,7 +36,7 @@ def fingerprint(root: Path, model: str) -> str:
 
 def gather(root: Path, model: str, folder: Path) -> Path:
     """Put the predictor with stage `model`'s weights into `folder`, and return the folder."""
-    sources = {name: root / path.format(model=model) for name, path in FILES.items()}
+    sources = {name: root / path.format(model=model) for name, path in PREDICTOR.items()}
     missing = [str(path.relative_to(root)) for path in sources.values() if not path.is_file()]
     if missing:
         raise ValueError(f"{', '.join(missing)}: not there; `make repro` makes it")

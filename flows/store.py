@@ -160,8 +160,8 @@ def read_metrics(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, flo
 def read_curves(root: Path, stages: Iterable[Stage]) -> Iterator[tuple[str, int, float]]:
     """Yield (key, step, value) of every CSV plot with a `step` column; empty cells are left out."""
     for stage in stages:
-        for path in stage.plots:
-            if Path(path).suffix != ".csv" or not (root / path).is_file():
+        for path in stage.curves:
+            if not (root / path).is_file():
                 continue
             with (root / path).open(newline="", encoding="utf-8") as file:
                 rows = csv.DictReader(file)

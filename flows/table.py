@@ -51,8 +51,8 @@ def plan_table(steps: Sequence[Step]) -> str:
 
 
 def _count(kinds: Iterable[str]) -> str:
-    counts = Counter(kinds)
-    return ", ".join(f"{n} {kind}" if len(counts) > 1 else kind for kind, n in counts.items())
+    counts = sorted(Counter(kinds).items())  # in an order that who came first does not change
+    return ", ".join(f"{n} {kind}" if len(counts) > 1 else kind for kind, n in counts)
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -107,7 +107,7 @@ def name_execution(steps: Sequence[Step]) -> str:
 def describe_execution(root: Path, outcomes: Sequence[Outcome]) -> str:
     """Return markdown on an execution: what ran, the results, and where to look."""
     kinds = Counter(outcome.outcome for outcome in outcomes)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     lines = [f"{count_stages(outcomes)}: {counts}.", ""]
     lines += [f"- `{o.stage}` failed: {o.message[:200]}" for o in outcomes if o.outcome == "failed"]
     if results := read_results(root):

@@ -23,10 +23,10 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from flows.dvc.records import recorded
 from flows.git import GitError, git
-from flows.graph import DagError, Outcome, Stage
+from flows.graph import MODELS, DagError, Outcome, Stage
 from flows.journal import fingerprint, remember
 from flows.overlay import PARAMS
-from flows.predictor import MODELS, is_complete
+from flows.predictor import is_complete
 from flows.store import (
     PROCESS_TAG,
     SOURCE,
@@ -46,8 +46,6 @@ from flows.table import describe_execution
 AT_ONCE = {"metrics": 1000, "params": 100, "tags": 100}  # at most so many per request to MLflow
 PARENT_TAG = "mlflow.parentRunId"
 PREFECT_LINK_TAG = "prefect.flow_run_url"
-IMAGES = {".png", ".svg", ".jpg"}
-REPORT = "report.json"  # what a stage left out, and why
 SECONDS_BETWEEN_LOOKS = 10.0  # at curves of running stages
 
 
@@ -159,7 +157,7 @@ class Tracking:
 
     def _is_new(self, stage: Stage, began: float) -> bool:
         """Say whether the stage has written its curve; until then an older one may be there."""
-        files = [self._root / path for path in stage.plots if path.endswith(".csv")]
+        files = [self._root / path for path in stage.curves]
         return any(file.is_file() and file.stat().st_mtime > began for file in files)
 
     def _stop_following(self) -> None:
@@ -274,8 +272,7 @@ class Tracking:
 
     def _log_files(self, stages: list[Stage]) -> None:
         for stage in stages:
-            seen = [p for p in stage.outputs if Path(p).suffix in IMAGES or Path(p).name == REPORT]
-            for path in dict.fromkeys((*stage.metrics, *stage.plots, *seen)):
+            for path in stage.shown:
                 if (self._root / path).is_file():
                     folder = Path(path).parent.as_posix()
                     self._client.log_artifact(self.run_id, str(self._root / path), folder)

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from claims.readme import pages, place, reruns, reruns_table
 from flows.dvc.project import load_graph
-from flows.graph import Graph, overlap
+from flows.graph import USED, Graph, overlap
 from flows.overlay import apply_overlay
 from stages.detector.params import ANNOTATIONS, TRUTH
 from stages.guard import find_declared
@@ -282,3 +282,12 @@ def test_the_docs_say_which_stages_a_param_reruns(graph):
     assert told == {param: sorted(reruns(graph, param)) for param in told}
     keys = {key for stage in graph.values() for key in stage.params}
     assert keys <= set(told), f"`make readme` writes it:\n{reruns_table(graph)}"
+
+
+def test_what_workers_make_comes_here_as_far_as_it_is_shown_or_used(content, graph):
+    brought = {path for stage in graph.values() for path in stage.brought}
+    assert brought >= USED
+    curves = [path for plot in content["plots"] for own in plot.values() for path in own["y"]]
+    assert set(curves) <= brought
+    heavy = {".parquet", ".safetensors"}
+    assert {path for path in brought - USED if Path(path).suffix in heavy | {""}} == set()

@@ -5,6 +5,7 @@ that restored stages will have. tests/flows/dvc/test_dag.py checks it against wh
 """
 
 import os
+from collections.abc import Callable, Collection, Iterable
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,11 @@ class Files:
         self._coming: dict[str, HashInfo] = {}
         self._folders: set[str] = set()
         self._now: dict[tuple[str, ...], HashInfo | None] = {}
+        self.elsewhere: set[str] = set()  # hashes of outputs that need not be here
+
+    def has_elsewhere(self, out: Any) -> bool:
+        """Say whether the output, as it is recorded, can be fetched."""
+        return out.hash_info.value in self.elsewhere
 
     def read_params(self, dep: Any) -> dict[str, Any]:
         """Return the dependency's keys that exist, as its own `read_params` does."""
@@ -90,13 +96,22 @@ class Files:
         return self._now[question]
 
 
-def make_plan(root: Path, targets: list[str] | None = None) -> list[Step]:
-    """Return what the next execution will do, stage by stage; raises as `load_graph`."""
+def make_plan(
+    root: Path,
+    targets: list[str] | None = None,
+    find_elsewhere: Callable[[Iterable[Any]], set[str]] = lambda outs: set(),
+) -> list[Step]:
+    """Return what the next execution will do, stage by stage; raises as `load_graph`.
+
+    `find_elsewhere` returns which of these absent outputs need not be here, by their hashes.
+    """
     with locked_repo(root) as repo:
         graph, originals = read_graph(repo, root)
         planned: dict[str, Step] = {}
-        files = Files()
-        for name, stage in select(graph, targets).items():
+        files, stages = Files(), select(graph, targets)
+        recorded = (out for name in stages for out in originals[name].outs if out.hash_info)
+        files.elsewhere = find_elsewhere(out for out in recorded if not out.exists)
+        for name, stage in stages.items():
             planned[name] = _plan_stage(repo, originals[name], stage, planned, files)
         return list(planned.values())
 
@@ -110,14 +125,23 @@ def _plan_stage(
         groups = ", ".join(dict.fromkeys(step.stage.group for step in due))
         return Step(stage, Status.MAY_RUN, (f"after {groups}",))
     before = _changes_upstream(original, files) if original.cmd else []
-    reasons = tuple(before or _changes_of_outputs(original))
+    absent = [out for out in original.outs if files.has_elsewhere(out) and not out.exists]
+    enough = {out.def_path for out in absent} - stage.brought if original.cmd else ()
+    reasons = tuple(before or _changes_of_outputs(original, enough))
     if not reasons:
+        for out in absent:
+            files.restore(files_of(out))
         return Step(stage, Status.UP_TO_DATE)
     restored = _find_restored(repo, original, files, unchanged=not before) if original.cmd else None
     if restored is None:
         return Step(stage, Status.MUST_RUN, reasons)
     files.restore(restored)
     return Step(stage, Status.RESTORABLE, reasons)
+
+
+def is_cached(out: Any) -> bool:
+    """Say whether the cache has the output, or the workspace if it is kept out of the cache."""
+    return not (out.changed_cache() if out.use_cache else out.changed())
 
 
 def files_of(out: Any) -> dict[str, HashInfo]:
@@ -160,8 +184,9 @@ def _changes_of_params(dep: Any, files: Files) -> list[str]:
     return words
 
 
-def _changes_of_outputs(original: DvcStage) -> list[str]:
-    return [f"{out.def_path} {_plain(s)}" for out in original.outs for s in out.status().values()]
+def _changes_of_outputs(original: DvcStage, elsewhere: Collection[str] = ()) -> list[str]:
+    outs = [out for out in original.outs if out.def_path not in elsewhere]
+    return [f"{out.def_path} {_plain(s)}" for out in outs for s in out.status().values()]
 
 
 def _plain(state: str) -> str:
@@ -190,6 +215,6 @@ def _find_restored(
     if entry is None:
         return None
     StageLoader.fill_from_lock(original, entry)  # in memory only
-    if not original.outs_cached():
+    if not all(is_cached(out) or files.has_elsewhere(out) for out in original.outs):
         return None
     return {path: info for out in original.outs for path, info in files_of(out).items()}

@@ -7,6 +7,7 @@ Functions here raise DagError if the folder is not a DVC project, dvc.yaml or pa
 read, or DVC fails; they raise ValueError if there is no such target.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from dvc.stage import Stage as DvcStage
 from flows.graph import DagError, Graph, Stage, select
 from flows.params_file import check_params
 
+logging.getLogger("dvc").setLevel(logging.WARNING)  # not a line per change of dvc.lock
 ONE_BY_ONE = threading.RLock()  # within this process: DVC polls its own lock only twice a second
 IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for
 

@@ -9,12 +9,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dvc.dvcfile import Lockfile
+from dvc.repo import Repo
 from dvc.stage.cache import _get_cache_hash, _get_stage_hash
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc_data.hashfile.hash_info import HashInfo
@@ -22,7 +23,6 @@ from ruamel.yaml import YAML
 
 from flows.dvc.plan import files_of
 from flows.dvc.project import load_stage, locked_repo, read_graph, split_name
-from flows.dvc.remote import open_remote
 from flows.graph import DagError
 from flows.overlay import PARAMS
 
@@ -116,17 +116,17 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
         _, stages = read_graph(repo, root)
         outs = [out for stage in stages.values() for out in stage.outs if out.hash_info]
         files = {path: (info.value, out) for out in outs for path, info in _files(out).items()}
-        copies = [(info, out) for out in outs for info in (out.hash_info, *files_of(out).values())]
+        copies = [(info, out) for out in outs for info in _objects(out)]
         has_remote = bool(repo.config["core"].get("remote"))
         there = {path for out in outs for path in repo.dvcignore.find(repo.fs, out.fs_path)}
     shown = partial(os.path.relpath, start=root)
     hashes: dict[tuple[int, int], str] = {}  # by inode: a hard link and the cache's copy are one
     if not any(Path(out.fs_path).exists() for out in outs):
-        return len(outs), [f"no results here yet: {_remedy(files.values(), has_remote)} them"]
+        return len(outs), [f"no results here yet: {_remedy(outs, has_remote)} them"]
     found = [f"{shown(path)} is not in dvc.lock" for path in sorted(there - files.keys())]
     for path, (md5, out) in files.items():
         if not Path(path).is_file():
-            found.append(f"{shown(path)} is missing; {_remedy([(md5, out)], has_remote)} it")
+            found.append(f"{shown(path)} is missing; {_remedy([out], has_remote)} it")
         elif _md5(path, hashes) != md5:
             found.append(f"{shown(path)} is not what dvc.lock says")
     for info, out in dict.fromkeys(copies):
@@ -140,15 +140,21 @@ def find_damage(root: Path) -> tuple[int, list[str]]:
 
 
 def _files(out: Any) -> dict[str, HashInfo]:
-    """Return the hash of each file; of the folder, if it and the list of its files are missing."""
-    return files_of(out) or ({} if Path(out.fs_path).exists() else {out.fs_path: out.hash_info})
+    """Return the hash of each file; of a folder that is missing, only its own."""
+    return files_of(out) if Path(out.fs_path).exists() else {out.fs_path: out.hash_info}
 
 
-def _remedy(missing: Collection[tuple[str | None, Any]], has_remote: bool) -> str:
-    """Say which command gets missing files, each with its hash and output."""
-    if missing and all(Path(out.cache.oid_to_path(md5)).is_file() for md5, out in missing):
+def _objects(out: Any) -> list[Any]:
+    """Return the hash of the output, and those of all files if it is a folder."""
+    return [out.hash_info, *files_of(out).values()]
+
+
+def _remedy(missing: Iterable[Any], has_remote: bool) -> str:
+    """Say which command gets outputs that are missing, or files in them."""
+    copies = [out.cache.oid_to_path(info.value) for out in missing for info in _objects(out)]
+    if copies and all(map(os.path.isfile, copies)):
         return "`dvc checkout` restores"
-    return "`dvc pull` fetches" if missing and has_remote else "`make repro` computes"
+    return "`dvc pull` fetches" if copies and has_remote else "`make repro` computes"
 
 
 def _md5(path: str, known: dict[tuple[int, int], str]) -> str:
@@ -160,29 +166,27 @@ def _md5(path: str, known: dict[tuple[int, int], str]) -> str:
     return known[inode]
 
 
-def free_cache(clone: Path, workspaces: Iterable[Path], wanted: float) -> int:
-    """Delete `wanted` bytes of the clone's cache, the least recently used first; return how many.
+def free_cache(repo: Repo, remote: Any, workspaces: Iterable[Path], wanted: float) -> int:
+    """Delete `wanted` bytes of a clone's cache, the least recently used first; return how many.
 
     It deletes only files that the remote has in full size, that no workspace sharing the cache
     records, and that are not outputs in the clone itself.
 
     Raises:
-        DagError: the cache is outside the clone, so others may use it, or there is no remote.
-        RemoteError: the remote failed.
+        DagError: the cache is outside the clone, so others may use it.
     """
-    with open_remote(clone) as (repo, remote):
-        cache = Path(repo.cache.local.path)
-        if not cache.resolve().is_relative_to(clone.resolve()):
-            raise DagError(f"{cache} may be in use by other clones; free it by hand")
-        used, young, freed = set(_used(clone, workspaces, cache)), time.time() - SECONDS_OF_YOUTH, 0
-        files = [(file, file.stat()) for file in cache.glob("[0-9a-f][0-9a-f]/*")]
-        for file, facts in sorted(files, key=lambda own: max(own[1].st_atime, own[1].st_ctime)):
-            name = file.parent.name + file.name
-            spare = name not in used and facts.st_ctime <= young
-            if freed < wanted and spare and _has(remote, name, facts.st_size):
-                file.unlink()
-                freed += facts.st_size
-        return freed
+    clone, cache = Path(repo.root_dir), Path(repo.cache.local.path)
+    if not cache.resolve().is_relative_to(clone.resolve()):
+        raise DagError(f"{cache} may be in use by other clones; free it by hand")
+    used, young, freed = set(_used(clone, workspaces, cache)), time.time() - SECONDS_OF_YOUTH, 0
+    files = [(file, file.stat()) for file in cache.glob("[0-9a-f][0-9a-f]/*")]
+    for file, facts in sorted(files, key=lambda own: max(own[1].st_atime, own[1].st_ctime)):
+        name = file.parent.name + file.name
+        spare = name not in used and facts.st_ctime <= young
+        if freed < wanted and spare and _has(remote, name, facts.st_size):
+            file.unlink()
+            freed += facts.st_size
+    return freed
 
 
 def _used(clone: Path, workspaces: Iterable[Path], cache: Path) -> Iterator[str]:

@@ -31,7 +31,7 @@ class ResumePoint:
 
     def __init__(self, root: Path, folder: Path, key: str) -> None:
         """Keep the point of result `key` in `folder` and on the remote of the project at `root`."""
-        self._root, self._folder, self._key = root, folder, key
+        self._root, self._folder, self.key = root, folder, key
         self._folder.mkdir(parents=True, exist_ok=True)
         self._index = folder / INDEX  # index of the remote's point that was fetched
         self._pushed: dict[str, tuple[int, int]] = {}  # size and time of change
@@ -116,7 +116,7 @@ class ResumePoint:
         self._folder.mkdir()
 
     def _place(self, remote: Any, *name: str) -> str:
-        return remote.fs.join(remote.path, FOLDER, self._key, *name)
+        return remote.fs.join(remote.path, FOLDER, self.key, *name)
 
 
 def _read(remote: Any, path: str) -> bytes:

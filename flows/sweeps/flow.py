@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
 from flows.dvc.records import sort_lock
+from flows.environment import STATE_FOLDER
 from flows.flow import open_place, submit, wait_for
 from flows.git import GitError, git
 from flows.graph import UNDONE, Outcome
@@ -115,8 +116,7 @@ def _save_experiment(planned: PlannedPoint) -> None:
     """Save the worktree as the DVC experiment of the point's name, unless it is saved already.
 
     This runs in a process of its own, because DVC changes the working directory. All outputs were
-    committed when they were made. Without a target DVC would also try to commit the missing outputs
-    of stages that are not targets.
+    committed when they were made, and not all are here, so the target is a folder without stages.
     """
     folder, name = planned.folder, planned.point.name
     head = git(folder, "rev-parse", "HEAD")
@@ -127,7 +127,7 @@ def _save_experiment(planned: PlannedPoint) -> None:
     locks = git(folder, "ls-files", "--others", "--exclude-standard", "--", "*.lock").splitlines()
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "exp", "save", "--force"]
     command += ["--name", name, *(f"--include-untracked={lock}" for lock in locks)]
-    command.append(planned.steps[0].stage.name)
+    command += ["--recursive", STATE_FOLDER]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[2:])} in {folder}: {done.stderr.strip()}")

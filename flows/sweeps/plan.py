@@ -26,6 +26,7 @@ import psutil
 from flows.dvc import command
 from flows.dvc.plan import make_plan
 from flows.dvc.project import share_cache
+from flows.dvc.remote import elsewhere
 from flows.environment import STATE_FOLDER
 from flows.git import git
 from flows.graph import Status, Step
@@ -123,7 +124,8 @@ def plan_sweep(root: Path, points: Iterable[Point], pools: bool = False) -> Swee
     worktrees, planned = Worktrees(root), []
     for point in points:
         folder = worktrees.place(point)
-        steps = make_plan(folder, list(point.targets) if point.targets is not None else None)
+        targets = list(point.targets) if point.targets is not None else None
+        steps = make_plan(folder, targets, elsewhere(folder, pools))
         planned.append(PlannedPoint(point, folder, steps, recipes(steps, read_params(folder))))
     preflight({point.folder: point.steps for point in planned}, pools)()
     return SweepPlan(planned, f"{worktrees.head} {worktrees.tree}")

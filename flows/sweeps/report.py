@@ -142,7 +142,7 @@ def count_outcomes(results: Sequence[Result]) -> str:
     """Say how many points were made, and what happened to their stages."""
     totals = sum((Counter(result.outcomes) for result in results), Counter())
     done = sum(not result.failed for result in results)
-    words = ", ".join(f"{number} {kind}" for kind, number in totals.items())
+    words = ", ".join(f"{number} {kind}" for kind, number in sorted(totals.items()))
     return f"{done} of {counted(len(results), 'point')} done; their stages: {words}"
 
 

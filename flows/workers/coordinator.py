@@ -1,18 +1,22 @@
 """The coordinator's side of pool mode: makes stages on workers, as `Machine` does here.
 
 Before it asks a worker for a stage it asks the remote. A result that any machine has finished for
-any coordinator is restored and never made again.
+any coordinator is taken and never made again. The coordinator fetches only what it shows; dvc.lock
+records the rest, which `dvc pull` fetches.
 """
 
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from flows.dvc.curves import fetch_curves
 from flows.dvc.project import load_graph
-from flows.dvc.remote import RemoteError, fetch_result, push_result, result_key, with_patience
+from flows.dvc.remote import RemoteError, push_result, result_key, take_result, with_patience
 from flows.graph import DagError, Outcome, Stage
-from flows.stage import StageFailedError, StageRunner
+from flows.stage import StageFailedError
 from flows.workers.dispatch import LostError, PrefectDispatcher
 from flows.workers.request import Request, make_request, take_snapshot
 
@@ -22,7 +26,7 @@ Log = Callable[[str], None]
 
 
 class Fleet:
-    """Makes stages on workers and restores their results here."""
+    """Makes stages on workers and records their results here."""
 
     def __init__(self, root: Path, dispatcher: PrefectDispatcher) -> None:
         """Take the present state of the project at `root`.
@@ -34,7 +38,6 @@ class Fleet:
         self._dispatcher = dispatcher
         self._graph = load_graph(root)
         self._snapshot = take_snapshot(root, self._graph)
-        self._runner = StageRunner(root)  # only restores here
         self._on_remote: set[str] = set()  # stages whose outputs are known to be there
         self._pushing = threading.Lock()  # so that each input is pushed once
         self._stopping = threading.Event()
@@ -51,7 +54,6 @@ class Fleet:
     def stop(self) -> None:
         """Withdraw the requests to workers, and start no more stages."""
         self._stopping.set()
-        self._runner.stop()
         self._dispatcher.stop()
 
     def _sleep(self, seconds: float) -> None:
@@ -59,27 +61,32 @@ class Fleet:
             raise StageFailedError("stopped before it was done")
 
     def _run(self, stage: Stage, log: Log) -> Outcome:
+        started = time.monotonic()
         self._sleep(0)
-        if self._fetch(stage, log):
-            return self._runner.run(stage)
-        key = result_key(self._root, stage.name)
+        if self._take(stage, log):
+            seconds = round(time.monotonic() - started, 2)
+            return Outcome(stage.name, stage.group, "restored", seconds)
+        key = result_key(self._root, stage.name, stage.needs)
         self._push_inputs(stage, log)
         request = make_request(self._root, self._graph, stage, key, self._snapshot)
         made = self._make(request, stage, log)
         log(f"{made.outcome} {made.message}")
         self._on_remote.add(stage.name)
-        self._runner.run(stage)
         return made
 
     def _make(self, request: Request, stage: Stage, log: Log) -> Outcome:
+        def look() -> None:
+            with suppress(RemoteError, DagError):  # it is not missed until the stage is done
+                fetch_curves(self._root, stage, request.key)
+
         reasons = []
         for attempt in range(ATTEMPTS):
             try:
-                made = self._dispatcher.make(request, stage.pool, log)
+                made = self._dispatcher.make(request, stage.pool, log, look)
             except LostError as error:
                 reasons.append(str(error))
             else:
-                if self._fetch(stage, log):
+                if self._take(stage, log):
                     return made
                 reasons.append(
                     f"{made.message or 'a worker'} says that it is done, but the remote does not "
@@ -89,8 +96,8 @@ class Fleet:
         told = "\n  ".join(dict.fromkeys(reasons))
         raise StageFailedError(f"{stage.name}: given up after {ATTEMPTS} attempts:\n  {told}")
 
-    def _fetch(self, stage: Stage, log: Log) -> bool:
-        return with_patience(lambda: fetch_result(self._root, stage.name), log, self._sleep)
+    def _take(self, stage: Stage, log: Log) -> bool:
+        return with_patience(lambda: take_result(self._root, stage), log, self._sleep)
 
     def _push_inputs(self, stage: Stage, log: Log) -> None:
         with self._pushing:

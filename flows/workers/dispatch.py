@@ -53,10 +53,13 @@ class PrefectDispatcher:
         self._news = _News()
         self._client = ExitStack().enter_context(get_client(sync_client=True))
 
-    def make(self, request: Request, pool: str, log: Log) -> Outcome:
-        """Return how the stage ended on a worker, or raise StageFailedError or LostError."""
+    def make(self, request: Request, pool: str, log: Log, look: Callable[[], None]) -> Outcome:
+        """Return how the stage ended on a worker, or raise StageFailedError or LostError.
+
+        Meanwhile `look` is called twice a minute, to see how far the stage is.
+        """
         while True:
-            run = self._wait(self._start(request, pool, log), request.stage, log)
+            run = self._wait(self._start(request, pool, log), request.stage, log, look)
             state, told = run.state, run.state.message or ""
             if state.name == UNFIT:
                 log("that worker has left the pool; the next one's turn")
@@ -100,13 +103,13 @@ class PrefectDispatcher:
                 return run
         raise LostError(f"{request.stage}: {MOST_RUNS} runs of it have ended in vain")
 
-    def _wait(self, run: FlowRun, stage: str, log: Log) -> FlowRun:
+    def _wait(self, run: FlowRun, stage: str, log: Log, look: Callable[[], None]) -> FlowRun:
         """Return the run in its final state, and log every state on the way there.
 
         Several states may have passed between looks, so all of them are read.
         """
 
-        def look() -> tuple[FlowRun, list[State]]:
+        def ask() -> tuple[FlowRun, list[State]]:
             found = self._client.read_flow_run(run.id)
             changed = found.state.id not in told
             return found, self._client.read_flow_run_states(run.id) if changed else []
@@ -119,7 +122,8 @@ class PrefectDispatcher:
                 if self._stopping.is_set():
                     self._cancel(run)
                     raise StageFailedError(f"{stage} was stopped")
-                run, states = self._ask(look, log)
+                run, states = self._ask(ask, log)
+                look()
                 for state in states:
                     if state.id not in told:
                         log(f"{state.name}: {state.message}" if state.message else state.name)

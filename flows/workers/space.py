@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.dvc.records import free_cache
-from flows.dvc.remote import RemoteError
+from flows.dvc.remote import RemoteError, open_remote
 from flows.graph import DagError
 from flows.workers.workspace import pause_pulls, workspaces
 
@@ -38,8 +38,8 @@ def require_space(clone: Path, log: Log) -> None:
 
 def free_space(clone: Path, wanted: float) -> str:
     """Free `wanted` bytes of the cache, or as many as possible, and say how many were freed."""
-    with pause_pulls(clone):
-        freed = free_cache(clone, workspaces(clone), wanted)
+    with pause_pulls(clone), open_remote(clone) as (repo, remote):
+        freed = free_cache(repo, remote, workspaces(clone), wanted)
     return f"freed {freed >> 20} MiB of the cache, which the remote has too"
 
 

@@ -14,6 +14,7 @@ run may repeat.
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from prefect.exceptions import Abort, TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, Scheduled, State
 
+from flows.dvc.curves import push_curves, remove_curves
 from flows.dvc.project import load_graph
 from flows.dvc.remote import (
     RemoteError,
@@ -131,10 +133,12 @@ def reproduce(
             _require_progress(stage, point, run, start, log)
             with pulling(clone):
                 _pull(folder, request, graph, stage, log)
+            push = partial(_push, folder, stage, point, log)
             with slots.reserve(stage.gpus) as devices:
-                outcome = _run(folder, stage, log, devices, point)
+                outcome = _run(folder, stage, log, devices, push)
             with_patience(lambda: push_result(folder, stage.name), log)
             with_patience(point.remove, log)
+            with_patience(lambda: remove_curves(folder, request.key), log)
             return outcome
     except RefusedError as error:
         raise StageFailedError(f"{request.stage}: refused: {error}") from error
@@ -165,10 +169,12 @@ def _pull(folder: Path, request: Request, graph: Graph, stage: Stage, log: Log) 
     with_patience(lambda: fetch_result(folder, stage.name), log)
 
 
-def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: ResumePoint) -> Outcome:
+def _run(
+    folder: Path, stage: Stage, log: Log, devices: Reservation, push: Callable[[], None]
+) -> Outcome:
     """Run the stage in another thread; signals reach this thread, which then stops the stage.
 
-    The resume point is pushed periodically, and when the stage is stopped.
+    How far it is gets pushed periodically, and when the stage is stopped.
     """
     runner = StageRunner(folder)
     period = seconds(PERIOD)
@@ -176,7 +182,7 @@ def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: Resu
         future = pool.submit(runner.run, stage, log, devices.environment, devices.lock)
         try:
             while not wait([future], period).done:
-                _push(point, log)
+                push()
             return future.result()
         except StageFailedError as error:
             if FULL_DISK in str(error):
@@ -185,15 +191,16 @@ def _run(folder: Path, stage: Stage, log: Log, devices: Reservation, point: Resu
         except BaseException:
             runner.stop()
             wait([future])
-            _push(point, log)
+            push()
             raise
 
 
-def _push(point: ResumePoint, log: Log) -> None:
+def _push(folder: Path, stage: Stage, point: ResumePoint, log: Log) -> None:
     try:
         point.push(log)
+        push_curves(folder, stage, point.key)
     except (RemoteError, DagError) as error:  # the stage continues without it
-        log(f"its resume point could not be pushed: {error}")
+        log(f"its resume point or curve could not be pushed: {error}")
 
 
 def _require_versions(folder: Path, request: Request) -> None:

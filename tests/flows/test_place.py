@@ -153,5 +153,7 @@ def test_points_of_a_sweep_are_made_by_workers_each_result_once(toy, monkeypatch
     assert set(outcomes[0].values()) == {"executed"}
     assert [name for name, outcome in outcomes[1].items() if outcome == "executed"] == ["side"]
     assert toy.ran() == ["cut 0", "cut 1", "download", "evaluation", "merge", "side", "side"]
+    for one in planned:
+        Toy(one.folder).dvc("pull", "side")
     texts = [(one.folder / "data/side/out.txt").read_text() for one in planned]
     assert [len(text) for text in texts] == [12, 18]

@@ -12,7 +12,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.environment import default_settings
-from flows.predictor import FILES, find, fingerprint, is_complete
+from flows.graph import PREDICTOR
+from flows.predictor import find, fingerprint, is_complete
 from tests.support.images_folder import phone_jpeg
 from tests.support.tiny_detector import draw
 from tests.support.tiny_predictor import PROMPTS, write_predictor
@@ -55,7 +56,7 @@ def project(tmp_path) -> Path:
     """Give a project whose stage `detector` has made its weights."""
     root = tmp_path / "project"
     written = write_predictor(tmp_path / "written")
-    for name, path in FILES.items():
+    for name, path in PREDICTOR.items():
         target = root / path.format(model="detector")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(written / name, target)
@@ -147,7 +148,7 @@ def test_only_what_is_there_is_found(project):
     assert [is_complete(project, name) for name in ("detector", "finetune")] == [True, False]
     folder = find(project, None)
     assert folder.name == "detector"
-    assert sorted(path.name for path in folder.iterdir()) == [*sorted([*FILES, "prompts.json"])]
+    assert sorted(path.name for path in folder.iterdir()) == [*sorted([*PREDICTOR, "prompts.json"])]
     assert find(project, str(folder)) == folder
     with pytest.raises(ValueError, match=r"data/finetune/model\.safetensors: not there"):
         find(project, "finetune")

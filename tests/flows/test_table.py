@@ -46,8 +46,8 @@ def test_plan_table_folds_shards_into_a_line_per_stage():
 def test_stages_table_folds_shards_and_brackets_earlier_times():
     outcomes = [
         Outcome("download", "download", "unchanged"),
-        Outcome("cut@0", "cut", "executed", 2.0),
-        Outcome("cut@1", "cut", "restored", 1.0),
+        Outcome("cut@0", "cut", "restored", 1.0),
+        Outcome("cut@1", "cut", "executed", 2.0),
         Outcome("merge", "merge", "not run"),
     ]
     lines = stages_table(outcomes, {"download": 12.34}).splitlines()

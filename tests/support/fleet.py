@@ -7,7 +7,7 @@ from pathlib import Path
 from flows.dvc.plan import make_plan
 from flows.dvc.project import load_graph
 from flows.dvc.records import sort_lock
-from flows.dvc.remote import RemoteError, result_key
+from flows.dvc.remote import RemoteError, elsewhere, result_key
 from flows.graph import DagError, Outcome, Status
 from flows.workers.coordinator import Fleet
 from flows.workers.dispatch import LostError
@@ -31,7 +31,7 @@ class Workers:
     logged: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
 
-    def make(self, request: Request, pool: str, log: Callable) -> Outcome:
+    def make(self, request: Request, pool: str, log: Callable, look: Callable) -> Outcome:
         while self.clones:
             self.upset(request, self.asked.count(request.stage))
             clone = self.clones.pop(0)
@@ -70,7 +70,7 @@ def run_on(workers: Workers, toy: Toy, *targets: str) -> dict[str, str]:
     The first failure raises.
     """
     fleet, outcomes = Fleet(toy.root, workers), {}
-    for step in make_plan(toy.root, list(targets) or None):
+    for step in make_plan(toy.root, list(targets) or None, elsewhere(toy.root, True)):
         if step.status is not Status.UP_TO_DATE:
             outcome = fleet.run(step.stage, 0, workers.logged.append)
             outcomes[step.stage.name] = outcome.outcome
@@ -81,5 +81,6 @@ def run_on(workers: Workers, toy: Toy, *targets: str) -> dict[str, str]:
 def request_for(toy: Toy, name: str) -> Request:
     """Return the coordinator's request for the stage, once everything upstream is made."""
     graph = load_graph(toy.root)
-    key, snapshot = result_key(toy.root, name), take_snapshot(toy.root, graph)
+    key = result_key(toy.root, name, graph[name].needs)
+    snapshot = take_snapshot(toy.root, graph)
     return make_request(toy.root, graph, graph[name], key, snapshot)

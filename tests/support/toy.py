@@ -265,6 +265,8 @@ while len(done) < steps:
     write(".resume/abc/.new.partial", done)
     os.replace(".resume/abc/.new.partial", state)
     write(folder / "slow.step", str(len(done)))
+    while len(done) == 10 and (folder / "hold.step").exists():
+        time.sleep(0.05)
 state.unlink()
 for part in "ab":
     write(f"data/download/parts/{part}.txt", part + done)
@@ -272,7 +274,10 @@ for part in "ab":
 
 
 def make_training(toy: Toy) -> None:
-    """Make `download` train: forty steps of TOY_STEP seconds, with a resume point after each."""
+    """Make `download` train: forty steps of TOY_STEP seconds, with a resume point after each.
+
+    While there is a mark `hold.step` it stays at step 10.
+    """
     code = toy.root / "stages/download/__main__.py"
     head, _, _ = code.read_text().partition('write("data')
     code.write_text(f"{head}{TRAINING}# {toy.root}\n")

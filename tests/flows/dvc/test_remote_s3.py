@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc.remote import RemoteError, check_remote, fetch_result, pull_inputs, push_result
+from flows.dvc.project import load_graph
+from flows.dvc.records import recorded
+from flows.dvc.remote import (
+    RemoteError,
+    check_remote,
+    fetch_result,
+    pull_inputs,
+    push_result,
+    take_result,
+)
 from tests.support.fleet import clone_of
 from tests.support.service import HOST, Service, free_port
 from tests.support.toy import Toy, wait_until
@@ -60,6 +69,10 @@ def test_a_bucket_carries_results_between_clones(done_toy, server):
     other = clone_of(toy, "other")
     assert fetch_result(other.root, "download")
     assert "is cached - skipping run" in other.dvc("repro", "-s", "download")
+    recording = clone_of(toy, "recording")
+    assert take_result(recording.root, load_graph(recording.root)["download"])
+    assert recorded(recording.root, ["download"]) == recorded(toy.root, ["download"])
+    assert not (recording.root / "data/download/parts").exists()
 
     partial = clone_of(toy, "partial")
     (partial.root / "dvc.lock").write_text(toy.lock())

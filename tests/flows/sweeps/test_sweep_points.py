@@ -3,6 +3,7 @@
 import pickle
 import re
 import subprocess
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -276,3 +277,12 @@ def test_one_best_metric_and_something_to_compare(project):
 
 def test_outcomes_are_counted_over_all_points():
     assert count_outcomes(RESULTS) == "5 of 6 points done; their stages: 12 executed, 1 failed"
+
+
+def test_who_was_first_does_not_change_how_outcomes_are_told():
+    def point(*outcomes: str) -> Result:
+        return Result(RESULTS[0].point, False, {}, dict(Counter(outcomes)))
+
+    results = [point("restored", "executed"), point("executed", "executed", "restored")]
+    told = "2 of 2 points done; their stages: 3 executed, 2 restored"
+    assert count_outcomes(results) == count_outcomes(results[::-1]) == told

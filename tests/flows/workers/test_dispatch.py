@@ -102,10 +102,15 @@ def make(monkeypatch):
         monkeypatch.setattr(dispatch, "run_deployment", server.run_deployment)
         monkeypatch.setattr(dispatch, "get_client", lambda sync_client: server)
         told: list[str] = []
+        looks: list[int] = []
         try:
-            made = (dispatcher or PrefectDispatcher)().make(REQUEST, "gpu", told.append)
+            made = (dispatcher or PrefectDispatcher)().make(
+                REQUEST, "gpu", told.append, lambda: looks.append(len(told))
+            )
         except Exception as error:
             made = error
+        else:
+            assert looks  # at how far the stage was
         return made, server, told
 
     return make

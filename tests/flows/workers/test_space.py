@@ -77,6 +77,7 @@ def test_what_a_workspace_records_or_the_clone_has_stays(toy):
         write_records(folder, request)
         free_space(clone, float("inf"))
         assert len(texts(clone)) == 2
+    toy.dvc("pull", "download")
     shutil.copy(toy.root / "dvc.lock", clone)
     shutil.copytree(toy.root / "data", clone / "data")
     free_space(clone, float("inf"))

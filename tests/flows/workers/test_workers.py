@@ -10,14 +10,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from flows.dvc.plan import make_plan
 from flows.dvc.project import load_graph
-from flows.dvc.remote import RemoteError, push_result
+from flows.dvc.remote import RemoteError, elsewhere, push_result
+from flows.graph import Status
 from flows.stage import StageFailedError
 from flows.workers.coordinator import Fleet
 from flows.workers.space import UnfitError
 from flows.workers.stage_flow import reproduce
 from flows.workers.workspace import FOLDER, checkout, remove_leftovers
 from tests.support.fleet import clone_of, make_fleet, request_for, run_on, store
+from tests.support.toy import Toy
 
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
 
@@ -40,6 +43,76 @@ def test_workers_give_the_bytes_of_a_local_run_and_nothing_is_made_twice(toy, do
     assert set(run_on(make_nobody(workers), other).values()) == {"restored"}
     assert other.lock() == done.lock()
     assert toy.ran() == []
+
+
+SHOWN = ["data/evaluation/metrics.json", "data/evaluation/montage.png", "data/merge/curve.csv"]
+
+
+def files_of(toy: Toy) -> list[str]:
+    paths = (path for path in (toy.root / "data").rglob("*") if path.is_file())
+    return sorted(path.relative_to(toy.root).as_posix() for path in paths)
+
+
+def test_only_what_is_shown_comes_here_and_plain_dvc_brings_the_rest(toy):
+    workers = make_fleet(toy, 2)
+    run_on(workers, toy)
+    assert files_of(toy) == SHOWN
+    assert run_on(make_nobody(workers), toy) == {}  # nothing to do
+    code, output = toy.flows("plan", "--pools")
+    assert (code, output.splitlines()[-1]) == (0, "6 stages and shards: 6 up to date")
+    code, output = toy.flows("verify")
+    assert (code, output.count(" is missing; `dvc pull` fetches it\n")) == (1, 5), output
+    # Keys downstream come from what is recorded, not from files.
+    toy.replace("rate: 0.5", "rate: 1.0")
+    assert run_on(workers, toy) == {"merge": "executed", "evaluation": "executed"}
+    assert files_of(toy) == SHOWN
+    cached = list((toy.root / ".dvc/cache/files/md5").glob("*/*"))
+    assert len(cached) == 5  # two metrics, one curve, one montage, and the list of download's files
+    toy.ran()
+    toy.dvc("pull")
+    assert "up to date" in toy.dvc("status")
+    assert toy.flows("verify") == (0, "dvc.lock: 8 outputs, all as it says\n")
+    before = toy.lock()
+    toy.dvc("repro")
+    assert (toy.ran(), toy.lock()) == ([], before)
+
+
+def test_what_is_here_of_an_older_result_does_not_stay(toy):
+    toy.dvc("repro")
+    workers = make_fleet(toy)
+    assert run_on(make_nobody(workers), toy) == {}
+    toy.replace("by: 1", "by: 2")
+    assert run_on(workers, toy, "cut@0") == {"cut@0": "executed"}
+    assert not (toy.root / "data/cut/0.txt").exists()
+    assert (toy.root / "data/cut/1.txt").exists()
+    toy.replace("by: 2", "by: 1")  # the cache has the result
+    assert run_on(make_nobody(workers), toy) == {"cut@0": "restored"}
+    assert "up to date" in toy.dvc("status")
+
+
+def test_a_fresh_clone_takes_what_plain_dvc_pushed(toy):
+    make_fleet(toy, 0)
+    toy.dvc("repro")
+    toy.dvc("push")  # without the run cache
+    toy.git("add", "dvc.lock")
+    toy.git("commit", "-qm", "results")
+    other = clone_of(toy, "other")
+    steps = make_plan(other.root, None, elsewhere(other.root, True))
+    plan = {step.stage.name: step.status for step in steps}
+    due = {name for name, status in plan.items() if status is not Status.UP_TO_DATE}
+    assert due == {"merge", "evaluation"}  # of which something is shown
+    assert {plan[name] for name in due} == {Status.RESTORABLE}
+    assert run_on(make_nobody(make_fleet(toy, 0)), other) == dict.fromkeys(due, "restored")
+    assert (files_of(other), other.lock()) == (SHOWN, toy.lock())
+
+
+def test_a_result_that_left_the_remote_is_made_again(toy):
+    workers = make_fleet(toy)
+    run_on(workers, toy, "cut@0")
+    clone = workers.clones[0]
+    for path in [*store(toy).glob("files/md5/*/*"), *clone.glob(".dvc/cache/files/md5/*/*")]:
+        path.unlink()
+    assert run_on(workers, toy, "cut@0") == {"download": "executed", "cut@0": "executed"}
 
 
 def make_nobody(workers):
@@ -65,6 +138,7 @@ def test_a_worker_at_another_commit_works_at_the_coordinators(toy):
     toy.replace('"a\\n"', '"A\\n"', "stages/download/__main__.py")
     toy.git("commit", "-qam", "capitals")
     run_on(workers, toy, "download")
+    toy.dvc("pull", "download")
     assert (toy.root / "data/download/parts/a.txt").read_text() == "A\nA\nA\n"
 
 
@@ -72,6 +146,7 @@ def test_params_need_not_be_committed(toy):
     workers = make_fleet(toy)
     toy.replace("lines: 3", "lines: 1")
     run_on(workers, toy, "download")
+    toy.dvc("pull", "download")
     assert (toy.root / "data/download/parts/a.txt").read_text() == "a\n"
 
 
