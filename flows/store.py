@@ -2,8 +2,9 @@
 
 One process at a time opens it, and closes the runs of killed processes, which would otherwise stay
 RUNNING forever. A run's tag names the process that writes it; the next execution on the same
-machine closes runs whose process is gone. Runs of other machines are left alone, because their
-processes cannot be checked from here.
+machine closes runs whose process is gone. Runs of other machines are left alone, even if they have
+this one's name, because their processes cannot be checked from here. If the clock is set while an
+execution runs, its run may be closed too early; its end mends that.
 """
 
 import csv
@@ -36,6 +37,7 @@ EXPERIMENT_TAGS = {
     "mlflow.note.content": "One run per execution of the DAG, named by what changed since the last",
 }
 PROCESS_TAG = "process"
+MACHINE_ID = Path("/etc/machine-id")  # of systemd; images of one container may share it
 SECONDS_OF_ROUNDING = 2.0  # error of a process's start time, which psutil derives from the clock
 
 
@@ -105,9 +107,15 @@ def _one_process_at_a_time(root: Path, uri: str) -> Iterator[None]:
 
 
 def process_tag() -> str:
-    """Return this process as "<host>/<pid>/<seconds since 1970 of its start>"."""
+    """Return this process as "<machine>/<pid>/<seconds since 1970 of its start>"."""
     process = psutil.Process()
-    return f"{socket.gethostname()}/{process.pid}/{process.create_time():.0f}"
+    return f"{_machine()}/{process.pid}/{process.create_time():.0f}"
+
+
+def _machine() -> str:
+    """Return this machine's name, with the id that tells it from others of that name."""
+    own = MACHINE_ID.read_text(encoding="utf-8").strip() if MACHINE_ID.is_file() else ""
+    return f"{socket.gethostname()} {own}".strip()
 
 
 def close_abandoned(client: MlflowClient, experiment_id: str) -> None:
@@ -118,8 +126,8 @@ def close_abandoned(client: MlflowClient, experiment_id: str) -> None:
 
 
 def _is_abandoned(tag: str) -> bool:
-    host, *rest = tag.rsplit("/", 2)
-    if host != socket.gethostname():
+    machine, *rest = tag.rsplit("/", 2)
+    if machine != _machine():
         return False
     pid, started = int(rest[0]), float(rest[1])
     try:
