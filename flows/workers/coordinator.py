@@ -88,6 +88,12 @@ class Fleet:
             else:
                 if self._take(stage, log):
                     return made
+                if result_key(self._root, stage.name, stage.needs) != request.key:
+                    raise StageFailedError(
+                        f"{stage.name} is not recorded, because its command, params or inputs here"
+                        " changed while a worker made it; the remote has the result for those of"
+                        " before; run the same again"
+                    )
                 reasons.append(
                     f"{made.message or 'a worker'} says that it is done, but the remote does not "
                     "have it; do all machines use one remote?"

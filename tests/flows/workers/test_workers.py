@@ -316,6 +316,19 @@ def test_inputs_that_change_under_the_coordinator_make_no_wrong_result(toy):
     assert toy.ran() == ["download"]
 
 
+def test_what_changes_here_while_a_worker_makes_a_stage_is_not_recorded_with_it(toy):
+    workers = make_fleet(toy)
+    run_on(workers, toy, "download")
+    before = toy.lock()
+    workers.upset = lambda request, attempt: toy.replace("by: 1", "by: 2")
+    with pytest.raises(StageFailedError, match="cut@0 is not recorded, because its command, par"):
+        run_on(workers, toy, "cut@0")
+    assert (workers.asked, toy.ran()) == (["download", "cut@0"], ["cut 0", "download"])
+    assert toy.lock() == before
+    toy.replace("by: 2", "by: 1")
+    assert run_on(make_nobody(workers), toy, "cut@0") == {"cut@0": "restored"}
+
+
 def test_a_remote_that_goes_away_is_told_and_not_made_anew(toy):
     workers = make_fleet(toy)
     away = store(toy).with_name("away")
