@@ -6,6 +6,7 @@ replaced by a shell script that notes its time, waits if wanted, and writes the 
 stage, because dvc.lock lists all of them for every shard.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ SHAPES = ("default", "fan")
 
 # Every output contains the seed, JSON as a number of spaces: with a new seed all stages must run.
 SCRIPT = """\
+set -e
 name=$DVC_STAGE
 start=$(date +%s.%N)
 seed=$(sed -n 's/^seed: *\\([0-9]*\\).*/\\1/p' params.yaml)
@@ -187,7 +189,8 @@ def make_outputs(root: Path) -> None:
     """Run every command without DVC."""
     for path in sorted((root / "work").iterdir()):
         if path.name != "seconds":
-            subprocess.run(["sh", "work.sh", *path.name.split("@")], cwd=root, check=True)
+            environment = {**os.environ, "DVC_STAGE": path.name}
+            subprocess.run(["sh", "work.sh"], cwd=root, env=environment, check=True)
 
 
 def _git(root: Path, *arguments: str) -> None:
