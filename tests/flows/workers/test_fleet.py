@@ -78,6 +78,7 @@ def start(fleet: Loopback, project: Toy, *arguments: str):
 
 
 def end(process, seconds: float = 1800) -> str:
+    """Return the output and exit code; the bound only ends what hangs, on a loaded machine too."""
     output, _ = process.communicate(timeout=seconds)
     return f"{output}\nexit code {process.returncode}"
 
