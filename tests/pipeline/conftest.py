@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline.clones import clone, reproduce
+from tests.support.clones import clone, reproduce
 
 
 @pytest.fixture(scope="session")

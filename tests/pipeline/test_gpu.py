@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 
 from flows.overlay import apply_overlay, read_profile
 from stages.common.runtime.storage import read_tensors
-from tests.pipeline.clones import run
+from tests.support.clones import run_command
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.xdist_group("smoke")]
 # Stage → largest mean difference of its dense results, or of its metrics in units of their size.
@@ -65,7 +65,7 @@ def run_stage(
     apply_overlay(folder / "params.yaml", changes or {}, "test")
     command = YAML(typ="safe").load(folder / "dvc.yaml")["stages"][name]["cmd"].split()[2:]
     command = [shard if word.startswith("${") else word for word in command]
-    run([sys.executable, "-m", *launcher, *command], folder)
+    run_command([sys.executable, "-m", *launcher, *command], folder)
     return folder
 
 
@@ -129,7 +129,7 @@ for forbidden in (
 
 
 def test_the_pretended_gpu_has_the_rules_of_a_real_one(repository):
-    told = run([sys.executable, "-c", REFUSED], repository).splitlines()
+    told = run_command([sys.executable, "-c", REFUSED], repository).splitlines()
     expected = ["same device", "same device", "to numpy", "to numpy", "generator", "deterministic"]
     assert len(told) == len(expected)
     assert all(words in line for words, line in zip(expected, told, strict=True)), told

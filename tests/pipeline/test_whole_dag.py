@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ruamel.yaml import YAML
 
-from tests.pipeline.clones import clone, environment, output_hashes, reproduce, run
+from tests.support.clones import clone, clone_environment, output_hashes, reproduce, run_command
 from tests.support.images_folder import write_images_folder
 from tests.support.photographs import coco_mini
 from tests.support.service import kill_all
@@ -58,7 +58,7 @@ def reproduce_with_kills(folder: Path) -> dict[str, dict[str, str]]:
         with subprocess.Popen(
             [sys.executable, "-m", "flows", "run"],
             cwd=folder,
-            env=environment(folder),
+            env=clone_environment(folder),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -167,4 +167,4 @@ def test_own_images_without_annotations_from_end_to_end(repository, tmp_path):
             "images": 6,
             "detections": len(found),
         }
-    run([sys.executable, "-m", "dvc", "metrics", "show"], folder)
+    run_command([sys.executable, "-m", "dvc", "metrics", "show"], folder)

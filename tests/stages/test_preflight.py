@@ -16,7 +16,7 @@ from flows.environment import WORKER_CLONE
 from flows.overlay import apply_overlay
 from stages.common.runtime.params import read_params
 from stages.preflight import NUMBERS, problems, section_model
-from tests.pipeline.clones import clone, environment, run
+from tests.support.clones import clone, clone_environment, run_command
 
 SECTIONS = ["vlm", "vocabulary", "wspn", "detector", "rpn", "pseudo_masks"]
 IMAGENET = {
@@ -124,7 +124,7 @@ def with_problems(repository, tmp_path_factory):
 def call(folder: Path, *words: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "flows", *words]
     return subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True
+        command, cwd=folder, env=clone_environment(folder), capture_output=True, text=True
     )
 
 
@@ -161,7 +161,7 @@ for start in (run, scheduled):
 def test_params_are_checked_on_a_schedule_and_for_workers_too(with_problems, word):
     folder = with_problems
     command = [sys.executable, "-c", NOT_HERE, word]
-    settings = environment(folder) | {WORKER_CLONE: str(folder)}
+    settings = clone_environment(folder) | {WORKER_CLONE: str(folder)}
     told = subprocess.check_output(command, cwd=folder, env=settings, text=True)
     assert told.count("pseudo_masks.steps") == told.count("detector.training.steps") == 2
 
@@ -177,9 +177,9 @@ def test_files_and_variables_of_this_machine_do_not_matter_elsewhere(params, mon
 def test_a_wrong_value_of_a_point_is_told_in_one_line_and_leaves_no_worktree(repository, tmp_path):
     folder = clone(repository, tmp_path, "smoke")
     for key in ("name", "email"):
-        run(["git", "config", f"user.{key}", "x@localhost"], folder)
-    run(["git", "add", "--all"], folder)
-    run(["git", "commit", "--quiet", "--message", "smoke"], folder)
+        run_command(["git", "config", f"user.{key}", "x@localhost"], folder)
+    run_command(["git", "add", "--all"], folder)
+    run_command(["git", "commit", "--quiet", "--message", "smoke"], folder)
     points = ["-S", "pseudo_masks.steps=20,abc", "-S", "seed=0,1"]
     done = call(folder, "sweep", *points, "--plan", "pseudo_masks")
     (line,) = done.stderr.splitlines()
@@ -189,4 +189,4 @@ def test_a_wrong_value_of_a_point_is_told_in_one_line_and_leaves_no_worktree(rep
     )
     assert line.endswith("found 'abc'")
     assert list((folder / ".sweeps/points").iterdir()) == []
-    assert run(["git", "worktree", "list"], folder).count("\n") == 1
+    assert run_command(["git", "worktree", "list"], folder).count("\n") == 1

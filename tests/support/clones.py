@@ -18,21 +18,21 @@ def clone(repository: Path, folder: Path, profile: str) -> Path:
         if name and name != "dvc.lock" and (repository / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(repository / name, folder / name)
-    run(["git", "init", "-q"], folder)
-    run([sys.executable, "-m", "flows", "profile", profile], folder)
+    run_command(["git", "init", "-q"], folder)
+    run_command([sys.executable, "-m", "flows", "profile", profile], folder)
     return folder
 
 
-def environment(folder: Path) -> dict[str, str]:
+def clone_environment(folder: Path) -> dict[str, str]:
     """Return what makes a command use the code of the copy, in this Python."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "PATH": path}
 
 
-def run(command: list[str], folder: Path) -> str:
+def run_command(command: list[str], folder: Path) -> str:
     """Run a command of the copy; fail with its last lines."""
     done = subprocess.run(
-        command, cwd=folder, env=environment(folder), capture_output=True, text=True
+        command, cwd=folder, env=clone_environment(folder), capture_output=True, text=True
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, f"{command} in {folder}:\n{output[-6000:]}"
@@ -41,7 +41,7 @@ def run(command: list[str], folder: Path) -> str:
 
 def reproduce(folder: Path) -> dict[str, dict[str, str]]:
     """Run every stage by DVC and return stage → output → hash."""
-    run([sys.executable, "-m", "dvc", "repro"], folder)
+    run_command([sys.executable, "-m", "dvc", "repro"], folder)
     return output_hashes(folder)
 
 
