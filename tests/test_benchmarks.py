@@ -33,28 +33,25 @@ from benchmarks.project import (
     sole_section,
 )
 from flows.dvc.plan import make_plan
-from flows.graph import Stage, Status, overlap
+from flows.graph import Status, overlap
 from stages.common.runtime.params import read_params
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.views import ViewSettings
 from stages.ranking.params import RankingParams
+from tests.support.graph import make_stage
 from tests.support.tiny_detector import tiny_detector
 from tests.support.tiny_fcos_mo import tiny_fcos_mo
 
 
-def stage(name: str, needs: str = "", cores: int = 1) -> Stage:
-    empty = dict.fromkeys(("inputs", "params", "outputs", "metrics", "plots"), ())
-    return Stage(name, name, "", tuple(needs.split()), cores=cores, pool="cpu", **empty)
-
-
 def test_ideal_time_is_the_longest_chain_if_there_are_cores_enough():
-    graph = {s.name: s for s in (stage("a"), stage("b", "a"), stage("c", "a"), stage("d", "b c"))}
+    needs = {"a": "", "b": "a", "c": "a", "d": "b c"}
+    graph = {name: make_stage(name, own) for name, own in needs.items()}
     seconds = {"a": 1.0, "b": 2.0, "c": 5.0, "d": 1.0}
     assert ideal_seconds(graph, seconds, 2) == 7.0
     assert ideal_seconds(graph, seconds, 1) == 9.0
     assert ideal_seconds(graph, {"c": 5.0}, 2) == 5.0  # the others did not run
-    wide = graph | {"c": stage("c", "a", cores=2)}
+    wide = graph | {"c": make_stage("c", "a", cores=2)}
     assert ideal_seconds(wide, seconds, 2) == 9.0  # c has both cores to itself
     assert ideal_seconds({}, {}, 2) == 0.0
 

@@ -24,7 +24,7 @@ from tests.support.closure import (
     read_stages,
     stage_module,
 )
-from tests.support.upstream import inputs_through
+from tests.support.graph import inputs_through
 
 ROOT = Path(__file__).parents[1]
 GROUND_TRUTH = "data/download/ground_truth"

@@ -1,38 +1,17 @@
 import pytest
 
 from claims.readme import reruns, reruns_table
-from flows.graph import (
-    Stage,
-    overlap,
-    select,
-)
-from tests.support.upstream import inputs_through
-
-
-def make(name: str, needs: str = "", params: str = "", inputs: str = "") -> Stage:
-    return Stage(
-        name=name,
-        group=name.split("@")[0],
-        command="true",
-        needs=tuple(needs.split()),
-        inputs=tuple(inputs.split()),
-        params=tuple(params.split()),
-        outputs=(),
-        metrics=(),
-        plots=(),
-        cores=1,
-        pool="cpu",
-    )
-
+from flows.graph import overlap, select
+from tests.support.graph import inputs_through, make_stage
 
 GRAPH = {
     stage.name: stage
     for stage in (
-        make("download", params="download seed", inputs="raw"),
-        make("cut@0", "download", "cut seed", "data/download/images data/extra"),
-        make("cut@1", "download", "cut seed"),
-        make("merge", "cut@0 cut@1", "merge.rate", "data/cut"),
-        make("score", "merge download", "score", "data/download/truth data/merge"),
+        make_stage("download", params="download seed", inputs="raw"),
+        make_stage("cut@0", "download", "cut seed", "data/download/images data/extra"),
+        make_stage("cut@1", "download", "cut seed"),
+        make_stage("merge", "cut@0 cut@1", "merge.rate", "data/cut"),
+        make_stage("score", "merge download", "score", "data/download/truth data/merge"),
     )
 }
 

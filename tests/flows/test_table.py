@@ -13,11 +13,11 @@ from flows.table import (
     stages_table,
     summarize_plan,
 )
-from tests.flows.test_graph import make
+from tests.support.graph import make_stage
 
 STEPS = [
-    Step(make("download"), Status.UP_TO_DATE),
-    Step(make("cut@0"), Status.MUST_RUN, ("cut.by: 1 → 2", "second", "third", "fourth")),
+    Step(make_stage("download"), Status.UP_TO_DATE),
+    Step(make_stage("cut@0"), Status.MUST_RUN, ("cut.by: 1 → 2", "second", "third", "fourth")),
 ]
 
 
@@ -34,9 +34,11 @@ def test_plan_table_gives_the_first_reasons():
 
 
 def test_plan_table_folds_shards_into_a_line_per_stage():
-    shards = [Step(make(f"cut@{k}"), Status.MUST_RUN, ("by: 1 → 2",)) for k in range(64)]
-    shards[5] = Step(make("cut@5"), Status.UP_TO_DATE)
-    lines = plan_table([STEPS[0], *shards, Step(make("merge"), Status.MAY_RUN, ("after cut",))])
+    shards = [Step(make_stage(f"cut@{k}"), Status.MUST_RUN, ("by: 1 → 2",)) for k in range(64)]
+    shards[5] = Step(make_stage("cut@5"), Status.UP_TO_DATE)
+    lines = plan_table(
+        [STEPS[0], *shards, Step(make_stage("merge"), Status.MAY_RUN, ("after cut",))]
+    )
     assert [re.split("  +", line) for line in lines.splitlines()[2:]] == [
         ["cut (64 shards)", "63 must run, 1 up to date", "by: 1 → 2"],
         ["merge", "may run", "after cut"],
@@ -107,7 +109,7 @@ def test_results_table_says_when_nothing_was_measured():
 
 def test_execution_is_named_by_what_changed():
     def step(status: Status, *reasons: str) -> Step:
-        return Step(make("cut@0"), status, reasons)
+        return Step(make_stage("cut@0"), status, reasons)
 
     upstream = step(Status.RESTORABLE, "data/a changes upstream")
     unknown = step(Status.MAY_RUN, "after cut")

@@ -4,7 +4,6 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing, suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,14 @@ from flows.environment import default_settings
 from flows.graph import Outcome
 from flows.store import read_curves, read_metrics, read_params
 from flows.tracking import Tracking
-from tests.flows.test_graph import make
+from tests.support.graph import make_stage
 from tests.support.toy import PATIENCE, REPOSITORY, wait_until
 from tests.support.tracked import read_runs
 
 
 def stage(name: str, metrics=(), plots=(), outputs=()):
     files = (*metrics, *plots, *outputs)
-    return replace(make(name), metrics=metrics, plots=plots, outputs=files)
+    return make_stage(name, metrics=metrics, plots=plots, outputs=files)
 
 
 def write(root, path: str, text: str) -> None:

@@ -4,7 +4,6 @@ import pickle
 import re
 import subprocess
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 from ruamel.yaml import YAML
@@ -23,7 +22,7 @@ from flows.sweeps.report import (
     write_report,
     write_results,
 )
-from tests.flows.test_graph import make
+from tests.support.graph import make_stage
 
 PARAMS = """\
 seed: 0
@@ -151,15 +150,14 @@ def test_names_are_legal_and_tell_points_apart():
 
 
 GRAPH = [
-    replace(make("download", params="seed"), outputs=("data/images",)),
-    replace(
-        make("activation@0", "download", "activation", "data/images"), outputs=("data/maps/0",)
-    ),
-    replace(
-        make("activation@1", "download", "activation", "data/images"), outputs=("data/maps/1",)
-    ),
-    replace(
-        make("pseudo_boxes", "activation@0 activation@1", "pseudo_boxes.top_k", "data/maps"),
+    make_stage("download", params="seed", outputs=("data/images",)),
+    make_stage("activation@0", "download", "activation", "data/images", outputs=("data/maps/0",)),
+    make_stage("activation@1", "download", "activation", "data/images", outputs=("data/maps/1",)),
+    make_stage(
+        "pseudo_boxes",
+        "activation@0 activation@1",
+        "pseudo_boxes.top_k",
+        "data/maps",
         outputs=("b",),
     ),
 ]
