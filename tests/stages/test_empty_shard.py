@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from flows.overlay import apply_overlay
 from stages.common.formats.images import write_images
@@ -66,15 +65,11 @@ def project(tmp_path, monkeypatch, repository) -> Path:
 
 @pytest.fixture
 def run(monkeypatch):
-    threads = torch.get_num_threads()
-
     def run_stage(stage: str, *arguments: str) -> None:
         monkeypatch.setattr(sys, "argv", [stage, *arguments])
         run_module(f"stages.{stage}")
 
-    yield run_stage
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    return run_stage
 
 
 def sharded(run, stage: str) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from stages.download.params import ScenesParams
 from stages.download.sources.scenes.source import scene_source
 from tests.support.annotator import ANNOTATOR
+from tests.support.images import noise_jpeg
 
 
 def write_images_folder(folder: Path, num_train: int, num_test: int, side: int = 128) -> Path:
@@ -43,11 +44,6 @@ def write_images_folder(folder: Path, num_train: int, num_test: int, side: int =
     return folder
 
 
-def jpeg(height: int, width: int) -> bytes:
-    image = np.random.default_rng(height).integers(0, 255, (height, width, 3)).astype(np.uint8)
-    return cv2.imencode(".jpg", image)[1].tobytes()
-
-
 def turned(encoded: bytes, orientation: int = 6) -> bytes:
     """Return a JPEG with an EXIF tag that says how to turn it."""
     tags = b"II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00"
@@ -60,7 +56,7 @@ def phone_jpeg(height: int = 40, width: int = 64, orientation: int = 6) -> tuple
 
     Orientations are EXIF's numbers: 6 is turned to the right.
     """
-    encoded = jpeg(height, width)
+    encoded = noise_jpeg(height, width)
     stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     mirrored = stored[:, ::-1]
     shown = {

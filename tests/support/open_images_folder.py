@@ -17,6 +17,7 @@ from stages.download.sources.open_images.files import (
     narratives,
     table,
 )
+from tests.support.images import noise
 
 HW = (40, 60)
 NAMES = (*BASE, *NOVEL)
@@ -29,8 +30,7 @@ CROWD = (0.0, 1.0, 0.0, 1.0)
 
 
 def photograph(name: str) -> bytes:
-    image = np.random.default_rng(int(name, 16) % 997).integers(0, 255, (*HW, 3)).astype(np.uint8)
-    return cv2.imencode(".jpg", image)[1].tobytes()
+    return cv2.imencode(".jpg", noise(int(name, 16) % 997, *HW, 3))[1].tobytes()
 
 
 def outline(corners: tuple) -> bytes:

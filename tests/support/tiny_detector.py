@@ -13,6 +13,7 @@ from stages.common.runtime.storage import write_json, write_tensors
 from stages.detector.params import ANNOTATIONS, BOXES_ALONE
 from stages.models.detection.detector import Detector, build
 from stages.models.detection.params import network_params
+from tests.support.images import png_image
 
 NETWORK = {
     "backbone": {
@@ -174,8 +175,7 @@ def annotate(image_ids: list[int]) -> dict:
 
 
 def make_image(image_id: int) -> EncodedImage:
-    encoded = cv2.imencode(".png", draw(image_id)[0][:, :, ::-1])[1].tobytes()
-    return EncodedImage(image_id, f"{image_id}.png", 64, 64, encoded)
+    return png_image(image_id, draw(image_id)[0][:, :, ::-1])
 
 
 def make_repository(

@@ -5,7 +5,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import torch
 
 from stages.common.geometry.masks import decode_mask, encode_mask
@@ -15,6 +14,7 @@ from stages.models.detection.params import TrainingParams
 from stages.models.detection.samples import Annotations, LabelledImage, label_images
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
+from tests.support.images import png_image
 from tests.support.tiny_detector import TRAINING, annotate, make_image, tiny_detector
 
 IMAGE_IDS = [1, 2, 3, 4, 5]
@@ -33,10 +33,9 @@ def labelled_images() -> list[LabelledImage]:
 
 def narrow(entry: LabelledImage) -> LabelledImage:
     pixels = entry.image.decode()[:, :NARROW]
-    encoded = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
     (mask,) = entry.segmentations
     cut = encode_mask(decode_mask(mask, (64, 64))[:, :NARROW])
-    small = replace(entry.image, width=NARROW, encoded=encoded)
+    small = png_image(entry.image.image_id, pixels[:, :, ::-1])
     return replace(entry, image=small, segmentations=[cut])
 
 

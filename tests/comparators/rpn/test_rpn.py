@@ -20,11 +20,18 @@ from stages.models.proposals.file import save_wspn
 from stages.models.proposals.ranking import RankingSettings
 from stages.models.proposals.selective_search import SearchSettings, selective_search
 from stages.models.proposals.views import ViewSettings
-from tests.stages.wspn.test_wspn import make_image, small_model
 from tests.support.held_out import search_held_out
+from tests.support.images import noise_image
 from tests.support.run_module import run_module
-from tests.support.tiny_detector import CATEGORIES, NETWORK, TRAINING, annotate, tiny_detector
-from tests.support.tiny_detector import make_image as drawn
+from tests.support.tiny_detector import (
+    CATEGORIES,
+    NETWORK,
+    TRAINING,
+    annotate,
+    make_image,
+    tiny_detector,
+)
+from tests.support.tiny_wspn import tiny_wspn
 
 SEARCH = SearchSettings(
     mode="fast", longer_side=320, min_side=10.0, max_area_fraction=0.6, max_aspect=5.0
@@ -75,7 +82,7 @@ def test_crowds_do_not_count_as_objects():
         {"image_id": 2, "bbox": [1, 2, 3, 4], "category_id": 5, "iscrowd": 0},
         {"image_id": 2, "bbox": [0, 0, 9, 9], "category_id": 5, "iscrowd": 1},
     ]
-    (none, _), (boxes, ids) = image_objects([make_image(1), make_image(2)], annotations)
+    (none, _), (boxes, ids) = image_objects([noise_image(1), noise_image(2)], annotations)
     assert none.shape == (0, 4)
     assert boxes.tolist() == [[1, 2, 4, 6]] and ids.tolist() == [5]
 
@@ -83,12 +90,12 @@ def test_crowds_do_not_count_as_objects():
 def test_every_method_gives_boxes_inside_the_image():
     torch.manual_seed(0)
     detector = tiny_detector().eval()
-    assert len(detector.propose(to_unit_range(make_image(3).decode())))
+    assert len(detector.propose(to_unit_range(noise_image(3).decode())))
     own = {"keep_proposals": False, "nms_iou": [0.3], "agreement": ALONE}
     head = HeadParams(score="classes", refinements=1, **own)
     heads = {"wspn": RANKING, "paper": head.apply_to(RANKING)}
-    searched = selective_search(make_image(3).decode(), SEARCH, 0, 3)
-    boxes = ordered_boxes(make_image(3), searched, detector, small_model(), heads, 0)
+    searched = selective_search(noise_image(3).decode(), SEARCH, 0, 3)
+    boxes = ordered_boxes(noise_image(3), searched, detector, tiny_wspn(), heads, 0)
     own = {"wspn", "paper", "rpn_like_wspn", "rpn_like_paper"}
     assert set(boxes) == {"selective_search", "random_order", "rpn"} | own
     assert len(boxes["rpn_like_paper"]) < len(boxes["rpn_like_wspn"])
@@ -118,21 +125,18 @@ def project(tmp_path, monkeypatch, repository):
     apply_overlay(tmp_path / "params.yaml", changes, "test")
     download = tmp_path / "data/download"
     write_json(download / "categories.json", CATEGORIES)
-    write_images(download / "images/train/0.parquet", map(drawn, (1, 2)))
+    write_images(download / "images/train/0.parquet", map(make_image, (1, 2)))
     write_json(download / "ground_truth/train.json", annotate([1, 2]))
-    save_wspn(tmp_path / "data/wspn/model.safetensors", small_model())
+    save_wspn(tmp_path / "data/wspn/model.safetensors", tiny_wspn())
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    return tmp_path
 
 
 @pytest.mark.parametrize(("split", "other"), [("test", "val"), ("val", "test")])
 def test_recall_is_of_the_split_that_is_measured(project, monkeypatch, split, other):
     download = project / "data/download"
     apply_overlay(project / "params.yaml", {"evaluation": {"split": split}}, "test")
-    write_images(download / f"images/{split}.parquet", map(drawn, (3, 4)))
+    write_images(download / f"images/{split}.parquet", map(make_image, (3, 4)))
     write_json(download / f"ground_truth/{split}.json", annotate([3, 4]))
     assert not (download / f"images/{other}.parquet").exists()
     search_held_out(monkeypatch, split)

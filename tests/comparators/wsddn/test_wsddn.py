@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,32 +11,23 @@ import torch
 
 from comparators.wsddn.detect import detect_classes
 from flows.overlay import apply_overlay
-from stages.common.formats.images import EncodedImage, write_images
+from stages.common.formats.images import write_images
 from stages.common.formats.result_files import read_results
 from stages.models.proposals.base import class_scores
 from stages.models.proposals.file import save_wspn
-from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
+from stages.models.proposals.language import LanguageWspn
 from stages.models.proposals.views import ViewSettings
 from tests.support.held_out import search_held_out
+from tests.support.images import png_image
 from tests.support.run_module import run_module
+from tests.support.tiny_wspn import LANGUAGE_WSPN
 
 VIEWS = ViewSettings(shorter_sides=[64], longer_side=64, flip=False)
 
 
-def small_network(classes: int = 3) -> LanguageWspn:
+def small_network() -> LanguageWspn:
     torch.manual_seed(0)
-    config = LanguageWspnConfig(
-        category_ids=list(range(1, classes + 1)),
-        image_side=64,
-        stem_width=4,
-        width=8,
-        residual_blocks=0,
-        num_words=5,
-        class_hidden=8,
-        object_hidden=8,
-        dropout=0.0,
-    )
-    return LanguageWspn(config).eval()
+    return LanguageWspn(replace(LANGUAGE_WSPN, category_ids=[1, 2, 3], num_words=5)).eval()
 
 
 def test_scores_sum_to_at_most_one_per_class():
@@ -63,17 +55,11 @@ def project(tmp_path, monkeypatch, repository):
     for split, seed in (("test", 0), ("val", 1)):
         pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
         large = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_NEAREST)
-        images = [
-            EncodedImage(k, f"{k}.png", 64, 64, cv2.imencode(".png", image)[1].tobytes())
-            for k, image in ((1, large), (2, np.full_like(large, 90)))
-        ]
+        images = [png_image(1, large), png_image(2, np.full_like(large, 90))]
         write_images(tmp_path / f"data/download/images/{split}.parquet", images)
     save_wspn(tmp_path / "data/wsddn_network/model.safetensors", small_network())
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(False)
+    return tmp_path
 
 
 def test_the_split_that_is_measured_is_searched_and_named(project, monkeypatch):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from stages.download.photographs import is_cut_short, read_photograph
+from tests.support.images import noise_jpeg
 
 FORMS = {
     "baseline": [],
@@ -23,8 +24,7 @@ TRAILERS = {
 
 def jpeg(form: str, height: int = 33, width: int = 50) -> bytes:
     """Return noise, whose data has every byte, 0xff among them."""
-    image = np.random.default_rng(height).integers(0, 255, (height, width, 3)).astype(np.uint8)
-    return cv2.imencode(".jpg", image, FORMS[form])[1].tobytes()
+    return noise_jpeg(height, width, options=FORMS[form])
 
 
 def with_thumbnail(encoded: bytes, thumbnail: bytes) -> bytes:

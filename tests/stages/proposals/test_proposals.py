@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.common.formats.images import EncodedImage
 from stages.common.runtime.params import read_section
 from stages.models.proposals.selective_search import SearchSettings, keep_usable, selective_search
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import proposal_table, search_images
+from tests.support.images import png_image
 
 SETTINGS = SearchSettings(
     mode="fast", longer_side=320, min_side=10.0, max_area_fraction=0.6, max_aspect=5.0
@@ -22,11 +22,6 @@ def draw_scene(seed: int) -> np.ndarray:
     cv2.rectangle(image, (10, 12), (45, 50), (220, 40, 40), -1)
     cv2.circle(image, (70, 65), 18, (40, 60, 230), -1)
     return image
-
-
-def make_image(image_id: int, image: np.ndarray) -> EncodedImage:
-    encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-    return EncodedImage(image_id, f"{image_id}.png", *image.shape[:2], encoded)
 
 
 def iou(box, other):
@@ -55,7 +50,7 @@ def test_same_order_whatever_was_searched_before():
 # Python 3.12 and later warn of every fork beside BLAS threads, which the workers never use.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_number_of_processes_changes_nothing():
-    images = [make_image(k, draw_scene(k)) for k in range(5)]
+    images = [png_image(k, draw_scene(k)[..., ::-1]) for k in range(5)]
     tables = [proposal_table(search_images(images, SETTINGS, 0, n))[0] for n in (1, 2)]
     assert tables[0].equals(tables[1], check_metadata=True)
     assert tables[0]["image_id"].unique().to_pylist() == list(range(5))
@@ -71,7 +66,7 @@ def test_a_large_image_is_searched_small_and_mapped_back():
 
 def test_an_image_without_proposals_gets_the_whole_image():
     blank = np.full((40, 60, 3), 128, np.uint8)
-    table, report = proposal_table(search_images([make_image(7, blank)], SETTINGS, 0, 1))
+    table, report = proposal_table(search_images([png_image(7, blank)], SETTINGS, 0, 1))
     assert report == {"images": 1, "proposals": 1, "whole_image_instead": [7]}
     assert table.to_pylist() == [{"image_id": 7, "x0": 0, "y0": 0, "x1": 60, "y1": 40}]
 

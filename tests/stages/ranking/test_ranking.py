@@ -20,8 +20,9 @@ from stages.models.proposals.ranking import (
 from stages.models.proposals.views import ViewSettings
 from stages.ranking import __main__ as stage
 from stages.ranking.params import RankingParams
-from tests.stages.wspn.test_wspn import make_image, small_model
 from tests.support.boxes import random_boxes
+from tests.support.images import noise_image
+from tests.support.tiny_wspn import tiny_wspn
 
 VIEWS = ViewSettings(shorter_sides=[48], longer_side=96, flip=True)
 USUAL = RankingSettings(
@@ -123,19 +124,19 @@ def test_ranked_boxes_are_few_ordered_and_inside(seed, score, scored, refinement
         update={"score": score, "scored": scored}
         | {"refinements": refinements, "keep_proposals": keep}
     )
-    image = make_image(seed, 100).decode()
-    boxes, scores = rank_proposals(small_model(), image, random_boxes(seed, 20, 100), chosen)
+    image = noise_image(seed, 100).decode()
+    boxes, scores = rank_proposals(tiny_wspn(), image, random_boxes(seed, 20, 100), chosen)
     assert boxes.dtype == scores.dtype == np.float32 and 1 <= len(boxes) == len(scores) <= 10
     assert boxes.min() >= 0 and boxes.max() <= 100 and (boxes[:, 2:] > boxes[:, :2]).all()
     assert (np.diff(scores) <= 1e-6).all()
 
 
 def test_class_scores_rank_boxes_within_their_classes(monkeypatch):
-    model, proposals = small_model(), np.array([[0, 0, 40, 40], [0, 0, 40, 36]], np.float32)
+    model, proposals = tiny_wspn(), np.array([[0, 0, 40, 40], [0, 0, 40, 36]], np.float32)
     scores = torch.tensor([[0.9, 0.1], [0.2, 0.8]])  # IoU 0.9, but each is the best of its class
     monkeypatch.setattr(model, "score_classes", lambda features, boxes: scores)
     by_class = USUAL.model_copy(update={"score": "classes", "refinements": 0, "nms_iou": [0.3]})
-    boxes, ranked = rank_proposals(model, make_image(1).decode(), proposals, by_class)
+    boxes, ranked = rank_proposals(model, noise_image(1).decode(), proposals, by_class)
     assert boxes.tolist() == proposals.tolist()
     assert ranked.tolist() == pytest.approx([0.9, 0.8])
 
@@ -143,16 +144,16 @@ def test_class_scores_rank_boxes_within_their_classes(monkeypatch):
 def test_without_refinement_only_proposals_are_returned():
     proposals = random_boxes(3, 20)
     unrefined = USUAL.model_copy(update={"refinements": 0})
-    boxes, _ = rank_proposals(small_model(), make_image(3).decode(), proposals, unrefined)
+    boxes, _ = rank_proposals(tiny_wspn(), noise_image(3).decode(), proposals, unrefined)
     assert {tuple(box) for box in boxes} <= {tuple(box) for box in proposals}
 
 
 def write_inputs(folder, proposal_ids):
     (folder / "params.yaml").write_text(PARAMS)
-    write_images(folder / "data/download/images/train/0.parquet", [make_image(1), make_image(2)])
+    write_images(folder / "data/download/images/train/0.parquet", [noise_image(1), noise_image(2)])
     boxes = np.concatenate([random_boxes(k, 9) for k in proposal_ids])
     write_table(folder / "data/proposals/0.parquet", boxes_table(np.repeat(proposal_ids, 9), boxes))
-    save_wspn(folder / "data/wspn/model.safetensors", small_model())
+    save_wspn(folder / "data/wspn/model.safetensors", tiny_wspn())
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torchvision.models import resnet50
 
 from stages.common.formats import images
-from stages.common.formats.images import write_images
 from stages.common.formats.tables import boxes_table
 from stages.common.geometry.box_coder import decode_boxes
 from stages.common.runtime import checkpoints
@@ -41,63 +40,12 @@ from stages.wspn.end_to_end import ViewStream, train_end_to_end
 from stages.wspn.params import WspnParams
 from stages.wspn.refine import image_losses, make_targets, refinement_loss
 from stages.wspn.stream import ImageStream
-from tests.stages.wspn.test_wspn import BOXES, make_image
-from tests.support.boxes import random_boxes
+from tests.support.boxes import WHOLE_AND_PART, random_boxes
+from tests.support.images import noise_image
+from tests.support.tiny_wspn import WSPN_SECTION, write_wspn_shards
 
 ALONE = {"neighbour_iou": 1.0, "power": 1.0}
 VIEWS = {"shorter_sides": [48, 64], "longer_side": 96, "flip": True}
-SECTION = """
-wspn:
-  image_labels: captions
-  max_images: 100
-  proposals_per_image: 4
-  model:
-    backbone:
-      kind: resnet50
-      weights: null
-      sha256: null
-      frozen_stages: 4
-      regions_at_once: 3
-    image_side: 64
-    class_hidden: 8
-    object_hidden: 8
-    dropout: 0.5
-  classify:
-    epochs: 1
-    batch_size: 2
-    proposals_per_visit: 8
-    learning_rate: 0.1
-    weight_decay: 0.0
-  seeds:
-    select: mist
-    top_fraction: 1.0
-    max_iou: 0.2
-    min_relative_score: 0.0
-    neighbour_iou: 1.0
-    power: 1.0
-  localise:
-    quality: overlap
-    quality_min_iou: 0.1
-    regression_min_iou: 0.5
-    regression_weight: 2.0
-    epochs: 1
-    batch_size: 8
-    learning_rate: 0.1
-    weight_decay: 0.0
-  end_to_end:
-    steps: 4
-    batch_size: 2
-    learning_rate: 0.00001
-    milestones: [2, 3]
-    warmup_steps: 2
-    momentum: 0.9
-    weight_decay: 0.0001
-    precision: fp32
-    views: {shorter_sides: [48, 64], longer_side: 96, flip: true}
-    image_weight: 0.5
-    refinement_weights: [3.0, 1.0]
-    quality_weight: 1.0
-"""
 RANKING = """
 ranking:
   top_k: 5
@@ -109,7 +57,7 @@ ranking:
   nms_iou: [0.3]
   views: {shorter_sides: [48], longer_side: 64, flip: false}
 """
-PARAMS = WspnParams.model_validate(YAML(typ="safe").load(SECTION)["wspn"])
+PARAMS = WspnParams.model_validate(YAML(typ="safe").load(WSPN_SECTION)["wspn"])
 
 
 def small_network(regions_at_once: int = 4) -> ImagenetWspn:
@@ -130,7 +78,7 @@ def network() -> ImagenetWspn:
 
 def test_targets_by_hand():
     scores = torch.tensor([[0.5, 0.8], [0.9, 0.8], [0.4, 0.8], [0.3, 0.8]])
-    boxes, other = torch.from_numpy(BOXES), scores.flip(0)
+    boxes, other = torch.from_numpy(WHOLE_AND_PART), scores.flip(0)
 
     def learn(labels):
         return make_targets([scores, other], boxes, np.array(labels), PARAMS.seeds, 0.5)
@@ -167,7 +115,7 @@ def test_losses_of_an_image_by_hand():
     def losses(labels):
         return image_losses(
             outputs_of_zeros(4),
-            torch.from_numpy(BOXES),
+            torch.from_numpy(WHOLE_AND_PART),
             np.array(labels, np.float32),
             PARAMS.end_to_end,
             PARAMS.seeds,
@@ -199,7 +147,7 @@ def train(model, stream, labels, params, seed, curve, checkpoint=None):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_reach_all_that_is_not_frozen(precision):
     model = small_network()
-    stream = [(make_image(1), random_boxes(1, 9)), (make_image(2), random_boxes(2, 9))]
+    stream = [(noise_image(1), random_boxes(1, 9)), (noise_image(2), random_boxes(2, 9))]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     run = PARAMS.end_to_end.model_copy(update={"steps": 1, "precision": precision})
     params = PARAMS.model_copy(update={"end_to_end": run})
@@ -224,7 +172,7 @@ class FixedStream:
 
 def test_regions_in_parts_give_the_same_features_and_gradients():
     boxes = torch.from_numpy(random_boxes(5, 4))
-    pixels, _ = view_input(make_image(5).decode(), 64, 64, False)
+    pixels, _ = view_input(noise_image(5).decode(), 64, 64, False)
     results = []
     for regions_at_once in (100, 3):
         model = small_network(regions_at_once)
@@ -251,7 +199,7 @@ def test_boxes_follow_a_view_by_hand():
 
 def test_views_of_a_mirrored_image_say_the_same(network):
     views = ViewSettings.model_validate(VIEWS)
-    image, boxes = make_image(6, 80).decode(), torch.from_numpy(random_boxes(6, 5, 80))
+    image, boxes = noise_image(6, 80).decode(), torch.from_numpy(random_boxes(6, 5, 80))
     mirrored = boxes[:, [2, 1, 0, 3]] * torch.tensor([-1, 1, -1, 1]) + torch.tensor([80, 0, 80, 0])
     here = network.extract_features(image, views)
     there = network.extract_features(np.ascontiguousarray(image[:, ::-1]), views)
@@ -281,11 +229,11 @@ def test_ranked_boxes_lie_in_the_image(network, score, scored):
         | {"nms_iou": [0.5], "views": {**VIEWS, "shorter_sides": [48]}}
     )
     boxes = random_boxes(7, 5, 80)
-    found, scores = rank_proposals(network, make_image(7, 80).decode(), boxes, settings)
+    found, scores = rank_proposals(network, noise_image(7, 80).decode(), boxes, settings)
     assert 1 <= len(found) == len(scores) <= 6 and (np.diff(scores) <= 0).all()
     assert found.min() >= 0 and found.max() <= 80 and (found[:, 2:] > found[:, :2]).all()
     as_they_were = settings.model_copy(update={"refinements": 0})
-    found, _ = rank_proposals(network, make_image(7, 80).decode(), boxes, as_they_were)
+    found, _ = rank_proposals(network, noise_image(7, 80).decode(), boxes, as_they_were)
     assert {tuple(box) for box in found} <= {tuple(box) for box in boxes}
 
 
@@ -295,7 +243,7 @@ def test_one_pass_over_the_regions_scores_proposals_and_regresses_them(network, 
         {"top_k": 9, "score": score, "agreement": ALONE, "scored": "proposal", "refinements": 1}
         | {"keep_proposals": False, "nms_iou": [1.0], "views": {**VIEWS, "shorter_sides": [48]}}
     )
-    image, boxes = make_image(7, 80).decode(), random_boxes(7, 5, 80)
+    image, boxes = noise_image(7, 80).decode(), random_boxes(7, 5, 80)
     own = torch.from_numpy(boxes)
     features = network.extract_features(image, settings.views)
     qualities, offsets = network.score_objects(features, own)
@@ -318,22 +266,8 @@ def test_one_pass_over_the_regions_scores_proposals_and_regresses_them(network, 
     assert passes == [5] * 2 * len(features.maps)
 
 
-def write_shards(folder, monkeypatch, counts=(10, 5), boxes_each=9):
-    monkeypatch.setattr(images, "ROW_GROUP", 2)
-    shards, tables, ids = [], [], iter(range(1, 99))
-    for shard, count in enumerate(counts):
-        own = [next(ids) for _ in range(count)]
-        shards.append(folder / f"data/download/images/train/{shard}.parquet")
-        write_images(shards[-1], [make_image(k) for k in own])
-        tables.append(folder / f"data/proposals/{shard}.parquet")
-        boxes = np.concatenate([random_boxes(k, boxes_each) for k in own])
-        # row groups that begin amid an image's boxes
-        write_table(tables[-1], boxes_table(np.repeat(own, boxes_each), boxes), row_group_size=13)
-    return shards, tables
-
-
 def test_an_epoch_shows_each_image_once_with_its_own_boxes(tmp_path, monkeypatch):
-    shards, tables = write_shards(tmp_path, monkeypatch, (24, 19))
+    shards, tables = write_wspn_shards(tmp_path, monkeypatch, (24, 19))
     monkeypatch.setattr(stream, "KEPT_BLOCKS", 4)
     chosen = set(range(1, 44)) - {4, 5, 6}
     streamed = ImageStream(shards, tables, chosen)
@@ -342,7 +276,7 @@ def test_an_epoch_shows_each_image_once_with_its_own_boxes(tmp_path, monkeypatch
     for step in range(20):
         for found, boxes in streamed.batch(step, 4, seed=1):
             assert np.array_equal(boxes, random_boxes(found.image_id, 9))
-            assert found.encoded == make_image(found.image_id).encoded
+            assert found.encoded == noise_image(found.image_id).encoded
             seen.append(found.image_id)
             given.append(weakref.ref(found))
         assert sum(image() is not None for image in given) <= 4 * images.ROW_GROUP
@@ -353,7 +287,7 @@ def test_an_epoch_shows_each_image_once_with_its_own_boxes(tmp_path, monkeypatch
 
 
 def test_an_image_without_proposals_is_named(tmp_path, monkeypatch):
-    shards, tables = write_shards(tmp_path, monkeypatch)
+    shards, tables = write_wspn_shards(tmp_path, monkeypatch)
     write_table(tables[1], boxes_table(np.full(9, 11), random_boxes(11, 9)))
     with pytest.raises(ValueError, match=r"proposals/1\.parquet: no row for image 12"):
         ImageStream(shards, tables, range(1, 16))
@@ -363,7 +297,7 @@ def test_an_image_without_proposals_is_named(tmp_path, monkeypatch):
 
 def test_views_are_made_ahead_and_as_if_one_by_one(monkeypatch):
     """What an image's view is depends on its place alone, not on the thread that makes it."""
-    stream = [(make_image(k), random_boxes(k, 9)) for k in (1, 2)]
+    stream = [(noise_image(k), random_boxes(k, 9)) for k in (1, 2)]
     labels = {k: np.array([1, 0], np.float32) for k in (1, 2)}
     run = PARAMS.end_to_end.model_copy(update={"steps": 2})
     params = PARAMS.model_copy(update={"end_to_end": run})
@@ -403,7 +337,7 @@ class KilledCurve(Curve):
 
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "ROOT", tmp_path)
-    batch, labels = [(make_image(1), random_boxes(1, 4))], {1: np.array([1, 1], np.float32)}
+    batch, labels = [(noise_image(1), random_boxes(1, 4))], {1: np.array([1, 1], np.float32)}
     run = PARAMS.end_to_end.model_copy(update={"steps": 3, "batch_size": 1})
     params = PARAMS.model_copy(update={"end_to_end": run})
 
@@ -423,7 +357,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
 
 
 def test_no_label_and_a_loss_that_is_no_number_are_errors(tmp_path):
-    stream = FixedStream([(make_image(1), random_boxes(1, 9))] * 2)
+    stream = FixedStream([(noise_image(1), random_boxes(1, 9))] * 2)
     model = small_network()
     with pytest.raises(ValueError, match="no training image has an image label"):
         train(model, stream, {1: np.zeros(2)}, PARAMS, 0, Curve(every=1))
@@ -448,8 +382,8 @@ def test_no_label_and_a_loss_that_is_no_number_are_errors(tmp_path):
 )
 def test_a_wrong_backbone_is_refused(tmp_path, old, new, message):
     path = tmp_path / "params.yaml"
-    assert old in SECTION
-    path.write_text(SECTION.replace(old, new))
+    assert old in WSPN_SECTION
+    path.write_text(WSPN_SECTION.replace(old, new))
     with pytest.raises(ValueError, match=message):
         read_section("wspn", WspnParams, path)
 
@@ -457,7 +391,7 @@ def test_a_wrong_backbone_is_refused(tmp_path, old, new, message):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with all that the stages `wspn` and `ranking` read; the vlm is a pretrained one."""
-    write_shards(tmp_path, monkeypatch, (3,))
+    write_wspn_shards(tmp_path, monkeypatch, (3,))
     kinds = [("dog", "base"), ("cup", "base"), ("bird", "novel")]
     write_json(
         tmp_path / "data/download/categories.json",
@@ -487,7 +421,7 @@ def test_both_stages_run_beside_a_pretrained_vision_language_model(project, monk
     write_tensors(
         project / "data/vlm/model.safetensors", {"weight": torch.zeros(1)}, {"kind": "blip"}
     )
-    section = SECTION.replace("weights: null", "weights: resnet50.pth").replace(
+    section = WSPN_SECTION.replace("weights: null", "weights: resnet50.pth").replace(
         "steps: 4", "steps: 1"
     )
     params = project / "params.yaml"

@@ -15,7 +15,7 @@ from stages.common.runtime.seeding import make_deterministic
 from stages.common.runtime.storage import read_tensors, write_json
 from stages.models.backbones.imagenet import load_imagenet_weights
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
-from tests.stages.wspn.test_imagenet import SECTION, write_shards
+from tests.support.tiny_wspn import WSPN_SECTION, write_wspn_shards
 
 WORKER = "tests.support.wspn_in_processes"
 STEPS = 6
@@ -28,7 +28,7 @@ def project(tmp_path_factory):
     """A folder with what the stage reads: five images, of which one has a label."""
     folder = tmp_path_factory.mktemp("wspn")
     with pytest.MonkeyPatch.context() as patch:
-        write_shards(folder, patch, (5,))
+        write_wspn_shards(folder, patch, (5,))
         categories = [
             {"id": k, "name": name, "split": "base", "forms": [name]}
             for k, name in ((3, "dog"), (4, "cup"))
@@ -46,7 +46,7 @@ def project(tmp_path_factory):
             "batch_size: 2\n    learning_rate: 0.00001": "batch_size: 3\n    learning_rate: 0.001",
             "weight_decay: 0.0001": "weight_decay: 0.1",
         }
-        section = SECTION
+        section = WSPN_SECTION
         for old, new in changes.items():
             assert old in section
             section = section.replace(old, new)

@@ -1,6 +1,5 @@
 import math
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,16 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.common.formats.categories import Category
-from stages.common.formats.images import EncodedImage
 from stages.common.geometry.boxes import pairwise_iou
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import read_tensors, write_json, write_tensors
 from stages.models.proposals.base import class_scores, consensus
 from stages.models.proposals.file import load_wspn, save_wspn
-from stages.models.proposals.language import EVIDENCE_FEATURES, LanguageWspn, LanguageWspnConfig
+from stages.models.proposals.language import EVIDENCE_FEATURES, LanguageWspn
 from stages.models.proposals.views import network_input
-from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConfig
-from stages.models.vision_language.tokenizer import SPECIAL, CaptionTokenizer
 from stages.wspn.classify import image_label_loss, image_scores, train_class_part
 from stages.wspn.examples import (
     ImageExample,
@@ -33,18 +29,12 @@ from stages.wspn.localise import (
     make_targets,
     train_object_part,
 )
-from stages.wspn.params import ClassifyParams, LocaliseParams, SeedParams
+from stages.wspn.params import ClassifyParams, LocaliseParams
 from stages.wspn.seeds import select_seeds
-from tests.support.boxes import random_boxes
+from tests.support.boxes import WHOLE_AND_PART, random_boxes
+from tests.support.images import noise_image
+from tests.support.tiny_wspn import LANGUAGE_WSPN, SEED_PARAMS, tiny_wspn
 
-SEEDS = SeedParams(
-    select="mist",
-    top_fraction=0.5,
-    max_iou=0.2,
-    min_relative_score=0.0,
-    neighbour_iou=0.3,
-    power=0.25,
-)
 CLASSIFY = ClassifyParams(
     epochs=2, batch_size=2, proposals_per_visit=6, learning_rate=0.01, weight_decay=0.0
 )
@@ -58,41 +48,12 @@ LOCALISE = LocaliseParams(
     learning_rate=0.01,
     weight_decay=0.0,
 )
-CONFIG = LanguageWspnConfig(
-    category_ids=[3, 7],
-    image_side=64,
-    stem_width=4,
-    width=8,
-    residual_blocks=0,
-    num_words=2,
-    class_hidden=8,
-    object_hidden=8,
-    dropout=0.0,
-)
-
-
-def small_model() -> LanguageWspn:
-    torch.manual_seed(0)
-    sizes = dict(vocabulary_size=8, max_tokens=8, max_patches_side=8, heads=2, projection=8)
-    layers = dict(image_layers=0, text_layers=0, fusion_layers=1)
-    vlm = SmallAlbef(
-        SmallAlbefConfig(width=8, stem_width=4, residual_blocks=0, **sizes, **layers)
-    ).eval()
-    model = LanguageWspn(CONFIG).eval()
-    model.take_language(vlm, CaptionTokenizer([*SPECIAL, "a", "bird", "lamp"], 8))
-    return model
-
-
-def make_image(image_id: int, side: int = 64) -> EncodedImage:
-    pixels = np.random.default_rng(image_id).integers(0, 255, (side, side, 3)).astype(np.uint8)
-    encoded = cv2.imencode(".png", pixels)[1].tobytes()
-    return EncodedImage(image_id, f"{image_id}.png", side, side, encoded)
 
 
 def examples_of(model: LanguageWspn, count: int = 4) -> list[ImageExample]:
     boxes = {k: random_boxes(k, 12) for k in range(count)}
     labels = {k: np.array([k % 2, 1 - k % 2], np.float32) for k in range(count)}
-    return list(make_examples(model, map(make_image, range(count)), boxes, labels, 100, 0))
+    return list(make_examples(model, map(noise_image, range(count)), boxes, labels, 100, 0))
 
 
 def test_image_score_and_loss_by_hand():
@@ -120,11 +81,7 @@ def test_image_scores_are_probabilities(seed, proposals, classes, spread):
     assert torch.isfinite(image_label_loss(class_scores(*logits), torch.ones(classes)))
 
 
-# Four boxes: a whole object, the same a little shifted, its small part, and something far away.
-BOXES = np.array(
-    [[0, 0, 20, 20], [0, 0, 20, 18], [0, 0, 10, 10], [40, 40, 60, 60]], np.float32
-)  # IoU 0-1: 0.9, 0-2: 0.25, 1-2: 100 / 360 = 0.278
-OVERLAPS = pairwise_iou(BOXES, BOXES)
+OVERLAPS = pairwise_iou(WHOLE_AND_PART, WHOLE_AND_PART)
 
 
 def test_consensus_prefers_the_whole_to_the_part():
@@ -139,10 +96,10 @@ def test_consensus_prefers_the_whole_to_the_part():
 
 
 def seeds_of(scores: list[float], **changes) -> list[int]:
-    """Return the seeds of one class among the first boxes of BOXES."""
+    """Return the seeds of one class among the first boxes of WHOLE_AND_PART."""
     usual = {"select": "mist", "top_fraction": 1.0, "max_iou": 0.2, "min_relative_score": 0.0}
-    params = SEEDS.model_copy(update=usual | changes)
-    boxes = torch.from_numpy(BOXES[: len(scores)])
+    params = SEED_PARAMS.model_copy(update=usual | changes)
+    boxes = torch.from_numpy(WHOLE_AND_PART[: len(scores)])
     (seeds,) = select_seeds(torch.tensor(scores)[:, None], boxes, params)
     return seeds.tolist()
 
@@ -163,7 +120,7 @@ def test_a_suppressed_candidate_suppresses_nobody():
     # IoU 0-1: 0.5, 1-2: 0.5, 0-2: 0.2
     boxes = torch.tensor([[0.0, 0, 12, 6], [4, 0, 16, 6], [8, 0, 20, 6]])
     scores = torch.tensor([[3.0, 1], [2, 2], [1, 3]])
-    params = SEEDS.model_copy(update={"top_fraction": 1.0, "max_iou": 0.3})
+    params = SEED_PARAMS.model_copy(update={"top_fraction": 1.0, "max_iou": 0.3})
     assert [seeds.tolist() for seeds in select_seeds(scores, boxes, params)] == [[0, 2], [2, 0]]
 
 
@@ -187,12 +144,12 @@ def example(boxes: np.ndarray) -> ImageExample:
 
 def test_far_proposals_teach_nothing_unless_objectness_is_asked_for():
     seeds = [np.array([0])]
-    targets = make_targets([example(BOXES)], seeds, LOCALISE)
+    targets = make_targets([example(WHOLE_AND_PART)], seeds, LOCALISE)
     assert targets.quality.tolist() == pytest.approx([1.0, 0.9, 0.25])  # the far box is left out
     assert targets.has_offsets.tolist() == [True, True, False]
     assert torch.allclose(targets.offsets[0], torch.zeros(4))
     as_usual = LOCALISE.model_copy(update={"quality": "objectness"})
-    targets = make_targets([example(BOXES)], seeds, as_usual)
+    targets = make_targets([example(WHOLE_AND_PART)], seeds, as_usual)
     assert targets.quality.tolist() == [1.0, 1.0, 0.0, 0.0] and targets.has_quality.all()
 
 
@@ -224,8 +181,10 @@ def test_images_are_chosen_whatever_their_order():
 
 
 def test_proposals_are_thinned_out_the_same_way_each_time():
-    model, boxes = small_model(), {1: random_boxes(1, 30)}
-    first, second = (next(make_examples(model, [make_image(1)], boxes, {}, 8, 0)) for _ in range(2))
+    model, boxes = tiny_wspn(), {1: random_boxes(1, 30)}
+    first, second = (
+        next(make_examples(model, [noise_image(1)], boxes, {}, 8, 0)) for _ in range(2)
+    )
     assert len(first.boxes_xyxy) == 8 and np.array_equal(first.boxes_xyxy, second.boxes_xyxy)
     assert first.labels.tolist() == [0, 0]
 
@@ -238,21 +197,21 @@ def test_boxes_follow_the_image_to_the_networks_size():
 
 def test_an_image_without_proposals_is_named():
     with pytest.raises(ValueError, match=r"image 8 \(8\.png\) has no row in data/proposals"):
-        list(make_examples(small_model(), [make_image(8)], {}, {}, 10, 0))
+        list(make_examples(tiny_wspn(), [noise_image(8)], {}, {}, 10, 0))
 
 
 def test_no_label_at_all_is_an_error():
-    model = small_model()
+    model = tiny_wspn()
     unlabelled = [e._replace(labels=torch.zeros(2)) for e in examples_of(model)]
     with pytest.raises(ValueError, match="no training image has an image label"):
         train_class_part(model, unlabelled, CLASSIFY, 0, Curve(every=1))
 
 
 def test_one_image_with_one_proposal_and_one_word_gives_finite_numbers():
-    model = small_model()
+    model = tiny_wspn()
     model.words = model.words[:1]
     boxes, labels = {1: random_boxes(1, 1)}, {1: np.array([1, 0], np.float32)}
-    (one,) = make_examples(model, [make_image(1)], boxes, labels, 9, 0)
+    (one,) = make_examples(model, [noise_image(1)], boxes, labels, 9, 0)
     assert torch.isfinite(one.evidence).all() and len(one.evidence) == 1
     train_class_part(model, [one], CLASSIFY, 0, Curve(every=1))
     targets = make_targets([one], [np.array([0])], LOCALISE)
@@ -263,11 +222,11 @@ def test_one_image_with_one_proposal_and_one_word_gives_finite_numbers():
 def test_the_same_seed_gives_the_same_weights_and_the_trunk_stays():
     trained = []
     for _ in range(2):
-        model = small_model()
+        model = tiny_wspn()
         before = {k: v.clone() for k, v in model.trunk.state_dict().items()}
         examples = examples_of(model)
         train_class_part(model, examples, CLASSIFY, 0, Curve(every=1))
-        seeds = [find_seeds(model, e, SEEDS) for e in examples]
+        seeds = [find_seeds(model, e, SEED_PARAMS) for e in examples]
         targets = make_targets(examples, seeds, LOCALISE)
         curve = Curve(every=1)
         train_object_part(model, targets, LOCALISE, 0, curve, done=4)
@@ -280,17 +239,17 @@ def test_the_same_seed_gives_the_same_weights_and_the_trunk_stays():
 @settings(max_examples=5)
 @given(st.permutations(range(12)))
 def test_features_of_a_box_do_not_depend_on_its_neighbours(order):
-    model = small_model()
+    model = tiny_wspn()
     boxes = torch.from_numpy(random_boxes(0, 12))
-    maps = model.feature_maps(network_input(make_image(0).decode(), 64)[0])
+    maps = model.feature_maps(network_input(noise_image(0).decode(), 64)[0])
     assert torch.equal(model.evidence(maps, boxes)[list(order)], model.evidence(maps, boxes[order]))
 
 
 def test_weights_come_back_and_foreign_ones_are_refused(tmp_path):
-    model, path = small_model(), tmp_path / "model.safetensors"
+    model, path = tiny_wspn(), tmp_path / "model.safetensors"
     save_wspn(path, model)
     loaded = load_wspn(path)
-    assert loaded.config == CONFIG
+    assert loaded.config == LANGUAGE_WSPN
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
     weights, facts = read_tensors(path)
     write_tensors(path, weights, {**facts, "class_hidden": 9})

@@ -14,7 +14,8 @@ from stages.download.params import FolderParams, MaxImagesWithoutVal
 from stages.download.photographs import check_ids, hashed_id
 from stages.download.sources.folder import folder_source, read_names
 from tests.support.download_params import write_download_params
-from tests.support.images_folder import jpeg, turned
+from tests.support.images import noise_jpeg
+from tests.support.images_folder import turned
 
 CP1252 = r"captions\.csv: byte 30 \(0xe9\) is not utf-8; save the file as UTF-8"
 NO_MARK = r"captions\.csv: byte 1 is 0, as in UTF-16 without its mark; save the file as UTF-8"
@@ -24,9 +25,9 @@ def write_folder(folder: Path) -> Path:
     for name in ("a.jpg", "b/c.JPG", "b/d.png"):
         path = folder / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(jpeg(30 + len(name), 40))
+        path.write_bytes(noise_jpeg(30 + len(name), 40))
     (folder / "test").mkdir()
-    (folder / "test/new.jpg").write_bytes(jpeg(20, 50))
+    (folder / "test/new.jpg").write_bytes(noise_jpeg(20, 50))
     (folder / "test/notes.md").write_text("no image")
     (folder / "names.txt").write_text("Cat: kitten,  kitty\n\npolar bear\n")
     rows = ["file_name,caption", 'a.jpg,"Two  cats, asleep"', "b/c.JPG,a polar bear", "a.jpg,"]
@@ -79,7 +80,7 @@ def test_looking_up_tells_what_making_tells(tmp_path):
 def test_an_id_depends_on_the_name_alone(tmp_path):
     folder = write_folder(tmp_path)
     before = {t.file_name: t.image_id for t in folder_source(make_params(folder)).tasks["train"]}
-    (folder / "train/0.jpg").write_bytes(jpeg(9, 9))
+    (folder / "train/0.jpg").write_bytes(noise_jpeg(9, 9))
     after = {t.file_name: t.image_id for t in folder_source(make_params(folder)).tasks["train"]}
     assert before.items() < after.items() and len(after) == 4
     assert hashed_id("train/a.jpg") != hashed_id("test/a.jpg")
@@ -156,7 +157,7 @@ def test_captions_as_json(tmp_path):
 
 def test_images_are_turned_upright(tmp_path):
     folder = write_folder(tmp_path)
-    stored = jpeg(30, 40)
+    stored = noise_jpeg(30, 40)
     (folder / "test/new.jpg").write_bytes(turned(stored))
     image = make_all(folder, "test")["new.jpg"].image
     assert (image.height, image.width) == image.decode().shape[:2] == (40, 30)
@@ -382,8 +383,8 @@ def test_files_that_cannot_be_read_are_named_and_counted(tmp_path, source):
     (source / "train/a.jpg").unlink()
     (source / "train/a.jpg").symlink_to("/proc/self/mem")
     (source / "train/._a.jpg").write_bytes(b"of macOS")
-    (source / "test/thin.png").write_bytes(jpeg(8, 3000))
-    (source / os.fsdecode(b"test/caf\xe9.jpg")).write_bytes(jpeg(20, 20))
+    (source / "test/thin.png").write_bytes(noise_jpeg(8, 3000))
+    (source / os.fsdecode(b"test/caf\xe9.jpg")).write_bytes(noise_jpeg(20, 20))
     write_params(tmp_path, source, missing=1.0, skipped=0.7)
     main()
     report = read_report()
