@@ -17,7 +17,7 @@ from stages.common.geometry.boxes import (
     xyxy_to_xywh,
 )
 from stages.common.geometry.recall import NEVER, first_hits
-from tests.support.boxes import random_boxes
+from tests.support.boxes import box_mask, random_boxes
 
 seeds = st.integers(0, 2**31)
 
@@ -34,14 +34,7 @@ def test_area_and_iou_by_hand():
 @given(seeds, seeds)
 def test_iou_is_that_of_the_painted_pixels(seed, other):
     both = [random_boxes(k, 5).round() for k in (seed, other)]
-
-    def paint(box: np.ndarray) -> np.ndarray:
-        x0, y0, x1, y1 = box.astype(int)
-        mask = np.zeros((64, 64), bool)
-        mask[y0:y1, x0:x1] = True
-        return mask
-
-    masks = [[paint(box) for box in boxes] for boxes in both]
+    masks = [[box_mask(box, (64, 64)) for box in boxes] for boxes in both]
     expected = [[(m & o).sum() / (m | o).sum() for o in masks[1]] for m in masks[0]]
     np.testing.assert_allclose(pairwise_iou(*both), expected, rtol=1e-6)
 

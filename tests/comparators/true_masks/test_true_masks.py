@@ -6,30 +6,21 @@ import pytest
 from comparators.true_masks.replace import replace_masks, replace_objects
 from stages.common.geometry.masks import decode_mask, encode_mask
 from stages.common.runtime.storage import read_json, write_json
+from tests.support.boxes import box_annotation, box_mask
 from tests.support.run_module import run_module
 
 IMAGE_HW = (20, 30)
 
 
-def annotation(category_id: int, left: int, top: int, right: int, bottom: int, **more) -> dict:
-    pixels = np.zeros(IMAGE_HW, bool)
-    pixels[top:bottom, left:right] = True
-    return {
-        "bbox": [left, top, right - left, bottom - top],
-        "category_id": category_id,
-        "iscrowd": 0,
-        "segmentation": encode_mask(pixels),
-        "area": int(pixels.sum()),
-        **more,
-    }
+def annotation(category_id: int, *box_xyxy: int, **more) -> dict:
+    return box_annotation(category_id, box_xyxy, IMAGE_HW, **more)
 
 
 def test_a_label_gets_the_mask_of_the_object_that_its_box_fits_best_cut_to_the_box():
     label = annotation(1, 4, 4, 14, 14, score=3.0)
     objects = [annotation(1, 6, 6, 18, 12), annotation(1, 0, 0, 5, 5), annotation(2, 4, 4, 14, 14)]
     (replaced,) = replace_masks([label], objects, IMAGE_HW)
-    expected = np.zeros(IMAGE_HW, bool)
-    expected[6:12, 6:14] = True
+    expected = box_mask((6, 6, 14, 12), IMAGE_HW)
     assert np.array_equal(decode_mask(replaced["segmentation"], IMAGE_HW), expected)
     assert replaced["area"] == 48
     assert {k: v for k, v in replaced.items() if k not in ("segmentation", "area")} == {

@@ -2,21 +2,16 @@
 
 import re
 import shutil
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 
-import cv2
 import numpy as np
 import pytest
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stages.common.formats.categories import Category
 from stages.common.formats.coco import group_by_image
-from stages.common.formats.images import EncodedImage, write_images
-from stages.common.geometry.masks import decode_mask, encode_mask
+from stages.common.geometry.masks import decode_mask
 from stages.common.runtime.storage import read_json, write_json
 from stages.evaluation.average_precision import (
     average_precision,
@@ -24,7 +19,6 @@ from stages.evaluation.average_precision import (
     precision_table,
 )
 from stages.evaluation.detections import detect, split_by_trial
-from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import describe_trials, make_trials
 from stages.evaluation.self_training import choose_images, measure_training_objects
 from stages.evaluation.summary import (
@@ -33,108 +27,27 @@ from stages.evaluation.summary import (
     precision_recall_rows,
     score,
 )
-from stages.models.detection import detector
-from stages.models.detection.detector import Prediction
-from tests.support.run_module import run_module
-
-CUP, HAT, FISH, CAR, ROCK = 1, 2, 4, 5, 9
-CATEGORIES = [
-    Category(CUP, "cup", "base", ("cup",)),
-    Category(HAT, "hat", "base", ("hat",)),
-    Category(FISH, "fish", "novel", ("fish",)),
-    Category(CAR, "car", "novel", ("car",)),
-]
-INDEX = {category.id: k for k, category in enumerate(CATEGORIES)}
-HW = (40, 40)
-PARAMS = EvaluationParams(
-    split="test",
-    metric="coco",
-    expand_detections=True,
-    min_score=0.05,
-    max_detections=100,
-    training_images=3,
-    montage_images=2,
-    montage_min_score=0.4,
+from tests.support.evaluation_inputs import (
+    CAR,
+    CATEGORIES,
+    CUP,
+    EVALUATION_PARAMS,
+    FISH,
+    HAT,
+    HW,
+    INDEX,
+    ROCK,
+    annotation,
+    coco_result,
+    image_of,
+    make_prediction,
+    mask_of,
+    predictor,
+    run_evaluation,
+    small_world,
+    truth_of,
+    write_evaluation_inputs,
 )
-
-
-def box_mask(box_xyxy):
-    pixels = np.zeros(HW, bool)
-    x0, y0, x1, y1 = box_xyxy
-    pixels[y0:y1, x0:x1] = True
-    return pixels
-
-
-def annotation(image_id, category_id, box_xyxy, crowd=0, **more):
-    x0, y0, x1, y1 = box_xyxy
-    return {
-        "image_id": image_id,
-        "category_id": category_id,
-        "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
-        "area": (x1 - x0) * (y1 - y0),
-        "iscrowd": crowd,
-        "segmentation": encode_mask(box_mask(box_xyxy)),
-        **more,
-    }
-
-
-def truth_of(annotations, num_images=3):
-    images = [
-        {"id": i, "file_name": f"{i}.png", "height": HW[0], "width": HW[1]}
-        for i in range(1, num_images + 1)
-    ]
-    return {
-        "images": images,
-        "annotations": [{**a, "id": number} for number, a in enumerate(annotations, 1)],
-        "categories": [
-            *({"id": c.id, "name": c.name, "split": c.split} for c in CATEGORIES),
-            {"id": ROCK, "name": "rock", "split": "excluded"},
-        ],
-    }
-
-
-def result(*args, score):
-    made = annotation(*args)
-    return {k: made[k] for k in ("image_id", "category_id", "bbox", "segmentation")} | {
-        "score": score
-    }
-
-
-def make_prediction(entries):
-    """Return a Prediction of (class id, box, score) entries."""
-    return Prediction(
-        np.array([box for _, box, _ in entries], np.float32).reshape(-1, 4),
-        np.array([INDEX[category_id] for category_id, *_ in entries], np.int64),
-        np.array([score for *_, score in entries], np.float32),
-        np.array([box_mask(box) for _, box, _ in entries], bool).reshape(-1, *HW),
-    )
-
-
-def image_of(image_id):
-    """Return an image whose pixels tell its id."""
-    pixels = np.full((*HW, 3), image_id, np.uint8)
-    return EncodedImage(image_id, f"{image_id}.png", *HW, cv2.imencode(".png", pixels)[1].tobytes())
-
-
-def predictor(entries_by_image):
-    """Return a detector that knows its answers; it keeps those in the vocabulary."""
-
-    def predict(images, vocabularies):
-        return [
-            [
-                make_prediction(
-                    [
-                        e
-                        for e in entries_by_image.get(int(image[0, 0, 0]), [])
-                        if INDEX[e[0]] in allowed
-                    ]
-                )
-                for image in images
-            ]
-            for allowed in vocabularies
-        ]
-
-    return predict
 
 
 def test_protocols_take_images_and_objects_of_their_vocabulary():
@@ -181,8 +94,8 @@ def test_average_precision_of_a_case_worked_by_hand():
     truth = truth_of([annotation(1, CUP, (0, 0, 10, 10)), annotation(2, CUP, (0, 0, 10, 10))])
     trial = make_trials(truth, CATEGORIES)[0]
     found = [
-        result(1, CUP, (20, 20, 30, 30), score=0.9),
-        result(1, CUP, (0, 1, 10, 11), score=0.8),
+        coco_result(1, CUP, (20, 20, 30, 30), score=0.9),
+        coco_result(1, CUP, (0, 1, 10, 11), score=0.8),
     ]
     table = precision_table(trial, found, "bbox", 100)
     own = average_precision(group_precision(table, trial, "base"))
@@ -195,8 +108,8 @@ def test_class_without_objects_is_left_out_of_means():
     truth = truth_of([annotation(1, CUP, (0, 0, 10, 10))])
     trial = make_trials(truth, CATEGORIES)[0]
     found = [
-        result(1, CUP, (0, 0, 10, 10), score=0.9),
-        result(1, HAT, (0, 0, 10, 10), score=0.9),
+        coco_result(1, CUP, (0, 0, 10, 10), score=0.9),
+        coco_result(1, HAT, (0, 0, 10, 10), score=0.9),
     ]
     table = precision_table(trial, found, "segm", 100)
     assert average_precision(group_precision(table, trial, "all")) == {"AP": 100, "AP50": 100}
@@ -205,10 +118,10 @@ def test_class_without_objects_is_left_out_of_means():
 def test_crowds_are_neither_objects_nor_mistakes():
     truth = truth_of([annotation(1, CUP, (0, 0, 10, 10)), annotation(1, CUP, (20, 0, 40, 40), 1)])
     trial = make_trials(truth, CATEGORIES)[0]
-    inside_crowd = result(1, CUP, (22, 2, 30, 30), score=0.95)
+    inside_crowd = coco_result(1, CUP, (22, 2, 30, 30), score=0.95)
     right, nowhere = (
-        result(1, CUP, (0, 0, 10, 10), score=0.9),
-        result(1, CUP, (0, 20, 10, 30), score=0.95),
+        coco_result(1, CUP, (0, 0, 10, 10), score=0.9),
+        coco_result(1, CUP, (0, 20, 10, 30), score=0.95),
     )
 
     def average(found):
@@ -245,7 +158,7 @@ def test_same_numbers_as_pycocotools_own_way(kind):
         x, y, w, h = box.clip(0, 20).astype(int).tolist()
         entry = (made["image_id"], int(random.choice([*ids, made["category_id"]])))
         sure = round(float(random.random()), 2)
-        found.append(result(*entry, (x, y, x + max(w, 1), y + max(h, 1)), score=sure))
+        found.append(coco_result(*entry, (x, y, x + max(w, 1), y + max(h, 1)), score=sure))
     trial = make_trials(truth, CATEGORIES)[0]
     table = precision_table(trial, found, kind, 100)
     own = average_precision(group_precision(table, trial, "all"))
@@ -262,18 +175,6 @@ def test_same_numbers_as_pycocotools_own_way(kind):
     assert own["AP50"] == pytest.approx(100 * judge.stats[1], abs=1e-3)
 
 
-def small_world():
-    """Image 1 has a cup and a fish, 2 a fish, 3 a rock only."""
-    return truth_of(
-        [
-            annotation(1, CUP, (0, 0, 10, 10)),
-            annotation(1, FISH, (20, 20, 30, 30)),
-            annotation(2, FISH, (5, 5, 15, 15)),
-            annotation(3, ROCK, (5, 5, 15, 15)),
-        ]
-    )
-
-
 def test_constrained_is_classified_again_not_filtered():
     truth = small_world()
     trials = make_trials(truth, CATEGORIES)
@@ -288,8 +189,8 @@ def test_constrained_is_classified_again_not_filtered():
             answers.append([make_prediction([(name, b, 0.9) for b in part]) for part in boxes])
         return answers
 
-    found = detect(predict, map(image_of, (1, 2, 3)), trials, PARAMS)
-    metrics = evaluation_metrics(score(trials, found, PARAMS, truth))
+    found = detect(predict, map(image_of, (1, 2, 3)), trials, EVALUATION_PARAMS)
+    metrics = evaluation_metrics(score(trials, found, EVALUATION_PARAMS, truth))
     assert metrics["generalized"]["novel"]["segm"]["AP50"] == 0
     # constrained: both fish are found, the box on image 1's cup is one mistake among three, of
     # the same score and first in order: precision 2/3 at every recall
@@ -311,8 +212,8 @@ def test_perfect_detections_score_hundred():
         ]
         for i in (1, 2, 3)
     }
-    found = detect(predictor(known), map(image_of, (1, 2, 3)), trials, PARAMS)
-    scores = {"detector": score(trials, found, PARAMS, truth)}
+    found = detect(predictor(known), map(image_of, (1, 2, 3)), trials, EVALUATION_PARAMS)
+    scores = {"detector": score(trials, found, EVALUATION_PARAMS, truth)}
     metrics = evaluation_metrics(scores["detector"])
     for groups in metrics.values():
         for kinds in groups.values():
@@ -340,21 +241,21 @@ def test_results_are_rounded_ordered_and_cut():
         return [[prediction] for _ in vocabularies]
 
     trials = make_trials(truth, CATEGORIES)
-    found = detect(predict, [image_of(1)], trials, PARAMS)[0]
+    found = detect(predict, [image_of(1)], trials, EVALUATION_PARAMS)[0]
     assert [entry["score"] for entry in found] == [0.7, 0.3, 0.12346]
     assert found[0]["bbox"] == [0.0, 0.0, 9.12, 9.0]
-    assert (decode_mask(found[0]["segmentation"], HW) == box_mask((0, 0, 9, 9))).all()
-    one = PARAMS.model_copy(update={"max_detections": 1})
+    assert (decode_mask(found[0]["segmentation"], HW) == mask_of((0, 0, 9, 9))).all()
+    one = EVALUATION_PARAMS.model_copy(update={"max_detections": 1})
     assert len(detect(predict, [image_of(1)], trials, one)[0]) == 1
 
 
 def test_given_results_go_to_the_trials_they_belong_to():
     truth = truth_of([annotation(1, CUP, (0, 0, 10, 10)), annotation(2, FISH, (0, 0, 10, 10))])
     given = [
-        result(2, CUP, (0, 0, 9, 9), score=0.4),
-        result(1, CUP, (0, 0, 9, 9), score=0.3),
-        result(1, FISH, (0, 0, 9, 9), score=0.6),
-        result(7, FISH, (0, 0, 9, 9), score=0.6),
+        coco_result(2, CUP, (0, 0, 9, 9), score=0.4),
+        coco_result(1, CUP, (0, 0, 9, 9), score=0.3),
+        coco_result(1, FISH, (0, 0, 9, 9), score=0.6),
+        coco_result(7, FISH, (0, 0, 9, 9), score=0.6),
     ]
     shared = split_by_trial(given, make_trials(truth, CATEGORIES))
     told = [[(r["image_id"], r["category_id"]) for r in trial] for trial in shared]
@@ -365,7 +266,7 @@ def test_missing_image_is_an_error():
     trials = make_trials(small_world(), CATEGORIES)
     nothing = predictor({1: [], 2: []})
     with pytest.raises(ValueError, match=r"1 images of the ground truth are missing.*image_id 2"):
-        detect(nothing, [image_of(1)], trials, PARAMS)
+        detect(nothing, [image_of(1)], trials, EVALUATION_PARAMS)
 
 
 def test_training_objects_compare_teacher_and_detector():
@@ -386,7 +287,9 @@ def test_training_objects_compare_teacher_and_detector():
     )
     known = {1: [(CUP, (0, 0, 10, 9), 0.6), (CUP, (0, 0, 10, 10), 0.5)], 2: []}
     images = [image_of(1), image_of(2)]
-    groups = measure_training_objects(predictor(known), images, labels, truth, CATEGORIES, PARAMS)
+    groups = measure_training_objects(
+        predictor(known), images, labels, truth, CATEGORIES, EVALUATION_PARAMS
+    )
     assert groups["base"] == {
         "labels": 1,
         "pseudo_mask_iou": 0.5,
@@ -415,51 +318,19 @@ def test_sample_of_training_images_is_labelled_and_ignores_order():
     assert choose_images(annotations, 99, np.random.default_rng(1)) == annotations.keys()
 
 
-def write_inputs(folder, monkeypatch):
-    download, truth = folder / "data/download", small_world()
-    entries = [
-        {"id": c.id, "name": c.name, "split": c.split, "forms": [*c.forms]} for c in CATEGORIES
-    ]
-    rock = {"id": ROCK, "name": "rock", "split": "excluded", "forms": ["rock"]}
-    write_json(download / "categories.json", [*entries, rock])
-    write_images(download / "images/test.parquet", map(image_of, (1, 2, 3)))
-    write_images(download / "images/train/0.parquet", map(image_of, (1, 2)))
-    write_json(download / "ground_truth/test.json", truth)
-    write_json(download / "ground_truth/train.json", truth)
-    write_json(folder / "data/supervision/pseudo_masks.json", truth)
-    values = ", ".join(f"{key}: {value}" for key, value in PARAMS.model_dump().items())
-    (folder / "params.yaml").write_text(
-        f"seed: 0\nshards: [0]\ndeterministic: device\nevaluation: {{{values}}}\n"
-    )
-    known = {
-        1: [(CUP, (0, 0, 10, 9), 0.9), (FISH, (20, 20, 30, 29), 0.8), (CAR, (0, 0, 5, 5), 0.1)],
-        2: [(FISH, (5, 6, 15, 15), 0.7)],
-    }
-    monkeypatch.setattr(detector, "load", lambda path: torch.nn.Identity())
-    monkeypatch.setattr(
-        detector, "predict", lambda model, images, lists: predictor(known)(images, lists)
-    )
-    monkeypatch.chdir(folder)
-
-
-def run_stage(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["stages.evaluation", *arguments])
-    run_module("stages.evaluation")
-
-
 def test_a_split_without_images_is_told(tmp_path, monkeypatch):
-    write_inputs(tmp_path, monkeypatch)
+    write_evaluation_inputs(tmp_path, monkeypatch)
     path = tmp_path / "data/download/ground_truth/test.json"
     write_json(path, read_json(path) | {"images": [], "annotations": []})
     with pytest.raises(ValueError, match=r"test\.json: no image .* evaluation\.split"):
-        run_stage(monkeypatch, "detector=a")
+        run_evaluation(monkeypatch, "detector=a")
 
 
 def test_stage_writes_the_same_bytes_twice(tmp_path, monkeypatch, capsys):
-    write_inputs(tmp_path, monkeypatch)
+    write_evaluation_inputs(tmp_path, monkeypatch)
     for output in ("data/evaluation", "elsewhere"):
         models = ("detector=a", "finetune=b", "--training-objects", "detector")
-        run_stage(monkeypatch, *models, "--output", output)
+        run_evaluation(monkeypatch, *models, "--output", output)
     written = [
         {file.name: file.read_bytes() for file in sorted((tmp_path / output).iterdir())}
         for output in ("data/evaluation", "elsewhere")
@@ -485,10 +356,10 @@ def test_stage_writes_the_same_bytes_twice(tmp_path, monkeypatch, capsys):
 
 
 def test_given_detections_are_scored_on_their_own_images_only(tmp_path, monkeypatch, capsys):
-    write_inputs(tmp_path, monkeypatch)
-    run_stage(monkeypatch, "detector=a")
+    write_evaluation_inputs(tmp_path, monkeypatch)
+    run_evaluation(monkeypatch, "detector=a")
     given = "given=data/evaluation/predictions_detector.json"
-    run_stage(monkeypatch, given, "--output", "again")
+    run_evaluation(monkeypatch, given, "--output", "again")
     own, again = (
         read_json(tmp_path / f"{name}/metrics.json") for name in ("data/evaluation", "again")
     )
@@ -503,7 +374,7 @@ def test_given_detections_are_scored_on_their_own_images_only(tmp_path, monkeypa
     params = tmp_path / "params.yaml"
     params.write_text(params.read_text().replace("split: test", "split: val"))
     with pytest.raises(ValueError, match=r"detections on split 'test', but .* is 'val'"):
-        run_stage(monkeypatch, given, "--output", "again")
+        run_evaluation(monkeypatch, given, "--output", "again")
 
 
 @pytest.mark.parametrize(
@@ -516,5 +387,5 @@ def test_given_detections_are_scored_on_their_own_images_only(tmp_path, monkeypa
 )
 def test_command_line_says_what_it_wants(monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit):
-        run_stage(monkeypatch, *arguments)
+        run_evaluation(monkeypatch, *arguments)
     assert re.search(message, capsys.readouterr().err)

@@ -20,23 +20,23 @@ from stages.evaluation.summary import (
     precision_recall_rows,
     score,
 )
-from tests.stages.evaluation.test_evaluation import (
+from tests.support.evaluation_inputs import (
     CAR,
     CATEGORIES,
     CUP,
+    EVALUATION_PARAMS,
     FISH,
     HAT,
     HW,
-    PARAMS,
     annotation,
-    box_mask,
-    result,
-    run_stage,
+    coco_result,
+    mask_of,
+    run_evaluation,
     truth_of,
-    write_inputs,
+    write_evaluation_inputs,
 )
 
-OPEN_IMAGES = PARAMS.model_copy(update={"metric": "open_images"})
+OPEN_IMAGES = EVALUATION_PARAMS.model_copy(update={"metric": "open_images"})
 EMPTY = encode_mask(np.zeros(HW, bool))
 
 
@@ -57,9 +57,9 @@ def random_world(random, num_images=6, unoutlined=0.0, groups=0.2):
                 x0, y0, x1, y1 = np.clip(np.array(box) + shift, 0, 40)
                 if x1 - x0 < 2 or y1 - y0 < 2:
                     continue
-                mask = box_mask((x0, y0, x1, y1)) & (random.random(HW) < 0.9)
+                mask = mask_of((x0, y0, x1, y1)) & (random.random(HW) < 0.9)
                 label = category_id if random.random() < 0.8 else int(random.choice([CUP, FISH]))
-                entry = result(image_id, label, (x0, y0, x1, y1), score=float(random.random()))
+                entry = coco_result(image_id, label, (x0, y0, x1, y1), score=float(random.random()))
                 found.append(entry | {"segmentation": encode_mask(mask)})
     return truth_of(objects, num_images), found
 
@@ -74,7 +74,7 @@ def pixels_of(entry, kind, box_of_mask=False):
             int(s) for s in mask_box(decode_mask(entry["segmentation"], HW))
         )
         x, y, w, h = left, top, right - left, bottom - top
-    return box_mask((x, y, x + w, y + h))
+    return mask_of((x, y, x + w, y + h))
 
 
 def overlap(detection, entry, as_crowd):
@@ -223,14 +223,14 @@ def judge(annotations, found, kind="segm"):
 
 def test_a_group_is_found_once_by_any_number_of_detections_inside_it():
     group = annotation(1, CUP, (0, 0, 40, 20), 1)
-    inside = [result(1, CUP, (x, 0, x + 9, 9), score=s) for x, s in ((0, 0.5), (10, 0.9))]
-    outside = result(1, CUP, (0, 30, 9, 39), score=0.7)
+    inside = [coco_result(1, CUP, (x, 0, x + 9, 9), score=s) for x, s in ((0, 0.5), (10, 0.9))]
+    outside = coco_result(1, CUP, (0, 30, 9, 39), score=0.7)
     assert judge([group], [inside[1], outside, inside[0]]) == ([(0.7, False), (0.9, True)], 1)
 
 
 def test_an_object_without_outline_is_neither_missed_nor_found():
     boxed = annotation(1, CUP, (0, 0, 10, 10)) | {"segmentation": EMPTY}
-    hits = [result(1, CUP, (0, 0, 10, 10), score=s) for s in (0.9, 0.8)]
+    hits = [coco_result(1, CUP, (0, 0, 10, 10), score=s) for s in (0.9, 0.8)]
     assert judge([boxed], hits) == ([(0.8, False)], 0)  # the second one is a duplicate
     assert judge([boxed], hits, "bbox") == ([(0.8, False), (0.9, True)], 1)
     group = boxed | {"iscrowd": 1}
@@ -245,17 +245,17 @@ def test_by_cocos_rules_a_mask_of_an_object_without_outline_is_ignored_like_its_
     truth = truth_of([outlined, boxed, group], 1)
     truth["images"][0]["verified_category_ids"] = [CUP]
     found = [
-        result(1, CUP, (20, 20, 36, 36), score=0.9),  # the object, all of its box
-        result(1, CUP, (24, 21, 30, 35), score=0.85),  # and a part of it
-        result(1, CUP, (0, 22, 9, 30), score=0.83),  # one of the group
-        result(1, CUP, (0, 0, 10, 10), score=0.8),
+        coco_result(1, CUP, (20, 20, 36, 36), score=0.9),  # the object, all of its box
+        coco_result(1, CUP, (24, 21, 30, 35), score=0.85),  # and a part of it
+        coco_result(1, CUP, (0, 22, 9, 30), score=0.83),  # one of the group
+        coco_result(1, CUP, (0, 0, 10, 10), score=0.8),
     ]
     trial = make_trials(truth, CATEGORIES, "coco")[0]
     assert [a["iscrowd"] for a in trial.annotations] == [0, 1, 1]
     assert decode_mask(trial.annotations[1]["segmentation"], HW).sum() == 16 * 16
     for kind in ("bbox", "segm"):
         assert precision_table(trial, found, kind, 100)[:, :, 0].min() == pytest.approx(1)
-        beside = [result(1, CUP, (14, 0, 20, 20), score=0.95), *found]
+        beside = [coco_result(1, CUP, (14, 0, 20, 20), score=0.95), *found]
         assert precision_table(trial, beside, kind, 100)[:, :, 0].max() == pytest.approx(0.5)
     assert truth["annotations"][1]["segmentation"] == EMPTY  # the challenge's rules need it so
 
@@ -279,8 +279,8 @@ def test_filled_boxes_are_whole_pixels_in_the_image(data):
 
 def test_unverified_classes_do_not_count_in_an_image():
     there = annotation(1, CUP, (0, 0, 10, 10))
-    wrong = result(1, CUP, (20, 20, 30, 30), score=0.9)
-    right = result(1, CUP, (0, 0, 10, 10), score=0.5)
+    wrong = coco_result(1, CUP, (20, 20, 30, 30), score=0.9)
+    right = coco_result(1, CUP, (0, 0, 10, 10), score=0.5)
     elsewhere = [
         {"id": 2, "verified_category_ids": [FISH]},
         {"id": 3, "verified_category_ids": [CUP]},
@@ -318,9 +318,9 @@ def test_hierarchy_counts_objects_for_all_that_includes_them():
     trials = make_trials(truth, CATEGORIES, "open_images")
     assert [sorted(trial.image_ids) for trial in trials] == [[1, 2, 3], [1, 3], [2]]
     found = [
-        result(1, HAT, (0, 0, 10, 10), score=0.9),
-        result(2, CAR, (0, 0, 10, 10), score=0.9),
-        result(3, CUP, (0, 0, 10, 10), score=0.95),
+        coco_result(1, HAT, (0, 0, 10, 10), score=0.9),
+        coco_result(2, CAR, (0, 0, 10, 10), score=0.9),
+        coco_result(3, CUP, (0, 0, 10, 10), score=0.95),
     ]
     parts = [[r for r in found if r["image_id"] in trial.image_ids] for trial in trials]
     plain = score(trials, parts, OPEN_IMAGES.model_copy(update={"expand_detections": False}), truth)
@@ -360,11 +360,11 @@ def test_ground_truth_and_classes_must_be_of_one_data_set():
 
 
 def test_stage_without_annotations_predicts_and_says_so(tmp_path, monkeypatch, capsys):
-    write_inputs(tmp_path, monkeypatch)
+    write_evaluation_inputs(tmp_path, monkeypatch)
     for part in ("test", "train"):
         path = tmp_path / f"data/download/ground_truth/{part}.json"
         write_json(path, read_json(path) | {"annotated": False, "annotations": []}, indent=None)
-    run_stage(monkeypatch, "detector=a", "finetune=b", "--training-objects", "detector")
+    run_evaluation(monkeypatch, "detector=a", "finetune=b", "--training-objects", "detector")
     output = tmp_path / "data/evaluation"
     metrics = read_json(output / "metrics.json")
     skipped = {"skipped": "no annotations: skipped", "images": 3, "detections": 4}

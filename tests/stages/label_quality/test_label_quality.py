@@ -1,6 +1,7 @@
 """label_quality: worked numbers of IoU, pointing and recall, and the whole stage on a handful."""
 
 import dataclasses
+from functools import partial
 
 import cv2
 import numpy as np
@@ -28,6 +29,7 @@ from stages.label_quality.shard import (
     measure_image,
 )
 from stages.label_quality.summary import per_class_rows, quality_metrics, recall_rows
+from tests.support.boxes import box_annotation, box_mask
 from tests.support.images import png_image
 from tests.support.run_module import run_module
 
@@ -47,22 +49,7 @@ PARAMS = LabelQualityParams(
 LAST = MapParams(activation_round="last", smoothing=0.0)
 IN_USE = MapsInUse(boxes=LAST, masks=LAST)
 HW = (20, 20)
-
-
-def annotation(category_id, box_xyxy, crowd=0, pixels=None, **more):
-    """Return an annotation whose mask is `pixels`, or else its whole box (whole pixels)."""
-    x0, y0, x1, y1 = box_xyxy
-    if pixels is None:
-        pixels = np.zeros(HW, bool)
-        pixels[y0:y1, x0:x1] = True
-    bbox = [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
-    return {
-        "category_id": category_id,
-        "bbox": bbox,
-        "iscrowd": crowd,
-        "segmentation": encode_mask(pixels),
-        **more,
-    }
+annotation = partial(box_annotation, image_hw=HW)
 
 
 def measure(labels, truth, maps=None, **changes):
@@ -105,7 +92,7 @@ def test_activation_above_a_threshold_counts_inside_the_box_only():
 
 
 def test_absent_class_gets_zero_and_crowds_are_no_objects():
-    truth = [annotation(CUP, (0, 0, 10, 10), crowd=1)]
+    truth = [annotation(CUP, (0, 0, 10, 10), iscrowd=1)]
     labels = [annotation(CUP, (0, 0, 10, 10)), annotation(FISH, (0, 0, 10, 10))]
     found = measure(labels, truth)
     assert found["box_iou"].tolist() == found["mask_iou"].tolist() == [0.0, 0.0]
@@ -119,7 +106,8 @@ def test_the_ellipse_touches_the_middles_of_the_boxs_sides():
     rows, columns = np.mgrid[:20, :20] + 0.5
     disc = (rows - 10) ** 2 + (columns - 8) ** 2 <= 8**2
     label = annotation(CUP, (0, 2, 16, 18))
-    assert measure([label], [annotation(CUP, (0, 2, 16, 18), pixels=disc)])["ellipse_iou"] == [1.0]
+    outlined = label | {"segmentation": encode_mask(disc)}
+    assert measure([label], [outlined])["ellipse_iou"] == [1.0]
     of_box = measure([label], [label])["ellipse_iou"]
     assert of_box == pytest.approx([np.pi / 4], abs=0.03)
     beside = measure([label], [annotation(CUP, (16, 0, 20, 20))])
@@ -179,7 +167,8 @@ def test_counting_in_the_box_equals_comparing_masks(seed):
     num_labels, num_objects, thresholds = 3, 4, [0.1, 0.5, 0.9]
     corners = np.sort(random.integers(0, 21, (num_labels + num_objects, 2, 2)), axis=1)
     every = [
-        annotation(int(random.integers(1, 3)), [*low, *high], pixels=random.random(HW) > 0.5)
+        annotation(int(random.integers(1, 3)), [*low, *high])
+        | {"segmentation": encode_mask(random.random(HW) > 0.5)}
         for low, high in corners.tolist()
     ]
     labels, truth = every[:num_labels], every[num_labels:]
@@ -187,8 +176,7 @@ def test_counting_in_the_box_equals_comparing_masks(seed):
     found = measure(labels, truth, maps, activation_thresholds=thresholds)
     for row, label in enumerate(labels):
         x, y, w, h = (int(value) for value in label["bbox"])
-        inside = np.zeros(HW, bool)
-        inside[y : y + h, x : x + w] = True
+        inside = box_mask((x, y, x + w, y + h), HW)
         masks = [inside] + [inside & (maps[row] > np.float32(t)) for t in thresholds]
         own = [o for o in truth if o["category_id"] == label["category_id"]]
         objects = [decode_mask(o["segmentation"], HW) for o in own]
@@ -207,7 +195,8 @@ def test_pointing_takes_the_centre_of_the_highest_cell():
 
 
 def test_a_map_that_points_into_the_box_of_an_object_without_outline_hits_it():
-    boxed = annotation(CUP, (10, 10, 20, 20), crowd=1, pixels=np.zeros(HW, bool))
+    nothing = encode_mask(np.zeros(HW, bool))
+    boxed = annotation(CUP, (10, 10, 20, 20), iscrowd=1, segmentation=nothing)
     inputs = shard_inputs()
     inputs.truth[1] = [boxed]
     inputs.maps[0] = 0
@@ -232,7 +221,7 @@ def shard_inputs():
     truth = {
         1: [annotation(CUP, (0, 0, 10, 10))],
         2: [annotation(CUP, (10, 10, 20, 20)), annotation(CAR, (0, 0, 6, 6))],
-        3: [annotation(9, (0, 0, 6, 6)), annotation(CAR, (0, 0, 20, 20), crowd=1)],
+        3: [annotation(9, (0, 0, 6, 6)), annotation(CAR, (0, 0, 20, 20), iscrowd=1)],
     }
     labels = {
         1: [annotation(CUP, (0, 0, 10, 5))],

@@ -27,6 +27,7 @@ from stages.pseudo_labels.summary import (
     label_metrics,
     make_report,
 )
+from tests.support.boxes import box_mask
 from tests.support.run_module import run_module
 
 CATEGORIES = [
@@ -50,8 +51,7 @@ def params(min_area=10, keep_fraction=1.0, min_labelled_fraction=0.5):
 
 
 def make_mask(image_id, category_id, score=1.0, side=5):
-    pixels = np.zeros((20, 30), bool)
-    pixels[2 : 2 + side, 3 : 3 + side] = True
+    pixels = box_mask((3, 2, 3 + side, 2 + side), (20, 30))
     return {
         "image_id": image_id,
         "category_id": category_id,
