@@ -207,9 +207,10 @@ def make_repository(
     write_tensors(root / "data/vlm/model.safetensors", weights)
 
 
-def choose(section: str, content: dict, **others) -> None:
-    """Write another supervision, and other params, into a section of params.yaml."""
+def change_params(section: str, training: dict | None = None, **changes) -> None:
+    """Change keys of a section of params.yaml, and of its training, in the working directory."""
     yaml, path = YAML(typ="safe"), Path("params.yaml")
     params = yaml.load(path)
-    params[section] |= {"supervision": content, **others}
+    params[section] |= changes
+    params[section]["training"] |= training or {}
     yaml.dump(params, path)

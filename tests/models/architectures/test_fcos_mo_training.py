@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
@@ -30,11 +29,11 @@ from stages.models.detection.samples import (
 )
 from stages.models.detection.supervision import Source, Supervision
 from stages.models.detection.training import train_detector
-from tests.models.detection.test_architectures import OUTPUTS, check_that_it_resumes
+from tests.support.resumed_training import TRAINING_FILES, check_that_it_resumes
 from tests.support.tiny_detector import (
     TRAINING,
     annotate,
-    choose,
+    change_params,
     draw,
     learned_from,
     make_image,
@@ -122,16 +121,9 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
 
 
-def change_training(**changes) -> None:
-    yaml, path = YAML(typ="safe"), Path("params.yaml")
-    params = yaml.load(path)
-    params["detector"]["training"] |= changes
-    yaml.dump(params, path)
-
-
 def test_it_is_trained_kept_and_trained_on(repository, monkeypatch):
     detector.main()
-    assert all(Path("data/detector", name).is_file() for name in OUTPUTS)
+    assert all(Path("data/detector", name).is_file() for name in TRAINING_FILES)
     path = Path("data/detector/model.safetensors")
     assert read_tensors(path)[1]["architecture"] == "fcos_mo"
     told = {k for k in read_json(Path("data/detector/metrics.json")) if k.startswith("loss_")}
@@ -152,7 +144,8 @@ def test_it_resumes_to_the_same_bytes(repository, monkeypatch):
 
 @pytest.mark.parametrize("parts", [("OVIS_PROCESSES", "2"), ("OVIS_MICRO_BATCH", "1")])
 def test_it_trains_in_parts(repository, monkeypatch, parts):
-    change_training(batch_size=4, steps=3, frozen=["trunk", "pyramid"])  # which have batch norms
+    frozen = ["trunk", "pyramid"]  # which have batch norms
+    change_params("detector", {"batch_size": 4, "steps": 3, "frozen": frozen})
     found = []
     for number, variable in enumerate((None, parts)):
         if variable:
@@ -171,8 +164,7 @@ def test_masks_that_no_process_has_move_no_weight(repository, monkeypatch):
     for own, fraction in zip(sources["sources"], (0.9, 0.1), strict=True):
         own["fraction"] = fraction
         write_json(Path(f"data/supervision/{own['name']}.json"), annotate(IMAGE_IDS))
-    choose("detector", sources)
-    change_training(steps=5)  # the sixth would be of base_masks
+    change_params("detector", {"steps": 5}, supervision=sources)  # the sixth is of base_masks
     monkeypatch.setattr("sys.argv", ["detector", "--output", "data/one"])
     detector.main()
     monkeypatch.setenv("OVIS_PROCESSES", "2")

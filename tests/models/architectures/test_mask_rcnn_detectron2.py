@@ -26,6 +26,7 @@ from tests.support.tiny_detector import (
     RESNETS,
     TRAINING,
     annotate,
+    change_params,
     draw,
     make_image,
     make_repository,
@@ -91,12 +92,6 @@ def labelled(tmp_path) -> list:
     )
 
 
-def choose_architecture(name: str) -> None:
-    params = YAML(typ="safe").load(Path("params.yaml"))
-    params["detector"]["architecture"] = name
-    YAML(typ="safe").dump(params, Path("params.yaml"))
-
-
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     make_repository(tmp_path)
@@ -105,7 +100,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_without_detectron2_the_error_names_its_install_page(repository, monkeypatch):
-    choose_architecture("mask_rcnn_detectron2")
+    change_params("detector", architecture="mask_rcnn_detectron2")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, f"{PACKAGE}.network", raising=False)
     message = r"detector\.architecture: .*/tutorials/install\.html"
@@ -214,7 +209,7 @@ def test_frozen_parts_stay_and_the_others_do_not(tmp_path, precision):
 
 @needs_detectron2
 def test_both_stages_train_it_and_its_weights_predict_the_same_again(repository, monkeypatch):
-    choose_architecture("mask_rcnn_detectron2")
+    change_params("detector", architecture="mask_rcnn_detectron2")
     detector.main()
     finetune.main()
     facts = {name: read_tensors(path)[1]["architecture"] for name, path in WEIGHTS.items()}

@@ -11,7 +11,6 @@ import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
 from comparators.rpn.params import RpnParams
 from stages.common.formats.images import write_images
-from stages.common.runtime import checkpoints
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device
 from stages.common.runtime.params import read_section
@@ -23,11 +22,13 @@ from stages.models.detection.detector import load, predict, save
 from stages.models.detection.params import network_params
 from stages.models.detection.predictor import DETECTOR, load_predictor
 from stages.preflight import problems
+from tests.support.resumed_training import check_that_it_resumes
 from tests.support.run_module import run_module
 from tests.support.tiny_detector import (
     CATEGORIES,
     NETWORK,
     annotate,
+    change_params,
     draw,
     make_image,
     make_repository,
@@ -37,7 +38,6 @@ from tests.support.tiny_predictor import write_predictor
 from tests.support.toy_detector import LOSSES, TOY, join, make_toy_repository, toy_detector
 
 ROOT = Path(__file__).parents[3]
-OUTPUTS = ("model.safetensors", "metrics.json", "curve.csv")
 
 
 @pytest.fixture
@@ -49,17 +49,6 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["detector"])
     monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
-
-
-def change(section: str, **changes) -> None:
-    yaml, path = YAML(typ="safe"), Path("params.yaml")
-    params = yaml.load(path)
-    params[section] |= changes
-    yaml.dump(params, path)
-
-
-def outputs(folder: str) -> list[bytes]:
-    return [Path(folder, name).read_bytes() for name in OUTPUTS]
 
 
 def test_another_architecture_trains_is_saved_and_trains_on(toy, monkeypatch):
@@ -77,7 +66,7 @@ def test_another_architecture_trains_is_saved_and_trains_on(toy, monkeypatch):
 
 
 def test_another_architecture_learns(toy):
-    change("detector", training=params_of_toy(steps=150, learning_rate=0.01, colour_jitter=0.0))
+    change_params("detector", {"steps": 150, "learning_rate": 0.01, "colour_jitter": 0.0})
     detector.main()
     (found,), _ = predict(
         load(Path("data/detector/model.safetensors")), [draw(1)[0]], [[0, 1], [1]]
@@ -87,35 +76,8 @@ def test_another_architecture_learns(toy):
     assert (found.masks[0] & mask).sum() / (found.masks[0] | mask).sum() > 0.4
 
 
-def params_of_toy(**changes) -> dict:
-    return YAML(typ="safe").load(Path("params.yaml"))["detector"]["training"] | changes
-
-
 def test_another_architecture_resumes_to_the_same_bytes(toy, monkeypatch):
     check_that_it_resumes(monkeypatch)
-
-
-def check_that_it_resumes(monkeypatch) -> None:
-    """Train the architecture of this folder's params.yaml, whole and killed; compare the bytes."""
-    detector.main()
-    expected = outputs("data/detector")
-    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
-
-    class DyingCurve(Curve):
-        def add(self, step, **scalars):
-            if step == 4:
-                raise KeyboardInterrupt
-            return super().add(step, **scalars)
-
-    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: DyingCurve(1))
-    monkeypatch.setattr("sys.argv", ["detector", "--output", "data/again"])
-    with pytest.raises(KeyboardInterrupt):
-        detector.main()
-    (state,) = Path(".resume").glob("*/state.safetensors")
-    assert read_tensors(state)[1]["step"] == 3
-    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
-    detector.main()
-    assert outputs("data/again") == expected
 
 
 @pytest.mark.parametrize("parts", [("OVIS_PROCESSES", "2"), ("OVIS_MICRO_BATCH", "1")])
@@ -125,7 +87,7 @@ def test_another_architecture_trains_in_parts(toy, monkeypatch, parts):
         changes = {"batch_size": 4, "steps": 3}
         if parts[0] == "OVIS_MICRO_BATCH":
             changes["frozen"] = ["trunk", "pyramid"]  # which have batch norms
-        change("detector", training=params_of_toy(**changes))
+        change_params("detector", changes)
         if variable:
             monkeypatch.setenv(*variable)
         output = Path(f"data/{number}")
@@ -202,7 +164,7 @@ def repository(tmp_path, monkeypatch):
     ],
 )
 def test_a_wrong_architecture_is_told_by_file_and_key(repository, changes, message):
-    change("detector", **changes)
+    change_params("detector", **changes)
     with pytest.raises(ValueError, match=rf"params\.yaml: .*{message}"):
         read_section("detector", DetectorParams)
 
@@ -218,8 +180,7 @@ def test_a_wrong_architecture_is_told_by_file_and_key(repository, changes, messa
 def test_names_that_the_architecture_does_not_declare_are_refused(
     repository, section, key, value, message
 ):
-    training = YAML(typ="safe").load(Path("params.yaml"))[section]["training"]
-    change(section, training=training | {key: value})
+    change_params(section, {key: value})
     (told,) = problems([section])
     assert f"params.yaml: {section}" in told
     assert re.search(message, told), told

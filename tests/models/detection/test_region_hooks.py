@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-from ruamel.yaml import YAML
 from torch import nn
 
 import stages.detector.__main__ as detector
@@ -21,6 +20,7 @@ from tests.support.tiny_detector import (
     NETWORK,
     RESNETS,
     TRAINING,
+    change_params,
     draw,
     make_repository,
     tiny_detector,
@@ -39,17 +39,9 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["stage"])
 
 
-def change(section: str, training: dict, **changes) -> None:
-    yaml, path = YAML(typ="safe"), Path("params.yaml")
-    params = yaml.load(path)
-    params[section] |= changes
-    params[section]["training"] |= training
-    yaml.dump(params, path)
-
-
 def test_both_are_named_in_params_and_go_with_the_weights(repository):
-    change("detector", {"region_losses": [PULL]}, region_head=MODULE)
-    change("finetune", {"region_losses": [PULL]})
+    change_params("detector", {"region_losses": [PULL]}, region_head=MODULE)
+    change_params("finetune", {"region_losses": [PULL]})
     detector.main()
     finetune.main()
     for stage in ("detector", "finetune"):
@@ -128,7 +120,7 @@ def test_every_backbone_takes_another_head(kind):
     ],
 )
 def test_what_cannot_be_hooked_in_is_told_before_a_run(repository, training, changes, message):
-    change("detector", training, **changes)
+    change_params("detector", training, **changes)
     (told,) = problems(["detector"])
     assert told.startswith("params.yaml: ")
     assert re.search(message, told), told

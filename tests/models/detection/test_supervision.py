@@ -27,7 +27,7 @@ from stages.models.detection.training import train_detector
 from tests.support.tiny_detector import (
     TRAINING,
     annotate,
-    choose,
+    change_params,
     draw,
     make_image,
     make_repository,
@@ -273,7 +273,8 @@ def repository(tmp_path, monkeypatch):
 
 def test_finetuning_also_learns_from_pseudo_labels_of_all_classes(repository):
     sources = [supervision(n, fraction=0.5)["sources"][0] for n in ("ground_truth", "pseudo_masks")]
-    choose("finetune", {"draw": "together", "sources": sources}, vocabulary="all")
+    content = {"draw": "together", "sources": sources}
+    change_params("finetune", supervision=content, vocabulary="all")
     finetune.main()
     metrics = read_json(Path("data/finetune/metrics.json"))
     assert (metrics["images"], metrics["objects"]) == (9, 5 + 8)

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import stages.detector.__main__ as stage
-from stages.common.runtime import checkpoints
 from stages.common.runtime.checkpoints import Checkpoint, fingerprint
 from stages.common.runtime.curves import Curve
-from stages.common.runtime.storage import read_json, read_tensors, write_json, write_tensors
+from stages.common.runtime.storage import read_json, write_json, write_tensors
 from stages.models.detection.detector import load
 from stages.models.detection.samples import (
     batch_rows,
@@ -17,9 +16,9 @@ from stages.models.detection.samples import (
     read_annotations,
     training_sample,
 )
+from tests.support.resumed_training import check_that_it_resumes, read_training
 from tests.support.tiny_detector import annotate, make_image, make_repository, tiny_detector
 
-OUTPUTS = ("model.safetensors", "metrics.json", "curve.csv")
 LABELS = {3: 1, 5: 2}
 
 
@@ -30,10 +29,6 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["detector"])
     monkeypatch.setattr(stage, "Curve", lambda every, growing=None: Curve(2))
     return tmp_path
-
-
-def outputs(folder: str) -> list[bytes]:
-    return [(Path(folder) / name).read_bytes() for name in OUTPUTS]
 
 
 def test_the_stage_trains_on_pseudo_annotations_and_reads_no_ground_truth(repository):
@@ -72,47 +67,19 @@ def test_with_base_labels_alone_it_is_as_if_nobody_had_labelled_the_others(repos
         words = f"x --annotations {path} --label-splits base --output data/base_only"
         monkeypatch.setattr("sys.argv", words.split())
         stage.main()
-        written.append(outputs("data/base_only"))
+        written.append(read_training("data/base_only"))
         assert read_json(Path("data/base_only/metrics.json"))["objects"] == 5
     assert written[0] == written[1]
     # Of the softmax over all classes, novel ones among them, it is another model.
     monkeypatch.setattr("sys.argv", "x --annotations base.json --output data/base_only".split())
     stage.main()
-    assert outputs("data/base_only") != written[0]
+    assert read_training("data/base_only") != written[0]
     classifier = load(Path("data/base_only/model.safetensors")).parts()["classifier"]
     assert len(classifier.embeddings) == 2
 
 
 def test_a_killed_training_ends_with_the_same_bytes(repository, monkeypatch):
-    stage.main()
-    expected = outputs("data/detector")
-    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
-
-    class KilledError(Exception):
-        pass
-
-    class DyingCurve(Curve):
-        def add(self, step, **scalars):
-            if step == 4:
-                raise KilledError
-            return super().add(step, **scalars)
-
-    monkeypatch.setattr(stage, "Curve", lambda every, growing=None: DyingCurve(2))
-    monkeypatch.setattr("sys.argv", ["detector", "--output", "data/again"])
-    with pytest.raises(KilledError):
-        stage.main()
-    (state,) = Path(".resume").glob("*/state.safetensors")
-    assert read_tensors(state)[1]["step"] == 3
-    started = []
-    monkeypatch.setattr(stage, "Curve", lambda every, growing=None: Curve(2))
-    monkeypatch.setattr(
-        "stages.models.detection.supervision.batch_rows",
-        lambda step, *rest: started.append(step) or batch_rows(step, *rest),
-    )
-    stage.main()
-    assert started == [3, 4, 5]
-    assert outputs("data/again") == expected
-    assert not list(Path(".resume").glob("*"))
+    check_that_it_resumes(monkeypatch, curve_every=2)
 
 
 def test_the_fingerprint_follows_settings_and_inputs(tmp_path):

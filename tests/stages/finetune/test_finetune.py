@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ruamel.yaml import YAML
 
 import stages.finetune.__main__ as stage
 from stages.common.geometry.masks import encode_mask
@@ -13,7 +12,14 @@ from stages.common.runtime.storage import read_json, write_json
 from stages.finetune.unlabelled import add_detections
 from stages.models.detection.detector import Prediction, load, save
 from stages.models.detection.samples import label_images, read_annotations
-from tests.support.tiny_detector import annotate, make_image, make_repository, tiny_detector
+from tests.support.resumed_training import read_training
+from tests.support.tiny_detector import (
+    annotate,
+    change_params,
+    make_image,
+    make_repository,
+    tiny_detector,
+)
 
 WEIGHTS = Path("data/finetune/model.safetensors")
 
@@ -24,13 +30,6 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["finetune"])
     save(Path("data/detector/model.safetensors"), tiny_detector())
-
-
-def change(**changes) -> None:
-    yaml, path = YAML(typ="safe"), Path("params.yaml")
-    params = yaml.load(path)
-    params["finetune"] |= changes
-    yaml.dump(params, path)
 
 
 def base_only(tmp_path):
@@ -54,14 +53,13 @@ def test_equal_inputs_give_equal_bytes(repository, monkeypatch):
     stage.main()
     monkeypatch.setattr("sys.argv", ["finetune", "--output", "data/again"])
     stage.main()
-    for name in ("model.safetensors", "metrics.json", "curve.csv"):
-        assert Path("data/again", name).read_bytes() == Path("data/finetune", name).read_bytes()
+    assert read_training("data/again") == read_training("data/finetune")
 
 
 def test_softmax_over_base_or_all_classes_gives_other_weights(repository):
     stage.main()
     base = WEIGHTS.read_bytes()
-    change(vocabulary="all")
+    change_params("finetune", vocabulary="all")
     stage.main()
     assert WEIGHTS.read_bytes() != base
 
@@ -79,7 +77,7 @@ def test_certain_novel_detections_become_labels(repository, monkeypatch):
     monkeypatch.setattr(
         "stages.finetune.unlabelled.predict", lambda model, images, v: [[found] * len(images)]
     )
-    change(vocabulary="all", unlabelled="detections")
+    change_params("finetune", vocabulary="all", unlabelled="detections")
     stage.main()
     metrics = json.loads(Path("data/finetune/metrics.json").read_text())
     assert (metrics["images"], metrics["objects"]) == (5, 10)
@@ -99,7 +97,7 @@ def test_only_certain_detections_of_unlabelled_novel_objects_count(tmp_path):
 
 
 def test_detections_need_the_novel_classes_in_the_softmax(repository):
-    change(unlabelled="detections")
+    change_params("finetune", unlabelled="detections")
     with pytest.raises(ValueError, match=r"params\.yaml: finetune: .*set vocabulary to all"):
         stage.main()
 

@@ -7,7 +7,7 @@ import pytest
 import stages.detector.__main__ as detector
 import stages.supervision.__main__ as bring_source
 from stages.common.runtime.storage import read_json, write_json
-from tests.support.tiny_detector import annotate, choose, learned_from, make_repository
+from tests.support.tiny_detector import annotate, change_params, learned_from, make_repository
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def phrases(*image_ids: int) -> dict:
 
 def test_each_source_has_its_classes_alone_and_others_go(repository, monkeypatch):
     write_json(Path("data/phrase_labels/annotations.json"), phrases(1, 2))
-    choose("detector", learned_from("base_masks", "phrases"))
+    change_params("detector", supervision=learned_from("base_masks", "phrases"))
     bring(monkeypatch, "base_masks", "phrases")
     assert sorted(path.name for path in Path("data/supervision").iterdir()) == [
         "base_masks.json",
@@ -51,7 +51,7 @@ def test_each_source_has_its_classes_alone_and_others_go(repository, monkeypatch
 
 def test_the_detector_learns_masks_of_some_and_boxes_of_others(repository, monkeypatch):
     write_json(Path("data/phrase_labels/annotations.json"), phrases(1, 2))
-    choose("detector", learned_from("base_masks", "phrases"))
+    change_params("detector", supervision=learned_from("base_masks", "phrases"))
     bring(monkeypatch, "base_masks", "phrases")
     detector.main()
     sources = read_json(Path("data/detector/metrics.json"))["sources"]
@@ -67,7 +67,7 @@ def test_without_a_source_of_novel_classes_the_softmax_has_none(repository, monk
     monkeypatch.setattr(detector, "train_detector", lambda *own, **others: seen.append(own[5]))
     monkeypatch.setattr(detector, "training_metrics", lambda *own: {})
     for names in (["base_masks"], ["base_masks", "novel_boxes"]):
-        choose("detector", learned_from(*names))
+        change_params("detector", supervision=learned_from(*names))
         bring(monkeypatch, *names)
         detector.main()
     assert seen == [[0], None]
@@ -91,6 +91,6 @@ def test_without_a_source_of_novel_classes_the_softmax_has_none(repository, monk
     ],
 )
 def test_sources_that_make_no_sense_are_refused_with_the_reason(repository, content, reason):
-    choose("detector", content)
+    change_params("detector", supervision=content)
     with pytest.raises(ValueError, match=rf"params\.yaml: detector.*{reason}"):
         detector.main()
