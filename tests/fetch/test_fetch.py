@@ -19,17 +19,15 @@ from fetch import coco_files
 from fetch.archives import check_archive, unpack
 from fetch.fetcher import LARGE_AT_ONCE, Fetcher
 from fetch.transfer import FetchError, Patience, Remote
-from stages.download.params import CocoParams, MaxImages
+from stages.download.params import MaxImages
 from stages.download.sources.open_images import files as open_images_files
-from tests.stages.download.sources.test_coco import write_coco
-from tests.stages.download.sources.test_open_images import make_params as open_images_params
+from tests.support.coco_folder import coco_params, write_coco
 from tests.support.http_server import serve
 from tests.support.mounts import small_files
-from tests.support.open_images_folder import TEST, TRAIN, write_open_images
+from tests.support.open_images_folder import TEST, TRAIN, open_images_params, write_open_images
 from tests.support.toy import REPOSITORY
 
 QUICK = Patience(attempts=2, first_wait=0.0, longest_wait=0.0, timeout=5.0)
-ALL = MaxImages(pairs=None, train=None, val=None, test=None)
 
 
 def zipped(members: dict[str, bytes], mode: int = 0) -> bytes:
@@ -75,14 +73,7 @@ def coco(server, tmp_path, monkeypatch):
         elif name.endswith("zip"):
             monkeypatch.setattr(coco_files, "ANNOTATION_ARCHIVE", published(name[1:], content))
     monkeypatch.setattr(coco_files, "SERVER", server.url)
-    return CocoParams(
-        folder=str(tmp_path / "coco"),
-        train_part="train2017",
-        test_fraction=0.5,
-        val_fraction=0.0,
-        narratives=False,
-        max_images=ALL,
-    )
+    return coco_params(tmp_path / "coco")
 
 
 def tree(folder: Path) -> dict[str, bytes]:

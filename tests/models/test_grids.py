@@ -15,6 +15,7 @@ from stages.models.detection.params import (
     Resnet50FpnParams,
     TrunkParams,
 )
+from tests.support.receptive_fields import CENTRE_TOLERANCE, make_even, receptive_centre
 from tests.support.tiny_detector import RESNETS, tiny_detector
 
 TRUNK = {"kind": "trunk", "stem_width": 8, "width": 16, "residual_blocks": 2, "pyramid_width": 8}
@@ -25,36 +26,6 @@ BACKBONES = {
     "resnet50_fpn_p6p7": Resnet50FpnParams.model_validate(FPN | {"extra_levels": "p6p7"}),
     "resnet50_c4": Resnet50C4Params(kind="resnet50_c4", frozen_stages=0),
 }
-WITHIN = 0.5  # pixels
-
-
-def receptive_centre(level: nn.Module, side: int, cell: int, draws: int) -> tuple[float, float]:
-    """Return the centroid (row, column), in pixels, of what cell (cell, cell) of a map looks at.
-
-    It is that of the squared gradients of random mixtures of the cell's channels by the pixels, of
-    random images.
-    """
-    generator = torch.Generator().manual_seed(0)
-    energy = torch.zeros(side, side)
-    for _ in range(draws):
-        image = torch.rand(1, 3, side, side, generator=generator, requires_grad=True)
-        channels = level(image)[0, :, cell, cell]
-        mixture = channels @ torch.randn(len(channels), generator=generator)
-        (gradient,) = torch.autograd.grad(mixture, image)
-        energy += gradient[0].square().sum(0)
-    pixels = torch.arange(side) + 0.5
-    down, across = energy.sum(1) / energy.sum(), energy.sum(0) / energy.sum()
-    return float(down @ pixels), float(across @ pixels)
-
-
-def make_even(network: nn.Module) -> nn.Module:
-    """Give all convolutions equal weights, so that gradients show the geometry and nothing else."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.constant_(module.weight, 1 / module.weight[0].numel())
-            if module.bias is not None:
-                nn.init.constant_(module.bias, 1.0)  # no ReLU closes
-    return network.eval()
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -65,14 +36,14 @@ def test_cells_of_all_levels_look_at_their_centres(kind):
         cell = side // stride // 2
         drawn = first_centre(stride, backbone.central) + cell * stride
         seen = receptive_centre(lambda x, k=str(number): backbone(x)[k], side, cell, draws=1)
-        assert seen == pytest.approx((drawn, drawn), abs=WITHIN)
+        assert seen == pytest.approx((drawn, drawn), abs=CENTRE_TOLERANCE)
 
 
 def test_cells_of_vgg16_look_at_their_centres():
     features = make_even(vgg16_trunk(0.0)["features"])
     seen = receptive_centre(features, 256, 16, draws=8)  # which pixel is the largest is chance
     drawn = first_centre(8, central=True) + 16 * 8
-    assert seen == pytest.approx((drawn, drawn), abs=WITHIN)
+    assert seen == pytest.approx((drawn, drawn), abs=CENTRE_TOLERANCE)
 
 
 @pytest.mark.parametrize("steps", [0, 100])
@@ -90,7 +61,7 @@ def test_a_trained_trunk_looks_where_its_cells_are_drawn(steps):
         optimizer.step()
     trunk.eval()
     seen = receptive_centre(lambda x: trunk(x)[1], 128, 8, draws=16)
-    assert seen == pytest.approx((68, 68), abs=WITHIN)
+    assert seen == pytest.approx((68, 68), abs=CENTRE_TOLERANCE)
 
 
 @pytest.mark.parametrize("central", [True, False])

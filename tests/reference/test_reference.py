@@ -20,11 +20,10 @@ from tests.reference.activation import activation_maps, caption_activation
 from tests.reference.boxes import choose_box
 from tests.reference.masks import BACKGROUND, OBJECT, UNSEEDED, seed_labels, segment_crop
 from tests.reference.seeds import choose_seeds, teach
-from tests.stages.activation.test_activation import params, random_images, targets_of
-from tests.stages.pseudo_masks.test_pseudo_masks import disc_scene
-from tests.stages.wspn.test_wspn import SEEDS
 from tests.support.boxes import random_boxes
-from tests.support.small_albef import small_albef
+from tests.support.images import disc_scene
+from tests.support.small_albef import activation_params, random_images, small_albef, targets_of
+from tests.support.tiny_wspn import SEED_PARAMS
 
 CAPTIONS = [["a dog and a cup", "two cups near a hat"], ["a red hat", "a dog in the park"]]
 
@@ -47,7 +46,7 @@ def test_batched_masking_equals_loops(scope, union, weigh_visible):
     model, tokenizer = small_albef()
     images = random_images(2)
     targets, *_ = targets_of(CAPTIONS, tokenizer)
-    settings = params(mask_scope=scope, union=union, weigh_visible=weigh_visible)
+    settings = activation_params(mask_scope=scope, union=union, weigh_visible=weigh_visible)
     maps, _ = iterate_masking(model, images, targets, settings)
     expected = activation_maps(model, images, targets, settings)
     assert maps.shape == expected.shape
@@ -67,7 +66,7 @@ def test_integrals_choose_the_box_that_a_loop_over_pixels_chooses():
         assert scores[row] == pytest.approx(score, rel=1e-2)
 
 
-MIST = SEEDS.model_copy(update={"min_relative_score": 0.3})
+MIST = SEED_PARAMS.model_copy(update={"min_relative_score": 0.3})
 
 
 @given(

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stages.download.params import MaxImages, OpenImagesParams
 from stages.download.sources.open_images.classes import BASE, NOVEL
 from stages.download.sources.open_images.files import (
     CLASSES,
@@ -131,3 +132,15 @@ def write_open_images(folder: Path) -> Path:
         own = entries[number::NARRATIVE_FILES]
         (folder / name).write_text("".join(json.dumps(entry) + "\n" for entry in own))
     return folder
+
+
+def open_images_params(folder: Path, **limits) -> OpenImagesParams:
+    limits = dict.fromkeys(("pairs", "train", "val", "test")) | limits
+    return OpenImagesParams(
+        folder=str(folder),
+        test_part="validation",
+        division="frequency",
+        val_fraction=0.0,
+        narratives=False,
+        max_images=MaxImages(**limits),
+    )

@@ -21,7 +21,7 @@ from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.detector import LossSettings, to_unit_range
 from stages.models.detection.params import network_params
 from stages.models.detection.text_classifier import TextClassifier
-from tests.models.test_grids import WITHIN, make_even, receptive_centre
+from tests.support.receptive_fields import CENTRE_TOLERANCE, make_even, receptive_centre
 from tests.support.tiny_detector import EMBEDDINGS, annotate, draw
 from tests.support.tiny_fcos_mo import NETWORK, RESNET, tiny_fcos_mo
 
@@ -136,7 +136,7 @@ def test_locations_see_what_lies_around_them(changes):
         cell = side // stride // 2
         drawn = first_centre(stride, model.grid.central) + cell * stride
         seen = receptive_centre(lambda x, k=number: said(x, k), side, cell, draws=1)
-        assert seen == pytest.approx((drawn, drawn), abs=WITHIN)
+        assert seen == pytest.approx((drawn, drawn), abs=CENTRE_TOLERANCE)
 
 
 @pytest.mark.parametrize("depth", [10, 20, 32, 52])

@@ -17,8 +17,8 @@ from stages.models.vision_language.small_albef import load_small_albef
 from stages.models.vision_language.tokenizer import SPECIAL
 from stages.vlm.official import albef_from_official
 from tests.golden import official_albef
-from tests.stages.vlm.test_vlm import PARAMS
 from tests.support.run_module import run_module
+from tests.support.small_albef import VLM_PARAMS
 
 GOLDEN = Path(__file__).parents[2] / "golden/albef.json"
 BLOCK = 2  # of the fusion layers: official block 8, less the six that see no image
@@ -88,7 +88,7 @@ def experiment(tmp_path, monkeypatch):
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n")
     source = {"checkpoint": "ALBEF.pth", "sha256": None, "vocabulary": "vocab.txt"}
     pretrained = source | {"max_tokens": 12}
-    content = {"seed": 0, "vlm": PARAMS | {"source": "albef", "pretrained": pretrained}}
+    content = {"seed": 0, "vlm": VLM_PARAMS | {"source": "albef", "pretrained": pretrained}}
     YAML().dump(content, tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     return content

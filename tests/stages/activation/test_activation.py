@@ -8,48 +8,20 @@ import torch
 
 import stages.activation.__main__ as stage
 from stages.activation.gradcam import normalise_maps, token_activation
-from stages.activation.params import ActivationParams
 from stages.activation.rounds import iterate_masking
-from stages.activation.targets import choose_captions, find_targets, make_finder
-from stages.common.formats.captions import MentionFinder
-from stages.common.formats.categories import Category
+from stages.activation.targets import choose_captions, make_finder
 from stages.common.formats.images import write_images
 from stages.common.runtime.storage import read_tensors, write_json
 from stages.models.vision_language.small_albef import save_small_albef
-from tests.support.small_albef import small_albef
+from tests.support.small_albef import (
+    ACTIVATION_PARAMS,
+    CATEGORIES,
+    activation_params,
+    random_images,
+    small_albef,
+    targets_of,
+)
 from tests.support.tiny_detector import make_image
-
-CATEGORIES = [
-    Category(1, "cup", "base", ("cup", "cups")),
-    Category(2, "dog", "novel", ("dog", "dogs")),
-    Category(3, "hot dog", "excluded", ("hot dog",)),
-    Category(4, "red hat", "novel", ("red hat", "hats")),
-]
-PARAMS = {
-    "image_size": 32,
-    "fusion_layer": 0,
-    "rounds": 2,
-    "captions": "all",
-    "forms": "all",
-    "mask_scope": "object",
-    "mask_threshold": 0.5,
-    "union": "sum",
-    "reach": 0.0,
-    "weigh_visible": True,
-    "batch_size": 2,
-}
-
-
-def params(**changes) -> ActivationParams:
-    return ActivationParams.model_validate(PARAMS | changes)
-
-
-def random_images(count, size=32):
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(3))
-
-
-def targets_of(captions, tokenizer):
-    return find_targets(captions, MentionFinder(CATEGORIES), tokenizer)
 
 
 def test_targets_by_token_with_plural_multi_word_and_all_captions():
@@ -78,9 +50,9 @@ def test_mentions_behind_the_tokenizers_limit_are_counted_as_cut_off():
 
 def test_one_caption_of_an_image_is_drawn_whatever_the_others_are():
     captions = {k: [f"{k} {n}" for n in range(5)] for k in range(40)} | {99: []}
-    one = params(captions="one")
+    one = activation_params(captions="one")
     drawn = {k: choose_captions(captions, k, one, 0) for k in captions}
-    assert drawn[99] == [] and choose_captions(captions, 7, params(), 0) == captions[7]
+    assert drawn[99] == [] and choose_captions(captions, 7, activation_params(), 0) == captions[7]
     assert all(len(drawn[k]) == 1 and drawn[k][0] in captions[k] for k in range(40))
     assert {drawn[k][0].split()[1] for k in range(40)} == set("01234")
     assert drawn[3] == choose_captions({3: captions[3]}, 3, one, 0)
@@ -88,10 +60,10 @@ def test_one_caption_of_an_image_is_drawn_whatever_the_others_are():
 
 
 def test_names_alone_leave_plurals_and_synonyms_out():
-    finder = make_finder(CATEGORIES, params(forms="name"))
+    finder = make_finder(CATEGORIES, activation_params(forms="name"))
     assert finder.classes(["two cups", "dogs and hats", "a hot dog"]) == set()
     assert finder.classes(["a cup", "a Red Hat"]) == {1, 4}
-    assert make_finder(CATEGORIES, params()).classes(["two cups"]) == {1}
+    assert make_finder(CATEGORIES, activation_params()).classes(["two cups"]) == {1}
 
 
 @pytest.fixture
@@ -100,7 +72,7 @@ def run_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(captions, **changes):
-        settings = {"seed": 0, "deterministic": "device", "activation": PARAMS | changes}
+        settings = {"seed": 0, "deterministic": "device", "activation": ACTIVATION_PARAMS | changes}
         (tmp_path / "params.yaml").write_text(json.dumps(settings))
         download = tmp_path / "data/download"
         write_images(download / "images/train/0.parquet", map(make_image, captions))
@@ -253,8 +225,8 @@ def test_rounds_unite_and_keep_the_first(scope):
     model, tokenizer = small_albef()
     targets, _, _ = targets_of([["a dog and a cup"], ["a dog"]], tokenizer)
     images = random_images(2)
-    none, _ = iterate_masking(model, images, targets, params(rounds=0))
-    maps, scores = iterate_masking(model, images, targets, params(mask_scope=scope))
+    none, _ = iterate_masking(model, images, targets, activation_params(rounds=0))
+    maps, scores = iterate_masking(model, images, targets, activation_params(mask_scope=scope))
     assert maps.shape == (3, 3, 4, 4)
     assert scores.shape == (3, 3)
     torch.testing.assert_close(maps[:, 0], none[:, 0])
@@ -268,8 +240,8 @@ def test_scope_differs_only_where_an_image_has_several_objects():
     model, tokenizer = small_albef()
     targets, _, _ = targets_of([["a dog and a cup"], ["a dog"]], tokenizer)
     images = random_images(2)
-    own, _ = iterate_masking(model, images, targets, params())
-    shared, _ = iterate_masking(model, images, targets, params(mask_scope="image"))
+    own, _ = iterate_masking(model, images, targets, activation_params())
+    shared, _ = iterate_masking(model, images, targets, activation_params(mask_scope="image"))
     torch.testing.assert_close(own[2], shared[2], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(own[:2, 2], shared[:2, 2])
 
@@ -277,7 +249,7 @@ def test_scope_differs_only_where_an_image_has_several_objects():
 def test_max_union_keeps_the_strongest_place():
     model, tokenizer = small_albef()
     targets, _, _ = targets_of([["a dog"]], tokenizer)
-    maps, _ = iterate_masking(model, random_images(1), targets, params(union="max"))
+    maps, _ = iterate_masking(model, random_images(1), targets, activation_params(union="max"))
     strongest = maps[0, 0].flatten().argmax()
     assert maps[0, :, :].flatten(1)[:, strongest].tolist() == [1.0, 1.0, 1.0]
 
@@ -285,7 +257,8 @@ def test_max_union_keeps_the_strongest_place():
 def test_what_later_rounds_find_on_hidden_pixels_does_not_count():
     model, tokenizer = small_albef()
     targets, _, _ = targets_of([["a dog"]], tokenizer)
-    settings = params(rounds=1, mask_threshold=0.01)  # nearly all of the image gets hidden
+    # nearly all of the image gets hidden
+    settings = activation_params(rounds=1, mask_threshold=0.01)
     maps, _ = iterate_masking(model, random_images(1), targets, settings)
     torch.testing.assert_close(maps[0, 1], maps[0, 0], rtol=0, atol=0.2)
 
@@ -294,8 +267,8 @@ def test_reach_keeps_later_rounds_near_the_first_finding():
     model, tokenizer = small_albef()
     targets, _, _ = targets_of([["a dog"]], tokenizer)
     images = random_images(1, 64)
-    far, _ = iterate_masking(model, images, targets, params())
-    near, _ = iterate_masking(model, images, targets, params(reach=0.5))
+    far, _ = iterate_masking(model, images, targets, activation_params())
+    near, _ = iterate_masking(model, images, targets, activation_params(reach=0.5))
     assert torch.equal(far[0, 0], near[0, 0])
     peak = (far[0, 0] == 1).nonzero()[0]
     rows, columns = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")

@@ -17,6 +17,7 @@ from stages.pseudo_masks.segment import (
     paste_mask,
     segment_crops,
 )
+from tests.support.images import disc_scene
 
 SEEDS = {
     "foreground": "most_activated",
@@ -44,18 +45,6 @@ PARAMS = {
 
 def params(**changes) -> PseudoMasksParams:
     return PseudoMasksParams.model_validate(PARAMS | changes)
-
-
-def disc_scene(centre=(30, 34), radius=10, size=64):
-    """A red disc on green, its activation highest at its middle, and its tight box."""
-    rows, columns = np.mgrid[:size, :size]
-    distance = np.hypot(rows - centre[0], columns - centre[1])
-    truth = distance <= radius
-    image = np.where(truth[..., None], (200, 40, 40), (30, 160, 60)).astype(np.uint8)
-    activation = np.exp(-((distance / radius) ** 2)).astype(np.float32)
-    row, column = centre
-    box = [column - radius, row - radius, column + radius + 1, row + radius + 1]
-    return image, activation[None], np.array([box], np.float32), truth
 
 
 def segment(scenes, settings):

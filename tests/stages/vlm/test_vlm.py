@@ -20,46 +20,7 @@ from stages.vlm.pairs import PairSampler
 from stages.vlm.params import VlmParams
 from stages.vlm.train import train_vlm
 from stages.vlm.words import VisibilityMeter, WordSwapper, substitution_weights
-from tests.support.small_albef import CAPTIONS, small_albef
-
-PRETRAINED = {"checkpoint": None, "sha256": None, "vocabulary": "vocab.txt", "max_tokens": 30}
-PARAMS = {
-    "source": "train",
-    "pretrained": PRETRAINED,
-    "image_size": 32,
-    "batch_size": 8,
-    "min_word_count": 1,
-    "align": {"steps": 60, "learning_rate": 0.003},
-    "fuse": {"steps": 6, "learning_rate": 0.001},
-    "warmup_steps": 5,
-    "weight_decay": 0.05,
-    "pool_sharpness": 0.5,
-    "context_drop": 0.5,
-    "visible_threshold": 0.5,
-    "swaps": 1,
-    "mask_visible": 0.5,
-    "mask_other": 0.1,
-    "bfloat16": False,
-    "weights": {
-        "word_alignment": 1.0,
-        "contrastive": 0.5,
-        "matching": 1.0,
-        "masked_words": 0.5,
-        "replaced_words": 1.0,
-    },
-    "model": {
-        "width": 32,
-        "heads": 2,
-        "stem_width": 8,
-        "residual_blocks": 0,
-        "image_layers": 1,
-        "text_layers": 1,
-        "fusion_layers": 2,
-        "projection": 8,
-        "max_patches_side": 8,
-        "max_tokens": 8,
-    },
-}
+from tests.support.small_albef import CAPTIONS, VLM_PARAMS, small_albef
 
 
 def coloured_pairs(count=64, size=32):
@@ -76,7 +37,7 @@ def coloured_pairs(count=64, size=32):
 
 
 def train_small(seed=0):
-    params = VlmParams.model_validate(PARAMS)
+    params = VlmParams.model_validate(VLM_PARAMS)
     images, captions = coloured_pairs()
     tokenizer = CaptionTokenizer(build_vocabulary(captions, 1), params.model.max_tokens)
     tokens = tokenizer.encode(captions)

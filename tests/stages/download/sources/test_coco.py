@@ -1,7 +1,6 @@
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -18,71 +17,16 @@ from stages.download.examples import (
     Example,
     Skipped,
 )
-from stages.download.params import CocoParams, DownloadParams, MaxImages
+from stages.download.params import CocoParams, DownloadParams
 from stages.download.photographs import is_held_out
 from stages.download.report import empty_reports, find_problems, notices, summarise
 from stages.download.sources.coco.classes import BASE, EXCLUDED, NOVEL, coco_category
 from stages.download.sources.coco.source import VAL, coco_source
+from tests.support.coco_folder import CATEGORIES, SQUARE, coco_params, instance, write_coco
 from tests.support.download_params import write_download_params
+from tests.support.images import noise_jpeg
 from tests.support.images_folder import phone_jpeg
 from tests.support.photographs import coco_mini
-
-CATEGORIES = [{"id": 1, "name": "person"}, {"id": 17, "name": "cat"}, {"id": 58, "name": "hot dog"}]
-SQUARE = [[10.0, 5.0, 30.0, 5.0, 30.0, 25.0, 10.0, 25.0]]
-
-
-def jpeg(height: int, width: int, grey: bool = False) -> bytes:
-    shape = (height, width) if grey else (height, width, 3)
-    image = np.random.default_rng(height).integers(0, 255, shape).astype(np.uint8)
-    return cv2.imencode(".jpg", image)[1].tobytes()
-
-
-def instance(number: int, image_id: int, segmentation=SQUARE, **changes) -> dict:
-    whole = {"id": number, "image_id": image_id, "category_id": 17, "area": 400.0, "iscrowd": 0}
-    return whole | {"bbox": [10, 5, 20, 20], "segmentation": segmentation} | changes
-
-
-def write_coco(folder: Path) -> Path:
-    """A COCO folder: train images 1-3 (colour, grey and narrow, no caption), test image 9."""
-    sizes = {1: (40, 60), 2: (97, 31), 3: (40, 40), 9: (40, 60)}
-    for image_id, (height, width) in sizes.items():
-        path = folder / ("val2017" if image_id == 9 else "train2017") / f"{image_id:012d}.jpg"
-        path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_bytes(jpeg(height, width, grey=image_id == 2))
-
-    def entries(*ids: int) -> list[dict]:
-        return [
-            {"id": k, "file_name": f"{k:012d}.jpg", "height": sizes[k][0], "width": sizes[k][1]}
-            for k in ids
-        ]
-
-    crowd = {"size": [97, 31], "counts": [31, 97, 97 * 31 - 128]}
-    train = [instance(11, 1), instance(12, 2, crowd, iscrowd=1), instance(13, 1, [[1, 2, 3, 4]])]
-    captions = [{"image_id": 1, "caption": "Two cats\n and a hot dog. "}]
-    captions += [{"image_id": 1, "caption": "sky"}, {"image_id": 2, "caption": "A man"}]
-    contents = {
-        "instances_train2017": (entries(3, 1, 2), train),
-        "instances_val2017": (entries(9), [instance(21, 9)]),
-        "captions_train2017": (entries(1, 2, 3), captions),
-    }
-    for name, (images, annotations) in contents.items():
-        path = folder / f"annotations/{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
-        path.write_text(json.dumps(content))
-    return folder
-
-
-def make_params(folder: Path, val_fraction: float = 0.0, **limits) -> CocoParams:
-    limits = dict.fromkeys(("pairs", "train", "val", "test")) | limits
-    return CocoParams(
-        folder=str(folder),
-        train_part="train2017",
-        test_fraction=0.5,
-        val_fraction=val_fraction,
-        narratives=False,
-        max_images=MaxImages(**limits),
-    )
 
 
 def make_all(params: CocoParams, split: str) -> list[Example | Skipped]:
@@ -123,7 +67,7 @@ def test_words_people_use(caption, expected):
 
 
 def test_ground_truth_keeps_polygons_crowds_and_ids(tmp_path):
-    first, second, _ = make_all(make_params(write_coco(tmp_path)), "train")
+    first, second, _ = make_all(coco_params(write_coco(tmp_path)), "train")
     square, specks = first.annotations
     assert (square["id"], square["bbox"], square["area"]) == (11, [10.0, 5.0, 20.0, 20.0], 400.0)
     mask = decode_mask(square["segmentation"], (40, 60))
@@ -136,7 +80,7 @@ def test_ground_truth_keeps_polygons_crowds_and_ids(tmp_path):
 
 
 def test_looking_up_tells_what_making_tells(tmp_path):
-    source = coco_source(make_params(write_coco(tmp_path)))
+    source = coco_source(coco_params(write_coco(tmp_path)))
     (tmp_path / "val2017/000000000009.jpg").unlink()
     for tasks in source.tasks.values():
         found = [source.look_up(task) for task in tasks]
@@ -145,7 +89,7 @@ def test_looking_up_tells_what_making_tells(tmp_path):
 
 def test_original_bytes_of_grey_and_odd_images(tmp_path):
     write_coco(tmp_path)
-    first, second, _ = make_all(make_params(tmp_path), "train")
+    first, second, _ = make_all(coco_params(tmp_path), "train")
     assert first.captions == ("Two cats and a hot dog.", "sky")
     image = second.image
     assert (image.image_id, image.height, image.width) == (2, 97, 31)
@@ -155,23 +99,23 @@ def test_original_bytes_of_grey_and_odd_images(tmp_path):
 
 def test_what_is_skipped_says_why(tmp_path):
     folder = write_coco(tmp_path)
-    assert reason(make_all(make_params(folder), "train"), 3) == "has no caption"
+    assert reason(make_all(coco_params(folder), "train"), 3) == "has no caption"
     first, second = (folder / f"train2017/00000000000{k}.jpg" for k in (1, 2))
     whole = first.read_bytes()
     first.write_bytes(whole[: len(whole) // 2])
-    second.write_bytes(jpeg(31, 97))
+    second.write_bytes(noise_jpeg(31, 97))
     (folder / "val2017/000000000009.jpg").write_bytes(b"<html>not found</html>")
-    outcomes = make_all(make_params(folder), "train") + make_all(make_params(folder), "test")
+    outcomes = make_all(coco_params(folder), "train") + make_all(coco_params(folder), "test")
     assert reason(outcomes, 1).startswith("JPEG without an end, cut short at")
     assert reason(outcomes, 2) == "is 97 × 31 pixels, annotated as 31 × 97"
     assert reason(outcomes, 9) == "cannot be decoded as an image (22 bytes)"
     first.unlink()
-    missing = make_all(make_params(folder), "train")[0]
+    missing = make_all(coco_params(folder), "train")[0]
     assert (missing.reason, missing.file_name) == ("no such file", str(first))
 
 
 def test_val_is_held_out_of_train(tmp_path):
-    source = coco_source(make_params(write_coco(tmp_path), 0.5))
+    source = coco_source(coco_params(write_coco(tmp_path), 0.5))
     ids = {split: {task.image_id for task in tasks} for split, tasks in source.tasks.items()}
     assert ids["train"] | ids["val"] == {1, 2, 3} and not ids["train"] & ids["val"]
     assert ids["pairs"] == ids["train"] and ids["test"] == {9}
@@ -188,7 +132,7 @@ def test_val2017_alone_is_cut_into_train_and_test(tmp_path):
     folder.mkdir()
     images = [{"id": k, "file_name": f"{k:012d}.jpg", "height": 8 + k, "width": 12} for k in ids]
     for image in images:
-        (folder / image["file_name"]).write_bytes(jpeg(image["height"], 12))
+        (folder / image["file_name"]).write_bytes(noise_jpeg(image["height"], 12))
     (tmp_path / "annotations").mkdir()
     contents = {
         "instances_val2017": [instance(100 + k, k, [[1.0, 1, 9, 1, 9, 7]]) for k in ids],
@@ -197,7 +141,7 @@ def test_val2017_alone_is_cut_into_train_and_test(tmp_path):
     for name, annotations in contents.items():
         content = {"images": images, "annotations": annotations, "categories": CATEGORIES}
         (tmp_path / f"annotations/{name}.json").write_text(json.dumps(content))
-    params = make_params(tmp_path, 0.2).model_copy(update={"train_part": "val2017"})
+    params = coco_params(tmp_path, 0.2).model_copy(update={"train_part": "val2017"})
     found = {
         split: {task.image_id for task in tasks}
         for split, tasks in coco_source(params).tasks.items()
@@ -213,19 +157,19 @@ def test_val2017_alone_is_cut_into_train_and_test(tmp_path):
 
 
 def test_limits_take_the_smallest_ids(tmp_path):
-    source = coco_source(make_params(write_coco(tmp_path), train=2, pairs=0))
+    source = coco_source(coco_params(write_coco(tmp_path), train=2, pairs=0))
     assert [task.image_id for task in source.tasks["train"]] == [1, 2]
     assert source.tasks["pairs"] == []
 
 
 def test_a_missing_file_is_named_with_the_fix(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"instances_train2017\.json.*download\.coco"):
-        coco_source(make_params(tmp_path))
+        coco_source(coco_params(tmp_path))
     folder = write_coco(tmp_path)
     (folder / "val2017/000000000009.jpg").unlink()
     (folder / "val2017").rmdir()
     with pytest.raises(FileNotFoundError, match=r"val2017: not found; download\.coco\.folder"):
-        coco_source(make_params(folder))
+        coco_source(coco_params(folder))
 
 
 def test_files_of_another_format_are_refused(tmp_path):
@@ -235,10 +179,10 @@ def test_files_of_another_format_are_refused(tmp_path):
         json.dumps(content | {"categories": [*CATEGORIES, {"id": 2, "name": "bicycle"}]})
     )
     with pytest.raises(ValueError, match=r"list different categories"):
-        coco_source(make_params(tmp_path))
+        coco_source(coco_params(tmp_path))
     path.write_text(json.dumps({"images": []}))
     with pytest.raises(ValueError, match=r"instances_val2017\.json: not a COCO file: it lacks"):
-        coco_source(make_params(tmp_path))
+        coco_source(coco_params(tmp_path))
 
 
 def test_images_outside_the_folder_are_refused(tmp_path):
@@ -247,7 +191,7 @@ def test_images_outside_the_folder_are_refused(tmp_path):
     content["images"][0]["file_name"] = "../train2017/000000000001.jpg"
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"file_name '\.\./train2017/.*': expected a plain name"):
-        coco_source(make_params(tmp_path))
+        coco_source(coco_params(tmp_path))
 
 
 def change(folder: Path, name: str, path: tuple, value) -> Path:
@@ -292,7 +236,7 @@ BOX, MASK = [10.0, 5.0, 20.0, 20.0], np.s_[5:25, 10:30]
 )
 def test_what_other_tools_write_has_one_form_inside(tmp_path, key, value):
     folder = change(write_coco(tmp_path), "instances_val2017", ("annotations", 0, key), value)
-    (example,) = make_all(make_params(folder), "test")
+    (example,) = make_all(coco_params(folder), "test")
     (annotation,) = example.annotations
     assert decode_mask(annotation.pop("segmentation"), (40, 60))[MASK].sum() == 400
     expected = {"id": 21, "image_id": 9, "category_id": 17, "bbox": BOX, "area": 400.0}
@@ -303,8 +247,8 @@ def test_what_other_tools_write_has_one_form_inside(tmp_path, key, value):
 def test_an_object_without_mask_is_kept_counted_and_named(tmp_path, value):
     place = ("annotations", 0, "segmentation")
     folder = change(write_coco(tmp_path), "instances_val2017", place, value)
-    source = coco_source(make_params(folder))
-    (annotation,) = make_all(make_params(folder), "test")[0].annotations
+    source = coco_source(coco_params(folder))
+    (annotation,) = make_all(coco_params(folder), "test")[0].annotations
     assert not decode_mask(annotation["segmentation"], (40, 60)).any()
     assert (annotation["bbox"], annotation["area"]) == (BOX, 400.0)
     assert source.files["instances_val2017.json"] == AnnotationFile(1, {NO_MASK: [21]})
@@ -324,7 +268,7 @@ def test_annotations_that_cannot_be_learned_are_counted_and_named(tmp_path, chan
     folder = write_coco(tmp_path)
     for key, value in changes.items():
         change(folder, "instances_val2017", ("annotations", 0, key), value)
-    source = coco_source(make_params(folder))
+    source = coco_source(coco_params(folder))
     assert source.files["instances_val2017.json"].unusable == {reason: [21]}
     report = summarise(empty_reports(source), source)
     told = [line for line in notices(report) if line.startswith("instances_val2017.json")]
@@ -371,7 +315,7 @@ ANNOTATION = r"instances_val2017\.json: annotation 21: "
 def test_annotations_that_are_none_are_refused_by_file_and_id(tmp_path, path, value, message):
     folder = change(write_coco(tmp_path), "instances_val2017", path, value)
     with pytest.raises(ValueError, match=ANNOTATION + f".*{message}"):
-        coco_source(make_params(folder))
+        coco_source(coco_params(folder))
 
 
 @pytest.mark.parametrize(
@@ -392,7 +336,7 @@ def test_annotations_that_are_none_are_refused_by_file_and_id(tmp_path, path, va
 def test_files_that_contradict_themselves_are_refused(tmp_path, path, value, message):
     folder = change(write_coco(tmp_path), "instances_train2017", path, value)
     with pytest.raises(ValueError, match=rf"instances_train2017\.json: {message}"):
-        coco_source(make_params(folder))
+        coco_source(coco_params(folder))
 
 
 @pytest.mark.parametrize("value", [GONE, 7])
@@ -400,7 +344,7 @@ def test_captions_must_be_texts(tmp_path, value):
     path = ("annotations", 1, "caption")
     folder = change(write_coco(tmp_path), "captions_train2017", path, value)
     with pytest.raises(ValueError, match=r"captions_train2017\.json: caption 2: caption is "):
-        coco_source(make_params(folder))
+        coco_source(coco_params(folder))
 
 
 def test_ids_may_begin_at_zero(tmp_path):
@@ -411,7 +355,7 @@ def test_ids_may_begin_at_zero(tmp_path):
     change(folder, "instances_train2017", ("annotations", 0, "image_id"), "0")
     change(folder, "captions_train2017", ("annotations", 0, "image_id"), 0)
     change(folder, "instances_train2017", ("annotations", 2), instance(13, 2, iscrowd=1))
-    first = make_all(make_params(folder), "train")[0]
+    first = make_all(coco_params(folder), "train")[0]
     assert (first.image.image_id, [a["id"] for a in first.annotations]) == (0, [1])
 
 
@@ -424,9 +368,9 @@ def test_a_split_without_an_object_to_learn_from_is_refused(tmp_path, key, value
     folder = write_coco(tmp_path)
     change(folder, "instances_train2017", ("annotations", 2), instance(13, 1, category_id=17))
     change(folder, "instances_train2017", ("annotations", 0, "category_id"), 1)
-    assert not coco_source(make_params(folder)).problems
+    assert not coco_source(coco_params(folder)).problems
     change(folder, "instances_train2017", ("annotations", 0, key), value)
-    (problem,) = coco_source(make_params(folder)).problems
+    (problem,) = coco_source(coco_params(folder)).problems
     assert "instances_train2017.json: none of the 3 annotations of training images is" in problem
 
 
@@ -434,7 +378,7 @@ def test_an_image_that_was_annotated_upright_is_turned(tmp_path):
     folder = write_coco(tmp_path)
     encoded, _ = phone_jpeg(60, 40)
     (folder / "val2017/000000000009.jpg").write_bytes(encoded)  # 40 × 60, turned by a tag
-    (example,) = make_all(make_params(folder), "test")
+    (example,) = make_all(coco_params(folder), "test")
     assert example.image.decode().shape == (40, 60, 3)
     assert decode_mask(example.annotations[0]["segmentation"], (40, 60)).sum() == 400
 

@@ -12,7 +12,6 @@ from stages.common.geometry.masks import decode_mask
 from stages.download.__main__ import main
 from stages.download.examples import Example, Skipped, Source
 from stages.download.integrity import check_categories
-from stages.download.params import MaxImages, OpenImagesParams
 from stages.download.photographs import hashed_id, is_held_out
 from stages.download.sources.open_images.classes import BASE, NOVEL, open_images_categories
 from stages.download.sources.open_images.files import (
@@ -32,21 +31,16 @@ from stages.download.sources.open_images.source import (
 )
 from stages.download.sources.open_images.words import OTHERS, SYNONYMS
 from tests.support.download_params import write_download_params
-from tests.support.open_images_folder import HW, NAMES, TEST, TRAIN, write_open_images
+from tests.support.open_images_folder import (
+    HW,
+    NAMES,
+    TEST,
+    TRAIN,
+    open_images_params,
+    write_open_images,
+)
 
 IDS = {name: number for number, name in enumerate(NAMES, 1)}
-
-
-def make_params(folder: Path, **limits) -> OpenImagesParams:
-    limits = dict.fromkeys(("pairs", "train", "val", "test")) | limits
-    return OpenImagesParams(
-        folder=str(folder),
-        test_part="validation",
-        division="frequency",
-        val_fraction=0.0,
-        narratives=False,
-        max_images=MaxImages(**limits),
-    )
 
 
 @pytest.fixture
@@ -62,7 +56,7 @@ def scratch(tmp_path):
 
 
 def make_all(folder: Path, scratch: Path, split: str) -> dict[str, Example | Skipped]:
-    source = open_images_source(make_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch)
     return {task.name: source.make(task) for task in source.tasks[split]}
 
 
@@ -124,12 +118,12 @@ def test_words_people_use(caption, expected):
 
 
 def test_what_is_none_of_the_classes_is_only_kept_from_them(folder, scratch):
-    source = open_images_source(make_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch)
     assert {c.name for c in source.categories if c.split == "excluded"} == set(OTHERS)
 
 
 def test_splits_are_by_narrative_and_verified_label(folder, scratch):
-    source = open_images_source(make_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch)
     names = {split: {task.name for task in tasks} for split, tasks in source.tasks.items()}
     assert names["train"] == names["pairs"] == set(TRAIN[:3])  # nobody narrated the fourth
     assert names["val"] == set() and names["test"] == set(TEST[:2])
@@ -151,7 +145,8 @@ def test_each_sentence_of_a_narrative_is_a_caption(folder, scratch):
 
 def test_val_is_held_out_and_limits_take_the_smallest_ids(folder, scratch):
     fraction = 0.5
-    params = make_params(folder, pairs=1, test=1).model_copy(update={"val_fraction": fraction})
+    changes = {"val_fraction": fraction}
+    params = open_images_params(folder, pairs=1, test=1).model_copy(update=changes)
     source = open_images_source(params, scratch)
     held = {name for name in TRAIN[:3] if is_held_out(hashed_id(name), VAL, fraction)}
     assert {task.name for task in source.tasks["val"]} == held
@@ -190,7 +185,7 @@ def test_verified_classes_follow_the_hierarchy(folder, scratch):
 
 
 def test_ancestors_are_the_classes_above(folder, scratch):
-    source = open_images_source(make_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch)
     bear, carnivore = IDS["Bear"], IDS["Carnivore"]
     assert source.ancestors == {
         IDS["Brown bear"]: {bear, carnivore},
@@ -214,7 +209,7 @@ def test_an_outline_goes_to_one_box_only():
 
 def test_looking_up_tells_what_making_tells(folder, scratch):
     (folder / "train" / f"{TRAIN[0]}.jpg").unlink()
-    source = open_images_source(make_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch)
     for tasks in source.tasks.values():
         found = [source.look_up(task) for task in tasks]
         assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
@@ -227,7 +222,7 @@ def test_missing_images_are_skipped(folder, scratch):
 
 def second(folder: Path, scratch: Path) -> tuple[Source, OpenImagesTask]:
     """Index the tables; return the source and the task of the second training image."""
-    source = open_images_source(make_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch)
     (task,) = (task for task in source.tasks["train"] if task.name == TRAIN[1])
     return source, task
 
@@ -258,7 +253,7 @@ def test_broken_archives_are_found_before_any_image_is_read(folder, scratch):
     archive = folder / f"train-masks-{TRAIN[1][0]}.zip"
     archive.write_bytes(archive.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"train-masks-3\.zip: .*not a zip file; remove the arch"):
-        open_images_source(make_params(folder), scratch)
+        open_images_source(open_images_params(folder), scratch)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +281,7 @@ def test_files_of_another_form_are_refused(folder, scratch, name, content, messa
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        open_images_source(make_params(folder), scratch)
+        open_images_source(open_images_params(folder), scratch)
 
 
 def test_an_image_of_two_parts_is_refused(folder, scratch):
@@ -295,7 +290,7 @@ def test_an_image_of_two_parts_is_refused(folder, scratch):
     with (folder / table("labels", "validation")).open("a") as file:
         file.write(f"{TRAIN[0]},verification,/m/0001,1\n")
     with pytest.raises(ValueError, match=rf"{TRAIN[0]} are listed in train and in validation"):
-        open_images_source(make_params(folder), scratch)
+        open_images_source(open_images_params(folder), scratch)
 
 
 def test_labels_are_read_by_name(folder):
