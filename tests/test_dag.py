@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import grimp
 import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
@@ -193,6 +194,13 @@ def test_layers_of_imports(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     code = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
     assert code == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_what_tests_share_lies_in_no_test_module():
+    graph = grimp.build_graph("tests", cache_dir=None)
+    modules = [name for name in graph.modules if re.search(r"\.(test_\w+|conftest)$", name)]
+    users = {name: graph.find_modules_that_directly_import(name) for name in modules}
+    assert {name: own for name, own in users.items() if own} == {}
 
 
 def test_no_stage_up_to_the_detector_reads_ground_truth(graph):
