@@ -18,7 +18,7 @@ from stages.models.proposals.file import save_wspn
 from stages.models.proposals.language import LanguageWspn
 from stages.models.proposals.views import ViewSettings
 from tests.support.held_out import search_held_out
-from tests.support.images import png_image
+from tests.support.images import noise, png_image
 from tests.support.run_module import run_module
 from tests.support.tiny_wspn import LANGUAGE_WSPN
 
@@ -37,7 +37,7 @@ def test_scores_sum_to_at_most_one_per_class():
 
 
 def test_overlapping_boxes_of_a_class_are_suppressed_and_the_best_come_first():
-    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    image = noise(0, 64, 64, 3)
     boxes = np.array([[4, 4, 30, 30], [4, 4, 30, 31], [36, 36, 60, 60]], np.float32)
     found, labels, scores = detect_classes(small_network(), image, boxes, VIEWS, 0.3, 100)
     assert (np.diff(scores) <= 0).all()
@@ -53,8 +53,7 @@ def project(tmp_path, monkeypatch, repository):
     """Give a project whose splits have images of the same ids, one of them plain."""
     shutil.copy(repository / "params.yaml", tmp_path)
     for split, seed in (("test", 0), ("val", 1)):
-        pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
-        large = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_NEAREST)
+        large = cv2.resize(noise(seed, 8, 8, 3), (64, 64), interpolation=cv2.INTER_NEAREST)
         images = [png_image(1, large), png_image(2, np.full_like(large, 90))]
         write_images(tmp_path / f"data/download/images/{split}.parquet", images)
     save_wspn(tmp_path / "data/wsddn_network/model.safetensors", small_network())

@@ -30,7 +30,7 @@ from stages.label_quality.shard import (
 )
 from stages.label_quality.summary import per_class_rows, quality_metrics, recall_rows
 from tests.support.boxes import box_annotation, box_mask
-from tests.support.images import png_image
+from tests.support.images import noise_image
 from tests.support.run_module import run_module
 
 CUP, FISH, CAR = 1, 2, 3
@@ -334,7 +334,6 @@ def test_sides_that_follow_the_objects_correlate_with_them():
 
 def write_inputs(folder):
     inputs, data = shard_inputs(), folder / "data"
-    image = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
     write_json(
         data / "download/categories.json",
         [{"id": c.id, "name": c.name, "split": c.split, "forms": [*c.forms]} for c in CATEGORIES],
@@ -348,7 +347,7 @@ def write_inputs(folder):
         write_json(data / f"{name}.json", {"annotations": numbered})
     for shard, image_ids in {0: [1, 3], 1: [2]}.items():
         here = np.isin(inputs.target_image_ids, image_ids)
-        images = [png_image(i, image) for i in image_ids]
+        images = [noise_image(i, HW[0]) for i in image_ids]
         write_images(data / f"download/images/train/{shard}.parquet", images)
         captions = [{"image_id": i, "captions": ["a $1 cup and a fish"]} for i in image_ids]
         write_json(data / f"download/captions/train/{shard}.json", captions)
