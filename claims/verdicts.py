@@ -19,7 +19,8 @@ from typing import Literal
 
 from scipy import stats
 
-CONFIDENCE = 0.95
+from flows.intervals import CONFIDENCE, t_interval
+
 LEVEL = (1 - CONFIDENCE) / 2  # significance level of a one-sided test
 
 Verdict = Literal["holds", "fails", "undecided"]
@@ -58,15 +59,12 @@ def difference(
     """Return the paired difference of the values of at least one seed."""
     values = tuple(b - factor * w for b, w in zip(better, worse, strict=True))
     mean, count = statistics.fmean(values), len(values)
-    if count == 1:
-        return Difference(values, mean, -math.inf, math.inf, margin, 1.0)
-    error = statistics.stdev(values) / math.sqrt(count)
-    half = float(stats.t.ppf(1 - LEVEL, count - 1)) * error
+    error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.inf
     if error > 0:
-        p = float(stats.t.sf((mean - margin) / error, count - 1))
+        p = float(stats.t.sf((mean - margin) / error, count - 1)) if count > 1 else 1.0
     else:
         p = 0.0 if mean > margin else 1.0
-    return Difference(values, mean, mean - half, mean + half, margin, p)
+    return Difference(values, mean, *t_interval(values), margin, p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -222,11 +222,13 @@ def _become_module(module: str, *arguments: str, **options: Any) -> None:
 @click.option(
     "--points",
     type=click.Path(path_type=Path),
-    help="YAML list of points, each a mapping of params to values.",
+    help="YAML list of points: params and values, perhaps `extends: profile` and a `name`.",
 )
-@click.option("--name", help="Of the sweep; by default its params.")
+@click.option("--name", help="Of the sweep; by default what its points differ in.")
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run.")
-@click.option("--over", help="Param over which mean and spread are taken; seed by default.")
+@click.option(
+    "--over", multiple=True, help="Param over which mean and spread are taken; seed by default."
+)
 @click.option(
     "--metric", "metrics", multiple=True, help="Pattern such as 'evaluation/*/novel/*/AP50'."
 )

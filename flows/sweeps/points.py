@@ -1,7 +1,8 @@
 """The points of a sweep: a grid of params, a list in a file, or the product of both.
 
-A point in a file is an overlay, like a profile, and may extend a profile. A value is YAML, so `-S
-pseudo_boxes.smoothing=0,0.1` gives numbers and `-S shards=[0],[0,1]` lists.
+A point in a file is an overlay, like a profile, and may extend a profile. Its `name` stands for its
+params wherever it is shown. A value is YAML, so `-S pseudo_boxes.smoothing=0,0.1` gives numbers and
+`-S shards=[0],[0,1]` lists.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from flows.overlay import (
     read_params,
 )
 
+NAME = "name"  # key of a point in a file that is no param
 LONGEST_NAME = 100  # characters, for a folder, a DVC experiment and an MLflow run
 ILLEGAL = re.compile(r"[^\w=,.+-]|\.(?=\.)|\.$")  # in a git reference or a file name
 
@@ -37,6 +39,12 @@ class Point:
     name: str
     values: dict[str, Any]  # by dotted key
     targets: tuple[str, ...] | None = None  # stages, with all that they need; None: the default
+    label: dict[str, Any] = field(default_factory=dict)  # shown instead of the values
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What tells the point from others: its label, or all that it changes."""
+        return self.label or self.values
 
 
 def make_points(
@@ -58,6 +66,9 @@ def make_points(
         {key: value for part in parts for key, value in part.items()}
         for parts in itertools.product(*axes)
     ]
+    names = [point.pop(NAME, None) for point in points]
+    if None in names and any(names):
+        raise ValueError(f"{file}: some points have a {NAME} and some have none")
     params = read_params(root)
     for point in points:
         check_overlay(root, nest(point), "sweep")
@@ -66,17 +77,42 @@ def make_points(
         raise ValueError(f"{file}: no point has params; expected a list such as '- {{seed: 1}}'")
     filled = [{key: point.get(key, look_up(params, key)) for key in keys} for point in points]
     stages = tuple(targets) if targets is not None else None
-    return list({(name := point_name(v)): Point(name, v, stages) for v in filled}.values())
+    labels = _labels(names, filled) if any(names) else [{}] * len(filled)
+    made = [
+        Point(point_name(label or values), values, stages, label)
+        for label, values in zip(labels, filled, strict=True)
+    ]
+    return list({point.name: point for point in made}.values())
+
+
+def _labels(names: list[str], filled: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return each point's name, with the values in which it differs from others of that name."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for name, values in zip(names, filled, strict=True):
+        by_name.setdefault(name, []).append(values)
+    differing = {
+        name: [key for key in own[0] if any(values[key] != own[0][key] for values in own)]
+        for name, own in by_name.items()
+    }
+    return [
+        {NAME: name, **{key: values[key] for key in differing[name]}}
+        for name, values in zip(names, filled, strict=True)
+    ]
 
 
 def point_name(values: dict[str, Any]) -> str:
     """Return a readable name for the values that is valid for files and git references."""
-    return _legal(",".join(f"{key}={_text(value)}" for key, value in values.items()))
+    return _legal(
+        ",".join(
+            _text(value) if key == NAME else f"{key}={_text(value)}"
+            for key, value in values.items()
+        )
+    )
 
 
 def sweep_name(points: Sequence[Point], given: str | None = None) -> str:
-    """Return a sweep's name, valid for a folder: the given one, or the params that it changes."""
-    return _legal(given or "+".join(points[0].values))
+    """Return a sweep's name, valid for a folder: the given one, or what its points differ in."""
+    return _legal(given or "+".join(points[0].shown))
 
 
 def _legal(text: str) -> str:

@@ -1,14 +1,15 @@
-"""The report of a sweep: table, the best point, and how to continue from it; MLflow draws it."""
+"""The report of a sweep: tables, the best point, and how to continue from it; MLflow draws it."""
 
 import fnmatch
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flows.intervals import t_interval
 from flows.overlay import look_up, read_params
 from flows.sweeps.points import Point
 from flows.table import MISSING, align, counted, mean_and_spread
@@ -24,7 +25,7 @@ class Question:
     metrics: tuple[str, ...] = ("evaluation/*/generalized/novel/*/AP50",)
     best: str = "evaluation/detector/generalized/novel/segm/AP50"
     direction: str = "max"  # or min
-    over: str = "seed"  # the param over which mean and spread are taken
+    over: tuple[str, ...] = ("seed",)  # params over which mean and spread are taken
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,29 @@ class Result:
 
 @dataclass(frozen=True)
 class Row:
-    """All points that differ only in the seed."""
+    """All points that are shown alike, but for the seed."""
 
     values: dict[str, Any]
     results: list[Result]
 
     def numbers(self, metric: str) -> list[float]:
         """Return the metric of every seed that has it."""
-        return [r.metrics[metric] for r in self.results if not r.failed and metric in r.metrics]
+        return [result.metrics[metric] for result in self.finished(metric)]
+
+    def paired(self, first: "Row", metric: str, over: Sequence[str]) -> list[float]:
+        """Return the metric less that of another row, for every seed that has both."""
+        here, there = (
+            {
+                repr([result.point.values.get(key) for key in over]): result.metrics[metric]
+                for result in row.finished(metric)
+            }
+            for row in (self, first)
+        )
+        return [here[seed] - there[seed] for seed in here if seed in there]
+
+    def finished(self, metric: str) -> list[Result]:
+        """Return the points that are done and have the metric."""
+        return [r for r in self.results if not r.failed and metric in r.metrics]
 
     def count(self) -> str:
         """Say how many points are done."""
@@ -67,18 +83,21 @@ def write_report(root: Path, folder: Path, results: Sequence[Result], question: 
         return "No point was finished, so there is nothing to compare"
     rows = group_seeds(results, question.over)
     metrics = choose_metrics(results, question.metrics)
-    best_metric, *others = choose_metrics(results, [question.best])
-    if others:
-        raise ValueError(f"--best {question.best}: matches {1 + len(others)} metrics; give one")
-    cells = [[*rows[0].values, "points", *_short_names(metrics)]]
-    cells += [
-        [*map(str, row.values.values()), row.count(), *(_cell(row.numbers(m)) for m in metrics)]
-        for row in rows
-    ]
-    text = ", ".join(question.metrics)
+    best_metric, *more = choose_metrics(results, [question.best])
+    if more:
+        raise ValueError(f"--best {question.best}: matches {1 + len(more)} metrics; give one")
+    text, over = ", ".join(question.metrics), " and ".join(question.over)
     if any(len(row.results) > 1 for row in rows):
-        text += f", mean ± standard deviation over {question.over}"
-    text += "\n" + align(cells, right=range(len(cells[0])))
+        text += f", mean ± standard deviation over {over}"
+    text += "\n" + _table(rows, metrics, lambda row, metric: _cell(row.numbers(metric)))
+    first, *others = rows
+
+    def gain(row: Row, metric: str) -> list[float]:
+        return row.paired(first, metric, question.over)
+
+    if any(len(gain(row, metric)) > 1 for row in others for metric in metrics):
+        text += f"\n\nThe same less the first row, paired by {over}, with 95 % t intervals\n"
+        text += _table(others, metrics, lambda row, metric: _difference(gain(row, metric)))
     (folder / TABLE).write_text(text + "\n", encoding="utf-8")
     if len(rows) == 1:
         return text
@@ -98,13 +117,14 @@ def write_report(root: Path, folder: Path, results: Sequence[Result], question: 
     return text
 
 
-def group_seeds(results: Sequence[Result], over: str) -> list[Row]:
-    """Return the results grouped by the values of the params that differ, except `over`."""
-    points = [result.point.values for result in results]
-    kept = [k for k in points[0] if k != over and any(p[k] != points[0][k] for p in points)]
+def group_seeds(results: Sequence[Result], over: Sequence[str]) -> list[Row]:
+    """Return the results grouped by what differs between them, except `over`."""
+    points = [result.point.shown for result in results]
+    keys = dict.fromkeys(key for point in points for key in point if key not in over)
+    kept = [key for key in keys if any(p.get(key) != points[0].get(key) for p in points)]
     rows: dict[str, Row] = {}  # by the values, which may be lists
     for result in results:
-        values = {key: result.point.values[key] for key in kept}
+        values = {key: result.point.shown.get(key, "") for key in kept}
         rows.setdefault(repr(values), Row(values, [])).results.append(result)
     return list(rows.values())
 
@@ -144,6 +164,23 @@ def count_outcomes(results: Sequence[Result]) -> str:
     done = sum(not result.failed for result in results)
     words = ", ".join(f"{number} {kind}" for kind, number in sorted(totals.items()))
     return f"{done} of {counted(len(results), 'point')} done; their stages: {words}"
+
+
+def _table(rows: Sequence[Row], metrics: Sequence[str], cell: Callable[[Row, str], str]) -> str:
+    cells = [[*rows[0].values, "points", *_short_names(metrics)]]
+    cells += [
+        [*map(str, row.values.values()), row.count(), *(cell(row, metric) for metric in metrics)]
+        for row in rows
+    ]
+    return align(cells, right=range(len(cells[0])))
+
+
+def _difference(numbers: list[float]) -> str:
+    if len(numbers) < 2:
+        return MISSING
+    mean, (low, high) = statistics.fmean(numbers), t_interval(numbers)
+    digits = 1 if max(abs(low), abs(high)) > 1 else 3
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _cell(numbers: list[float]) -> str:

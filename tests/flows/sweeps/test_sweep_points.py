@@ -97,6 +97,30 @@ def test_a_point_of_a_file_may_extend_a_profile_and_replace_a_mapping(project):
     assert (points[1].values["activation.rounds"], points[1].values["seed"]) == (2, 5)
 
 
+def test_a_name_stands_for_the_params_of_a_point(project):
+    file = project / "points.yaml"
+    file.write_text(
+        "- {name: none, activation.rounds: 0}\n"
+        "- {name: far, activation: {reach: 9.5}, pseudo_boxes.binarise: otsu}\n"
+    )
+    points = make_points(project, ["seed=1,2"], file)
+    assert [point.name for point in points] == [
+        f"{name},seed={seed}" for name in ("none", "far") for seed in (1, 2)
+    ]
+    assert points[0].shown == {"name": "none", "seed": 1}
+    assert points[0].values == {
+        "activation.rounds": 0,
+        "activation.reach": 1.5,
+        "pseudo_boxes.binarise": "none",
+        "seed": 1,
+    }
+    assert sweep_name(points) == "name+seed"
+    assert [point.name for point in make_points(project, [], file)] == ["none", "far"]
+    file.write_text("- {name: one, seed: 1}\n- {seed: 2}\n")
+    with pytest.raises(ValueError, match="some points have a name and some have none"):
+        make_points(project, [], file)
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -221,7 +245,7 @@ RESULTS = [
 
 
 def test_best_is_by_the_mean_of_whole_rows():
-    rows = group_seeds(RESULTS, "seed")
+    rows = group_seeds(RESULTS, ["seed"])
     assert [row.values for row in rows] == [{"activation.rounds": k} for k in (0, 1, 2)]
     assert find_best(rows, SEGM, "max") is rows[1]
     assert find_best(rows, SEGM, "min") is rows[0]
@@ -249,6 +273,35 @@ def test_report_has_table_best_and_a_warning(project):
     assert "activation.rounds=1,seed=0, activation.rounds=1,seed=1" in text
     assert "choose with -S evaluation.split=val" in text
     assert (folder / "results.json").read_text().count(SEGM) == 5
+
+
+def test_rows_are_compared_with_the_first_by_seed(project):
+    results = [  # by seed: 2 and 4 points more; the third row has a seed of its own
+        result(0, 0, 40.0),
+        result(0, 1, 44.0),
+        result(1, 0, 42.0),
+        result(1, 1, 48.0),
+        result(2, 7, 50.0),
+    ]
+    lines = write_report(project, project, results, Question(metrics=(SEGM,))).splitlines()
+    start = lines.index("The same less the first row, paired by seed, with 95 % t intervals")
+    cells = [re.split("  +", line.strip()) for line in lines[start + 1 : start + 4]]
+    assert cells[0] == ["activation.rounds", "points", SEGM]
+    assert cells[1] == ["1", "2", "+3.0 [-9.7, +15.7]"]  # ± 12.706 × √2 / √2
+    assert cells[2] == ["2", "1", "–"]
+
+
+def test_rows_of_named_points_show_their_names_alone(project):
+    def named(name: str, seed: int, segm: float) -> Result:
+        values = {"activation.rounds": len(name), "seed": seed, "shards": seed}
+        return Result(
+            Point(f"{name},{seed}", values, label={"name": name} | values), False, {SEGM: segm}
+        )
+
+    results = [named(name, seed, 40.0) for name in ("a", "bb") for seed in (0, 1)]
+    rows = group_seeds(results, ["seed", "shards", "activation.rounds"])
+    assert [row.values for row in rows] == [{"name": "a"}, {"name": "bb"}]
+    assert rows[1].paired(rows[0], SEGM, ["seed", "shards"]) == [0.0, 0.0]
 
 
 def test_chosen_on_validation_images_there_is_no_warning(project):
