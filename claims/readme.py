@@ -188,16 +188,21 @@ def _reruns(root: Path) -> str:
     return reruns_table(load_graph(root))
 
 
-def _claims(root: Path) -> str:
-    path = root / TABLE
-    if not path.is_file():
-        raise ValueError(f"there is no {TABLE} yet; `make claims` makes it")
-    return verdicts_of(path.read_text(encoding="utf-8"))
+def _of_claims(name: str) -> Callable[[Path], str]:
+    """Return what copies the table of this name from the page of the claims."""
+
+    def copy(root: Path) -> str:
+        path = root / TABLE
+        if not path.is_file():
+            raise ValueError(f"there is no {TABLE} yet; `make claims` makes it")
+        return table_of(path.read_text(encoding="utf-8"), name)
+
+    return copy
 
 
-def verdicts_of(page: str) -> str:
-    """Return the part of the claims' page that says which of them hold."""
-    found = place("verdicts").search(page)
+def table_of(page: str, name: str) -> str:
+    """Return the table of the claims' page that is between the comments of this name."""
+    found = place(name).search(page)
     assert found, "claims_page marks it"
     return found[2].rstrip("\n")
 
@@ -205,6 +210,7 @@ def verdicts_of(page: str) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "results": _results,
     "labels": _labels,
-    "claims": _claims,
+    "claims": _of_claims("verdicts"),
+    "seeds": _of_claims("seeds"),
     "reruns": _reruns,
 }

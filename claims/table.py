@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from claims.comparisons import CLAIMS, Comparison
+from claims.comparisons import CLAIMS, FACTS, KINDS, Comparison
 from claims.records import Record
 from claims.verdicts import Difference, difference, holm, joint_verdict
 
@@ -12,6 +12,13 @@ BOLD = {"holds": "holds", "fails": "**fails**", "undecided": "undecided"}
 PROCEDURES = {"ours": "ours", "paper": "the paper's"}
 MARKS = {"ours": "", "paper": " *(paper)*", "beside": " *(beside)*"}
 SAME = "″"  # the same as in the row above
+# What a detector learned from → where a record has its AP50.
+LEARNED_FROM = {
+    "pseudo-masks (`detector`)": "evaluation.detector",
+    "pseudo-masks, then ground truth of base classes (`finetune`)": "evaluation.finetune",
+    "ground truth of base classes": "comparators.base_only",
+    "ground truth of all classes": "comparators.oracle",
+}
 EXPLANATION = (
     "A row's difference is that of measured and factor × compared with, seed by seed: its mean and"
     " two-sided 95 % t interval.\nIt *holds* if the interval lies above 0, or above the margin that"
@@ -32,6 +39,7 @@ def claims_page(records: Sequence[Record], left_out: Sequence[Record] = ()) -> s
     lines += [_sources(records), *([_left_out(left_out)] if left_out else []), ""]
     lines += ["| | claim | procedure | p | p, Holm | verdict |", "|---|---|---|---|---|---|"]
     lines += [*_claim_lines(records), "", EXPLANATION, "<!-- /verdicts -->", ""]
+    lines += ["<!-- seeds -->", *_seeds_lines(records), "<!-- /seeds -->", ""]
     lines += [
         "| | what | ours in it | measured | compared with | difference [95 % interval] | verdict |",
         "|---|---|---|---|---|---|---|",
@@ -42,6 +50,30 @@ def claims_page(records: Sequence[Record], left_out: Sequence[Record] = ()) -> s
             lines.append(_row(claim.letter, row, SAME if row.ours == above else row.ours, records))
             above = row.ours
     return "\n".join(lines)
+
+
+def _seeds_lines(records: Sequence[Record]) -> list[str]:
+    """Return a table of the detectors' AP50: means over the seeds, halves of their t intervals."""
+    lines = [
+        f"AP50 in percent, generalized, box / mask: means of {_seeds([r.seed for r in records])}"
+        " ± half a 95 % interval.",
+        "",
+        "| learned from | base | novel |",
+        "|---|---|---|",
+    ]
+    for what, model in LEARNED_FROM.items():
+        facts = [f"{model}.generalized.{group}" for group in ("base", "novel")]
+        cells = [" / ".join(_mean(records, f"{f}.{kind}.AP50") for kind in KINDS) for f in facts]
+        lines.append(f"| {what} | {' | '.join(cells)} |")
+    return lines
+
+
+def _mean(records: Sequence[Record], fact: str) -> str:
+    if fact not in FACTS:
+        return "–"
+    found = difference([record.facts[fact] for record in records], [0.0] * len(records))
+    half = f" ± {found.high - found.mean:.1f}" if math.isfinite(found.high) else ""
+    return f"{found.mean:.1f}{half}"
 
 
 def measured(comparison: Comparison, records: Sequence[Record]) -> Difference:

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from claims import measure
 from claims.comparisons import ARMS, CLAIMS, FACTS, FILES, PIPELINE, seed_params
 from claims.measure import TABLE, measure_claims, seed_points, write_table
-from claims.readme import verdicts_of
+from claims.readme import table_of
 from claims.records import (
     FOLDER,
     Record,
@@ -205,16 +205,28 @@ def test_table_gives_parts_of_one_finer_and_the_factor():
     assert won[3:] == ["4.0", "5.0 × 0.5", "+1.5", "undecided"]
 
 
+def test_detectors_are_shown_with_the_spread_of_their_seeds():
+    fact = "evaluation.detector.generalized.novel.bbox.AP50"
+    records = [record(seed, **{fact: value}) for seed, value in enumerate((48.0, 50.0, 52.0))]
+    table = table_of(claims_page(records), "seeds")
+    assert "means of seeds 0, 1, 2" in table
+    # t(.975, 2) × 2 / √3 = 4.303 × 1.155
+    assert cells(table, "| pseudo-masks (")[2].startswith("50.0 ± 5.0 / ")
+    assert cells(table, "| ground truth of base classes")[1] == "– / –"  # no claim compares it
+    alone = table_of(claims_page(records[:1]), "seeds")
+    assert cells(alone, "| pseudo-masks (")[2].startswith("48.0 / ")
+
+
 def test_table_says_whose_it_is_and_what_was_left_out():
     used = [record(1, commit="abc"), record(2, commit="abc"), record(3, "other", "def")]
     page = claims_page(used, [record(4, "old", "012")])
-    first, second = verdicts_of(page).splitlines()[:2]
+    first, second = table_of(page, "verdicts").splitlines()[:2]
     assert (
         first
         == "Measured: seeds 1, 2 at commit abc; seed 3 at commit def, of 2 different experiments."
     )
     assert second.startswith("Left out") and second.endswith("seed 4 at commit 012.")
-    alone = verdicts_of(claims_page(used[:1]))
+    alone = table_of(claims_page(used[:1]), "verdicts")
     assert alone.splitlines()[:2] == ["Measured: seed 1 at commit abc.", ""]
     assert alone.endswith("count for no claim.")
 
@@ -400,11 +412,11 @@ def test_another_experiment_is_measured_anew_and_the_older_record_left_out(
     head = subprocess.run(
         ["git", "rev-parse", "--short=12", "HEAD"], cwd=project, capture_output=True, text=True
     ).stdout.strip()
-    assert verdicts_of(table).splitlines()[0] == f"Measured: seed 2 at commit {head}+."
-    assert verdicts_of(table).splitlines()[1].endswith(f": seed 1 at commit {head}.")
+    assert table_of(table, "verdicts").splitlines()[0] == f"Measured: seed 2 at commit {head}+."
+    assert table_of(table, "verdicts").splitlines()[1].endswith(f": seed 1 at commit {head}.")
     accepted = measure_claims(project, [1], accept_older=True)
     assert runs == [1, 2, 2]
-    assert verdicts_of(accepted).splitlines()[0].endswith("of 2 different experiments.")
+    assert table_of(accepted, "verdicts").splitlines()[0].endswith("of 2 different experiments.")
     assert f"seed 1 at commit {head};" in accepted
 
 
