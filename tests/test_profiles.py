@@ -10,7 +10,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.dvc.project import load_graph
-from flows.overlay import apply_profile, read_params, read_profile
+from flows.overlay import PARAMS, apply_overlay, apply_profile, nest, read_params, read_profile
+from flows.sweeps.points import make_points
 from stages.common.runtime.params import read_section
 from stages.preflight import section_model
 
@@ -197,10 +198,23 @@ def sources(profile: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_fit(profile, tmp_path):
-    path = applied(profile, tmp_path)
+    check_sections(applied(profile, tmp_path))
+
+
+def check_sections(path: Path) -> None:
     for name, value in YAML(typ="safe").load(path).items():
         if isinstance(value, dict):
             read_section(name, section_model(name), path)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments/sweeps").glob("*.yaml")))
+def test_points_of_shipped_sweeps_have_names_and_fit(file, tmp_path):
+    points = make_points(ROOT, ["seed=0"], file)
+    assert len({point.label["name"] for point in points}) == len(points)
+    for point in points:
+        shutil.copy(ROOT / PARAMS, tmp_path)
+        apply_overlay(tmp_path / PARAMS, nest(point.values), point.name)
+        check_sections(tmp_path / PARAMS)
 
 
 def test_your_own_images_are_seen_at_one_size(tmp_path):
