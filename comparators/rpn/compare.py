@@ -18,6 +18,8 @@ from stages.models.detection.detector import Detector, to_unit_range
 from stages.models.proposals.base import Wspn
 from stages.models.proposals.ranking import RankingSettings, order_in_layers, rank_proposals
 
+Objects = tuple[Float32[np.ndarray, "S 4"], Int64[np.ndarray, " S"]]
+
 
 def ordered_boxes(
     image: EncodedImage,
@@ -66,13 +68,13 @@ class Hits:
 
 
 def find_objects(
-    found: Iterable[Mapping[str, np.ndarray]], objects: Iterable[tuple[np.ndarray, np.ndarray]]
+    found: Iterable[Mapping[str, Float32[np.ndarray, "_ 4"]]], objects: Iterable[Objects]
 ) -> Hits:
     """Find the objects of all images among the boxes of each method.
 
     Args:
-        found: per image, method → ordered boxes (R, 4).
-        objects: per image, (boxes (S, 4), category ids (S,)).
+        found: per image, method → ordered boxes.
+        objects: per image, (boxes, category ids).
     """
     hits: dict[str, list[np.ndarray]] = {}
     categories = []

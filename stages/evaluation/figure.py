@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 import numpy as np
+from jaxtyping import UInt8
 
 from stages.common.drawing.montage import Row, draw_sheet
 from stages.common.drawing.panels import show_instances
@@ -35,12 +36,12 @@ def choose_images(trial: Trial, number: int, random: np.random.Generator) -> lis
 
 
 def make_examples(
-    images: dict[int, tuple[str, np.ndarray]],
+    images: dict[int, tuple[str, UInt8[np.ndarray, "_ _ 3"]]],
     trial: Trial,
     detections: dict[str, list[dict]],
     min_score: float,
 ) -> list[ShownImage]:
-    """Join images (image id → file name, RGB uint8 (H, W, 3)), objects and predictions to show."""
+    """Join images (image id → file name, RGB), objects and predictions to show."""
     truth = group_by_image(trial.annotations)
     by_model = {
         model: group_by_image(result for result in results if result["score"] >= min_score)
@@ -59,8 +60,8 @@ def make_examples(
 
 def draw_montage(
     examples: list[ShownImage], categories: list[Category], min_score: float, annotated: bool = True
-) -> np.ndarray:
-    """Return the sheet RGB uint8 (H, W, 3), one row per image.
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the sheet, RGB, one row per image.
 
     Without `annotated` there is no column of ground truth.
     """

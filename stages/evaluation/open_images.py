@@ -124,7 +124,7 @@ def score_image(
     right, left_out = np.zeros(len(scores), bool), np.zeros(len(scores), bool)
     found_groups: dict[int, float] = {}
 
-    def match(wanted: np.ndarray, by: Kind, as_group: bool) -> list[tuple[int, int]]:
+    def match(wanted: Bool[np.ndarray, " N"], by: Kind, as_group: bool) -> list[tuple[int, int]]:
         """Return (detection, best object) of each undecided detection with overlap >= MATCH."""
         places = np.flatnonzero(wanted)
         if not len(places) or not len(scores):

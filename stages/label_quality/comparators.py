@@ -100,7 +100,7 @@ def measure_masks(
 def measure_squares(
     labels: Instances,
     objects: Instances,
-    choosing: np.ndarray,
+    choosing: Float[np.ndarray, "R h w"],
     image_hw: tuple[int, int],
     sides: list[float],
 ) -> Columns:
@@ -109,7 +109,7 @@ def measure_squares(
     Args:
         labels: R pseudo-labels of one image.
         objects: its objects, without crowds.
-        choosing: (R, h, w), the maps that chose the labels' boxes.
+        choosing: the maps that chose the labels' boxes.
         image_hw: the image's size.
         sides: L sides of squares, as fractions of the image's longer side.
 

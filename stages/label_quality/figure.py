@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import UInt8
 
 from stages.common.drawing.montage import Row, draw_sheet
 from stages.common.drawing.panels import (
@@ -71,8 +72,8 @@ def choose_labels(
 
 def draw_montage(
     examples: list[ShownLabel], categories: list[Category], annotated: bool = True
-) -> np.ndarray:
-    """Return the sheet, RGB uint8, with one row per example and one column per round.
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the sheet, RGB, with one row per example and one column per round.
 
     Without annotations (`annotated` is false) the column of ground truth is left out.
     """

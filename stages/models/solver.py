@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import nn
 
 Schedule = Callable[[int], float]
@@ -86,7 +87,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def update(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss: torch.Tensor,
+    loss: Float[torch.Tensor, ""],
     rate: float,
     largest_gradient: float,
 ) -> None:

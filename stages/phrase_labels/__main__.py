@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Float64
 
 from stages.common.drawing.montage import write_png
 from stages.common.formats.categories import read_categories
@@ -59,8 +60,8 @@ def main() -> None:
 
 def read_traces(
     paths: list[Path], phrases: Collection[dict[str, Any]]
-) -> tuple[int, dict[int, np.ndarray]]:
-    """Return how many narratives there are, and the trace (P, 3) of each phrase's, by image.
+) -> tuple[int, dict[int, Float64[np.ndarray, "_ 3"]]]:
+    """Return how many narratives there are, and the trace of each phrase's, by image.
 
     Each phrase is of another image. Lines of other images are counted, and not parsed.
     """

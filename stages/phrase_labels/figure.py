@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+from jaxtyping import UInt8
 
 from stages.common.drawing.montage import Row, draw_sheet
 from stages.common.drawing.panels import Panel, Tag, class_colour, paint_box, panel_box, show_image
@@ -48,8 +49,10 @@ def choose(table: pa.Table, number: int, random: np.random.Generator) -> list[di
     return table.take(pa.array([chosen[key] for key in sorted(chosen)], pa.int64())).to_pylist()
 
 
-def draw_montage(examples: Sequence[Example], categories: Sequence[Category]) -> np.ndarray:
-    """Return the sheet RGB uint8, a row per example; a white sheet if there is none."""
+def draw_montage(
+    examples: Sequence[Example], categories: Sequence[Category]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the sheet, RGB, a row per example; a white sheet if there is none."""
     if not examples:
         return np.full((SIDE, SIDE, 3), 255, np.uint8)
     by_id = {category.id: (place, category) for place, category in enumerate(categories)}

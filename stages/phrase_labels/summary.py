@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int64
 
 from stages.common.formats.categories import Category
 from stages.common.formats.narratives import FREE
@@ -17,8 +18,8 @@ from stages.common.geometry.boxes import box_area, xyxy_to_xywh
 DIGITS = 2  # of a pixel, in the labels
 
 
-def label_rows(table: pa.Table) -> np.ndarray:
-    """Return the rows, int64, of the phrases that have a class and a box."""
+def label_rows(table: pa.Table) -> Int64[np.ndarray, " R"]:
+    """Return the rows of the phrases that have a class and a box."""
     named = table["category_id"].to_numpy() != FREE
     return np.flatnonzero(named & ~np.isnan(table["x0"].to_numpy()))
 

@@ -10,6 +10,7 @@ Shape legend: R boxes of phrases.
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 
 from stages.common.formats.categories import Category, read_categories
 from stages.common.formats.coco import group_by_image
@@ -23,8 +24,8 @@ OUTPUT = DATA / "phrase_quality/metrics.json"
 GROUPS = ("base", "novel", "all")
 
 
-def best_iou(phrases: list[dict], truth: list[dict]) -> np.ndarray:
-    """Return each box's IoU with the best fitting object of its class, float64 (R,); 0 if none.
+def best_iou(phrases: list[dict], truth: list[dict]) -> Float64[np.ndarray, " R"]:
+    """Return each box's IoU with the best fitting object of its class; 0 if none.
 
     Args:
         phrases: COCO annotations of the phrases.

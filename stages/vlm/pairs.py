@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64
 
 from stages.common.formats.images import EncodedImage, normalise_pixels
 
@@ -50,8 +51,8 @@ class PairSampler:
         self._random = np.random.default_rng(seed)
         self._queue = np.empty(0, np.int64)
 
-    def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return augmented images float32 (B, 3, S, S) and one caption of each, int64 (B, L).
+    def draw(self) -> tuple[Float32[torch.Tensor, "B 3 S S"], Int64[torch.Tensor, "B L"]]:
+        """Return augmented images and one caption of each.
 
         Images are normalised per channel; L is the length of the longest caption drawn.
         """

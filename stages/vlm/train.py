@@ -8,6 +8,7 @@ Shape legend: N captions, B pairs per batch, L tokens, C words.
 """
 
 import torch
+from jaxtyping import Int64
 from torch.nn import functional
 
 from stages.common.runtime.curves import Curve
@@ -30,7 +31,7 @@ def train_vlm(
     model: SmallAlbef,
     tokenizer: CaptionTokenizer,
     sampler: PairSampler,
-    all_tokens: torch.Tensor,
+    all_tokens: Int64[torch.Tensor, "N L"],
     params: VlmParams,
     generator: torch.Generator,
     curve: Curve,
@@ -41,7 +42,7 @@ def train_vlm(
         model: has fresh weights; is left in evaluation mode.
         tokenizer: the model's.
         sampler: draws the batches.
-        all_tokens: every caption, int64 (N, L), for the statistics of words.
+        all_tokens: every caption, for the statistics of words.
         params: section `vlm` of params.yaml.
         generator: on the CPU, for negatives, swapped and masked words, dropped patches and windows.
         curve: records the losses of every step.

@@ -7,6 +7,7 @@ W visible words.
 """
 
 import torch
+from jaxtyping import Bool, Float, Float32, Int64
 
 from stages.models.vision_language.tokenizer import MASK
 
@@ -25,16 +26,16 @@ class VisibilityMeter:
         self._counts = torch.zeros(2, words, dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, scores: torch.Tensor, present: torch.Tensor) -> None:
-        """Add scores float (B, C), and whether the caption has the word, bool (B, C)."""
+    def add(self, scores: Float[torch.Tensor, "B C"], present: Bool[torch.Tensor, "B C"]) -> None:
+        """Add scores, and whether the caption has the word."""
         scores, present = scores.cpu().double(), present.cpu()
         for row, where in enumerate((present, ~present)):
             self._sums[row] += (scores * where).sum(0)
             self._counts[row] += where.sum(0)
         self._squares += scores.square().sum(0)
 
-    def separation(self) -> torch.Tensor:
-        """Return d' float32 (C,); 0 for a word that was always or never present."""
+    def separation(self) -> Float32[torch.Tensor, " C"]:
+        """Return d'; 0 for a word that was always or never present."""
         means = self._sums / self._counts.clamp(min=1)
         total = self._counts.sum(0).clamp(min=1)
         variance = self._squares / total - (self._sums.sum(0) / total).square()
@@ -43,17 +44,17 @@ class VisibilityMeter:
 
 
 def substitution_weights(
-    tokens: torch.Tensor, word_ids: torch.Tensor, vocabulary: int
-) -> torch.Tensor:
-    """Return weights float32 (W, W) in [0, 1]: how well word j fits the text in place of word i.
+    tokens: Int64[torch.Tensor, "N L"], word_ids: Int64[torch.Tensor, " W"], vocabulary: int
+) -> Float32[torch.Tensor, "W W"]:
+    """Return weights in [0, 1]: how well word j fits the text in place of word i.
 
     Words that the same words follow are alike: a noun replaces a noun, so that the text alone does
     not reveal the replacement. A weight is the fourth power of a cosine, that of the square roots
     of the counts of following tokens; it is 0 on the diagonal. Memory: W · V floats.
 
     Args:
-        tokens: all captions, int64 (N, L).
-        word_ids: the words that may be replaced, int64 (W,).
+        tokens: all captions.
+        word_ids: the words that may be replaced.
         vocabulary: V.
     """
     place = torch.full((vocabulary,), -1, device=tokens.device)
@@ -71,23 +72,28 @@ def substitution_weights(
 class WordSwapper:
     """Replaces or masks visible words of captions."""
 
-    def __init__(self, visible: torch.Tensor, weights: torch.Tensor, vocabulary: int) -> None:
-        """Take the ids int64 (W,) of the visible words and their `substitution_weights` (W, W)."""
+    def __init__(
+        self,
+        visible: Int64[torch.Tensor, " W"],
+        weights: Float32[torch.Tensor, "W W"],
+        vocabulary: int,
+    ) -> None:
+        """Take the ids of the visible words and their `substitution_weights`."""
         self.visible, self._weights = visible, weights
         self._place = torch.full((vocabulary,), -1, device=visible.device)
         self._place[visible] = torch.arange(len(visible), device=visible.device)
 
-    def is_visible(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return whether each token is a visible word: bool, of the same shape."""
+    def is_visible(self, tokens: Int64[torch.Tensor, "*N"]) -> Bool[torch.Tensor, "*N"]:
+        """Return whether each token is a visible word."""
         return self._place[tokens] >= 0
 
     def swap(
-        self, tokens: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, tokens: Int64[torch.Tensor, "B L"], generator: torch.Generator
+    ) -> tuple[Int64[torch.Tensor, "B L"], Bool[torch.Tensor, " B"]]:
         """Replace one visible word of each caption by one that it lacks.
 
         Returns:
-            Captions int64 (B, L), and bool (B,): whether a word could be replaced.
+            Captions, and whether a word could be replaced.
         """
         seen = self.is_visible(tokens)
         draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
@@ -109,15 +115,15 @@ class WordSwapper:
 
     def mask(
         self,
-        tokens: torch.Tensor,
+        tokens: Int64[torch.Tensor, "B L"],
         visible_rate: float,
         other_rate: float,
         generator: torch.Generator,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Int64[torch.Tensor, "B L"], Bool[torch.Tensor, "B L"]]:
         """Mask each visible and each other word with its own probability, but no special token.
 
         Returns:
-            Captions int64 (B, L), and bool (B, L): where a word is masked.
+            Captions, and where a word is masked.
         """
         draw = torch.rand(tokens.shape, generator=generator, device=tokens.device)
         hidden = torch.where(self.is_visible(tokens), draw < visible_rate, draw < other_rate)

@@ -89,8 +89,8 @@ def choose_images(image_ids: Iterable[int], max_images: int, seed: int) -> set[i
 def make_examples(
     model: LanguageWspn,
     images: Iterable[EncodedImage],
-    proposals: Mapping[int, np.ndarray],
-    labels: Mapping[int, np.ndarray],
+    proposals: Mapping[int, Float32[np.ndarray, "_ 4"]],
+    labels: Mapping[int, Float32[np.ndarray, " C"]],
     proposals_per_image: int,
     seed: int,
 ) -> Iterator[ImageExample]:
@@ -99,8 +99,8 @@ def make_examples(
     Args:
         model: the network after `take_language`; only its frozen part is used.
         images: the training images.
-        proposals: float32 (R, 4) per image, in its pixels.
-        labels: (C,) per image; an image that is missing here has no label.
+        proposals: of each image, in its pixels.
+        labels: of each image; an image that is missing here has no label.
         proposals_per_image: further proposals are dropped at random.
         seed: the experiment's seed.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+from jaxtyping import Float32, Int64
 
 from stages.common.formats.images import SCHEMA, EncodedImage, count_images
 from stages.common.formats.tables import boxes_by_image
@@ -22,13 +23,15 @@ from stages.common.runtime.seeding import numpy_generator
 MIXED_BLOCKS = 64
 KEPT_BLOCKS = 2 * MIXED_BLOCKS  # a batch may take images from two mixes
 
+Example = tuple[EncodedImage, Float32[np.ndarray, "_ 4"]]
+
 
 class Block(NamedTuple):
     """Where the images of one row group and their proposals are stored."""
 
     shard: int  # index of the two files
     row_group: int  # of the image shard
-    image_ids: np.ndarray  # int64 (n,), the chosen images
+    image_ids: Int64[np.ndarray, " n"]  # the chosen images
     proposal_groups: range  # row groups of the proposal table that hold their proposals
 
 
@@ -54,15 +57,15 @@ class ImageStream:
         if not sum(sizes):
             raise ValueError(f"{[*map(str, images)]}: they hold none of the chosen images")
         self._starts = np.cumsum([0, *sizes])
-        self._kept: OrderedDict[int, dict[int, tuple[EncodedImage, np.ndarray]]] = OrderedDict()
+        self._kept: OrderedDict[int, dict[int, Example]] = OrderedDict()
         self._order: tuple[int, int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
         return int(self._starts[-1])
 
-    def batch(self, step: int, batch_size: int, seed: int) -> list[tuple[EncodedImage, np.ndarray]]:
-        """Return the images of 0-based `step`, each with its proposals float32 (R, 4)."""
+    def batch(self, step: int, batch_size: int, seed: int) -> list[Example]:
+        """Return the images of 0-based `step`, each with its proposals."""
         places = range(step * batch_size, (step + 1) * batch_size)
         numbers = [self._epoch(place // len(self), seed)[place % len(self)] for place in places]
         return [self._example(int(number)) for number in numbers]
@@ -72,7 +75,7 @@ class ImageStream:
             self._order = epoch, seed, epoch_order(self._starts, epoch, seed)
         return self._order[2]
 
-    def _example(self, number: int) -> tuple[EncodedImage, np.ndarray]:
+    def _example(self, number: int) -> Example:
         index = int(np.searchsorted(self._starts, number, side="right")) - 1
         image_id = int(self._blocks[index].image_ids[number - self._starts[index]])
         if index not in self._kept:
@@ -82,7 +85,7 @@ class ImageStream:
         self._kept.move_to_end(index)
         return self._kept[index][image_id]
 
-    def _read(self, block: Block) -> dict[int, tuple[EncodedImage, np.ndarray]]:
+    def _read(self, block: Block) -> dict[int, Example]:
         rows = self._images[block.shard].read_row_group(block.row_group).to_pylist()
         table = self._proposals[block.shard].read_row_groups(list(block.proposal_groups))
         boxes, wanted = boxes_by_image(table), set(block.image_ids.tolist())
@@ -123,7 +126,7 @@ def _ids_by_group(file: pq.ParquetFile) -> Iterator[np.ndarray]:
         yield file.read_row_group(group, columns=["image_id"])["image_id"].to_numpy()
 
 
-def epoch_order(starts: np.ndarray, epoch: int, seed: int) -> np.ndarray:
+def epoch_order(starts: Int64[np.ndarray, " _"], epoch: int, seed: int) -> Int64[np.ndarray, " N"]:
     """Return the numbers of all images in the order of one epoch.
 
     Args:

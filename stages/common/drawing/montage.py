@@ -12,6 +12,7 @@ from textwrap import wrap
 import cv2
 import matplotlib
 import numpy as np
+from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -45,8 +46,8 @@ class Row:
 
 def draw_sheet(
     title: str, subtitle: str, columns: list[str], rows: list[Row], words_width: int
-) -> np.ndarray:
-    """Return the sheet, RGB uint8 (H, W, 3); all panels are squares of one size, one per column."""
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the sheet, RGB; all panels are squares of one size, one per column."""
     side = rows[0].panels[0].pixels.shape[0]
     left, top = EDGE + words_width, EDGE + HEAD + COLUMN_HEAD
     width = left + len(columns) * (side + GAP) - GAP + EDGE
@@ -68,15 +69,15 @@ def draw_sheet(
     return type_setter.draw()
 
 
-def draw_panel(panel: Panel) -> np.ndarray:
-    """Return the pixels, RGB uint8 (H, W, 3), of one panel with its tags; it need not be square."""
+def draw_panel(panel: Panel) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the pixels, RGB, of one panel with its tags; it need not be square."""
     setter = _TypeSetter(panel.pixels)
     _set_tags(setter, panel, 0, 0)
     return setter.draw()
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write RGB uint8 (H, W, 3) as PNG; equal pixels give equal bytes."""
+def write_png(path: Path, pixels: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Write RGB as PNG; equal pixels give equal bytes."""
     _, encoded = cv2.imencode(".png", pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
     with replace_file(path) as partial:
         partial.write_bytes(encoded.tobytes())
@@ -85,7 +86,7 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 class _TypeSetter:
     """Collects texts at pixel positions of a sheet and draws them all at once."""
 
-    def __init__(self, sheet: np.ndarray) -> None:
+    def __init__(self, sheet: UInt8[np.ndarray, "H W 3"]) -> None:
         self.sheet = sheet
         height, width = sheet.shape[:2]
         self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
@@ -126,7 +127,7 @@ class _TypeSetter:
             parse_math=False,  # a caption may have a dollar sign
         )
 
-    def draw(self) -> np.ndarray:
+    def draw(self) -> UInt8[np.ndarray, "H W 3"]:
         self.figure.figimage(self.sheet, zorder=-1)
         self.canvas.draw()
         return np.asarray(self.canvas.buffer_rgba())[..., :3].copy()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import cv2
 import matplotlib
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Num, UInt8
 from matplotlib.colors import hsv_to_rgb
 from numpy.typing import ArrayLike
 
@@ -34,9 +35,9 @@ class Tag:
 
 @dataclass(frozen=True)
 class Panel:
-    """Pixels, RGB uint8 (P, P, 3), and the tags to draw on them."""
+    """Pixels, RGB, and the tags to draw on them."""
 
-    pixels: np.ndarray
+    pixels: UInt8[np.ndarray, "H W 3"]
     tags: list[Tag] = field(default_factory=list)
 
 
@@ -66,13 +67,15 @@ def _enlarge(values: np.ndarray, image_hw: tuple[int, int], side: int, fill: flo
     return panel
 
 
-def show_image(image: np.ndarray, side: int) -> np.ndarray:
-    """Return the panel (P, P, 3) of an RGB uint8 image (H, W, 3); `side` is P."""
+def show_image(image: UInt8[np.ndarray, "H W 3"], side: int) -> UInt8[np.ndarray, "P P 3"]:
+    """Return the panel of an RGB image; `side` is P."""
     return _enlarge(image, image.shape[:2], side, GROUND)
 
 
-def show_heat(image: np.ndarray, heat: np.ndarray, side: int) -> np.ndarray:
-    """Return the panel of an image under a map `heat` (h, w) in [0, 1]; 0 is transparent."""
+def show_heat(
+    image: UInt8[np.ndarray, "H W 3"], heat: Float[np.ndarray, "h w"], side: int
+) -> UInt8[np.ndarray, "P P 3"]:
+    """Return the panel of an image under a map in [0, 1]; 0 is transparent."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
     calm = show_image((0.35 * image + 0.65 * grey).astype(np.uint8), side).astype(np.float32)
     shown = np.clip(_enlarge(heat.astype(np.float32), image.shape[:2], side, 0.0), 0, 1)
@@ -81,8 +84,10 @@ def show_heat(image: np.ndarray, heat: np.ndarray, side: int) -> np.ndarray:
     return np.rint(calm * (1 - weight) + colours * weight).clip(0, 255).astype(np.uint8)
 
 
-def paint_mask(pixels: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarray:
-    """Return a copy of the panel with a mask of the image, bool (H, W), tinted and outlined."""
+def paint_mask(
+    pixels: UInt8[np.ndarray, "P P 3"], mask: Bool[np.ndarray, "H W"], colour: Colour
+) -> UInt8[np.ndarray, "P P 3"]:
+    """Return a copy of the panel with a mask of the image tinted and outlined."""
     side = pixels.shape[0]
     shown = _enlarge(mask.astype(np.float32), mask.shape, side, 0.0) > 0.5
     painted = pixels.copy()
@@ -92,27 +97,37 @@ def paint_mask(pixels: np.ndarray, mask: np.ndarray, colour: Colour) -> np.ndarr
     return cv2.drawContours(painted, contours, -1, colour, 2, cv2.LINE_AA)
 
 
-def paint_box(pixels: np.ndarray, box_xyxy: np.ndarray, image_hw: tuple, colour: Colour) -> None:
-    """Draw a box of the image, (x0, y0, x1, y1) in its pixels, on the panel in place."""
+def paint_box(
+    pixels: UInt8[np.ndarray, "P P 3"],
+    box_xyxy: Num[np.ndarray, "4"],
+    image_hw: tuple,
+    colour: Colour,
+) -> None:
+    """Draw a box of the image, in its pixels, on the panel in place."""
     x0, y0, x1, y1 = np.rint(panel_box(box_xyxy, image_hw, pixels.shape[0])).astype(int).tolist()
     corners = (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0))
     cv2.rectangle(pixels, *corners, RIM, 4, cv2.LINE_AA)
     cv2.rectangle(pixels, *corners, colour, 2, cv2.LINE_AA)
 
 
-def panel_box(box_xyxy: ArrayLike, image_hw: tuple[int, int], side: int) -> np.ndarray:
-    """Return a box (4,) of the image, corners in pixels, in pixels of the panel."""
+def panel_box(
+    box_xyxy: ArrayLike, image_hw: tuple[int, int], side: int
+) -> Float64[np.ndarray, "4"]:
+    """Return a box of the image, corners in pixels, in pixels of the panel."""
     scale, left, top, *_ = _place(image_hw, side)
     return np.asarray(box_xyxy, np.float64) * scale + np.array([left, top, left, top])
 
 
 def show_instances(
-    image: np.ndarray, instances: Sequence[dict], words: Mapping[int, str], side: int
+    image: UInt8[np.ndarray, "H W 3"],
+    instances: Sequence[dict],
+    words: Mapping[int, str],
+    side: int,
 ) -> Panel:
     """Return the panel of an image with its instances, the first instance on top.
 
     Args:
-        image: RGB uint8 (H, W, 3).
+        image: RGB.
         instances: COCO annotations or results, best first; a score is shown beside the class.
         words: the class name of each category id; its position chooses the colour.
         side: P.

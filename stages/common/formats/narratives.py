@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
 NAMED_IN_ERROR = 3  # broken lines that an error message lists
 FREE = 0  # category of a phrase that names no class
@@ -59,13 +60,13 @@ class Narrative:
     voice_recording: str | None = None
 
     @property
-    def trace(self) -> np.ndarray:
-        """Return the points of all segments, float64 (P, 3)."""
+    def trace(self) -> Float64[np.ndarray, "P 3"]:
+        """Return the points of all segments."""
         return np.concatenate([np.zeros((0, 3)), *self.segments])
 
 
-def in_time(trace: np.ndarray) -> np.ndarray:
-    """Return the points (P, 3) in order of time."""
+def in_time(trace: Float64[np.ndarray, "P 3"]) -> Float64[np.ndarray, "P 3"]:
+    """Return the points in order of time."""
     return trace[np.argsort(trace[:, 2], kind="stable")]
 
 

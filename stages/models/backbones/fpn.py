@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torchvision.ops import FeaturePyramidNetwork
 
 
@@ -22,8 +23,10 @@ class AlignedPyramid(FeaturePyramidNetwork):
         super().__init__(*arguments, **settings)
         self.central = central
 
-    def forward(self, x: dict[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
-        """Map levels (N, D_k, h, w), from fine to coarse, to (N, out_channels, h, w) each.
+    def forward(
+        self, x: dict[str, Float[torch.Tensor, "N _ _ _"]]
+    ) -> OrderedDict[str, Float[torch.Tensor, "N D _ _"]]:
+        """Map levels, from fine to coarse, to `out_channels` each.
 
         Each level has half the size of the one before. `extra_blocks` may append coarser levels.
         """
@@ -41,7 +44,9 @@ class AlignedPyramid(FeaturePyramidNetwork):
         return OrderedDict(zip(names, results, strict=True))
 
 
-def double(x: torch.Tensor, dim: int, central: bool) -> torch.Tensor:
+def double(
+    x: Float[torch.Tensor, "N D _ _"], dim: int, central: bool
+) -> Float[torch.Tensor, "N D _ _"]:
     """Return a map with twice as many cells along one dimension, linearly interpolated.
 
     In a central grid, the two new cells lie a quarter of a cell before and behind each old one.

@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 from torchvision.models import vgg16
@@ -36,12 +37,12 @@ _VGG_POOL4, _VGG_POOL5, _VGG_CONV5 = 23, 30, (24, 26, 28)
 class _ConstantBatchNorm(FrozenBatchNorm2d):
     """torchvision's frozen batch norm, but bfloat16 stays bfloat16 under autocast."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Float[torch.Tensor, "N C H W"]) -> Float[torch.Tensor, "N C H W"]:
         scale, shift = self.scale_and_shift()
         return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
 
-    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the factor (C,) of each channel, and the offset (C,) that is added afterwards."""
+    def scale_and_shift(self) -> tuple[Float[torch.Tensor, " C"], Float[torch.Tensor, " C"]]:
+        """Return the factor of each channel, and the offset that is added afterwards."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -54,7 +55,7 @@ class _FoldedBottleneck(Bottleneck):
     exact: maps are rounded once, not three times.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Float[torch.Tensor, "N _ _ _"]) -> Float[torch.Tensor, "N _ _ _"]:
         out = self.relu(_normed(self.conv1, self.bn1, x))
         out = self.relu(_normed(self.conv2, self.bn2, out))
         out = _normed(self.conv3, self.bn3, out)

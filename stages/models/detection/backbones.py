@@ -7,6 +7,7 @@ Shape legend: N images, H W pixels, R regions, S cells per side of a region.
 from collections import OrderedDict
 
 import torch
+from jaxtyping import Float
 from torch import nn
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
@@ -28,6 +29,9 @@ from stages.models.detection.params import (
 
 STAGE_CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
 REGION_STAGE_CHANNELS = STAGE_CHANNELS["layer4"]
+
+
+Levels = OrderedDict[str, Float[torch.Tensor, "N D _ _"]]  # of a pyramid, from fine to coarse
 
 
 class Backbone(nn.Module):
@@ -76,8 +80,8 @@ class TrunkPyramid(Backbone):
         )
         self.out_channels = params.pyramid_width
 
-    def forward(self, images: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """Map normalised pixels (N, 3, H, W) to levels (N, out_channels, H/stride, W/stride)."""
+    def forward(self, images: Float[torch.Tensor, "N 3 H W"]) -> Levels:
+        """Map normalised pixels to levels of `out_channels`, H/stride and W/stride."""
         stride4, stride8 = self.trunk(images)
         levels = [stride4, stride8, self.pyramid["stride16"](stride8)]
         return self.pyramid["merge"](OrderedDict((str(k), x) for k, x in enumerate(levels)))
@@ -108,8 +112,8 @@ class Resnet50Fpn(Backbone):
             central=self.central,
         )
 
-    def forward(self, images: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """Map normalised pixels (N, 3, H, W) to all levels (N, out_channels, H/stride, …)."""
+    def forward(self, images: Float[torch.Tensor, "N 3 H W"]) -> Levels:
+        """Map normalised pixels to all levels of `out_channels`, H/stride and W/stride."""
         levels, x = [], images
         for name, stage in self.trunk.named_children():
             x = stage(x)
@@ -133,8 +137,8 @@ class Resnet50C4(Backbone):
         freeze_stages(self.trunk, params.frozen_stages)
         self.pyramid = nn.Identity()
 
-    def forward(self, images: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        """Map normalised pixels (N, 3, H, W) to one level (N, 1024, H/16, W/16)."""
+    def forward(self, images: Float[torch.Tensor, "N 3 H W"]) -> Levels:
+        """Map normalised pixels to one level of 1024 channels, H/16 and W/16."""
         return OrderedDict([("0", self.pyramid(self.trunk(images)))])
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from pydantic import ValidationError
 
 from stages.common.formats.categories import Category, read_categories
@@ -104,8 +105,10 @@ class Predictor:
                 found.update(zip(indices, predictions, strict=True))
         return [found[k] for k in range(len(images))]
 
-    def embed(self, names: Sequence[str], allow_unknown: bool = False) -> torch.Tensor:
-        """Return the embeddings float32 (C, D) of names; raises as `predict` does."""
+    def embed(
+        self, names: Sequence[str], allow_unknown: bool = False
+    ) -> Float32[torch.Tensor, "C D"]:
+        """Return the embeddings of names; raises as `predict` does."""
         keys = [" ".join(name.lower().split()) for name in names]
         if not keys or not all(keys) or len(set(keys)) < len(keys):
             raise ValueError(f"names: expected different words or phrases, found {list(names)}")

@@ -179,12 +179,16 @@ class LanguageWspn(Wspn):
         shape = geometry(boxes_xyxy, maps.image_hw)
         return torch.cat([inside, around, everywhere, shape], dim=1)
 
-    def class_logits(self, appearance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return W^cls and W^det, logits (R, C) each."""
+    def class_logits(
+        self, appearance: Float[torch.Tensor, "R F"]
+    ) -> tuple[Float[torch.Tensor, "R C"], Float[torch.Tensor, "R C"]]:
+        """Return W^cls and W^det, both logits."""
         return tuple(self.class_part(appearance).chunk(2, dim=1))
 
-    def objects(self, evidence: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return quality logits (R, 1), whose sigmoid is the expected IoU, and offsets (R, 4)."""
+    def objects(
+        self, evidence: Float[torch.Tensor, "R F"]
+    ) -> tuple[Float[torch.Tensor, "R 1"], Float[torch.Tensor, "R 4"]]:
+        """Return quality logits, whose sigmoid is the expected IoU, and offsets."""
         return tuple(self.object_part(evidence).tensor_split([1], dim=1))
 
     def extract_features(
@@ -212,7 +216,7 @@ class LanguageWspn(Wspn):
         return logits[:, 0].sigmoid(), offsets
 
 
-def deviation(values: torch.Tensor, dim: int) -> torch.Tensor:
+def deviation(values: Float[torch.Tensor, "..."], dim: int) -> Float[torch.Tensor, "..."]:
     """Return the unbiased standard deviation along `dim`; 0 for a single value."""
     return values.std(dim, correction=min(1, values.shape[dim] - 1))
 

@@ -42,8 +42,8 @@ class AlbefConfig:
     projection: int  # [256]
 
 
-def require_whole_patches(images: torch.Tensor, side: int) -> None:
-    """Raise ValueError unless images (B, 3, H, W) divide into patches of `side` pixels."""
+def require_whole_patches(images: Float[torch.Tensor, "B 3 H W"], side: int) -> None:
+    """Raise ValueError unless images divide into patches of `side` pixels."""
     if images.shape[2] % side or images.shape[3] % side:
         raise ValueError(
             f"images of {images.shape[2]}×{images.shape[3]} pixels cannot be cut into patches of"

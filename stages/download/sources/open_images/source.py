@@ -22,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from jaxtyping import Bool
 
 from stages.common.formats.images import EncodedImage
 from stages.common.geometry.masks import encode_mask
@@ -253,8 +254,10 @@ def _annotation(
     }
 
 
-def read_mask(folder: Path, part: str, mask: MaskRow, image_hw: tuple[int, int]) -> np.ndarray:
-    """Return an outline as bool (H, W), resized from its PNG, whose size may differ.
+def read_mask(
+    folder: Path, part: str, mask: MaskRow, image_hw: tuple[int, int]
+) -> Bool[np.ndarray, "H W"]:
+    """Return an outline, resized from its PNG, whose size may differ.
 
     Raises:
         FileNotFoundError: the archive, or the PNG in it, is missing.

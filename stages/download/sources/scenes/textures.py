@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 # Colours by their names in captions; RGB in 0..255.
 PALETTE = {
@@ -35,8 +36,10 @@ NUM_TEXTURES, NUM_CLOUDS = 72, 32
 BANK_SIDE, BANK_MARGIN = 224, 96
 
 
-def texture_bank(canvas_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return fine textures (72, S, S) and soft clouds (32, S, S), float32 around 0.
+def texture_bank(
+    canvas_side: int,
+) -> tuple[Float32[np.ndarray, "72 S S"], Float32[np.ndarray, "32 S S"]]:
+    """Return fine textures and soft clouds, around 0.
 
     S exceeds `canvas_side` by at least 96 pixels, and each use cuts a random window. There are six
     kinds of texture, twelve of each: waves, stripes, checks, dots, blotches, grain.
@@ -83,24 +86,26 @@ def _blown_up(cells: np.ndarray, side: int) -> np.ndarray:
 
 
 def cut_window(
-    bank: np.ndarray, height: int, width: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Return a random window (height, width, 1) of a random texture of `bank` (n, S, S)."""
+    bank: Float32[np.ndarray, "n S S"], height: int, width: int, generator: np.random.Generator
+) -> Float32[np.ndarray, "{height} {width} 1"]:
+    """Return a random window of a random texture of `bank`."""
     texture = bank[generator.integers(len(bank))]
     top = int(generator.integers(texture.shape[0] - height + 1))
     left = int(generator.integers(texture.shape[1] - width + 1))
     return texture[top : top + height, left : left + width, None]
 
 
-def draw_colour(generator: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Return (name, RGB float32 (3,)) of a random example of a random colour."""
+def draw_colour(generator: np.random.Generator) -> tuple[str, Float32[np.ndarray, "3"]]:
+    """Return (name, RGB) of a random example of a random colour."""
     name = COLOUR_NAMES[generator.integers(len(COLOUR_NAMES))]
     rgb = np.array(PALETTE[name]) + generator.normal(0, COLOUR_SPREAD, 3)
     return name, np.clip(rgb, 8, 247).astype(np.float32)
 
 
-def draw_colours(count: int, generator: np.random.Generator) -> tuple[str, np.ndarray]:
-    """Return (name of the first, RGB float32 (count, 3)) of colours that clearly differ."""
+def draw_colours(
+    count: int, generator: np.random.Generator
+) -> tuple[str, Float32[np.ndarray, "{count} 3"]]:
+    """Return (name of the first, RGB) of colours that clearly differ."""
     first, rgb = draw_colour(generator)
     colours = [rgb]
     while len(colours) < count:
@@ -111,18 +116,18 @@ def draw_colours(count: int, generator: np.random.Generator) -> tuple[str, np.nd
 
 
 def paint(
-    canvas: np.ndarray,
-    coverage: np.ndarray,
-    rgb: np.ndarray,
+    canvas: Float32[np.ndarray, "H W 3"],
+    coverage: UInt8[np.ndarray, "H W"],
+    rgb: Float32[np.ndarray, "3"],
     contrast: float,
     generator: np.random.Generator,
 ) -> None:
     """Paint a textured shape on `canvas`, in place.
 
     Args:
-        canvas: float32 (H, W, 3).
-        coverage: uint8 (H, W).
-        rgb: float32 (3,).
+        canvas: RGB in 0..255.
+        coverage: 255 where the shape covers the whole pixel.
+        rgb: the colour, in 0..255.
         contrast: of the texture; 0 gives a plain colour.
         generator: chooses the texture.
     """

@@ -56,8 +56,8 @@ class Residual(nn.Module):
                 nn.GroupNorm(outputs // GROUP, outputs),
             )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (R, inputs, S, S) to (R, outputs, S, S), or to half the side."""
+    def forward(self, x: Float[torch.Tensor, "R _ S S"]) -> Float[torch.Tensor, "R _ _ _"]:
+        """Map `inputs` channels to `outputs`, and the side to itself or to half of it."""
         return functional.relu(self.skip(x) + self.convolutions(x))
 
 
@@ -80,8 +80,8 @@ class Stage(nn.Module):
         )
         self.up = _residuals([coarse] * count + [width])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Keep the shape (R, C, S, S)."""
+    def forward(self, x: Float[torch.Tensor, "R C S S"]) -> Float[torch.Tensor, "R C S S"]:
+        """Add what the coarser resolutions say."""
         within = self.up(self.inner(self.down(x)))
         for dim in (2, 3):
             within = double(within, dim, central=True)
