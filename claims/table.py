@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from claims.comparisons import CLAIMS, FACTS, KINDS, Comparison
 from claims.records import Record
 from claims.verdicts import Difference, difference, holm, joint_verdict
+from flows.intervals import t_interval
 
 BOLD = {"holds": "holds", "fails": "**fails**", "undecided": "undecided"}
 PROCEDURES = {"ours": "ours", "paper": "the paper's"}
@@ -71,9 +72,9 @@ def _seeds_lines(records: Sequence[Record]) -> list[str]:
 def _mean(records: Sequence[Record], fact: str) -> str:
     if fact not in FACTS:
         return "–"
-    found = difference([record.facts[fact] for record in records], [0.0] * len(records))
-    half = f" ± {found.high - found.mean:.1f}" if math.isfinite(found.high) else ""
-    return f"{found.mean:.1f}{half}"
+    values = [record.facts[fact] for record in records]
+    mean, (_, high) = statistics.fmean(values), t_interval(values)
+    return f"{mean:.1f} ± {high - mean:.1f}" if len(values) > 1 else f"{mean:.1f}"
 
 
 def measured(comparison: Comparison, records: Sequence[Record]) -> Difference:

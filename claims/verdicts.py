@@ -59,9 +59,11 @@ def difference(
     """Return the paired difference of the values of at least one seed."""
     values = tuple(b - factor * w for b, w in zip(better, worse, strict=True))
     mean, count = statistics.fmean(values), len(values)
-    error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.inf
+    if count == 1:
+        return Difference(values, mean, *t_interval(values), margin, 1.0)
+    error = statistics.stdev(values) / math.sqrt(count)
     if error > 0:
-        p = float(stats.t.sf((mean - margin) / error, count - 1)) if count > 1 else 1.0
+        p = float(stats.t.sf((mean - margin) / error, count - 1))
     else:
         p = 0.0 if mean > margin else 1.0
     return Difference(values, mean, *t_interval(values), margin, p)

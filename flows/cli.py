@@ -224,7 +224,7 @@ def _become_module(module: str, *arguments: str, **options: Any) -> None:
     type=click.Path(path_type=Path),
     help="YAML list of points: params and values, perhaps `extends: profile` and a `name`.",
 )
-@click.option("--name", help="Of the sweep; by default what its points differ in.")
+@click.option("--name", help="Of the sweep; by default that of the file of points, or the params.")
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run.")
 @click.option(
     "--over", multiple=True, help="Param over which mean and spread are taken; seed by default."
@@ -266,7 +266,7 @@ def sweep(
         print(f"{planned.table()}\n\n{planned.summary()}")
         return 0
     question = Question(**{key: value for key, value in asked.items() if value})
-    title = sweep_name(grid, name)
+    title = sweep_name(grid, name or (points.stem if points else None))
     results = run_points(root, title, grid, cores, question, pools)
     print(f"\n{count_outcomes(results)}\nAll of it  {results_folder(root, title)}")
     print(f"Metrics    {MLFLOW_PAGE}; `dvc exp show` has the points too")

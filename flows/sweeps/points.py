@@ -111,8 +111,8 @@ def point_name(values: dict[str, Any]) -> str:
 
 
 def sweep_name(points: Sequence[Point], given: str | None = None) -> str:
-    """Return a sweep's name, valid for a folder: the given one, or what its points differ in."""
-    return _legal(given or "+".join(points[0].shown))
+    """Return a sweep's name, valid for a folder: the given one, or the params that it changes."""
+    return _legal(given or "+".join(points[0].values))
 
 
 def _legal(text: str) -> str:

@@ -114,7 +114,6 @@ def test_a_name_stands_for_the_params_of_a_point(project):
         "pseudo_boxes.binarise": "none",
         "seed": 1,
     }
-    assert sweep_name(points) == "name+seed"
     assert [point.name for point in make_points(project, [], file)] == ["none", "far"]
     file.write_text("- {name: one, seed: 1}\n- {seed: 2}\n")
     with pytest.raises(ValueError, match="some points have a name and some have none"):
@@ -293,13 +292,13 @@ def test_rows_are_compared_with_the_first_by_seed(project):
 
 def test_rows_of_named_points_show_their_names_alone(project):
     def named(name: str, seed: int, segm: float) -> Result:
-        values = {"activation.rounds": len(name), "seed": seed, "shards": seed}
-        return Result(
-            Point(f"{name},{seed}", values, label={"name": name} | values), False, {SEGM: segm}
-        )
+        own = {"seed": seed, "shards": seed}
+        values = {"activation.rounds": len(name), **own}
+        label = {"name": name, **own}
+        return Result(Point(f"{name},{seed}", values, label=label), False, {SEGM: segm})
 
     results = [named(name, seed, 40.0) for name in ("a", "bb") for seed in (0, 1)]
-    rows = group_seeds(results, ["seed", "shards", "activation.rounds"])
+    rows = group_seeds(results, ["seed", "shards"])
     assert [row.values for row in rows] == [{"name": "a"}, {"name": "bb"}]
     assert rows[1].paired(rows[0], SEGM, ["seed", "shards"]) == [0.0, 0.0]
 
