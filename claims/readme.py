@@ -127,6 +127,10 @@ def _labels(root: Path) -> str:
             )
             for words, name in BOXES.items()
         ),
+        (
+            "pseudo-boxes that an object of another class fits better",
+            [f"{quality['boxes'][group]['on_another']:.3f}" for group in GROUPS],
+        ),
         *(
             (words, [f"{masks[name][group]['mean_iou']:.3f}" for group in GROUPS])
             for words, name in MASKS.items()
@@ -143,7 +147,7 @@ def _labels(root: Path) -> str:
 
 def _recalls(by_group: dict[str, Any]) -> list[str]:
     return [
-        " / ".join(f"{by_group[group][f'at_{count}']:.3f}" for count in RECALL_AT)
+        " / ".join(f"{by_group[group][f'recall@{count}']:.3f}" for count in RECALL_AT)
         for group in GROUPS
     ]
 

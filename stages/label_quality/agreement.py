@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from stages.common.formats.coco import Instances, best_box_iou, best_mask_iou
+from stages.common.geometry.boxes import pairwise_iou
 from stages.common.geometry.masks import decode_mask
 
 Columns = dict[str, np.ndarray]
@@ -25,16 +26,20 @@ def measure_labels(labels: Instances, truth: Instances) -> Columns:
 
     Returns:
         category_id int64; present bool, whether the image shows the class; crowd bool, whether it
-        shows it as a crowd only; box_iou and mask_iou float64 in [0, 1].
+        shows it as a crowd only; box_iou and mask_iou float64 in [0, 1]; on_another bool, whether
+        an object of another class fits the box better.
     """
     objects = truth.select(~truth.crowd)
+    box_iou = best_box_iou(labels, objects)
+    any_class = pairwise_iou(labels.boxes_xyxy, objects.boxes_xyxy).max(axis=1, initial=0.0)
     present = np.isin(labels.category_ids, truth.category_ids)
     return {
         "category_id": labels.category_ids,
         "present": present,
         "crowd": present & ~np.isin(labels.category_ids, objects.category_ids),
-        "box_iou": best_box_iou(labels, objects),
+        "box_iou": box_iou,
         "mask_iou": best_mask_iou(labels, objects),
+        "on_another": any_class > box_iou,
     }
 
 

@@ -1,7 +1,7 @@
 """Means over base, novel and all classes: metrics.json, per_class.csv and recall.csv.
 
-A mean over nothing is -1, as in pycocotools. "at_50" is the fraction of labels with IoU >= 0.5;
-"at_K" of recall is recall@K. Means have five decimals; the rest is noise even on all of COCO.
+A mean over nothing is -1, as in pycocotools. "at_50" is the fraction of labels with IoU >= 0.5.
+Means have five decimals; the rest is noise even on all of COCO.
 """
 
 from collections.abc import Callable, Iterable
@@ -77,7 +77,7 @@ def quality_metrics(tables: Tables, categories: list[Category], params: LabelQua
 
 
 def _recall(rows: Columns, name: str, at: Iterable[int]) -> dict[str, float]:
-    return {f"at_{number}": mean(rows[name] <= number) for number in at}
+    return {f"recall@{number}": mean(rows[name] <= number) for number in at}
 
 
 def _mask_metrics(rows: Columns, categories: list[Category], params: LabelQualityParams) -> dict:
@@ -109,14 +109,15 @@ def _best(iou: np.ndarray, name: str, values: list[float]) -> dict[str, float]:
 
 
 def _box_summary(rows: Columns) -> dict[str, float]:
-    """Return the IoU of the boxes, and the correlation of their sides with those of the objects.
+    """Return the IoU of the boxes, how many lie on another object, and how their sides agree.
 
-    The correlation is over the labels that overlap an object of their class. It is left out if
-    there are fewer than two, or if all boxes or all objects have one size.
+    `side_correlation` is that of boxes' sides and objects' sides over the labels that overlap an
+    object of their class. It is left out if there are fewer than two, or if all boxes or all
+    objects have one size.
     """
     fits = ~np.isnan(rows["true_side"])
     pairs = np.stack([rows["side"][fits], rows["true_side"][fits]])
-    summary = iou_summary(rows["box_iou"])
+    summary = {**iou_summary(rows["box_iou"]), "on_another": mean(rows["on_another"])}
     if pairs.shape[1] > 1 and pairs.std(axis=1).all():
         summary["side_correlation"] = round(float(np.corrcoef(pairs)[0, 1]), 5)
     return summary
@@ -149,7 +150,7 @@ def recall_rows(metrics: dict, params: LabelQualityParams) -> list[dict]:
         {
             "boxes": number,
             **{
-                f"{name}_{group}": metrics["recall"][name][group][f"at_{number}"]
+                f"{name}_{group}": metrics["recall"][name][group][f"recall@{number}"]
                 for group in GROUPS
                 for name in PROPOSALS
             },

@@ -252,8 +252,9 @@ def test_metrics_of_a_small_shard():
     metrics = quality_metrics(tables, CATEGORIES, PARAMS)
     assert metrics["labels"]["all"] == {"count": 2, "crowd_only": 0, "precision": 0.5}
     # one label has no correlation; its map's peak is a corner cell's centre, (2.5, 2.5)
-    assert metrics["boxes"]["base"] == {"mean_iou": 0.5, "at_50": 1.0}
-    assert metrics["boxes"]["novel"] == {"mean_iou": 0.0, "at_50": 0.0}
+    assert metrics["boxes"]["base"] == {"mean_iou": 0.5, "at_50": 1.0, "on_another": 0.0}
+    # the fish's box is that of the cup
+    assert metrics["boxes"]["novel"] == {"mean_iou": 0.0, "at_50": 0.0, "on_another": 1.0}
     square = {"mean_iou": 0.5625, "at_50": 1.0, "side": 0.5}
     assert metrics["fixed_square"]["base"] == square
     assert metrics["masks"]["pseudo"]["all"] == {"mean_iou": 0.25, "at_50": 0.5}
@@ -261,9 +262,17 @@ def test_metrics_of_a_small_shard():
     assert metrics["pointing"]["base"] == {"count": 1, "round_0": 1.0, "round_1": 1.0}
     assert metrics["pointing"]["novel"] == {"count": 0, "round_0": -1.0, "round_1": -1.0}
     # cups in images 1 and 2: only the first is found, by box 2 of the search, 1 of the ranking
-    assert metrics["recall"]["selective_search"]["base"] == {"at_1": 0.0, "at_2": 0.5, "at_5": 0.5}
-    assert metrics["recall"]["ranking"]["base"] == {"at_1": 0.5, "at_2": 0.5, "at_5": 0.5}
-    assert metrics["recall"]["ranking"]["novel"]["at_5"] == 0.0  # the car; crowds do not count
+    assert metrics["recall"]["selective_search"]["base"] == {
+        "recall@1": 0.0,
+        "recall@2": 0.5,
+        "recall@5": 0.5,
+    }
+    assert metrics["recall"]["ranking"]["base"] == {
+        "recall@1": 0.5,
+        "recall@2": 0.5,
+        "recall@5": 0.5,
+    }
+    assert metrics["recall"]["ranking"]["novel"]["recall@5"] == 0.0  # the car; crowds do not count
     rows = per_class_rows(tables, CATEGORIES)
     assert [row["labels"] for row in rows] == [1, 1, 0]
     assert rows[2]["mask_iou"] == ""
