@@ -24,6 +24,7 @@ import psutil
 
 from flows.dvc import command as dvc
 from flows.dvc.command import Command
+from flows.dvc.project import between_writes
 from flows.dvc.records import forget, late_changes
 from flows.environment import STATE_FOLDER, stage_environment
 from flows.graph import Outcome, Stage, Status, Step
@@ -180,8 +181,9 @@ class StageRunner:
                     yield partial
                 return
             if self._stopping.is_set() and time.monotonic() >= patience:
-                with suppress(ProcessLookupError):  # it has ended meanwhile
-                    os.killpg(process.pid, next(signals, signal.SIGKILL))
+                with between_writes(self._root), suppress(ProcessLookupError):
+                    if process.poll() is None:  # it has not ended meanwhile
+                        os.killpg(process.pid, next(signals, signal.SIGKILL))
                 patience = time.monotonic() + SECONDS_PER_SIGNAL
             time.sleep(SECONDS_BETWEEN_LOOKS)
 

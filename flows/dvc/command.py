@@ -128,8 +128,14 @@ def _serve() -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
     if STOP_ORPHANS in os.environ:
+        from flows.dvc.project import between_writes  # silences DVC, so not before a fork
+
         for command in psutil.Process().children():
-            os.killpg(command.pid, signal.SIGTERM)
+            with (
+                suppress(psutil.NoSuchProcess, ProcessLookupError),  # it has ended meanwhile
+                between_writes(Path(command.cwd())),
+            ):
+                os.killpg(command.pid, signal.SIGTERM)
 
 
 def _become(answers: int, output: int, given: int | None = None) -> NoReturn:

@@ -9,14 +9,17 @@ read, or DVC fails; they raise ValueError if there is no such target.
 
 import logging
 import os
+import re
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import networkx as nx
 from dvc.exceptions import DvcException, NotDvcRepoError
+from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
@@ -26,6 +29,8 @@ from flows.params_file import check_params
 
 logging.getLogger("dvc").setLevel(logging.WARNING)  # not a line per change of dvc.lock
 ONE_BY_ONE = threading.RLock()  # within this process: DVC polls its own lock only twice a second
+SECONDS_FOR_A_RECORD = 30.0  # in which DVC hashes outputs and writes dvc.lock
+DAMAGED_LOCK = re.compile(r"(unable to read: |^)'(\./)?(?P<path>[^']*dvc\.lock)'")
 IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for
 
 
@@ -80,12 +85,38 @@ def lock(repo: Repo) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def between_writes(root: Path, seconds: float = SECONDS_FOR_A_RECORD) -> Iterator[None]:
+    """Run the block while no DVC command writes dvc.lock, so that it may end such commands.
+
+    DVC writes the file in place, so a command that is ended meanwhile leaves half of it. If others
+    keep DVC's lock for longer than `seconds`, as `dvc push` does, the block runs without it.
+    """
+    deadline = time.monotonic() + seconds
+    with ExitStack() as held:
+        repo = held.enter_context(Repo(str(root)))
+        while True:
+            try:
+                held.enter_context(lock(repo))  # DVC tries for three seconds
+            except LockError:
+                if time.monotonic() < deadline:
+                    continue
+            break
+        yield
+
+
 def _message(error: BaseException | None) -> str:
     causes: dict[str, None] = {}
     while error is not None:
         causes[str(error)] = None
         error = error.__cause__
-    return " ".join(": ".join(filter(None, causes)).split())
+    message = " ".join(": ".join(filter(None, causes)).split())
+    if lock := DAMAGED_LOCK.search(message):
+        message += (
+            f"; `git restore {lock['path']}` takes back the committed file, or delete it: what was"
+            " made since is found in the cache"
+        )
+    return message
 
 
 def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:

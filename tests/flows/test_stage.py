@@ -1,9 +1,11 @@
 import os
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
+from ruamel.yaml import YAML
 
 from flows.dvc.project import load_graph
 from flows.stage import StageFailedError, StageRunner
@@ -80,6 +82,30 @@ def test_stop_ends_the_stage_and_its_children(toy):
     assert alive == []
     with pytest.raises(StageFailedError, match="stopped before it started"):
         runner.run(stage)
+
+
+def test_a_stop_leaves_dvc_lock_whole(toy):
+    run(toy, "download")
+    path = toy.root / "dvc.lock"
+    entry = path.read_text().partition("stages:\n")[2]  # DVC takes long to write hundreds
+    copies = [entry.replace("download:", f"old{number}:", 1) for number in range(300)]
+    path.write_text("".join([path.read_text(), *copies]))
+    whole, ended = path.stat().st_size, []
+    runner, stage = StageRunner(toy.root), load_graph(toy.root)["side"]
+
+    def target() -> None:
+        with suppress(StageFailedError):
+            runner.run(stage)
+        ended.append(True)
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    wait_until(lambda: path.stat().st_size < whole or ended)
+    assert not ended  # DVC writes the file in place
+    runner.stop()
+    thread.join(60)
+    assert {"download", "side", "old299"} <= set(YAML(typ="safe").load(path)["stages"])
+    assert run(toy, "side").outcome == "unchanged"
 
 
 def test_a_stage_that_another_execution_makes_is_waited_for(toy):

@@ -197,6 +197,19 @@ def test_the_lock_gets_the_order_of_one_dvc_repro(done_toy):
     assert path.read_text() == before
 
 
+def test_a_lock_that_was_cut_off_is_named_with_what_helps(done_toy):
+    path = done_toy.root / "dvc.lock"
+    whole = path.read_text()
+    for kept in (0, whole.rindex("hash:") + 2):
+        path.write_text(whole[:kept])
+        with pytest.raises(
+            DagError, match=r"dvc\.lock'.*; `git restore \S*dvc\.lock` .* delete it"
+        ):
+            make_plan(done_toy.root)
+    path.unlink()
+    assert {step.status for step in make_plan(done_toy.root)} == {Status.RESTORABLE}
+
+
 def test_this_repositorys_lock_has_the_form_that_is_sorted(repository):
     head, section, body = (repository / "dvc.lock").read_text().partition("stages:\n")
     assert (head, section) == ("schema: '2.0'\n", "stages:\n")
