@@ -27,6 +27,7 @@ from flows.dvc.command import Command
 from flows.dvc.project import between_writes
 from flows.dvc.records import forget, late_changes
 from flows.environment import STATE_FOLDER, stage_environment
+from flows.git import GitError, git
 from flows.graph import Outcome, Stage, Status, Step
 from flows.resources import list_devices, require_devices
 
@@ -110,6 +111,7 @@ class StageRunner:
         receipt = self._state_file("receipts", stage.name, "json")
         receipt.unlink(missing_ok=True)
         more = {**stage_environment(), **(environment or {}), RECEIPT: str(receipt.absolute())}
+        commit = _commit(self._root)
         lines = self._run_to_end(stage.name, log, more, lock)
         seconds = round(time.monotonic() - started, 2)
         outcome, made = _outcome(stage, lines), {}
@@ -122,7 +124,7 @@ class StageRunner:
                     f"{stage.name} is not recorded, for this changed as it ended:"
                     f" {'; '.join(changed)}; run the same again"
                 )
-            made = {**facts["made"], "worker": socket.gethostname()}
+            made = {**facts["made"], "worker": socket.gethostname(), **commit}
         return Outcome(stage.name, stage.group, outcome, seconds, made=made)
 
     def _run_to_end(
@@ -186,6 +188,13 @@ class StageRunner:
                         os.killpg(process.pid, next(signals, signal.SIGKILL))
                 patience = time.monotonic() + SECONDS_PER_SIGNAL
             time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _commit(root: Path) -> dict[str, str]:
+    """Return the commit whose code a stage runs that starts now; nothing without git."""
+    with suppress(GitError):
+        return {"commit": git(root, "rev-parse", "HEAD")}
+    return {}
 
 
 def _is_alive(pid: int) -> bool:

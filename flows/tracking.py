@@ -52,7 +52,8 @@ SECONDS_BETWEEN_LOOKS = 10.0  # at curves of running stages
 class Tracking:
     """An open MLflow run of this project.
 
-    As a context manager it also watches the machine, and closes the run if the block raises.
+    As a context manager it shows what stages make while they run, and closes the run if the block
+    raises. It also watches the machine, except for points of a sweep, whose sweep does so.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Tracking:
     ) -> None:
         """Create the store if there is none, and open a run; call before any stage starts.
 
-        With `resume`, continue the last run of this name and tags, if there is one.
+        With `resume`, take the last run of this name and tags, if there is one. The context manager
+        continues it.
 
         Raises:
             RuntimeError: the store cannot be reached; the message names it.
@@ -87,21 +89,22 @@ class Tracking:
         self._running: dict[Stage, float] = {}  # with the time when each began, seconds since 1970
         self._ended: list[tuple[Stage, Outcome]] = []  # to be shown
         self._lock = threading.Lock()  # guards what is running or has ended
-        self._wake, self._closing = threading.Event(), False
+        self._wake, self._closing, self._published = threading.Event(), False, False
         self._follower = threading.Thread(target=self._follow, daemon=True)
         self._link = tags.get(PREFECT_LINK_TAG)
-        # Points of a sweep register no model: people decide which one is the candidate.
-        self._registers = PARENT_TAG not in tags
+        self._is_point = PARENT_TAG in tags
         self._monitor = SystemMetricsMonitor(self.run_id, tracking_uri=self.uri)
 
     def __enter__(self) -> Self:
-        self._monitor.start()
+        self._client.update_run(self.run_id, status="RUNNING")  # a resumed one was killed
+        if not self._is_point:
+            self._monitor.start()
         self._follower.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._stop_following()
-        if error is not None:
+        if error is not None and not self._published:
             self._client.set_terminated(
                 self.run_id, "FAILED" if isinstance(error, Exception) else "KILLED"
             )
@@ -196,10 +199,11 @@ class Tracking:
         if self._link:
             description += f"\n\n[Flow run in Prefect]({self._link})"
         tags = {"dvc.lock.sha256": lock, "mlflow.note.content": description}
-        if self._registers:
+        if not self._is_point:  # people decide which point is the candidate
             tags |= self._publish_models(stages, description)
         self._log_tags(tags)
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
+        self._published = True
         if not failed:
             remember(self._root, tracked_to=self.uri, fingerprint=lock)
 

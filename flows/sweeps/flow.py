@@ -1,15 +1,15 @@
 """The Prefect flow of a sweep: runs points and their stages concurrently.
 
-Each point is an execution in its own worktree, on this machine or on workers. A result that several
-points need is made once (flows/place.py). A point whose stages are all done is recorded as a DVC
-experiment and as an MLflow run.
+Each point is an execution in its own worktree, on this machine or on workers, and a run in MLflow.
+A result that several points need is made once (flows/place.py). A point whose stages are all done
+is saved as a DVC experiment.
 """
 
 import itertools
 import subprocess
 import sys
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -50,28 +50,27 @@ def sweep(
     folder = Path(root)
     plan = plan_sweep(folder, points, pools)
     print(f"{plan.table()}\n\n{plan.summary()}", flush=True)
-    parent = Tracking(folder, name, {"sweep.workspace": plan.workspace}, resume=True)
-    client = MlflowClient(parent.uri)
-    client.update_run(parent.run_id, status="RUNNING")  # a resumed sweep was killed or had ended
-    client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
-    orders = itertools.count()
-    place = open_place([planned.folder for planned in plan.points], cores, pools)
-    with interruptible(place.stop):
-        futures = [  # those of the first points go first
-            submit(one.steps, place, orders, one.folder, label=f"{one.point.name} ")
-            for one in plan.points
-        ]
-        results = [
-            _finish(planned, own, parent.run_id)
-            for planned, own in zip(plan.points, futures, strict=True)
-        ]
-    failed = [result.point.name for result in results if result.failed]
-    own = results_folder(folder, name)
-    write_results(own, results)
+    with ExitStack() as runs:
+        tags = {"sweep.workspace": plan.workspace}
+        parent = runs.enter_context(Tracking(folder, name, tags, resume=True))
+        client = MlflowClient(parent.uri)
+        client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
+        trackings = [_open_run(one, parent.run_id, runs) for one in plan.points]
+        orders = itertools.count()
+        place = open_place([planned.folder for planned in plan.points], cores, pools)
+        with interruptible(place.stop):
+            futures = [  # those of the first points go first
+                submit(one.steps, place, orders, one.folder, tracking, f"{one.point.name} ")
+                for one, tracking in zip(plan.points, trackings, strict=True)
+            ]
+            results = [_finish(*own) for own in zip(plan.points, futures, trackings, strict=True)]
+        failed = [result.point.name for result in results if result.failed]
+        own = results_folder(folder, name)
+        write_results(own, results)
+        if question is not None:
+            print(f"\n{write_report(folder, own, results, question)}", flush=True)
+        client.log_artifacts(parent.run_id, str(own))
     client.set_terminated(parent.run_id, "FAILED" if failed else "FINISHED")
-    if question is not None:
-        print(f"\n{write_report(folder, own, results, question)}", flush=True)
-    client.log_artifacts(parent.run_id, str(own))
     if failed:
         return Failed(
             message=f"{counted(len(failed), 'point')} failed: {', '.join(failed)}", data=results
@@ -79,10 +78,17 @@ def sweep(
     return Completed(data=results)
 
 
-def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], parent: str) -> Result:
+def _open_run(planned: PlannedPoint, parent: str, runs: ExitStack) -> Tracking:
+    """Open the point's run in MLflow, or leave it as it is if it shows all there is."""
+    tags = {PARENT_TAG: parent}
+    tracking = Tracking(planned.folder, planned.point.name, tags, resume=True)
+    return tracking if tracking.has_published() else runs.enter_context(tracking)
+
+
+def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], tracking: Tracking) -> Result:
     """Wait for all stages of the point and record it."""
     outcomes = wait_for(planned.steps, futures)
-    state = record_point(planned, outcomes, parent, return_state=True)
+    state = record_point(planned, outcomes, tracking, return_state=True)
     result = state.result(raise_on_failure=False)
     if isinstance(result, Result):
         return result
@@ -91,7 +97,7 @@ def _finish(planned: PlannedPoint, futures: dict[str, PrefectFuture], parent: st
 
 
 @task(task_run_name="{planned.point.name}: record", cache_policy=NO_CACHE)
-def record_point(planned: PlannedPoint, outcomes: list[Outcome], parent: str) -> Result:
+def record_point(planned: PlannedPoint, outcomes: list[Outcome], tracking: Tracking) -> Result:
     """Save the point as an experiment if all its stages are done; show it in MLflow in any case."""
     point, folder = planned.point, planned.folder
     undone = {outcome.stage for outcome in outcomes if outcome.outcome in UNDONE}
@@ -99,7 +105,6 @@ def record_point(planned: PlannedPoint, outcomes: list[Outcome], parent: str) ->
     if not undone:
         _save_experiment(planned)
     stages = [step.stage for step in planned.steps if step.stage.name not in undone]
-    tracking = Tracking(folder, point.name, {PARENT_TAG: parent}, resume=True)
     if undone or not tracking.has_published():
         tracking.publish(stages, outcomes)
     for outcome in outcomes:

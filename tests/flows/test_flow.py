@@ -100,6 +100,7 @@ def test_a_run_shows_what_stages_were_made_with_as_soon_as_they_end(toy):
     assert run.tags["git.uncommitted"] == "false"
     made = json.loads(run.tags["made.evaluation"])
     assert made["device"] == "cpu" and made["worker"] and 0 <= made["seconds"] < PATIENCE
+    assert made["commit"] == start
     with closing(sqlite3.connect(toy.root / "mlflow.db")) as database:
         ((name, digest),) = database.execute("select name, digest from datasets").fetchall()
     assert name == "data/download" and len(digest) == 32

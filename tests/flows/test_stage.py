@@ -25,7 +25,10 @@ def test_outcomes_follow_dvc(toy):
     assert run(toy, "cut@1").outcome == "executed"
     assert run(toy, "cut@1").outcome == "unchanged"
     toy.replace("by: 1", "by: 2")
-    assert run(toy, "cut@1").outcome == "executed"
+    toy.git("commit", "-qam", "a commit in mid-run")
+    changed = run(toy, "cut@1")
+    assert changed.outcome == "executed"
+    assert changed.made["commit"] == toy.git("rev-parse", "HEAD").strip()
     toy.replace("by: 2", "by: 1")
     restored = run(toy, "cut@1")
     assert (restored.outcome, restored.stage, restored.group) == ("restored", "cut@1", "cut")

@@ -126,6 +126,10 @@ def test_one_sweep_at_a_time(tmp_path):
         pass
 
 
+def tags_of(name: str, root: Path) -> dict[str, str]:
+    return next(run.tags for run in read_runs(root) if run.tags["mlflow.runName"] == name)
+
+
 class TestRuns:
     pytestmark = needs_prefect
 
@@ -187,6 +191,7 @@ class TestRuns:
         process = toy.start("-m", "flows", *arguments)
         good = toy.root / ".sweeps/points/merge.rate=0.5/runs.log"
         wait_until(lambda: good.exists() and "merge" in good.read_text())
+        wait_until(lambda: "made.download" in tags_of("merge.rate=oops", toy.root))
         children = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.communicate()
@@ -204,3 +209,4 @@ class TestRuns:
         statuses = {run.tags["mlflow.runName"]: run.status for run in read_runs(toy.root)}
         assert statuses["merge.rate=0.5"] == "FINISHED"
         assert statuses["merge.rate=oops"] == statuses["merge.rate"] == "FAILED"
+        assert "made.download" in tags_of("merge.rate=oops", toy.root)  # from before it was killed
