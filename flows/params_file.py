@@ -2,11 +2,14 @@
 
 DVC ignores a section that no stage reads; for a missing one it only names the place in dvc.yaml. It
 puts values into commands as they are, so `x; rm -r .` would be a second command. The values within
-a section are checked by its model: `python -m stages.preflight`.
+a section are checked by its model, `python -m stages.preflight`, before a run or if DVC cannot fill
+its templates with them.
 """
 
 import difflib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +70,9 @@ def check_params(root: Path) -> None:
                     f"{PARAMS}: {key}: a {DAG} puts it into a command or path; expected letters,"
                     f" digits and . / + = - _, found {word!r}"
                 )
+    gpus = params.get("gpus_per_training", 1)
+    if type(gpus) is not int or gpus < 1:
+        raise DagError(f"{PARAMS}: gpus_per_training: expected a whole number >= 1, found {gpus!r}")
     shards = params.get("shards", [0])
     whole = isinstance(shards, list) and all(type(shard) is int for shard in shards)
     if not whole or not shards or shards != list(range(len(shards))):
@@ -75,6 +81,20 @@ def check_params(root: Path) -> None:
             f"{PARAMS}: shards: expected numbers from 0 on, such as {list(range(count))} for"
             f" {count} shards, found {shards!r}"
         )
+
+
+def check_values(root: Path) -> None:
+    """Let the models of all sections check their values, but not whether files exist.
+
+    Raises:
+        DagError: some are wrong; the message names their keys.
+    """
+    models = {path.parent.name for path in root.glob("*/*/params.py")}
+    sections = sorted(models & _load(root / PARAMS, PARAMS).keys())
+    command = [sys.executable, "-m", "stages.preflight", *sections, "--elsewhere"]
+    done = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8")
+    if sections and done.returncode:
+        raise DagError(done.stderr.strip())
 
 
 def _words(value: Any) -> Iterator[str]:

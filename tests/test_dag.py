@@ -3,6 +3,8 @@
 import ast
 import re
 import shutil
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import grimp
@@ -12,7 +14,7 @@ from ruamel.yaml import YAML
 
 from claims.readme import pages, place, reruns, reruns_table
 from flows.dvc.project import load_graph
-from flows.graph import USED, Graph, overlap
+from flows.graph import USED, DagError, Graph, overlap
 from flows.overlay import apply_overlay
 from stages.detector.params import ANNOTATIONS, TRUTH
 from stages.guard import find_declared
@@ -215,14 +217,21 @@ def test_no_stage_up_to_the_detector_reads_ground_truth(graph):
     assert seen == set()
 
 
-def test_if_asked_the_proposal_network_alone_reads_which_base_classes_people_saw(tmp_path):
+@pytest.fixture
+def copied(tmp_path):
+    """Return a folder with the DAG, its params and the code of the stages, to be changed."""
     for name in ("dvc.yaml", "params.yaml", "comparators/dvc.yaml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
-    apply_overlay(tmp_path / "params.yaml", {"wspn": {"image_labels": "annotations"}}, "test")
-    graph = load_graph(tmp_path)
+    return tmp_path
+
+
+def test_if_asked_the_proposal_network_alone_reads_which_base_classes_people_saw(copied):
+    apply_overlay(copied / "params.yaml", {"wspn": {"image_labels": "annotations"}}, "test")
+    graph = load_graph(copied)
     for path, readers in ((ANNOTATED_CLASSES, {"wspn"}), (GROUND_TRUTH, set())):
         blind = {stage.group for stage in graph.values() if stage.group in BLIND}
         found = {
@@ -234,22 +243,39 @@ def test_if_asked_the_proposal_network_alone_reads_which_base_classes_people_saw
 
 
 @pytest.mark.parametrize("source", ANNOTATIONS)
-def test_ground_truth_reaches_the_detector_through_the_sources_that_are_of_it(tmp_path, source):
+def test_ground_truth_reaches_the_detector_through_the_sources_that_are_of_it(copied, source):
     annotations, (*_, classes) = ANNOTATIONS[source]
-    for name in ("dvc.yaml", "params.yaml", "comparators/dvc.yaml"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     sources = [{"name": source, "annotations": annotations, "classes": classes}]
     changes = {"detector": {"supervision": {"sources": sources}}}
-    apply_overlay(tmp_path / "params.yaml", changes, "test")
-    graph = load_graph(tmp_path)
+    apply_overlay(copied / "params.yaml", changes, "test")
+    graph = load_graph(copied)
     seen = inputs_through(graph, "detector", "download")
     assert any(overlap(path, GROUND_TRUTH) for path in seen) == (annotations == TRUTH)
     # and nothing is made that it does not learn from
     assert ("data/pseudo_masks" in seen) == (source == "pseudo_masks")
     assert ("data/download/narratives" in seen) == (source == "phrases")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("detector.supervision.sources", 3, r"detector\.supervision\.sources: .*, found 3"),
+        ("detector.supervision.sources", [3], r"detector\.supervision\.sources\.0: .*, found 3"),
+        ("detector", None, r"detector\.architecture: expected one of .*, found None"),
+        ("wspn", {}, r"wspn\.\w+: Field required"),
+        ("evaluation.split", ["test"], r"evaluation\.split: .*, found \['test'\]"),
+        ("gpus_per_training", 0, "gpus_per_training: expected a whole number >= 1, found 0"),
+        ("gpus_per_training", "two", "gpus_per_training: expected .*, found 'two'"),
+    ],
+)
+def test_values_that_templates_cannot_take_are_told_by_their_keys(copied, key, value, message):
+    yaml = YAML()
+    params = yaml.load(copied / "params.yaml")
+    *sections, last = key.split(".")
+    reduce(getitem, sections, params)[last] = value
+    yaml.dump(params, copied / "params.yaml")
+    with pytest.raises(DagError, match=rf"\Aparams\.yaml: {message}"):
+        load_graph(copied)
 
 
 def test_the_code_of_those_stages_does_not_name_it(closures):

@@ -25,7 +25,7 @@ from dvc.scm import SCMError
 from dvc.stage import Stage as DvcStage
 
 from flows.graph import DagError, Graph, Stage, select
-from flows.params_file import check_params
+from flows.params_file import check_params, check_values
 
 logging.getLogger("dvc").setLevel(logging.WARNING)  # not a line per change of dvc.lock
 ONE_BY_ONE = threading.RLock()  # within this process: DVC polls its own lock only twice a second
@@ -122,7 +122,11 @@ def _message(error: BaseException | None) -> str:
 def read_graph(repo: Repo, root: Path) -> tuple[Graph, dict[str, DvcStage]]:
     """Return the graph in the order in which `dvc repro` runs it, and DVC's own stages."""
     check_params(root)
-    edges = repo.index.graph  # an edge goes from a stage to its dependency
+    try:
+        edges = repo.index.graph  # an edge goes from a stage to its dependency
+    except (DvcException, TypeError, AssertionError):  # DVC asserts what templates are filled with
+        check_values(root)
+        raise
     originals = {_name(original): original for original in nx.dfs_postorder_nodes(edges)}
     graph = {
         name: _convert(original, root, sorted(map(_name, edges.successors(original))))

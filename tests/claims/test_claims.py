@@ -283,23 +283,23 @@ def test_committed_records_name_the_results_of_their_commit(record):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """Give a repository with two stages, one of them with an engine's folder among its code."""
+    """Give a repository with two stages, one with an architecture's folder among its code."""
     for name, text in {
-        "params.yaml": "seed: 0\nlabel_quality: {sides: [1]}\nunread: 1\ndetector: {engine: one}\n"
-        "download: {scenes: {class_split: 0}}\n",
+        "params.yaml": "seed: 0\nlabel_quality: {sides: [1]}\nunread: 1\n"
+        "detector: {architecture: one}\ndownload: {scenes: {class_split: 0}}\n",
         "requirements.lock": "numpy==2.0\n",
         "dvc.yaml": "stages:\n  label_quality:\n    cmd: python -m stages label_quality\n"
         "    deps: [data/pseudo_labels, stages/label_quality/__main__.py]\n"
         "    params: [label_quality, seed, download]\n",
         PIPELINE: "stages:\n  oracle:\n    cmd: python -m stages oracle\n"
-        "    deps: ['stages/engines/${detector.engine}']\n"
+        "    deps: ['stages/models/${detector.architecture}']\n"
         "  trained:\n    foreach: {longer: {steps: 5}}\n    do:\n"
         "      cmd: python -m stages detector ${item.steps}\n"
         "      deps: ['comparators/${key}/method.yaml']\n",
         "comparators/longer/method.yaml": "steps: 1",
         "stages/label_quality/__main__.py": "one",
-        "stages/engines/one/network.py": "one",
-        "stages/engines/two/network.py": "two",
+        "stages/models/one/network.py": "one",
+        "stages/models/two/network.py": "two",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -389,13 +389,13 @@ def test_every_seed_is_the_experiment_and_some_changes_of_it(project):
     ("file", "old", "new"),
     [
         ("params.yaml", "sides: [1]", "sides: [2]"),
-        ("params.yaml", "engine: one", "engine: two"),
+        ("params.yaml", "architecture: one", "architecture: two"),
         ("requirements.lock", "2.0", "2.1"),
         ("dvc.yaml", "stages label_quality\n", "stages label_quality --fast\n"),
         ("stages/label_quality/__main__.py", "one", "two"),
         ("comparators/longer/method.yaml", "1", "2"),
         (PIPELINE, "steps: 5", "steps: 6"),
-        ("stages/engines/one/network.py", "one", "two"),
+        ("stages/models/one/network.py", "one", "two"),
     ],
 )
 def test_another_experiment_is_measured_anew_and_the_older_record_left_out(
@@ -420,7 +420,7 @@ def test_another_experiment_is_measured_anew_and_the_older_record_left_out(
     assert f"seed 1 at commit {head};" in accepted
 
 
-@pytest.mark.parametrize("file", ["params.yaml", "stages/engines/two/network.py", "README.md"])
+@pytest.mark.parametrize("file", ["params.yaml", "stages/models/two/network.py", "README.md"])
 def test_what_decides_no_number_is_no_other_experiment(project, runs, file):
     measure_claims(project, [1])
     with (project / file).open("a") as text:

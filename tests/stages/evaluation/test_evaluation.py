@@ -166,13 +166,13 @@ def test_same_numbers_as_pycocotools_own_way(kind):
         coco = COCO()
         coco.dataset = {**truth, "categories": [{"id": i} for i in INDEX]}
         coco.createIndex()
-        judge = COCOeval(coco, coco.loadRes([dict(entry) for entry in found]), kind)
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
+        reference = COCOeval(coco, coco.loadRes([dict(entry) for entry in found]), kind)
+        reference.evaluate()
+        reference.accumulate()
+        reference.summarize()
     assert 1 < own["AP"] < 99
-    assert own["AP"] == pytest.approx(100 * judge.stats[0], abs=1e-3)
-    assert own["AP50"] == pytest.approx(100 * judge.stats[1], abs=1e-3)
+    assert own["AP"] == pytest.approx(100 * reference.stats[0], abs=1e-3)
+    assert own["AP50"] == pytest.approx(100 * reference.stats[1], abs=1e-3)
 
 
 def test_constrained_is_classified_again_not_filtered():

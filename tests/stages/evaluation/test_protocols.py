@@ -84,7 +84,7 @@ def overlap(detection, entry, as_crowd):
 
 def literal_coco(trial, found, kind, category_id, threshold, most=100):
     """COCO's AP of one class at one threshold, step by step on pixels."""
-    judged, num_objects = [], 0
+    matched, num_objects = [], 0
     for image_id in sorted(trial.image_ids):
         objects = [
             a
@@ -106,15 +106,15 @@ def literal_coco(trial, found, kind, category_id, threshold, most=100):
                 if iou >= best:
                     best, choice = iou, number
             if choice is None:
-                judged.append((detection["score"], False))
+                matched.append((detection["score"], False))
             elif not objects[choice]["iscrowd"]:
                 taken.add(choice)
-                judged.append((detection["score"], True))
+                matched.append((detection["score"], True))
     if not num_objects:
         return -1
-    judged.sort(key=lambda pair: -pair[0])
+    matched.sort(key=lambda pair: -pair[0])
     points, hits = [], 0
-    for number, (_, right) in enumerate(judged, 1):
+    for number, (_, right) in enumerate(matched, 1):
         hits += right
         points.append((hits / num_objects, hits / number))
     return np.mean(
@@ -139,7 +139,7 @@ def test_coco_numbers_equal_a_literal_computation(kind):
 
 def literal_open_images(trial, found, kind, category_id):
     """AP of one class by the challenge's words, one detection at a time, on pixels."""
-    judged, num_objects = [], 0
+    matched, num_objects = [], 0
     for image in trial.images:
         mine, objects = (
             [e for e in entries if (e["image_id"], e["category_id"]) == (image["id"], category_id)]
@@ -176,15 +176,15 @@ def literal_open_images(trial, found, kind, category_id):
                     group = groups[int(np.argmax(parts))]
                     if drawn:
                         best_of_group.setdefault(group, detection["score"])
-        judged += [
+        matched += [
             (r["score"], s == "right") for r, s in zip(mine, state, strict=True) if s != "ignored"
         ]
-        judged += [(s, True) for s in best_of_group.values()]
+        matched += [(s, True) for s in best_of_group.values()]
     if not num_objects:
         return -1
-    judged.sort(key=lambda pair: -pair[0])
+    matched.sort(key=lambda pair: -pair[0])
     area, hits, points = 0.0, 0, []
-    for number, (_, right) in enumerate(judged, 1):
+    for number, (_, right) in enumerate(matched, 1):
         hits += right
         points.append((right, hits / number))
     for number, (right, _) in enumerate(points):
