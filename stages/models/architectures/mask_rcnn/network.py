@@ -162,8 +162,8 @@ class Network(Detector):
         found = self.regions.detect(features, boxes, batch.image_sizes, vocabularies)
         return [
             [
-                in_image(detections, seen, image_hw)
-                for detections, seen, image_hw in zip(
+                in_image(detections, resized_hw, image_hw)
+                for detections, resized_hw, image_hw in zip(
                     per_image, batch.image_sizes, original, strict=True
                 )
             ]

@@ -54,8 +54,8 @@ class Network(Detector):
         if not network.central:  # then detectron2 centres its first anchors on 0
             for anchors in self.proposals.anchor_generator.cell_anchors:
                 anchors += first_centre(network.strides[0], network.central)
-        own = {} if region_stage is None else {"res5": region_stage}
-        self.regions = region_heads_class(params.backbone)(config, levels, **own)
+        last_stage = {} if region_stage is None else {"res5": region_stage}
+        self.regions = region_heads_class(params.backbone)(config, levels, **last_stage)
         self.regions.box_predictor.classifier.begin_with(embeddings)
         self.transform = GeneralizedRCNNTransform(
             config.INPUT.MIN_SIZE_TEST,
