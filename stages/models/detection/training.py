@@ -29,10 +29,10 @@ from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.models.detection.detector import Detector, LossSettings, Targets
 from stages.models.detection.global_batch import (
-    BatchRng,
-    MicroBatchRng,
-    PartRng,
-    prepare_rngs,
+    BatchContext,
+    MicroBatchContext,
+    PartContext,
+    prepare_contexts,
     sync_batch_norms,
     trained_batch_norms,
 )
@@ -117,9 +117,9 @@ def train_detector(
         own_seed = derive_seed(seed, "step", step)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(own_seed)
-            for images, targets, rng in _micro_batches(model, samples, size, params, own_seed):
+            for images, targets, context in _micro_batches(model, samples, size, params, own_seed):
                 with _precision(images[0].device, params):
-                    losses = model.losses(images, targets, settings, rng)
+                    losses = model.losses(images, targets, settings, context)
                 reduce(add, (weights[name] * loss for name, loss in losses.items())).backward()
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + loss.detach()
@@ -236,33 +236,33 @@ def _batches(
 
 def _micro_batches(
     model: Detector, samples: Samples, size: int, params: TrainingParams, seed: int
-) -> Iterator[tuple[list[torch.Tensor], Targets, BatchRng | None]]:
-    """Yield images, targets and draws of each micro-batch of at most `size` images.
+) -> Iterator[tuple[list[torch.Tensor], Targets, BatchContext | None]]:
+    """Yield images, targets and context of each micro-batch of at most `size` images.
 
     If there are several, a forward pass up to the proposals first counts what can be sampled from
     each, because the samples are those of the whole batch.
     """
-    count = params.batch_size
+    batch_size = params.batch_size
     starts = range(0, len(samples), size)
     split = [samples[start : start + size] for start in starts]
     pairs = [([image for image, _ in part], [target for _, target in part]) for part in split]
     if len(pairs) == 1:
         images, targets = pairs[0]
-        yield images, targets, PartRng(seed, count) if num_processes() > 1 else None
+        yield images, targets, PartContext(seed, batch_size) if num_processes() > 1 else None
         return
-    own = own_places(count)
-    parts = [MicroBatchRng(seed, count, own.start + start) for start in starts]
-    jobs = list(zip(pairs, parts, strict=True))
-    sizes_hw = [model.padded_hw(images, part) for (images, _), part in jobs]
+    first = own_places(batch_size).start
+    contexts = [MicroBatchContext(seed, batch_size, first + start) for start in starts]
+    micro_batches = list(zip(pairs, contexts, strict=True))
+    sizes_hw = [model.padded_hw(images, context) for (images, _), context in micro_batches]
     heights, widths = zip(*sizes_hw, strict=True)
-    padded_hw = PartRng(seed, count).common_hw((max(heights), max(widths)))
-    for (images, targets), part in jobs:
-        part.padded_hw = padded_hw
+    padded_hw = PartContext(seed, batch_size).common_hw((max(heights), max(widths)))
+    for (images, targets), context in micro_batches:
+        context.padded_hw = padded_hw
         with _precision(images[0].device, params):
-            model.count_samples(images, targets, part)
-    prepare_rngs(parts, seed, count)
-    for (images, targets), part in jobs:
-        yield images, targets, part
+            model.count_samples(images, targets, context)
+    prepare_contexts(contexts, seed, batch_size)
+    for (images, targets), context in micro_batches:
+        yield images, targets, context
 
 
 def _precision(device: torch.device, params: TrainingParams) -> torch.autocast:

@@ -38,7 +38,7 @@ from stages.models.architectures.fcos_mo.mask_head import MaskHead, mask_terms
 from stages.models.architectures.fcos_mo.params import NetworkParams
 from stages.models.detection.backbones import Backbone, build_backbone
 from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
-from stages.models.detection.global_batch import BatchRng, Counts, MicroBatchRng, Orders
+from stages.models.detection.global_batch import BatchContext, Counts, MicroBatchContext, Orders
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.text_classifier import TextClassifier
 
@@ -85,21 +85,21 @@ class Network(Detector):
         images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
-        rng: BatchRng | None = None,
+        context: BatchContext | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the four losses.
 
         Those of locations are sums over the batch, divided by the number of locations that learn an
         object, as in FCOS. That of masks is a mean over the objects drawn.
         """
-        rng = rng or BatchRng()
-        batch, targets = self._resize(images, targets, rng)
+        context = context or BatchContext()
+        batch, targets = self._resize(images, targets, context)
         levels = list(self.backbone(batch.tensors).values())
         predictions = self.dense(levels[-len(self.grid.strides) :])
         logits = self.classifier_head(predictions.features, settings.vocabulary)
         locations = self.grid.locations(batch.tensors.shape[-2:], logits.device)
         objects = self._assign(locations, targets)
-        orders, batch_counts = rng.orders(_counts(objects, targets))
+        orders, batch_counts = context.orders(_counts(objects, targets))
         num_positive = max(1, sum(positives for positives, _ in batch_counts))
         image_sums = [
             self._location_losses(locations, *of_image, settings.background_weight)
@@ -185,26 +185,26 @@ class Network(Detector):
 
     @torch.no_grad()
     def count_samples(
-        self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
+        self, images: list[torch.Tensor], targets: Targets, context: MicroBatchContext
     ) -> None:
-        """Let `rng` record how many locations learn an object, and how many objects have a mask."""
-        batch, targets = self._resize(images, targets, rng)
+        """Let `context` record how many locations learn an object, and how many masks there are."""
+        batch, targets = self._resize(images, targets, context)
         locations = self.grid.locations(batch.tensors.shape[-2:], self.device)
-        rng.orders(_counts(self._assign(locations, targets), targets))
+        context.orders(_counts(self._assign(locations, targets), targets))
 
-    def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
+    def padded_hw(self, images: list[torch.Tensor], context: BatchContext) -> tuple[int, int]:
         """Return the size to which these images are resized and padded."""
-        with rng.resizing(len(images)):
+        with context.resizing(len(images)):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     def _resize(
-        self, images: list[torch.Tensor], targets: Targets, rng: BatchRng
+        self, images: list[torch.Tensor], targets: Targets, context: BatchContext
     ) -> tuple[ImageList, Targets]:
         """Return images and targets, resized and padded for the network."""
-        with rng.resizing(len(images)):
+        with context.resizing(len(images)):
             batch, targets = self.transform(images, targets)
         height, width = batch.tensors.shape[-2:]
-        rows, columns = rng.common_hw((height, width))
+        rows, columns = context.common_hw((height, width))
         batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
         return batch, targets
 

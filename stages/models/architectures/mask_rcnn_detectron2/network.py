@@ -32,7 +32,7 @@ from stages.models.architectures.mask_rcnn_detectron2.proposals import LevelBack
 from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.backbones import build_backbone
 from stages.models.detection.detector import IGNORED, Detector, LossSettings, Prediction, Targets
-from stages.models.detection.global_batch import BatchRng
+from stages.models.detection.global_batch import BatchContext
 from stages.models.detection.paste_masks import in_image
 
 
@@ -88,9 +88,9 @@ class Network(Detector):
         images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
-        rng: BatchRng | None = None,
+        context: BatchContext | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the five losses; `rng` is not used, as micro-batches are not supported."""
+        """Return the five losses; `context` is not used, as micro-batches are not supported."""
         batch, targets = self.transform(images, targets)
         seen = ImageList(batch.tensors, batch.image_sizes)
         features = self.backbone(seen.tensor)
