@@ -49,6 +49,11 @@ class DetectorSupervisionParams(SupervisionParams):
 
     sources: list[DetectorSourceParams] = Field(min_length=1)
 
+    def taught_splits(self) -> set[str]:
+        """Return the splits, base or novel, of whose classes any source has objects."""
+        splits = {source.classes for source in self.sources}
+        return {"base", "novel"} if "all" in splits else set(splits)
+
     @model_validator(mode="after")
     def _sources_make_sense_together(self) -> "DetectorSupervisionParams":
         for aspect in ("class", "box", "mask"):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stages.common.formats.categories import Category
 from stages.common.formats.stored_images import AnyImage
 from stages.common.runtime.seeding import derive_seed
 from stages.models.detection.params import SupervisionParams
@@ -151,6 +152,11 @@ def source_file(text: str) -> tuple[str, Path]:
     if not name or not path:
         raise ArgumentTypeError(f"{text}: expected name=file")
     return name, Path(path)
+
+
+def labels_by_id(categories: Sequence[Category], vocabulary: Sequence[int]) -> dict[int, int]:
+    """Return the labels of the categories in a vocabulary: category id → 1-based position in it."""
+    return {categories[k].id: place + 1 for place, k in enumerate(vocabulary)}
 
 
 def read_sources(

@@ -8,7 +8,6 @@ process up to rounding (`stages.models.detection.global_batch`).
 from collections.abc import Generator, Iterator, Sequence
 from functools import reduce
 from operator import add
-from typing import Any
 
 import torch
 from torch import nn
@@ -155,15 +154,6 @@ def make_schedule(params: TrainingParams) -> Schedule:
         params.warmup_steps,
         schedule.warmup_from,
     )
-
-
-def training_metrics(model: Detector, supervision: Supervision, curve: Curve) -> dict[str, Any]:
-    """Return what metrics.json reports of a training: data, what was left out, last losses."""
-    return {
-        **supervision.facts(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **curve.last(),
-    }
 
 
 def freeze(model: Detector, params: TrainingParams) -> None:

@@ -11,7 +11,6 @@ import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
 from comparators.rpn.params import RpnParams
 from stages.common.formats.images import write_images
-from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device
 from stages.common.runtime.params import read_section
 from stages.common.runtime.processes import run_in_processes
@@ -48,7 +47,7 @@ def toy(tmp_path, monkeypatch):
     make_toy_repository(tmp_path, steps=6)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["detector"])
-    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
+    monkeypatch.setattr("stages.models.detection.training_run.STEPS_PER_ROW", 1)
 
 
 def test_another_architecture_trains_is_saved_and_trains_on(toy, monkeypatch):
