@@ -25,6 +25,7 @@ from stages.common.runtime.storage import read_tensors
 from stages.detector.params import DetectorParams
 from stages.models.detection.detector import build
 from stages.models.detection.initial_weights import load_start
+from stages.models.detection.region_hooks import check_hooks
 from stages.models.detection.supervision import Supervision, labels_by_id, read_sources
 from stages.models.detection.training_run import train_and_save
 
@@ -43,6 +44,7 @@ def main() -> None:
     make_deterministic(seed, "detector")
     device = prepare_device(read_exactness())
 
+    check_hooks(params, options.section)
     categories = read_categories(CATEGORIES)
     known_ids = [category.id for category in read_categories(CATEGORIES, ALL_SPLITS)]
     taught = params.supervision.taught_splits()

@@ -32,12 +32,12 @@ class DetectorSourceParams(SourceParams):
     @model_validator(mode="after")
     def _is_what_its_name_says(self) -> "DetectorSourceParams":
         if self.name not in ANNOTATIONS:
-            raise ValueError(f"name: expected one of {', '.join(ANNOTATIONS)}, found {self.name}")
+            raise ValueError(f"name: expected one of {', '.join(ANNOTATIONS)}, found {self.name!r}")
         path, classes = ANNOTATIONS[self.name]
         if self.annotations != path or self.classes not in classes:
             raise ValueError(
                 f"{self.name}: expected annotations {path} and classes {' or '.join(classes)},"
-                f" found {self.annotations} and {self.classes}"
+                f" found {self.annotations!r} and {self.classes}"
             )
         if self.name in BOXES_ALONE and "mask" in self.teaches:
             raise ValueError(f"{self.name}: has boxes and no masks; leave mask out of teaches")

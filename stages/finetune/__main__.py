@@ -32,6 +32,7 @@ from stages.common.runtime.storage import replace_file, write_json
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
 from stages.models.detection.detector import load
+from stages.models.detection.region_hooks import check_hooks
 from stages.models.detection.supervision import (
     Supervision,
     labels_by_id,
@@ -69,6 +70,7 @@ def main() -> None:
             keep_detector(options.output)
         return
 
+    check_hooks(params, options.section)
     categories = read_categories(CATEGORIES)
     known_ids = [category.id for category in read_categories(CATEGORIES, ALL_SPLITS)]
     labelled = [k for k, c in enumerate(categories) if c.split in options.label_splits]

@@ -201,7 +201,7 @@ def build(
     model = network(params, embeddings)
     model.architecture, model.region_head = architecture, region_head
     if region_head is not None:
-        model.use_region_head(find_hook(region_head, "region_head"))
+        model.use_region_head(find_hook(region_head, "region_head", "region_head"))
     return model
 
 

@@ -179,11 +179,11 @@ def read_sources(
     Raises:
         ValueError: the stage has no such source, or a file cannot be used.
     """
-    strange = [source.name for source in params.sources if source.name not in files]
-    if strange:
+    unknown = [source.name for source in params.sources if source.name not in files]
+    if unknown:
         raise ValueError(
             f"params.yaml: {section}.supervision.sources: this stage has {', '.join(files)}, found"
-            f" {', '.join(strange)}; to add a file, give its command --source name=file and list"
+            f" {unknown}; to add a file, give its command --source name=file and list"
             " the file in its deps"
         )
     known, found = list(known_categories), []

@@ -15,7 +15,7 @@ from torch import nn
 from stages.common.runtime.checkpoints import Checkpoint
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import send
-from stages.common.runtime.params import environment_number
+from stages.common.runtime.params import PARAMS_FILE, environment_number
 from stages.common.runtime.prefetch import prefetch
 from stages.common.runtime.processes import (
     add_gradients,
@@ -36,7 +36,7 @@ from stages.models.detection.global_batch import (
     trained_batch_norms,
 )
 from stages.models.detection.params import TrainingParams, check_training
-from stages.models.detection.region_hooks import region_losses
+from stages.models.detection.region_hooks import find_region_losses
 from stages.models.detection.samples import training_sample
 from stages.models.detection.supervision import Supervision
 from stages.models.solver import Schedule, cosine, make_optimizer, set_rate, step_decay
@@ -56,7 +56,7 @@ def train_detector(
     curve: Curve,
     vocabulary: Sequence[int] | None = None,
     checkpoint: Checkpoint | None = None,
-    what: str = "detector",
+    section: str = "detector",
 ) -> None:
     """Train in place, and leave the model in inference mode.
 
@@ -68,7 +68,7 @@ def train_detector(
         curve: records the losses of every step.
         vocabulary: class indices to choose from; all if None.
         checkpoint: where to resume from and save to; None saves nothing.
-        what: the name in progress lines.
+        section: the section of params.yaml with `params`, for progress lines and errors.
 
     Raises:
         ValueError: the model does not support the sources, OVIS_MICRO_BATCH or the number of
@@ -77,7 +77,10 @@ def train_detector(
     for part in (model.backbone, model.region_stage):  # a tenth faster on CPUs
         if part is not None:
             part.to(memory_format=torch.channels_last)
-    check_training(params, model.params)
+    try:
+        check_training(params, model.params)
+    except ValueError as error:
+        raise ValueError(f"{PARAMS_FILE}: {section}.{error}") from None
     if supervision.weighted and not model.supports("object_weights"):
         raise ValueError(
             f"{model.architecture} cannot weigh objects; set each weight in supervision.sources to"
@@ -89,8 +92,8 @@ def train_detector(
             " negatives to all in each of supervision.sources"
         )
     freeze(model, params)
-    losses_of = region_losses(params.region_losses)
-    settings = LossSettings(vocabulary, params.background_weight, losses_of)
+    further_losses = find_region_losses(params.region_losses, section)
+    settings = LossSettings(vocabulary, params.background_weight, further_losses)
     size = _micro_batch_size(model, params)
     sync_batch_norms(model)
     optimizer = make_optimizer(
@@ -103,11 +106,11 @@ def train_detector(
     checkpoint = checkpoint or Checkpoint(None)
     done, curve_state = checkpoint.restore(model, optimizer) or (0, curve.state())
     curve.restore(curve_state)
-    weights = params.loss_weights | {own.name: own.weight for own in params.region_losses}
+    weights = params.loss_weights | {loss.name: loss.weight for loss in params.region_losses}
     first = process_index() == 0
     steps = range(done, params.steps)
     batches = _batches(model, supervision, params, steps, seed)
-    for step in track(steps, what) if first else steps:
+    for step in track(steps, section) if first else steps:
         samples = next(batches)
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
@@ -132,8 +135,8 @@ def train_detector(
         found = dict(zip(sums, row.tolist(), strict=True))
         if not row.isfinite().all():
             raise ValueError(
-                f"{what}: the losses of step {step + 1} are {found}; lower training.learning_rate,"
-                " set training.gradient_clip, or check its initial weights"
+                f"{section}: the losses of step {step + 1} are {found}; lower"
+                " training.learning_rate, set training.gradient_clip, or check its initial weights"
             )
         curve.add(step + 1, **{f"loss_{name}": loss for name, loss in found.items()})
         if first:

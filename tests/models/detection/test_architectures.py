@@ -172,8 +172,13 @@ def test_a_wrong_architecture_is_told_by_file_and_key(repository, changes, messa
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("frozen", ["neck"], "training.frozen: expected some of trunk, .*, found neck"),
-        ("loss_weights", {"box": 1.0}, "training.loss_weights: expected objectness, .*found box"),
+        ("frozen", ["neck"], "training.frozen: expected some of trunk, .*, found \\['neck'\\]; "),
+        ("loss_weights", {"box": 1.0}, "training.loss_weights: expected obj.*found \\['box'\\]; "),
+        (
+            "loss_weights",
+            {},
+            "training.loss_weights: expected obj.*found \\[\\]; give a weight to each",
+        ),
     ],
 )
 def test_names_that_the_architecture_does_not_declare_are_refused(
