@@ -3,7 +3,7 @@
 The stages `detector` and `finetune` and the comparator `rpn` use these models for their sections of
 params.yaml. The settings of one architecture are the `NetworkParams` in its module `params`, which
 is read without its network, so that a wrong key is reported before anything else is imported or
-runs.
+runs. What each key means, its unit and the paper's value stand beside it in params.yaml.
 """
 
 from collections.abc import Sequence

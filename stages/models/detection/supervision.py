@@ -51,9 +51,10 @@ class Supervision:
         self, sources: Sequence[Source], draw: Literal["together", "in_turn"] = "together"
     ) -> None:
         """Take at least one source, each with at least one image."""
-        self.weighted = any(e.weights is not None for own in sources for e in own.images)
-        self.sources = [_with_weights(own) for own in sources] if self.weighted else list(sources)
-        self.partial = any(e.annotated is not None for own in sources for e in own.images)
+        images = [image for source in sources for image in source.images]
+        self.weighted = any(image.weights is not None for image in images)
+        self.sources = [_with_weights(s) for s in sources] if self.weighted else list(sources)
+        self.partial = any(image.annotated is not None for image in images)
         self._in_turn = draw == "in_turn"
         # For each step so far: its source, and how many steps that source had before.
         self._turns: list[tuple[int, int]] = []
@@ -78,8 +79,8 @@ class Supervision:
         several = len(self.sources) > 1
         found: list[LabelledImage] = []
         for source, count in zip(self.sources, counts, strict=True):
-            own_seed = derive_seed(seed, "source", source.name) if several else seed
-            rows = batch_rows(step, count, len(source.images), own_seed)
+            source_seed = derive_seed(seed, "source", source.name) if several else seed
+            rows = batch_rows(step, count, len(source.images), source_seed)
             images = [source.images[row] for row in rows]
             found += _share_negatives(images) if source.shared_negatives else images
         return found
@@ -121,7 +122,7 @@ class Supervision:
         each = {source.name: source.facts() for source in self.sources}
         if len(each) == 1:
             return next(iter(each.values()))
-        total = {key: sum(own[key] for own in each.values()) for key in ("images", "objects")}
+        total = {key: sum(facts[key] for facts in each.values()) for key in ("images", "objects")}
         return {**total, "sources": each}
 
 
@@ -190,7 +191,7 @@ def read_sources(
     for source in params.sources:
         path, labels = files[source.name]
         annotations = read_annotations(path, labels, known, need_masks="mask" in source.teaches)
-        own = label_images(images, annotations, labels, path, source)
+        labelled = label_images(images, annotations, labels, path, source)
         shared = source.negatives == "batch"
-        found.append(Source(source.name, own, source.fraction, annotations.skipped, shared))
+        found.append(Source(source.name, labelled, source.fraction, annotations.skipped, shared))
     return found

@@ -116,10 +116,10 @@ def train_detector(
         sums: dict[str, torch.Tensor] = {}
         # torchvision's samplers use only the global generator, so each step seeds it; fork_rng
         # restores the caller's state.
-        own_seed = derive_seed(seed, "step", step)
+        step_seed = derive_seed(seed, "step", step)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(own_seed)
-            for images, targets, context in _micro_batches(model, samples, size, params, own_seed):
+            torch.manual_seed(step_seed)
+            for images, targets, context in _micro_batches(model, samples, size, params, step_seed):
                 with _precision(images[0].device, params):
                     losses = model.losses(images, targets, settings, context)
                 reduce(add, (weights[name] * loss for name, loss in losses.items())).backward()
@@ -176,8 +176,8 @@ def freeze(model: Detector, params: TrainingParams) -> None:
 
 def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
     """Return how many of this process's images pass through the network at once."""
-    own, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
-    split = num_processes() > 1 or (wanted is not None and wanted < own)
+    images, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
+    split = num_processes() > 1 or (wanted is not None and wanted < images)
     in_parts, norms = model.supports("micro_batches"), trained_batch_norms(model)
     if split and not in_parts:
         raise ValueError(
@@ -185,13 +185,13 @@ def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
             " set OVIS_PROCESSES to 1"
         )
     if wanted is None:
-        return min(own, USUAL_MICRO_BATCH) if in_parts and not norms else own
-    if wanted >= own:
-        return own
+        return min(images, USUAL_MICRO_BATCH) if in_parts and not norms else images
+    if wanted >= images:
+        return images
     if norms:
         raise ValueError(
             f"{MICRO_BATCH}={wanted}: {norms[0]} and {len(norms) - 1} more normalise by the"
-            f" statistics of all {own} images; unset it, freeze the parts that have them"
+            f" statistics of all {images} images; unset it, freeze the parts that have them"
             f" (trunk, pyramid), or use more processes, which share their statistics"
         )
     return wanted
