@@ -176,8 +176,8 @@ def freeze(model: Detector, params: TrainingParams) -> None:
 
 def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
     """Return how many of this process's images pass through the network at once."""
-    images, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
-    split = num_processes() > 1 or (wanted is not None and wanted < images)
+    num_images, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
+    split = num_processes() > 1 or (wanted is not None and wanted < num_images)
     in_parts, norms = model.supports("micro_batches"), trained_batch_norms(model)
     if split and not in_parts:
         raise ValueError(
@@ -185,13 +185,13 @@ def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
             " set OVIS_PROCESSES to 1"
         )
     if wanted is None:
-        return min(images, USUAL_MICRO_BATCH) if in_parts and not norms else images
-    if wanted >= images:
-        return images
+        return min(num_images, USUAL_MICRO_BATCH) if in_parts and not norms else num_images
+    if wanted >= num_images:
+        return num_images
     if norms:
         raise ValueError(
             f"{MICRO_BATCH}={wanted}: {norms[0]} and {len(norms) - 1} more normalise by the"
-            f" statistics of all {images} images; unset it, freeze the parts that have them"
+            f" statistics of all {num_images} images; unset it, freeze the parts that have them"
             f" (trunk, pyramid), or use more processes, which share their statistics"
         )
     return wanted
