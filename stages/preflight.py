@@ -70,7 +70,7 @@ def _check_environment(path: Path) -> None:
 def _check(name: str, path: Path, elsewhere: bool) -> None:
     params: Any = read_section(name, section_model(name), path)
     if name in ("detector", "finetune", "rpn"):
-        _check_hooks(params)
+        _check_hooks(params, name)
     if name == "finetune":
         _check_training(params.training, path)
     if elsewhere:
@@ -88,15 +88,11 @@ def _check(name: str, path: Path, elsewhere: bool) -> None:
         _check_imagenet(params.imagenet, f"{name}.imagenet")
 
 
-def _check_hooks(params: Any) -> None:
-    hooks = [(own.module, "region_loss") for own in params.training.region_losses]
-    if head := getattr(params, "region_head", None):
-        hooks.append((head, "region_head"))
-    if hooks:
-        from stages.models.detection.region_hooks import find_hook
+def _check_hooks(params: Any, section: str) -> None:
+    if params.training.region_losses or getattr(params, "region_head", None) is not None:
+        from stages.models.detection.region_hooks import check_hooks
 
-        for module, function in hooks:
-            find_hook(module, function)
+        check_hooks(params, section)
 
 
 def _check_training(training: Any, path: Path) -> None:
@@ -105,9 +101,13 @@ def _check_training(training: Any, path: Path) -> None:
     detector = read_params(path).get("detector")
     architecture = detector.get("architecture") if isinstance(detector, dict) else None
     try:
-        check_training(training, network_params(architecture))
+        network = network_params(architecture)
     except ValueError as error:
-        raise ValueError(f"{path}: finetune: {error}") from None
+        raise ValueError(f"{path}: detector.{error}") from None
+    try:
+        check_training(training, network)
+    except ValueError as error:
+        raise ValueError(f"{path}: finetune.{error}") from None
 
 
 def _check_imagenet(weights: Any, key: str) -> None:

@@ -66,7 +66,7 @@ def main() -> None:
     load_start(detector, params, Path("data/vlm/model.safetensors"), "rpn")
     detector.to(device)
     curve = Curve(every=20, growing=OUTPUT / "curve.csv")
-    train_detector(detector, Supervision.of(labelled), params.training, seed, curve, what="rpn")
+    train_detector(detector, Supervision.of(labelled), params.training, seed, curve, section="rpn")
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"
     searched = boxes_by_image(read_table(PROPOSALS / f"{split}.parquet"))

@@ -15,23 +15,21 @@ ground truth in it. Options, for comparators:
 import argparse
 from pathlib import Path
 
-from stages.common.formats.categories import read_categories
+from stages.common.formats.categories import ALL_SPLITS, read_categories
 from stages.common.formats.stored_images import StoredImages
-from stages.common.runtime.checkpoints import Checkpoint, fingerprint
-from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device, prepare_device
 from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
-from stages.common.runtime.processes import process_index, run_in_processes
+from stages.common.runtime.processes import run_in_processes
 from stages.common.runtime.seeding import make_deterministic
-from stages.common.runtime.storage import read_tensors, write_json
+from stages.common.runtime.storage import read_tensors
 from stages.detector.params import DetectorParams
-from stages.models.detection.detector import build, save
+from stages.models.detection.detector import build
 from stages.models.detection.initial_weights import load_start
-from stages.models.detection.region_hooks import hook_files
-from stages.models.detection.supervision import Supervision, read_sources
-from stages.models.detection.training import train_detector, training_metrics
+from stages.models.detection.region_hooks import check_hooks
+from stages.models.detection.supervision import Supervision, labels_by_id, read_sources
+from stages.models.detection.training_run import train_and_save
 
-DOWNLOAD = Path("data/download")
+CATEGORIES = Path("data/download/categories.json")
 SUPERVISION = Path("data/supervision")
 EMBEDDINGS = Path("data/vocabulary/embeddings.safetensors")
 VLM = Path("data/vlm/model.safetensors")
@@ -42,24 +40,23 @@ def main() -> None:
     options = _read_options()
     params = read_section(options.section, DetectorParams, method=options.method)
     seed = read_seed()
-    shards = [DOWNLOAD / f"images/train/{shard}.parquet" for shard in read_shards()]
+    shards = [Path(f"data/download/images/train/{shard}.parquet") for shard in read_shards()]
     make_deterministic(seed, "detector")
     device = prepare_device(read_exactness())
 
-    categories = read_categories(DOWNLOAD / "categories.json")
-    every = read_categories(DOWNLOAD / "categories.json", ("base", "novel", "excluded"))
-    told = {own.classes for own in params.supervision.sources}
-    splits = [s for s in options.label_splits if options.annotations or told & {s, "all"}]
-    learned = [k for k, c in enumerate(categories) if c.split in splits]
-    labels = {categories[k].id: place + 1 for place, k in enumerate(learned)}
+    check_hooks(params, options.section)
+    categories = read_categories(CATEGORIES)
+    known_ids = [category.id for category in read_categories(CATEGORIES, ALL_SPLITS)]
+    taught = params.supervision.taught_splits()
+    splits = [split for split in options.label_splits if options.annotations or split in taught]
+    learned = [k for k, category in enumerate(categories) if category.split in splits]
+    labels = labels_by_id(categories, learned)
     files = {
-        own.name: (options.annotations or SUPERVISION / f"{own.name}.json", labels)
-        for own in params.supervision.sources
+        source.name: (options.annotations or SUPERVISION / f"{source.name}.json", labels)
+        for source in params.supervision.sources
     }
-    sources = read_sources(
-        params.supervision, files, [c.id for c in every], StoredImages(*shards), options.section
-    )
-    supervision = Supervision(sources, params.supervision.draw)
+    images = StoredImages(*shards)
+    sources = read_sources(params.supervision, files, known_ids, images, options.section)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
     if len(embeddings) != len(categories):
         raise ValueError(
@@ -68,26 +65,18 @@ def main() -> None:
         )
     model = build(params.architecture, params.network, embeddings, params.region_head)
     started_from = load_start(model, params, VLM, options.section)
-
-    model.to(device)
-    read = [files[source.name][0] for source in sources]
-    inputs = [*read, EMBEDDINGS, DOWNLOAD / "categories.json", *shards]
-    hooks = [own.module for own in params.training.region_losses]
-    hooks += [] if params.region_head is None else [params.region_head]
-    inputs += [*started_from, *hook_files(hooks)]
-    settings = [params.model_dump(), seed, device.type, learned]
-    checkpoint = Checkpoint(fingerprint(settings, inputs))
-    growing = options.output / "curve.csv" if process_index() == 0 else None
-    curve = Curve(every=20, growing=growing)
-    vocabulary = None if len(learned) == len(categories) else learned
-    train_detector(model, supervision, params.training, seed, curve, vocabulary, checkpoint)
-    if process_index() > 0:
-        return  # the first process writes
-    save(options.output / "model.safetensors", model)
-    curve.write(options.output / "curve.csv")
-    metrics = training_metrics(model, supervision, curve)
-    write_json(options.output / "metrics.json", metrics)
-    checkpoint.remove()
+    annotations = [path for path, _ in files.values()]
+    train_and_save(
+        options.output,
+        model.to(device),
+        Supervision(sources, params.supervision.draw),
+        params.training,
+        seed,
+        vocabulary=None if len(learned) == len(categories) else learned,
+        settings=[params.model_dump(), learned],
+        inputs=[*annotations, EMBEDDINGS, CATEGORIES, *shards, *started_from],
+        section=options.section,
+    )
 
 
 def _read_options() -> argparse.Namespace:

@@ -32,12 +32,12 @@ class DetectorSourceParams(SourceParams):
     @model_validator(mode="after")
     def _is_what_its_name_says(self) -> "DetectorSourceParams":
         if self.name not in ANNOTATIONS:
-            raise ValueError(f"name: expected one of {', '.join(ANNOTATIONS)}, found {self.name}")
+            raise ValueError(f"name: expected one of {', '.join(ANNOTATIONS)}, found {self.name!r}")
         path, classes = ANNOTATIONS[self.name]
         if self.annotations != path or self.classes not in classes:
             raise ValueError(
                 f"{self.name}: expected annotations {path} and classes {' or '.join(classes)},"
-                f" found {self.annotations} and {self.classes}"
+                f" found {self.annotations!r} and {self.classes}"
             )
         if self.name in BOXES_ALONE and "mask" in self.teaches:
             raise ValueError(f"{self.name}: has boxes and no masks; leave mask out of teaches")
@@ -48,6 +48,11 @@ class DetectorSupervisionParams(SupervisionParams):
     """The sources that the detector learns from."""
 
     sources: list[DetectorSourceParams] = Field(min_length=1)
+
+    def taught_splits(self) -> set[str]:
+        """Return the splits, base or novel, of whose classes any source has objects."""
+        splits = {source.classes for source in self.sources}
+        return {"base", "novel"} if "all" in splits else set(splits)
 
     @model_validator(mode="after")
     def _sources_make_sense_together(self) -> "DetectorSupervisionParams":

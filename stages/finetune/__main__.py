@@ -18,13 +18,11 @@ softmax. Options, for comparators and further sources:
 import argparse
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from stages.common.formats.categories import read_categories
+from stages.common.formats.categories import ALL_SPLITS, read_categories
 from stages.common.formats.ground_truth import SKIPPED, is_annotated
 from stages.common.formats.stored_images import StoredImages
-from stages.common.runtime.checkpoints import Checkpoint, fingerprint
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device, prepare_device
 from stages.common.runtime.params import read_exactness, read_section, read_seed, read_shards
@@ -33,10 +31,15 @@ from stages.common.runtime.seeding import make_deterministic
 from stages.common.runtime.storage import replace_file, write_json
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
-from stages.models.detection.detector import load, save
-from stages.models.detection.region_hooks import hook_files
-from stages.models.detection.supervision import Supervision, read_sources, source_file
-from stages.models.detection.training import train_detector, training_metrics
+from stages.models.detection.detector import load
+from stages.models.detection.region_hooks import check_hooks
+from stages.models.detection.supervision import (
+    Supervision,
+    labels_by_id,
+    read_sources,
+    source_file,
+)
+from stages.models.detection.training_run import train_and_save
 
 DETECTOR = Path("data/detector/model.safetensors")
 TRUTH = "ground_truth"  # the source to which `finetune.unlabelled` applies
@@ -67,48 +70,38 @@ def main() -> None:
             keep_detector(options.output)
         return
 
+    check_hooks(params, options.section)
     categories = read_categories(CATEGORIES)
-    every = read_categories(CATEGORIES, ("base", "novel", "excluded"))
+    known_ids = [category.id for category in read_categories(CATEGORIES, ALL_SPLITS)]
     labelled = [k for k, c in enumerate(categories) if c.split in options.label_splits]
-    others = [k for k in range(len(categories)) if k not in labelled]
+    unlabelled = [k for k in range(len(categories)) if k not in labelled]
     vocabulary = labelled if params.vocabulary == "base" else list(range(len(categories)))
-    labels = {categories[k].id: place + 1 for place, k in enumerate(vocabulary)}
-    own_labels = {categories[k].id: labels[categories[k].id] for k in labelled}
+    labels = labels_by_id(categories, vocabulary)
+    truth_labels = {categories[k].id: labels[categories[k].id] for k in labelled}
     files = {path.stem: (path, labels) for path in sorted(SUPERVISION.glob("*.json"))}
-    files |= {TRUTH: (options.annotations, own_labels)}
+    files |= {TRUTH: (options.annotations, truth_labels)}
     files |= {name: (path, labels) for name, path in options.source}
-    sources = read_sources(
-        params.supervision, files, [c.id for c in every], StoredImages(*shards), options.section
-    )
+    images = StoredImages(*shards)
+    sources = read_sources(params.supervision, files, known_ids, images, options.section)
     model = load(DETECTOR).to(device)
-
-    settings = [params.model_dump(), seed, device.type, labelled]
-    read = [files[source.name][0] for source in sources]
-    hooks = hook_files(own.module for own in params.training.region_losses)
-    name = fingerprint(settings, [DETECTOR, *read, CATEGORIES, *shards, *hooks])
-    if params.unlabelled == "detections" and others:
-        detect = partial(
-            label_novel_detections,
-            model,
-            vocabulary=vocabulary,
-            novel=others,
-            min_score=params.detection_score,
-        )
-        sources = [
-            replace(own, images=detect(own.images)) if own.name == TRUTH else own for own in sources
-        ]
-    supervision = Supervision(sources, params.supervision.draw)
-    growing = options.output / "curve.csv" if process_index() == 0 else None
-    checkpoint, curve = Checkpoint(name), Curve(every=20, growing=growing)
-    train_detector(
-        model, supervision, params.training, seed, curve, vocabulary, checkpoint, what="finetune"
+    if params.unlabelled == "detections" and unlabelled:
+        score = params.detection_score
+        for place, source in enumerate(sources):
+            if source.name == TRUTH:
+                more = label_novel_detections(model, source.images, vocabulary, unlabelled, score)
+                sources[place] = replace(source, images=more)
+    annotations = [files[source.name][0] for source in sources]
+    train_and_save(
+        options.output,
+        model,
+        Supervision(sources, params.supervision.draw),
+        params.training,
+        seed,
+        vocabulary,
+        settings=[params.model_dump(), labelled],
+        inputs=[DETECTOR, *annotations, CATEGORIES, *shards],
+        section=options.section,
     )
-    if process_index() > 0:
-        return  # the first process writes
-    save(options.output / "model.safetensors", model)
-    curve.write(options.output / "curve.csv")
-    write_json(options.output / "metrics.json", training_metrics(model, supervision, curve))
-    checkpoint.remove()
 
 
 def _read_options() -> argparse.Namespace:

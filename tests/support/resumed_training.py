@@ -8,6 +8,7 @@ import stages.detector.__main__ as stage
 from stages.common.runtime import checkpoints
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import read_tensors
+from stages.models.detection import training_run
 from stages.models.detection.samples import batch_rows
 
 TRAINING_FILES = ("model.safetensors", "metrics.json", "curve.csv")
@@ -18,11 +19,8 @@ def read_training(folder: str) -> list[bytes]:
     return [Path(folder, name).read_bytes() for name in TRAINING_FILES]
 
 
-def check_that_it_resumes(monkeypatch: pytest.MonkeyPatch, curve_every: int = 1) -> None:
-    """Train for six steps by this folder's params.yaml, whole and killed; compare the bytes.
-
-    `curve_every` is the number of steps that a row of the curve is of.
-    """
+def check_that_it_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train for six steps by this folder's params.yaml, whole and killed; compare the bytes."""
     stage.main()
     expected = read_training("data/detector")
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
@@ -36,14 +34,14 @@ def check_that_it_resumes(monkeypatch: pytest.MonkeyPatch, curve_every: int = 1)
                 raise KilledError
             return super().add(step, **scalars)
 
-    monkeypatch.setattr(stage, "Curve", lambda every, growing=None: DyingCurve(curve_every))
+    monkeypatch.setattr(training_run, "Curve", DyingCurve)
     monkeypatch.setattr("sys.argv", ["detector", "--output", "data/again"])
     with pytest.raises(KilledError):
         stage.main()
     (state,) = Path(".resume").glob("*/state.safetensors")
     assert read_tensors(state)[1]["step"] == 3
     started = []
-    monkeypatch.setattr(stage, "Curve", lambda every, growing=None: Curve(curve_every))
+    monkeypatch.setattr(training_run, "Curve", Curve)
     monkeypatch.setattr(
         "stages.models.detection.supervision.batch_rows",
         lambda step, *rest: started.append(step) or batch_rows(step, *rest),

@@ -34,7 +34,7 @@ from torch import nn
 
 from stages.common.runtime.devices import own_kernels
 from stages.common.runtime.storage import read_tensors, write_tensors
-from stages.models.detection.global_batch import BatchRng, MicroBatchRng
+from stages.models.detection.global_batch import BatchContext, MicroBatchContext
 from stages.models.detection.params import PACKAGE, Feature, NetworkParams, network_params
 from stages.models.detection.region_hooks import MakeRegionHead, RegionLoss, find_hook
 from stages.models.detection.text_classifier import TextClassifier
@@ -82,7 +82,7 @@ class Detector(nn.Module, ABC):
 
     `params.supports` names what it offers beyond training and detecting:
 
-    - "micro_batches": `losses` takes `rng`, and there are `padded_hw` and `count_samples`.
+    - "micro_batches": `losses` takes `context`, and there are `padded_hw` and `count_samples`.
     - "proposals": there is `propose`.
     - "object_weights": targets may have "weights".
     - "partial_labels": targets may have "annotated"; no region is then a negative of another class.
@@ -129,7 +129,7 @@ class Detector(nn.Module, ABC):
         images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
-        rng: BatchRng | None = None,
+        context: BatchContext | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the losses by the names of `params.losses`.
 
@@ -139,8 +139,7 @@ class Detector(nn.Module, ABC):
             images: RGB, in [0, 1] before colour jitter.
             targets: as this module describes them.
             settings: of the training.
-            rng: what the images must know of the rest of their batch, if they are only a part of
-                it.
+            context: of the batch, if the images are only a part of it.
         """
 
     @abstractmethod
@@ -153,14 +152,14 @@ class Detector(nn.Module, ABC):
         """Replace the region head by one that `make` builds; see region_hooks."""
         raise self._lacks("region_hooks")
 
-    def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
+    def padded_hw(self, images: list[torch.Tensor], context: BatchContext) -> tuple[int, int]:
         """Return the size to which these images alone are resized and padded."""
         raise self._lacks("micro_batches")
 
     def count_samples(
-        self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
+        self, images: list[torch.Tensor], targets: Targets, context: MicroBatchContext
     ) -> None:
-        """Let `rng` record how many samples the losses could be computed from."""
+        """Let `context` record how many samples the losses could be computed from."""
         raise self._lacks("micro_batches")
 
     def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
@@ -202,7 +201,7 @@ def build(
     model = network(params, embeddings)
     model.architecture, model.region_head = architecture, region_head
     if region_head is not None:
-        model.use_region_head(find_hook(region_head, "region_head"))
+        model.use_region_head(find_hook(region_head, "region_head", "region_head"))
     return model
 
 

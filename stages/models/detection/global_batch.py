@@ -22,8 +22,8 @@ Counts = list[tuple[int, int]]  # positives and negatives to draw from, per imag
 Orders = list[tuple[torch.Tensor, torch.Tensor]]  # a random order of each, per image
 
 
-class BatchRng:
-    """Random orders for a step's samplers, where one process has the whole batch."""
+class BatchContext:
+    """What a network must know of a step's whole batch; here its images are the whole batch."""
 
     def resizing(self, count: int) -> AbstractContextManager[None]:
         """Enclose the block in which torchvision draws `count` image sizes, one number each."""
@@ -38,8 +38,8 @@ class BatchRng:
         return _random_orders(counts), counts
 
 
-class PartRng(BatchRng):
-    """Random orders for a process's part of a batch.
+class PartContext(BatchContext):
+    """The context of a part of a batch: the images of a process, or some of them.
 
     Together, the parts draw what one process would draw for all: every process makes the draws of
     all images and uses those of its own.
@@ -67,21 +67,21 @@ class PartRng(BatchRng):
 
     def orders(self, counts: Counts) -> tuple[Orders, Counts]:
         """Return what the parent returns, with the counts of all processes."""
-        own = slice(self._first, self._first + len(counts))
+        here = slice(self._first, self._first + len(counts))
         table = torch.zeros(self._batch_size, 2, dtype=torch.int64, device="cpu")
-        table[own] = torch.tensor(counts, device="cpu")
+        table[here] = torch.tensor(counts, device="cpu")
         add_over_processes(table)
-        every = [(positives, negatives) for positives, negatives in table.tolist()]
-        return _random_orders(every)[own], every
+        batch_counts = [(positives, negatives) for positives, negatives in table.tolist()]
+        return _random_orders(batch_counts)[here], batch_counts
 
 
-class MicroBatchRng(PartRng):
-    """Random orders for a micro-batch: it counts what can be drawn, then gives what was drawn.
+class MicroBatchContext(PartContext):
+    """The context of a micro-batch: it counts what can be drawn, then gives what was drawn.
 
     Attributes:
         counts: one entry for each call of `orders`: anchors, then regions, or whatever the network
             samples.
-        prepared: the orders for each entry and the batch's counts, filled by `prepare_rngs`.
+        prepared: the orders for each entry and the batch's counts, filled by `prepare_contexts`.
         padded_hw: the size to which all images of the batch are padded.
     """
 
@@ -104,16 +104,16 @@ class MicroBatchRng(PartRng):
         return _random_orders([(0, 0)] * len(counts)), counts
 
 
-def prepare_rngs(parts: Sequence[MicroBatchRng], seed: int, batch_size: int) -> None:
+def prepare_contexts(parts: Sequence[MicroBatchContext], seed: int, batch_size: int) -> None:
     """Draw for this process's micro-batches, given in order, after all of them have counted."""
-    rng = PartRng(seed, batch_size)
-    own = own_places(batch_size)
-    with rng.resizing(len(own)):
-        _skip(len(own))
-    for kinds in zip(*(part.counts for part in parts), strict=True):  # anchors, then regions
-        orders, every = rng.orders([count for counts in kinds for count in counts])
-        for part, counts in zip(parts, kinds, strict=True):
-            part.prepared.append((orders[: len(counts)], every))
+    process = PartContext(seed, batch_size)
+    num_images = len(own_places(batch_size))
+    with process.resizing(num_images):
+        _skip(num_images)
+    for of_parts in zip(*(part.counts for part in parts), strict=True):  # anchors, then regions
+        orders, batch_counts = process.orders([count for counts in of_parts for count in counts])
+        for part, counts in zip(parts, of_parts, strict=True):
+            part.prepared.append((orders[: len(counts)], batch_counts))
             orders = orders[len(counts) :]
 
 
@@ -134,15 +134,15 @@ class PartSampler(BalancedPositiveNegativeSampler):
     """torchvision's sampler of anchors or regions, for a part of a batch.
 
     Attributes:
-        rng: of the step.
-        own: how many positives and negatives the last call chose here.
-        all: how many it chose in the whole batch.
+        context: of the images whose anchors or regions are sampled.
+        num_chosen_here: how many positives and negatives the last call chose from these images.
+        num_chosen: how many all parts together chose from the whole batch.
     """
 
     def __init__(self, batch_size_per_image: int, positive_fraction: float) -> None:
         super().__init__(batch_size_per_image, positive_fraction)
-        self.rng = BatchRng()
-        self.own = self.all = (0, 0)
+        self.context = BatchContext()
+        self.num_chosen_here = self.num_chosen = (0, 0)
 
     @classmethod
     def like(cls, sampler: BalancedPositiveNegativeSampler) -> "PartSampler":
@@ -156,8 +156,8 @@ class PartSampler(BalancedPositiveNegativeSampler):
         found = [
             (torch.where(labels >= 1)[0], torch.where(labels == 0)[0]) for labels in matched_idxs
         ]
-        orders, every = self.rng.orders([(len(p), len(n)) for p, n in found])
-        self.all = self._total(every)
+        orders, batch_counts = self.context.orders([(len(p), len(n)) for p, n in found])
+        self.num_chosen = self._total(batch_counts)
         chosen = [
             tuple(
                 _mask(labels, where[order[:limit].to(where.device)])
@@ -167,16 +167,19 @@ class PartSampler(BalancedPositiveNegativeSampler):
             )
             for labels, places, order_pair in zip(matched_idxs, found, orders, strict=True)
         ]
-        self.own = self._total([(len(p), len(n)) for p, n in orders])
+        self.num_chosen_here = self._total([(len(p), len(n)) for p, n in orders])
         return [p for p, _ in chosen], [n for _, n in chosen]
 
-    def part(self, positive_weight: float = 1.0, negative_weight: float = 1.0) -> float:
-        """Return this part's fraction of the weight of all samples; 1 if there are none at all."""
-        own, whole = (
+    def loss_fraction(self, positive_weight: float = 1.0, negative_weight: float = 1.0) -> float:
+        """Return this part's fraction of a loss that is a mean over the samples of the batch.
+
+        It is a fraction of the samples' weight; 1 if there are no samples at all.
+        """
+        weight_here, weight = (
             positive_weight * positives + negative_weight * negatives
-            for positives, negatives in (self.own, self.all)
+            for positives, negatives in (self.num_chosen_here, self.num_chosen)
         )
-        return own / whole if whole else 1.0
+        return weight_here / weight if weight else 1.0
 
     def _limits(self, positives: int, negatives: int) -> tuple[int, int]:
         """Return how many of an image's positives and negatives are chosen."""

@@ -3,7 +3,7 @@
 The stages `detector` and `finetune` and the comparator `rpn` use these models for their sections of
 params.yaml. The settings of one architecture are the `NetworkParams` in its module `params`, which
 is read without its network, so that a wrong key is reported before anything else is imported or
-runs.
+runs. What each key means, its unit and the paper's value stand beside it in params.yaml.
 """
 
 from collections.abc import Sequence
@@ -337,7 +337,7 @@ class SupervisionParams(Section):
     def _fractions_of_one_whole(self) -> "SupervisionParams":
         names = [source.name for source in self.sources]
         if len(set(names)) < len(names):
-            raise ValueError(f"sources: expected each name once, found {', '.join(names)}")
+            raise ValueError(f"sources: expected each name once, found {names}")
         total = sum(source.fraction for source in self.sources)
         if self.draw == "together" and abs(total - 1) > 1e-6:
             raise ValueError(f"sources: expected fractions that add up to 1, found {total:g}")
@@ -374,18 +374,18 @@ def check_training(training: TrainingParams, network: NetworkParams | type[Netwo
     if set(training.loss_weights) != set(network.losses):
         raise ValueError(
             f"training.loss_weights: expected {', '.join(network.losses)},"
-            f" found {', '.join(training.loss_weights)}"
+            f" found {list(training.loss_weights)}; give a weight to each of them and to no other"
         )
-    names = [own.name for own in training.region_losses]
+    names = [loss.name for loss in training.region_losses]
     if names and "region_hooks" not in network.supports:
         raise ValueError("training.region_losses: this architecture takes none; set it to []")
     if len({*names, *network.losses}) < len(names) + len(network.losses):
         raise ValueError(
             f"training.region_losses: expected names other than {', '.join(network.losses)}, each"
-            f" once, found {', '.join(names)}"
+            f" once, found {names}"
         )
     if unknown := sorted(set(training.frozen) - set(network.parts)):
         raise ValueError(
             f"training.frozen: expected some of {', '.join(network.parts)},"
-            f" found {', '.join(unknown)}"
+            f" found {unknown}; remove what is not one of them"
         )

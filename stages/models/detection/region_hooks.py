@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from inspect import getfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import nn
 
+from stages.common.runtime.params import PARAMS_FILE
 from stages.models.detection.params import RegionLossParams
 from stages.models.detection.text_classifier import TextClassifier
 
@@ -41,13 +43,32 @@ RegionLoss = Callable[[SampledRegions], torch.Tensor]
 MakeRegionHead = Callable[[int, int, int], nn.Module]
 
 
-def region_losses(params: Iterable[RegionLossParams]) -> dict[str, RegionLoss]:
-    """Return the further losses by name; raises as `find_hook` does."""
-    return {own.name: find_hook(own.module, "region_loss") for own in params}
+def check_hooks(params: Any, section: str) -> None:
+    """Check that all functions exist whose modules a section of params.yaml names.
+
+    Args:
+        params: of a stage that trains a detector.
+        section: their section.
+
+    Raises:
+        ValueError: one does not; the message names the key.
+    """
+    find_region_losses(params.training.region_losses, section)
+    if (module := getattr(params, "region_head", None)) is not None:
+        find_hook(module, "region_head", f"{PARAMS_FILE}: {section}.region_head")
 
 
-def find_hook(module: str, function: str) -> Callable:
-    """Return a function of a module that params.yaml names.
+def find_region_losses(params: Iterable[RegionLossParams], section: str) -> dict[str, RegionLoss]:
+    """Return the further losses of a section's training by name; raises as `find_hook` does."""
+    key = f"{PARAMS_FILE}: {section}.training.region_losses"
+    return {
+        loss.name: find_hook(loss.module, "region_loss", f"{key}.{place}.module")
+        for place, loss in enumerate(params)
+    }
+
+
+def find_hook(module: str, function: str, named_in: str) -> Callable:
+    """Return a function of a module; `named_in` is the file and key that name the module.
 
     Raises:
         ValueError: there is no such module, or the module has no such function.
@@ -55,9 +76,14 @@ def find_hook(module: str, function: str) -> Callable:
     try:
         found = getattr(import_module(module), function, None)
     except (ModuleNotFoundError, TypeError, ValueError) as error:  # the last two: '.x' and ''
-        raise ValueError(f"params.yaml: module {module!r}: {error}") from None
+        raise ValueError(
+            f"{named_in}: cannot import {module!r}: {error}; name a module with a function"
+            f" {function}, such as comparators.<method>.<file>"
+        ) from None
     if not callable(found):
-        raise ValueError(f"params.yaml: module {module!r}: expected a function {function} in it")
+        raise ValueError(
+            f"{named_in}: {module!r} has no function {function}; add it, or name another module"
+        )
     return found
 
 

@@ -154,14 +154,14 @@ def _label(
     group = sorted(group, key=_is_crowd)
     boxes = xywh_to_xyxy(np.array([a["bbox"] for a in group], np.float32))
     negatives = "all" if source is None else source.negatives
-    own = frozenset(labels[a["category_id"]] for a in group)
+    present = frozenset(labels[a["category_id"]] for a in group)
     return LabelledImage(
         image,
         clip_boxes(boxes, (image.height, image.width)),
         np.array([IGNORED if _is_crowd(a) else labels[a["category_id"]] for a in group]),
         [a.get("segmentation") or None for a in group if not _is_crowd(a)],
         None if source is None else object_weights(group, source),
-        {"all": None, "source": known, "batch": own, "image": own}[negatives],
+        {"all": None, "source": known, "batch": present, "image": present}[negatives],
         () if source is None else source.box_grids,
     )
 

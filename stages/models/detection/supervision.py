@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stages.common.formats.categories import Category
 from stages.common.formats.stored_images import AnyImage
 from stages.common.runtime.seeding import derive_seed
 from stages.models.detection.params import SupervisionParams
@@ -50,9 +51,10 @@ class Supervision:
         self, sources: Sequence[Source], draw: Literal["together", "in_turn"] = "together"
     ) -> None:
         """Take at least one source, each with at least one image."""
-        self.weighted = any(e.weights is not None for own in sources for e in own.images)
-        self.sources = [_with_weights(own) for own in sources] if self.weighted else list(sources)
-        self.partial = any(e.annotated is not None for own in sources for e in own.images)
+        images = [image for source in sources for image in source.images]
+        self.weighted = any(image.weights is not None for image in images)
+        self.sources = [_with_weights(s) for s in sources] if self.weighted else list(sources)
+        self.partial = any(image.annotated is not None for image in images)
         self._in_turn = draw == "in_turn"
         # For each step so far: its source, and how many steps that source had before.
         self._turns: list[tuple[int, int]] = []
@@ -77,8 +79,8 @@ class Supervision:
         several = len(self.sources) > 1
         found: list[LabelledImage] = []
         for source, count in zip(self.sources, counts, strict=True):
-            own_seed = derive_seed(seed, "source", source.name) if several else seed
-            rows = batch_rows(step, count, len(source.images), own_seed)
+            source_seed = derive_seed(seed, "source", source.name) if several else seed
+            rows = batch_rows(step, count, len(source.images), source_seed)
             images = [source.images[row] for row in rows]
             found += _share_negatives(images) if source.shared_negatives else images
         return found
@@ -120,7 +122,7 @@ class Supervision:
         each = {source.name: source.facts() for source in self.sources}
         if len(each) == 1:
             return next(iter(each.values()))
-        total = {key: sum(own[key] for own in each.values()) for key in ("images", "objects")}
+        total = {key: sum(facts[key] for facts in each.values()) for key in ("images", "objects")}
         return {**total, "sources": each}
 
 
@@ -153,6 +155,11 @@ def source_file(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
+def labels_by_id(categories: Sequence[Category], vocabulary: Sequence[int]) -> dict[int, int]:
+    """Return the labels of the categories in a vocabulary: category id → 1-based position in it."""
+    return {categories[k].id: place + 1 for place, k in enumerate(vocabulary)}
+
+
 def read_sources(
     params: SupervisionParams,
     files: Mapping[str, tuple[Path, Mapping[int, int]]],
@@ -173,18 +180,18 @@ def read_sources(
     Raises:
         ValueError: the stage has no such source, or a file cannot be used.
     """
-    strange = [source.name for source in params.sources if source.name not in files]
-    if strange:
+    unknown = [source.name for source in params.sources if source.name not in files]
+    if unknown:
         raise ValueError(
             f"params.yaml: {section}.supervision.sources: this stage has {', '.join(files)}, found"
-            f" {', '.join(strange)}; to add a file, give its command --source name=file and list"
+            f" {unknown}; to add a file, give its command --source name=file and list"
             " the file in its deps"
         )
     known, found = list(known_categories), []
     for source in params.sources:
         path, labels = files[source.name]
         annotations = read_annotations(path, labels, known, need_masks="mask" in source.teaches)
-        own = label_images(images, annotations, labels, path, source)
+        labelled = label_images(images, annotations, labels, path, source)
         shared = source.negatives == "batch"
-        found.append(Source(source.name, own, source.fraction, annotations.skipped, shared))
+        found.append(Source(source.name, labelled, source.fraction, annotations.skipped, shared))
     return found

@@ -8,7 +8,6 @@ process up to rounding (`stages.models.detection.global_batch`).
 from collections.abc import Generator, Iterator, Sequence
 from functools import reduce
 from operator import add
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +15,7 @@ from torch import nn
 from stages.common.runtime.checkpoints import Checkpoint
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import send
-from stages.common.runtime.params import environment_number
+from stages.common.runtime.params import PARAMS_FILE, environment_number
 from stages.common.runtime.prefetch import prefetch
 from stages.common.runtime.processes import (
     add_gradients,
@@ -29,15 +28,15 @@ from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.models.detection.detector import Detector, LossSettings, Targets
 from stages.models.detection.global_batch import (
-    BatchRng,
-    MicroBatchRng,
-    PartRng,
-    prepare_rngs,
+    BatchContext,
+    MicroBatchContext,
+    PartContext,
+    prepare_contexts,
     sync_batch_norms,
     trained_batch_norms,
 )
 from stages.models.detection.params import TrainingParams, check_training
-from stages.models.detection.region_hooks import region_losses
+from stages.models.detection.region_hooks import find_region_losses
 from stages.models.detection.samples import training_sample
 from stages.models.detection.supervision import Supervision
 from stages.models.solver import Schedule, cosine, make_optimizer, set_rate, step_decay
@@ -57,7 +56,7 @@ def train_detector(
     curve: Curve,
     vocabulary: Sequence[int] | None = None,
     checkpoint: Checkpoint | None = None,
-    what: str = "detector",
+    section: str = "detector",
 ) -> None:
     """Train in place, and leave the model in inference mode.
 
@@ -69,7 +68,7 @@ def train_detector(
         curve: records the losses of every step.
         vocabulary: class indices to choose from; all if None.
         checkpoint: where to resume from and save to; None saves nothing.
-        what: the name in progress lines.
+        section: the section of params.yaml with `params`, for progress lines and errors.
 
     Raises:
         ValueError: the model does not support the sources, OVIS_MICRO_BATCH or the number of
@@ -78,7 +77,10 @@ def train_detector(
     for part in (model.backbone, model.region_stage):  # a tenth faster on CPUs
         if part is not None:
             part.to(memory_format=torch.channels_last)
-    check_training(params, model.params)
+    try:
+        check_training(params, model.params)
+    except ValueError as error:
+        raise ValueError(f"{PARAMS_FILE}: {section}.{error}") from None
     if supervision.weighted and not model.supports("object_weights"):
         raise ValueError(
             f"{model.architecture} cannot weigh objects; set each weight in supervision.sources to"
@@ -90,8 +92,8 @@ def train_detector(
             " negatives to all in each of supervision.sources"
         )
     freeze(model, params)
-    losses_of = region_losses(params.region_losses)
-    settings = LossSettings(vocabulary, params.background_weight, losses_of)
+    further_losses = find_region_losses(params.region_losses, section)
+    settings = LossSettings(vocabulary, params.background_weight, further_losses)
     size = _micro_batch_size(model, params)
     sync_batch_norms(model)
     optimizer = make_optimizer(
@@ -104,22 +106,22 @@ def train_detector(
     checkpoint = checkpoint or Checkpoint(None)
     done, curve_state = checkpoint.restore(model, optimizer) or (0, curve.state())
     curve.restore(curve_state)
-    weights = params.loss_weights | {own.name: own.weight for own in params.region_losses}
+    weights = params.loss_weights | {loss.name: loss.weight for loss in params.region_losses}
     first = process_index() == 0
     steps = range(done, params.steps)
     batches = _batches(model, supervision, params, steps, seed)
-    for step in track(steps, what) if first else steps:
+    for step in track(steps, section) if first else steps:
         samples = next(batches)
         optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
         # torchvision's samplers use only the global generator, so each step seeds it; fork_rng
         # restores the caller's state.
-        own_seed = derive_seed(seed, "step", step)
+        step_seed = derive_seed(seed, "step", step)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(own_seed)
-            for images, targets, rng in _micro_batches(model, samples, size, params, own_seed):
+            torch.manual_seed(step_seed)
+            for images, targets, context in _micro_batches(model, samples, size, params, step_seed):
                 with _precision(images[0].device, params):
-                    losses = model.losses(images, targets, settings, rng)
+                    losses = model.losses(images, targets, settings, context)
                 reduce(add, (weights[name] * loss for name, loss in losses.items())).backward()
                 for name, loss in losses.items():
                     sums[name] = sums.get(name, 0) + loss.detach()
@@ -133,8 +135,8 @@ def train_detector(
         found = dict(zip(sums, row.tolist(), strict=True))
         if not row.isfinite().all():
             raise ValueError(
-                f"{what}: the losses of step {step + 1} are {found}; lower training.learning_rate,"
-                " set training.gradient_clip, or check its initial weights"
+                f"{section}: the losses of step {step + 1} are {found}; lower"
+                " training.learning_rate, set training.gradient_clip, or check its initial weights"
             )
         curve.add(step + 1, **{f"loss_{name}": loss for name, loss in found.items()})
         if first:
@@ -157,15 +159,6 @@ def make_schedule(params: TrainingParams) -> Schedule:
     )
 
 
-def training_metrics(model: Detector, supervision: Supervision, curve: Curve) -> dict[str, Any]:
-    """Return what metrics.json reports of a training: data, what was left out, last losses."""
-    return {
-        **supervision.facts(),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **curve.last(),
-    }
-
-
 def freeze(model: Detector, params: TrainingParams) -> None:
     """Put the model in training mode, but fix weights and batch statistics of `params.frozen`.
 
@@ -183,8 +176,8 @@ def freeze(model: Detector, params: TrainingParams) -> None:
 
 def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
     """Return how many of this process's images pass through the network at once."""
-    own, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
-    split = num_processes() > 1 or (wanted is not None and wanted < own)
+    num_images, wanted = len(own_places(params.batch_size)), environment_number(MICRO_BATCH)
+    split = num_processes() > 1 or (wanted is not None and wanted < num_images)
     in_parts, norms = model.supports("micro_batches"), trained_batch_norms(model)
     if split and not in_parts:
         raise ValueError(
@@ -192,13 +185,13 @@ def _micro_batch_size(model: Detector, params: TrainingParams) -> int:
             " set OVIS_PROCESSES to 1"
         )
     if wanted is None:
-        return min(own, USUAL_MICRO_BATCH) if in_parts and not norms else own
-    if wanted >= own:
-        return own
+        return min(num_images, USUAL_MICRO_BATCH) if in_parts and not norms else num_images
+    if wanted >= num_images:
+        return num_images
     if norms:
         raise ValueError(
             f"{MICRO_BATCH}={wanted}: {norms[0]} and {len(norms) - 1} more normalise by the"
-            f" statistics of all {own} images; unset it, freeze the parts that have them"
+            f" statistics of all {num_images} images; unset it, freeze the parts that have them"
             f" (trunk, pyramid), or use more processes, which share their statistics"
         )
     return wanted
@@ -236,33 +229,33 @@ def _batches(
 
 def _micro_batches(
     model: Detector, samples: Samples, size: int, params: TrainingParams, seed: int
-) -> Iterator[tuple[list[torch.Tensor], Targets, BatchRng | None]]:
-    """Yield images, targets and draws of each micro-batch of at most `size` images.
+) -> Iterator[tuple[list[torch.Tensor], Targets, BatchContext | None]]:
+    """Yield images, targets and context of each micro-batch of at most `size` images.
 
     If there are several, a forward pass up to the proposals first counts what can be sampled from
     each, because the samples are those of the whole batch.
     """
-    count = params.batch_size
+    batch_size = params.batch_size
     starts = range(0, len(samples), size)
     split = [samples[start : start + size] for start in starts]
     pairs = [([image for image, _ in part], [target for _, target in part]) for part in split]
     if len(pairs) == 1:
         images, targets = pairs[0]
-        yield images, targets, PartRng(seed, count) if num_processes() > 1 else None
+        yield images, targets, PartContext(seed, batch_size) if num_processes() > 1 else None
         return
-    own = own_places(count)
-    parts = [MicroBatchRng(seed, count, own.start + start) for start in starts]
-    jobs = list(zip(pairs, parts, strict=True))
-    sizes_hw = [model.padded_hw(images, part) for (images, _), part in jobs]
+    first = own_places(batch_size).start
+    contexts = [MicroBatchContext(seed, batch_size, first + start) for start in starts]
+    micro_batches = list(zip(pairs, contexts, strict=True))
+    sizes_hw = [model.padded_hw(images, context) for (images, _), context in micro_batches]
     heights, widths = zip(*sizes_hw, strict=True)
-    padded_hw = PartRng(seed, count).common_hw((max(heights), max(widths)))
-    for (images, targets), part in jobs:
-        part.padded_hw = padded_hw
+    padded_hw = PartContext(seed, batch_size).common_hw((max(heights), max(widths)))
+    for (images, targets), context in micro_batches:
+        context.padded_hw = padded_hw
         with _precision(images[0].device, params):
-            model.count_samples(images, targets, part)
-    prepare_rngs(parts, seed, count)
-    for (images, targets), part in jobs:
-        yield images, targets, part
+            model.count_samples(images, targets, context)
+    prepare_contexts(contexts, seed, batch_size)
+    for (images, targets), context in micro_batches:
+        yield images, targets, context
 
 
 def _precision(device: torch.device, params: TrainingParams) -> torch.autocast:

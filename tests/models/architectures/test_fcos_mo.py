@@ -127,7 +127,7 @@ def test_locations_see_what_lies_around_them(changes):
         levels = list(model.backbone(image).values())[-len(model.grid.strides) :]
         cells = side // model.grid.strides[number]
         before = sum(locations.per_level[:number])
-        own = model.dense(levels).centerness[:, before : before + cells**2]
+        own = model.dense(levels).centerness_logits[:, before : before + cells**2]
         return own.unflatten(1, (1, cells, cells))
 
     for norm in (m for m in model.modules() if isinstance(m, nn.GroupNorm)):

@@ -118,7 +118,7 @@ def repository(tmp_path, monkeypatch):
     make_repository(tmp_path, OWN | {"steps": 6}, START)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["detector"])
-    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
+    monkeypatch.setattr("stages.models.detection.training_run.STEPS_PER_ROW", 1)
 
 
 def test_it_is_trained_kept_and_trained_on(repository, monkeypatch):

@@ -11,7 +11,6 @@ import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
 from comparators.rpn.params import RpnParams
 from stages.common.formats.images import write_images
-from stages.common.runtime.curves import Curve
 from stages.common.runtime.devices import choose_device
 from stages.common.runtime.params import read_section
 from stages.common.runtime.processes import run_in_processes
@@ -48,7 +47,7 @@ def toy(tmp_path, monkeypatch):
     make_toy_repository(tmp_path, steps=6)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["detector"])
-    monkeypatch.setattr(detector, "Curve", lambda every, growing=None: Curve(1))
+    monkeypatch.setattr("stages.models.detection.training_run.STEPS_PER_ROW", 1)
 
 
 def test_another_architecture_trains_is_saved_and_trains_on(toy, monkeypatch):
@@ -173,8 +172,13 @@ def test_a_wrong_architecture_is_told_by_file_and_key(repository, changes, messa
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("frozen", ["neck"], "training.frozen: expected some of trunk, .*, found neck"),
-        ("loss_weights", {"box": 1.0}, "training.loss_weights: expected objectness, .*found box"),
+        ("frozen", ["neck"], "training.frozen: expected some of trunk, .*, found \\['neck'\\]; "),
+        ("loss_weights", {"box": 1.0}, "training.loss_weights: expected obj.*found \\['box'\\]; "),
+        (
+            "loss_weights",
+            {},
+            "training.loss_weights: expected obj.*found \\[\\]; give a weight to each",
+        ),
     ],
 )
 def test_names_that_the_architecture_does_not_declare_are_refused(

@@ -279,7 +279,7 @@ def test_the_stage_trains_one_from_imagenet_weights(imagenet, tmp_path, monkeypa
             "network": NETWORK | RESNETS["resnet50_fpn"],
         },
     )
-    monkeypatch.setattr(stage, "Curve", lambda every, growing=None: Curve(1))
+    monkeypatch.setattr("stages.models.detection.training_run.STEPS_PER_ROW", 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["detector"])
     stage.main()

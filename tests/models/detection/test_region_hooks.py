@@ -10,7 +10,7 @@ import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import read_json, read_tensors
-from stages.models.detection.detector import LossSettings, build, load, predict
+from stages.models.detection.detector import LossSettings, build, load, predict, save
 from stages.models.detection.params import TrainingParams, network_params
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
@@ -29,6 +29,7 @@ from tests.support.train_in_parts import labelled_images
 
 MODULE = "tests.support.region_hook"
 PULL = {"name": "pull", "module": MODULE, "weight": 0.5}
+LOSS = "detector.training.region_losses"
 WEIGHTS = Path("data/detector/model.safetensors")
 
 
@@ -92,26 +93,32 @@ def test_every_backbone_takes_another_head(kind):
 @pytest.mark.parametrize(
     ("training", "changes", "message"),
     [
-        ({"region_losses": [PULL | {"module": ".x"}]}, {}, "module '.x': "),
-        ({"region_losses": [PULL | {"module": ""}]}, {}, "module '': "),
+        ({"region_losses": [PULL | {"module": ".x"}]}, {}, f"{LOSS}.0.module: cannot import '.x'"),
+        ({"region_losses": [PULL | {"module": ""}]}, {}, f"{LOSS}.0.module: cannot import ''"),
         (
-            {"region_losses": [PULL | {"module": "nowhere"}]},
+            {"region_losses": [PULL, {"name": "push", "module": "no.such", "weight": 1.0}]},
             {},
-            "'nowhere': No module named",
+            f"{LOSS}.1.module: cannot import 'no.such': No module named 'no'; name a module with",
         ),
         (
             {"region_losses": [PULL | {"module": "json"}]},
             {},
-            "module 'json': expected a function region_loss",
+            f"{LOSS}.0.module: 'json' has no function region_loss; add it, or name another module",
         ),
-        ({"region_losses": [PULL, PULL]}, {}, "each once, found pull, pull"),
-        ({"region_losses": [PULL | {"name": "box"}]}, {}, "other than objectness, .*found box"),
+        ({"region_losses": [PULL, PULL]}, {}, "each once, found \\['pull', 'pull'\\]"),
+        (
+            {"region_losses": [PULL | {"name": "box"}]},
+            {},
+            "other than objectness, .*found \\['box'\\]",
+        ),
         (
             {"region_losses": [PULL]},
             {"architecture": "mask_rcnn_detectron2"},
             "this architecture takes none; set it to",
         ),
-        ({}, {"region_head": "json"}, "module 'json': expected a function region_head"),
+        ({}, {"region_head": "json"}, "detector.region_head: 'json' has no function region_head"),
+        ({}, {"region_head": ""}, "detector.region_head: cannot import ''"),
+        ({}, {"region_head": "no.such"}, "detector.region_head: cannot import 'no.such': .*; name"),
         (
             {},
             {"region_head": MODULE, "architecture": "mask_rcnn_detectron2"},
@@ -122,5 +129,25 @@ def test_every_backbone_takes_another_head(kind):
 def test_what_cannot_be_hooked_in_is_told_before_a_run(repository, training, changes, message):
     change_params("detector", training, **changes)
     (told,) = problems(["detector"])
-    assert told.startswith("params.yaml: ")
+    assert told.startswith("params.yaml: detector")
     assert re.search(message, told), told
+    assert "\n" not in told
+    with pytest.raises(ValueError, match=re.escape(told)):  # a stage alone says the same
+        detector.main()
+
+
+def test_finetuning_names_the_key_of_a_missing_hook(repository):
+    save(WEIGHTS, tiny_detector())
+    change_params("finetune", {"region_losses": [PULL | {"module": "no.such"}]})
+    (told,) = problems(["finetune"])
+    assert told.startswith("params.yaml: finetune.training.region_losses.0.module: cannot import")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        finetune.main()
+
+
+def test_a_stored_region_head_that_is_gone_names_file_and_header(tmp_path):
+    model = tiny_detector()
+    model.region_head = "no.such"
+    save(tmp_path / "model.safetensors", model)
+    with pytest.raises(ValueError, match=r"model\.safetensors: .* region_head: cannot import"):
+        load(tmp_path / "model.safetensors")

@@ -94,7 +94,7 @@ def test_a_batch_without_an_image_of_a_source_is_refused():
     ("sources", "message"),
     [
         ([("a", 0.5), ("b", 0.4)], "fractions that add up to 1, found 0.9"),
-        ([("a", 0.5), ("a", 0.5)], "each name once, found a, a"),
+        ([("a", 0.5), ("a", 0.5)], "each name once, found \\['a', 'a'\\]"),
     ],
 )
 def test_sources_that_make_no_whole_are_refused(sources, message):

@@ -7,8 +7,8 @@ import torch
 
 import stages.detector.__main__ as stage
 from stages.common.runtime.checkpoints import Checkpoint, fingerprint
-from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import read_json, write_json, write_tensors
+from stages.models.detection import training_run
 from stages.models.detection.detector import load
 from stages.models.detection.samples import (
     batch_rows,
@@ -27,7 +27,7 @@ def repository(tmp_path, monkeypatch):
     make_repository(tmp_path, {"steps": 6})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["detector"])
-    monkeypatch.setattr(stage, "Curve", lambda every, growing=None: Curve(2))
+    monkeypatch.setattr(training_run, "STEPS_PER_ROW", 2)
     return tmp_path
 
 
@@ -79,7 +79,7 @@ def test_with_base_labels_alone_it_is_as_if_nobody_had_labelled_the_others(repos
 
 
 def test_a_killed_training_ends_with_the_same_bytes(repository, monkeypatch):
-    check_that_it_resumes(monkeypatch, curve_every=2)
+    check_that_it_resumes(monkeypatch)
 
 
 def test_the_fingerprint_follows_settings_and_inputs(tmp_path):

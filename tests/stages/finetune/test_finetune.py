@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from stages.common.runtime.storage import read_json, write_json
 from stages.finetune.unlabelled import add_detections
 from stages.models.detection.detector import Prediction, load, save
 from stages.models.detection.samples import label_images, read_annotations
+from stages.preflight import problems
 from tests.support.resumed_training import read_training
 from tests.support.tiny_detector import (
     annotate,
     change_params,
     make_image,
     make_repository,
+    supervision,
     tiny_detector,
 )
 
@@ -99,6 +102,21 @@ def test_only_certain_detections_of_unlabelled_novel_objects_count(tmp_path):
 def test_detections_need_the_novel_classes_in_the_softmax(repository):
     change_params("finetune", unlabelled="detections")
     with pytest.raises(ValueError, match=r"params\.yaml: finetune: .*set vocabulary to all"):
+        stage.main()
+
+
+def test_wrong_weights_of_losses_name_the_key_before_a_run_and_in_the_stage(repository):
+    change_params("finetune", {"loss_weights": {}})
+    (told,) = problems(["finetune"])
+    assert told.startswith("params.yaml: finetune.training.loss_weights: expected objectness, ")
+    assert told.endswith("found []; give a weight to each of them and to no other")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        stage.main()
+
+
+def test_an_unknown_source_is_named_even_without_a_name(repository):
+    change_params("finetune", supervision=supervision(""))
+    with pytest.raises(ValueError, match=r"finetune\.supervision\.sources: .*found \[''\]; to add"):
         stage.main()
 
 

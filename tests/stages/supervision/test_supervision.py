@@ -64,8 +64,9 @@ def test_the_detector_learns_masks_of_some_and_boxes_of_others(repository, monke
 def test_without_a_source_of_novel_classes_the_softmax_has_none(repository, monkeypatch):
     """Else every image would teach that there is no novel object in it."""
     seen = []
-    monkeypatch.setattr(detector, "train_detector", lambda *own, **others: seen.append(own[5]))
-    monkeypatch.setattr(detector, "training_metrics", lambda *own: {})
+    monkeypatch.setattr(
+        detector, "train_and_save", lambda *own, vocabulary, **others: seen.append(vocabulary)
+    )
     for names in (["base_masks"], ["base_masks", "novel_boxes"]):
         change_params("detector", supervision=learned_from(*names))
         bring(monkeypatch, *names)

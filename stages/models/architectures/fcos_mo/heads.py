@@ -33,12 +33,12 @@ def conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
 
 
 @dataclass(frozen=True)
-class Said:
+class DensePredictions:
     """The predictions of the head for N images."""
 
     features: Float[torch.Tensor, "N L F"]  # for the classifier
     distances: Float32[torch.Tensor, "N L 4"]  # pixels, > 0
-    centerness: Float32[torch.Tensor, "N L"]  # logits
+    centerness_logits: Float32[torch.Tensor, "N L"]
 
 
 class SigmoidClassifier(nn.Module):
@@ -85,16 +85,17 @@ class DenseHead(nn.Module):
             assert module.bias is not None
             nn.init.zeros_(module.bias)
 
-    def forward(self, levels: Sequence[Float[torch.Tensor, "N D _ _"]]) -> Said:
+    def forward(self, levels: Sequence[Float[torch.Tensor, "N D _ _"]]) -> DensePredictions:
         """Return the predictions at all locations of the levels, one level per stride."""
-        features, distances, central = [], [], []
+        features, distances, centerness_logits = [], [], []
         for level, stride, scale in zip(levels, self.strides, self.scales, strict=True):
             features.append(_rows(self.class_tower(level)))
             shape = self.box_tower(level)
             exponents = (scale * _rows(self.edges(shape)).float()).clamp(max=LONGEST_EXPONENT)
             distances.append(stride * exponents.exp())
-            central.append(_rows(self.centerness(shape)).float()[..., 0])
-        return Said(*(torch.cat(rows, dim=1) for rows in (features, distances, central)))
+            centerness_logits.append(_rows(self.centerness(shape)).float()[..., 0])
+        per_level = features, distances, centerness_logits
+        return DensePredictions(*(torch.cat(rows, dim=1) for rows in per_level))
 
     def box_part(self) -> nn.Module:
         """Return all modules that predict boxes and centerness."""

@@ -38,7 +38,8 @@ class Grid:
             centres.append(torch.cartesian_prod(y, x).flip(1))
             facts += [torch.tensor([stride, low, high], device=device).expand(len(centres[-1]), 3)]
         strides, lows, highs = torch.cat(facts).unbind(1)
-        return Locations(torch.cat(centres), strides, lows, highs, [len(own) for own in centres])
+        per_level = [len(level) for level in centres]
+        return Locations(torch.cat(centres), strides, lows, highs, per_level)
 
     def level(self, boxes_xyxy: Float[torch.Tensor, "n 4"]) -> Int[torch.Tensor, " n"]:
         """Return the level on which a location at the centre of each box learns it."""

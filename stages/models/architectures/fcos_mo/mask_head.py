@@ -135,7 +135,7 @@ class MaskHead(nn.Module):
             boxes_xyxy: of each image, in pixels of the resized image.
         """
         boxes = torch.cat(boxes_xyxy)
-        counts = torch.tensor([len(own) for own in boxes_xyxy], device=boxes.device)
+        counts = torch.tensor([len(boxes) for boxes in boxes_xyxy], device=boxes.device)
         image = torch.repeat_interleave(torch.arange(len(counts), device=boxes.device), counts)
         crops = pool_regions(
             self.pixels(levels[0]),
@@ -188,7 +188,7 @@ def mask_terms(
         boxes_xyxy: the regions of each image, in pixels of the resized image.
         masks: 0 or 1, one (H, W) per region.
     """
-    objects = [torch.arange(len(own), device=own.device) for own in masks]
+    objects = [torch.arange(len(stack), device=stack.device) for stack in masks]
     goals = mask_targets(boxes_xyxy, masks, objects, logits.shape[-1])
     terms = functional.binary_cross_entropy_with_logits(logits, goals, reduction="none")
     return terms.mean((1, 2))

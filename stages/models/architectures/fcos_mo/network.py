@@ -38,7 +38,7 @@ from stages.models.architectures.fcos_mo.mask_head import MaskHead, mask_terms
 from stages.models.architectures.fcos_mo.params import NetworkParams
 from stages.models.detection.backbones import Backbone, build_backbone
 from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
-from stages.models.detection.global_batch import BatchRng, Counts, MicroBatchRng
+from stages.models.detection.global_batch import BatchContext, Counts, MicroBatchContext, Orders
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.text_classifier import TextClassifier
 
@@ -85,36 +85,45 @@ class Network(Detector):
         images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
-        rng: BatchRng | None = None,
+        context: BatchContext | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the four losses.
 
         Those of locations are sums over the batch, divided by the number of locations that learn an
         object, as in FCOS. That of masks is a mean over the objects drawn.
         """
-        rng = rng or BatchRng()
-        batch, targets = self._resize(images, targets, rng)
+        context = context or BatchContext()
+        batch, targets = self._resize(images, targets, context)
         levels = list(self.backbone(batch.tensors).values())
-        said = self.dense(levels[-len(self.grid.strides) :])
-        logits = self.classifier_head(said.features, settings.vocabulary)
+        predictions = self.dense(levels[-len(self.grid.strides) :])
+        logits = self.classifier_head(predictions.features, settings.vocabulary)
         locations = self.grid.locations(batch.tensors.shape[-2:], logits.device)
         objects = self._assign(locations, targets)
-        orders, every = rng.orders(_counts(objects, targets))
-        count = max(1, sum(positives for positives, _ in every))
-        each = [
-            self._location_losses(locations, *own, settings.background_weight)
-            for own in zip(logits, said.distances, said.centerness, objects, targets, strict=True)
+        orders, batch_counts = context.orders(_counts(objects, targets))
+        num_positive = max(1, sum(positives for positives, _ in batch_counts))
+        image_sums = [
+            self._location_losses(locations, *of_image, settings.background_weight)
+            for of_image in zip(
+                logits,
+                predictions.distances,
+                predictions.centerness_logits,
+                objects,
+                targets,
+                strict=True,
+            )
         ]
-        classification, box, central = (sum(own) / count for own in zip(*each, strict=True))
-        mask = self._mask_loss(levels, targets, orders, every)
-        return {"classification": classification, "box": box, "centerness": central, "mask": mask}
+        classification, box, centering = (
+            sum(image_terms) / num_positive for image_terms in zip(*image_sums, strict=True)
+        )
+        mask = self._mask_loss(levels, targets, orders, batch_counts)
+        return {"classification": classification, "box": box, "centerness": centering, "mask": mask}
 
     def _location_losses(
         self,
         locations: Locations,
         logits: torch.Tensor,
         distances: torch.Tensor,
-        central: torch.Tensor,
+        centerness_logits: torch.Tensor,
         objects: torch.Tensor,
         target: dict[str, torch.Tensor],
         background_weight: float,
@@ -125,7 +134,7 @@ class Network(Detector):
             locations: of the image.
             logits: float32 (L, V).
             distances: (L, 4).
-            central: (L,), logits of the centerness.
+            centerness_logits: (L,).
             objects: int64 (L,), as `Locations.assign` returns them.
             target: of the image.
             background_weight: of a location that learns no object.
@@ -141,14 +150,18 @@ class Network(Detector):
         goals = target["boxes"][index]
         overlap = generalized_box_iou_loss(locations.boxes(distances)[positive], goals)
         centering = functional.binary_cross_entropy_with_logits(
-            central[positive],
+            centerness_logits[positive],
             centerness(edge_distances(locations.centres[positive], goals)),
             reduction="none",
         )
         return (terms * weight).sum(), (overlap * box_weight).sum(), (centering * box_weight).sum()
 
     def _mask_loss(
-        self, levels: list[torch.Tensor], targets: Targets, orders: list, every: Counts
+        self,
+        levels: list[torch.Tensor],
+        targets: Targets,
+        orders: Orders,
+        batch_counts: Counts,
     ) -> torch.Tensor:
         """Return the mask loss of randomly drawn objects, at most `objects_per_image` per image.
 
@@ -156,44 +169,42 @@ class Network(Detector):
         were.
         """
         most = self.params.mask_head.objects_per_image
-        count = max(1, sum(min(objects, most) for _, objects in every))
-        weights = [_weights(target)[:, 2] for target in targets]
+        num_objects = max(1, sum(min(objects, most) for _, objects in batch_counts))
+        mask_weights = [_weights(target)[:, 2] for target in targets]
         chosen = [
-            order.to(own.device)[own[order.to(own.device)] > 0][:most]
-            for (_, order), own in zip(orders, weights, strict=True)
+            order.to(weights.device)[weights[order.to(weights.device)] > 0][:most]
+            for (_, order), weights in zip(orders, mask_weights, strict=True)
         ]
-        pairs = list(zip(targets, chosen, strict=True))
-        boxes = [target["boxes"][own] for target, own in pairs]
         if not any(map(len, chosen)):
             return levels[0].new_zeros(()).float()
-        terms = mask_terms(
-            self.mask_head(levels, boxes), boxes, [t["masks"][own] for t, own in pairs]
-        )
-        weight = torch.cat([own[index] for own, index in zip(weights, chosen, strict=True)])
-        return (terms * weight).sum() / count
+        boxes = [target["boxes"][index] for target, index in zip(targets, chosen, strict=True)]
+        masks = [target["masks"][index] for target, index in zip(targets, chosen, strict=True)]
+        terms = mask_terms(self.mask_head(levels, boxes), boxes, masks)
+        pairs = zip(mask_weights, chosen, strict=True)
+        return (terms * torch.cat([weights[index] for weights, index in pairs])).sum() / num_objects
 
     @torch.no_grad()
     def count_samples(
-        self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
+        self, images: list[torch.Tensor], targets: Targets, context: MicroBatchContext
     ) -> None:
-        """Let `rng` record how many locations learn an object, and how many objects have a mask."""
-        batch, targets = self._resize(images, targets, rng)
+        """Let `context` record how many locations learn an object, and how many masks there are."""
+        batch, targets = self._resize(images, targets, context)
         locations = self.grid.locations(batch.tensors.shape[-2:], self.device)
-        rng.orders(_counts(self._assign(locations, targets), targets))
+        context.orders(_counts(self._assign(locations, targets), targets))
 
-    def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
+    def padded_hw(self, images: list[torch.Tensor], context: BatchContext) -> tuple[int, int]:
         """Return the size to which these images are resized and padded."""
-        with rng.resizing(len(images)):
+        with context.resizing(len(images)):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     def _resize(
-        self, images: list[torch.Tensor], targets: Targets, rng: BatchRng
+        self, images: list[torch.Tensor], targets: Targets, context: BatchContext
     ) -> tuple[ImageList, Targets]:
         """Return images and targets, resized and padded for the network."""
-        with rng.resizing(len(images)):
+        with context.resizing(len(images)):
             batch, targets = self.transform(images, targets)
         height, width = batch.tensors.shape[-2:]
-        rows, columns = rng.common_hw((height, width))
+        rows, columns = context.common_hw((height, width))
         batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
         return batch, targets
 
@@ -212,23 +223,24 @@ class Network(Detector):
         original = [(image.shape[1], image.shape[2]) for image in images]
         batch, _ = self.transform(images)
         levels = list(self.backbone(batch.tensors).values())
-        said = self.dense(levels[-len(self.grid.strides) :])
+        predictions = self.dense(levels[-len(self.grid.strides) :])
         locations = self.grid.locations(batch.tensors.shape[-2:], batch.tensors.device)
-        boxes = locations.boxes(said.distances)
-        central = said.centerness.sigmoid()[..., None]
+        boxes = locations.boxes(predictions.distances)
+        centering = predictions.centerness_logits.sigmoid()[..., None]
         found = []
         for vocabulary in vocabularies:
-            scores = (self.classifier_head(said.features, vocabulary).sigmoid() * central).sqrt()
+            probabilities = self.classifier_head(predictions.features, vocabulary).sigmoid()
+            scores = (probabilities * centering).sqrt()
             detections = [
                 self._suppress(clip_boxes_to_image(b, hw), s, locations.per_level, vocabulary)
                 for b, s, hw in zip(boxes, scores, batch.image_sizes, strict=True)
             ]
-            own = [d["boxes"] for d in detections]
-            masks = self.mask_head(levels, own).sigmoid().split([len(b) for b in own])
+            detected = [d["boxes"] for d in detections]
+            masks = self.mask_head(levels, detected).sigmoid().split([len(b) for b in detected])
             found.append(
                 [
-                    in_image({**d, "masks": mask}, seen, image_hw)
-                    for d, mask, seen, image_hw in zip(
+                    in_image({**d, "masks": mask}, resized_hw, image_hw)
+                    for d, mask, resized_hw, image_hw in zip(
                         detections, masks, batch.image_sizes, original, strict=True
                     )
                 ]
@@ -268,6 +280,6 @@ def _weights(target: dict[str, torch.Tensor]) -> torch.Tensor:
 def _counts(objects: list[torch.Tensor], targets: Targets) -> Counts:
     """Return, per image, how many locations learn an object, and how many objects have a mask."""
     return [
-        (int((own >= 0).sum()), len(target["masks"]))
-        for own, target in zip(objects, targets, strict=True)
+        (int((learned >= 0).sum()), len(target["masks"]))
+        for learned, target in zip(objects, targets, strict=True)
     ]

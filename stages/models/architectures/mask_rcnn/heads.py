@@ -99,8 +99,8 @@ class RegionHeads(RoIHeads):
         )
         if weights is not None:
             box = (box.sum(1) * weights[positive, 1]).sum()
-        inside = [boxes[own > 0] for boxes, own in zip(proposals, labels, strict=True)]
-        objects = [index[own > 0] for index, own in zip(matched, labels, strict=True)]
+        inside = [boxes[label > 0] for boxes, label in zip(proposals, labels, strict=True)]
+        objects = [index[label > 0] for index, label in zip(matched, labels, strict=True)]
         if self.mask_roi_pool is None:
             logits = self.mask_head(maps[positive])
         else:
@@ -153,7 +153,7 @@ class RegionHeads(RoIHeads):
             masks = self.mask_head(pooled)[:, 0].sigmoid()
             per_image = masks.split([len(d["boxes"]) for d in detections])
             found.append(
-                [{**d, "masks": own} for d, own in zip(detections, per_image, strict=True)]
+                [{**d, "masks": mask} for d, mask in zip(detections, per_image, strict=True)]
             )
         return found
 

@@ -29,7 +29,7 @@ from stages.models.architectures.mask_rcnn.proposals import ProposalHead, Propos
 from stages.models.backbones.roi_align import PyramidPooling, first_centre
 from stages.models.detection.backbones import REGION_STAGE_CHANNELS, Backbone, build_backbone
 from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
-from stages.models.detection.global_batch import BatchRng, MicroBatchRng, PartSampler
+from stages.models.detection.global_batch import BatchContext, MicroBatchContext, PartSampler
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.region_hooks import MakeRegionHead
 from stages.models.detection.text_classifier import TextClassifier
@@ -85,28 +85,29 @@ class Network(Detector):
         images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
-        rng: BatchRng | None = None,
+        context: BatchContext | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the five losses and the settings' `region_losses`.
 
         Each is multiplied by this part's fraction of the samples of the whole batch.
         """
-        batch, targets, features, boxes, losses = self._propose(images, targets, rng or BatchRng())
+        context = context or BatchContext()
+        batch, targets, features, boxes, losses = self._propose(images, targets, context)
         losses = {
             "objectness": losses["loss_objectness"],
             "proposal_box": losses["loss_rpn_box_reg"],
             **self.regions.losses(features, boxes, batch, targets, settings),
         }
         anchors, regions = self.proposals.fg_bg_sampler, self.regions.fg_bg_sampler
-        parts = {
-            "objectness": anchors.part(),
-            "proposal_box": anchors.part(),
-            "classification": regions.part(1.0, settings.background_weight),
-            "box": regions.part(),
-            "mask": regions.part(1.0, 0.0),
+        fractions = {
+            "objectness": anchors.loss_fraction(),
+            "proposal_box": anchors.loss_fraction(),
+            "classification": regions.loss_fraction(1.0, settings.background_weight),
+            "box": regions.loss_fraction(),
+            "mask": regions.loss_fraction(1.0, 0.0),
         }
-        parts |= dict.fromkeys(settings.region_losses, regions.part())
-        return {name: loss * parts[name] for name, loss in losses.items()}
+        fractions |= dict.fromkeys(settings.region_losses, regions.loss_fraction())
+        return {name: loss * fractions[name] for name, loss in losses.items()}
 
     def use_region_head(self, make: MakeRegionHead) -> None:
         """Replace the region head by one that `make` builds; see region_hooks."""
@@ -118,15 +119,15 @@ class Network(Detector):
 
     @torch.no_grad()
     def count_samples(
-        self, images: list[torch.Tensor], targets: Targets, rng: MicroBatchRng
+        self, images: list[torch.Tensor], targets: Targets, context: MicroBatchContext
     ) -> None:
-        """Let `rng` record how many anchors and regions the losses could be computed from."""
-        _, targets, _, boxes, _ = self._propose(images, targets, rng)
+        """Let `context` record how many anchors and regions the losses could be computed from."""
+        _, targets, _, boxes, _ = self._propose(images, targets, context)
         self.regions.select_training_samples(boxes, targets)
 
-    def padded_hw(self, images: list[torch.Tensor], rng: BatchRng) -> tuple[int, int]:
+    def padded_hw(self, images: list[torch.Tensor], context: BatchContext) -> tuple[int, int]:
         """Return the size to which these images are resized and padded."""
-        with rng.resizing(len(images)):
+        with context.resizing(len(images)):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     @torch.no_grad()
@@ -137,15 +138,15 @@ class Network(Detector):
         return resize_boxes(boxes, batch.image_sizes[0], image.shape[-2:])
 
     def _propose(
-        self, images: list[torch.Tensor], targets: Targets, rng: BatchRng
+        self, images: list[torch.Tensor], targets: Targets, context: BatchContext
     ) -> tuple[ImageList, Targets, dict, list[torch.Tensor], dict[str, torch.Tensor]]:
         """Return resized images and targets, features, proposals, and the proposals' losses."""
         for part in (self.proposals, self.regions):
-            part.fg_bg_sampler.rng = rng
-        with rng.resizing(len(images)):
+            part.fg_bg_sampler.context = context
+        with context.resizing(len(images)):
             batch, targets = self.transform(images, targets)
         height, width = batch.tensors.shape[-2:]
-        rows, columns = rng.common_hw((height, width))
+        rows, columns = context.common_hw((height, width))
         if (rows, columns) != (height, width):
             batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
         features = self.backbone(batch.tensors)
@@ -162,8 +163,8 @@ class Network(Detector):
         found = self.regions.detect(features, boxes, batch.image_sizes, vocabularies)
         return [
             [
-                in_image(detections, seen, image_hw)
-                for detections, seen, image_hw in zip(
+                in_image(detections, resized_hw, image_hw)
+                for detections, resized_hw, image_hw in zip(
                     per_image, batch.image_sizes, original, strict=True
                 )
             ]

@@ -37,24 +37,25 @@ class ProposalNetwork(RegionProposalNetwork):
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return labels (1, 0, or -1 to leave out) and matched boxes of the anchors per image."""
         taught = [_teaches_boxes(target) for target in targets]
-        known = [{"boxes": t["boxes"][own]} for t, own in zip(targets, taught, strict=True)]
+        pairs = list(zip(targets, taught, strict=True))
+        known = [{"boxes": target["boxes"][kept]} for target, kept in pairs]
         labels, matched = super().assign_targets_to_anchors(anchors, known)
         self._anchor_weights = None
         if "weights" in targets[0]:
-            weights = [t["weights"][own, 1] for t, own in zip(targets, taught, strict=True)]
+            box_weights = [target["weights"][kept, 1] for target, kept in pairs]
             self._anchor_weights = torch.cat(
                 [
-                    own[box_iou(objects["boxes"], boxes).argmax(0)]
-                    if len(own)
+                    weights[box_iou(objects["boxes"], boxes).argmax(0)]
+                    if len(weights)
                     else boxes.new_ones(len(boxes))
-                    for own, objects, boxes in zip(weights, known, anchors, strict=True)
+                    for weights, objects, boxes in zip(box_weights, known, anchors, strict=True)
                 ]
             )
-        for own, boxes, target, kept in zip(labels, anchors, targets, taught, strict=True):
+        for image_labels, boxes, (target, kept) in zip(labels, anchors, pairs, strict=True):
             ignored = target["boxes"][~kept]
             if len(ignored):
                 near = box_iou(ignored, boxes).amax(0) >= self.proposal_matcher.low_threshold
-                own[near & (own == 0)] = -1.0
+                image_labels[near & (image_labels == 0)] = -1.0
         return labels, matched
 
     def compute_loss(
@@ -70,8 +71,10 @@ class ProposalNetwork(RegionProposalNetwork):
         """
         if self._anchor_weights is None:
             return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
-        chosen = [torch.where(torch.cat(own))[0] for own in self.fg_bg_sampler(labels)]
-        positive, sampled = chosen[0], torch.cat(chosen)
+        positive, negative = (
+            torch.where(torch.cat(masks))[0] for masks in self.fg_bg_sampler(labels)
+        )
+        sampled = torch.cat([positive, negative])
         weights = torch.where(torch.cat(labels) > 0, self._anchor_weights, 1.0)
         box = functional.smooth_l1_loss(
             pred_bbox_deltas[positive],
@@ -79,10 +82,10 @@ class ProposalNetwork(RegionProposalNetwork):
             beta=1 / 9,
             reduction="none",
         )
-        known = functional.binary_cross_entropy_with_logits(
+        classification = functional.binary_cross_entropy_with_logits(
             objectness.flatten()[sampled], torch.cat(labels)[sampled], weights[sampled]
         )
-        return known, (box.sum(1) * weights[positive]).sum() / len(sampled)
+        return classification, (box.sum(1) * weights[positive]).sum() / len(sampled)
 
 
 def _teaches_boxes(target: dict[str, torch.Tensor]) -> torch.Tensor:

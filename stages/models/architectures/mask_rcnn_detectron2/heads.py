@@ -49,9 +49,9 @@ class TextBoxPredictor(FastRCNNOutputLayers):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         """Return the arguments for a configuration; the text embeddings are ones at first."""
-        own = cfg.MODEL.OPEN_VOCABULARY
-        texts = torch.ones(cfg.MODEL.ROI_HEADS.NUM_CLASSES, own.TEXT_WIDTH)
-        classifier = TextClassifier(input_shape.channels, texts, **own.CLASSIFIER)
+        ours = cfg.MODEL.OPEN_VOCABULARY
+        texts = torch.ones(cfg.MODEL.ROI_HEADS.NUM_CLASSES, ours.TEXT_WIDTH)
+        classifier = TextClassifier(input_shape.channels, texts, **ours.CLASSIFIER)
         return {**super().from_config(cfg, input_shape), "classifier": classifier}
 
     def forward(
@@ -115,7 +115,7 @@ class OpenVocabularyHeads(ROIHeads):
             instances, _ = self.box_predictor.inference(predictions, proposals)
             instances = self.forward_with_given_boxes(features, instances)
             indices = torch.tensor(list(vocabulary), device=regions.device)
-            found.append([_detections(own, indices) for own in instances])
+            found.append([_detections(image, indices) for image in instances])
         return found
 
 
@@ -207,17 +207,17 @@ def _make_pooler(config: CfgNode, head: CfgNode, levels: list[ShapeSpec]) -> ROI
     ROIAlignV2 assumes that each cell is centred on the block of pixels that it stands for. For
     other grids, boxes are shifted.
     """
-    own = config.MODEL.OPEN_VOCABULARY
+    ours = config.MODEL.OPEN_VOCABULARY
     pooler = ROIPooler(
         output_size=head.POOLER_RESOLUTION,
         scales=tuple(1 / level.stride for level in levels),
         sampling_ratio=head.POOLER_SAMPLING_RATIO,
         pooler_type=head.POOLER_TYPE,
-        canonical_box_size=own.CANONICAL_SIDE,
+        canonical_box_size=ours.CANONICAL_SIDE,
         canonical_level=CANONICAL_LEVEL,
     )
     for index, level in enumerate(levels):
-        if shift := level.stride / 2 - first_centre(level.stride, own.CENTRAL_CELLS):
+        if shift := level.stride / 2 - first_centre(level.stride, ours.CENTRAL_CELLS):
             pooler.level_poolers[index] = _ShiftedAlign(pooler.level_poolers[index], shift)
     return pooler
 

@@ -32,7 +32,7 @@ from stages.models.architectures.mask_rcnn_detectron2.proposals import LevelBack
 from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.backbones import build_backbone
 from stages.models.detection.detector import IGNORED, Detector, LossSettings, Prediction, Targets
-from stages.models.detection.global_batch import BatchRng
+from stages.models.detection.global_batch import BatchContext
 from stages.models.detection.paste_masks import in_image
 
 
@@ -54,8 +54,8 @@ class Network(Detector):
         if not network.central:  # then detectron2 centres its first anchors on 0
             for anchors in self.proposals.anchor_generator.cell_anchors:
                 anchors += first_centre(network.strides[0], network.central)
-        own = {} if region_stage is None else {"res5": region_stage}
-        self.regions = region_heads_class(params.backbone)(config, levels, **own)
+        last_stage = {} if region_stage is None else {"res5": region_stage}
+        self.regions = region_heads_class(params.backbone)(config, levels, **last_stage)
         self.regions.box_predictor.classifier.begin_with(embeddings)
         self.transform = GeneralizedRCNNTransform(
             config.INPUT.MIN_SIZE_TEST,
@@ -88,9 +88,9 @@ class Network(Detector):
         images: list[Float[torch.Tensor, "3 _ _"]],
         targets: Targets,
         settings: LossSettings,
-        rng: BatchRng | None = None,
+        context: BatchContext | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the five losses; `rng` is not used, as micro-batches are not supported."""
+        """Return the five losses; `context` is not used, as micro-batches are not supported."""
         batch, targets = self.transform(images, targets)
         seen = ImageList(batch.tensors, batch.image_sizes)
         features = self.backbone(seen.tensor)

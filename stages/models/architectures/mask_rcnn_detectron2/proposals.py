@@ -69,17 +69,18 @@ class IgnoringRPN(RPN):
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return labels (1, 0, or -1 to leave out) and matched boxes of the anchors per image."""
-        every, labels, matched = Boxes.cat(anchors), [], []
+        all_anchors, labels, matched = Boxes.cat(anchors), [], []
         for instances in gt_instances:
             ignored = instances.gt_classes == IGNORED
             objects = instances.gt_boxes[~ignored]
-            indices, own = self.anchor_matcher(pairwise_iou(objects, every))
+            indices, image_labels = self.anchor_matcher(pairwise_iou(objects, all_anchors))
             if ignored.any():
-                overlap = pairwise_iou(instances.gt_boxes[ignored], every).amax(0)
+                overlap = pairwise_iou(instances.gt_boxes[ignored], all_anchors).amax(0)
                 # The matcher's thresholds are -inf, negative_iou, positive_iou, inf.
-                own[(overlap >= self.anchor_matcher.thresholds[1]) & (own == 0)] = -1
-            labels.append(self._subsample_labels(own))
+                near = overlap >= self.anchor_matcher.thresholds[1]
+                image_labels[near & (image_labels == 0)] = -1
+            labels.append(self._subsample_labels(image_labels))
             matched.append(
-                objects[indices].tensor if len(objects) else torch.zeros_like(every.tensor)
+                objects[indices].tensor if len(objects) else torch.zeros_like(all_anchors.tensor)
             )
         return labels, matched

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from stages.models.detection.backbones import build_backbone
 from stages.models.detection.detector import Detector, Prediction
-from stages.models.detection.global_batch import BatchRng
+from stages.models.detection.global_batch import BatchContext
 from stages.models.detection.text_classifier import TextClassifier
 
 
@@ -28,14 +28,14 @@ class Network(Detector):
             "heads": nn.ModuleList([self.texts, self.deltas]),
         }
 
-    def losses(self, images, targets, settings, rng=None):
-        rng = rng or BatchRng()
-        common_hw = rng.common_hw(self.padded_hw(images, rng))
+    def losses(self, images, targets, settings, context=None):
+        context = context or BatchContext()
+        common_hw = context.common_hw(self.padded_hw(images, context))
         regions, centres = self._regions(images, common_hw)
         objects = [self._objects(centres, target) for target in targets]
         labels = torch.cat([labels for labels, _ in objects])
-        _, every = rng.orders([(int((own > 0).sum()), 0) for own, _ in objects])
-        count = max(1, sum(positives for positives, _ in every))
+        _, batch_counts = context.orders([(int((own > 0).sum()), 0) for own, _ in objects])
+        count = max(1, sum(positives for positives, _ in batch_counts))
         logits = self.texts(regions.flatten(0, 1), settings.vocabulary)
         boxes = self._boxes(regions, centres).flatten(0, 1)[labels > 0]
         goals = torch.cat([goals for _, goals in objects])[labels > 0]
@@ -44,18 +44,18 @@ class Network(Detector):
             "box": (boxes - goals).abs().sum() / count,
         }
 
-    def count_samples(self, images, targets, rng):
-        centres = self._centres(rng.common_hw(self.padded_hw(images, rng)))
+    def count_samples(self, images, targets, context):
+        centres = self._centres(context.common_hw(self.padded_hw(images, context)))
         found = [self._objects(centres, target)[0] for target in targets]
-        rng.orders([(int((labels > 0).sum()), 0) for labels in found])
+        context.orders([(int((labels > 0).sum()), 0) for labels in found])
 
-    def padded_hw(self, images, rng):
+    def padded_hw(self, images, context):
         sizes = torch.tensor([image.shape[-2:] for image in images]).amax(0)
         coarsest = self.backbone.strides[-1]
         return tuple((-(-sizes // coarsest) * coarsest).tolist())
 
     def detect(self, images, vocabularies):
-        regions, centres = self._regions(images, self.padded_hw(images, BatchRng()))
+        regions, centres = self._regions(images, self.padded_hw(images, BatchContext()))
         boxes = self._boxes(regions, centres)
         return [
             [
