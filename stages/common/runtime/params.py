@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
@@ -48,6 +49,19 @@ def environment_number(name: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{name}={text!r}: expected a whole number above 0, or unset it")
     return int(text)
+
+
+def shard_argument() -> str:
+    """Return the shard that the command line names, as its only argument.
+
+    Raises:
+        ValueError: it names none, several, or something else.
+    """
+    given = sys.argv[1:]
+    if len(given) != 1 or not given[0].isdecimal():
+        told = " ".join(given) or "nothing"
+        raise ValueError(f"expected the number of a shard of {PARAMS_FILE}, found {told}")
+    return given[0]
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict:
