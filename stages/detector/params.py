@@ -1,6 +1,7 @@
 """The `detector` section of params.yaml."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -64,6 +65,14 @@ class DetectorParams(StartParams):
 
     region_head: str | None
     supervision: DetectorSupervisionParams
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check the module of the region head too."""
+        super().check_references(key, params, elsewhere)
+        if self.region_head is not None:
+            from stages.models.detection.region_hooks import find_hook  # imports torch
+
+            find_hook(self.region_head, "region_head")
 
     @model_validator(mode="after")
     def _region_head_fits_the_network(self) -> "DetectorParams":

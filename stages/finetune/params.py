@@ -1,11 +1,18 @@
 """The `finetune` section of params.yaml."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.common.runtime.params import Section
-from stages.models.detection.params import SupervisionParams, TrainingParams
+from stages.common.runtime.params import PARAMS_FILE, Section
+from stages.models.detection.params import (
+    SupervisionParams,
+    TrainingParams,
+    check_region_losses,
+    check_training,
+    network_params,
+)
 
 
 class FinetuneParams(Section):
@@ -16,6 +23,16 @@ class FinetuneParams(Section):
     detection_score: float = Field(gt=0, lt=1)
     supervision: SupervisionParams
     training: TrainingParams
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check the region losses, and that the training fits the detector's architecture."""
+        check_region_losses(self.training)
+        detector = params.get("detector")
+        architecture = detector.get("architecture") if isinstance(detector, dict) else None
+        try:
+            check_training(self.training, network_params(architecture))
+        except ValueError as error:
+            raise ValueError(f"{PARAMS_FILE}: {key}: {error}") from None
 
     @model_validator(mode="after")
     def _detections_need_their_classes(self) -> "FinetuneParams":

@@ -51,6 +51,7 @@ def test_what_a_user_can_mend_is_one_line(repository, tmp_path, params, told):
         ("comparators nonsense", "python -m comparators: expected a stage .*, found nonsense"),
         ("comparators longer", "python -m comparators: expected a stage .*, found longer"),
         ("stages.preflight nonsense", "'nonsense' is no section of params.yaml"),
+        ("stages.preflight --folder nowhere", "--folder .*/nowhere: no such folder"),
         ("stages.preflight ../vlm", "'../vlm' is no section of params.yaml"),
     ]
     + [

@@ -3,6 +3,7 @@
 import difflib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
@@ -32,6 +33,22 @@ class Section(BaseModel):
             ValueError: no model fits the key; the message begins with the key.
         """
         return cls
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check the files, modules and other sections that this section refers to.
+
+        `stages.preflight` calls this before a run. Whoever refers to something overrides it.
+
+        Args:
+            key: the section's place in params.yaml, for messages.
+            params: the content of params.yaml.
+            elsewhere: the stages run on other machines, so files of this one do not matter.
+
+        Raises:
+            ValueError: something does not fit the section.
+            FileNotFoundError: a file is missing.
+            ModuleNotFoundError: a package is not installed.
+        """
 
 
 SectionType = TypeVar("SectionType", bound=Section)

@@ -6,7 +6,7 @@ is read without its network, so that a wrong key is reported before anything els
 runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -285,6 +285,15 @@ class StartParams(Section):
         network = network_params(content.get("architecture"))
         return create_model(cls.__name__, __base__=cls, network=(network, ...))
 
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check the modules of the region losses, and that ImageNet weights are there."""
+        check_region_losses(self.training)
+        if self.init == "imagenet" and self.imagenet.weights is not None and not elsewhere:
+            from stages.models.backbones.imagenet import find_imagenet_weights  # imports torch
+
+            path = Path(self.imagenet.weights)
+            find_imagenet_weights(path, self.imagenet.sha256, f"{key}.imagenet")
+
     @model_validator(mode="after")
     def _training_fits_the_network(self) -> "StartParams":
         check_training(self.training, self.network)
@@ -342,6 +351,18 @@ class SupervisionParams(Section):
         if self.draw == "together" and abs(total - 1) > 1e-6:
             raise ValueError(f"sources: expected fractions that add up to 1, found {total:g}")
         return self
+
+
+def check_region_losses(training: TrainingParams) -> None:
+    """Check that the module of each region loss exists and has its function.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if training.region_losses:
+        from stages.models.detection.region_hooks import region_losses  # it imports this module
+
+        region_losses(training.region_losses)
 
 
 def check_sources(params: SupervisionParams, network: NetworkParams | type[NetworkParams]) -> None:
