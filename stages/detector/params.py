@@ -67,8 +67,12 @@ class DetectorParams(StartParams):
     supervision: DetectorSupervisionParams
 
     def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
-        """Check the module of the region head too."""
+        """Check the modules of region losses and region head too."""
         super().check_references(key, params, elsewhere)
+        if self.training.region_losses:
+            from stages.models.detection.region_hooks import region_losses  # imports torch
+
+            region_losses(self.training.region_losses)
         if self.region_head is not None:
             from stages.models.detection.region_hooks import find_hook  # imports torch
 

@@ -9,7 +9,6 @@ from stages.common.runtime.params import PARAMS_FILE, Section
 from stages.models.detection.params import (
     SupervisionParams,
     TrainingParams,
-    check_region_losses,
     check_training,
     network_params,
 )
@@ -26,7 +25,10 @@ class FinetuneParams(Section):
 
     def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
         """Check the region losses, and that the training fits the detector's architecture."""
-        check_region_losses(self.training)
+        if self.training.region_losses:
+            from stages.models.detection.region_hooks import region_losses  # imports torch
+
+            region_losses(self.training.region_losses)
         detector = params.get("detector")
         architecture = detector.get("architecture") if isinstance(detector, dict) else None
         try:

@@ -286,8 +286,7 @@ class StartParams(Section):
         return create_model(cls.__name__, __base__=cls, network=(network, ...))
 
     def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
-        """Check the modules of the region losses, and that ImageNet weights are there."""
-        check_region_losses(self.training)
+        """Check that ImageNet weights are there."""
         if self.init == "imagenet" and self.imagenet.weights is not None and not elsewhere:
             from stages.models.backbones.imagenet import find_imagenet_weights  # imports torch
 
@@ -351,18 +350,6 @@ class SupervisionParams(Section):
         if self.draw == "together" and abs(total - 1) > 1e-6:
             raise ValueError(f"sources: expected fractions that add up to 1, found {total:g}")
         return self
-
-
-def check_region_losses(training: TrainingParams) -> None:
-    """Check that the module of each region loss exists and has its function.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if training.region_losses:
-        from stages.models.detection.region_hooks import region_losses  # it imports this module
-
-        region_losses(training.region_losses)
 
 
 def check_sources(params: SupervisionParams, network: NetworkParams | type[NetworkParams]) -> None:
