@@ -22,6 +22,7 @@ from fetch import coco_files
 from fetch.archives import check_archive, unpack
 from fetch.fetcher import Fetcher
 from fetch.transfer import FetchError, Patience, Remote
+from stages.common.runtime.errors import refuse
 from stages.common.runtime.params import read_section
 from stages.download.examples import Source
 from stages.download.params import CocoParams, DownloadParams, OpenImagesParams
@@ -112,7 +113,8 @@ def run(params: DownloadParams, fetcher: Fetcher) -> None:
     """Fetch what a source needs.
 
     Raises:
-        FetchError: a file cannot be fetched, or the source needs no files.
+        FetchError: a file cannot be fetched.
+        ValueError: the source needs no files.
     """
     if params.source == "coco":
         with alone(Path(params.coco.folder).expanduser()):
@@ -121,7 +123,7 @@ def run(params: DownloadParams, fetcher: Fetcher) -> None:
         with alone(Path(params.open_images.folder).expanduser()):
             fetch_open_images(params.open_images, fetcher)
     else:
-        raise FetchError(
+        raise ValueError(
             f"params.yaml: download.source is {params.source}, which needs nothing fetched; set it"
             " to coco or open_images, e.g. by `make profile NAME=paper-coco`"
         )
@@ -137,14 +139,18 @@ def main() -> None:
     parser.add_argument("--mirror", metavar="folder|address")
     parser.add_argument("--workers", type=int, default=32, choices=range(1, 129), metavar="1..128")
     options = parser.parse_args()
+    if options.mirror and "://" not in options.mirror and not Path(options.mirror).is_dir():
+        refuse(f"--mirror {options.mirror}: no such folder; an address begins with http:// or so")
     try:
         params = read_section("download", DownloadParams)
+    except (ValueError, FileNotFoundError) as error:
+        refuse(str(error))
+    try:
         run(params, Fetcher(options.mirror, options.workers, Patience()))
     except (FetchError, OSError) as error:
         sys.exit(str(error))
     except ValueError as error:  # params, or a file that they name
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        refuse(str(error))
     print("everything that download needs is there")
 
 

@@ -15,9 +15,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from stages.common.runtime.errors import is_for_users
+from stages.common.runtime.errors import is_for_users, refuse
 from stages.guard import LOCK, changes, find_declared, other_packages
 
+ROOT = Path(__file__).parents[1]
 STAGE = "DVC_STAGE"  # DVC sets it for the commands that it runs
 # How many times a waiting torch thread spins before it gives up its core (GNU OpenMP). The default,
 # 300,000, outlasts most waits: two trainings on two cores then take twice as long as one after the
@@ -35,10 +36,12 @@ def main(package: str = "stages") -> None:
 
     Raises:
         SystemExit: the stage failed, its inputs changed while it ran, or the installed packages
-            differ from the lock. An error that the user can fix is one line.
+            differ from the lock. An error that the user can fix is one line, with exit code 2.
     """
-    if len(sys.argv) < 2:
-        raise SystemExit(f"usage: python -m {package} <stage> [its arguments]")
+    stages = sorted(file.parent.name for file in (ROOT / package).glob("*/__main__.py"))
+    if sys.argv[1:2] not in ([stage] for stage in stages):
+        given = f"found {sys.argv[1]}" if sys.argv[1:] else "found none"
+        refuse(f"python -m {package}: expected a stage ({', '.join(stages)}), {given}")
     name = f"{package}.{sys.argv.pop(1)}"
     os.environ.setdefault(*SPINS)  # read when torch is imported
     try:
@@ -48,7 +51,7 @@ def main(package: str = "stages") -> None:
             raise SystemExit(f"{name}: {error}; make room and run the same again") from None
         if not is_for_users(error):
             raise
-        raise SystemExit(f"{name}: {error}") from None
+        refuse(f"{name}: {error}")
 
 
 def _run_guarded(name: str, stage: str | None) -> None:

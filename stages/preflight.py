@@ -12,9 +12,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from stages.common.runtime.hub import find_hub_file
+from stages.common.runtime.errors import refuse
 from stages.common.runtime.params import (
     PARAMS_FILE,
     Section,
@@ -26,14 +25,22 @@ from stages.common.runtime.params import (
 )
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("stages", "comparators")
 NUMBERS = ("OVIS_WORKERS", "OVIS_THREADS", "OVIS_PROCESSES", "OVIS_MICRO_BATCH")
 
 
 def section_model(name: str) -> type[Section]:
-    """Return the model of section x of params.yaml: `XParams` in the `params.py` of package x."""
-    (home,) = (own for own in PACKAGES if (ROOT / own / name / "params.py").is_file())
-    return getattr(import_module(f"{home}.{name}.params"), f"{name.title().replace('_', '')}Params")
+    """Return the model of section x of params.yaml: `XParams` in the `params.py` of package x.
+
+    Raises:
+        ValueError: no package has this name.
+    """
+    # Found by its place: packages beside stages have sections too, and stages may not import them.
+    homes = {file.parent.name: file.parts[-3] for file in sorted(ROOT.glob("*/*/params.py"))}
+    if name not in homes:
+        expected = ", ".join(sorted(homes))
+        raise ValueError(f"'{name}' is no section of {PARAMS_FILE}; expected one of {expected}")
+    module = import_module(f"{homes[name]}.{name}.params")
+    return getattr(module, f"{name.title().replace('_', '')}Params")
 
 
 def problems(names: Sequence[str], path: Path = PARAMS_FILE, elsewhere: bool = False) -> list[str]:
@@ -52,7 +59,7 @@ def problems(names: Sequence[str], path: Path = PARAMS_FILE, elsewhere: bool = F
 def _problems(check: Callable[[], object]) -> list[str]:
     try:
         check()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         return [str(error)]
     return []
 
@@ -68,52 +75,8 @@ def _check_environment(path: Path) -> None:
 
 
 def _check(name: str, path: Path, elsewhere: bool) -> None:
-    params: Any = read_section(name, section_model(name), path)
-    if name in ("detector", "finetune", "rpn"):
-        _check_hooks(params, name)
-    if name == "finetune":
-        _check_training(params.training, path)
-    if elsewhere:
-        return
-    if name == "vlm" and params.source != "train":
-        from stages.vlm.pretrained import find_pretrained, read_vocabulary
-
-        find_pretrained(params.source, params.pretrained)
-        read_vocabulary(params.pretrained.vocabulary)
-    if name == "vocabulary" and params.encoder == "clip":
-        find_hub_file(params.clip.folder, "config.json", "vocabulary.clip.folder")
-    if name == "wspn" and params.model.backbone.weights is not None:
-        _check_imagenet(params.model.backbone, "wspn.model.backbone")
-    if name in ("detector", "rpn") and params.init == "imagenet":
-        _check_imagenet(params.imagenet, f"{name}.imagenet")
-
-
-def _check_hooks(params: Any, section: str) -> None:
-    if params.training.region_losses or getattr(params, "region_head", None) is not None:
-        from stages.models.detection.region_hooks import check_hooks
-
-        check_hooks(params, section)
-
-
-def _check_training(training: Any, path: Path) -> None:
-    from stages.models.detection.params import check_training, network_params
-
-    detector = read_params(path).get("detector")
-    architecture = detector.get("architecture") if isinstance(detector, dict) else None
-    try:
-        network = network_params(architecture)
-    except ValueError as error:
-        raise ValueError(f"{path}: detector.{error}") from None
-    try:
-        check_training(training, network)
-    except ValueError as error:
-        raise ValueError(f"{path}: finetune.{error}") from None
-
-
-def _check_imagenet(weights: Any, key: str) -> None:
-    from stages.models.backbones.imagenet import find_imagenet_weights
-
-    find_imagenet_weights(Path(weights.weights), weights.sha256, key)
+    section = read_section(name, section_model(name), path)
+    section.check_references(name, read_params(path), elsewhere)
 
 
 def main() -> None:
@@ -124,12 +87,15 @@ def main() -> None:
     parser.add_argument("--elsewhere", action="store_true")
     options = parser.parse_args()
     told: dict[str, str] = {}
-    for folder in options.folder or [Path()]:
+    folders = [folder.absolute() for folder in options.folder or [Path()]]
+    for folder in folders:
+        if not folder.is_dir():
+            refuse(f"--folder {folder}: no such folder")
         os.chdir(folder)  # paths in params.yaml are relative to it
         for problem in problems(options.sections, elsewhere=options.elsewhere):
-            told.setdefault(problem, f"{folder.name}: {problem}" if folder.name else problem)
+            told.setdefault(problem, f"{folder.name}: {problem}" if options.folder else problem)
     if told:
-        raise SystemExit("\n".join(told.values()))
+        refuse("\n".join(told.values()))
 
 
 if __name__ == "__main__":

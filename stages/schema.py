@@ -2,20 +2,24 @@
 
 The pydantic models say which values a param may have. Its comment in params.yaml gives its meaning,
 unit and the paper's value: whoever changes the param sees it there, and a better comment makes no
-stage stale. Editors read both from the schema.
+stage stale. What params.yaml lacks, such as the params of another architecture, is explained by the
+comments of a profile. Editors read all of this from the schema.
 """
 
 import copy
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, create_model
+from pydantic.json_schema import GenerateJsonSchema
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import CollectionNode, MappingNode, Node
 
+from stages.common.runtime.errors import refuse
 from stages.common.runtime.params import PARAMS_FILE, Exactness, Section, read_params
 from stages.models.detection.params import StartParams, architectures
 from stages.preflight import section_model
@@ -29,6 +33,18 @@ LONGEST_VALUE = 60  # characters in the table
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
+class WithoutTitles(GenerateJsonSchema):
+    """Leaves out titles: pydantic's are the key again."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Return whether to make a title from the name of a field."""
+        return False
+
+    def model_schema(self, schema: Any) -> dict[str, Any]:
+        """Return the schema of a model."""
+        return {key: own for key, own in super().model_schema(schema).items() if key != "title"}
+
+
 class TopLevel(Section):
     """The keys of params.yaml outside its sections."""
 
@@ -40,12 +56,17 @@ class TopLevel(Section):
     gpus_per_training: int = Field(ge=1)
 
 
-def make_schema(params: dict[str, Any], comments: dict[str, str]) -> dict[str, Any]:
+def make_schema(
+    params: dict[str, Any],
+    comments: dict[str, str],
+    profiles: Iterable[tuple[dict[str, Any], dict[str, str]]],
+) -> dict[str, Any]:
     """Return the JSON schema of params.yaml.
 
     Args:
         params: the content of params.yaml.
         comments: the comment of each dotted key.
+        profiles: content and comments of each profile.
     """
     sections: dict[str, Any] = {
         name: (_variants(section_model(name)), ...)
@@ -54,11 +75,26 @@ def make_schema(params: dict[str, Any], comments: dict[str, str]) -> dict[str, A
     }
     model = create_model("Params", __base__=TopLevel, **sections)
     model.__doc__ = "Every value that can change a result."
-    schema = model.model_json_schema()
+    schema = model.model_json_schema(schema_generator=WithoutTitles)
     # A model may be used in several sections; its keys take the comments of the first one.
+    reached = set()
     for key, node, _, _ in walk(schema, params):
+        reached.add(id(node))
         if key in comments:
             node.setdefault("description", comments[key])
+            # The comment of a list, or of a mapping of several kinds, explains what is in each.
+            if "items" in node or node.get("discriminator", {}).get("propertyName") == "kind":
+                for _, own in _every(schema, node):
+                    own.setdefault("description", comments[key])
+    # Then the same keys of other architectures, if they have a comment of their own.
+    for key, node in _every(schema, schema):
+        has_own = comments.get(key) != comments.get(key.rpartition(".")[0])
+        if key in comments and has_own and "$ref" not in node:
+            node.setdefault("description", comments[key])
+    for content, told in profiles:
+        for key, node, _, _ in walk(schema, content):
+            if key in told and id(node) not in reached:
+                node.setdefault("description", told[key])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -119,6 +155,16 @@ def walk(
         yield f"{prefix}{key}", own, params[key], allowed
         if isinstance(params[key], dict):
             yield from walk(schema, params[key], f"{prefix}{key}.", own)
+
+
+def _every(
+    schema: dict[str, Any], node: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (dotted key, node) of all keys below a node, also in lists and all alternatives."""
+    for choice in _choices(node.get("items", node), schema.get("$defs", {})):
+        for key, own in choice.get("properties", {}).items():
+            yield f"{prefix}{key}", own
+            yield from _every(schema, own, f"{prefix}{key}.")
 
 
 def _choices(node: dict[str, Any], defs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -225,17 +271,22 @@ def make_files(root: Path) -> dict[Path, str]:
     """Return the content of each generated file.
 
     Raises:
-        ValueError: a param has no comment, or the page lacks the marks around the table.
+        ValueError: a param has no comment, a profile cannot be read, or the page lacks the marks
+            around the table.
     """
     params, comments = read_params(root / PARAMS_FILE), read_comments(root / PARAMS_FILE)
-    schema = make_schema(params, comments)
+    paths = sorted((root / PROFILE_SCHEMA.parent).glob("*.yaml"))
+    schema = make_schema(params, comments, map(_read_profile, paths))
     untold = [
         key
-        for key, node, value, _ in walk(schema, params)
-        if "description" not in node and _is_param(schema, node, value)
+        for key, node in _every(schema, schema)
+        if not any("description" in own for own in (node, *_choices(node, schema["$defs"])))
     ]
     if untold:
-        raise ValueError(f"{PARAMS_FILE}: {', '.join(untold)}: add a comment that explains it")
+        raise ValueError(
+            f"{PARAMS_FILE}: {', '.join(dict.fromkeys(untold))}: add a comment that explains it,"
+            " there or in a profile that has it"
+        )
     page = (root / PAGE).read_text(encoding="utf-8")
     if not PLACE.search(page):
         raise ValueError(f"{PAGE}: add <!-- params --> and <!-- /params --> around the table")
@@ -245,6 +296,15 @@ def make_files(root: Path) -> dict[Path, str]:
         PROFILE_SCHEMA: _dump(make_profile_schema(schema)),
         PAGE: PLACE.sub(lambda found: f"{found[1]}{table}\n{found[2]}", page),
     }
+
+
+def _read_profile(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the content of a profile and its comments."""
+    try:
+        content = YAML().load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return (content, read_comments(path)) if isinstance(content, dict) else ({}, {})
 
 
 def _dump(schema: dict[str, Any]) -> str:
@@ -260,7 +320,7 @@ def main() -> None:
     try:
         files = make_files(Path())
     except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(str(error)) from None
+        refuse(str(error))
     changed = [path for path, text in files.items() if _read(path) != text]
     for path in changed:
         path.write_text(files[path], encoding="utf-8")

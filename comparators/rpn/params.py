@@ -1,6 +1,7 @@
 """The `rpn` section of params.yaml: the supervised comparator of the proposal network."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -33,6 +34,14 @@ class RpnParams(StartParams):
     by_classes: HeadParams
     by_agreement: HeadParams
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check the modules of region losses too."""
+        super().check_references(key, params, elsewhere)
+        if self.training.region_losses:
+            from stages.models.detection.region_hooks import check_hooks  # imports torch
+
+            check_hooks(self, key)
 
     @model_validator(mode="after")
     def _the_architecture_proposes(self) -> "RpnParams":

@@ -23,7 +23,12 @@ from stages.common.formats.captions import read_captions
 from stages.common.formats.categories import ALL_SPLITS, read_categories
 from stages.common.formats.images import EncodedImage, count_images, normalise_pixels, read_images
 from stages.common.runtime.devices import prepare_device, send
-from stages.common.runtime.params import read_exactness, read_section, read_seed
+from stages.common.runtime.params import (
+    read_exactness,
+    read_section,
+    read_seed,
+    shard_argument,
+)
 from stages.common.runtime.prefetch import prefetch
 from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import make_deterministic
@@ -157,4 +162,4 @@ def _batches(images: Iterator[EncodedImage], size: int) -> Iterator[list[Encoded
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(shard_argument())

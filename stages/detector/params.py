@@ -1,6 +1,7 @@
 """The `detector` section of params.yaml."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -69,6 +70,14 @@ class DetectorParams(StartParams):
 
     region_head: str | None
     supervision: DetectorSupervisionParams
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check the modules of region losses and region head too."""
+        super().check_references(key, params, elsewhere)
+        if self.training.region_losses or self.region_head is not None:
+            from stages.models.detection.region_hooks import check_hooks  # imports torch
+
+            check_hooks(self, key)
 
     @model_validator(mode="after")
     def _region_head_fits_the_network(self) -> "DetectorParams":

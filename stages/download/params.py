@@ -1,10 +1,12 @@
 """The `download` section of params.yaml: where images come from, and how many."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from stages.common.runtime.params import Section
+from stages.common.runtime.params import PARAMS_FILE, Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -104,3 +106,18 @@ class DownloadParams(Section):
     coco: CocoParams
     open_images: OpenImagesParams
     folder: FolderParams
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check that the source's folder is there; stage `download` checks what is in it."""
+        if self.source == "scenes" or elsewhere:
+            return
+        last, folder = {
+            "coco": ("coco.folder", self.coco.folder),
+            "open_images": ("open_images.folder", self.open_images.folder),
+            "folder": ("folder.path", self.folder.path),
+        }[self.source]
+        if not (path := Path(folder).expanduser()).is_dir():
+            raise FileNotFoundError(
+                f"{PARAMS_FILE}: {key}.{last}: {path.absolute()} is no folder; `make fetch` fetches"
+                " coco and open_images"
+            )

@@ -1,11 +1,17 @@
 """The `finetune` section of params.yaml."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.common.runtime.params import Section
-from stages.models.detection.params import SupervisionParams, TrainingParams
+from stages.common.runtime.params import PARAMS_FILE, Section
+from stages.models.detection.params import (
+    SupervisionParams,
+    TrainingParams,
+    check_training,
+    network_params,
+)
 
 
 class FinetuneParams(Section):
@@ -16,6 +22,23 @@ class FinetuneParams(Section):
     detection_score: float = Field(gt=0, lt=1)
     supervision: SupervisionParams
     training: TrainingParams
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check the region losses, and that the training fits the detector's architecture."""
+        if self.training.region_losses:
+            from stages.models.detection.region_hooks import check_hooks  # imports torch
+
+            check_hooks(self, key)
+        detector = params.get("detector")
+        architecture = detector.get("architecture") if isinstance(detector, dict) else None
+        try:
+            network = network_params(architecture)
+        except ValueError as error:
+            raise ValueError(f"{PARAMS_FILE}: detector.{error}") from None
+        try:
+            check_training(self.training, network)
+        except ValueError as error:
+            raise ValueError(f"{PARAMS_FILE}: {key}.{error}") from None
 
     @model_validator(mode="after")
     def _detections_need_their_classes(self) -> "FinetuneParams":

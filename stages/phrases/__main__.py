@@ -6,14 +6,13 @@ and box. Where nobody pointed the table is empty. Reads no ground truth: what th
 told by `phrase_quality`.
 """
 
-import sys
 from pathlib import Path
 
 from stages.common.formats.captions import MentionFinder
 from stages.common.formats.categories import ALL_SPLITS, read_categories
 from stages.common.formats.coco import read_image_list
 from stages.common.formats.narratives import NarrativeReader
-from stages.common.runtime.params import read_section
+from stages.common.runtime.params import read_section, shard_argument
 from stages.common.runtime.progress import track
 from stages.common.runtime.storage import write_table
 from stages.phrases.narrated import make_table, narrated_phrases
@@ -45,4 +44,4 @@ def main(shard: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(shard_argument())

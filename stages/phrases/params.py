@@ -1,6 +1,7 @@
 """Section `phrases` of params.yaml."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -32,3 +33,10 @@ class PhrasesParams(Section):
     spacy_model: str
     window: WindowParams
     box: TraceParams
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check that spaCy and its model are installed."""
+        if self.parser == "spacy" and not elsewhere:
+            from stages.phrases.noun_phrases import load_spacy  # it imports this module
+
+            load_spacy(self.spacy_model)

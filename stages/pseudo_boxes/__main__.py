@@ -1,6 +1,5 @@
 """Stage `pseudo_boxes`: choose the best WSPN proposal of each named object of a shard."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from stages.common.formats.coco import read_image_list
 from stages.common.formats.tables import boxes_by_image, boxes_table
 from stages.common.geometry.activation_maps import smooth_maps
 from stages.common.geometry.boxes import clip_boxes
-from stages.common.runtime.params import read_section
+from stages.common.runtime.params import read_section, shard_argument
 from stages.common.runtime.progress import track
 from stages.common.runtime.storage import read_table, read_tensors, write_table
 from stages.pseudo_boxes.params import PseudoBoxesParams
@@ -52,4 +51,4 @@ def main(shard: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(shard_argument())

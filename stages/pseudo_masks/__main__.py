@@ -1,6 +1,5 @@
 """Stage `pseudo_masks`: segment the object in every pseudo-box of a shard."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,12 @@ from stages.common.geometry.activation_maps import smooth_maps
 from stages.common.geometry.boxes import xyxy_to_xywh
 from stages.common.geometry.masks import encode_window
 from stages.common.runtime.devices import prepare_device
-from stages.common.runtime.params import read_exactness, read_section, read_seed
+from stages.common.runtime.params import (
+    read_exactness,
+    read_section,
+    read_seed,
+    shard_argument,
+)
 from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import make_deterministic, torch_generator
 from stages.common.runtime.storage import read_table, read_tensors, write_json
@@ -81,4 +85,4 @@ def main(shard: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(shard_argument())

@@ -1,6 +1,7 @@
 """The `vlm` section of params.yaml."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -69,3 +70,11 @@ class VlmParams(Section):
     bfloat16: bool
     weights: WeightParams
     model: ModelParams
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check that the pretrained weights and their vocabulary are there."""
+        if self.source != "train" and not elsewhere:
+            from stages.vlm.pretrained import find_pretrained, read_vocabulary  # imports torch
+
+            find_pretrained(self.source, self.pretrained)
+            read_vocabulary(self.pretrained.vocabulary)

@@ -1,11 +1,13 @@
 """Section `wspn` of params.yaml: the weakly supervised proposal network and its training."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from stages.common.runtime.params import Section
-from stages.models.backbones.imagenet import NUM_STAGES
+from stages.models.backbones.imagenet import NUM_STAGES, find_imagenet_weights
 from stages.models.proposals.views import ViewSettings
 
 
@@ -102,3 +104,9 @@ class WspnParams(Section):
     seeds: SeedParams
     localise: LocaliseParams
     end_to_end: EndToEndParams
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check that the weights of an ImageNet backbone are there."""
+        backbone = self.model.backbone
+        if backbone.weights is not None and not elsewhere:
+            find_imagenet_weights(Path(backbone.weights), backbone.sha256, f"{key}.model.backbone")

@@ -277,8 +277,6 @@ def test_command_line(server, coco, tmp_path, monkeypatch, capsys):
     (tmp_path / "params.yaml").write_text((Path(__file__).parents[2] / "params.yaml").read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["fetch", "--workers", "3"])
-    with pytest.raises(SystemExit, match=r"download\.source is scenes, which needs nothing"):
-        fetch.main()
     text = (tmp_path / "params.yaml").read_text().replace("source: scenes", "source: coco")
     (tmp_path / "params.yaml").write_text(text.replace("folder: ../coco", "folder: coco"))
     made = []
@@ -287,6 +285,28 @@ def test_command_line(server, coco, tmp_path, monkeypatch, capsys):
     assert made == [(None, 3, Patience())]
     assert tree(tmp_path / "coco") == tree(tmp_path / "original")
     assert "everything that download needs is there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "told"),
+    [
+        (("", ""), ["--mirror", "nowhere"], "--mirror nowhere: no such fol"),
+        (("", ""), [], "download.source is scenes, which needs nothing"),
+        (("source: scenes", "source: web"), [], "params.yaml: download.source: "),
+        (("download:", "upload:"), [], "params.yaml: section 'download' is missing"),
+        (None, [], "params.yaml: no such file"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, change, words, told):
+    if change:
+        text = (REPOSITORY / "params.yaml").read_text().replace(*change)
+        (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fetch", *words])
+    with pytest.raises(SystemExit) as ended:
+        fetch.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and told in line
 
 
 # The command, but for its patience of half a minute.

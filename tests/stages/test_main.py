@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,9 +36,41 @@ def test_what_a_user_can_mend_is_one_line(repository, tmp_path, params, told):
     ended = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
     assert line.startswith("stages.phrases: ") and told in line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("stages", r"python -m stages: expected a stage \(activation, .*wspn\), found none"),
+        ("stages nonsense", "python -m stages: expected a stage .*, found nonsense"),
+        ("stages common", "python -m stages: expected a stage .*, found common"),
+        ("comparators", r"python -m comparators: expected a stage \(rpn, .*\), found none"),
+        ("comparators nonsense", "python -m comparators: expected a stage .*, found nonsense"),
+        ("comparators longer", "python -m comparators: expected a stage .*, found longer"),
+        ("stages.preflight nonsense", "'nonsense' is no section of params.yaml"),
+        ("stages.preflight --folder nowhere", "--folder .*/nowhere: no such folder"),
+        ("stages.preflight ../vlm", "'../vlm' is no section of params.yaml"),
+    ]
+    + [
+        (f"stages {stage}{shard}", f"stages.{stage}: expected the number of a shard of .*{shard}$")
+        for stage in ("activation", "phrases", "pseudo_boxes", "pseudo_masks")
+        for shard in ("", " one", " 0 1")
+    ],
+)
+def test_wrong_words_are_one_line(repository, words, told):
+    ended = subprocess.run(
+        [sys.executable, "-m", *words.split()],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert re.match(told, line), line
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -53,7 +86,7 @@ def test_an_image_that_a_worker_cannot_decode_is_one_line(repository, tmp_path, 
         text=True,
         check=False,
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 2
     told = "stages.proposals: 7.png: cannot be decoded as an image (8 bytes)"
     assert ended.stderr.splitlines() == [told]
 

@@ -18,7 +18,8 @@ from stages.common.runtime.params import read_params
 from stages.preflight import NUMBERS, problems, section_model
 from tests.support.clones import clone, clone_environment, run_command
 
-SECTIONS = ["vlm", "vocabulary", "wspn", "detector", "rpn", "pseudo_masks"]
+ROOT = Path(__file__).parents[2]
+SECTIONS = [key for key, own in read_params(ROOT / "params.yaml").items() if isinstance(own, dict)]
 IMAGENET = {
     "init": "imagenet",
     "imagenet": {"weights": "nowhere.pth"},
@@ -68,6 +69,12 @@ def test_the_default_has_no_problem(params):
         ),
         ({"detector": IMAGENET}, "detector.imagenet.weights: .*/nowhere.pth is not there"),
         ({"rpn": IMAGENET}, "rpn.imagenet.weights: .*/nowhere.pth is not there"),
+        ({"finetune": {"training": {"frozen": ["x"]}}}, "finetune: training.frozen: .*, found x"),
+        ({"phrases": {"parser": "spacy", "spacy_model": "no_such"}}, "spa[cC]y|no_such"),
+    ]
+    + [
+        ({"download": {"source": source, source: {key: "nowhere"}}}, f"download.{source}.{key}: ")
+        for source, key in {"coco": "folder", "open_images": "folder", "folder": "path"}.items()
     ],
 )
 def test_a_problem_is_told(params, changes, told, monkeypatch):

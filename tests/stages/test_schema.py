@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,27 @@ def test_the_generated_files_are_those_of_now():
     assert len(files) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        (
+            "params.yaml",
+            ("# Batches (official: 150000)", ""),
+            "detector.training.steps: add a",
+        ),
+        ("experiments/fcos-mo.yaml", ("depth: 20  ", "depth: [20"), "fcos-mo.yaml: not valid YAML"),
+    ],
+)
+def test_a_file_that_explains_nothing_is_told(tmp_path, name, change, told):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    text = (tmp_path / name).read_text()
+    assert text.count(change[0]) == 1
+    (tmp_path / name).write_text(text.replace(*change))
+    with pytest.raises(ValueError, match=told):
+        make_files(tmp_path)
+
+
 def test_params_fit_their_schema():
     Draft202012Validator.check_schema(SCHEMA)
     assert errors(PARAMS, SCHEMA) == []
@@ -93,6 +115,36 @@ def test_every_param_says_what_it_is():
     assert allowed["detector.training.optimizer.kind"] == "`adamw`, `sgd`"
     assert allowed["pseudo_labels.keep_fraction"] == "number > 0, ≤ 1"
     assert allowed["vlm.pretrained.sha256"] == "string or null"
+
+
+def mappings(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield all mappings in a schema."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    for inner in node if isinstance(node, list) else ():
+        yield from mappings(inner)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, schema_of(PROFILES[0])], ids=["params", "profile"])
+def test_every_key_of_every_architecture_says_what_it_is(schema):
+    told = {}
+    for node in mappings(schema):
+        for key, own in node.get("properties", {}).items():
+            model = schema["$defs"].get(own.get("$ref", "").rpartition("/")[2], {})
+            told[key, id(own)] = own.get("description", model.get("description"))
+    assert len(told) > 400 and [key for (key, _), words in told.items() if not words] == []
+    # where a profile's value comes from, does not say what it is
+    assert [words for words in told.values() if re.match(r"(ours|code|paper)\b", words)] == []
+    head = schema["$defs"]["stages__models__architectures__fcos_mo__params__MaskHeadParams"]
+    assert head["properties"]["depth"]["description"].startswith("3×3 convolutions: 10 | 20")
+    momentum = schema["$defs"]["SgdParams"]["properties"]["momentum"]
+    assert "{kind: sgd, momentum} (official: 0.9)" in momentum["description"]
+
+
+def test_no_title_repeats_a_key():
+    titles = [node["title"] for node in mappings(SCHEMA) if isinstance(node.get("title"), str)]
+    assert titles == []
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from stages.common.runtime.storage import parse_json
+
 NAMED_IN_ERROR = 3  # broken lines that an error message lists
 FREE = 0  # category of a phrase that names no class
 END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
@@ -81,10 +83,7 @@ def parse_narrative(line: str) -> Narrative:
     Raises:
         ValueError: the line has another format; the message names the field.
     """
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
+    content = parse_json(line)
     if not isinstance(content, dict):
         raise ValueError(f"expected a mapping, found {type(content).__name__}")
     return Narrative(

@@ -4,8 +4,10 @@ An error's traceback does not leave the process that raised it, so a worker note
 it was raised.
 """
 
+import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 CODE = [Path(__file__).resolve().parents[3] / package for package in ("stages", "comparators")]
 NOTED = "raised_in"  # attribute of an error
@@ -28,6 +30,12 @@ def is_for_users(error: BaseException) -> bool:
         return True
     path = Path(_place(error)).resolve()
     return any(path.is_relative_to(folder) for folder in CODE)
+
+
+def refuse(told: str) -> NoReturn:
+    """End the program because of its input: print what to mend, and exit with code 2."""
+    print(told, file=sys.stderr)
+    sys.exit(2)
 
 
 def _place(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 import difflib
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast, get_args
 
@@ -32,6 +34,22 @@ class Section(BaseModel):
         """
         return cls
 
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check the files, modules and other sections that this section refers to.
+
+        `stages.preflight` calls this before a run. Whoever refers to something overrides it.
+
+        Args:
+            key: the section's place in params.yaml, for messages.
+            params: the content of params.yaml.
+            elsewhere: the stages run on other machines, so files of this one do not matter.
+
+        Raises:
+            ValueError: something does not fit the section.
+            FileNotFoundError: a file is missing.
+            ModuleNotFoundError: a package is not installed.
+        """
+
 
 SectionType = TypeVar("SectionType", bound=Section)
 
@@ -48,6 +66,19 @@ def environment_number(name: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{name}={text!r}: expected a whole number above 0, or unset it")
     return int(text)
+
+
+def shard_argument() -> str:
+    """Return the shard that the command line names, as its only argument.
+
+    Raises:
+        ValueError: it names none, several, or something else.
+    """
+    given = sys.argv[1:]
+    if len(given) != 1 or not given[0].isdecimal():
+        told = " ".join(given) or "nothing"
+        raise ValueError(f"expected the number of a shard of {PARAMS_FILE}, found {told}")
+    return given[0]
 
 
 def read_params(path: Path = PARAMS_FILE) -> dict:

@@ -9,6 +9,7 @@ import codecs
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -88,17 +89,38 @@ def read_text(path: Path) -> str:
     return text
 
 
+def parse_json(text: str) -> Any:
+    """Return the content of a JSON text.
+
+    Raises:
+        ValueError: it is invalid, or an object has a key twice, of which Python would drop one.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {key!r} is given twice in one object; give it once")
+    return content
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: its encoding or its JSON is invalid; the message names the file.
+        ValueError: its encoding or its JSON is invalid, or an object has a key twice; the message
+            names the file.
     """
     try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+        return parse_json(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:

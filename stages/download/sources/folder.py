@@ -184,6 +184,8 @@ def _csv_rows(path: Path) -> list[tuple[str, str]]:
             f"{path}: has no column {' and '.join(missing)}, only {header}; its first line must be"
             f" {','.join(COLUMNS)}"
         )
+    if twice := [column for column in COLUMNS if header.count(column) > 1]:
+        raise ValueError(f"{path}: has the column {' and '.join(twice)} twice; keep one")
     rows = []
     for number, row in numbered:
         if header == list(COLUMNS):  # all that follows the name is the caption, with its commas

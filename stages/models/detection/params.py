@@ -6,7 +6,7 @@ is read without its network, so that a wrong key is reported before anything els
 runs. What each key means, its unit and the paper's value stand beside it in params.yaml.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -284,6 +284,14 @@ class StartParams(Section):
             )
         network = network_params(content.get("architecture"))
         return create_model(cls.__name__, __base__=cls, network=(network, ...))
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check that ImageNet weights are there."""
+        if self.init == "imagenet" and self.imagenet.weights is not None and not elsewhere:
+            from stages.models.backbones.imagenet import find_imagenet_weights  # imports torch
+
+            path = Path(self.imagenet.weights)
+            find_imagenet_weights(path, self.imagenet.sha256, f"{key}.imagenet")
 
     @model_validator(mode="after")
     def _training_fits_the_network(self) -> "StartParams":

@@ -91,6 +91,7 @@ def test_points_outside_the_image_and_segments_are_kept():
     ("text", "reason"),
     [
         ("{", "not valid JSON"),
+        ('{"caption": "a", "caption": "b"}', "key 'caption' is given twice"),
         ("[]", "expected a mapping, found list"),
         (line(image_id=5), "image_id: expected text, found 5"),
         (line(annotator_id="x"), "annotator_id: expected a number, found 'x'"),

@@ -43,6 +43,22 @@ def test_facts_are_read_without_the_tensors(tmp_path: Path):
             read(tmp_path / "c.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a.jpg": "a cat", "b.jpg": "", "a.jpg": "a dog"}', "key 'a.jpg' is given twice"),
+        ('[{"images": [{"id": 1, "id": 2}]}]', "key 'id' is given twice in one object; give it"),
+        ("{", "Expecting property name"),
+        ("[" * 100_000, "recursion"),
+        ("1" * 5000, "Exceeds the limit"),
+    ],
+)
+def test_json_that_is_none_or_loses_a_value_is_refused(tmp_path: Path, text, told):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"/a\.json: not valid JSON: .*{told}"):
+        read_json(tmp_path / "a.json")
+
+
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path):
     path = tmp_path / "a.json"
     write_json(path, [1])

@@ -8,7 +8,7 @@ Frame: pixels of the image at the size that the file gives; boxes are x, y, widt
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from stages.download.examples import NEITHER, NO_AREA, NO_IMAGE, NO_MASK, Annota
 
 LARGEST_ID = 2**53  # every id is exact as a float
 SMALLEST_SIDE = 1.0  # pixels; a thinner box is unusable
+LARGEST_SIDE = 65_535  # pixels; JPEG's limit. The pixels of such an image can be counted in 32 bits
+FARTHEST = 10  # sides of the image by which a polygon or box may leave it
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,10 @@ def _image(entry: Any, path: Path) -> dict:
             " into the folder itself"
         )
     size = {side: _id(entry, side, where) for side in ("height", "width")}
-    if not all(size.values()):
-        raise ValueError(f"{where}: is {size['width']} × {size['height']} pixels")
+    if not all(0 < side <= LARGEST_SIDE for side in size.values()):
+        raise ValueError(
+            f"{where}: is {size['width']} × {size['height']} pixels, expected 1 to {LARGEST_SIDE}"
+        )
     return {"id": number, "file_name": name, **size}
 
 
@@ -165,6 +169,8 @@ def _annotation(
     box, area = entry.get("bbox"), entry.get("area")
     if box:
         box = _numbers(box, f"{where}: bbox", 4)
+        x, y, width, height = box
+        _require_near([x, y, x + width, y + height], f"{where}: bbox", image_hw)
     elif segmentation:
         box = coco_mask.toBbox(to_rle(segmentation, image_hw)).tolist()
     if area is not None:
@@ -197,6 +203,7 @@ def _segmentation(given: Any, where: str, image_hw: tuple[int, int]) -> dict | l
     for polygon in polygons:
         if len(_numbers(polygon, key)) % 2:
             raise ValueError(f"{key}: a polygon of {len(polygon)} numbers, expected x and y each")
+        _require_near(polygon, key, image_hw)
     # Two points have no area, and pycocotools would take four numbers for a box.
     return [polygon for polygon in polygons if len(polygon) >= 6] or None
 
@@ -207,10 +214,21 @@ def _numbers(values: Any, key: str, count: int | None = None) -> list[float]:
             total = sum(map(abs, values))  # NaN and infinity stay what they are
             if math.isfinite(total):
                 return [float(value) for value in values]
-    except TypeError:  # not a number
+    except (TypeError, OverflowError):  # not a number, or one that no float can be
         pass
     wanted = "numbers" if count is None else f"{count} numbers"
     raise ValueError(f"{key}: expected finite {wanted}, found {values!s:.80}")
+
+
+def _require_near(points: Sequence[float], key: str, image_hw: tuple[int, int]) -> None:
+    """Refuse points x, y, x, y, … far outside the image: pycocotools crashes on those of 1e7."""
+    for values, side in zip((points[1::2], points[::2]), image_hw, strict=True):
+        for value in (min(values, default=0), max(values, default=0)):
+            if not -FARTHEST * side <= value <= (1 + FARTHEST) * side:
+                raise ValueError(
+                    f"{key}: {value:g} is far outside the image of {image_hw[1]} × {image_hw[0]}"
+                    " pixels; give pixels of the image, or remove the annotation"
+                )
 
 
 def _id(entry: Any, key: str, where: str) -> int:

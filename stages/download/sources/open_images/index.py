@@ -6,14 +6,16 @@ height, origin top-left.
 """
 
 import csv
-import json
+import math
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from stages.common.formats.narratives import split_sentences
+from stages.common.runtime.storage import parse_json
 from stages.download.sources.open_images.zip_members import Member, list_members
 
 SCHEMA = """
@@ -102,24 +104,28 @@ class IndexWriter:
         self._insert("INSERT OR IGNORE INTO image VALUES (?)", checked)
 
     def add_boxes(self, path: Path) -> None:
-        """Add the boxes of a part."""
+        """Add the boxes of a part.
+
+        Raises:
+            ValueError: a corner is no finite number.
+        """
         rows = rows_of(path, ["ImageID", "LabelName", *BOX, "IsGroupOf"])
         self._insert(
             "INSERT INTO box VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                (name, self._ids[label], *map(float, corners), group_of == "1")
+                (name, self._ids[label], *_numbers(corners, name, path), group_of == "1")
                 for name, label, *corners, group_of in rows
                 if label in self._ids
             ),
         )
 
     def add_masks(self, path: Path) -> None:
-        """Add the list of a part's outlines."""
+        """Add the list of a part's outlines; raises as `add_boxes` does."""
         rows = rows_of(path, ["ImageID", "LabelName", *MASK_BOX, "MaskPath"])
         self._insert(
             "INSERT INTO mask VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                (name, self._ids[label], *map(float, corners), file_name)
+                (name, self._ids[label], *_numbers(corners, name, path), file_name)
                 for name, label, *corners, file_name in rows
                 if label in self._ids
             ),
@@ -142,7 +148,7 @@ class IndexWriter:
         self._insert(
             "INSERT INTO verified VALUES (?, ?, ?)",
             (
-                (name, self._ids[label], float(confidence) > 0)
+                (name, self._ids[label], _numbers([confidence], name, path)[0] > 0)
                 for name, label, confidence in rows
                 if label in self._ids and wanted(name)
             ),
@@ -174,11 +180,21 @@ def _image_id(name: str, path: Path) -> str:
     return name
 
 
+def _numbers(texts: list[str], name: str, path: Path) -> list[float]:
+    with suppress(ValueError):  # not a number
+        numbers = list(map(float, texts))
+        if all(map(math.isfinite, numbers)):
+            return numbers
+    raise ValueError(
+        f"{path}: ImageID {name}: expected finite numbers, found {', '.join(texts)}; fetch it again"
+    )
+
+
 def _narratives(path: Path) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 yield entry["image_id"], " ".join(entry["caption"].split())
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(

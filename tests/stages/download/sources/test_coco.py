@@ -1,4 +1,7 @@
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,8 @@ from tests.support.download_params import write_download_params
 from tests.support.images import noise_jpeg
 from tests.support.images_folder import phone_jpeg
 from tests.support.photographs import coco_mini
+
+REPOSITORY = Path(__file__).parents[4]
 
 
 def make_all(params: CocoParams, split: str) -> list[Example | Skipped]:
@@ -307,6 +312,9 @@ ANNOTATION = r"instances_val2017\.json: annotation 21: "
         (("annotations", 0, "bbox"), [10, 5, 20], "bbox: expected finite 4 numbers"),
         (("annotations", 0, "bbox"), [10, 5, 20, float("inf")], "bbox: expected finite 4 numbers"),
         (("annotations", 0, "area"), "large", "area: expected finite 1 numbers"),
+        (("annotations", 0, "bbox"), [10, 5, 10**400, 20], "bbox: expected finite 4 numbers"),
+        (("annotations", 0, "bbox"), [10, 5, 1e7, 20], r"bbox: 1e\+07 is far outside .* 60 × 40"),
+        (("annotations", 0, "bbox"), [10, -401, 10, 1], "bbox: -401 is far outside the image"),
         (("annotations", 0, "iscrowd"), 2, "iscrowd is 2, expected 0 or 1"),
         (("annotations", 0, "category_id"), 99, "category_id 99 is not among the file's categ"),
         (("annotations", 0, "image_id"), "a.jpg", "image_id is 'a.jpg', expected a whole"),
@@ -318,6 +326,32 @@ def test_annotations_that_are_none_are_refused_by_file_and_id(tmp_path, path, va
         coco_source(coco_params(folder))
 
 
+READ = """
+import resource, sys
+from pathlib import Path
+from stages.download.sources.coco.annotations import read_instances
+resource.setrlimit(resource.RLIMIT_AS, (6_000_000_000, 6_000_000_000))
+try:
+    read_instances(Path(sys.argv[1]))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("far", [1e7, -1e12])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_polygon_far_outside_its_image_does_not_crash(tmp_path, far, axis):
+    """pycocotools allocates memory for each pixel along an edge, and does not look if it got it."""
+    polygon = [10.0, 5.0, 30.0, 5.0, 30.0, 25.0]
+    polygon[2 + axis] = far
+    folder = write_coco(tmp_path)
+    change(folder, "instances_val2017", ("annotations", 0, "bbox"), GONE)
+    change(folder, "instances_val2017", ("annotations", 0, "segmentation"), [polygon])
+    command = [sys.executable, "-c", READ, str(folder / "annotations/instances_val2017.json")]
+    told = subprocess.check_output(command, text=True, cwd=REPOSITORY)
+    assert re.search(ANNOTATION + rf"segmentation: {re.escape(f'{far:g}')} is far outside", told)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -327,7 +361,8 @@ def test_annotations_that_are_none_are_refused_by_file_and_id(tmp_path, path, va
         (("images", 1, "id"), 3, "image id 3 is given twice"),
         (("images", 1, "file_name"), "000000000003.jpg", "image file_name '.*3.jpg' is given twi"),
         (("images", 1, "width"), None, "image 1: width is None"),
-        (("images", 1, "width"), 0, "image 1: is 0 × 40 pixels"),
+        (("images", 1, "width"), 0, "image 1: is 0 × 40 pixels, expected 1 to 65535"),
+        (("images", 1, "height"), 65_536, "image 1: is 60 × 65536 pixels, expected 1 to 65535"),
         (("categories", 1, "id"), 1, "category id 1 is given twice"),
         (("categories", 1, "name"), None, "category 17: name is None"),
         (("annotations",), {}, r"not a COCO file: it lacks \['annotations'\]"),

@@ -173,6 +173,11 @@ def test_images_are_turned_upright(tmp_path):
             None,
             r"captions\.csv: not found, nor captions\.json, nor narr",
         ),
+        (
+            "captions.csv",
+            "file_name,caption,caption\n",
+            r"captions\.csv: has the column caption twi",
+        ),
         ("captions.csv", "image,text\n", r"captions\.csv: has no column caption and file_name"),
         ("captions.csv", "file_name,caption\na.jpg\n", r"captions\.csv, row 2: has no caption"),
         (

@@ -265,6 +265,16 @@ def test_broken_archives_are_found_before_any_image_is_read(folder, scratch):
             r"oidv6-train-annotations-bbox\.csv: not found; `python -m",
         ),
         (table("masks", "validation"), "ImageID,X\n", r"has no column LabelName, BoxXMin"),
+        (
+            table("boxes", "train"),
+            "ImageID,LabelName,XMin,YMin,XMax,YMax,IsGroupOf\nab,/m/0001,0.1,nan,0.3,0.4,0\n",
+            r"train-annotations-bbox\.csv: ImageID ab: expected finite .* 0\.1, nan, 0\.3, 0",
+        ),
+        (
+            table("labels", "validation"),
+            "ImageID,LabelName,Confidence\n3f,/m/0001,yes\n",
+            r"imagelabels-boxable\.csv: ImageID 3f: expected finite numbers, found yes",
+        ),
         (table("images", "train"), "ImageID,Subset\n\n", r"line 2: cut short; fetch it again"),
         (table("images", "train"), "ImageID\n../../a\n", r"'\.\./\.\./a' is not 16 hexadecimal"),
         (CLASSES, "/m/1,Cat\n", r"does not describe 299 of the 300 classes"),
