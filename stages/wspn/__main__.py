@@ -43,7 +43,7 @@ from stages.wspn.examples import (
     image_labels,
     make_examples,
 )
-from stages.wspn.localise import find_seeds, make_targets, train_object_part
+from stages.wspn.localise import find_seeds, object_targets, train_object_part
 from stages.wspn.params import WspnParams
 from stages.wspn.refine import image_losses
 from stages.wspn.stream import ImageStream, read_image_ids
@@ -142,7 +142,7 @@ def train_on_language(params: WspnParams, seed: int, inputs: Inputs, curve: Curv
     )
     train_class_part(model, examples, params.classify, seed, curve)
     seeds = [find_seeds(model, example, params.seeds) for example in examples]
-    targets = make_targets(examples, seeds, params.localise)
+    targets = object_targets(examples, seeds, params.localise)
     done = params.classify.epochs * -(-len(examples) // params.classify.batch_size)
     train_object_part(model, targets, params.localise, seed, curve, done)
     metrics = {

@@ -15,12 +15,12 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from stages.common.geometry.boxes import SMALLEST_SIDE
 from stages.common.geometry.masks import check_rle, to_rle
 from stages.common.runtime.storage import read_json
 from stages.download.examples import NEITHER, NO_AREA, NO_IMAGE, NO_MASK, AnnotationFile
 
 LARGEST_ID = 2**53  # every id is exact as a float
-SMALLEST_SIDE = 1.0  # pixels; a thinner box is unusable
 
 
 @dataclass(frozen=True)
