@@ -23,20 +23,20 @@ def seed_params(seed: int) -> dict[str, Any]:
     return {"seed": seed, "download.scenes.class_split": seed % CLASS_SPLITS}
 
 
-FIRST_LOOK = {"pseudo_boxes.activation_round": "first", "pseudo_masks.activation_round": "first"}
-PLAIN_LOOKS = {"activation.reach": 0, "activation.weigh_visible": False}
+FIRST_ROUND = {"pseudo_boxes.activation_round": "first", "pseudo_masks.activation_round": "first"}
+UNWEIGHTED_ROUNDS = {"activation.reach": 0, "activation.weigh_visible": False}
 NO_BLUR = {"pseudo_boxes.smoothing": 0, "pseudo_masks.smoothing": 0}
 # The experiment and its variants for the claims, with the params that they change.
 ARMS: dict[str, dict[str, Any]] = {
     "own": {},
     # Only the first round of each activation map: G = 0.
-    "first_look": FIRST_LOOK,
+    "first_look": FIRST_ROUND,
     # The first round is the same as in `own`: reach counts only from the second round on.
     "any_reach": {"activation.reach": 0},
     # The paper's maps: later rounds are not weighted, and there is no blur.
-    "plain": {**PLAIN_LOOKS, **NO_BLUR},
+    "plain": {**UNWEIGHTED_ROUNDS, **NO_BLUR},
     "visible": {"activation.reach": 0, **NO_BLUR},
-    "plain_first_look": {**NO_BLUR, **FIRST_LOOK},
+    "plain_first_look": {**NO_BLUR, **FIRST_ROUND},
 }
 # First key of a path → the arm that makes the metrics file, and the file.
 QUALITY, EVALUATION = "data/label_quality/metrics.json", "data/evaluation/metrics.json"
@@ -99,7 +99,7 @@ LABELS = f"of the labels: `activation.reach`, `ranking`, `wspn.model.backbone`, 
 def _iterative_masking() -> Claim:
     arms: tuple[tuple[Part, str, str, str, str], ...] = (
         ("ours", "quality", "first_look", "", f"`activation.reach`, {VISIBLE}, {BLURS}"),
-        ("paper", "plain", "plain_first_look", "no weights of looks and no blurs, ", ""),
+        ("paper", "plain", "plain_first_look", "no weights of rounds and no blurs, ", ""),
         ("beside", "visible", "plain_first_look", "no reach and no blurs, ", VISIBLE),
         ("beside", "any_reach", "first_look", "no reach, ", f"{VISIBLE}, {BLURS}"),
     )
@@ -123,7 +123,7 @@ def _proposals() -> Claim:
         "random_order": "selective search in random order",
         "rpn": "a base-trained RPN",
     }
-    heads: dict[str, tuple[Part, str, str]] = {
+    rankings: dict[str, tuple[Part, str, str]] = {
         "wspn": ("ours", "WSPN", f"`ranking`, {HEAD}"),
         "wspn_by_classes": ("paper", "WSPN by its classes", HEAD),
         "wspn_by_agreement": (
@@ -133,12 +133,12 @@ def _proposals() -> Claim:
         ),
     }
     rows = []
-    for head, (part, name, own) in heads.items():
-        rivals = {**others, f"rpn_like_{head}": "that RPN, thinned out as WSPN is"}
+    for ranking, (part, name, own) in rankings.items():
+        rivals = {**others, f"rpn_like_{ranking}": "that RPN, thinned out as WSPN is"}
         rows += [
             Comparison(
                 f"recall@{count} of novel objects: {name} above {words}",
-                f"rpn.recall.{head}.novel.recall@{count}",
+                f"rpn.recall.{ranking}.novel.recall@{count}",
                 f"rpn.recall.{rival}.novel.recall@{count}",
                 part=part,
                 ours=own,
@@ -149,7 +149,7 @@ def _proposals() -> Claim:
         rows += [
             Comparison(
                 f"most novel classes: recall@10 of {name} above that of {rivals[rival]}",
-                f"rpn.novel_classes_won.{head}.{rival}.recall@10",
+                f"rpn.novel_classes_won.{ranking}.{rival}.recall@10",
                 "rpn.novel_classes",
                 factor=0.5,
                 part=part,

@@ -70,25 +70,25 @@ def main() -> None:
     wspn = load_wspn(Path("data/wspn/model.safetensors")).to(device)
     held_out = DOWNLOAD / f"images/{split}.parquet"
     searched = boxes_by_image(read_table(PROPOSALS / f"{split}.parquet"))
-    heads = {  # our ranking, the paper's, and the paper's with a step of ours
+    rankings = {  # our ranking, the paper's, and the paper's with a step of ours
         "wspn": ranking,
         "wspn_by_classes": params.by_classes.apply_to(ranking),
         "wspn_by_agreement": params.by_agreement.apply_to(ranking),
     }
     found = [
-        ordered_boxes(image, searched[image.image_id], detector, wspn, heads, seed)
+        ordered_boxes(image, searched[image.image_id], detector, wspn, rankings, seed)
         for image in track(read_images(held_out), "rpn recall", count_images(held_out))
     ]
     entries = read_json(DOWNLOAD / f"ground_truth/{split}.json")["annotations"]
     groups = {
-        split: {category.id for category in categories if category.split == split}
-        for split in ("base", "novel")
+        group: {category.id for category in categories if category.split == group}
+        for group in ("base", "novel")
     }
     hits = find_objects(found, image_objects(read_images(held_out), entries))
     metrics = {
         "recall": recall_table(hits, groups, params.recall_at),
         "novel_classes": len(groups["novel"]),
-        "novel_classes_won": classes_won(hits, groups["novel"], heads, params.recall_at),
+        "novel_classes_won": classes_won(hits, groups["novel"], rankings, params.recall_at),
     }
     write_json(OUTPUT / "metrics.json", {**metrics, **curve.last()})
     curve.write(OUTPUT / "curve.csv")

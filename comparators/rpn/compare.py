@@ -26,36 +26,36 @@ def ordered_boxes(
     searched: Float32[np.ndarray, "R 4"],
     detector: Detector,
     wspn: Wspn,
-    heads: Mapping[str, RankingSettings],
+    rankings: Mapping[str, RankingSettings],
     seed: int,
 ) -> dict[str, Float32[np.ndarray, "_ 4"]]:
     """Return method → boxes of an image, best first.
 
-    For each head there is also `rpn_like_<head>`: the detector's proposals, suppressed with the
-    head's IoU thresholds. A head with `score: classes` suppresses only boxes of the same class; the
-    detector's proposals have no classes, so all of them suppress each other.
+    For each ranking there is also `rpn_like_<ranking>`: the detector's proposals, suppressed with
+    its IoU thresholds. With `score: classes` only boxes of the same class suppress each other; the
+    detector's proposals have no classes, so all of them do.
 
     Args:
         image: encoded.
         searched: selective search's boxes.
         detector: supports `proposals`.
         wspn: the proposal network.
-        heads: name → a way to rank the proposal network's boxes.
+        rankings: name → a way to rank the proposal network's boxes.
         seed: of the random order.
     """
     pixels = image.decode()
     random = numpy_generator(seed, "proposals in random order", image.image_id)
     proposed = detector.propose(to_unit_range(pixels).to(detector.device)).cpu()
-    falling = torch.linspace(1, 0, len(proposed))
+    descending = torch.linspace(1, 0, len(proposed))
     boxes = {
         "selective_search": searched,
         "random_order": random.permutation(searched),
         "rpn": proposed.numpy(),
     }
-    for head, ranking in heads.items():
-        boxes[head] = rank_proposals(wspn, pixels, searched, ranking)[0]
-        kept, _ = order_in_layers(proposed, falling, ranking.nms_iou)
-        boxes[f"rpn_like_{head}"] = proposed[kept].numpy()
+    for name, ranking in rankings.items():
+        boxes[name] = rank_proposals(wspn, pixels, searched, ranking)[0]
+        kept, _ = order_in_layers(proposed, descending, ranking.nms_iou)
+        boxes[f"rpn_like_{name}"] = proposed[kept].numpy()
     return boxes
 
 

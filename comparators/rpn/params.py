@@ -10,7 +10,7 @@ from stages.models.detection.params import StartParams
 from stages.models.proposals.ranking import AgreementSettings, RankingSettings
 
 
-class HeadParams(Section):
+class RankingChange(Section):
     """Changes to section `ranking`: another way to rank the proposals."""
 
     score: Literal["quality", "classes"]
@@ -31,8 +31,8 @@ class HeadParams(Section):
 class RpnParams(StartParams):
     """The detector whose proposals are compared, its training, and the K of recall@K."""
 
-    by_classes: HeadParams
-    by_agreement: HeadParams
+    by_classes: RankingChange
+    by_agreement: RankingChange
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 
     def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:

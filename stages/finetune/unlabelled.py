@@ -11,14 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from stages.common.geometry.boxes import pairwise_iou
+from stages.common.geometry.boxes import SMALLEST_SIDE, pairwise_iou
 from stages.common.geometry.masks import encode_mask
 from stages.common.runtime.progress import track
 from stages.models.detection.detector import IGNORED, Detector, Prediction, predict
 from stages.models.detection.samples import LabelledImage
 
 LABELLED_IOU = 0.5  # box IoU from which a detection is taken for a labelled object
-SMALLEST_SIDE = 1.0  # pixels
 IMAGES_AT_ONCE = 16
 
 

@@ -17,8 +17,8 @@ from stages.common.geometry.activation_maps import smooth_maps
 from stages.common.geometry.recall import first_hits
 from stages.common.runtime.seeding import numpy_generator
 from stages.label_quality.agreement import Columns, measure_labels, measure_pointing
-from stages.label_quality.comparators import LabelMaps, measure_masks, measure_squares
 from stages.label_quality.params import LabelQualityParams, MapParams
+from stages.label_quality.simple_masks import LabelMaps, measure_masks, measure_squares
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def by_group(
 
 
 def quality_metrics(tables: Tables, categories: list[Category], params: LabelQualityParams) -> dict:
-    """Return nested metrics: labels, boxes and masks with simple comparators, pointing, recall."""
+    """Return nested metrics: labels, boxes and masks with the simple ones, pointing, recall."""
     compared = {name: values[~tables.labels["crowd"]] for name, values in tables.labels.items()}
     in_good_box = compared["box_iou"] >= 0.5
     good = {name: values[in_good_box] for name, values in compared.items()}
@@ -83,18 +83,18 @@ def _recall(rows: Columns, name: str, at: Iterable[int]) -> dict[str, float]:
 def _mask_metrics(rows: Columns, categories: list[Category], params: LabelQualityParams) -> dict:
     """Return the IoU of pseudo-masks and of the simple masks in the same boxes."""
 
-    def above(group: Columns) -> dict[str, float]:
+    def by_threshold(group: Columns) -> dict[str, float]:
         return _best(group["activation_iou"], "threshold", params.activation_thresholds)
 
-    def most(group: Columns) -> dict[str, float]:
+    def by_fraction(group: Columns) -> dict[str, float]:
         return _best(group["fraction_iou"], "fraction", params.activation_fractions)
 
     return {
         "pseudo": by_group(rows, categories, lambda group: iou_summary(group["mask_iou"])),
         "box_filled": by_group(rows, categories, lambda group: iou_summary(group["filled_iou"])),
         "ellipse": by_group(rows, categories, lambda group: iou_summary(group["ellipse_iou"])),
-        "thresholded_activation": by_group(rows, categories, above),
-        "activation_fraction": by_group(rows, categories, most),
+        "thresholded_activation": by_group(rows, categories, by_threshold),
+        "activation_fraction": by_group(rows, categories, by_fraction),
     }
 
 
@@ -102,7 +102,7 @@ def _best(iou: np.ndarray, name: str, values: list[float]) -> dict[str, float]:
     """Return the summary of the column of IoUs (R, K) with the highest mean, and its value.
 
     The column is chosen per group with the ground truth, which no method has: this favours the
-    comparator.
+    simple masks and boxes.
     """
     best = int(np.argmax([mean(column) for column in iou.T]))
     return {**iou_summary(iou[:, best]), name: values[best]}

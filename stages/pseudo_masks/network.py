@@ -7,9 +7,14 @@ its own kernel launches.
 Shape legend: K objects, C input channels, F hidden channels, S pixels per side.
 """
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float
+from torch import nn
 from torch.nn import functional
+
+from stages.models.solver import make_optimizer, set_rate
 
 
 def init_weights(
@@ -36,7 +41,7 @@ def init_weights(
 
 
 def forward(
-    weights: dict[str, torch.Tensor], columns: Float[torch.Tensor, "K _ _"], size: int
+    weights: Mapping[str, torch.Tensor], columns: Float[torch.Tensor, "K _ _"], size: int
 ) -> Float[torch.Tensor, "K {size} {size}"]:
     """Return object logits of unfolded inputs (K, C·9, S·S)."""
     first = functional.relu(torch.baddbmm(weights["bias1"], weights["weight1"], columns))
@@ -89,7 +94,9 @@ def train_networks(
     self_training: float,
     generator: torch.Generator,
 ) -> Float[torch.Tensor, "K S S"]:
-    """Train K networks with Adam and return their object logits after the last step.
+    """Train K networks and return their object logits after the last step.
+
+    The optimizer is AdamW without decay, which is Adam.
 
     Args:
         inputs: crops, from `network_input`.
@@ -98,21 +105,23 @@ def train_networks(
         inside: pixels of the box.
         channels: F.
         steps: number of optimizer steps.
-        learning_rate: Adam's.
+        learning_rate: of all steps.
         self_training: weight of the third term of `seed_loss`.
         generator: draws the initial weights.
     """
     size = inputs.shape[-1]
     columns = functional.unfold(inputs, 3, padding=1)
     start = init_weights(len(inputs), inputs.shape[1], channels, generator)
-    weights = {name: drawn.to(inputs.device).requires_grad_() for name, drawn in start.items()}
-    optimizer = torch.optim.Adam(list(weights.values()), learning_rate)
+    weights = {name: nn.Parameter(drawn.to(inputs.device)) for name, drawn in start.items()}
+    optimizer = make_optimizer(nn.ParameterDict(weights), weight_decay=0.0)
+    set_rate(optimizer, learning_rate)
     for _ in range(steps):
         loss = seed_loss(
             forward(weights, columns, size), foreground, background, inside, self_training
         )
         optimizer.zero_grad()
-        loss.sum().backward()  # networks are independent: each gets its own gradient
+        # Networks are independent: each gets its own gradient, so no common norm may clip them.
+        loss.sum().backward()
         optimizer.step()
     with torch.no_grad():
         return forward(weights, columns, size)

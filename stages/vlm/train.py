@@ -4,11 +4,11 @@ Phase `align` trains the trunk and the word embeddings by word alignment alone. 
 all content words. Half-way, the words whose scores tell images apart are kept as visible words; the
 others are noise and leave the loss. Phase `fuse` trains all parts with all losses.
 
-Shape legend: N captions, B pairs per batch, L tokens, C words.
+Shape legend: N captions, B pairs per batch, L tokens, C words, H W pixels.
 """
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Float32, Int64
 from torch.nn import functional
 
 from stages.common.runtime.curves import Curve
@@ -18,6 +18,7 @@ from stages.models.solver import cosine, make_optimizer, update
 from stages.models.vision_language.small_albef import SmallAlbef
 from stages.models.vision_language.tokenizer import CaptionTokenizer
 from stages.vlm import losses
+from stages.vlm.fusion import draw_texts, fused_losses
 from stages.vlm.pairs import PairSampler
 from stages.vlm.params import VlmParams
 from stages.vlm.words import VisibilityMeter, WordSwapper, substitution_weights
@@ -75,10 +76,9 @@ def train_vlm(
         words.cpu(), substitution_weights(all_tokens, words.cpu(), len(tokenizer)), len(tokenizer)
     )
     for step in track(range(params.fuse.steps), "vlm fuse"):
-        images, tokens = sampler.draw()
-        window = _random_window(model, images, generator)
+        batch = sampler.draw()
         with _precision(model, params):
-            terms = _fuse_losses(model, images, tokens, window, words, swapper, params, generator)
+            terms = _fuse_losses(model, batch, words, swapper, params, generator)
         total = sum(getattr(params.weights, name) * term for name, term in terms.items())
         update(model, optimizer, total, fuse(step), LARGEST_GRADIENT)
         curve.add(
@@ -105,58 +105,28 @@ def _visible_words(
 
 def _fuse_losses(
     model: SmallAlbef,
-    images: torch.Tensor,
-    tokens: torch.Tensor,
-    window: tuple[int, int],
-    words: torch.Tensor,
+    batch: tuple[Float32[torch.Tensor, "B 3 H W"], Int64[torch.Tensor, "B L"]],
+    words: Int64[torch.Tensor, " C"],
     swapper: WordSwapper,
     params: VlmParams,
     generator: torch.Generator,
-) -> dict[str, torch.Tensor]:
-    """Return the five losses of a batch, named as in `vlm.weights`.
+) -> dict[str, Float[torch.Tensor, ""]]:
+    """Return the five losses of images and their captions, named as in `vlm.weights`.
 
     Everything random is drawn on the CPU, so that all devices draw the same.
     """
-    device = model.device
-    encoded = model.encode_image(send(images, device), window)
-    seen = send(tokens, device)
+    images, tokens = batch
+    window = _random_window(model, images, generator)
+    encoded = model.encode_image(send(images, model.device), window)
+    seen = send(tokens, model.device)
     scores, present = _word_scores(model, encoded[:, 1:], seen, words, params)
-    own = model.encode_text(seen)
-    similarity = _similarity(model, encoded, own)
-
-    negative = tokens[losses.hard_negatives(similarity.detach().cpu(), tokens, generator)]
-    swaps = [swapper.swap(tokens, generator) for _ in range(params.swaps)]
-    masked, hidden = swapper.mask(tokens, params.mask_visible, params.mask_other, generator)
-    texts = torch.stack([tokens, negative, *(text for text, _ in swaps), masked], dim=1)
-    always = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
-    valid = torch.stack([always, always, *(done for _, done in swaps)], dim=1)
-
-    batch, count = texts.shape[:2]
-    flat = send(texts.flatten(0, 1), device)
+    similarity = _similarity(model, encoded, model.encode_text(seen))
+    texts = draw_texts(tokens, similarity, swapper, params, generator).to(model.device)
     context = _drop_context(model.fusion_context(encoded), params.context_drop, generator)
-    states, _ = model.fuse(model.encode_text(flat), flat, context)
-    fused = states[-1].unflatten(0, (batch, count))
-    matches = torch.zeros_like(valid)
-    matches[:, 0] = True
-    related = [
-        0,
-        *range(2, count - 1),
-    ]  # the caption and its swapped copies, which have the same positions
-    replaced = send(texts[:, related] != tokens[:, None], device)
-    counted = send(swapper.is_visible(texts[:, related]), device)
-    valid, matches, hidden = (send(mask, device) for mask in (valid, matches, hidden))
-    replaced_logits = [
-        head(state)[..., 0].unflatten(0, (batch, count))[:, related].float()
-        for head, state in zip(model.replaced_heads, states, strict=True)
-    ]
-    word_logits = model.word_head(fused[:, -1][hidden]).float()
     return {
         "word_alignment": losses.word_alignment(scores, present),
         "contrastive": losses.contrastive(similarity),
-        "matching": losses.matching(model.matching_head(fused[:, :-1, 0]).float(), matches, valid),
-        "replaced_words": losses.replaced_words(replaced_logits, replaced, counted),
-        "masked_words": functional.cross_entropy(word_logits, seen[hidden], reduction="sum")
-        / hidden.sum().clamp(min=1),
+        **fused_losses(model, texts, context),
     }
 
 

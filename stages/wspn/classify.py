@@ -18,7 +18,7 @@ from stages.common.runtime.seeding import numpy_generator
 from stages.models.proposals.base import class_scores
 from stages.models.proposals.language import LanguageWspn
 from stages.models.solver import cosine, make_optimizer, update
-from stages.wspn.examples import ImageExample
+from stages.wspn.examples import ImageExample, require_labels
 from stages.wspn.params import ClassifyParams
 
 LARGEST_GRADIENT = 5.0  # norm
@@ -55,11 +55,7 @@ def train_class_part(
     Raises:
         ValueError: no image has a label.
     """
-    if not any(example.labels.any() for example in examples):
-        raise ValueError(
-            "no training image has an image label to train the proposal network with; if captions"
-            " name the classes, check `forms` in data/download/categories.json"
-        )
+    require_labels(example.labels for example in examples)
     part = model.class_part
     part.fit(torch.cat([example.appearance for example in examples[:200]]).float())
     per_epoch = -(-len(examples) // params.batch_size)
@@ -70,7 +66,9 @@ def train_class_part(
         epoch, turn = divmod(step, per_epoch)
         order = numpy_generator(seed, "wspn classify", epoch).permutation(len(examples))
         batch = [examples[row] for row in np.array_split(order, per_epoch)[turn]]
-        seen = [_thin_out(example, params.proposals_per_visit, seed, epoch) for example in batch]
+        seen = [
+            _draw_features(example, params.proposals_per_visit, seed, epoch) for example in batch
+        ]
         logits = model.class_logits(send(torch.cat(seen), model.device).float())
         lengths = [len(features) for features in seen]
         losses = [
@@ -85,7 +83,7 @@ def train_class_part(
     part.eval()
 
 
-def _thin_out(example: ImageExample, limit: int, seed: int, epoch: int) -> torch.Tensor:
+def _draw_features(example: ImageExample, limit: int, seed: int, epoch: int) -> torch.Tensor:
     """Return the features of at most `limit` random proposals, drawn anew each epoch.
 
     With all proposals the score concentrates on one small discriminative part of an object. If that

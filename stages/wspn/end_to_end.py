@@ -36,7 +36,7 @@ from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.models.proposals.imagenet import ImagenetWspn, Outputs
 from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
 from stages.models.solver import make_optimizer, set_rate, step_decay
-from stages.wspn.examples import thin_out
+from stages.wspn.examples import limit_proposals, require_labels
 from stages.wspn.params import EndToEndParams
 from stages.wspn.stream import ImageStream
 
@@ -94,11 +94,7 @@ class ViewStream:
         Raises:
             ValueError: no image has a label.
         """
-        if not any(row.any() for row in labels.values()):
-            raise ValueError(
-                "no training image has an image label to train the proposal network with; if"
-                " captions name the classes, check `forms` in data/download/categories.json"
-            )
+        require_labels(labels.values())
         self._images, self._labels, self._views = images, labels, views
         self._nothing = np.zeros(num_classes, np.float32)
         self._limit, self._seed = proposals_per_image, seed
@@ -116,7 +112,7 @@ class ViewStream:
 
     def _prepare(self, task: Task) -> ImageView:
         image, views = task.image, self._views
-        boxes = thin_out(task.boxes_xyxy, self._limit, self._seed, image.image_id)
+        boxes = limit_proposals(task.boxes_xyxy, self._limit, self._seed, image.image_id)
         random = numpy_generator(self._seed, "wspn view", task.step, task.place)
         side = views.shorter_sides[random.integers(len(views.shorter_sides))]
         flip = views.flip and random.random() < 0.5

@@ -77,6 +77,15 @@ def annotated_labels(
     }
 
 
+def require_labels(labels: Iterable[np.ndarray | torch.Tensor]) -> None:
+    """Raise ValueError if no image has a label; `labels` are (C,) per image."""
+    if not any(row.any() for row in labels):
+        raise ValueError(
+            "no training image has an image label to train the proposal network with; if captions"
+            " name the classes, check `forms` in data/download/categories.json"
+        )
+
+
 def choose_images(image_ids: Iterable[int], max_images: int, seed: int) -> set[int]:
     """Return at most `max_images` random images; their order does not change the choice."""
     return set(
@@ -115,7 +124,7 @@ def make_examples(
                 f"image {image.image_id} ({image.file_name}) has no row in data/proposals;"
                 " rerun `proposals`"
             )
-        boxes = thin_out(boxes, proposals_per_image, seed, image.image_id)
+        boxes = limit_proposals(boxes, proposals_per_image, seed, image.image_id)
         pixels, scale = network_input(image.decode(), model.config.image_side)
         maps = model.feature_maps(pixels)
         scaled = torch.from_numpy(boxes * scale).to(model.device)
@@ -128,7 +137,7 @@ def make_examples(
         )
 
 
-def thin_out(
+def limit_proposals(
     boxes_xyxy: Float[np.ndarray, "R 4"], limit: int, seed: int, image_id: int
 ) -> Float[np.ndarray, "_ 4"]:
     """Return at most `limit` random proposals of an image, in their original order."""

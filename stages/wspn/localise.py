@@ -60,7 +60,7 @@ def find_seeds(
     return np.array(sorted({row for rows in found for row in rows.tolist()}), np.int64)
 
 
-def make_targets(
+def object_targets(
     examples: Sequence[ImageExample],
     seeds: Sequence[Int64[np.ndarray, " _"]],
     params: LocaliseParams,

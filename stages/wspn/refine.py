@@ -39,7 +39,7 @@ class RefinementTargets(NamedTuple):
 
 
 @torch.no_grad()
-def make_targets(
+def refinement_targets(
     scorings: Sequence[Float[torch.Tensor, "R C"]],
     boxes_xyxy: Float32[torch.Tensor, "R 4"],
     labels: Num[np.ndarray, " C"],
@@ -131,7 +131,7 @@ def image_losses(
     wanted = send(torch.from_numpy(labels), scores.device).to(scores.dtype)
     losses = {"image_labels": training.image_weight * image_label_loss(scores, wanted)}
     scorings = [scores, *(logits.softmax(1)[:, 1:] for logits in outputs.refined_logits[:-1])]
-    targets = make_targets(scorings, boxes_xyxy, labels, seeds, localise.regression_min_iou)
+    targets = refinement_targets(scorings, boxes_xyxy, labels, seeds, localise.regression_min_iou)
     if not targets:
         return losses
     refinements = zip(

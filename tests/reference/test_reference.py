@@ -14,7 +14,7 @@ from stages.common.geometry.box_coder import encode_boxes
 from stages.common.geometry.boxes import pairwise_iou
 from stages.common.geometry.masks import mask_iou
 from stages.pseudo_boxes.select import choose_boxes
-from stages.wspn.refine import make_targets
+from stages.wspn.refine import refinement_targets
 from stages.wspn.seeds import select_seeds
 from tests.reference.activation import activation_maps, caption_activation
 from tests.reference.boxes import choose_box
@@ -116,7 +116,7 @@ def test_targets_of_all_scorings_are_those_of_a_loop(changes, named):
     scorings = np.random.default_rng(2).random((3, 150, 4)).astype(np.float32) ** 4
     settings = MIST.model_copy(update=changes)
     own = torch.from_numpy(boxes)
-    targets = make_targets([*torch.from_numpy(scorings)], own, labels, settings, 0.5)
+    targets = refinement_targets([*torch.from_numpy(scorings)], own, labels, settings, 0.5)
     for target, scores in zip(targets, scorings, strict=True):
         classes, weights, seed_boxes, overlap = teach(scores, boxes, labels, settings, 0.5)
         assert set(classes) <= {0, *(1 + place for place in named)} and len(set(classes)) > 1

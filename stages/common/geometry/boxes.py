@@ -6,6 +6,8 @@ Shape legend: R, S boxes; H, W pixels.
 import numpy as np
 from jaxtyping import Float, Num
 
+SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
+
 
 def box_area(boxes_xyxy: Num[np.ndarray, "R 4"]) -> Num[np.ndarray, " R"]:
     """Return areas in square pixels; a box with x1 < x0 or y1 < y0 has area 0."""

@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int, Int64
 
 from stages.common.formats.outlines import ignore_unoutlined
 from stages.common.formats.stored_images import AnyImage
-from stages.common.geometry.boxes import clip_boxes, xywh_to_xyxy
+from stages.common.geometry.boxes import SMALLEST_SIDE, clip_boxes, xywh_to_xyxy
 from stages.common.geometry.masks import decode_mask
 from stages.common.runtime.seeding import numpy_generator
 from stages.common.runtime.storage import read_json
@@ -25,7 +25,6 @@ from stages.models.detection.detector import IGNORED
 from stages.models.detection.params import Aspect, SourceParams
 
 LARGEST_SKIPPED_FRACTION = 0.05
-SMALLEST_SIDE = 1.0  # pixels; a thinner box has no inside to learn from
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The best K boxes of an image, by the proposal network.
 
 Mask-free OVIS, pseudo bounding box generation, step 3: B = {b_1, …, b_K}.
-Shape legend: R candidates of one image, C base classes, K ranked boxes. Boxes: x0, y0, x1, y1 in
-pixels.
+Shape legend: R boxes of one image, P candidates (proposals and their refinements), C base classes,
+K ranked boxes. Boxes: x0, y0, x1, y1 in pixels.
 """
 
 from collections.abc import Sequence
@@ -82,9 +82,9 @@ def rank_proposals(
     """
     features = model.extract_features(image, settings.views)
     boxes = torch.from_numpy(proposals_xyxy * features.scale).to(model.device)
-    as_they_came = settings.scored == "proposal" and settings.refinements > 0
-    find = _scored_before_regression if as_they_came else _scored_themselves
-    pool, scores = find(model, features, boxes, settings)
+    before = settings.scored == "proposal" and settings.refinements > 0
+    score = _score_before_regression if before else _score_after_regression
+    pool, scores = score(model, features, boxes, settings)
     if settings.score == "classes":
         scores = _agree(scores, pool, settings.agreement)
         rows, ranked = order_by_class(pool, scores, settings.nms_iou, settings.top_k)
@@ -110,10 +110,13 @@ def _agree(
     return agreed / agreed.amax().clamp(min=torch.finfo(agreed.dtype).tiny)
 
 
-def _scored_themselves(
-    model: Wspn, features: ImageFeatures, boxes: torch.Tensor, settings: RankingSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return candidates (P, 4) and their own class scores (P, C) or qualities (P,)."""
+def _score_after_regression(
+    model: Wspn,
+    features: ImageFeatures,
+    boxes: Float[torch.Tensor, "R 4"],
+    settings: RankingSettings,
+) -> tuple[Float[torch.Tensor, "P 4"], Float[torch.Tensor, "P ..."]]:
+    """Return the candidates, and the class scores (P, C) or qualities (P,) of these boxes."""
     candidates, qualities = [], []
     for turn in range(settings.refinements + 1):
         kept = turn > 0 or settings.keep_proposals or settings.refinements == 0
@@ -131,10 +134,16 @@ def _scored_themselves(
     return pool, torch.cat(qualities)
 
 
-def _scored_before_regression(
-    model: Wspn, features: ImageFeatures, boxes: torch.Tensor, settings: RankingSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the same, but a regressed box has the scores of the box before regression."""
+def _score_before_regression(
+    model: Wspn,
+    features: ImageFeatures,
+    boxes: Float[torch.Tensor, "R 4"],
+    settings: RankingSettings,
+) -> tuple[Float[torch.Tensor, "P 4"], Float[torch.Tensor, "P ..."]]:
+    """Return the candidates, and class scores (P, C) or qualities (P,).
+
+    A regressed box has the scores of the box that it was regressed from.
+    """
     candidates, scores = [], []
     for turn in range(settings.refinements):
         classes, quality, offsets = model.assess(features, boxes)

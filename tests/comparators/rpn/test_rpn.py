@@ -11,7 +11,7 @@ from comparators.rpn.compare import (
     ordered_boxes,
     recall_table,
 )
-from comparators.rpn.params import HeadParams
+from comparators.rpn.params import RankingChange
 from flows.overlay import apply_overlay
 from stages.common.formats.images import write_images
 from stages.common.runtime.storage import read_json, write_json
@@ -92,10 +92,10 @@ def test_every_method_gives_boxes_inside_the_image():
     detector = tiny_detector().eval()
     assert len(detector.propose(to_unit_range(noise_image(3).decode())))
     own = {"keep_proposals": False, "nms_iou": [0.3], "agreement": ALONE}
-    head = HeadParams(score="classes", refinements=1, **own)
-    heads = {"wspn": RANKING, "paper": head.apply_to(RANKING)}
+    change = RankingChange(score="classes", refinements=1, **own)
+    rankings = {"wspn": RANKING, "paper": change.apply_to(RANKING)}
     searched = selective_search(noise_image(3).decode(), SEARCH, 0, 3)
-    boxes = ordered_boxes(noise_image(3), searched, detector, tiny_wspn(), heads, 0)
+    boxes = ordered_boxes(noise_image(3), searched, detector, tiny_wspn(), rankings, 0)
     own = {"wspn", "paper", "rpn_like_wspn", "rpn_like_paper"}
     assert set(boxes) == {"selective_search", "random_order", "rpn"} | own
     assert len(boxes["rpn_like_paper"]) < len(boxes["rpn_like_wspn"])
@@ -106,14 +106,14 @@ def test_every_method_gives_boxes_inside_the_image():
     assert as_set[0] == as_set[1]
 
 
-def test_another_head_changes_its_own_keys_alone():
+def test_another_ranking_changes_its_own_keys_alone():
     own = {"keep_proposals": True, "nms_iou": [0.3], "agreement": ALONE}
-    head = HeadParams(score="classes", refinements=0, **own)
-    changed = head.apply_to(RANKING)
+    change = RankingChange(score="classes", refinements=0, **own)
+    changed = change.apply_to(RANKING)
     assert (changed.score, changed.refinements, changed.nms_iou) == ("classes", 0, [0.3])
     assert (changed.top_k, changed.views) == (RANKING.top_k, RANKING.views)
     with pytest.raises(ValueError, match="must rise"):
-        head.model_copy(update={"nms_iou": [0.5, 0.3]}).apply_to(RANKING)
+        change.model_copy(update={"nms_iou": [0.5, 0.3]}).apply_to(RANKING)
 
 
 @pytest.fixture

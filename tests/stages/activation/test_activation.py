@@ -128,7 +128,7 @@ def test_a_model_without_gradient_gives_constant_maps_and_no_target(run_stage, t
     }
 
 
-@pytest.mark.parametrize("constant", [0, 2])  # the first look, and the union of all rounds
+@pytest.mark.parametrize("constant", [0, 2])  # the first round, and the union of all rounds
 def test_a_target_is_left_out_if_a_map_of_it_is_constant(constant, run_stage, monkeypatch):
     captions = {1: ["a cup"], 2: ["a dog and a cup"]}
     every, _ = run_stage(captions)
@@ -137,10 +137,10 @@ def test_a_target_is_left_out_if_a_map_of_it_is_constant(constant, run_stage, mo
     def one_is_constant(*arguments):
         maps, scores = original(*arguments)
         maps[1, constant] = 0.25
-        maps[2, 1] = 0  # a round that no later stage looks at
+        maps[2, 1] = 0  # a round that no later stage uses
         return maps, scores
 
-    monkeypatch.setattr(stage, "iterate_masking", one_is_constant)
+    monkeypatch.setattr("stages.activation.maps.iterate_masking", one_is_constant)
     kept, facts = run_stage(captions)
     assert facts["constant_maps"] == [{"image_id": 2, "category_id": 1}]
     assert facts["images_without_target"] == 0

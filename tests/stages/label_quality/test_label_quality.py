@@ -18,7 +18,6 @@ from stages.common.formats.tables import boxes_by_image
 from stages.common.geometry.masks import decode_mask, encode_mask, mask_iou
 from stages.common.runtime.storage import read_json, write_json, write_table, write_tensors
 from stages.label_quality.agreement import measure_labels, measure_pointing
-from stages.label_quality.comparators import LabelMaps, measure_masks, measure_squares, peak
 from stages.label_quality.figure import choose_labels
 from stages.label_quality.params import LabelQualityParams, MapParams
 from stages.label_quality.shard import (
@@ -28,6 +27,7 @@ from stages.label_quality.shard import (
     join_tables,
     measure_image,
 )
+from stages.label_quality.simple_masks import LabelMaps, measure_masks, measure_squares, peak
 from stages.label_quality.summary import per_class_rows, quality_metrics, recall_rows
 from tests.support.boxes import box_annotation, box_mask
 from tests.support.images import noise_image
@@ -53,7 +53,7 @@ annotation = partial(box_annotation, image_hw=HW)
 
 
 def measure(labels, truth, maps=None, **changes):
-    """Return what is measured of the labels, by the same maps for all that looks at one."""
+    """Return what is measured of the labels, by the same maps wherever maps are used."""
     labels, objects = make_instances(labels), make_instances(truth)
     things = objects.select(~objects.crowd)
     maps = np.zeros((len(labels), *HW)) if maps is None else maps

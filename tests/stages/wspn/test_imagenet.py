@@ -38,7 +38,7 @@ from stages.wspn import __main__ as wspn_stage
 from stages.wspn import end_to_end, stream
 from stages.wspn.end_to_end import ViewStream, train_end_to_end
 from stages.wspn.params import WspnParams
-from stages.wspn.refine import image_losses, make_targets, refinement_loss
+from stages.wspn.refine import image_losses, refinement_loss, refinement_targets
 from stages.wspn.stream import ImageStream
 from tests.support.boxes import WHOLE_AND_PART, random_boxes
 from tests.support.images import noise_image
@@ -81,7 +81,7 @@ def test_targets_by_hand():
     boxes, other = torch.from_numpy(WHOLE_AND_PART), scores.flip(0)
 
     def learn(labels):
-        return make_targets([scores, other], boxes, np.array(labels), PARAMS.seeds, 0.5)
+        return refinement_targets([scores, other], boxes, np.array(labels), PARAMS.seeds, 0.5)
 
     target, reversed_targets = learn([1.0, 0.0])
     # seeds of the named class are 1 and 3; the part overlaps 1 by 0.278 only: background

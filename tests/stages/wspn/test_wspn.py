@@ -26,7 +26,7 @@ from stages.wspn.localise import (
     ObjectTargets,
     find_seeds,
     localisation_loss,
-    make_targets,
+    object_targets,
     train_object_part,
 )
 from stages.wspn.params import ClassifyParams, LocaliseParams
@@ -144,12 +144,12 @@ def example(boxes: np.ndarray) -> ImageExample:
 
 def test_far_proposals_teach_nothing_unless_objectness_is_asked_for():
     seeds = [np.array([0])]
-    targets = make_targets([example(WHOLE_AND_PART)], seeds, LOCALISE)
+    targets = object_targets([example(WHOLE_AND_PART)], seeds, LOCALISE)
     assert targets.quality.tolist() == pytest.approx([1.0, 0.9, 0.25])  # the far box is left out
     assert targets.has_offsets.tolist() == [True, True, False]
     assert torch.allclose(targets.offsets[0], torch.zeros(4))
     as_usual = LOCALISE.model_copy(update={"quality": "objectness"})
-    targets = make_targets([example(WHOLE_AND_PART)], seeds, as_usual)
+    targets = object_targets([example(WHOLE_AND_PART)], seeds, as_usual)
     assert targets.quality.tolist() == [1.0, 1.0, 0.0, 0.0] and targets.has_quality.all()
 
 
@@ -214,7 +214,7 @@ def test_one_image_with_one_proposal_and_one_word_gives_finite_numbers():
     (one,) = make_examples(model, [noise_image(1)], boxes, labels, 9, 0)
     assert torch.isfinite(one.evidence).all() and len(one.evidence) == 1
     train_class_part(model, [one], CLASSIFY, 0, Curve(every=1))
-    targets = make_targets([one], [np.array([0])], LOCALISE)
+    targets = object_targets([one], [np.array([0])], LOCALISE)
     train_object_part(model, targets, LOCALISE, 0, Curve(every=1), 0)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
@@ -227,7 +227,7 @@ def test_the_same_seed_gives_the_same_weights_and_the_trunk_stays():
         examples = examples_of(model)
         train_class_part(model, examples, CLASSIFY, 0, Curve(every=1))
         seeds = [find_seeds(model, e, SEED_PARAMS) for e in examples]
-        targets = make_targets(examples, seeds, LOCALISE)
+        targets = object_targets(examples, seeds, LOCALISE)
         curve = Curve(every=1)
         train_object_part(model, targets, LOCALISE, 0, curve, done=4)
         assert {"loss_quality", "loss_regression"} <= curve.last().keys()

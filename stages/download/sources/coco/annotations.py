@@ -15,12 +15,12 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from stages.common.geometry.boxes import SMALLEST_SIDE
 from stages.common.geometry.masks import check_rle, to_rle
 from stages.common.runtime.storage import read_json
 from stages.download.examples import NEITHER, NO_AREA, NO_IMAGE, NO_MASK, AnnotationFile
 
 LARGEST_ID = 2**53  # every id is exact as a float
-SMALLEST_SIDE = 1.0  # pixels; a thinner box is unusable
 LARGEST_SIDE = 65_535  # pixels; JPEG's limit. The pixels of such an image can be counted in 32 bits
 FARTHEST = 10  # sides of the image by which a polygon or box may leave it
 

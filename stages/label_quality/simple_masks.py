@@ -1,4 +1,4 @@
-"""Simple boxes and masks, made without proposal or segmentation network, for comparison.
+"""Simple masks and boxes, made without segmentation or proposal network, for comparison.
 
 Masks, each within the box of a label: the filled box, its inscribed ellipse, the activation above
 a threshold, and the most activated fraction of the pixels. Boxes: a square at the peak of the map
@@ -68,18 +68,19 @@ def measure_masks(
     thresholds = np.array(params.activation_thresholds, np.float32)
     fractions = np.array(params.activation_fractions)
     filled, ellipse = np.zeros(len(labels)), np.zeros(len(labels))
-    above = np.zeros((len(labels), len(thresholds)))
-    most = np.zeros((len(labels), len(fractions)))
+    by_threshold = np.zeros((len(labels), len(thresholds)))
+    by_fraction = np.zeros((len(labels), len(fractions)))
     for row, (box_xyxy, category_id) in enumerate(
         zip(labels.boxes_xyxy, labels.category_ids, strict=True)
     ):
         window = _window(box_xyxy, image_hw)
-        by_raw, raw = _falling(_enlarge(maps.raw[row], image_hw, window))
-        by_seeding, _ = _falling(_enlarge(maps.seeding[row], image_hw, window))
+        raw_order, raw = _sort_descending(_enlarge(maps.raw[row], image_hw, window))
+        seeding_order, _ = _sort_descending(_enlarge(maps.seeding[row], image_hw, window))
         num_pixels = len(raw)
         # A threshold keeps the first pixels in this order, and so does a fraction.
-        num_above = num_pixels - np.searchsorted(raw[::-1], thresholds, "right")
-        num_most = np.maximum(np.rint(fractions * num_pixels), 1).clip(max=num_pixels).astype(int)
+        num_by_threshold = num_pixels - np.searchsorted(raw[::-1], thresholds, "right")
+        num_wanted = np.maximum(np.rint(fractions * num_pixels), 1)
+        num_by_fraction = num_wanted.clip(max=num_pixels).astype(int)
         inscribed = _ellipse(box_xyxy, window).ravel()
         for index in np.flatnonzero(shown.category_ids == category_id):
             inside = pixels[index][window].ravel()
@@ -87,13 +88,15 @@ def measure_masks(
             filled[row] = max(filled[row], _iou(num_pixels, np.count_nonzero(inside), size))
             common = np.count_nonzero(inscribed & inside)
             ellipse[row] = max(ellipse[row], _iou(np.count_nonzero(inscribed), common, size))
-            above[row] = np.maximum(above[row], _first_iou(inside[by_raw], num_above, size))
-            most[row] = np.maximum(most[row], _first_iou(inside[by_seeding], num_most, size))
+            activation = _first_iou(inside[raw_order], num_by_threshold, size)
+            by_threshold[row] = np.maximum(by_threshold[row], activation)
+            fraction = _first_iou(inside[seeding_order], num_by_fraction, size)
+            by_fraction[row] = np.maximum(by_fraction[row], fraction)
     return {
         "filled_iou": filled,
         "ellipse_iou": ellipse,
-        "activation_iou": above,
-        "fraction_iou": most,
+        "activation_iou": by_threshold,
+        "fraction_iou": by_fraction,
     }
 
 
@@ -183,7 +186,7 @@ def _enlarge(
     return values
 
 
-def _falling(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sort_descending(heat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the descending order of the values (n, m), and the sorted values, (n m,) each."""
     values = heat.ravel()
     order = np.argsort(-values, kind="stable")
