@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.support.loopback import share_folder
 from tests.support.toy import PATIENCE, REPOSITORY
 
 KEY = "pnu_secret"
@@ -151,6 +152,18 @@ def test_a_wrong_key_is_told_at_once_in_one_line(connect, cloud, authority):
     code, output = connect(PREFECT_API_URL=cloud, PREFECT_API_KEY="another", **trust)
     assert (code, output.count("\n")) == (1, 1)  # 1: soon
     assert f"{cloud} refuses this user (401): set PREFECT_API_AUTH_STRING=" in output
+
+
+@pytest.mark.parametrize("where", [[], ["--pools"]], ids=["here", "pools"])
+def test_a_wrong_password_is_told_before_any_stage_starts(toy, cloud, authority, where):
+    share_folder(toy.root)
+    wrong = {"PREFECT_API_URL": cloud, "PREFECT_API_AUTH_STRING": "team:guessed"}
+    trust = {"PREFECT_API_SSL_CERT_FILE": str(authority)}
+    code, output = toy.call("-m", "flows", "run", *where, **wrong, **trust)
+    assert code == 1, output
+    told = f"ovis-dag: Prefect's server at {cloud} refuses this user (401): set PREFECT_API_AUTH_"
+    assert [line.startswith(told) for line in output.splitlines()] == [False] * len(where) + [True]
+    assert toy.ran() == []
 
 
 def test_an_unknown_authority_is_told_at_once_in_one_line(connect, cloud):
