@@ -187,14 +187,23 @@ def test_killed_flow_goes_on_with_the_same_hashes(toy, done, with_stage):
     assert [run.status for run in read_runs(toy.root)] == ["KILLED", "FINISHED"]
 
 
-def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
-    toy.mark("slow.download", "60")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+def test_a_signal_stops_stages_and_says_how_to_go_on(toy, number):
+    """A terminal sends SIGINT to all processes of the flow's group."""
+    toy.mark("slow.download", "600")  # more than PATIENCE
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests may be in the background
     process = toy.start("-m", "flows", "run")
+    signal.signal(signal.SIGINT, before)
     wait_until(lambda: (toy.root / "runs.log").exists())
     children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGTERM)
+    group = os.getpgid(process.pid)
+    for pid in [process.pid, *(child.pid for child in children if number == signal.SIGINT)]:
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            if os.getpgid(pid) == group:
+                os.kill(pid, number)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
+    assert f"Stopping on {number.name}" in output
     assert "run the same again to go on from here" in output
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
@@ -202,7 +211,7 @@ def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
 
 
 def test_a_closed_terminal_stops_stages_too(toy):
-    toy.mark("slow.download", "60")
+    toy.mark("slow.download", "600")  # more than PATIENCE
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may be under nohup
     process = toy.start("-m", "flows", "run")
     signal.signal(signal.SIGHUP, before)
