@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 NOVEL = "detector – novel 20.0 (1.2) 20.0 (1.2)"
+SECRET = "twelve letters or more"
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
 
 
@@ -288,13 +289,21 @@ def test_unreachable_tracking_store_does_not_fail_a_run_with_nothing_to_do(done_
 
 
 @pytest.fixture
-def mlflow_server(tmp_path):
-    """Give MLflow's own server, stopped, and its address; its store is `tmp_path`/mlflow.db."""
+def mlflow_server(tmp_path, request):
+    """Give MLflow's own server, stopped, and its address; its store is `tmp_path`/mlflow.db.
+
+    With the parameter "basic-auth" it wants the name admin and SECRET.
+    """
     port = free_port()
     command = f"-m mlflow server --host {HOST} --port {port} --workers 1 --backend-store-uri"
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    more = []
+    if hasattr(request, "param"):
+        more = ["--app-name", request.param]
+        secrets = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+        environment |= dict.fromkeys(secrets, SECRET)
     server = Service(
-        [sys.executable, *command.split(), f"sqlite:///{tmp_path}/mlflow.db"],
+        [sys.executable, *command.split(), f"sqlite:///{tmp_path}/mlflow.db", *more],
         tmp_path,
         environment,
         tmp_path / "mlflow.log",
@@ -334,6 +343,24 @@ def test_results_stay_when_mlflows_server_dies_and_are_published_later(toy, mlfl
     runs = read_runs(server.folder)
     assert [run.status for run in runs] == ["KILLED", "FINISHED"]
     assert runs[1].metrics["evaluation/detector/generalized/novel/bbox/AP50"] == 20.0
+
+
+@pytest.mark.parametrize("mlflow_server", ["basic-auth"], indirect=True)
+def test_mlflow_with_passwords_takes_results_of_those_who_know_one(toy, mlflow_server):
+    server, url = mlflow_server
+    start_and_wait(server, url)
+    user, password = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+    refused = f"MLFLOW_TRACKING_URI={url}: refuses this user (401): set {user} and {password}"
+    for known in ({}, {user: "admin", password: "guessed"}):
+        code, output = toy.call("-m", "flows", "run", MLFLOW_TRACKING_URI=url, **known)
+        assert (code, output) == (1, f"ovis-dag: {refused}\n")
+    assert toy.ran() == []
+    known = {user: "admin", password: SECRET}
+    code, output = toy.call("-m", "flows", "run", MLFLOW_TRACKING_URI=url, **known)
+    assert code == 0, output
+    (run,) = read_runs(server.folder)
+    assert (run.status, set(run.outcomes().values())) == ("FINISHED", {"executed"})
+    assert run.metrics["evaluation/detector/generalized/novel/bbox/AP50"] == 20.0
 
 
 DIES = """
