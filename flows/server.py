@@ -1,9 +1,10 @@
 """A Prefect server on this machine that lives exactly as long as the flow that started it.
 
 Prefect's own temporary server survives a killed flow (270 MB each time), and of two that create one
-database one fails. `python -m flows.server <port> <parent>` is the server's process; with
-`--temporary` it lacks pages and services that only deployments need. If PREFECT_API_URL names a
-server, that one is used instead, with the key, password and certificates of Prefect's settings.
+database one fails. `python -m flows.server <port> <parent>` is the server's process; if it inherits
+a socket for that port, it lacks pages and services that only deployments need. If PREFECT_API_URL
+names a server, that one is used instead, with the key, password and certificates of Prefect's
+settings.
 """
 
 import atexit
@@ -62,16 +63,17 @@ class LocalServer:
         # Two servers would both create the tables of a new database, and one would fail.
         lock = self._starting.enter_context((self._home / "starting.lock").open("w"))
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with socket.socket() as probe:
-            probe.bind((HOST, 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://{HOST}:{port}/api"
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as out:
+        with socket.socket() as mine, self._log.open("ab") as out:
+            mine.bind((HOST, 0))  # the server takes it over, so nobody else gets its port meanwhile
+            port = mine.getsockname()[1]
+            self.url = f"http://{HOST}:{port}/api"
             self._before = out.tell()  # bytes that earlier servers wrote
+            numbers = map(str, (port, os.getpid(), mine.fileno()))
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flows.server", str(port), str(os.getpid()), "--temporary"],
+                [sys.executable, "-m", "flows.server", *numbers],
                 env=self._settings,
+                pass_fds=[mine.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -91,9 +93,12 @@ class LocalServer:
         """
         seconds = SECONDS_TO_START if self._process else SECONDS_TO_ANSWER
         deadline = time.monotonic() + seconds
-        while not _answers(self.url):
+        while True:
+            # Once our server has ended, another may answer at its address.
             if self._process and (code := self._process.poll()) is not None:
                 raise RuntimeError(self._why_it_ended(code))
+            if _answers(self.url):
+                break
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"Prefect's server at {self.url} did not answer in {seconds} s"
@@ -197,8 +202,8 @@ def call_flow(
     return result
 
 
-def _serve(port: int, parent: int, temporary: bool) -> None:
-    """Serve until the parent has ended."""
+def _serve(port: int, parent: int, inherited: int | None = None) -> None:
+    """Serve until the parent has ended, on the socket of this number if one is inherited."""
 
     def end_with_parent() -> None:
         while os.getppid() == parent:
@@ -209,15 +214,16 @@ def _serve(port: int, parent: int, temporary: bool) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    uvicorn.run(
-        partial(create_app, ephemeral=temporary, final=True),
+    config = uvicorn.Config(
+        partial(create_app, ephemeral=inherited is not None, final=True),
         factory=True,
         host=HOST,
         port=port,
         log_level="error",
         lifespan="on",
     )
+    uvicorn.Server(config).run(None if inherited is None else [socket.socket(fileno=inherited)])
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]), "--temporary" in sys.argv[3:])
+    _serve(*map(int, sys.argv[1:]))

@@ -71,7 +71,9 @@ def reaching(uri: str) -> Iterator[None]:
 
 
 def in_words(error: Exception) -> str:
-    """Return an error of MLflow in one line; if its server does not answer, only why."""
+    """Return an error of MLflow in one line; if its server does not answer or refuses, only why."""
+    if isinstance(error, MlflowException) and error.get_http_status_code() == 401:
+        return "refuses this user (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     line = str(error).splitlines()[0]
     _, failed, why = line.partition(" failed with exception ")
     return f"does not answer ({why.rpartition(': ')[2].rstrip(DEBRIS)})" if failed else line

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from claims.readme import pages, place, reruns, reruns_table
 from flows.dvc.project import load_graph
-from flows.graph import USED, DagError, Graph, overlap
+from flows.graph import MODELS, USED, DagError, Graph, overlap
 from flows.overlay import apply_overlay
 from stages.detector.params import ANNOTATIONS, TRUTH
 from stages.guard import find_declared
@@ -325,3 +325,16 @@ def test_what_workers_make_comes_here_as_far_as_it_is_shown_or_used(content, gra
     assert set(curves) <= brought
     heavy = {".parquet", ".safetensors"}
     assert {path for path in brought - USED if Path(path).suffix in heavy | {""}} == set()
+
+
+def test_each_model_of_the_experiment_is_an_artifact(content, graph):
+    """As `dvc artifacts get` and a model registry find it; comparators have none."""
+    made = {path for stage in graph.values() if ":" not in stage.name for path in stage.outputs}
+    artifacts = content["artifacts"]
+    assert {name: own["path"] for name, own in artifacts.items()} == {
+        name: f"data/{name}/model.safetensors" for name in ("vlm", "wspn", *MODELS)
+    }
+    assert {own["path"] for own in artifacts.values()} == {
+        path for path in made if path.endswith("/model.safetensors")
+    }
+    assert all(own["type"] == "model" and own["desc"] for own in artifacts.values())

@@ -1,4 +1,4 @@
-"""What we ship or print never listens beyond loopback without a secret, and the rest of deploy/.
+"""What we ship or print never listens beyond loopback without a secret; the rest of deploy/; CI.
 
 Docker is not needed: the Compose file is read, and the worker's script is run with stand-ins.
 """
@@ -175,3 +175,21 @@ def test_the_image_gets_nothing_that_git_ignores():
     docker = (ROOT / "deploy/Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     ignored = {line.strip("/") for line in git if not line.startswith(("#", "!"))}
     assert ignored <= {line.removeprefix("**/") for line in docker}
+
+
+def test_ci_runs_the_tests_at_each_push_and_those_of_real_workers_by_night():
+    workflow = YAML(typ="safe").load(ROOT / ".github/workflows/ci.yml")
+    when = {
+        "github.event_name != 'schedule'": {"push", "pull_request"},
+        "github.event_name == 'schedule'": {"schedule"},
+    }
+    commands: dict[str, list[str]] = {event: [] for event in workflow["on"]}
+    for job in workflow["jobs"].values():
+        assert job["timeout-minutes"] <= 60
+        for event in when[job["if"]]:
+            commands[event] += [step["run"] for step in job["steps"] if "run" in step]
+    usual = ["bash .ci/run"]
+    assert commands == {"push": usual, "pull_request": usual, "schedule": ["make test-workers"]}
+    assert [len(one["cron"].split()) for one in workflow["on"]["schedule"]] == [5]
+    rules = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^test-workers:.*\n.* -m workers ", rules, re.MULTILINE)

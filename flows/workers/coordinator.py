@@ -14,13 +14,22 @@ from pathlib import Path
 
 from flows.dvc.curves import fetch_curves
 from flows.dvc.project import load_graph
-from flows.dvc.remote import RemoteError, push_result, result_key, take_result, with_patience
+from flows.dvc.remote import (
+    RemoteError,
+    open_remote,
+    push_result,
+    result_key,
+    take_result,
+    with_patience,
+)
+from flows.dvc.resume import FOLDER as RESUME
+from flows.dvc.resume import INDEX
 from flows.graph import DagError, Outcome, Stage
 from flows.stage import StageFailedError
 from flows.workers.dispatch import LostError, PrefectDispatcher
 from flows.workers.request import Request, make_request, take_snapshot
 
-ATTEMPTS = 3  # to make a stage, if workers turn out unfit or lost
+ATTEMPTS = 3  # to make a stage from the same resume point
 
 Log = Callable[[str], None]
 
@@ -79,12 +88,13 @@ class Fleet:
             with suppress(RemoteError, DagError):  # it is not missed until the stage is done
                 fetch_curves(self._root, stage, request.key)
 
-        reasons = []
-        for attempt in range(ATTEMPTS):
+        reasons: list[str] = []
+        start = self._resume_point(request, log)
+        while len(reasons) < ATTEMPTS:
             try:
                 made = self._dispatcher.make(request, stage.pool, log, look)
             except LostError as error:
-                reasons.append(str(error))
+                reason = str(error)
             else:
                 if self._take(stage, log):
                     return made
@@ -94,13 +104,29 @@ class Fleet:
                         " changed while a worker made it; the remote has the result for those of"
                         " before; run the same again"
                     )
-                reasons.append(
+                reason = (
                     f"{made.message or 'a worker'} says that it is done, but the remote does not "
                     "have it; do all machines use one remote?"
                 )
-            log(f"attempt {attempt + 1} of {ATTEMPTS}: {reasons[-1]}")
+            if (reached := self._resume_point(request, log)) in (b"", start):
+                reasons.append(reason)
+                log(f"attempt {len(reasons)} of {ATTEMPTS}: {reason}")
+            else:
+                reasons, start = [], reached
+                log(f"lost after it came further: {reason}")
         told = "\n  ".join(dict.fromkeys(reasons))
         raise StageFailedError(f"{stage.name}: given up after {ATTEMPTS} attempts:\n  {told}")
+
+    def _resume_point(self, request: Request, log: Log) -> bytes:
+        """Return what identifies the stage's resume point on the remote; nothing without one."""
+
+        def read() -> bytes:
+            with open_remote(self._root) as (_, remote), suppress(FileNotFoundError):
+                index = remote.fs.join(remote.path, RESUME, request.key, INDEX)
+                return remote.fs.fs.cat_file(index)
+            return b""
+
+        return with_patience(read, log, self._sleep)
 
     def _take(self, stage: Stage, log: Log) -> bool:
         return with_patience(lambda: take_result(self._root, stage), log, self._sleep)

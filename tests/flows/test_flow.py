@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 NOVEL = "detector – novel 20.0 (1.2) 20.0 (1.2)"
+SECRET = "twelve letters or more"
 ALL = ["cut 0", "cut 1", "download", "evaluation", "merge", "side"]
 
 
@@ -188,14 +189,23 @@ def test_killed_flow_goes_on_with_the_same_hashes(toy, done, with_stage):
     assert [run.status for run in read_runs(toy.root)] == ["KILLED", "FINISHED"]
 
 
-def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
-    toy.mark("slow.download", "60")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda one: one.name)
+def test_a_signal_stops_stages_and_says_how_to_go_on(toy, number):
+    """A terminal sends SIGINT to all processes of the flow's group."""
+    toy.mark("slow.download", "600")  # more than PATIENCE
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests may be in the background
     process = toy.start("-m", "flows", "run")
+    signal.signal(signal.SIGINT, before)
     wait_until(lambda: (toy.root / "runs.log").exists())
     children = psutil.Process(process.pid).children(recursive=True)
-    os.kill(process.pid, signal.SIGTERM)
+    group = os.getpgid(process.pid)
+    for pid in [process.pid, *(child.pid for child in children if number == signal.SIGINT)]:
+        with suppress(ProcessLookupError):  # it has ended meanwhile
+            if os.getpgid(pid) == group:
+                os.kill(pid, number)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, output
+    assert f"Stopping on {number.name}" in output
     assert "run the same again to go on from here" in output
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
@@ -203,7 +213,7 @@ def test_sigterm_stops_stages_and_says_how_to_go_on(toy):
 
 
 def test_a_closed_terminal_stops_stages_too(toy):
-    toy.mark("slow.download", "60")
+    toy.mark("slow.download", "600")  # more than PATIENCE
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may be under nohup
     process = toy.start("-m", "flows", "run")
     signal.signal(signal.SIGHUP, before)
@@ -280,13 +290,21 @@ def test_unreachable_tracking_store_does_not_fail_a_run_with_nothing_to_do(done_
 
 
 @pytest.fixture
-def mlflow_server(tmp_path):
-    """Give MLflow's own server, stopped, and its address; its store is `tmp_path`/mlflow.db."""
+def mlflow_server(tmp_path, request):
+    """Give MLflow's own server, stopped, and its address; its store is `tmp_path`/mlflow.db.
+
+    With the parameter "basic-auth" it wants the name admin and SECRET.
+    """
     port = free_port()
     command = f"-m mlflow server --host {HOST} --port {port} --workers 1 --backend-store-uri"
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    more = []
+    if hasattr(request, "param"):
+        more = ["--app-name", request.param]
+        secrets = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+        environment |= dict.fromkeys(secrets, SECRET)
     server = Service(
-        [sys.executable, *command.split(), f"sqlite:///{tmp_path}/mlflow.db"],
+        [sys.executable, *command.split(), f"sqlite:///{tmp_path}/mlflow.db", *more],
         tmp_path,
         environment,
         tmp_path / "mlflow.log",
@@ -326,6 +344,24 @@ def test_results_stay_when_mlflows_server_dies_and_are_published_later(toy, mlfl
     runs = read_runs(server.folder)
     assert [run.status for run in runs] == ["KILLED", "FINISHED"]
     assert runs[1].metrics["evaluation/detector/generalized/novel/bbox/AP50"] == 20.0
+
+
+@pytest.mark.parametrize("mlflow_server", ["basic-auth"], indirect=True)
+def test_mlflow_with_passwords_takes_results_of_those_who_know_one(toy, mlflow_server):
+    server, url = mlflow_server
+    start_and_wait(server, url)
+    user, password = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+    refused = f"MLFLOW_TRACKING_URI={url}: refuses this user (401): set {user} and {password}"
+    for known in ({}, {user: "admin", password: "guessed"}):
+        code, output = toy.call("-m", "flows", "run", MLFLOW_TRACKING_URI=url, **known)
+        assert (code, output) == (1, f"ovis-dag: {refused}\n")
+    assert toy.ran() == []
+    known = {user: "admin", password: SECRET}
+    code, output = toy.call("-m", "flows", "run", MLFLOW_TRACKING_URI=url, **known)
+    assert code == 0, output
+    (run,) = read_runs(server.folder)
+    assert (run.status, set(run.outcomes().values())) == ("FINISHED", {"executed"})
+    assert run.metrics["evaluation/detector/generalized/novel/bbox/AP50"] == 20.0
 
 
 DIES = """

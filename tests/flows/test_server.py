@@ -5,13 +5,16 @@ import datetime
 import ipaddress
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
@@ -19,7 +22,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support.toy import PATIENCE, REPOSITORY
+from flows.server import LocalServer
+from tests.support.loopback import share_folder
+from tests.support.service import HOST, free_port
+from tests.support.toy import PATIENCE, REPOSITORY, wait_until
 
 KEY = "pnu_secret"
 # Says where it went, and how long the answer took, without the time to load Prefect.
@@ -103,12 +109,21 @@ def cloud(authority: Path) -> Iterator[str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority, authority.with_suffix(".key"))
     server.socket = context.wrap_socket(server.socket, server_side=True)
+    with answering(server):
+        yield f"https://127.0.0.1:{server.server_port}/api/accounts/a/workspaces/w"
+
+
+@contextmanager
+def answering(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Let the server answer until the block ends."""
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"https://127.0.0.1:{server.server_port}/api/accounts/a/workspaces/w"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture
@@ -151,6 +166,18 @@ def test_a_wrong_key_is_told_at_once_in_one_line(connect, cloud, authority):
     code, output = connect(PREFECT_API_URL=cloud, PREFECT_API_KEY="another", **trust)
     assert (code, output.count("\n")) == (1, 1)  # 1: soon
     assert f"{cloud} refuses this user (401): set PREFECT_API_AUTH_STRING=" in output
+
+
+@pytest.mark.parametrize("where", [[], ["--pools"]], ids=["here", "pools"])
+def test_a_wrong_password_is_told_before_any_stage_starts(toy, cloud, authority, where):
+    share_folder(toy.root)
+    wrong = {"PREFECT_API_URL": cloud, "PREFECT_API_AUTH_STRING": "team:guessed"}
+    trust = {"PREFECT_API_SSL_CERT_FILE": str(authority)}
+    code, output = toy.call("-m", "flows", "run", *where, **wrong, **trust)
+    assert code == 1, output
+    told = f"ovis-dag: Prefect's server at {cloud} refuses this user (401): set PREFECT_API_AUTH_"
+    assert [line.startswith(told) for line in output.splitlines()] == [False] * len(where) + [True]
+    assert toy.ran() == []
 
 
 def test_an_unknown_authority_is_told_at_once_in_one_line(connect, cloud):
@@ -228,3 +255,61 @@ def test_two_first_servers_at_once_make_one_database(tmp_path):
         ends.append((process.returncode, output))
     assert ends == [(0, "")] * 2, log.read_text()
     assert log.read_text().startswith("of another execution\n")
+
+
+@pytest.fixture
+def alone(monkeypatch) -> None:
+    """Let this process have no server yet."""
+    for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_SERVER_DATABASE_CONNECTION_URL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("alone")
+def test_two_projects_whose_servers_start_at_once_each_get_their_own(tmp_path, monkeypatch):
+    """The system gives both the same port, if it is free."""
+    port = free_port()
+
+    class Socket(socket.socket):
+        def bind(self, address: tuple[str, int]) -> None:
+            try:
+                super().bind((address[0], port))
+            except OSError:
+                super().bind(address)
+
+    one, two = (LocalServer(tmp_path / name) for name in ("one", "two"))
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", Socket)
+            one.start()
+            two.start()
+        assert one.url == f"http://{HOST}:{port}/api" != two.url
+        for server in (one, two):
+            server.wait_until_ready()
+        one.stop()
+        two.wait_until_ready()
+        with pytest.raises(RuntimeError, match="Prefect's server ended with code"):
+            one.wait_until_ready()
+    finally:
+        one.stop()
+        two.stop()
+
+
+@pytest.mark.usefixtures("alone")
+def test_who_answers_at_the_address_of_a_server_that_has_ended_is_not_taken_for_it(
+    tmp_path, monkeypatch
+):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    server, others = LocalServer(tmp_path).start(), []
+
+    def has_ended() -> bool:
+        with suppress(OSError):
+            others.append(ThreadingHTTPServer((HOST, urlsplit(server.url).port), CloudHandler))
+        return bool(others)
+
+    wait_until(has_ended)  # and its port is free
+    others[0].accepted = (None,)  # everybody
+    with answering(others[0]), pytest.raises(RuntimeError, match="server ended with code 3; see"):
+        server.wait_until_ready()

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,9 +18,10 @@ from prefect.exceptions import ObjectNotFound
 from flows.environment import HEARTBEAT_SECONDS
 from flows.stage import StageFailedError
 from flows.workers import dispatch
-from flows.workers.dispatch import LostError, PrefectDispatcher
+from flows.workers.dispatch import SECONDS_BETWEEN_LOOKS, LostError, PrefectDispatcher
 from flows.workers.pools import SECONDS_UNTIL_LOST, lost_rule
 from flows.workers.request import Request
+from tests.support.toy import wait_until
 
 REQUEST = Request("cut@1", "abc", "0" * 40, "", {}, {})
 
@@ -236,6 +239,38 @@ def test_a_run_of_which_nothing_is_heard_is_looked_at_now_and_then(make, monkeyp
     for listener in set(threading.enumerate()) - before:  # as nobody waits any more
         listener.join(60)
         assert not listener.is_alive()
+
+
+def test_a_run_is_looked_at_when_an_event_of_it_comes_and_not_before(make, monkeypatch):
+    connected, ended, looks = threading.Event(), threading.Event(), []
+
+    def read(self, wanted, read=Server.read_flow_run):
+        looks.append(wanted)
+        return read(self, wanted) if ended.is_set() else next(iter(self.runs.values()))
+
+    @asynccontextmanager
+    async def events(self, wanted):
+        async def events():
+            await asyncio.to_thread(ended.wait)
+            (run,) = self.runs.values()
+            yield SimpleNamespace(resource=SimpleNamespace(id=f"prefect.flow-run.{run.id}"))
+            await asyncio.sleep(3600)
+
+        connected.set()
+        yield events()
+
+    monkeypatch.setattr(Server, "read_flow_run", read)
+    monkeypatch.setattr(Server, "events", events)
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.submit(make, [states.Running(), DONE])
+        try:
+            wait_until(lambda: connected.is_set() and looks)
+            before = len(looks)
+            time.sleep(1)
+            assert len(looks) - before <= 1  # at what changed before it listened
+        finally:
+            ended.set()
+        assert made.result(SECONDS_BETWEEN_LOOKS / 2)[0].outcome == "executed"
 
 
 def test_a_lost_machine_is_noticed_within_two_minutes():

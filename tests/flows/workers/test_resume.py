@@ -11,6 +11,7 @@ import pytest
 from flows.dvc import resume
 from flows.dvc.resume import ResumePoint
 from flows.stage import StageFailedError
+from flows.workers.dispatch import LostError
 from flows.workers.stage_flow import reproduce
 from tests.support.fleet import Workers, make_fleet, request_for, run_on, store
 from tests.support.toy import Toy, make_training, until_step
@@ -139,6 +140,26 @@ def test_a_stage_that_comes_no_further_is_given_up_and_one_that_does_is_not(toy,
     shutil.rmtree(toy.root / "points")
     assert reproduce(clone, request, "run-9", print, "run", 9).outcome == "executed"
     assert not list((store(toy) / "resume").rglob("*.*"))
+
+
+def test_attempts_count_from_where_the_last_one_came_further(toy):
+    """Three without progress are given up, however many came further before."""
+    workers, elsewhere = make_fleet(toy), Machine(toy.root, [])
+    steps = [1, 1, 1, 2, 3, 3, 3, 3]
+
+    def crash(request, attempt):
+        elsewhere.reach(f"step {steps.pop(0)}")
+        elsewhere.push(ResumePoint(toy.root, toy.root / "points", request.key))
+        raise LostError("Crashed: exit code -9")
+
+    workers.upset = crash
+    with pytest.raises(StageFailedError, match="download: given up after 3 attempts:\n  Crashed: "):
+        run_on(workers, toy, "download")
+    further = "lost after it came further"
+    counted = [f"attempt {count} of 3" for count in (1, 2, 3)]
+    told = [line.partition(":")[0] for line in workers.logged]
+    assert told == [further, *counted[:2], further, further, *counted]
+    assert steps == []
 
 
 # A shell gives what it runs in the background no Ctrl-C; a worker's process takes it all the same.

@@ -6,6 +6,7 @@ The same faults with real processes are in test_fleet.py, behind the marker `wor
 import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -392,10 +393,32 @@ def test_workers_of_another_remote_are_found_out(toy):
     workers = make_fleet(toy)
     other = store(toy).with_name("other")
     other.mkdir()
-    settings = workers.clones[0] / ".dvc/config.local"
-    settings.write_text(settings.read_text().replace(str(store(toy)), str(other)))
+    set_remote(workers.clones[0], toy, other)
     with pytest.raises(StageFailedError, match="do all machines use one remote"):
         run_on(workers, toy, "download")
+
+
+def set_remote(clone: Path, toy: Toy, folder: Path) -> None:
+    settings = clone / ".dvc/config.local"
+    settings.write_text(settings.read_text().replace(str(store(toy)), str(folder)))
+
+
+@pytest.mark.parametrize("away", ["origin", "remote"])
+def test_a_worker_that_cannot_use_the_remote_or_its_origin_leaves(toy, away):
+    workers = make_fleet(toy, 2)
+    first, second = workers.clones
+    missing = toy.root.parent / "missing"
+    if away == "remote":
+        set_remote(first, toy, missing)
+    else:
+        toy.git("-C", str(first), "remote", "set-url", "origin", str(missing))
+        toy.git("commit", "-q", "--allow-empty", "-m", "not in the clones yet")
+    assert run_on(workers, toy, "download") == {"download": "executed"}
+    assert (workers.clones, workers.asked) == ([second], ["download", "download"])
+    (left,) = workers.left
+    assert left.startswith("worker0: ") and str(missing) in left
+    assert not any("attempt" in line for line in workers.logged)
+    assert toy.ran() == ["download"]
 
 
 def test_workspaces_of_killed_stages_are_removed_and_others_not(toy):
