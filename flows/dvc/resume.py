@@ -3,8 +3,8 @@
 A stage keeps its points in .resume (stages/common/runtime/checkpoints.py), which a worker links to
 one folder per result. The remote has them under resume/<key of the result>: first files named by
 their hash, then an index of them, so that readers get a whole point or none. All of it may be
-deleted at any time; trainings then start again from the beginning. All methods raise RemoteError if
-the remote fails.
+deleted at any time; trainings then start again from the beginning. All functions raise RemoteError
+if the remote fails.
 """
 
 import hashlib
@@ -117,6 +117,12 @@ class ResumePoint:
 
     def _place(self, remote: Any, *name: str) -> str:
         return remote.fs.join(remote.path, FOLDER, self.key, *name)
+
+
+def identify_point(root: Path, key: str) -> bytes:
+    """Return the index of the remote's resume point of a result; nothing without a point."""
+    with open_remote(root) as (_, remote):
+        return _read(remote, remote.fs.join(remote.path, FOLDER, key, INDEX))
 
 
 def _read(remote: Any, path: str) -> bytes:

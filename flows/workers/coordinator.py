@@ -14,16 +14,8 @@ from pathlib import Path
 
 from flows.dvc.curves import fetch_curves
 from flows.dvc.project import load_graph
-from flows.dvc.remote import (
-    RemoteError,
-    open_remote,
-    push_result,
-    result_key,
-    take_result,
-    with_patience,
-)
-from flows.dvc.resume import FOLDER as RESUME
-from flows.dvc.resume import INDEX
+from flows.dvc.remote import RemoteError, push_result, result_key, take_result, with_patience
+from flows.dvc.resume import identify_point
 from flows.graph import DagError, Outcome, Stage
 from flows.stage import StageFailedError
 from flows.workers.dispatch import LostError, PrefectDispatcher
@@ -89,7 +81,7 @@ class Fleet:
                 fetch_curves(self._root, stage, request.key)
 
         reasons: list[str] = []
-        start = self._resume_point(request, log)
+        start = self._identify_point(request, log)
         while len(reasons) < ATTEMPTS:
             try:
                 made = self._dispatcher.make(request, stage.pool, log, look)
@@ -108,7 +100,7 @@ class Fleet:
                     f"{made.message or 'a worker'} says that it is done, but the remote does not "
                     "have it; do all machines use one remote?"
                 )
-            if (reached := self._resume_point(request, log)) in (b"", start):
+            if (reached := self._identify_point(request, log)) in (b"", start):
                 reasons.append(reason)
                 log(f"attempt {len(reasons)} of {ATTEMPTS}: {reason}")
             else:
@@ -117,16 +109,8 @@ class Fleet:
         told = "\n  ".join(dict.fromkeys(reasons))
         raise StageFailedError(f"{stage.name}: given up after {ATTEMPTS} attempts:\n  {told}")
 
-    def _resume_point(self, request: Request, log: Log) -> bytes:
-        """Return what identifies the stage's resume point on the remote; nothing without one."""
-
-        def read() -> bytes:
-            with open_remote(self._root) as (_, remote), suppress(FileNotFoundError):
-                index = remote.fs.join(remote.path, RESUME, request.key, INDEX)
-                return remote.fs.fs.cat_file(index)
-            return b""
-
-        return with_patience(read, log, self._sleep)
+    def _identify_point(self, request: Request, log: Log) -> bytes:
+        return with_patience(lambda: identify_point(self._root, request.key), log, self._sleep)
 
     def _take(self, stage: Stage, log: Log) -> bool:
         return with_patience(lambda: take_result(self._root, stage), log, self._sleep)

@@ -185,10 +185,10 @@ def test_a_training_that_was_stopped_or_lost_gives_the_same_bytes_elsewhere(toy,
     period = "600" if loss == signal.SIGINT else "0.2"  # who is stopped pushes the last step
     more = {"TOY_STEP": "1", "OVIS_RESUME_PERIOD": period, "OVIS_STOP_ORPHANS": "1"}
     arguments = ["-c", REPRODUCE, json.dumps(asdict(request))]
-    agent = Toy(one).start(*arguments, **more)
+    worker = Toy(one).start(*arguments, **more)
     until_step(toy, 5)
-    agent.send_signal(loss)
-    agent.communicate()
+    worker.send_signal(loss)
+    worker.communicate()
     shutil.rmtree(one / ".resume")
     assert reproduce(two, request, "run-2", print, "run", 2).outcome == "executed"
     first, second = map(int, (toy.root / "starts.log").read_text().split())

@@ -1,4 +1,4 @@
-"""An agent's cache is freed without losing anything."""
+"""A worker's cache is freed without losing anything."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 from flows.dvc import records
 from flows.dvc.remote import RemoteError
 from flows.graph import DagError
-from flows.workers import stage_flow as agent
+from flows.workers import stage_flow
 from flows.workers.space import free_space, require_space
 from flows.workers.workspace import checkout, write_records
 from tests.support.fleet import make_fleet, request_for, run_on, store
@@ -33,17 +33,17 @@ def texts(clone: Path) -> list[str]:
 
 def test_what_is_not_on_the_remote_stays_and_is_pushed_when_asked_for_again(toy, monkeypatch):
     """`dvc gc --workspace` deleted it, and the stage ran twice."""
-    agents = make_fleet(toy)
-    clone = agents.clones[0]
+    fleet = make_fleet(toy)
+    clone = fleet.clones[0]
     failures = [RemoteError("the network is down")]
-    push = agent.push_result
+    push = stage_flow.push_result
 
     def fail_once(root, name):
         if failures:
             raise failures.pop()
         push(root, name)
 
-    monkeypatch.setattr(agent, "push_result", fail_once)
+    monkeypatch.setattr(stage_flow, "push_result", fail_once)
 
     def upset(request, attempt):
         if attempt:
@@ -51,28 +51,28 @@ def test_what_is_not_on_the_remote_stays_and_is_pushed_when_asked_for_again(toy,
             assert "freed 0 MiB" in free_space(clone, float("inf"))
             assert texts(clone) == ["a\na\na\n", "b\nb\nb\n"]
 
-    agents.upset = upset
-    assert run_on(agents, toy, "download") == {"download": "restored"}
+    fleet.upset = upset
+    assert run_on(fleet, toy, "download") == {"download": "restored"}
     assert toy.ran() == ["download"]
     free_space(clone, float("inf"))
     assert texts(clone) == []  # now the remote has it
-    assert run_on(agents, toy, "cut@0") == {"cut@0": "executed"}
+    assert run_on(fleet, toy, "cut@0") == {"cut@0": "executed"}
 
 
 def test_what_the_remote_has_only_in_part_stays(toy):
-    agents = make_fleet(toy)
-    run_on(agents, toy, "download")
+    fleet = make_fleet(toy)
+    run_on(fleet, toy, "download")
     for path in store(toy).glob("files/md5/??/*"):
         path.chmod(0o644)
         path.write_text("a")
-    free_space(agents.clones[0], float("inf"))
-    assert texts(agents.clones[0]) == ["a\na\na\n", "b\nb\nb\n"]
+    free_space(fleet.clones[0], float("inf"))
+    assert texts(fleet.clones[0]) == ["a\na\na\n", "b\nb\nb\n"]
 
 
 def test_what_a_workspace_records_or_the_clone_has_stays(toy):
-    agents = make_fleet(toy)
-    run_on(agents, toy, "download")
-    clone, request = agents.clones[0], request_for(toy, "cut@0")
+    fleet = make_fleet(toy)
+    run_on(fleet, toy, "download")
+    clone, request = fleet.clones[0], request_for(toy, "cut@0")
     with checkout(clone, request, "running") as folder:
         write_records(folder, request)
         free_space(clone, float("inf"))
@@ -88,9 +88,9 @@ def test_what_a_workspace_records_or_the_clone_has_stays(toy):
 
 
 def test_what_is_young_stays_and_the_oldest_goes_first(toy, monkeypatch):
-    agents = make_fleet(toy)
-    clone = agents.clones[0]
-    run_on(agents, toy, "download")
+    fleet = make_fleet(toy)
+    clone = fleet.clones[0]
+    run_on(fleet, toy, "download")
     monkeypatch.setattr(records, "SECONDS_OF_YOUTH", 3600)
     free_space(clone, float("inf"))
     assert len(texts(clone)) == 2
@@ -105,22 +105,22 @@ def test_what_is_young_stays_and_the_oldest_goes_first(toy, monkeypatch):
 
 
 def test_a_disk_that_runs_low_is_freed_before_a_stage_starts(toy, monkeypatch):
-    agents = make_fleet(toy)
-    run_on(agents, toy, "download")
+    fleet = make_fleet(toy)
+    run_on(fleet, toy, "download")
     usage = SimpleNamespace(free=150 * 2**20, total=2**40)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     told: list[str] = []
-    require_space(agents.clones[0], told.append)
-    assert texts(agents.clones[0]) == []
+    require_space(fleet.clones[0], told.append)
+    assert texts(fleet.clones[0]) == []
     assert "which the remote has too" in told[0]
     store(toy).rename(store(toy).with_name("away"))
-    require_space(agents.clones[0], told.append)
+    require_space(fleet.clones[0], told.append)
     assert "its cache cannot be freed: DVC remote" in told[1]
 
 
 def test_a_cache_that_others_may_use_is_not_touched(toy, tmp_path):
-    agents = make_fleet(toy)
-    clone = agents.clones[0]
+    fleet = make_fleet(toy)
+    clone = fleet.clones[0]
     command = [sys.executable, "-m", "dvc", "cache", "dir", "--local", str(tmp_path / "shared")]
     subprocess.run(command, cwd=clone, check=True, capture_output=True)
     with pytest.raises(DagError, match="may be in use by other clones"):

@@ -204,15 +204,15 @@ def test_a_key_that_is_no_hash_becomes_no_folder(toy, key):
 def test_a_pool_of_devices_does_not_compute_on_cores_unless_told(toy, monkeypatch):
     toy.replace("meta: {cores: 1}", "meta: {cores: 1, pool: gpu, gpus: 1}", "dvc.yaml")
     toy.git("commit", "-qam", "gpu")
-    agents = make_fleet(toy)
-    run_on(agents, toy, "download")
+    fleet = make_fleet(toy)
+    run_on(fleet, toy, "download")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(StageFailedError, match="1 CUDA devices are wanted and this machine has 0"):
-        run_on(agents, toy, "cut@0")
+        run_on(fleet, toy, "cut@0")
     assert toy.ran() == ["download"]
-    agents = make_fleet(toy)
+    fleet = make_fleet(toy)
     monkeypatch.setenv("OVIS_FEWER_GPUS", "1")
-    assert run_on(agents, toy, "cut@0") == {"cut@0": "executed"}
+    assert run_on(fleet, toy, "cut@0") == {"cut@0": "executed"}
 
 
 @pytest.mark.parametrize("stage", ["--all-pipelines", "downlo", "download/../cut@0"])
@@ -265,7 +265,7 @@ def test_a_full_disk_sends_the_stage_elsewhere(toy):
     assert [told.partition(":")[0] for told in workers.left] == ["worker0"]
 
 
-def test_an_agent_without_room_refuses_before_it_starts(toy, monkeypatch):
+def test_a_worker_without_room_refuses_before_it_starts(toy, monkeypatch):
     workers = make_fleet(toy)
     full = SimpleNamespace(free=2**20, total=2**40)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
