@@ -69,7 +69,10 @@ def test_the_default_has_no_problem(params):
         ),
         ({"detector": IMAGENET}, "detector.imagenet.weights: .*/nowhere.pth is not there"),
         ({"rpn": IMAGENET}, "rpn.imagenet.weights: .*/nowhere.pth is not there"),
-        ({"finetune": {"training": {"frozen": ["x"]}}}, "finetune: training.frozen: .*, found x"),
+        (
+            {"finetune": {"training": {"frozen": ["x"]}}},
+            r"finetune\.training\.frozen: .*, found \['x'\]",
+        ),
         ({"phrases": {"parser": "spacy", "spacy_model": "no_such"}}, "spa[cC]y|no_such"),
     ]
     + [
