@@ -60,6 +60,7 @@ CALLED = {  # "module:function": parameters that we pass, by position or name
 NAMED = {  # "module:name": attributes of it that we read
     "dvc.exceptions:DvcException": [],
     "dvc.exceptions:NotDvcRepoError": [],
+    "dvc.lock:LockError": [],
     "dvc.scm:SCMError": [],
     "dvc.repo:Repo": ["index"],
     "dvc.repo.index:Index": ["graph", "outs"],
