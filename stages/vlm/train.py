@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32, Int64
 from torch.nn import functional
 
 from stages.common.runtime.curves import Curve
-from stages.common.runtime.devices import send
+from stages.common.runtime.devices import autocast, send
 from stages.common.runtime.progress import track
 from stages.models.solver import cosine, make_optimizer, update
 from stages.models.vision_language.small_albef import SmallAlbef
@@ -64,7 +64,7 @@ def train_vlm(
             words = _visible_words(content, meter, params)
         images, tokens = sampler.draw()
         images, tokens = send(images, model.device), send(tokens, model.device)
-        with _precision(model, params):
+        with autocast(model.device, params.bfloat16):
             patches = model.encode_patches(images)
             scores, present = _word_scores(model, patches, tokens, words, params)
             loss = losses.word_alignment(scores, present)
@@ -77,7 +77,7 @@ def train_vlm(
     )
     for step in track(range(params.fuse.steps), "vlm fuse"):
         batch = sampler.draw()
-        with _precision(model, params):
+        with autocast(model.device, params.bfloat16):
             terms = _fuse_losses(model, batch, words, swapper, params, generator)
         total = sum(getattr(params.weights, name) * term for name, term in terms.items())
         update(model, optimizer, total, fuse(step), LARGEST_GRADIENT)
@@ -168,7 +168,3 @@ def _random_window(
     free = model.config.max_patches_side - images.shape[-1] // 8 + 1
     top, left = torch.randint(0, max(free, 1), (2,), generator=generator).tolist()
     return top, left
-
-
-def _precision(model: SmallAlbef, params: VlmParams) -> torch.autocast:
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=params.bfloat16)

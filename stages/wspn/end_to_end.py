@@ -23,7 +23,7 @@ import torch
 from stages.common.formats.images import EncodedImage
 from stages.common.runtime.checkpoints import Checkpoint
 from stages.common.runtime.curves import Curve
-from stages.common.runtime.devices import send
+from stages.common.runtime.devices import autocast, send
 from stages.common.runtime.prefetch import prefetch
 from stages.common.runtime.processes import (
     add_by_name,
@@ -196,7 +196,7 @@ def _learn(
     # the caller's state.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "wspn dropout", example.step, example.place))
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with autocast(device, bfloat16):
             features = model.region_features(model.feature_map(pixels), seen)
         # The heads stay in float32: they cost little, and bfloat16 would round close scores to
         # ties, which changes the order that seeds are chosen by.

@@ -14,7 +14,7 @@ from torch import nn
 
 from stages.common.runtime.checkpoints import Checkpoint
 from stages.common.runtime.curves import Curve
-from stages.common.runtime.devices import send
+from stages.common.runtime.devices import autocast, send
 from stages.common.runtime.params import PARAMS_FILE, environment_number
 from stages.common.runtime.prefetch import prefetch
 from stages.common.runtime.processes import (
@@ -120,7 +120,7 @@ def train_detector(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(step_seed)
             for images, targets, context in _micro_batches(model, samples, size, params, step_seed):
-                with _precision(images[0].device, params):
+                with autocast(images[0].device, params.precision == "bf16"):
                     losses = model.losses(images, targets, settings, context)
                 reduce(add, (weights[name] * loss for name, loss in losses.items())).backward()
                 for name, loss in losses.items():
@@ -251,12 +251,8 @@ def _micro_batches(
     padded_hw = PartContext(seed, batch_size).common_hw((max(heights), max(widths)))
     for (images, targets), context in micro_batches:
         context.padded_hw = padded_hw
-        with _precision(images[0].device, params):
+        with autocast(images[0].device, params.precision == "bf16"):
             model.count_samples(images, targets, context)
     prepare_contexts(contexts, seed, batch_size)
     for (images, targets), context in micro_batches:
         yield images, targets, context
-
-
-def _precision(device: torch.device, params: TrainingParams) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=params.precision == "bf16")

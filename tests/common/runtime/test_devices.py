@@ -1,11 +1,19 @@
 """Which device, and how exactly; tests/pipeline/test_gpu.py runs the stages on one."""
 
 import os
+import time
+from statistics import median
 
 import pytest
 import torch
 
-from stages.common.runtime.devices import choose_device, compute_device, own_kernels, prepare_device
+from stages.common.runtime.devices import (
+    autocast,
+    choose_device,
+    compute_device,
+    own_kernels,
+    prepare_device,
+)
 from stages.common.runtime.params import read_exactness
 
 
@@ -93,6 +101,42 @@ def test_own_kernels_are_for_the_block_only():
     with own_kernels():
         assert not torch.are_deterministic_algorithms_enabled()
     assert torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(
+    ("found", "enabled"),
+    [({"avx2": True, "avx512_bf16": False}, False), ({"amx_bf16": True}, True)],
+)
+def test_bfloat16_needs_instructions(monkeypatch, capsys, found, enabled):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    for _ in range(2):
+        with autocast(torch.device("cpu"), True):
+            assert torch.is_autocast_enabled("cpu") == enabled
+            made = torch.ones(2, 2) @ torch.ones(2, 2)
+            assert made.dtype == (torch.bfloat16 if enabled else torch.float32)
+    with autocast(torch.device("cpu"), False):
+        assert not torch.is_autocast_enabled("cpu")
+    assert capsys.readouterr().err.count("no instructions") <= 1 - enabled
+
+
+def test_an_older_gpu_does_not_emulate_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: False)
+    with autocast(torch.device("cuda"), True):
+        assert not torch.is_autocast_enabled("cuda")
+
+
+def test_bfloat16_is_about_as_fast_as_float32_on_this_processor():
+    """Without its instructions torch takes ten times as long."""
+    convolution, image = torch.nn.Conv2d(64, 64, 3, padding=1), torch.rand(8, 64, 32, 32)
+
+    def seconds(bfloat16: bool) -> float:
+        started = time.perf_counter()
+        with autocast(torch.device("cpu"), bfloat16):
+            convolution(image).float().sum().backward()
+        return time.perf_counter() - started
+
+    pairs = [(seconds(True), seconds(False)) for _ in range(5)]
+    assert median(half / full for half, full in pairs) < 4
 
 
 def test_an_unknown_exactness_names_the_key(tmp_path):
