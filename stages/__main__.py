@@ -96,9 +96,9 @@ def _made_with() -> dict[str, str]:
     if torch := sys.modules.get("torch"):
         if torch.cuda.is_initialized():
             made |= {"device": "cuda", "model": torch.cuda.get_device_name()}
-        from stages.common.runtime.devices import has_bfloat16  # imports torch
+        from stages.common.runtime.devices import is_fast_at_bfloat16  # imports torch
 
-        arithmetic = "bfloat16" if has_bfloat16(made["device"]) else "float32"
+        arithmetic = "bfloat16" if is_fast_at_bfloat16(made["device"]) else "float32"
         made |= {"torch": torch.__version__, "bfloat16_as": arithmetic}
     return made
 

@@ -17,11 +17,8 @@ from stages.common.runtime.params import Exactness
 
 VARIABLE = "DEVICE"
 CHOICES = ("auto", "cuda", "mps", "cpu")
-BFLOAT16 = (
-    "avx512_bf16",
-    "amx_bf16",
-    "bf16",
-)  # instructions of x86 and of ARM, as torch names them
+# Instructions with which torch's bfloat16 is fast, of x86 and of ARM; oneDNN has kernels for them.
+BFLOAT16 = ("avx512_bw", "bf16")
 
 
 def compute_device() -> torch.device:
@@ -112,19 +109,19 @@ def prepare_device(exactness: Exactness) -> torch.device:
 
 
 def autocast(device: torch.device, bfloat16: bool) -> torch.autocast:
-    """Return a context of bfloat16 autocast if asked, and if the device has instructions for it.
+    """Return a context of bfloat16 autocast if asked, and if the device is fast at it.
 
-    Otherwise the block computes in float32, and standard error says so once. Without instructions
-    torch's bfloat16 is an order of magnitude slower than float32, and less exact.
+    Otherwise the block computes in float32, and standard error says so once. On processors without
+    AVX-512, torch's bfloat16 is an order of magnitude slower than float32, and less exact.
     """
-    native = has_bfloat16(device.type)
-    if bfloat16 and not native:
-        _tell_once(f"bfloat16: this {device.type} has no instructions for it, so float32 is used")
-    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and native)
+    fast = is_fast_at_bfloat16(device.type)
+    if bfloat16 and not fast:
+        _tell_once(f"bfloat16: this {device.type} is slow at it, so float32 is used")
+    return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16 and fast)
 
 
-def has_bfloat16(kind: str) -> bool:
-    """Return whether this machine's device of a kind ("cpu", "cuda", …) has such instructions."""
+def is_fast_at_bfloat16(kind: str) -> bool:
+    """Return whether this machine's device of a kind ("cpu", "cuda", …) has instructions for it."""
     if kind == "cpu":
         return any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16)
     return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
