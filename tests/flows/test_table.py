@@ -15,6 +15,7 @@ from flows.table import (
     summarize_plan,
 )
 from tests.support.graph import make_stage
+from tests.support.models_lock import write_lock
 
 STEPS = [
     Step(make_stage("download"), Status.UP_TO_DATE),
@@ -76,34 +77,6 @@ def test_results_table_has_every_model_group_protocol_and_kind():
     assert lines[2].split() == ["detector", "–", "base", "–", "–", "–", "–"]
     assert lines[3].split() == ["detector", "–", "novel", "–", "–", "54.3", "(30.1)", "51.0"]
     assert len(lines) == 4
-
-
-WEIGHTS = {model: f"data/{model}/model.safetensors" for model in ("detector", "finetune")}
-
-
-def write_lock(folder, evaluated: dict[str, str], started_from: str = "d2", **hashes) -> None:
-    """Write a dvc.lock in which the models have md5 d2 and f2."""
-
-    def files(**own: str) -> list[dict]:
-        return [{"path": WEIGHTS.get(name, name), "md5": md5} for name, md5 in own.items()]
-
-    def params(model: str, *names: str) -> dict:
-        return {"params.yaml": {model: {"supervision": {"sources": [{"name": n} for n in names]}}}}
-
-    results = [{"path": "data/evaluation/metrics.json", **hashes}]
-    stages = {
-        "detector": {
-            "outs": files(detector="d2"),
-            "params": params("detector", "masks", "phrases"),
-        },
-        "finetune": {
-            "deps": files(detector=started_from),
-            "outs": files(finetune="f2"),
-            "params": params("finetune", "ground_truth"),
-        },
-        "evaluation": {"deps": files(**evaluated), "outs": results},
-    }
-    (folder / "dvc.lock").write_text(json.dumps({"stages": stages}))
 
 
 def test_a_result_says_what_its_model_was_made_with_and_not_what_params_say_now(tmp_path):
