@@ -183,9 +183,9 @@ def results_table(
                 cells = [_percent((groups[protocol] or {}).get(kind)) for protocol, kind in columns]
                 rows.append([model, (supervision or {}).get(model, MISSING), group, *cells])
     if len(rows) > 1:
-        told = f"{TITLE}\n{align(rows, right=range(3, 7))}"
         older = any(row[1] == OF_ANOTHER for row in rows)
-        return told + f"\n{OF_ANOTHER}: {HOW_TO_MEASURE}" * older
+        note = f"\n{OF_ANOTHER}: {HOW_TO_MEASURE}" * older
+        return f"{TITLE}\n{align(rows, right=range(3, 7))}{note}"
     if not results:
         return f"No results yet: there is no {RESULTS}"
     told = [f"{model}: {own['skipped']}" for model, own in results.items() if "skipped" in own]
