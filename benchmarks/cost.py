@@ -86,7 +86,7 @@ class Dataset:
 # trains on images with a narrative, of which google.github.io/localized-narratives has 507,444; a
 # caption is a sentence, of which a narrative of 40 words has about three. It tests on all images
 # of validation that have a verified label of the 300 classes: nearly all of the 41,620 that
-# storage.googleapis.com/openimages/web/factsfigures_v7.html counts.
+# storage.googleapis.com/openimages/web/factsfigures_v7.html counts, or of the 125,436 of test.
 COCO = Dataset("COCO 2017", "paper-coco", 118_287, 5_000, (48, 17), 5, 1.7, 163e3)
 OPEN_IMAGES = Dataset(
     "Open Images", "paper-open-images", 507_444, 41_620, (200, 100), 3, 1.7, 330e3
@@ -95,7 +95,7 @@ DATASETS = (
     COCO,
     replace(COCO, profile="paper-coco-fast"),
     OPEN_IMAGES,
-    replace(OPEN_IMAGES, profile="paper-alp", classes=(60, 240)),
+    replace(OPEN_IMAGES, profile="paper-alp", test=125_436, classes=(60, 240)),
 )
 ANNOTATED = 7  # objects of an image of COCO, rounded down
 

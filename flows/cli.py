@@ -216,7 +216,7 @@ def _become_module(module: str, *arguments: str, **options: Any) -> None:
     "settings",
     multiple=True,
     metavar="KEY=VALUE,VALUE",
-    help="One axis.",
+    help="One axis; KEY,KEY=VALUE,VALUE changes several params together.",
     shell_complete=_complete(_params),
 )
 @click.option(
@@ -231,6 +231,9 @@ def _become_module(module: str, *arguments: str, **options: Any) -> None:
 )
 @click.option(
     "--metric", "metrics", multiple=True, help="Pattern such as 'evaluation/*/novel/*/AP50'."
+)
+@click.option(
+    "--against", help="Name of the row that is taken from all others; by default the first row."
 )
 @click.option("--best", help="Metric of which the best point is looked for.")
 @click.option(
@@ -256,16 +259,17 @@ def sweep(
     from flows.execution import MLFLOW_PAGE, require_fleet
     from flows.sweeps.plan import preview, results_folder, run_points
     from flows.sweeps.points import make_points, sweep_name
-    from flows.sweeps.report import Question, count_outcomes
+    from flows.sweeps.report import Question, check_question, count_outcomes
 
     grid = make_points(root, settings, points, targets or None)
+    question = Question(**{key: value for key, value in asked.items() if value})
+    check_question(grid, question)
     if pools:
         require_fleet(root)
     if only_plan:
         planned = preview(root, grid, pools)
         print(f"{planned.table()}\n\n{planned.summary()}")
         return 0
-    question = Question(**{key: value for key, value in asked.items() if value})
     title = sweep_name(grid, name or (points.stem if points else None))
     results = run_points(root, title, grid, cores, question, pools)
     print(f"\n{count_outcomes(results)}\nAll of it  {results_folder(root, title)}")

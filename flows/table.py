@@ -1,5 +1,6 @@
 """Plain-text tables for the terminal: the plan, the stages with their seconds, the results."""
 
+import hashlib
 import json
 import statistics
 from collections import Counter
@@ -18,6 +19,8 @@ GROUPS = ("base", "novel", "all")
 PROTOCOLS = ("constrained", "generalized")
 KINDS = {"bbox": "box", "segm": "mask"}
 MISSING = "–"
+OF_ANOTHER = "– (of another model)"  # the one that was evaluated is not the one of dvc.lock
+HOW_TO_MEASURE = "`ovis-dag run evaluation` measures the model that dvc.lock has now"
 LONGEST_NAME = 80
 SHOWN_REASONS = 3
 TITLE = "Results on the test images: AP50 (AP), percent"
@@ -123,20 +126,44 @@ def read_results(root: Path) -> dict[str, Any] | None:
 
 
 def read_supervision(root: Path) -> dict[str, str]:
-    """Return what each model has learned from: model → its sources in words.
+    """Return what each evaluated model has learned from: model → its sources in words.
 
-    It is what the models were made with according to dvc.lock, not what params.yaml says now.
+    It is what the models were made with according to dvc.lock, not what params.yaml says now. If
+    the results are of another model than dvc.lock has now, it is OF_ANOTHER: a stage by itself may
+    have run, such as `detector` without `evaluation`.
     """
     path = root / LOCK
-    stages = YAML(typ="safe").load(path)["stages"] if path.is_file() else {}
-    told: dict[str, str] = {}
+    stages = (YAML(typ="safe").load(path) or {}).get("stages", {}) if path.is_file() else {}
+    results, told = root / RESULTS, dict[str, str]()
+    known = not results.is_file() or (
+        hashlib.md5(results.read_bytes(), usedforsecurity=False).hexdigest()
+        == _md5(stages, "evaluation", "outs", RESULTS)
+    )
+    learned = ""
     for model in TRAINED:
         params = stages.get(model, {}).get("params", {}).get(PARAMS, {}).get(model, {})
         sources = (params or {}).get("supervision", {}).get("sources", [])
         own = " and ".join(source["name"] for source in sources)
-        if own:
-            told[model] = ", then ".join([*told.values(), own])
+        if not own:
+            continue
+        if learned:  # it starts from the model before it
+            known = known and _is_same(stages, TRAINED[0], model)
+            own = f"{learned}, then {own}"
+        learned = own
+        told[model] = own if known and _is_same(stages, model, "evaluation") else OF_ANOTHER
     return told
+
+
+def _is_same(stages: Mapping[str, Any], model: str, user: str) -> bool:
+    """Return whether a stage has used the weights that dvc.lock has for the model."""
+    weights = Path(f"data/{model}/model.safetensors")
+    made = _md5(stages, model, "outs", weights)
+    return made is not None and made == _md5(stages, user, "deps", weights)
+
+
+def _md5(stages: Mapping[str, Any], stage: str, kind: str, path: Path) -> str | None:
+    files = stages.get(stage, {}).get(kind, [])
+    return next((file.get("md5") for file in files if file["path"] == path.as_posix()), None)
 
 
 def results_table(
@@ -156,7 +183,9 @@ def results_table(
                 cells = [_percent((groups[protocol] or {}).get(kind)) for protocol, kind in columns]
                 rows.append([model, (supervision or {}).get(model, MISSING), group, *cells])
     if len(rows) > 1:
-        return f"{TITLE}\n{align(rows, right=range(3, 7))}"
+        older = any(row[1] == OF_ANOTHER for row in rows)
+        note = f"\n{OF_ANOTHER}: {HOW_TO_MEASURE}" * older
+        return f"{TITLE}\n{align(rows, right=range(3, 7))}{note}"
     if not results:
         return f"No results yet: there is no {RESULTS}"
     told = [f"{model}: {own['skipped']}" for model, own in results.items() if "skipped" in own]

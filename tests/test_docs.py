@@ -49,11 +49,11 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 
 
 def prose(path: Path) -> str:
-    """Return a page without its generated tables."""
+    """Return a page without its generated tables, each command on one line."""
     text = path.read_text(encoding="utf-8")
     for name in (*TABLES, "params"):
         text = place(name).sub("", text)
-    return text
+    return text.replace("\\\n", " ")
 
 
 def blocks(text: str, language: str) -> list[str]:

@@ -33,6 +33,7 @@ SOURCES_OF = {
         "download.source": "open_images",
         "wspn.end_to_end.image_weight": 0.005,
         "download.open_images.division": "coco",
+        "download.open_images.test_part": "test",
         "download.open_images.narratives": True,
         "detector.architecture": "fcos_mo",
         "detector.supervision.draw": "in_turn",

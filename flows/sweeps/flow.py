@@ -29,7 +29,7 @@ from flows.store import read_metrics
 from flows.sweeps.plan import PlannedPoint, plan_sweep, results_folder
 from flows.sweeps.points import Point
 from flows.sweeps.report import Question, Result, write_report, write_results
-from flows.table import counted
+from flows.table import counted, read_supervision
 from flows.tracking import PARENT_TAG, Tracking
 
 
@@ -110,7 +110,8 @@ def record_point(planned: PlannedPoint, outcomes: list[Outcome], tracking: Track
     for outcome in outcomes:
         if outcome.outcome == "failed":
             print(f"\n{point.name}: {outcome.message}", file=sys.stderr, flush=True)
-    return Result(point, bool(undone), dict(read_metrics(folder, stages)), _tally(outcomes))
+    metrics, supervision = dict(read_metrics(folder, stages)), read_supervision(folder)
+    return Result(point, bool(undone), metrics, _tally(outcomes), supervision)
 
 
 def _tally(outcomes: list[Outcome]) -> dict[str, int]:

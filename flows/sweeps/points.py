@@ -2,7 +2,7 @@
 
 A point in a file is an overlay, like a profile, and may extend a profile. Its `name` stands for its
 params wherever it is shown. A value is YAML, so `-S pseudo_boxes.smoothing=0,0.1` gives numbers and
-`-S shards=[0],[0,1]` lists.
+`-S shards=[0],[0,1]` lists. `-S seed,download.scenes.class_split=0,1` changes both keys together.
 """
 
 import hashlib
@@ -128,10 +128,11 @@ def _text(value: Any) -> str:
 
 def _read_setting(setting: str) -> list[dict[str, Any]]:
     key, equals, text = setting.partition("=")
-    if not key or not equals or not text.strip():
+    keys = key.split(",")
+    if not all(keys) or not equals or not text.strip():
         raise ValueError(f"-S {setting}: expected key=value or key=value,value …")
     values = load_yaml(YAML(typ="safe"), f"[{text}]", f"-S {setting}")
-    return [dict(flatten({key: value}, ".")) for value in values]
+    return [dict(flatten(dict.fromkeys(keys, value), ".")) for value in values]
 
 
 def _read_file(root: Path, path: Path) -> list[dict[str, Any]]:

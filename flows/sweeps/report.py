@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.intervals import t_interval
 from flows.overlay import look_up, read_params
-from flows.sweeps.points import Point
+from flows.sweeps.points import Point, point_name
 from flows.table import MISSING, align, counted, mean_and_spread
 
 RESULTS, TABLE = "results.json", "table.txt"
@@ -26,6 +26,7 @@ class Question:
     best: str = "evaluation/detector/generalized/novel/segm/AP50"
     direction: str = "max"  # or min
     over: tuple[str, ...] = ("seed",)  # params over which mean and spread are taken
+    against: str | None = None  # row that is taken from the others; the first if None
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Result:
     failed: bool
     metrics: dict[str, float]  # "<stage>/<key>/<key>…"
     outcomes: dict[str, int] = field(default_factory=dict)  # number of stages by what happened
+    supervision: dict[str, str] = field(default_factory=dict)  # evaluated model → its sources
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ class Row:
         """Return the points that are done and have the metric."""
         return [r for r in self.results if not r.failed and metric in r.metrics]
 
+    def supervision(self, metrics: Iterable[str]) -> str:
+        """Return what the last of the models of these metrics learned from; "" if not known."""
+        models = {metric.split("/")[1] for metric in metrics if metric.startswith("evaluation/")}
+        done = [result.supervision for result in self.results if not result.failed]
+        told = [[own[model] for model in own if model in models] for own in done]
+        return " | ".join(dict.fromkeys(own[-1] for own in told if own))
+
     def count(self) -> str:
         """Say how many points are done."""
         done = sum(not result.failed for result in self.results)
@@ -90,14 +99,7 @@ def write_report(root: Path, folder: Path, results: Sequence[Result], question: 
     if any(len(row.results) > 1 for row in rows):
         text += f", mean ± standard deviation over {over}"
     text += "\n" + _table(rows, metrics, lambda row, metric: _cell(row.numbers(metric)))
-    first, *others = rows
-
-    def gain(row: Row, metric: str) -> list[float]:
-        return row.paired(first, metric, question.over)
-
-    if any(len(gain(row, metric)) > 1 for row in others for metric in metrics):
-        text += f"\n\nThe same less the first row, paired by {over}, with 95 % t intervals\n"
-        text += _table(others, metrics, lambda row, metric: _difference(gain(row, metric)))
+    text += _differences(rows, metrics, question)
     (folder / TABLE).write_text(text + "\n", encoding="utf-8")
     if len(rows) == 1:
         return text
@@ -115,6 +117,39 @@ def write_report(root: Path, folder: Path, results: Sequence[Result], question: 
             " and measure only what was chosen on test"
         )
     return text
+
+
+def _differences(rows: Sequence[Row], metrics: Sequence[str], question: Question) -> str:
+    """Return the table of all rows less one of them, or "" if no two have seeds in common."""
+    first, over = find_row(rows, question.against), question.over
+
+    def gain(row: Row, metric: str) -> list[float]:
+        return row.paired(first, metric, over)
+
+    others = [row for row in rows if row is not first]
+    if not any(len(gain(row, metric)) > 1 for row in others for metric in metrics):
+        return ""
+    text = f"\n\nThe same less {question.against or 'the first row'}, paired by"
+    text += f" {' and '.join(over)}, with 95 % t intervals\n"
+    return text + _table(others, metrics, lambda row, metric: _difference(gain(row, metric)))
+
+
+def check_question(points: Iterable[Point], question: Question) -> None:
+    """Raise ValueError if the points will give no row of the name that the question has."""
+    rows = group_seeds([Result(point, False, {}) for point in points], question.over)
+    find_row(rows, question.against)
+
+
+def find_row(rows: Sequence[Row], name: str | None) -> Row:
+    """Return the row of a name, which is that of its points without the seed; the first if None.
+
+    Raises:
+        ValueError: there is none.
+    """
+    by_name = {point_name(row.values): row for row in rows}
+    if name is not None and name not in by_name:
+        raise ValueError(f"--against {name}: expected one of {' '.join(by_name)}")
+    return rows[0] if name is None else by_name[name]
 
 
 def group_seeds(results: Sequence[Result], over: Sequence[str]) -> list[Row]:
@@ -167,11 +202,12 @@ def count_outcomes(results: Sequence[Result]) -> str:
 
 
 def _table(rows: Sequence[Row], metrics: Sequence[str], cell: Callable[[Row, str], str]) -> str:
-    cells = [[*rows[0].values, "points", *_short_names(metrics)]]
-    cells += [
-        [*map(str, row.values.values()), row.count(), *(cell(row, metric) for metric in metrics)]
-        for row in rows
-    ]
+    told = [row.supervision(metrics) for row in rows]
+    known = any(told)
+    cells = [[*rows[0].values, *["supervision"] * known, "points", *_short_names(metrics)]]
+    for row, own in zip(rows, told, strict=True):
+        start = [*map(str, row.values.values()), *[own or MISSING] * known, row.count()]
+        cells.append([*start, *(cell(row, metric) for metric in metrics)])
     return align(cells, right=range(len(cells[0])))
 
 

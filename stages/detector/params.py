@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from stages.common.runtime.params import PARAMS_FILE
 from stages.models.detection.params import (
     SourceParams,
     StartParams,
@@ -65,6 +66,17 @@ class DetectorSupervisionParams(SupervisionParams):
         return self
 
 
+def _check_narratives(key: str, download: Any) -> None:
+    """Raise ValueError if the images' source can have narratives, but is told to read none."""
+    name = download.get("source") if isinstance(download, dict) else None
+    source = download.get(name) if name else None
+    if isinstance(source, dict) and source.get("narratives") is False:
+        raise ValueError(
+            f"{PARAMS_FILE}: download.{name}.narratives: is false, but phrases in"
+            f" {key}.supervision.sources are made of narratives; set it to true, or remove phrases"
+        )
+
+
 class DetectorParams(StartParams):
     """The network, the initial weights of its backbone, its supervision and its training."""
 
@@ -72,8 +84,10 @@ class DetectorParams(StartParams):
     supervision: DetectorSupervisionParams
 
     def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
-        """Check the modules of region losses and region head too."""
+        """Check too that there are narratives for phrases, and the modules of region hooks."""
         super().check_references(key, params, elsewhere)
+        if "phrases" in {source.name for source in self.supervision.sources}:
+            _check_narratives(key, params.get("download"))
         if self.training.region_losses or self.region_head is not None:
             from stages.models.detection.region_hooks import check_hooks  # imports torch
 

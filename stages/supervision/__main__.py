@@ -2,9 +2,10 @@
 
 Run: python -m stages.supervision <name>. `detector.supervision.sources` of params.yaml names the
 source's annotation file, and the classes of which the detector may see objects. Writes
-data/supervision/<name>.json with only these objects, and removes the files of sources that
-params.yaml does not name, so that the folder has exactly what the detector learns from. DVC runs
-only the stages that make these annotations: without a source `pseudo_masks`, no pseudo-masks.
+data/supervision/<name>.json with only these objects, those of novel_boxes without their masks, and
+removes the files of sources that params.yaml does not name, so that the folder has exactly what the
+detector learns from. DVC runs only the stages that make these annotations: without a source
+`pseudo_masks`, no pseudo-masks.
 """
 
 import argparse
@@ -17,11 +18,21 @@ from stages.common.runtime.storage import read_json, write_json
 
 CATEGORIES = Path("data/download/categories.json")
 OUTPUT = Path("data/supervision")
+BOXES_ALONE = ("novel_boxes",)  # though its annotations have masks
 
 
 def keep_classes(content: dict, category_ids: set[int]) -> dict:
     """Return the content of a COCO file with only the objects of some classes."""
     kept = [own for own in content["annotations"] if own["category_id"] in category_ids]
+    return content | {"annotations": kept}
+
+
+def drop_masks(content: dict) -> dict:
+    """Return the content of a COCO file without segmentations."""
+    kept = [
+        {key: value for key, value in own.items() if key != "segmentation"}
+        for own in content["annotations"]
+    ]
     return content | {"annotations": kept}
 
 
@@ -45,6 +56,8 @@ def main() -> None:
         splits = (cast(Split, classes),)  # read_categories refuses other values
     wanted = {category.id for category in read_categories(CATEGORIES, splits)}
     content = keep_classes(read_json(Path(source["annotations"])), wanted)
+    if name in BOXES_ALONE:
+        content = drop_masks(content)
     write_json(OUTPUT / f"{name}.json", content, indent=None)
     print(f"supervision: {name}: {len(content['annotations'])} objects of {classes} classes")
 

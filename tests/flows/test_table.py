@@ -3,6 +3,7 @@ import re
 
 from flows.graph import NEVER_RAN, Outcome, Status, Step
 from flows.table import (
+    OF_ANOTHER,
     align,
     describe_execution,
     name_execution,
@@ -14,6 +15,7 @@ from flows.table import (
     summarize_plan,
 )
 from tests.support.graph import make_stage
+from tests.support.models_lock import write_lock
 
 STEPS = [
     Step(make_stage("download"), Status.UP_TO_DATE),
@@ -80,19 +82,38 @@ def test_results_table_has_every_model_group_protocol_and_kind():
 def test_a_result_says_what_its_model_was_made_with_and_not_what_params_say_now(tmp_path):
     assert read_supervision(tmp_path) == {}
     (tmp_path / "params.yaml").write_text("detector: {supervision: {sources: [{name: other}]}}")
-    made = {
-        model: {"params": {"params.yaml": {model: {"supervision": {"sources": own}}}}}
-        for model, own in (
-            ("detector", [{"name": "base_masks"}, {"name": "phrases"}]),
-            ("finetune", [{"name": "ground_truth"}]),
-        )
-    }
-    (tmp_path / "dvc.lock").write_text(json.dumps({"stages": made}))
+    write_lock(tmp_path, {"detector": "d2", "finetune": "f2"})
     told = read_supervision(tmp_path)
-    assert told["detector"] == "base_masks and phrases"
-    assert told["finetune"] == "base_masks and phrases, then ground_truth"
+    assert told == {
+        "detector": "masks and phrases",
+        "finetune": "masks and phrases, then ground_truth",
+    }
     results = {"detector": {"generalized": {"novel": {}}}}
-    assert "detector  base_masks and phrases  novel" in results_table(results, told)
+    assert "detector  masks and phrases  novel" in results_table(results, told)
+
+
+def test_results_older_than_a_model_do_not_say_what_the_new_one_was_made_with(tmp_path):
+    write_lock(
+        tmp_path, {"detector": "d1", "finetune": "f1"}
+    )  # `run detector`, then `run finetune`
+    told = read_supervision(tmp_path)
+    assert told == {"detector": OF_ANOTHER, "finetune": OF_ANOTHER}
+    table = results_table({"detector": {"generalized": {"novel": {}}}}, told)
+    assert "detector  – (of another model)  novel" in table
+    assert table.splitlines()[-1].startswith("– (of another model): `ovis-dag run evaluation`")
+    write_lock(tmp_path, {"detector": "d2", "finetune": "f2"}, started_from="d1")
+    assert read_supervision(tmp_path) == {"detector": "masks and phrases", "finetune": OF_ANOTHER}
+
+
+def test_results_that_are_not_those_of_the_lock_say_nothing_of_their_models(tmp_path):
+    results = tmp_path / "data/evaluation/metrics.json"
+    results.parent.mkdir(parents=True)
+    results.write_text("{}")
+    evaluated = {"detector": "d2", "finetune": "f2"}
+    write_lock(tmp_path, evaluated, md5="99914b932bd37a50b983c5e7c90ae93b")  # of {}
+    assert read_supervision(tmp_path)["detector"] == "masks and phrases"
+    results.write_text('{"detector": {}}')
+    assert read_supervision(tmp_path) == {"detector": OF_ANOTHER, "finetune": OF_ANOTHER}
 
 
 def test_without_results_it_says_so(tmp_path):

@@ -17,6 +17,7 @@ from flows.overlay import apply_overlay
 from stages.common.runtime.params import read_params
 from stages.preflight import NUMBERS, problems, section_model
 from tests.support.clones import clone, clone_environment, run_command
+from tests.support.tiny_detector import learned_from
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = [key for key, own in read_params(ROOT / "params.yaml").items() if isinstance(own, dict)]
@@ -85,6 +86,32 @@ def test_a_problem_is_told(params, changes, told, monkeypatch):
     apply_overlay(params, changes, "test")
     (found,) = problems(SECTIONS, params)
     assert re.search(told, found), found
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"download": {"source": "coco"}},
+            "download.coco.narratives: is false, but phrases in"
+            " detector.supervision.sources are made of narratives; set it to true, or remove"
+            " phrases",
+        ),
+        (
+            {"detector": {"architecture": "mask_rcnn_detectron2"}},
+            "detector: Value error, supervision.sources: phrases: this architecture cannot weigh"
+            " objects; set class, box and mask of teaches to 1 and weigh_by_score to false",
+        ),
+        ({"download": {"source": "coco", "coco": {"narratives": True}}}, None),
+        ({"download": {"source": "folder"}}, None),
+    ],
+)
+def test_phrases_without_what_they_need_are_refused(params, changes, told):
+    sources = learned_from("base_masks", "phrases")
+    apply_overlay(params, {"detector": {"supervision": sources}}, "test")
+    apply_overlay(params, changes, "test")
+    found = [problem.partition("params.yaml: ")[2] for problem in problems(["detector"], params)]
+    assert found == ([told] if told else [])
 
 
 def leaves(value: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

@@ -21,6 +21,8 @@ PACKAGE = "stages.models.architectures"
 # and another region head. partial_labels: images in which only some classes are labelled.
 Feature = Literal["micro_batches", "proposals", "object_weights", "region_hooks", "partial_labels"]
 Aspect = Literal["class", "box", "mask"]  # what can be learned from an object
+# Sources whose objects have no score: people outlined them or pointed at them.
+UNSCORED = ("ground_truth", "base_masks", "novel_boxes", "novel_masks", "phrases")
 
 
 class TrunkParams(Section):
@@ -333,6 +335,12 @@ class SourceParams(Section):
     weigh_by_score: bool
     box_grids: list[Annotated[int, Field(ge=0)]]
     negatives: Literal["all", "source", "batch", "image"]
+
+    @model_validator(mode="after")
+    def _has_the_scores_it_weighs_by(self) -> "SourceParams":
+        if self.weigh_by_score and self.name in UNSCORED:
+            raise ValueError(f"{self.name}: has no scores; set weigh_by_score to false")
+        return self
 
 
 class SupervisionParams(Section):

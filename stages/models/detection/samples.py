@@ -25,6 +25,12 @@ from stages.models.detection.detector import IGNORED
 from stages.models.detection.params import Aspect, SourceParams
 
 LARGEST_SKIPPED_FRACTION = 0.05
+# What tells why a source has no label, by the name of its file; else people labelled it.
+REPORTS = {
+    "phrases": "data/phrase_labels/metrics.json",
+    **dict.fromkeys(("pseudo_masks", "pseudo_annotations"), "data/pseudo_labels/report.json"),
+}
+SPLITS = "the split in data/download/categories.json"
 
 
 @dataclass(frozen=True)
@@ -101,8 +107,7 @@ def read_annotations(
     if not objects:
         raise ValueError(
             f"{path}: none of its {len(entries)} annotations has one of the {len(labels)}"
-            " categories to learn; check data/pseudo_labels/report.json, or the split in"
-            " categories.json"
+            f" categories to learn; check {REPORTS.get(path.stem, SPLITS)}"
         )
     return Annotations(objects, skipped)
 

@@ -4,6 +4,7 @@ import pickle
 import re
 import subprocess
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from ruamel.yaml import YAML
@@ -15,6 +16,7 @@ from flows.sweeps.points import Point, make_points, point_name, sweep_name
 from flows.sweeps.report import (
     Question,
     Result,
+    check_question,
     choose_metrics,
     count_outcomes,
     find_best,
@@ -120,6 +122,13 @@ def test_a_name_stands_for_the_params_of_a_point(project):
         make_points(project, [], file)
 
 
+def test_a_setting_of_several_params_changes_them_together(project):
+    points = make_points(project, ["seed,activation.rounds=0,1"])
+    assert [point.values for point in points] == [
+        {"seed": k, "activation.rounds": k} for k in (0, 1)
+    ]
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -127,6 +136,7 @@ def test_a_name_stands_for_the_params_of_a_point(project):
         ("activation=1", "activation: params.yaml has a section here, found 1"),
         ("seed", "-S seed: expected key=value"),
         ("seed=", "-S seed=: expected key=value"),
+        ("seed,=1", "-S seed,=1: expected key=value"),
         ("seed=[1", "-S seed=[1: not valid YAML: line"),
         ("seed=2020-99-99", "-S seed=2020-99-99: not valid YAML: month"),
     ],
@@ -288,6 +298,44 @@ def test_rows_are_compared_with_the_first_by_seed(project):
     assert cells[0] == ["activation.rounds", "points", SEGM]
     assert cells[1] == ["1", "2", "+3.0 [-9.7, +15.7]"]  # ± 12.706 × √2 / √2
     assert cells[2] == ["2", "1", "–"]
+
+
+def test_rows_are_compared_with_the_one_that_is_asked_for(project):
+    results = [result(k, seed, 40.0 + k * k + seed * k) for k in range(3) for seed in (0, 1)]
+    question = Question(metrics=(SEGM,), against="activation.rounds=1")
+    lines = write_report(project, project, results, question).splitlines()
+    start = lines.index("The same less activation.rounds=1, paired by seed, with 95 % t intervals")
+    assert [line.split()[:3] for line in lines[start + 2 : start + 4]] == [
+        ["0", "2", "-1.5"],
+        ["2", "2", "+3.5"],
+    ]
+
+
+def test_a_row_to_compare_with_is_looked_for_before_anything_runs(project):
+    points = make_points(project, ["activation.rounds=0,1", "seed=0,1"])
+    check_question(points, Question(against="activation.rounds=1"))
+    told = "--against rounds=1: expected one of activation.rounds=0 activation.rounds=1"
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        check_question(points, Question(against="rounds=1"))
+
+
+def test_every_row_says_what_the_models_that_it_shows_learned_from(project):
+    both = {"detector": "phrases", "finetune": "phrases, then ground_truth"}
+    results = [
+        replace(result(0, 0, 40.0), supervision={"detector": "base_masks"}),
+        replace(result(1, 0, 50.0), supervision=both),
+        replace(result(2, 0, 0.0, failed=True), supervision=both),  # has measured nothing
+    ]
+    lines = write_report(project, project, results, Question(metrics=(SEGM,))).splitlines()
+    assert [re.split("  +", line.strip())[:2] for line in lines[1:5]] == [
+        ["activation.rounds", "supervision"],
+        ["0", "base_masks"],
+        ["1", "phrases"],
+        ["2", "–"],
+    ]
+    results[1].metrics["evaluation/finetune/generalized/novel/segm/AP50"] = 60.0
+    text = write_report(project, project, results, Question())
+    assert "phrases, then ground_truth" in text
 
 
 def test_rows_of_named_points_show_their_names_alone(project):

@@ -5,14 +5,17 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from flows.dvc import command
 from flows.environment import stage_environment
-from flows.sweeps.plan import Worktrees, only_sweep, plan_sweep, preview, worktree
+from flows.graph import Outcome
+from flows.sweeps.plan import PlannedPoint, Worktrees, only_sweep, plan_sweep, preview, worktree
 from flows.sweeps.points import Point, make_points
+from tests.support.models_lock import write_lock
 from tests.support.service import kill_all
 from tests.support.toy import Toy, wait_until
 from tests.support.tracked import read_runs
@@ -128,6 +131,16 @@ def test_one_sweep_at_a_time(tmp_path):
 
 def tags_of(name: str, root: Path) -> dict[str, str]:
     return next(run.tags for run in read_runs(root) if run.tags["mlflow.runName"] == name)
+
+
+def test_a_point_tells_what_its_models_learned_from(toy):
+    from flows.sweeps.flow import record_point  # imports MLflow
+
+    write_lock(toy.root, {"detector": "d2", "finetune": "f2"})
+    planned = PlannedPoint(Point("one", {}), toy.root, [], {})
+    outcomes = [Outcome("side", "side", "failed")]
+    told = record_point.fn(planned, outcomes, SimpleNamespace(publish=lambda *own: None))
+    assert told.failed and told.supervision["detector"] == "masks and phrases"
 
 
 class TestRuns:

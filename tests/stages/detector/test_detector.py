@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -115,10 +116,20 @@ def test_an_unknown_category_names_file_and_fix(tmp_path):
         read_annotations(tmp_path / "labels.json", LABELS, [3, 5, 9])
 
 
-def test_no_usable_annotation_names_file_and_fix(tmp_path):
-    write_json(tmp_path / "labels.json", annotate([]))
-    with pytest.raises(ValueError, match=r"labels\.json: none of its 0 annotations .*report\.json"):
-        read_annotations(tmp_path / "labels.json", LABELS, [3, 5, 9])
+@pytest.mark.parametrize(
+    ("source", "report"),
+    [
+        ("pseudo_masks", "data/pseudo_labels/report.json"),
+        ("phrases", "data/phrase_labels/metrics.json"),
+        ("base_masks", "the split in data/download/categories.json"),
+    ],
+)
+def test_no_usable_annotation_names_file_and_what_tells_why(tmp_path, source, report):
+    path = tmp_path / f"{source}.json"
+    write_json(path, annotate([]))
+    told = f"{path}: none of its 0 annotations has one of the 2 categories to learn; check {report}"
+    with pytest.raises(ValueError, match=f"^{re.escape(told)}$"):
+        read_annotations(path, LABELS, [3, 5, 9])
 
 
 def test_annotations_without_their_image_are_refused(tmp_path):

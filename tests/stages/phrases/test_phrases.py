@@ -1,5 +1,7 @@
 """Phrases of narratives: where they stand, when they are said, and the box of the pointer then."""
 
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +15,8 @@ import stages.phrases.__main__ as stage
 from stages.common.formats.captions import MentionFinder
 from stages.common.formats.categories import Category
 from stages.common.formats.images import write_images
-from stages.common.formats.narratives import FREE, Narrative, Utterance
+from stages.common.formats.narratives import FREE, Narrative, Utterance, parse_narrative
+from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import write_json
 from stages.download.narrative_shards import write_narratives
 from stages.phrases.narrated import narrated_phrases
@@ -267,3 +270,15 @@ def test_the_stage_writes_every_phrase_of_a_shard_with_its_lineage(tmp_path, mon
     write_narratives(download / "narratives/train/1.jsonl", [])
     stage.main("1")  # where nobody pointed there is no phrase
     assert pq.read_table(tmp_path / "data/phrases/1.parquet").num_rows == 0
+
+
+def test_the_example_of_the_page_gives_a_box_with_the_default_settings(repository):
+    page = (repository / "docs/phrases.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```text\n(\{.*?)```", page, re.DOTALL)
+    narrative = replace(parse_narrative(" ".join(example.splitlines())), image_id="1")
+    params = read_section("phrases", PhrasesParams, repository / "params.yaml")
+    finder, parse = MentionFinder([CUP, BIRD]), make_parser(params)
+    (cup,) = narrated_phrases(narrative, (100, 200), parse, finder, params)
+    assert (cup.text, cup.category_id, cup.located.reason) == ("cup", CUP.id, "")
+    # The cup is at 0.21 to 0.38 across and 0.40 to 0.62 down; the box is trimmed a little.
+    assert cup.located.box_xyxy == pytest.approx([42, 40, 76, 62], abs=1)

@@ -49,6 +49,15 @@ def test_each_source_has_its_classes_alone_and_others_go(repository, monkeypatch
         bring_source.main()
 
 
+def test_an_oracle_of_boxes_has_no_masks_and_one_of_masks_has(repository, monkeypatch):
+    for name, masked in (("novel_boxes", False), ("novel_masks", True)):
+        change_params("detector", supervision=learned_from("base_masks", name))
+        bring(monkeypatch, "base_masks", name)
+        own = read_json(Path(f"data/supervision/{name}.json"))["annotations"]
+        assert {a["category_id"] for a in own} == {5} and all("bbox" in a for a in own)
+        assert {"segmentation" in a for a in own} == {masked}
+
+
 def test_the_detector_learns_masks_of_some_and_boxes_of_others(repository, monkeypatch):
     write_json(Path("data/phrase_labels/annotations.json"), phrases(1, 2))
     change_params("detector", supervision=learned_from("base_masks", "phrases"))
