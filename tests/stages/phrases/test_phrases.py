@@ -97,6 +97,34 @@ def test_a_phrase_says_whether_it_speaks_of_several_and_where_its_article_begins
     assert text[10:18] == "red cups" and text[6:9] == "two" and text[25:29] == "bird"
 
 
+@pytest.mark.parametrize(
+    ("text", "spoken", "several"),
+    [
+        ("there are group of cows standing", "group of cows", True),  # of a published narrative
+        ("a group of cows", "a group of cows", True),
+        ("I see a lot of cows", "a lot of cows", True),
+        ("a couple of the cows", "a couple of the cows", True),
+        ("A large number of cows", "A large number of cows", True),
+        ("some of the cows", "some of the cows", True),
+        ("a few cows", "a few cows", True),
+        ("a pair of shoes", "a pair of shoes", True),
+        ("a pair of scissors", "a pair of scissors", False),
+        ("two scissors", "two scissors", True),
+        ("one of the cows", "one of the cows", False),
+        ("a part of a cow", "a cow", False),
+        ("the cows", "the cows", True),
+        ("other people", "other people", True),
+        ("glasses", "glasses", False),
+        ("a glass", "a glass", False),
+        ("the cow's bus", "the cow's bus", False),
+    ],
+)
+def test_amounts_and_plurals_speak_of_several(text, spoken, several):
+    (phrase,) = find_by_pattern(text)
+    assert text[phrase.spoken_from : phrase.end] == spoken and phrase.several is several
+    assert not {"of", "the", "two"} & set(text[phrase.start : phrase.end].split())
+
+
 def test_without_spacy_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
     with pytest.raises(ModuleNotFoundError, match=r"phrases\.parser: .*'some model'.*to pattern"):
@@ -105,7 +133,7 @@ def test_without_spacy_the_message_says_what_to_install(monkeypatch):
 
 def test_phrases_by_spacy_are_its_noun_chunks():
     """Of a stand-in that has what is used of spaCy's documents: chunks of tokens."""
-    text = "it shows two red cups in the background"
+    text = "it shows two red cups in the background and a group of birds"
 
     class Chunk(list):
         @property
@@ -119,9 +147,12 @@ def test_phrases_by_spacy_are_its_noun_chunks():
         Chunk([token("it", "PRON")]),
         Chunk([token("two"), token("red"), token("cups")]),
         Chunk([token("the"), token("background")]),
+        Chunk([token("group")]),
+        Chunk([token("birds")]),
     ]
     found = find_by_spacy(text, lambda text: SimpleNamespace(noun_chunks=chunks))
-    assert found == [Phrase(13, 21, 9, True)] and text[13:21] == "red cups"
+    assert found == [Phrase(13, 21, 9, True), Phrase(55, 60, 44, True)]
+    assert text[13:21] == "red cups" and text[44:60] == "a group of birds"
 
 
 def utterances(*spoken: tuple[str, float, float]) -> list[Utterance]:
@@ -223,7 +254,7 @@ A, B, C = (0.1, 0.1, 0.3, 0.4), (0.5, 0.5, 0.9, 0.9), (0.2, 0.6, 0.4, 0.8)
 def test_phrases_have_class_box_and_lineage():
     said = narrative(4, "Cups there. A cup holder", path(A, B, C, A, B))
     found = narrated_phrases(
-        said, (100, 100), find_by_pattern, MentionFinder([CUP, BIRD]), PhrasesParams(**PARAMS)
+        said, 0, (100, 100), find_by_pattern, MentionFinder([CUP, BIRD]), PhrasesParams(**PARAMS)
     )
     assert [(p.text, p.category_id, p.sentence) for p in found] == [
         ("cups", 1, "Cups there."),
@@ -237,16 +268,16 @@ def test_phrases_have_class_box_and_lineage():
 def test_a_name_that_the_parser_takes_for_no_phrase_is_one():
     said = narrative(4, "seeing cups", path(A, B))
     found = narrated_phrases(
-        said, (100, 100), lambda text: [], MentionFinder([CUP]), PhrasesParams(**PARAMS)
+        said, 0, (100, 100), lambda text: [], MentionFinder([CUP]), PhrasesParams(**PARAMS)
     )
-    assert [(p.text, p.category_id) for p in found] == [("cups", 1)]
+    assert [(p.text, p.category_id, p.several) for p in found] == [("cups", 1, True)]
 
 
 def test_what_was_never_spoken_has_no_box():
     said = narrative(4, "a cup", path(A, B))
     said = Narrative("mine", "4", 1, "a bird", said.utterances[1:], said.segments)
     found = narrated_phrases(
-        said, (100, 100), find_by_pattern, MentionFinder([BIRD]), PhrasesParams(**PARAMS)
+        said, 0, (100, 100), find_by_pattern, MentionFinder([BIRD]), PhrasesParams(**PARAMS)
     )
     assert [p.located.reason for p in found] == [NOT_SPOKEN]
 
@@ -258,11 +289,17 @@ def test_the_stage_writes_every_phrase_of_a_shard_with_its_lineage(tmp_path, mon
     write_json(download / "categories.json", CATEGORIES)
     write_images(download / "images/train/1.parquet", map(make_image, [3, 4]))
     said = narrative(3, "a disc under a pale moon", path(A, A, B, C, B, A))
-    write_narratives(download / "narratives/train/1.jsonl", [said])
+    others = [narrative(image_id, "a moon", path(A, B)) for image_id in (4, 3)]
+    write_narratives(download / "narratives/train/1.jsonl", [said, *others])
     stage.main("1")
     table = pq.read_table(tmp_path / "data/phrases/1.parquet").to_pylist()
-    assert [(row["image_id"], row["phrase"]) for row in table] == [(3, "disc"), (3, "pale moon")]
-    assert [row["category_id"] for row in table] == [3, FREE]
+    assert [(row["image_id"], row["narrative"], row["phrase"]) for row in table] == [
+        (3, 0, "disc"),
+        (3, 0, "pale moon"),
+        (4, 0, "moon"),
+        (3, 1, "moon"),
+    ]
+    assert [row["category_id"] for row in table] == [3, FREE, FREE, FREE]
     assert table[0]["seconds_from"] == 0.0 and table[0]["points"] == 8
     write_narratives(download / "narratives/train/1.jsonl", [])
     stage.main("1")  # where nobody pointed there is no phrase
