@@ -2,8 +2,8 @@
 
 Run: python -m stages.phrases 0. Reads what people said of the training images while they pointed,
 and writes data/phrases/<shard>.parquet: every phrase with its narrative, sentence, characters,
-seconds, points and box. Where nobody pointed the table is empty. Reads no ground truth: what the boxes are worth is
-told by `phrase_quality`.
+seconds, points and box. Where nobody pointed the table is empty. Reads no ground truth: what the
+boxes are worth is told by `phrase_quality`.
 """
 
 from collections import Counter
