@@ -190,8 +190,8 @@ SPOKEN = (
     "In 0|this image there are some persons 1|standing 1.2|at 2.2|right 2.4|side 2.5|of 2.8"
     "|this 2.8|image 3|and 3.5|there are 4.9|some 5.3|lights 5.4|are 5.8|arranged 5.9|at 6.5"
     "|top of 6.8|this 6.8|image. There are some 7.2|cabins 7.6|as 12.9|we 13.5|can 13.5|see 14"
-    "|at 14|left 14.4|side of 14.4|this 14.6|image 15.2|and 15.3|there 18.9|is 19.1|a 19.3|floor 19.4|at 19.7"
-    "|bottom 20.4|of 20.9|this 20.9|image. 21.2"
+    "|at 14|left 14.4|side of 14.4|this 14.6|image 15.2|and 15.3|there 18.9|is 19.1|a 19.3"
+    "|floor 19.4|at 19.7|bottom 20.4|of 20.9|this 20.9|image. 21.2"
 )
 
 
