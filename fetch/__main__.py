@@ -81,7 +81,9 @@ def _fetch_archive(
     remote.path.unlink()
 
 
-def fetch_open_images(params: OpenImagesParams, fetcher: Fetcher) -> None:
+def fetch_open_images(
+    params: OpenImagesParams, max_broken_fraction: float, fetcher: Fetcher
+) -> None:
     """Fetch tables, narratives and archives of outlines, then the images that these name."""
     folder = Path(params.folder).expanduser()
     urls = open_images_files.official_urls(params.test_part)
@@ -90,7 +92,7 @@ def fetch_open_images(params: OpenImagesParams, fetcher: Fetcher) -> None:
         if name.endswith(".zip"):
             check_archive(folder / name)
     with TemporaryDirectory(prefix=".scratch-", dir=folder) as scratch:
-        source = open_images_source(params, Path(scratch))
+        source = open_images_source(params, Path(scratch), max_broken_fraction)
     images = {(task.part, task.name) for tasks in source.tasks.values() for task in tasks}
     names = sorted(f"{part}/{name}.jpg" for part, name in images)
     remotes = [Remote(f"{open_images_files.IMAGES}/{name}", folder / name) for name in names]
@@ -121,7 +123,7 @@ def run(params: DownloadParams, fetcher: Fetcher) -> None:
             fetch_coco(params.coco, fetcher)
     elif params.source == "open_images":
         with alone(Path(params.open_images.folder).expanduser()):
-            fetch_open_images(params.open_images, fetcher)
+            fetch_open_images(params.open_images, params.max_skipped_fraction, fetcher)
     else:
         raise ValueError(
             f"params.yaml: download.source is {params.source}, which needs nothing fetched; set it"

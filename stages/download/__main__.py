@@ -28,7 +28,7 @@ from stages.common.runtime.storage import write_json
 from stages.download.examples import CAPTIONED, SPLITS, Example, Skipped, Source, group_by_file
 from stages.download.ground_truth import GroundTruth
 from stages.download.integrity import LeakCheck, check_categories, check_tasks
-from stages.download.narrative_shards import copy_narratives, write_narratives
+from stages.download.narrative_shards import check_files, copy_narratives, write_narratives
 from stages.download.params import DownloadParams
 from stages.download.report import SplitReport, empty_reports, find_problems, notices, summarise
 from stages.download.sources.coco.source import coco_source
@@ -46,8 +46,8 @@ def make_source(params: DownloadParams, seed: int, scratch: Path) -> Source:
     if params.source == "coco":
         return coco_source(params.coco)
     if params.source == "open_images":
-        return open_images_source(params.open_images, scratch)
-    return folder_source(params.folder)
+        return open_images_source(params.open_images, scratch, params.max_skipped_fraction)
+    return folder_source(params.folder, params.max_skipped_fraction)
 
 
 def write_split(
@@ -153,6 +153,8 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".scratch-", dir=FOLDER) as scratch:
         source = make_source(params, seed, Path(scratch))
+        if source.narratives:
+            check_files(source.narratives)
         check_categories(source.categories)
         check_tasks(source.tasks)
         files = group_by_file(source.tasks, shards, params.shard_images)

@@ -94,10 +94,19 @@ class Leaked:
 
 @dataclass(frozen=True)
 class NarrativeFiles:
-    """Files of Localized Narratives, and a function from their image names to our image ids."""
+    """Files of Localized Narratives.
+
+    Attributes:
+        paths: the files.
+        image_id: a function from the narratives' image ids to ours.
+        example: the narratives' id of a training image, for messages.
+        key: of params.yaml, which says that these files are read.
+    """
 
     paths: Sequence[Path]
     image_id: Callable[[str], int]
+    example: str
+    key: str
 
 
 @dataclass(frozen=True)

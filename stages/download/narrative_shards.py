@@ -19,11 +19,35 @@ from stages.common.runtime.progress import track
 from stages.common.runtime.storage import replace_file
 from stages.download.examples import NarrativeFiles
 
+HOME = "google.github.io/localized-narratives"
+
 
 def write_narratives(path: Path, narratives: Iterable[Narrative]) -> None:
     """Write one narrative per line; the file is empty if there are none."""
     with replace_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(f"{narrative_line(narrative)}\n" for narrative in narratives)
+
+
+def check_files(source: NarrativeFiles) -> None:
+    """Find a missing file before hundreds of gigabytes are copied.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    for path in source.paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path.absolute()}: not found; {source.key} of params.yaml needs this file of"
+                f" Localized Narratives: get it from {HOME}"
+            )
+
+
+def tell_broken(reader: NarrativeReader) -> None:
+    """Write on stderr which lines were left out, the first of them."""
+    for line in reader.broken[:NAMED_IN_ERROR]:
+        print(f"download: narrative left out: {line}", file=sys.stderr)
+    if left := len(reader.broken[NAMED_IN_ERROR:]):
+        print(f"download: {left} more narratives left out", file=sys.stderr)
 
 
 def copy_narratives(
@@ -47,27 +71,35 @@ def copy_narratives(
         ValueError: too many lines are broken, or no narrative is of a training image.
     """
     shard_of = {image_id: name for name, ids in written.items() for image_id in ids}
-    reader, kept, images = NarrativeReader(max_broken_fraction), 0, set()
+    reader, kept, images, found = NarrativeReader(max_broken_fraction), 0, set(), ""
     with ExitStack() as stack:
         files = {}
         for name in written:
             partial = stack.enter_context(replace_file(folder / f"{name}.jsonl"))
             files[name] = stack.enter_context(partial.open("w", encoding="utf-8"))
         for narrative in track(reader.read(source.paths), "download narratives"):
+            found = found or narrative.image_id
             image_id = source.image_id(narrative.image_id)
             if image_id in shard_of:
                 own = replace(narrative, image_id=str(image_id))
                 files[shard_of[image_id]].write(f"{narrative_line(own)}\n")
                 kept += 1
                 images.add(image_id)
-    for line in reader.broken[:NAMED_IN_ERROR]:
-        print(f"download: narrative left out: {line}", file=sys.stderr)
+    tell_broken(reader)
     if not kept:
-        raise ValueError(
-            f"{source.paths[0]}: none of {reader.num_lines} narratives is of a training image;"
-            " image_id must be the id or name of a training image"
-        )
+        raise ValueError(_no_narrative(source, found))
     return (
         f"{kept} of {reader.num_lines} narratives are of {len(images)} of {len(shard_of)} training"
         f" images; {len(reader.broken)} lines were broken"
+    )
+
+
+def _no_narrative(source: NarrativeFiles, found: str) -> str:
+    """Return why there is none of a training image; `found` is the first image id, or empty."""
+    if not found:
+        return f"{source.paths[0]}: has no narrative; write one per line, as {HOME} describes"
+    return (
+        f"{source.paths[0]}: no narrative is of a training image: the first one's image_id is"
+        f" {found!r}, that of a training image would be {source.example!r}; copy the narratives of"
+        f" these images there, or correct {source.key} of params.yaml"
     )

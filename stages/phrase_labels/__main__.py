@@ -5,6 +5,7 @@ phrases that name a class, in COCO's form without masks; metrics.json, frequenci
 montage.png. Without narratives it writes files without a phrase.
 """
 
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,21 @@ def read_traces(
 ) -> tuple[int, dict[int, Float64[np.ndarray, "_ 3"]]]:
     """Return how many narratives there are, and the trace of each phrase's, by image.
 
-    Each phrase is of another image. Lines of other images are counted, and not parsed.
+    Each phrase is of another image. Lines of other narratives are counted, and not parsed.
     """
-    sentences = {f'"image_id": "{phrase["image_id"]}"': phrase["sentence"] for phrase in phrases}
+    places = {f'"image_id": "{phrase["image_id"]}"': phrase["narrative"] for phrase in phrases}
     count, traces = 0, {}
+    read: Counter[str] = Counter()  # narratives of each phrase's image so far
     for path in paths:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 count += 1
-                for image, sentence in sentences.items():
-                    if image in line and sentence in (own := parse_narrative(line)).caption:
-                        traces[int(own.image_id)] = own.trace
+                for image, place in places.items():
+                    if image in line:
+                        if read[image] == place:
+                            own = parse_narrative(line)
+                            traces[int(own.image_id)] = own.trace
+                        read[image] += 1
     return count, traces
 
 

@@ -1,11 +1,12 @@
 """Stage `phrases`: approximately localized phrases of a shard's Localized Narratives.
 
 Run: python -m stages.phrases 0. Reads what people said of the training images while they pointed,
-and writes data/phrases/<shard>.parquet: every phrase with its sentence, characters, seconds, points
-and box. Where nobody pointed the table is empty. Reads no ground truth: what the boxes are worth is
-told by `phrase_quality`.
+and writes data/phrases/<shard>.parquet: every phrase with its narrative, sentence, characters,
+seconds, points and box. Where nobody pointed the table is empty. Reads no ground truth: what the
+boxes are worth is told by `phrase_quality`.
 """
 
+from collections import Counter
 from pathlib import Path
 
 from stages.common.formats.captions import MentionFinder
@@ -15,7 +16,7 @@ from stages.common.formats.narratives import NarrativeReader
 from stages.common.runtime.params import read_section, shard_argument
 from stages.common.runtime.progress import track
 from stages.common.runtime.storage import write_table
-from stages.phrases.narrated import make_table, narrated_phrases
+from stages.phrases.narrated import Narrated, make_table, narrated_phrases
 from stages.phrases.noun_phrases import make_parser
 from stages.phrases.params import PhrasesParams
 
@@ -33,13 +34,13 @@ def main(shard: str) -> None:
 
     # Stage download has left out broken ones.
     narratives = NarrativeReader(0.0).read([DOWNLOAD / f"narratives/train/{shard}.jsonl"])
-    phrases = [
-        phrase
-        for narrative in track(narratives, "phrases, narratives")
-        for phrase in narrated_phrases(
-            narrative, sizes[int(narrative.image_id)], parse, finder, params
-        )
-    ]
+    phrases: list[Narrated] = []
+    read: Counter[int] = Counter()  # narratives of each image so far
+    for narrative in track(narratives, "phrases, narratives"):
+        image_id = int(narrative.image_id)
+        place = read[image_id]
+        phrases += narrated_phrases(narrative, place, sizes[image_id], parse, finder, params)
+        read[image_id] += 1
     write_table(OUTPUT / f"{shard}.parquet", make_table(phrases))
 
 

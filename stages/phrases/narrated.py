@@ -9,7 +9,7 @@ import pyarrow as pa
 from stages.common.formats.captions import MentionFinder
 from stages.common.formats.narratives import END_OF_SENTENCE, FREE, Narrative, in_time
 from stages.common.formats.tables import boxes_table
-from stages.phrases.noun_phrases import Parser, Phrase
+from stages.phrases.noun_phrases import Parser, make_phrase
 from stages.phrases.params import PhrasesParams
 from stages.phrases.traces import NOT_SPOKEN, Located, align, locate, time_window
 
@@ -20,6 +20,7 @@ class Narrated:
 
     Attributes:
         image_id: of the image.
+        narrative: its place among the image's narratives in the file of the shard, from 0.
         text: the phrase, in lower case.
         start: of the characters [start, end) of the narrative's text.
         end: of these.
@@ -30,6 +31,7 @@ class Narrated:
     """
 
     image_id: int
+    narrative: int
     text: str
     start: int
     end: int
@@ -41,12 +43,13 @@ class Narrated:
 
 def narrated_phrases(
     narrative: Narrative,
+    place: int,
     image_hw: tuple[int, int],
     parse: Parser,
     finder: MentionFinder,
     params: PhrasesParams,
 ) -> list[Narrated]:
-    """Return the phrases of a narrative in order.
+    """Return the phrases of a narrative, the `place`-th of its image, in order.
 
     A phrase is of a class if its end names it: "red cup" is a cup, "cup holder" is not. Where the
     parser has no phrase at all around the name of a class, the name itself is one.
@@ -55,7 +58,7 @@ def narrated_phrases(
     mentions = finder.find(text)
     phrases = parse(text)
     alone = [
-        Phrase(m.start, m.end, m.start, False)
+        make_phrase(text, m.start, m.end, m.start)
         for m in mentions
         if not any(p.start < m.end and m.start < p.end for p in phrases)
     ]
@@ -76,6 +79,7 @@ def narrated_phrases(
         found.append(
             Narrated(
                 int(narrative.image_id),
+                place,
                 text[phrase.start : phrase.end].lower(),
                 phrase.start,
                 phrase.end,
@@ -89,10 +93,11 @@ def narrated_phrases(
 
 
 def make_table(phrases: Sequence[Narrated]) -> pa.Table:
-    """Return a row per phrase: text, class, sentence, characters, seconds, points and box.
+    """Return a row per phrase: narrative, text, class, sentence, characters, seconds, points, box.
 
-    `first_point` and `points` count in the narrative's trace in order of time. Without a box the
-    corners are not a number, and `reason` says why.
+    `narrative` counts the narratives of the row's image from 0, in the order of the shard's file,
+    which has all of them. `first_point` and `points` count in its trace in order of time. Without a
+    box the corners are not a number, and `reason` says why.
     """
     none = np.full(4, np.nan, np.float32)
     boxes = [none if p.located.box_xyxy is None else p.located.box_xyxy for p in phrases]
@@ -100,6 +105,7 @@ def make_table(phrases: Sequence[Narrated]) -> pa.Table:
     return boxes_table(
         np.array([p.image_id for p in phrases], np.int64),
         np.array(boxes, np.float32).reshape(-1, 4),
+        narrative=pa.array([p.narrative for p in phrases], pa.int64()),
         phrase=pa.array([p.text for p in phrases], pa.string()),
         category_id=pa.array([p.category_id for p in phrases], pa.int64()),
         several=pa.array([p.several for p in phrases], pa.bool_()),

@@ -3,6 +3,11 @@
 Two ways, both of which leave out pronouns and words for the image itself ("background", "left
 side"), and give the phrase without its article. The poster does not say how its phrases are found.
 
+A phrase is of several things if it has a number or a word such as "some", if an amount stands
+before it ("a group of cows"), or if its last word is a plural ("cows"). The pointer goes round all
+of these things alike, so its box is that of no single object. A plural is told by its ending, with
+lists of exceptions; "glasses" and "scissors" are one thing, unless they are counted.
+
 - pattern: without any model. A phrase is a run of words between words of closed classes, which are
   listed below, and participles. It knows no grammar: a verb that is not listed becomes a noun.
 - spacy: noun chunks of an installed spaCy model, which has to be fetched by hand.
@@ -21,6 +26,21 @@ SEVERAL = set(
     "two three four five six seven eight nine ten some few several many multiple both various"
     " these those group groups bunch couple pair lots".split()
 )
+# With "of" after them, they say how many there are of what follows.
+ONE_OF = set("one each either".split())
+MANY_OF = SEVERAL | set(
+    "bunches collection couples crowd dozen dozens flock groups herd hundreds lot number pairs pile"
+    " piles row rows series set sets stack stacks variety".split()
+)
+# With a plural's ending, and yet one thing: "a pair of scissors" too.
+ONE_IN_PLURAL = set(
+    "binoculars canvas chopsticks clothes fries gas glasses goggles headphones jeans lens overalls"
+    " pajamas pants pliers pyjamas scissors shears shorts spectacles stairs sunglasses tongs"
+    " trousers tweezers".split()
+)
+IRREGULAR_PLURALS = set(
+    "cattle children feet geese men menus mice people taxis teeth women".split()
+)
 DETERMINERS = SEVERAL | set(
     "a an the this that one another other any each every all his her its my our their your".split()
 )
@@ -32,7 +52,7 @@ BOUNDARIES = set(
     " looks made may me near nearby next no not of off on onto or out outside over right see seem"
     " seems seen she shows sits so stands than them then there they through to toward towards under"
     " up upon us very was we were what where which while who whose with within without you"
-    " appears even few hold holds kept lies near nearer observe placed present visible".split()
+    " appears even hold holds kept lies near nearer observe placed present visible".split()
 )
 NOUNS_IN_ING = set(
     "awning building buildings ceiling clothing crossing drawing dressing earring evening flooring"
@@ -51,6 +71,12 @@ NO_OBJECTS = set(
     " bottom left right corner front view part parts back group bunch couple pair lot lots number"
     " kind type set one ones".split()
 )
+AMOUNT = re.compile(
+    rf"\b(?:(?:an?|the)\s+)?(?:(?:{'|'.join(sorted(ADJECTIVES))})\s+)?"
+    rf"({'|'.join(sorted(ONE_OF | MANY_OF))})\s+of\s+$",
+    re.IGNORECASE,
+)
+LONGEST_AMOUNT = 40  # characters that it may take
 
 
 @dataclass(frozen=True)
@@ -60,7 +86,7 @@ class Phrase:
     Attributes:
         start: of its first word without articles.
         end: of its last word.
-        spoken_from: where its article begins, for whoever speaks of a thing begins there.
+        spoken_from: where its article or amount begins, for whoever speaks of a thing begins there.
         several: it says that there are more than one.
     """
 
@@ -87,7 +113,34 @@ def make_parser(params: PhrasesParams) -> Parser:
 
 def find_by_pattern(text: str) -> list[Phrase]:
     """Return the phrases of a text, by the lists of this module."""
-    return [phrase for run in _runs(text) if (phrase := _phrase(run)) is not None]
+    return [phrase for run in _runs(text) if (phrase := _phrase(text, run)) is not None]
+
+
+def make_phrase(text: str, start: int, end: int, spoken_from: int) -> Phrase:
+    """Return a phrase of a text, with an amount before it, and whether it speaks of several.
+
+    Args:
+        text: the whole one.
+        start: of the phrase's first word.
+        end: of its last word.
+        spoken_from: where its article begins.
+    """
+    words = WORD.findall(text[start:end].lower())
+    counted = any(word in SEVERAL for word in WORD.findall(text[spoken_from:start].lower()))
+    before = max(spoken_from - LONGEST_AMOUNT, 0)
+    amount = AMOUNT.search(text[before:spoken_from])
+    if amount is None:
+        return Phrase(start, end, spoken_from, counted or _is_plural(words[-1]))
+    word = amount[1].lower()
+    one = word in ONE_OF or (word == "pair" and words[-1] in ONE_IN_PLURAL)
+    return Phrase(start, end, before + amount.start(), counted or not one)
+
+
+def _is_plural(word: str) -> bool:
+    if word in IRREGULAR_PLURALS:
+        return True
+    singular = word.endswith(("ss", "us", "is", "'s", "’s")) or word in ONE_IN_PLURAL
+    return word.endswith("s") and not singular
 
 
 def _runs(text: str) -> Iterator[list[re.Match]]:
@@ -113,15 +166,14 @@ def _counts(match: re.Match) -> bool:
     return match.group().lower() not in DETERMINERS
 
 
-def _phrase(run: list[re.Match]) -> Phrase | None:
+def _phrase(text: str, run: list[re.Match]) -> Phrase | None:
     """Return what a run says without articles and participles at its ends, if it is an object."""
     inner = [match for match in run if _counts(match)]
     while inner and _is_participle(inner[-1].group().lower()):
         inner.pop()
     if not inner or inner[-1].group().lower() in NO_OBJECTS | ADJECTIVES:
         return None
-    several = any(match.group().lower() in SEVERAL for match in run)
-    return Phrase(inner[0].start(), inner[-1].end(), run[0].start(), several)
+    return make_phrase(text, inner[0].start(), inner[-1].end(), run[0].start())
 
 
 def _is_participle(word: str) -> bool:
@@ -154,6 +206,5 @@ def find_by_spacy(text: str, model: Callable[[str], Any]) -> list[Phrase]:
         if not words or chunk.root.pos_ == "PRON" or chunk.root.text.lower() in NO_OBJECTS:
             continue
         last = words[-1]
-        several = any(token.text.lower() in SEVERAL for token in chunk)
-        found.append(Phrase(words[0].idx, last.idx + len(last.text), chunk[0].idx, several))
+        found.append(make_phrase(text, words[0].idx, last.idx + len(last.text), chunk[0].idx))
     return found

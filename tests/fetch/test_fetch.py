@@ -165,7 +165,7 @@ def serve_open_images(server, folder: Path) -> dict[str, bytes]:
 def test_open_images_comes_with_the_images_it_calls_for(server, tmp_path):
     fetched = serve_open_images(server, tmp_path / "original")
     params = open_images_params(tmp_path / "open-images")
-    fetch.fetch_open_images(params, Fetcher(f"{server.url}/mirror", 4, QUICK))
+    fetch.fetch_open_images(params, 0.0, Fetcher(f"{server.url}/mirror", 4, QUICK))
     for name in (f"train/{TRAIN[3]}.jpg", f"validation/{TEST[2]}.jpg"):
         del fetched[name]  # no split has them
     assert tree(tmp_path / "open-images") == fetched
@@ -176,7 +176,7 @@ def test_broken_archives_of_outlines_are_found_at_once(tmp_path):
     (original / "train-masks-7.zip").write_bytes(b"<html>busy</html>")
     params = open_images_params(tmp_path / "open-images")
     with pytest.raises(FetchError, match=r"train-masks-7\.zip: File is not a zip file; remove it"):
-        fetch.fetch_open_images(params, Fetcher(str(original), 4, QUICK))
+        fetch.fetch_open_images(params, 0.0, Fetcher(str(original), 4, QUICK))
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ top-left; times are seconds from the start of the narrative.
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -25,8 +25,11 @@ from jaxtyping import Float64
 from stages.common.runtime.storage import parse_json
 
 NAMED_IN_ERROR = 3  # broken lines that an error message lists
+SHOWN = 80  # characters of a wrong value in a message
 FREE = 0  # category of a phrase that names no class
 END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,7 @@ def parse_narrative(line: str) -> Narrative:
     Raises:
         ValueError: the line has another format; the message names the field.
     """
-    content = parse_json(line)
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a mapping, found {type(content).__name__}")
+    content = _mapping(line)
     return Narrative(
         _text(content, "dataset_id"),
         _text(content, "image_id"),
@@ -100,11 +101,24 @@ def parse_narrative(line: str) -> Narrative:
     )
 
 
+def parse_caption(line: str) -> tuple[str, str]:
+    """Return the image id and the text of a line's narrative; raises as `parse_narrative` does."""
+    content = _mapping(line)
+    return _text(content, "image_id"), _text(content, "caption")
+
+
+def _mapping(line: str) -> dict[str, Any]:
+    content = parse_json(line)
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a mapping, found {type(content).__name__}")
+    return content
+
+
 def _segment(points: Any) -> np.ndarray:
     try:
-        rows = [(point["x"], point["y"], point["t"]) for point in points]
+        rows = [[float(point[key]) for key in ("x", "y", "t")] for point in points]
         segment = np.array(rows, np.float64).reshape(-1, 3)
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise ValueError(f"traces: expected lists of points with x, y and t ({error!r})") from None
     if not np.isfinite(segment).all():
         raise ValueError("traces: a point is not finite")
@@ -120,21 +134,28 @@ def _field(content: Any, key: str) -> Any:
 def _text(content: Any, key: str) -> str:
     value = _field(content, key)
     if not isinstance(value, str):
-        raise ValueError(f"{key}: expected text, found {value!r}")
+        raise ValueError(f"{key}: expected text, found {value!r:.{SHOWN}}")
     return value
 
 
 def _number(content: Any, key: str) -> float:
     value = _field(content, key)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{key}: expected a number, found {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not _is_finite(value):
+        raise ValueError(f"{key}: expected a number, found {value!r:.{SHOWN}}")
     return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON's integers have no limit
+        return False
 
 
 def _list(content: Any, key: str) -> list:
     value = _field(content, key)
     if not isinstance(value, list):
-        raise ValueError(f"{key}: expected a list, found {value!r}")
+        raise ValueError(f"{key}: expected a list, found {value!r:.{SHOWN}}")
     return value
 
 
@@ -163,7 +184,8 @@ class NarrativeReader:
     """Reads files of narratives line by line and records the broken lines.
 
     Attributes:
-        max_broken_fraction: largest accepted fraction of broken lines, 0..1.
+        max_broken_fraction: largest accepted fraction of broken lines, 0..1: of params.yaml,
+            download.max_skipped_fraction.
         num_lines: non-empty lines read so far.
         broken: file, line number and reason of each broken line.
     """
@@ -179,22 +201,29 @@ class NarrativeReader:
             FileNotFoundError: a file does not exist.
             ValueError: after the last line, if too many lines of all files are broken.
         """
+        return self._parse(paths, parse_narrative)
+
+    def read_captions(self, paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
+        """Yield the image id and the text of each narrative; as `read` otherwise."""
+        return self._parse(paths, parse_caption)
+
+    def _parse(self, paths: Iterable[Path], parse: Callable[[str], Content]) -> Iterator[Content]:
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{path.absolute()}: no such file of Localized Narratives")
-            with path.open(encoding="utf-8", errors="replace") as file:
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
                 for number, line in enumerate(file, 1):
                     if not line.strip():
                         continue
                     self.num_lines += 1
                     try:
-                        yield parse_narrative(line)
+                        yield parse(line)
                     except ValueError as error:
                         self.broken.append(f"{path}, line {number}: {error}")
         if len(self.broken) > self.max_broken_fraction * self.num_lines:
             first = "; ".join(self.broken[:NAMED_IN_ERROR])
             raise ValueError(
                 f"{len(self.broken)} of {self.num_lines} lines are not Localized Narratives, more"
-                f" than {self.max_broken_fraction:.0%}: {first}; fetch the files again, or fix"
-                " these lines"
+                f" than download.max_skipped_fraction = {self.max_broken_fraction:g} allows:"
+                f" {first}; fetch the files again, or fix these lines"
             )

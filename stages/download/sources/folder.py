@@ -3,8 +3,9 @@
 <folder>/train         captioned images, in subfolders or not
 <folder>/captions.csv  columns file_name and caption, one row per caption; or
 <folder>/captions.json {file_name: caption or list of captions}
-<folder>/narratives.jsonl Localized Narratives, with file names as image_id; without a file of
-                       captions, their sentences are the captions
+<folder>/narratives.jsonl Localized Narratives, with file names as image_id, or names without
+                       folder and suffix, such as the official ids of ADE20k and Flickr30k; without
+                       a file of captions, their sentences are the captions
 <folder>/names.txt     one class per line; after a colon, synonyms with commas between; after #, a
                        comment
 <folder>/test          new images to predict on
@@ -17,9 +18,10 @@ tag rotates is encoded again.
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stages.common.formats.categories import Category
@@ -45,8 +47,9 @@ QUOTES = "put the whole caption within quotes, and write a quote in it twice"
 ROW = re.compile(rf"^\s*([^,\n]+({'|'.join(map(re.escape, sorted(SUFFIXES)))}))\s*,", re.I | re.M)
 COMMENT = re.compile(r"(^|\s)#.*")
 LISTED = re.compile(r"([-*•]|\d+[.)])\s+(.*)")  # an item of a list: "- cat", "1. cat"
+KEY = "download.folder.path"
 LAYOUT = (
-    "download.folder.path of params.yaml must have train/, test/, names.txt and captions.csv,"
+    f"{KEY} of params.yaml must have train/, test/, names.txt and captions.csv,"
     " captions.json or narratives.jsonl"
 )
 
@@ -61,16 +64,21 @@ class FolderTask:
     captions: tuple[str, ...] | None
 
 
-def folder_source(params: FolderParams) -> Source:
+def folder_source(params: FolderParams, max_broken_fraction: float) -> Source:
     """Return the source; reads names and captions, no image.
+
+    Args:
+        params: its section.
+        max_broken_fraction: of the narratives' lines, in 0..1, above which they are refused.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
         ValueError: names or captions cannot be understood.
     """
     folder = Path(params.path).expanduser()
-    captions = read_captions(folder)
     there = {part: _list_files(folder / part) for part in ("train", "test")}
+    file_name = name_files(there["train"].images)
+    captions = read_captions(folder, file_name, max_broken_fraction)
     # A file with a caption is read whatever its suffix.
     train = {name: folder / "train" / name for name in captions} | there["train"].images
     test = there["test"].images
@@ -95,7 +103,10 @@ def folder_source(params: FolderParams) -> Source:
     ignored = {part: left for part, left in others.items() if left}
     path, traces = folder / NARRATIVES, None
     if path.is_file():
-        traces = NarrativeFiles([path], lambda name: hashed_id(f"train/{plain_text(name)}"))
+        example = tasks["train"][0].file_name if tasks["train"] else "a.jpg"
+        traces = NarrativeFiles(
+            [path], lambda name: hashed_id(f"train/{file_name(name)}"), example, KEY
+        )
     return Source(names, tasks, make_example, look_up, ignored, annotated=False, narratives=traces)
 
 
@@ -150,12 +161,36 @@ def _fault_of_name(name: str, others: str) -> str | None:
     return None
 
 
-def read_captions(folder: Path) -> dict[str, list[str]]:
+def name_files(images: Collection[str]) -> Callable[[str], str]:
+    """Return the function from a narrative's image_id to the name of its file, among `images`.
+
+    The id is the name, or what is left of it without folder and suffix if only one file has that:
+    the official ids of ADE20k and Flickr30k are such. Another id is returned as it is.
+    """
+    stems = {name: PurePosixPath(name).stem for name in images}
+    files = Counter(stems.values())
+    by_stem = {stem: name for name, stem in stems.items() if files[stem] == 1}
+
+    def file_name(image_id: str) -> str:
+        name = plain_text(image_id)
+        return name if name in images else by_stem.get(name, name)
+
+    return file_name
+
+
+def read_captions(
+    folder: Path, file_name: Callable[[str], str], max_broken_fraction: float
+) -> dict[str, list[str]]:
     """Return file name → captions, from captions.csv or captions.json, or else the narratives.
+
+    Args:
+        folder: of the user.
+        file_name: from a narrative's image_id to the name of its file.
+        max_broken_fraction: of the narratives' lines, in 0..1, above which they are refused.
 
     Raises:
         FileNotFoundError: there is none of these files.
-        ValueError: there are both files of captions, or the file has another format.
+        ValueError: there are both files of captions, or the file has another format or is empty.
     """
     table, mapping = folder / "captions.csv", folder / "captions.json"
     if table.is_file() == mapping.is_file():
@@ -165,7 +200,14 @@ def read_captions(folder: Path) -> dict[str, list[str]]:
             raise FileNotFoundError(
                 f"{table.absolute()}: not found, nor captions.json, nor {NARRATIVES}; {LAYOUT}"
             )
-        rows = _narrated(folder / NARRATIVES)
+        reader = NarrativeReader(max_broken_fraction)
+        rows = [
+            (file_name(narrative.image_id), sentence)
+            for narrative in reader.read([folder / NARRATIVES])
+            for sentence in split_sentences(narrative.caption)
+        ]
+        if not rows:
+            raise ValueError(f"{folder / NARRATIVES}: has no narrative; {LAYOUT}")
     else:
         rows = _csv_rows(table) if table.is_file() else _json_items(mapping)
     captions: dict[str, list[str]] = {}
@@ -226,15 +268,6 @@ def _json_items(path: Path) -> list[tuple[str, str]]:
     if not isinstance(content, dict) or not all(isinstance(text, str) for _, text in rows):
         raise ValueError(f"{path}: must be {{file_name: caption or list of captions}}")
     return rows
-
-
-def _narrated(path: Path) -> list[tuple[str, str]]:
-    """Return (file name, sentence); broken lines are counted later, by `copy_narratives`."""
-    return [
-        (narrative.image_id, sentence)
-        for narrative in NarrativeReader(1.0).read([path])
-        for sentence in split_sentences(narrative.caption)
-    ]
 
 
 def look_up(task: FolderTask) -> Listed | Skipped:

@@ -13,10 +13,12 @@ from stages.common.formats.narratives import (
     parse_narrative,
     split_sentences,
 )
+from stages.common.geometry.masks import mask_box
 from stages.download.examples import NarrativeFiles
 from stages.download.narrative_shards import copy_narratives, write_narratives
 from stages.download.params import AnnotatorParams
-from stages.download.sources.scenes.draw import draw_scene, scene_recipe
+from stages.download.sources.scenes.classes import SCENE_CLASSES
+from stages.download.sources.scenes.draw import Scene, draw_scene, scene_recipe
 from stages.download.sources.scenes.narratives import write_narrative
 from tests.support.annotator import ANNOTATOR
 
@@ -64,9 +66,12 @@ def line(**changes) -> str:
 
 
 def said(scene_seed: int = 0, seed: int = 0, **changes) -> Narrative:
-    scene = draw_scene(scene_recipe(128), np.random.default_rng(scene_seed))
     params = AnnotatorParams(**(ANNOTATOR | changes))
-    return write_narrative(scene, 7, params, 0.1, np.random.default_rng(seed))
+    return write_narrative(scene_of(scene_seed), 7, params, 0.1, np.random.default_rng(seed))
+
+
+def scene_of(seed: int) -> Scene:
+    return draw_scene(scene_recipe(128), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("content", REAL, ids=lambda content: content["image_id"])
@@ -95,6 +100,9 @@ def test_points_outside_the_image_and_segments_are_kept():
         ("[]", "expected a mapping, found list"),
         (line(image_id=5), "image_id: expected text, found 5"),
         (line(annotator_id="x"), "annotator_id: expected a number, found 'x'"),
+        (line(annotator_id=10**400), r"annotator_id: expected a number, found 10{79}$"),
+        (line(traces=[[{"x": 1, "y": 10**400, "t": 0}]]), "traces: expected lists of points"),
+        (line(traces=[[{"x": [1], "y": [2], "t": [0]}]]), "traces: expected lists of points"),
         (line(traces=None), "traces: expected a list, found None"),
         (line(traces=[[{"x": 1, "y": 2}]]), "traces: expected lists of points .*'t'"),
         (line(traces=[[{"x": 1, "y": float("nan"), "t": 0}]]), "a point is not finite"),
@@ -129,15 +137,31 @@ def test_narratives_of_training_images_go_to_their_shards(tmp_path):
     source, out = tmp_path / "all.jsonl", tmp_path / "out"
     ids = ["x1", "x2", "x3", "x1"]
     source.write_text("".join(f"{line(image_id=k)}\n" for k in ids) + "broken\n")
-    files = NarrativeFiles([source], lambda name: int(name[1:]))
+    files = NarrativeFiles([source], lambda name: int(name[1:]), "x4", "download.some.key")
     told = copy_narratives(out, {"train/0": [1], "train/1": [3, 4]}, files, 0.5)
     assert told == "3 of 5 narratives are of 2 of 3 training images; 1 lines were broken"
     kept = [[n.image_id for n in NarrativeReader(0).read([out / f"train/{k}.jsonl"])] for k in "01"]
     assert kept == [["1", "1"], ["3"]]
-    with pytest.raises(ValueError, match="none of 5 narratives is of a training image"):
+    message = (
+        r"all\.jsonl: no narr.* image_id is 'x1', .* would be 'x4'.* download\.some\.key of par"
+    )
+    with pytest.raises(ValueError, match=message):
         copy_narratives(out, {"train/0": [9]}, files, 0.5)
-    with pytest.raises(ValueError, match="1 of 5 lines are not Localized Narratives"):
+    message = (
+        "1 of 5 lines are not Localized Narratives, more than download.max_skipped_fraction = 0.1"
+    )
+    with pytest.raises(ValueError, match=message):
         copy_narratives(out, {"train/0": [1]}, files, 0.1)
+    source.write_text("\n")
+    with pytest.raises(ValueError, match=r"all\.jsonl: has no narrative; write one per line"):
+        copy_narratives(out, {"train/0": [1]}, files, 0.1)
+
+
+def test_a_byte_order_mark_breaks_no_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{line()}\n{line()}\n", encoding="utf-8-sig")
+    for reader in (NarrativeReader(0.0), NarrativeReader(0.0)):
+        assert len(list(reader.read([tmp_path / "a.jsonl"]))) == 2
+        assert len(list(reader.read_captions([tmp_path / "a.jsonl"]))) == 2
 
 
 def test_files_of_shards_are_in_the_official_form(tmp_path):
@@ -179,16 +203,70 @@ def test_noise_moves_the_pointer_and_changes_no_word():
 def test_a_steady_pointer_goes_round_in_the_boxes_of_the_objects():
     """With no noise, no lag and a reach of 1 the points span the objects' boxes."""
     steady = {"noise": 0.0, "lag": 0.0, "reach": 1.0, "wrong_object_fraction": 0.0}
-    for seed in range(40):
-        scene = draw_scene(scene_recipe(128), np.random.default_rng(seed))
-        if len(scene.classes) > 1:
-            continue
+    alone = [scene for scene in map(scene_of, range(40)) if len(scene.classes) == 1]
+    assert alone
+    for seed, scene in enumerate(alone):
         params = AnnotatorParams(**(ANNOTATOR | steady | {"loops_per_second": 3.0}))
         found = write_narrative(scene, 0, params, 0.0, np.random.default_rng(seed)).trace[:, :2]
-        rows, columns = np.nonzero(scene.masks[0])
-        low, high = np.array([columns.min(), rows.min()]), np.array([columns.max(), rows.max()]) + 1
+        x0, y0, x1, y1 = mask_box(scene.masks[0])
+        low, high = np.array([x0, y0]), np.array([x1, y1])
         assert (found.min(0) * 128 >= low - 0.1).all() and (found.max(0) * 128 <= high + 0.1).all()
         assert (np.ptp(found, axis=0) * 128 > 0.8 * (high - low)).all()
+
+
+STEADY = {"noise": 0.0, "lag": 0.0, "wrong_object_fraction": 0.0}
+
+
+def test_the_pointer_trails_the_voice_by_the_lag():
+    for seed in (0, 1, 2):
+        now, late = said(seed, seed, **STEADY), said(seed, seed, **(STEADY | {"lag": 1.0}))
+        assert late.utterances == now.utterances
+        shift = round(ANNOTATOR["points_per_second"])  # points per second of lag
+        count = len(now.trace) - shift
+        assert count > shift  # before and after, the pointer is still
+        np.testing.assert_allclose(
+            late.trace[shift : shift + count, :2], now.trace[:count, :2], atol=0.02
+        )
+
+
+def test_the_pointer_drifts_away_during_its_turn():
+    still = {"lag_deviation": 0.0, "reach_deviation": 0.0, "jitter": 0.0, **STEADY, "noise": 1.0}
+    alone = [seed for seed in range(40) if len(scene_of(seed).classes) == 1]
+    assert alone
+    for seed in alone:
+        centred, drifting = said(seed, **still, drift=0.0), said(seed, **still, drift=0.3)
+        points = min(len(centred.trace), len(drifting.trace))
+        away = np.abs(drifting.trace[:points, :2] - centred.trace[:points, :2]).sum(axis=1)
+        assert away[0] < 0.2 * away[-1]
+        assert (np.diff(away) >= -0.0005).all()  # of rounding
+
+
+@pytest.mark.parametrize(
+    ("fraction", "low", "high"), [(0.0, 0, 0), (0.25, 60, 140), (1.0, 400, 400)]
+)
+def test_the_pointer_is_sometimes_in_another_object(fraction, low, high):
+    """Of the object that is named first, told by where the pointer is at the start."""
+    scene = next(scene for scene in map(scene_of, range(200)) if are_apart(scene))
+    boxes = [mask_box(mask) / 128 for mask in scene.masks]
+    names = [SCENE_CLASSES[kind].name for kind in scene.classes]
+    params = AnnotatorParams(**(ANNOTATOR | STEADY | {"wrong_object_fraction": fraction}))
+    wrong = 0
+    for seed in range(400):
+        told = write_narrative(scene, 7, params, 0.0, np.random.default_rng(seed))
+        first = min((0, 1), key=lambda own: told.caption.index(names[own]))
+        x, y, _ = told.trace[0]
+        inside = [x0 <= x <= x1 and y0 <= y <= y1 for x0, y0, x1, y1 in boxes]
+        assert sum(inside) == 1
+        wrong += inside[1 - first]
+    assert low <= wrong <= high
+
+
+def are_apart(scene: Scene) -> bool:
+    """Return whether a scene has two objects, of two classes, in boxes that do not touch."""
+    if len(scene.classes) != 2 or scene.classes[0] == scene.classes[1]:
+        return False
+    (a0, b0, a1, b1), (c0, d0, c1, d1) = (mask_box(mask) for mask in scene.masks)
+    return bool(a1 < c0 or c1 < a0 or b1 < d0 or d1 < b0)
 
 
 def test_words_may_take_no_time_and_stand_together():

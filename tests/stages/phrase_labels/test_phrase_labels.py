@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 import stages.phrase_labels.__main__ as stage
 from stages.common.formats.images import write_images
 from stages.common.formats.narratives import Narrative, Utterance
-from stages.common.runtime.storage import read_json, write_json
+from stages.common.runtime.storage import read_json, read_table, write_json
 from stages.download.narrative_shards import write_narratives
 from stages.phrases import __main__ as phrases
 from tests.support.tiny_detector import CATEGORIES, make_image
@@ -21,13 +21,16 @@ PHRASES = {
 SIDES = [(0.1, 0.1, 0.3, 0.4), (0.5, 0.5, 0.9, 0.9), (0.2, 0.6, 0.4, 0.8)]
 
 
-def narrative(image_id: int, words: str) -> Narrative:
-    """Return one where each word takes a second, in which the pointer goes round in a box."""
+def narrative(image_id: int, words: str, first: int = 0) -> Narrative:
+    """Return one where each word takes a second, in which the pointer goes round in a box.
+
+    `first` is the place of the first word's box in `SIDES`, which follow each other cyclically.
+    """
     spoken = [Utterance(word, k, k + 1) for k, word in enumerate(words.split())]
     points = [
         (x, y, second + 0.2 * k + 0.1)
         for second in range(len(spoken))
-        for x0, y0, x1, y1 in [SIDES[second % 3]]
+        for x0, y0, x1, y1 in [SIDES[(first + second) % 3]]
         for k, (x, y) in enumerate([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     ]
     return Narrative("mine", str(image_id), 1, words, tuple(spoken), (np.array(points),))
@@ -82,12 +85,25 @@ def test_the_stage_writes_labels_counts_and_a_montage(workplace):
 
 
 def test_shards_change_nothing(workplace):
-    said = [narrative(image_id, "two box and a disc") for image_id in (1, 2, 2, 3)]
+    told = zip((1, 2, 2, 3), ("disc", "disc", "box", "box"), range(4), strict=True)
+    said = [narrative(image_id, f"two box and a {name}", k) for image_id, name, k in told]
     content = run(workplace, ([1], said[:1]), ([2], said[1:3]), ([3], said[3:]), rows=3)
     assert [label["phrase"] for label in content["annotations"]] == list(range(8))
     in_three = outputs(workplace)
     run(workplace, ([1, 2, 3], said), rows=3)
     assert outputs(workplace) == in_three
+
+
+def test_a_phrase_is_drawn_with_the_trace_of_its_own_narrative(workplace):
+    """Three people say the same of an image, and their pointers go elsewhere."""
+    said = [narrative(1, "a disc", first) for first in range(3)]
+    run(workplace, ([1], said), rows=1)
+    table = read_table(workplace / "data/phrases/0.parquet").to_pylist()
+    paths = [workplace / "data/download/narratives/train/0.jsonl"]
+    assert [row["narrative"] for row in table] == [0, 1, 2]
+    for row, own in zip(table, said, strict=True):
+        count, traces = stage.read_traces(paths, [row])
+        assert count == 3 and traces[1].tolist() == own.trace.tolist()
 
 
 def test_where_nobody_pointed_there_is_no_label(workplace):

@@ -1,5 +1,6 @@
 """Phrases of narratives: where they stand, when they are said, and the box of the pointer then."""
 
+import json
 import re
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +16,14 @@ import stages.phrases.__main__ as stage
 from stages.common.formats.captions import MentionFinder
 from stages.common.formats.categories import Category
 from stages.common.formats.images import write_images
-from stages.common.formats.narratives import FREE, Narrative, Utterance, parse_narrative
+from stages.common.formats.narratives import (
+    FREE,
+    Narrative,
+    NarrativeReader,
+    Utterance,
+    in_time,
+    parse_narrative,
+)
 from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import write_json
 from stages.download.narrative_shards import write_narratives
@@ -100,6 +108,34 @@ def test_a_phrase_says_whether_it_speaks_of_several_and_where_its_article_begins
     assert text[10:18] == "red cups" and text[6:9] == "two" and text[25:29] == "bird"
 
 
+@pytest.mark.parametrize(
+    ("text", "spoken", "several"),
+    [
+        ("there are group of cows standing", "group of cows", True),  # of a published narrative
+        ("a group of cows", "a group of cows", True),
+        ("I see a lot of cows", "a lot of cows", True),
+        ("a couple of the cows", "a couple of the cows", True),
+        ("A large number of cows", "A large number of cows", True),
+        ("some of the cows", "some of the cows", True),
+        ("a few cows", "a few cows", True),
+        ("a pair of shoes", "a pair of shoes", True),
+        ("a pair of scissors", "a pair of scissors", False),
+        ("two scissors", "two scissors", True),
+        ("one of the cows", "one of the cows", False),
+        ("a part of a cow", "a cow", False),
+        ("the cows", "the cows", True),
+        ("other people", "other people", True),
+        ("glasses", "glasses", False),
+        ("a glass", "a glass", False),
+        ("the cow's bus", "the cow's bus", False),
+    ],
+)
+def test_amounts_and_plurals_speak_of_several(text, spoken, several):
+    (phrase,) = find_by_pattern(text)
+    assert text[phrase.spoken_from : phrase.end] == spoken and phrase.several is several
+    assert not {"of", "the", "two"} & set(text[phrase.start : phrase.end].split())
+
+
 def test_without_spacy_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "spacy", None)
     with pytest.raises(ModuleNotFoundError, match=r"phrases\.parser: .*'some model'.*to pattern"):
@@ -108,7 +144,7 @@ def test_without_spacy_the_message_says_what_to_install(monkeypatch):
 
 def test_phrases_by_spacy_are_its_noun_chunks():
     """Of a stand-in that has what is used of spaCy's documents: chunks of tokens."""
-    text = "it shows two red cups in the background"
+    text = "it shows two red cups in the background and a group of birds"
 
     class Chunk(list):
         @property
@@ -122,9 +158,12 @@ def test_phrases_by_spacy_are_its_noun_chunks():
         Chunk([token("it", "PRON")]),
         Chunk([token("two"), token("red"), token("cups")]),
         Chunk([token("the"), token("background")]),
+        Chunk([token("group")]),
+        Chunk([token("birds")]),
     ]
     found = find_by_spacy(text, lambda text: SimpleNamespace(noun_chunks=chunks))
-    assert found == [Phrase(13, 21, 9, True)] and text[13:21] == "red cups"
+    assert found == [Phrase(13, 21, 9, True), Phrase(55, 60, 44, True)]
+    assert text[13:21] == "red cups" and text[44:60] == "a group of birds"
 
 
 def utterances(*spoken: tuple[str, float, float]) -> list[Utterance]:
@@ -153,6 +192,66 @@ def test_the_window_is_of_all_utterances_that_have_a_word_of_the_phrase():
     assert time_window(2, 9, spoken, spans, params) == (0.75, 3.0)
     assert time_window(0, 1, spoken, spans, params) == (0.0, 1.5)  # no time before the first
     assert time_window(0, 1, spoken, [None] * 4, params) is None
+
+
+# An Open Images record as a preview of the data set shows it, without trace and without ends from
+# the eighth utterance on; each ends when the next one begins, as the first seven do (CC BY 4.0).
+SPOKEN = (
+    "In 0|this image there are some persons 1|standing 1.2|at 2.2|right 2.4|side 2.5|of 2.8"
+    "|this 2.8|image 3|and 3.5|there are 4.9|some 5.3|lights 5.4|are 5.8|arranged 5.9|at 6.5"
+    "|top of 6.8|this 6.8|image. There are some 7.2|cabins 7.6|as 12.9|we 13.5|can 13.5|see 14"
+    "|at 14|left 14.4|side of 14.4|this 14.6|image 15.2|and 15.3|there 18.9|is 19.1|a 19.3"
+    "|floor 19.4|at 19.7|bottom 20.4|of 20.9|this 20.9|image. 21.2"
+)
+
+
+def test_a_real_narrative_from_its_line_to_the_windows_of_its_phrases(tmp_path):
+    texts, starts = zip(*(own.rsplit(" ", 1) for own in SPOKEN.split("|")), strict=True)
+    times = [*map(float, starts), 21.2]
+    content = {
+        "dataset_id": "open_images",
+        "image_id": "6375c17e61428d75",
+        "annotator_id": 96,
+        "caption": next(iter(REAL)),
+        "timed_caption": [
+            {"utterance": text, "start_time": start, "end_time": end}
+            for text, start, end in zip(texts, times, times[1:], strict=False)
+        ],
+        "traces": [],
+        "voice_recording": None,
+    }
+    (tmp_path / "a.jsonl").write_text(json.dumps(content))
+    (own,) = NarrativeReader(0.0).read([tmp_path / "a.jsonl"])
+    spans = align(own.caption, own.utterances)
+    assert None not in spans and own.caption[slice(*spans[18])] == "image. There are some"
+    none = WindowParams(before=0.0, after=0.0)
+    assert {
+        own.caption[p.start : p.end]: time_window(p.spoken_from, p.end, own.utterances, spans, none)
+        for p in find_by_pattern(own.caption)
+    } == {"persons": (1, 1.2), "lights": (5.3, 5.8), "cabins": (7.2, 12.9), "floor": (19.3, 19.7)}
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.floats(0, 9)), min_size=1, max_size=8),
+    st.integers(0, 23),
+    st.integers(0, 23),
+)
+def test_the_window_is_from_the_first_to_the_last_utterance_of_a_phrase(spoken, first, last):
+    """Of utterances of one to three words, and a phrase of any words in their order."""
+    owner = [k for k, (count, _) in enumerate(spoken) for _ in range(count)]
+    first, last = sorted(min(at, len(owner) - 1) for at in (first, last))
+    words = [f"w{k}" for k in range(len(owner))]
+    ends = np.cumsum([seconds for _, seconds in spoken]).tolist()
+    uttered = [
+        Utterance(" ".join(w for w, own in zip(words, owner, strict=True) if own == k), start, end)
+        for k, (start, end) in enumerate(zip([0.0, *ends], ends, strict=False))
+    ]
+    text = ", ".join(words)
+    place, behind = text.index(words[first]), text.index(words[last]) + len(words[last])
+    window = time_window(
+        place, behind, uttered, align(text, uttered), WindowParams(before=0.0, after=0.0)
+    )
+    assert window == (uttered[owner[first]].start, uttered[owner[last]].end)
 
 
 @given(
@@ -188,6 +287,41 @@ def test_the_box_is_that_of_the_points_in_the_window_within_the_image():
     assert (found.first, found.num_points, found.reason) == (1, 3, "")
     assert locate(TRACE, (3.5, 9.0), (100, 200), BOX).reason == FEW_POINTS
     assert locate(TRACE[:0], (0.0, 9.0), (100, 200), BOX).reason == NO_TRACE
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-0.2, 1.2), st.floats(-0.2, 1.2), st.floats(0, 9)),
+        min_size=1,
+        max_size=20,
+    ),
+    st.tuples(st.floats(0, 9), st.floats(0, 9)).map(sorted),
+    st.floats(0, 0.4),
+)
+def test_a_box_is_within_the_points_of_its_window(points, window, trim):
+    trace = in_time(np.array(points))
+    params = BOX.model_copy(update={"trim_fraction": trim})
+    found = locate(trace, tuple(window), (100, 200), params)
+    own = trace[(trace[:, 2] >= window[0]) & (trace[:, 2] <= window[1])]
+    assert found.num_points == len(own)
+    assert np.array_equal(trace[found.first : found.first + found.num_points], own)
+    assert (found.box_xyxy is None) == (found.reason != "")
+    if found.box_xyxy is not None:
+        scale = np.array([200, 100])
+        shown = np.clip(own[:, :2], 0, 1) * scale
+        low, high = found.box_xyxy[:2], found.box_xyxy[2:]
+        assert (low >= shown.min(0) - 1e-4).all() and (high <= shown.max(0) + 1e-4).all()
+        assert ((high - low) / scale >= BOX.min_side - 1e-4).all()
+        assert np.prod((high - low) / scale) <= BOX.max_area + 1e-4
+        whole = locate(trace, tuple(window), (100, 200), BOX)
+        if whole.box_xyxy is not None:
+            assert whole.box_xyxy.tolist() == pytest.approx(
+                [*shown.min(0), *shown.max(0)], abs=1e-3
+            )
+    elif len(own) < BOX.min_points:
+        assert found.reason == FEW_POINTS
+    else:
+        assert found.reason in (SMALL, LARGE)
 
 
 def test_outermost_points_are_cut_off():
@@ -226,7 +360,7 @@ A, B, C = (0.1, 0.1, 0.3, 0.4), (0.5, 0.5, 0.9, 0.9), (0.2, 0.6, 0.4, 0.8)
 def test_phrases_have_class_box_and_lineage():
     said = narrative(4, "Cups there. A cup holder", path(A, B, C, A, B))
     found = narrated_phrases(
-        said, (100, 100), find_by_pattern, MentionFinder([CUP, BIRD]), PhrasesParams(**PARAMS)
+        said, 0, (100, 100), find_by_pattern, MentionFinder([CUP, BIRD]), PhrasesParams(**PARAMS)
     )
     assert [(p.text, p.category_id, p.sentence) for p in found] == [
         ("cups", 1, "Cups there."),
@@ -240,16 +374,16 @@ def test_phrases_have_class_box_and_lineage():
 def test_a_name_that_the_parser_takes_for_no_phrase_is_one():
     said = narrative(4, "seeing cups", path(A, B))
     found = narrated_phrases(
-        said, (100, 100), lambda text: [], MentionFinder([CUP]), PhrasesParams(**PARAMS)
+        said, 0, (100, 100), lambda text: [], MentionFinder([CUP]), PhrasesParams(**PARAMS)
     )
-    assert [(p.text, p.category_id) for p in found] == [("cups", 1)]
+    assert [(p.text, p.category_id, p.several) for p in found] == [("cups", 1, True)]
 
 
 def test_what_was_never_spoken_has_no_box():
     said = narrative(4, "a cup", path(A, B))
     said = Narrative("mine", "4", 1, "a bird", said.utterances[1:], said.segments)
     found = narrated_phrases(
-        said, (100, 100), find_by_pattern, MentionFinder([BIRD]), PhrasesParams(**PARAMS)
+        said, 0, (100, 100), find_by_pattern, MentionFinder([BIRD]), PhrasesParams(**PARAMS)
     )
     assert [p.located.reason for p in found] == [NOT_SPOKEN]
 
@@ -261,11 +395,17 @@ def test_the_stage_writes_every_phrase_of_a_shard_with_its_lineage(tmp_path, mon
     write_json(download / "categories.json", CATEGORIES)
     write_images(download / "images/train/1.parquet", map(make_image, [3, 4]))
     said = narrative(3, "a disc under a pale moon", path(A, A, B, C, B, A))
-    write_narratives(download / "narratives/train/1.jsonl", [said])
+    others = [narrative(image_id, "a moon", path(A, B)) for image_id in (4, 3)]
+    write_narratives(download / "narratives/train/1.jsonl", [said, *others])
     stage.main("1")
     table = pq.read_table(tmp_path / "data/phrases/1.parquet").to_pylist()
-    assert [(row["image_id"], row["phrase"]) for row in table] == [(3, "disc"), (3, "pale moon")]
-    assert [row["category_id"] for row in table] == [3, FREE]
+    assert [(row["image_id"], row["narrative"], row["phrase"]) for row in table] == [
+        (3, 0, "disc"),
+        (3, 0, "pale moon"),
+        (4, 0, "moon"),
+        (3, 1, "moon"),
+    ]
+    assert [row["category_id"] for row in table] == [3, FREE, FREE, FREE]
     assert table[0]["seconds_from"] == 0.0 and table[0]["points"] == 8
     write_narratives(download / "narratives/train/1.jsonl", [])
     stage.main("1")  # where nobody pointed there is no phrase

@@ -16,6 +16,7 @@ Frame: pixels of the stored image; its EXIF rotation is ignored, as in COCO's an
 the annotations have the size of the upright image, the image is rotated and encoded again.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ from stages.download.sources.coco.annotations import (
 )
 from stages.download.sources.coco.classes import coco_category
 
+DECIMAL = re.compile("[0-9]{1,18}")
 VAL, TEST = "coco-val", "coco-test"  # purposes of `is_held_out`
 NARRATIVES = {
     "train2017": [
@@ -125,7 +127,8 @@ def coco_source(params: CocoParams) -> Source:
     traces = None
     if params.narratives:
         narratives = [folder / "annotations" / name for name in NARRATIVES[part]]
-        traces = NarrativeFiles(narratives, lambda name: int(name) if name.isdecimal() else -1)
+        example = str(tasks["train"][0].image_id) if tasks["train"] else "9"
+        traces = NarrativeFiles(narratives, _image_id, example, "download.coco.narratives")
     return Source(
         categories,
         tasks,
@@ -135,6 +138,11 @@ def coco_source(params: CocoParams) -> Source:
         problems=problems,
         narratives=traces,
     )
+
+
+def _image_id(name: str) -> int:
+    """Return the image id of a narrative, which has it as text; -1 of another data set's."""
+    return int(name) if DECIMAL.fullmatch(name) else -1
 
 
 def _nothing_to_learn(

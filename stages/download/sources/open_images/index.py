@@ -9,13 +9,12 @@ import csv
 import math
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from stages.common.formats.narratives import split_sentences
-from stages.common.runtime.storage import parse_json
+from stages.common.formats.narratives import NarrativeReader, split_sentences
 from stages.download.sources.open_images.zip_members import Member, list_members
 
 SCHEMA = """
@@ -66,11 +65,7 @@ def rows_of(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
         ValueError: a column is missing, or a row is cut short.
     """
     columns = tuple(columns)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.absolute()}: not found; `python -m fetch open_images` fetches"
-            " what download.open_images.folder of params.yaml needs"
-        )
+    _require(path)
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         header = next(reader, [])
@@ -81,6 +76,14 @@ def rows_of(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
             if len(row) <= max(places):
                 raise ValueError(f"{path}, line {reader.line_num}: cut short; fetch it again")
             yield tuple(row[place] for place in places)
+
+
+def _require(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.absolute()}: not found; `python -m fetch open_images` fetches"
+            " what download.open_images.folder of params.yaml needs"
+        )
 
 
 class IndexWriter:
@@ -154,14 +157,17 @@ class IndexWriter:
             ),
         )
 
-    def add_captions(self, path: Path) -> None:
-        """Add a file of Localized Narratives.
+    def add_captions(self, paths: Sequence[Path], reader: NarrativeReader) -> None:
+        """Add files of Localized Narratives; the reader records the broken lines.
 
         Raises:
-            FileNotFoundError: the file is missing.
-            ValueError: a line is not a narrative.
+            FileNotFoundError: a file is missing.
+            ValueError: too many lines of all files are not narratives.
         """
-        self._insert("INSERT INTO caption VALUES (?, ?)", _narratives(path))
+        for path in paths:
+            _require(path)
+        rows = ((name, " ".join(text.split())) for name, text in reader.read_captions(paths))
+        self._insert("INSERT INTO caption VALUES (?, ?)", rows)
 
     def finish(self) -> None:
         """Index the tables and close the file; call once, after all other methods."""
@@ -188,19 +194,6 @@ def _numbers(texts: list[str], name: str, path: Path) -> list[float]:
     raise ValueError(
         f"{path}: ImageID {name}: expected finite numbers, found {', '.join(texts)}; fetch it again"
     )
-
-
-def _narratives(path: Path) -> Iterator[tuple[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                entry = parse_json(line)
-                yield entry["image_id"], " ".join(entry["caption"].split())
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: not a Localized Narrative ({error!r}); it needs"
-                    " image_id and caption; fetch the file again"
-                ) from error
 
 
 class Index:

@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from stages.common.formats.images import EncodedImage
+from stages.common.formats.narratives import NarrativeReader
 from stages.common.geometry.masks import encode_mask
 from stages.download.examples import (
     CAPTIONED,
@@ -34,6 +35,7 @@ from stages.download.examples import (
     Skipped,
     Source,
 )
+from stages.download.narrative_shards import tell_broken
 from stages.download.params import OpenImagesParams
 from stages.download.photographs import (
     check_ids,
@@ -88,13 +90,20 @@ class Annotators:
     ancestors: Mapping[int, Collection[int]]
 
 
-def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
+def open_images_source(
+    params: OpenImagesParams, scratch: Path, max_broken_fraction: float
+) -> Source:
     """Return the source; reads the tables into an index in `scratch`, but no image.
+
+    Args:
+        params: its section.
+        scratch: an empty folder.
+        max_broken_fraction: of the narratives' lines, in 0..1, above which they are refused.
 
     Raises:
         FileNotFoundError: a table is missing.
-        ValueError: a file has another format or lacks one of the 300 classes, or an image is in
-            train and in the test part.
+        ValueError: a file has another format or lacks one of the 300 classes, an image is in train
+            and in the test part, or no narrative is of a listed image.
     """
     folder = Path(params.folder).expanduser()
     categories = open_images_categories(params.division)
@@ -106,6 +115,7 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
         return is_held_out(hashed_id(name), VAL, params.val_fraction)
 
     indices = {}
+    spoken = NarrativeReader(max_broken_fraction)
     for part in ("train", params.test_part):
         indices[part] = scratch / f"{part}.sqlite"
         writer = IndexWriter(indices[part], category_ids)
@@ -118,11 +128,16 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
         writer.add_labels(
             folder / table("labels", part), is_val if part == "train" else lambda name: True
         )
-        for path in narratives(part) if part == "train" else ():
-            writer.add_captions(folder / path)
+        if part == "train":
+            writer.add_captions([folder / name for name in narratives(part)], spoken)
         writer.finish()
 
     narrated = _names_with("caption", indices["train"])
+    if not narrated:
+        raise ValueError(
+            f"{folder / narratives('train')[0]} and its like: none of {spoken.num_lines} narratives"
+            f" is of an image of {table('images', 'train')}; fetch both again"
+        )
     tested = _names_with("verified", indices[params.test_part])
     if both := set(narrated) & set(tested):
         raise ValueError(
@@ -148,7 +163,10 @@ def open_images_source(params: OpenImagesParams, scratch: Path) -> Source:
     make, look = partial(make_example, annotators), partial(look_up, annotators)
     traces = None
     if params.narratives:
-        traces = NarrativeFiles([folder / name for name in narratives("train")], hashed_id)
+        paths = [folder / name for name in narratives("train")]
+        traces = NarrativeFiles(paths, hashed_id, narrated[0], "download.open_images.narratives")
+    else:  # nobody else reads these lines
+        tell_broken(spoken)
     return Source(categories, tasks, make, look, ancestors=ancestors, narratives=traces)
 
 

@@ -1,15 +1,17 @@
 """Narratives of scenes: a simulated annotator describes the objects and points at each.
 
 It stands for the annotators of Localized Narratives. The papers do not measure their habits, so all
-numbers are ours, chosen to resemble the published examples. While the annotator names an object,
-the pointer circles in it: after a delay (lag), wider or narrower than the object (reach), moving
-away from its centre (drift), with an unsteady hand (jitter), and sometimes in another object
+numbers are ours, chosen to resemble the published examples: what an experiment may change is in
+`download.scenes.annotator` of params.yaml, what is fixed stands below. While the annotator names an
+object, the pointer circles in it: after a delay (lag), wider or narrower than the object (reach),
+moving away from its centre (drift), with an unsteady hand (jitter), and sometimes in another object
 (wrong_object_fraction). Then it travels to the next object. Stages that make labels see the trace,
 never the masks that it was made from.
 
 Frame: x and y are fractions of the image's sides, origin top-left; times are in seconds.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,10 +39,18 @@ ENDINGS = (
     ". On the right side there is light",
     ". We can see some lines in the background",
 )
+# The voice
 JOINED_WORDS = 0.15  # probability that a word joins the utterance of the word before
 NO_TIME = 0.05  # probability that a word's utterance ends when it begins
+WORD_SHAPE = 8  # of the gamma distribution of a word's seconds
 PAUSE = 0.5  # mean seconds before an object is named
+PAUSE_SHAPE = 2  # of the gamma distribution of these
+# The pointer
+SHORTEST_TURN = 0.2  # smallest number of seconds that it circles in an object
 TRAVEL = 0.3  # smallest number of seconds from one object to the next
+REACH = (0.2, 2.0)  # limits of the loops' radius as a fraction of half the object's sides
+AFTER = 0.5  # seconds that it is recorded after the last word and turn
+SMOOTHED = 5  # points of the moving average that makes it unsteady
 MARGIN = 0.1  # fraction of the image's side around it in which the pointer is recorded
 DIGITS = 4  # after the point, of coordinates and times, as in the official files
 
@@ -115,9 +125,11 @@ def _times(
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return when each word begins and ends; the annotator pauses before naming an object."""
-    lasts = generator.gamma(8, 1 / (8 * params.words_per_second), len(words))
+    lasts = generator.gamma(WORD_SHAPE, 1 / (WORD_SHAPE * params.words_per_second), len(words))
     pauses = np.zeros(len(words))
-    pauses[[first for (first, _), _ in named]] = generator.gamma(2, PAUSE / 2, len(named))
+    pauses[[first for (first, _), _ in named]] = generator.gamma(
+        PAUSE_SHAPE, PAUSE / PAUSE_SHAPE, len(named)
+    )
     ends = np.cumsum(lasts + pauses)
     return np.round(ends - lasts, DIGITS), np.round(ends, DIGITS)
 
@@ -141,9 +153,10 @@ def _turns(
         x0, y0, x1, y1 = mask_box(scene.masks[own])
         half = np.array([x1 - x0, y1 - y0]) / 2 / side
         spread = params.noise * generator.normal(0, params.reach_deviation, 2)
-        reach = np.clip(params.reach + spread, 0.2, 2.0)
+        reach = np.clip(params.reach + spread, *REACH)
         centre = np.array([x0 + x1, y0 + y1]) / 2 / side
-        turns.append(Turn(times[k], max(times[k + 1], times[k] + 0.2), centre, half * reach))
+        end_of_turn = max(times[k + 1], times[k] + SHORTEST_TURN)
+        turns.append(Turn(times[k], end_of_turn, centre, half * reach))
     return turns
 
 
@@ -151,7 +164,7 @@ def _trace(
     turns: Sequence[Turn], end: float, params: AnnotatorParams, generator: np.random.Generator
 ) -> np.ndarray:
     """Return the pointer's points (P, 3) as x, y and time, inside and outside the image."""
-    times = np.arange(0, max(end, turns[-1].end) + 0.5, 1 / params.points_per_second)
+    times = np.arange(0, max(end, turns[-1].end) + AFTER, 1 / params.points_per_second)
     known = np.zeros(len(times), bool)
     places = np.zeros((len(times), 2))
     last = -TRAVEL  # when the previous turn ended
@@ -176,9 +189,10 @@ def _trace(
 
 
 def _unsteady(count: int, generator: np.random.Generator) -> np.ndarray:
-    """Return smooth noise (count, 2) with standard deviation 1: a moving average of five."""
-    noise = generator.normal(0, 1, (count + 4, 2))
-    return (noise[:-4] + noise[1:-3] + noise[2:-2] + noise[3:-1] + noise[4:]) / 5**0.5
+    """Return smooth noise (count, 2) with standard deviation 1: a moving average."""
+    noise = generator.normal(0, 1, (count + SMOOTHED - 1, 2))
+    shifted = (noise[first : first + count] for first in range(SMOOTHED))
+    return functools.reduce(np.add, shifted) / SMOOTHED**0.5
 
 
 def _segments(points: np.ndarray) -> list[np.ndarray]:

@@ -449,3 +449,60 @@ def test_real_photographs(tmp_path, monkeypatch):
     assert np.corrcoef([mask.sum() for mask in masks], areas)[0, 1] > 0.99
     shards = [out / f"images/train/{shard}.parquet" for shard in (0, 1)]
     assert sum(1 for _ in read_images(*shards)) == splits["train"]["images"]
+
+
+def test_narratives_belong_to_the_images_that_their_official_ids_name(tmp_path):
+    params = coco_params(write_coco(tmp_path)).model_copy(update={"narratives": True})
+    source = coco_source(params)
+    assert [path.name for path in source.narratives.paths] == [
+        "coco_train_localized_narratives-00000-of-00004.jsonl",
+        "coco_train_localized_narratives-00001-of-00004.jsonl",
+        "coco_train_localized_narratives-00002-of-00004.jsonl",
+        "coco_train_localized_narratives-00003-of-00004.jsonl",
+    ]
+    ids = [source.narratives.image_id(name) for name in ("381639", "6375c17e61428d75", "9" * 5000)]
+    assert ids == [381639, -1, -1]
+    annotations = tmp_path / "annotations"
+    (annotations / "captions_train2017.json").rename(annotations / "captions_val2017.json")
+    small = coco_source(params.model_copy(update={"train_part": "val2017"}))
+    assert [path.name for path in small.narratives.paths] == ["coco_val_localized_narratives.jsonl"]
+
+
+def test_narratives_in_several_files_reach_the_shards_of_their_images(tmp_path, monkeypatch):
+    folder = write_coco(tmp_path / "coco")
+    # not the bytes of a training image
+    (folder / "val2017/000000000009.jpg").write_bytes(noise_jpeg(40, 60, grey=True))
+    table = folder / "annotations/instances_train2017.json"
+    content = json.loads(table.read_text())
+    content["annotations"] = [instance(11, 1, category_id=1)]  # of a base class
+    table.write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OVIS_WORKERS", "1")
+    write_download_params(
+        tmp_path,
+        source="coco",
+        max_skipped_fraction=0.5,
+        max_missing_class_fraction=1.0,
+        max_unmatched_fraction=1.0,
+        coco={"folder": str(folder), "val_fraction": 0.0, "narratives": True},
+    )
+    message = r"-00002-of-00004\.jsonl: not found; download\.coco\.narratives .*google\.github\.io"
+    said = {"dataset_id": "mscoco_train2017", "annotator_id": 0, "timed_caption": [], "traces": []}
+    told = ["1", "2", None, "1"]
+    for number, image_id in enumerate(told):
+        path = folder / f"annotations/coco_train_localized_narratives-0000{number}-of-00004.jsonl"
+        if image_id is None:
+            continue
+        text = json.dumps({**said, "image_id": image_id, "caption": f"narrative {number}"})
+        path.write_text(text + "\n")
+    with pytest.raises(FileNotFoundError, match=message):
+        main()
+    assert not list(Path("data/download").rglob("*.parquet"))  # nothing is copied before
+    (folder / "annotations/coco_train_localized_narratives-00002-of-00004.jsonl").touch()
+    main()
+    found = {
+        shard: [json.loads(line)["caption"] for line in path.read_text().splitlines()]
+        for shard in (0, 1)
+        if (path := Path(f"data/download/narratives/train/{shard}.jsonl"))
+    }
+    assert found == {0: ["narrative 1"], 1: ["narrative 0", "narrative 3"]}

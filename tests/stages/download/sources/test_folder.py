@@ -41,13 +41,13 @@ def make_params(folder: Path, **limits) -> FolderParams:
 
 
 def make_all(folder: Path, split: str) -> dict:
-    source = folder_source(make_params(folder))
+    source = folder_source(make_params(folder), 0.0)
     return {task.file_name: source.make(task) for task in source.tasks[split]}
 
 
 def test_images_captions_and_names(tmp_path):
     folder = write_folder(tmp_path)
-    source = folder_source(make_params(folder))
+    source = folder_source(make_params(folder), 0.0)
     assert not source.annotated and source.tasks["val"] == []
     cat, bear = source.categories
     assert (cat.id, cat.name, cat.split, cat.forms[:3]) == (
@@ -69,7 +69,7 @@ def test_looking_up_tells_what_making_tells(tmp_path):
     folder = write_folder(tmp_path)
     with (folder / "captions.csv").open("a") as file:
         file.write("gone.jpg,a cat\n")
-    source = folder_source(make_params(folder))
+    source = folder_source(make_params(folder), 0.0)
     tasks = source.tasks["train"] + source.tasks["test"]
     found = [source.look_up(task) for task in tasks]
     assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
@@ -79,12 +79,16 @@ def test_looking_up_tells_what_making_tells(tmp_path):
 
 def test_an_id_depends_on_the_name_alone(tmp_path):
     folder = write_folder(tmp_path)
-    before = {t.file_name: t.image_id for t in folder_source(make_params(folder)).tasks["train"]}
+    before = {
+        t.file_name: t.image_id for t in folder_source(make_params(folder), 0.0).tasks["train"]
+    }
     (folder / "train/0.jpg").write_bytes(noise_jpeg(9, 9))
-    after = {t.file_name: t.image_id for t in folder_source(make_params(folder)).tasks["train"]}
+    after = {
+        t.file_name: t.image_id for t in folder_source(make_params(folder), 0.0).tasks["train"]
+    }
     assert before.items() < after.items() and len(after) == 4
     assert hashed_id("train/a.jpg") != hashed_id("test/a.jpg")
-    few = folder_source(make_params(folder, train=1, test=1, pairs=0)).tasks
+    few = folder_source(make_params(folder, train=1, test=1, pairs=0), 0.0).tasks
     assert [len(few[split]) for split in ("pairs", "train", "test")] == [0, 1, 1]
     assert few["train"][0].image_id == min(after.values())
 
@@ -103,13 +107,59 @@ def test_narratives_stand_in_for_captions(tmp_path):
     told = [("a.jpg", "Two cats. One sleeps."), ("gone.jpg", "A dog")]
     lines = [json.dumps({**fields, "image_id": name, "caption": text}) for name, text in told]
     (folder / "narratives.jsonl").write_text("\n".join([*lines, "{"]))
-    source = folder_source(make_params(folder))
+    source = folder_source(make_params(folder), 0.4)
     captions = {task.file_name: task.captions for task in source.tasks["train"] if task.captions}
     assert captions == {"a.jpg": ("Two cats.", "One sleeps."), "gone.jpg": ("A dog",)}
     ids = {task.file_name: task.image_id for task in source.tasks["train"]}
     assert source.narratives.image_id("a.jpg") == ids["a.jpg"]
     image_id = source.narratives.image_id  # of a name as another system spells its accents
     assert image_id("cafe\u0301.jpg") == image_id("caf\u00e9.jpg")
+    with pytest.raises(ValueError, match=r"1 of 3 lines .*max_skipped_.*narratives\.jsonl, line 3"):
+        folder_source(make_params(folder), 0.3)
+
+
+@pytest.mark.parametrize(
+    ("image_id", "file_name"),
+    [
+        ("ADE_val_00000175", "b/ADE_val_00000175.jpg"),  # ADE20k
+        ("1000092795", "1000092795.jpg"),  # Flickr30k
+        ("6375c17e61428d75", "6375c17e61428d75.jpg"),  # Open Images
+        ("a.jpg", "a.jpg"),
+        ("two.jpg", "two.jpg"),
+        ("two", "two"),  # two.jpg or two.png
+        ("b/c", "b/c"),
+    ],
+)
+def test_an_official_id_is_the_stem_of_a_file(tmp_path, image_id, file_name):
+    folder = write_folder(tmp_path)
+    (folder / "captions.csv").unlink()
+    for name in ("b/ADE_val_00000175.jpg", "1000092795.jpg", "6375c17e61428d75.jpg", "two.jpg"):
+        (folder / "train" / name).touch()
+    (folder / "train/two.png").touch()
+    said = {"dataset_id": "", "annotator_id": 0, "timed_caption": [], "traces": []}
+    line = json.dumps({**said, "image_id": image_id, "caption": "A cat."})
+    (folder / "narratives.jsonl").write_text(line)
+    source = folder_source(make_params(folder), 0.0)
+    assert {task.file_name for task in source.tasks["train"] if task.captions} == {file_name}
+    assert source.narratives.image_id(image_id) == hashed_id(f"train/{file_name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n", r"^\S+/narratives\.jsonl: has no narrative; download\.folder\.path of params\.yaml"),
+        (
+            "{\n[]\n",
+            r"^2 of 2 lines .*/narratives\.jsonl, line 1: not valid JSON.*line 2: expected",
+        ),
+    ],
+)
+def test_narratives_without_any_are_named_before_their_images(tmp_path, text, message):
+    folder = write_folder(tmp_path)
+    (folder / "captions.csv").unlink()
+    (folder / "narratives.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        folder_source(make_params(folder), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +202,7 @@ def test_captions_as_json(tmp_path):
     )
     (folder / "captions.json").write_text('["a.jpg"]')
     with pytest.raises(ValueError, match=r"captions\.json: must be \{file_name: caption or list"):
-        folder_source(make_params(folder))
+        folder_source(make_params(folder), 0.0)
 
 
 def test_images_are_turned_upright(tmp_path):
@@ -222,14 +272,14 @@ def test_files_of_another_form_are_refused(tmp_path, name, content, message):
         encoded = content if isinstance(content, bytes) else content.encode()
         (folder / name).write_bytes(encoded)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        folder_source(make_params(folder))
+        folder_source(make_params(folder), 0.0)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "test").rename(folder / "tests")
     with pytest.raises(FileNotFoundError, match=r"test: no such folder; download\.folder\.path"):
-        folder_source(make_params(folder))
+        folder_source(make_params(folder), 0.0)
 
 
 def test_classes_belong_to_one_part(tmp_path):

@@ -56,7 +56,7 @@ def scratch(tmp_path):
 
 
 def make_all(folder: Path, scratch: Path, split: str) -> dict[str, Example | Skipped]:
-    source = open_images_source(open_images_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch, 0.0)
     return {task.name: source.make(task) for task in source.tasks[split]}
 
 
@@ -118,12 +118,12 @@ def test_words_people_use(caption, expected):
 
 
 def test_what_is_none_of_the_classes_is_only_kept_from_them(folder, scratch):
-    source = open_images_source(open_images_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch, 0.0)
     assert {c.name for c in source.categories if c.split == "excluded"} == set(OTHERS)
 
 
 def test_splits_are_by_narrative_and_verified_label(folder, scratch):
-    source = open_images_source(open_images_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch, 0.0)
     names = {split: {task.name for task in tasks} for split, tasks in source.tasks.items()}
     assert names["train"] == names["pairs"] == set(TRAIN[:3])  # nobody narrated the fourth
     assert names["val"] == set() and names["test"] == set(TEST[:2])
@@ -147,7 +147,7 @@ def test_val_is_held_out_and_limits_take_the_smallest_ids(folder, scratch):
     fraction = 0.5
     changes = {"val_fraction": fraction}
     params = open_images_params(folder, pairs=1, test=1).model_copy(update=changes)
-    source = open_images_source(params, scratch)
+    source = open_images_source(params, scratch, 0.0)
     held = {name for name in TRAIN[:3] if is_held_out(hashed_id(name), VAL, fraction)}
     assert {task.name for task in source.tasks["val"]} == held
     assert {task.name for task in source.tasks["train"]} == set(TRAIN[:3]) - held
@@ -185,7 +185,7 @@ def test_verified_classes_follow_the_hierarchy(folder, scratch):
 
 
 def test_ancestors_are_the_classes_above(folder, scratch):
-    source = open_images_source(open_images_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch, 0.0)
     bear, carnivore = IDS["Bear"], IDS["Carnivore"]
     assert source.ancestors == {
         IDS["Brown bear"]: {bear, carnivore},
@@ -209,7 +209,7 @@ def test_an_outline_goes_to_one_box_only():
 
 def test_looking_up_tells_what_making_tells(folder, scratch):
     (folder / "train" / f"{TRAIN[0]}.jpg").unlink()
-    source = open_images_source(open_images_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch, 0.0)
     for tasks in source.tasks.values():
         found = [source.look_up(task) for task in tasks]
         assert found == [getattr(made, "listed", made) for made in map(source.make, tasks)]
@@ -222,7 +222,7 @@ def test_missing_images_are_skipped(folder, scratch):
 
 def second(folder: Path, scratch: Path) -> tuple[Source, OpenImagesTask]:
     """Index the tables; return the source and the task of the second training image."""
-    source = open_images_source(open_images_params(folder), scratch)
+    source = open_images_source(open_images_params(folder), scratch, 0.0)
     (task,) = (task for task in source.tasks["train"] if task.name == TRAIN[1])
     return source, task
 
@@ -253,7 +253,7 @@ def test_broken_archives_are_found_before_any_image_is_read(folder, scratch):
     archive = folder / f"train-masks-{TRAIN[1][0]}.zip"
     archive.write_bytes(archive.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"train-masks-3\.zip: .*not a zip file; remove the arch"):
-        open_images_source(open_images_params(folder), scratch)
+        open_images_source(open_images_params(folder), scratch, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,12 @@ def test_broken_archives_are_found_before_any_image_is_read(folder, scratch):
         (
             "open_images_train_v6_localized_narratives-00003-of-00010.jsonl",
             '{"image_id": "a"}\n',
-            r"00003-of-00010\.jsonl, line 1: not a Localized Narrative \(KeyError\('caption'\)\)",
+            r"1 of 5 lines .*max_skipped_fraction = 0 .*00003-of-00010\.jsonl, line 1: caption is",
+        ),
+        (
+            "open_images_train_v6_localized_narratives-00003-of-00010.jsonl",
+            None,
+            r"00003-of-00010\.jsonl: not found; `python -m fetch open_images` fetches what",
         ),
     ],
 )
@@ -291,7 +296,36 @@ def test_files_of_another_form_are_refused(folder, scratch, name, content, messa
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        open_images_source(open_images_params(folder), scratch)
+        open_images_source(open_images_params(folder), scratch, 0.0)
+
+
+def test_few_broken_narratives_are_told_and_left_out(folder, scratch, capsys):
+    last = folder / narratives("train")[-1]
+    last.write_text("\n{\n\n" + json.dumps({"image_id": TRAIN[3], "caption": "a cat"}))
+    source = open_images_source(open_images_params(folder), scratch, 0.2)
+    assert {task.name for task in source.tasks["train"]} == set(TRAIN)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"download: narrative left out: {last}, line 2: not valid JSON")
+
+
+def test_narratives_of_no_listed_image_are_refused(folder, scratch):
+    for name in narratives("train"):
+        (folder / name).write_text("")
+    with pytest.raises(
+        ValueError, match=r"00000-of-00010\.jsonl .* none of 0 narratives is of an im"
+    ):
+        open_images_source(open_images_params(folder), scratch, 0.0)
+
+
+def test_narratives_belong_to_the_image_of_their_official_id(folder, scratch):
+    params = open_images_params(folder).model_copy(update={"narratives": True})
+    source = open_images_source(params, scratch, 0.0)
+    ids = {task.name: task.image_id for task in source.tasks["train"]}
+    assert {name: source.narratives.image_id(name) for name in ids} == ids
+    assert source.narratives.example in ids
+    assert [path.name for path in source.narratives.paths] == [
+        f"open_images_train_v6_localized_narratives-0000{k}-of-00010.jsonl" for k in range(10)
+    ]
 
 
 def test_an_image_of_two_parts_is_refused(folder, scratch):
@@ -300,7 +334,7 @@ def test_an_image_of_two_parts_is_refused(folder, scratch):
     with (folder / table("labels", "validation")).open("a") as file:
         file.write(f"{TRAIN[0]},verification,/m/0001,1\n")
     with pytest.raises(ValueError, match=rf"{TRAIN[0]} are listed in train and in validation"):
-        open_images_source(open_images_params(folder), scratch)
+        open_images_source(open_images_params(folder), scratch, 0.0)
 
 
 def test_labels_are_read_by_name(folder):
