@@ -418,7 +418,7 @@ def test_the_example_of_the_page_gives_a_box_with_the_default_settings(repositor
     narrative = replace(parse_narrative(" ".join(example.splitlines())), image_id="1")
     params = read_section("phrases", PhrasesParams, repository / "params.yaml")
     finder, parse = MentionFinder([CUP, BIRD]), make_parser(params)
-    (cup,) = narrated_phrases(narrative, (100, 200), parse, finder, params)
+    (cup,) = narrated_phrases(narrative, 0, (100, 200), parse, finder, params)
     assert (cup.text, cup.category_id, cup.located.reason) == ("cup", CUP.id, "")
     # The cup is at 0.21 to 0.38 across and 0.40 to 0.62 down; the box is trimmed a little.
     assert cup.located.box_xyxy == pytest.approx([42, 40, 76, 62], abs=1)
