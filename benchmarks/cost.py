@@ -277,18 +277,7 @@ class Profile:
         section = self.params["detector"]
         network = network_params(section["architecture"]).model_validate(section["network"])
         classes = sum(self.dataset.classes)
-        model = build(section["architecture"], network, torch.randn(classes, 512))
-        image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
-        mask = torch.from_numpy((inputs.maps(1) > 0.3).astype(np.uint8))
-        target = {"boxes": torch.tensor([[200.0, 120, 400, 360]]), "labels": torch.ones(1).long()}
-
-        settings = LossSettings(vocabulary=None, background_weight=1.0)
-
-        def learn() -> None:
-            losses = model.train().losses([image], [{**target, "masks": mask}], settings)
-            sum(losses.values()).backward()
-
-        operations = operations_of(learn)
+        operations = train_operations(section["architecture"], network, classes)
         decoding = self._copying()
         for stage in ("detector", "finetune"):
             training = TrainingParams.model_validate(self.params[stage]["training"])
@@ -332,6 +321,23 @@ class Profile:
             for trial in trials
         ]
         return core_seconds_of(lambda: score(trials, found, params, truth))
+
+
+def train_operations(architecture: str, network: NetworkParams, classes: int) -> float:
+    """Return the operations to learn from an image with one object, forwards and backwards."""
+    model = build(architecture, network, torch.randn(classes, 512)).train()
+    image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
+    target = {
+        "boxes": torch.tensor([[200.0, 120, 400, 360]]),
+        "labels": torch.ones(1).long(),
+        "masks": torch.from_numpy((inputs.maps(1) > 0.3).astype(np.uint8)),
+    }
+    settings = LossSettings(vocabulary=None, background_weight=1.0)
+
+    def learn() -> None:
+        sum(model.losses([image], [target], settings).values()).backward()
+
+    return operations_of(learn)
 
 
 def detect_operations(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from benchmarks.cost import (
     detect_operations,
     fetched,
     learn_regions,
+    operations_of,
     passes_of,
+    train_operations,
 )
 from benchmarks.flow import Bench, ideal_seconds
 from benchmarks.laptop import whole, write_coco
@@ -36,11 +39,12 @@ from flows.dvc.plan import make_plan
 from flows.graph import Status, overlap
 from stages.common.runtime.params import read_params
 from stages.models.backbones.imagenet import freeze_stages
+from stages.models.detection.hourglass_head import hourglass
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.views import ViewSettings
 from stages.ranking.params import RankingParams
 from tests.support.graph import make_stage
-from tests.support.tiny_detector import tiny_detector
+from tests.support.tiny_detector import WITH_HOURGLASS, tiny_detector
 from tests.support.tiny_fcos_mo import tiny_fcos_mo
 
 
@@ -165,7 +169,14 @@ def test_cost_of_ranking_is_that_of_its_looks_at_the_regions(
     assert passes_of(ranking) == passes
 
 
-@pytest.mark.parametrize("tiny", [tiny_detector, tiny_fcos_mo])
+TINY = {
+    "mask_rcnn": tiny_detector,
+    "mask_rcnn, hourglass": partial(tiny_detector, **WITH_HOURGLASS),
+    "fcos_mo": tiny_fcos_mo,
+}
+
+
+@pytest.mark.parametrize("tiny", TINY.values(), ids=TINY)
 def test_cost_of_detecting_is_that_of_all_detections_of_all_vocabularies(tiny):
     architecture, network = tiny().architecture, tiny().params
     few, more, thrice = (
@@ -173,6 +184,20 @@ def test_cost_of_detecting_is_that_of_all_detections_of_all_vocabularies(tiny):
     )
     assert few < more < thrice
     assert thrice - more == pytest.approx(4 * (more - few), rel=0.1)
+
+
+def test_cost_of_training_counts_the_convolutions_of_an_hourglass():
+    def of(depth: int) -> float:
+        head = WITH_HOURGLASS["mask_head"] | {"depth": depth}
+        network = tiny_detector(mask_head=head).params
+        return train_operations("mask_rcnn", network, 2)
+
+    def alone(depth: int) -> float:
+        network = hourglass(depth, 8 + 2 + 8, 8)
+        crop = torch.rand(1, 18, 16, 16, requires_grad=True)
+        return operations_of(lambda: network(crop).sum().backward())
+
+    assert of(20) - of(10) == pytest.approx(alone(20) - alone(10), rel=1e-6)
 
 
 def test_cost_of_learning_counts_neither_frozen_stages_nor_what_is_not_computed_again():

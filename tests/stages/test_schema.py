@@ -136,7 +136,7 @@ def test_every_key_of_every_architecture_says_what_it_is(schema):
     assert len(told) > 400 and [key for (key, _), words in told.items() if not words] == []
     # where a profile's value comes from, does not say what it is
     assert [words for words in told.values() if re.match(r"(ours|code|paper)\b", words)] == []
-    head = schema["$defs"]["stages__models__architectures__fcos_mo__params__MaskHeadParams"]
+    head = schema["$defs"]["HourglassParams"]
     assert head["properties"]["depth"]["description"].startswith("3×3 convolutions: 10 | 20")
     momentum = schema["$defs"]["SgdParams"]["properties"]["momentum"]
     assert "{kind: sgd, momentum} (official: 0.9)" in momentum["description"]

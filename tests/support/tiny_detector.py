@@ -47,9 +47,19 @@ NETWORK = {
         "smooth_l1_beta": 1 / 9,
     },
     "classifier": {"similarity": "cosine", "temperature": 0.1, "background": "learned"},
-    "mask_head": {"pooler_resolution": 7, "channels": 8, "layers": 1},
+    "mask_head": {"kind": "convolutions", "pooler_resolution": 7, "channels": 8, "layers": 1},
     "inference": {"score_threshold": 0.05, "nms_iou": 0.5, "detections_per_image": 5},
 }
+# The mask head of FCOS-MO, and of Mask R-CNN where that has one.
+HOURGLASS = {
+    "depth": 10,
+    "channels": 8,
+    "crop_side": 16,
+    "pixel_channels": 8,
+    "instance_channels": 8,
+    "objects_per_image": 8,
+}
+WITH_HOURGLASS = {"mask_head": {"kind": "hourglass", **HOURGLASS}}
 # What changes in NETWORK with another backbone.
 RESNETS = {
     "resnet50_fpn": {
@@ -64,7 +74,7 @@ RESNETS = {
     "resnet50_c4": {
         "backbone": {"kind": "resnet50_c4", "frozen_stages": 2},
         "proposals": NETWORK["proposals"] | {"anchor_sizes": [16.0, 32.0, 48.0]},
-        "mask_head": {"pooler_resolution": 4, "channels": 8, "layers": 0},
+        "mask_head": {"kind": "convolutions", "pooler_resolution": 4, "channels": 8, "layers": 0},
     },
 }
 TRAINING = {

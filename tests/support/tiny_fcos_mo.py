@@ -4,7 +4,7 @@ import torch
 
 from stages.models.detection.detector import Detector, build
 from stages.models.detection.params import network_params
-from tests.support.tiny_detector import EMBEDDINGS
+from tests.support.tiny_detector import EMBEDDINGS, HOURGLASS
 from tests.support.tiny_detector import NETWORK as MASK_RCNN
 
 NETWORK = {
@@ -14,14 +14,7 @@ NETWORK = {
     "locations": {"finest_level": 0, "regressed_up_to": [10.0, 20.0], "centre_radius": 1.5},
     "focal": {"alpha": 0.25, "gamma": 2.0, "prior": 0.01},
     "classifier": {"similarity": "cosine", "temperature": 0.1, "background": "learned"},
-    "mask_head": {
-        "depth": 10,
-        "channels": 8,
-        "crop_side": 16,
-        "pixel_channels": 8,
-        "instance_channels": 8,
-        "objects_per_image": 8,
-    },
+    "mask_head": HOURGLASS,
     "inference": {
         "score_threshold": 0.05,
         "pre_nms_top_n": 100,

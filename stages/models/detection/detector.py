@@ -77,6 +77,11 @@ class LossSettings:
     region_losses: Mapping[str, RegionLoss] = field(default_factory=dict)
 
 
+def object_weights(target: Mapping[str, torch.Tensor]) -> Float[torch.Tensor, "n 3"]:
+    """Return the class, box and mask weights of each object of an image; 1 where none are given."""
+    return target.get("weights", target["boxes"].new_ones(len(target["boxes"]), 3))
+
+
 class Detector(nn.Module, ABC):
     """A network that detects and outlines the classes of a vocabulary; `build` makes one.
 
@@ -220,7 +225,7 @@ def _network_class(architecture: str) -> NetworkClass:
 
 def save(path: Path, model: Detector) -> None:
     """Write weights and text embeddings, with the architecture and its settings in the header."""
-    facts: dict[str, Any] = {"network": model.params.model_dump()}
+    facts: dict[str, Any] = {"network": model.params.to_header()}
     if model.architecture != DEFAULT_ARCHITECTURE:
         facts["architecture"] = model.architecture
     if model.region_head is not None:
@@ -240,7 +245,7 @@ def load(path: Path) -> Detector:
         raise ValueError(f"{path}: not a detector; run `dvc repro detector` to make one")
     architecture = facts.get("architecture", DEFAULT_ARCHITECTURE)
     try:
-        params = network_params(architecture).model_validate(facts["network"])
+        params = network_params(architecture).of_header(facts["network"])
         embeddings = tensors[f"{_network_class(architecture).classifier_name}.embeddings"]
         model = build(architecture, params, embeddings, facts.get("region_head"))
         model.load_state_dict(tensors)

@@ -9,11 +9,12 @@ runs. What each key means, its unit and the paper's value stand beside it in par
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, create_model, model_validator
 
 from stages.common.runtime.params import Section
+from stages.models.detection.mask_head_params import MaskHeadParams, check_width
 
 PACKAGE = "stages.models.architectures"
 # micro_batches: also several processes. proposals: `Detector.propose`. object_weights: objects
@@ -107,14 +108,6 @@ class ClassifierParams(Section):
     background: Literal["zero", "learned"]
 
 
-class MaskHeadParams(Section):
-    """Class-agnostic mask head."""
-
-    pooler_resolution: int = Field(ge=1)
-    channels: int = Field(ge=4)
-    layers: int = Field(ge=0)
-
-
 class InferenceParams(Section):
     """From scored regions to detections."""
 
@@ -140,6 +133,19 @@ class NetworkParams(Section):
     backbone: BackboneParams
     classifier: ClassifierParams
 
+    def to_header(self) -> dict[str, Any]:
+        """Return the settings as the header of a file of weights has them."""
+        return self.model_dump()
+
+    @classmethod
+    def of_header(cls, header: Any) -> Self:
+        """Return the settings that `to_header` returned, also those of older versions.
+
+        Raises:
+            ValueError: these are other settings.
+        """
+        return cls.model_validate(header)
+
 
 class TwoStageParams(NetworkParams):
     """Mask R-CNN's network, built from any library's parts."""
@@ -161,6 +167,20 @@ class TwoStageParams(NetworkParams):
     mask_head: MaskHeadParams
     inference: InferenceParams
 
+    def to_header(self) -> dict[str, Any]:
+        """As the parent, but convolutions are not named: older versions had no other mask head."""
+        header = super().to_header()
+        if self.mask_head.kind == "convolutions":
+            del header["mask_head"]["kind"]
+        return header
+
+    @classmethod
+    def of_header(cls, header: Any) -> Self:
+        """As the parent; a mask head that is not named is of convolutions."""
+        if isinstance(header, dict) and isinstance(header.get("mask_head"), dict):
+            header = {**header, "mask_head": {"kind": "convolutions", **header["mask_head"]}}
+        return super().of_header(header)
+
     @model_validator(mode="after")
     def _one_anchor_size_per_level(self) -> "TwoStageParams":
         sides = len(self.proposals.anchor_sizes)
@@ -170,6 +190,12 @@ class TwoStageParams(NetworkParams):
                 f"proposals.anchor_sizes: has {sides} sides, but backbone.kind"
                 f" {self.backbone.kind} has {levels} levels; give one side per level"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _hourglass_fits_the_levels(self) -> "TwoStageParams":
+        if self.mask_head.kind == "hourglass" and self.backbone.kind != "resnet50_c4":
+            check_width(self.backbone.pyramid_width)
         return self
 
 

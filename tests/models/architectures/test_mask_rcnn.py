@@ -7,25 +7,30 @@ from torch.nn import functional
 from torchvision.ops import roi_align
 
 from stages.common.runtime.curves import Curve
-from stages.common.runtime.storage import write_json, write_tensors
+from stages.common.runtime.storage import read_tensors, write_json, write_tensors
+from stages.models.architectures.mask_rcnn.heads import RegionMeans
 from stages.models.backbones.roi_align import PyramidPooling, pool_regions
-from stages.models.detection.detector import load, predict, save
+from stages.models.detection.detector import LossSettings, load, predict, save
 from stages.models.detection.initial_weights import load_trunk
-from stages.models.detection.params import TrainingParams
+from stages.models.detection.params import TrainingParams, network_params
 from stages.models.detection.paste_masks import paste_masks
-from stages.models.detection.samples import label_images, read_annotations
+from stages.models.detection.samples import label_images, read_annotations, training_sample
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 from stages.models.detection.training import make_schedule, train_detector
 from tests.support.tiny_detector import (
     EMBEDDINGS,
+    HOURGLASS,
     NETWORK,
+    RESNETS,
     TRAINING,
+    WITH_HOURGLASS,
     annotate,
     draw,
     make_image,
     tiny_detector,
 )
+from tests.support.tiny_hourglass import labelled
 
 
 def classifier(similarity: str, temperature: float, background: str) -> TextClassifier:
@@ -253,3 +258,50 @@ def test_frozen_parts_keep_weights_and_statistics(tmp_path):
             for key, value in part.state_dict().items()
         ]
         assert all(same) if name in frozen else not all(same), name
+
+
+@pytest.mark.parametrize("changes", [{}, *RESNETS.values()], ids=["trunk", *RESNETS])
+def test_an_hourglass_learns_in_given_boxes_whatever_is_proposed(changes):
+    model = tiny_detector(**changes | WITH_HOURGLASS).train()
+    samples = [training_sample(p, np.random.default_rng(0), False, 0.0) for p in labelled()]
+    images, targets = map(list, zip(*samples, strict=True))
+
+    def losses() -> dict[str, float]:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found = model.losses(images, targets, LossSettings(None, 1.0))
+        return {name: loss.item() for name, loss in found.items()}
+
+    before = losses()
+    for weight in model.proposals.head.parameters():
+        weight.data *= -20
+    after = losses()
+    assert after["mask"] == pytest.approx(before["mask"], rel=1e-4)
+    assert after["box"] != pytest.approx(before["box"], rel=1e-2)
+
+
+def test_the_instance_is_the_mean_of_the_region():
+    level = torch.zeros(2, 3, 16, 16)
+    level[0, 0, :, 8:], level[1, 2] = 1.0, 5.0  # the right half of the first image
+    read = RegionMeans(PyramidPooling((4,), True, 4, canonical_side=56))
+    boxes = [torch.tensor([[16.0, 16, 48, 48], [40, 8, 60, 60]]), torch.tensor([[0.0, 0, 9, 9]])]
+    expected = torch.tensor([[0.5, 0, 0], [1.0, 0, 0], [0, 0, 5.0]])
+    torch.testing.assert_close(read([level], boxes), expected)
+
+
+def test_a_file_names_the_kind_of_its_mask_head_unless_it_is_of_convolutions(tmp_path):
+    for changes, kind in ({}, None), (WITH_HOURGLASS, "hourglass"):
+        model, path = tiny_detector(**changes), tmp_path / f"{kind}.safetensors"
+        save(path, model)
+        assert read_tensors(path)[1]["network"]["mask_head"].get("kind") == kind
+        assert load(path).params == model.params
+
+
+def test_an_hourglass_needs_levels_that_it_can_normalise():
+    narrow = {"backbone": NETWORK["backbone"] | {"pyramid_width": 12}}
+    network_params("mask_rcnn").model_validate(NETWORK | narrow)
+    with pytest.raises(ValueError, match=r"backbone\.pyramid_width: .* multiple of 8, found 12"):
+        network_params("mask_rcnn").model_validate(NETWORK | narrow | WITH_HOURGLASS)
+    deep = {"mask_head": {"kind": "hourglass", **HOURGLASS, "depth": 52}}
+    with pytest.raises(ValueError, match=r"crop_side: expected a multiple of 32, .* found 16"):
+        network_params("mask_rcnn").model_validate(NETWORK | deep)

@@ -26,6 +26,7 @@ from tests.support.run_module import run_module
 from tests.support.tiny_detector import (
     CATEGORIES,
     NETWORK,
+    WITH_HOURGLASS,
     annotate,
     change_params,
     draw,
@@ -157,8 +158,12 @@ def repository(tmp_path, monkeypatch):
         ({"architecture": "jax"}, r"detector\.architecture: expected one of .*mask_rcnn, .*'jax'"),
         ({"engine": "torchvision"}, r"detector\.engine: torchvision: the key is architecture now"),
         (
-            {"network": NETWORK | {"mask_head": {"depth": 3}}},
-            r"mask_head\.depth: .*allowed keys: \['channels', 'layers', 'pooler_resolution'\]",
+            {"network": NETWORK | {"mask_head": NETWORK["mask_head"] | {"depth": 3}}},
+            r"mask_head\.convolutions\.depth: .*allowed keys: \['channels', 'kind', 'layers', 'po",
+        ),
+        (
+            {"architecture": "mask_rcnn_detectron2", "network": NETWORK | WITH_HOURGLASS},
+            r"network\.mask_head: .*kind: hourglass is not built of .* to mask_rcnn$",
         ),
     ],
 )

@@ -13,23 +13,11 @@ from jaxtyping import Float, Float32, Int
 from torch import nn
 from torchvision.ops import sigmoid_focal_loss
 
-from stages.models.architectures.fcos_mo.params import GROUP, FocalParams
+from stages.models.architectures.fcos_mo.params import FocalParams
+from stages.models.detection.hourglass_head import conv_norm_relu
 from stages.models.detection.text_classifier import TextClassifier
 
 LONGEST_EXPONENT = 8.0  # e^8 is 3000 strides; keeps the first steps finite
-
-
-def conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
-    """Return a 3×3 convolution, group norm and ReLU.
-
-    FCOS too has group norm in its towers. It treats each image by itself, so that micro-batches and
-    several processes give the losses of one batch.
-    """
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
-        nn.GroupNorm(outputs // GROUP, outputs),
-        nn.ReLU(inplace=True),
-    )
 
 
 @dataclass(frozen=True)

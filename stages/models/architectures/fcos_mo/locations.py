@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torchvision.ops import box_area
 
-from stages.models.backbones.roi_align import first_centre
+from stages.models.backbones.roi_align import first_centre, pool_regions
 from stages.models.detection.detector import IGNORED
+from stages.models.detection.hourglass_head import image_indices
 
 BACKGROUND, LEFT_OUT = -1, -2  # of locations that learn no object
 
@@ -45,6 +46,28 @@ class Grid:
         """Return the level on which a location at the centre of each box learns it."""
         reach = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).amax(1) / 2
         return torch.bucketize(reach, torch.tensor(self.limits, device=reach.device))
+
+    def read_centres(
+        self,
+        levels: Sequence[Float[torch.Tensor, "N D _ _"]],
+        boxes_xyxy: list[Float[torch.Tensor, "_ 4"]],
+    ) -> Float[torch.Tensor, "R D"]:
+        """Return the features at the centres of each image's boxes, on the level that learns each.
+
+        The mask head's instance embedding is computed from them. Ours, because FCOS has no single
+        centre cell per object, unlike CenterNet.
+        """
+        boxes, image = torch.cat(boxes_xyxy), image_indices(boxes_xyxy)
+        own_level = self.level(boxes)
+        points = ((boxes[:, :2] + boxes[:, 2:]) / 2).repeat(1, 2)
+        rows, read = [], []
+        with_locations = zip(levels[-len(self.strides) :], self.strides, strict=True)
+        for index, (level, stride) in enumerate(with_locations):
+            here = torch.where(own_level == index)[0]
+            first = first_centre(stride, self.central)
+            rows.append(here)
+            read.append(pool_regions(level, points[here], image[here], 1, stride, first))
+        return torch.cat(read)[torch.cat(rows).argsort()].flatten(1)
 
 
 @dataclass(frozen=True)

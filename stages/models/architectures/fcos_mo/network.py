@@ -34,11 +34,17 @@ from stages.models.architectures.fcos_mo.locations import (
     centerness,
     edge_distances,
 )
-from stages.models.architectures.fcos_mo.mask_head import MaskHead, mask_terms
 from stages.models.architectures.fcos_mo.params import NetworkParams
 from stages.models.detection.backbones import Backbone, build_backbone
-from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
-from stages.models.detection.global_batch import BatchContext, Counts, MicroBatchContext, Orders
+from stages.models.detection.detector import (
+    Detector,
+    LossSettings,
+    Prediction,
+    Targets,
+    object_weights,
+)
+from stages.models.detection.global_batch import BatchContext, Counts, MicroBatchContext
+from stages.models.detection.hourglass_head import HourglassHead
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.text_classifier import TextClassifier
 
@@ -67,7 +73,9 @@ class Network(Detector):
         self.dense = DenseHead(width, params.tower_layers, strides)
         texts = TextClassifier(width, embeddings, **params.classifier.model_dump())
         self.classifier_head = SigmoidClassifier(texts, params.focal.prior)
-        self.mask_head = MaskHead(params.mask_head, width, self.grid, finest)
+        self.mask_head = HourglassHead(
+            params.mask_head, width, finest, self.backbone.central, self.grid.read_centres
+        )
 
     def parts(self) -> dict[str, nn.Module]:
         """Return the parts that training may freeze, by name."""
@@ -115,7 +123,12 @@ class Network(Detector):
         classification, box, centering = (
             sum(image_terms) / num_positive for image_terms in zip(*image_sums, strict=True)
         )
-        mask = self._mask_loss(levels, targets, orders, batch_counts)
+        mask = self.mask_head.loss(
+            levels,
+            targets,
+            [order for _, order in orders],
+            [num_objects for _, num_objects in batch_counts],
+        )
         return {"classification": classification, "box": box, "centerness": centering, "mask": mask}
 
     def _location_losses(
@@ -141,7 +154,7 @@ class Network(Detector):
         """
         positive = objects >= 0
         index = objects[positive]
-        class_weight, box_weight, _ = _weights(target)[index].unbind(1)
+        class_weight, box_weight, _ = object_weights(target)[index].unbind(1)
         weight = logits.new_full((len(objects),), background_weight)
         weight[positive], weight[objects == LEFT_OUT] = class_weight, 0.0
         labels = torch.zeros_like(objects)
@@ -155,33 +168,6 @@ class Network(Detector):
             reduction="none",
         )
         return (terms * weight).sum(), (overlap * box_weight).sum(), (centering * box_weight).sum()
-
-    def _mask_loss(
-        self,
-        levels: list[torch.Tensor],
-        targets: Targets,
-        orders: Orders,
-        batch_counts: Counts,
-    ) -> torch.Tensor:
-        """Return the mask loss of randomly drawn objects, at most `objects_per_image` per image.
-
-        Objects with mask weight 0 are not drawn, but the mean is over as many objects as if they
-        were.
-        """
-        most = self.params.mask_head.objects_per_image
-        num_objects = max(1, sum(min(objects, most) for _, objects in batch_counts))
-        mask_weights = [_weights(target)[:, 2] for target in targets]
-        chosen = [
-            order.to(weights.device)[weights[order.to(weights.device)] > 0][:most]
-            for (_, order), weights in zip(orders, mask_weights, strict=True)
-        ]
-        if not any(map(len, chosen)):
-            return levels[0].new_zeros(()).float()
-        boxes = [target["boxes"][index] for target, index in zip(targets, chosen, strict=True)]
-        masks = [target["masks"][index] for target, index in zip(targets, chosen, strict=True)]
-        terms = mask_terms(self.mask_head(levels, boxes), boxes, masks)
-        pairs = zip(mask_weights, chosen, strict=True)
-        return (terms * torch.cat([weights[index] for weights, index in pairs])).sum() / num_objects
 
     @torch.no_grad()
     def count_samples(
@@ -270,11 +256,6 @@ class Network(Detector):
         kept = kept[: inference.detections_per_image]
         labels = torch.tensor(list(vocabulary), device=boxes.device)[position[kept]]
         return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
-
-
-def _weights(target: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the class, box and mask weights (n, 3) of each object."""
-    return target.get("weights", target["boxes"].new_ones(len(target["boxes"]), 3))
 
 
 def _counts(objects: list[torch.Tensor], targets: Targets) -> Counts:

@@ -1,10 +1,11 @@
 """Settings of `detector.architecture: fcos_mo`."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from stages.common.runtime.params import Section
+from stages.models.detection.mask_head_params import HourglassParams, check_width
 from stages.models.detection.params import (
     InferenceParams,
     ResizeParams,
@@ -12,17 +13,6 @@ from stages.models.detection.params import (
     TrunkParams,
 )
 from stages.models.detection.params import NetworkParams as DetectorNetworkParams
-
-# Depth → residual blocks of each resolution, from fine to coarse, and their widths in units of
-# `channels`. Source: Deep-MAC, appendix on the mask heads, and its official code.
-HOURGLASSES = {
-    10: ((1, 1), (2, 2)),
-    20: ((1, 2, 2), (2, 2, 3)),
-    32: ((2, 2, 2, 2), (2, 2, 3, 3)),
-    52: ((2, 2, 2, 2, 2, 4), (2, 2, 3, 3, 3, 4)),
-}
-GROUP = 8  # channels that are normalised together; 32 groups for FCOS's 256
-Width = Annotated[int, Field(ge=GROUP, multiple_of=GROUP)]
 
 
 class LocationParams(Section):
@@ -39,17 +29,6 @@ class FocalParams(Section):
     alpha: float = Field(ge=0, le=1)
     gamma: float = Field(ge=0)
     prior: float = Field(gt=0, lt=1)
-
-
-class MaskHeadParams(Section):
-    """Deep class-agnostic mask head."""
-
-    depth: Literal[10, 20, 32, 52]
-    channels: Width
-    crop_side: int = Field(ge=2)
-    pixel_channels: int = Field(ge=1)
-    instance_channels: int = Field(ge=1)
-    objects_per_image: int = Field(ge=1)
 
 
 class DenseInferenceParams(InferenceParams):
@@ -70,7 +49,7 @@ class NetworkParams(DetectorNetworkParams):
     tower_layers: int = Field(ge=1)
     locations: LocationParams
     focal: FocalParams
-    mask_head: MaskHeadParams
+    mask_head: HourglassParams
     inference: DenseInferenceParams
 
     @model_validator(mode="after")
@@ -87,20 +66,5 @@ class NetworkParams(DetectorNetworkParams):
 
     @model_validator(mode="after")
     def _widths_can_be_normalised(self) -> "NetworkParams":
-        width = self.backbone.pyramid_width
-        if width % GROUP:
-            raise ValueError(
-                f"backbone.pyramid_width: expected a multiple of {GROUP}, found {width}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _crops_can_be_halved(self) -> "NetworkParams":
-        head = self.mask_head
-        multiple = 2 ** (len(HOURGLASSES[head.depth][0]) - 1)
-        if head.crop_side % multiple:
-            raise ValueError(
-                f"mask_head.crop_side: expected a multiple of {multiple}, so that depth"
-                f" {head.depth} can halve it, found {head.crop_side}"
-            )
+        check_width(self.backbone.pyramid_width)
         return self

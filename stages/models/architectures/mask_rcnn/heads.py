@@ -1,9 +1,8 @@
 """Region heads of Mask R-CNN: torchvision's, made class-agnostic and open-vocabulary.
 
-Shape legend: N images, R regions, F features of a region, C classes, V classes of a vocabulary, S
-cells per side of a region, M cells per side of a mask. Boxes are xyxy in pixels of the resized
-image.
-Targets as in stages.models.detection.detector.
+Shape legend: N images, R regions, D channels of a level, F features of a region, C classes, V
+classes of a vocabulary, S cells per side of a region, M cells per side of a mask. Boxes are xyxy in
+pixels of the resized image. Targets as in stages.models.detection.detector.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from stages.models.backbones.roi_align import PyramidPooling
 from stages.models.detection.detector import LossSettings, Targets
+from stages.models.detection.hourglass_head import HourglassHead, Levels
 from stages.models.detection.mask_targets import mask_targets
 from stages.models.detection.region_hooks import SampledRegions
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
@@ -45,12 +46,33 @@ class MaskHead(nn.Sequential):
         )
 
 
+class RegionMeans(nn.Module):
+    """Reads one vector per box for the instance embedding of an hourglass.
+
+    It is the mean over the cells of the box's region, pooled as for the box head. Ours, because
+    Mask R-CNN has no locations: the poster does not say what its Mask R-CNN* takes.
+    """
+
+    def __init__(self, pooling: PyramidPooling) -> None:
+        super().__init__()
+        self.pooling = pooling
+
+    def forward(
+        self, levels: Levels, boxes_xyxy: list[Float[torch.Tensor, "_ 4"]]
+    ) -> Float[torch.Tensor, "R D"]:
+        """Return the vectors of all boxes, in order."""
+        named = {str(number): level for number, level in enumerate(levels)}
+        return self.pooling(named, boxes_xyxy, []).mean((2, 3))
+
+
 class RegionHeads(RoIHeads):
     """Class-agnostic box and mask heads, and the text classifier beside them.
 
     Matching, sampling and box coding are the parent's. Its losses and post-processing expect deltas
     and masks per class; here each region has one of each. Without a `mask_roi_pool`, masks are
-    predicted from the maps that are pooled for boxes.
+    predicted from the maps that are pooled for boxes. But an `HourglassHead` crops them itself, and
+    learns in the objects' given boxes instead of sampled regions.
+    Source: Deep-MAC's Mask R-CNN, which also learns masks in given boxes.
     """
 
     box_predictor: nn.ModuleDict  # {"classifier": TextClassifier, "deltas": nn.Linear}
@@ -99,15 +121,19 @@ class RegionHeads(RoIHeads):
         )
         if weights is not None:
             box = (box.sum(1) * weights[positive, 1]).sum()
-        inside = [boxes[label > 0] for boxes, label in zip(proposals, labels, strict=True)]
-        objects = [index[label > 0] for index, label in zip(matched, labels, strict=True)]
-        if self.mask_roi_pool is None:
-            logits = self.mask_head(maps[positive])
+        if isinstance(self.mask_head, HourglassHead):
+            levels, drawn = list(features.values()), self._order_objects(targets)
+            mask_loss = self.mask_head.loss(levels, targets, *drawn)
         else:
-            logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
-        masks = [target["masks"] for target in targets]
-        mask_weights = None if weights is None else weights[positive, 2]
-        mask_loss = mask_head_loss(logits[:, 0].float(), inside, masks, objects, mask_weights)
+            inside = [boxes[label > 0] for boxes, label in zip(proposals, labels, strict=True)]
+            objects = [index[label > 0] for index, label in zip(matched, labels, strict=True)]
+            if self.mask_roi_pool is None:
+                logits = self.mask_head(maps[positive])
+            else:
+                logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
+            masks = [target["masks"] for target in targets]
+            mask_weights = None if weights is None else weights[positive, 2]
+            mask_loss = mask_head_loss(logits[:, 0].float(), inside, masks, objects, mask_weights)
         class_logits = classifier(regions, settings.vocabulary)
         sampled = SampledRegions(
             batch.tensors, proposals, all_labels, regions, class_logits, classifier
@@ -123,6 +149,27 @@ class RegionHeads(RoIHeads):
             "box": box / len(all_labels),
             "mask": mask_loss,
         }
+
+    def count_samples(self, proposals: list[torch.Tensor], targets: Targets) -> None:
+        """Draw what `losses` draws, so that the sampler's context counts it."""
+        self.select_training_samples(proposals, targets)
+        if isinstance(self.mask_head, HourglassHead):
+            self._order_objects(targets)
+
+    def mask_loss_fraction(self) -> float:
+        """Return the fraction of the batch's mask loss that `losses` has yet to be multiplied by.
+
+        An hourglass's loss is already divided by the number of the whole batch's objects.
+        """
+        if isinstance(self.mask_head, HourglassHead):
+            return 1.0
+        return self.fg_bg_sampler.loss_fraction(1.0, 0.0)
+
+    def _order_objects(self, targets: Targets) -> tuple[list[torch.Tensor], list[int]]:
+        """Return a random order of each image's objects, and their numbers in the whole batch."""
+        context = self.fg_bg_sampler.context
+        orders, batch_counts = context.orders([(len(target["masks"]), 0) for target in targets])
+        return [order for order, _ in orders], [objects for objects, _ in batch_counts]
 
     def detect(
         self,
@@ -148,14 +195,25 @@ class RegionHeads(RoIHeads):
                 self._suppress(clip_boxes_to_image(b, size), s, torch.tensor(list(vocabulary)))
                 for b, s, size in zip(boxes, scores, image_sizes, strict=True)
             ]
-            pool = self.box_roi_pool if self.mask_roi_pool is None else self.mask_roi_pool
-            pooled = pool(features, [d["boxes"] for d in detections], image_sizes)
-            masks = self.mask_head(pooled)[:, 0].sigmoid()
-            per_image = masks.split([len(d["boxes"]) for d in detections])
+            detected = [d["boxes"] for d in detections]
+            masks = self._outline(features, detected, image_sizes).sigmoid()
+            per_image = masks.split([len(boxes) for boxes in detected])
             found.append(
                 [{**d, "masks": mask} for d, mask in zip(detections, per_image, strict=True)]
             )
         return found
+
+    def _outline(
+        self,
+        features: dict[str, torch.Tensor],
+        boxes_xyxy: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        """Return mask logits (R, M, M) in the frame of the boxes."""
+        if isinstance(self.mask_head, HourglassHead):
+            return self.mask_head(list(features.values()), boxes_xyxy)
+        pool = self.box_roi_pool if self.mask_roi_pool is None else self.mask_roi_pool
+        return self.mask_head(pool(features, boxes_xyxy, image_sizes))[:, 0]
 
     def _suppress(
         self, boxes_xyxy: torch.Tensor, scores: torch.Tensor, vocabulary: torch.Tensor

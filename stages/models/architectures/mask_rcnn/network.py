@@ -1,7 +1,8 @@
 """Mask R-CNN with class-agnostic box and mask heads and a text-embedding classifier.
 
 The transform, anchors, proposal network and matching are torchvision's; the class below wires the
-parts together. Source: Mask-free OVIS §3.4. Its code is a C4 Faster R-CNN, which `backbone.kind:
+parts together. With `mask_head.kind: hourglass` it is the Mask R-CNN* of the ALP poster, as far as
+that describes it. Source: Mask-free OVIS §3.4. Its code is a C4 Faster R-CNN, which `backbone.kind:
 resnet50_c4` builds, here with class-agnostic masks as in XPM.
 
 Frames and targets as in stages.models.detection.detector.
@@ -21,6 +22,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from stages.models.architectures.mask_rcnn.heads import (
     MaskHead,
     RegionHeads,
+    RegionMeans,
     StagePooling,
     StageRegionHeads,
 )
@@ -30,6 +32,8 @@ from stages.models.backbones.roi_align import PyramidPooling, first_centre
 from stages.models.detection.backbones import REGION_STAGE_CHANNELS, Backbone, build_backbone
 from stages.models.detection.detector import Detector, LossSettings, Prediction, Targets
 from stages.models.detection.global_batch import BatchContext, MicroBatchContext, PartSampler
+from stages.models.detection.hourglass_head import HourglassHead
+from stages.models.detection.mask_head_params import HourglassKindParams
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.region_hooks import MakeRegionHead
 from stages.models.detection.text_classifier import TextClassifier
@@ -104,7 +108,7 @@ class Network(Detector):
             "proposal_box": anchors.loss_fraction(),
             "classification": regions.loss_fraction(1.0, settings.background_weight),
             "box": regions.loss_fraction(),
-            "mask": regions.loss_fraction(1.0, 0.0),
+            "mask": self.regions.mask_loss_fraction(),
         }
         fractions |= dict.fromkeys(settings.region_losses, regions.loss_fraction())
         return {name: loss * fractions[name] for name, loss in losses.items()}
@@ -121,9 +125,9 @@ class Network(Detector):
     def count_samples(
         self, images: list[torch.Tensor], targets: Targets, context: MicroBatchContext
     ) -> None:
-        """Let `context` record how many anchors and regions the losses could be computed from."""
+        """Let `context` record how many samples the losses could be computed from."""
         _, targets, _, boxes, _ = self._propose(images, targets, context)
-        self.regions.select_training_samples(boxes, targets)
+        self.regions.count_samples(boxes, targets)
 
     def padded_hw(self, images: list[torch.Tensor], context: BatchContext) -> tuple[int, int]:
         """Return the size to which these images are resized and padded."""
@@ -204,28 +208,24 @@ def _region_heads(
     region_stage: nn.Module | None,
 ) -> RegionHeads:
     """Build the heads of a pyramid or, with a stage that runs on regions, those of C4."""
-    head, mask, inference = params.box_head, params.mask_head, params.inference
+    head, inference = params.box_head, params.inference
     strides, width = backbone.strides, backbone.out_channels
     grids = strides, backbone.central
     pool: nn.Module = PyramidPooling(*grids, head.pooler_resolution, head.canonical_side)
     if region_stage is None:
-        heads, mask_pool = (
-            RegionHeads,
-            PyramidPooling(*grids, mask.pooler_resolution, head.canonical_side),
-        )
-        described, box_head = (
-            head.hidden,
-            TwoMLPHead(width * head.pooler_resolution**2, head.hidden),
-        )
+        heads, described = RegionHeads, head.hidden
+        box_head: nn.Module = TwoMLPHead(width * head.pooler_resolution**2, head.hidden)
     else:
-        heads, mask_pool, described = StageRegionHeads, None, REGION_STAGE_CHANNELS
-        pool, width = StagePooling(pool, region_stage), described
+        heads, described = StageRegionHeads, REGION_STAGE_CHANNELS
+        pool = StagePooling(pool, region_stage)
         box_head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     classifier = TextClassifier(described, embeddings, **params.classifier.model_dump())
+    deltas = nn.Linear(described, 4)
+    mask_pool, mask_head = _mask_branch(params, backbone, region_stage)
     return heads(
         box_roi_pool=pool,
         box_head=box_head,
-        box_predictor=nn.ModuleDict({"classifier": classifier, "deltas": nn.Linear(described, 4)}),
+        box_predictor=nn.ModuleDict({"classifier": classifier, "deltas": deltas}),
         fg_iou_thresh=head.positive_iou,
         bg_iou_thresh=head.positive_iou,
         batch_size_per_image=head.regions_per_image,
@@ -235,5 +235,21 @@ def _region_heads(
         nms_thresh=inference.nms_iou,
         detections_per_img=inference.detections_per_image,
         mask_roi_pool=mask_pool,
-        mask_head=MaskHead(width, mask.channels, mask.layers),
+        mask_head=mask_head,
     )
+
+
+def _mask_branch(
+    params: NetworkParams, backbone: Backbone, region_stage: nn.Module | None
+) -> tuple[nn.Module | None, nn.Module]:
+    """Build the pooling of mask features, None if they are not pooled for masks, and the head."""
+    mask, head = params.mask_head, params.box_head
+    grids, width = (backbone.strides, backbone.central), backbone.out_channels
+    if isinstance(mask, HourglassKindParams):
+        regions = PyramidPooling(*grids, head.pooler_resolution, head.canonical_side)
+        finest = backbone.strides[0], backbone.central
+        return None, HourglassHead(mask, width, *finest, RegionMeans(regions))
+    if region_stage is not None:
+        return None, MaskHead(REGION_STAGE_CHANNELS, mask.channels, mask.layers)
+    pooling = PyramidPooling(*grids, mask.pooler_resolution, head.canonical_side)
+    return pooling, MaskHead(width, mask.channels, mask.layers)

@@ -11,29 +11,44 @@ The ALP poster says only "deep Hourglass mask head". Ours:
   on each other.
 - Maps are halved by kernels of an even side, where Deep-MAC has 3×3, so that a coarse cell is
   centred on those that it stands for.
-- The instance embedding is read at the centre of the box, on the level that learns it, because FCOS
-  has no single centre cell per object, unlike CenterNet.
+- Each architecture says from which features of a box the instance embedding is computed.
 
 Shape legend: N images, R regions, S cells per side of a crop, M of a mask (here S), D channels of a
 level, E of an instance embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import nn
 from torch.nn import functional
 
-from stages.models.architectures.fcos_mo.heads import conv_norm_relu
-from stages.models.architectures.fcos_mo.locations import Grid
-from stages.models.architectures.fcos_mo.params import GROUP, HOURGLASSES, MaskHeadParams
 from stages.models.backbones.fpn import double
 from stages.models.backbones.roi_align import first_centre, pool_regions
+from stages.models.detection.detector import Targets, object_weights
+from stages.models.detection.mask_head_params import GROUP, HOURGLASSES, HourglassParams
 from stages.models.detection.mask_targets import mask_targets
 
 CROPS_AT_ONCE = 128  # in inference: 0.5 GB of activations with Deep-MAC's 52 layers
+
+Levels = Sequence[Float[torch.Tensor, "N D _ _"]]  # of a pyramid, from fine to coarse
+# From levels and each image's boxes xyxy, (n, 4), to one vector of D features per box, (R, D).
+ReadInstances = Callable[[Levels, list[torch.Tensor]], torch.Tensor]
+
+
+def conv_norm_relu(inputs: int, outputs: int) -> nn.Sequential:
+    """Return a 3×3 convolution, group norm and ReLU.
+
+    FCOS too has group norm in its towers. It treats each image by itself, so that micro-batches and
+    several processes give the losses of one batch.
+    """
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
+        nn.GroupNorm(outputs // GROUP, outputs),
+        nn.ReLU(inplace=True),
+    )
 
 
 class Residual(nn.Module):
@@ -105,13 +120,25 @@ def hourglass(depth: int, inputs: int, channels: int) -> nn.Sequential:
     )
 
 
-class MaskHead(nn.Module):
+class HourglassHead(nn.Module):
     """Pixel and instance embeddings, and the hourglass that takes both."""
 
-    def __init__(self, params: MaskHeadParams, width: int, grid: Grid, finest_stride: int) -> None:
-        """Take levels of `width` channels; `grid` describes those with locations."""
+    def __init__(
+        self,
+        params: HourglassParams,
+        width: int,
+        finest_stride: int,
+        central: bool,
+        read_instances: ReadInstances,
+    ) -> None:
+        """Take levels of `width` channels, the finest of which is cropped.
+
+        For `central` see `first_centre`.
+        """
         super().__init__()
-        self.side, self.grid, self.finest_stride = params.crop_side, grid, finest_stride
+        self.side, self.objects_per_image = params.crop_side, params.objects_per_image
+        self.finest_stride, self.first = finest_stride, first_centre(finest_stride, central)
+        self.read_instances = read_instances
         self.pixels = nn.Sequential(
             conv_norm_relu(width, width), nn.Conv2d(width, params.pixel_channels, 1)
         )
@@ -124,9 +151,7 @@ class MaskHead(nn.Module):
         self.hourglass = hourglass(params.depth, inputs, params.channels)
 
     def forward(
-        self,
-        levels: Sequence[Float[torch.Tensor, "N D _ _"]],
-        boxes_xyxy: list[Float[torch.Tensor, "_ 4"]],
+        self, levels: Levels, boxes_xyxy: list[Float[torch.Tensor, "_ 4"]]
     ) -> Float32[torch.Tensor, "R {self.side} {self.side}"]:
         """Return mask logits in the frame of the boxes, for all images in order.
 
@@ -134,21 +159,18 @@ class MaskHead(nn.Module):
             levels: all maps of the pyramid, from fine to coarse.
             boxes_xyxy: of each image, in pixels of the resized image.
         """
-        boxes = torch.cat(boxes_xyxy)
-        counts = torch.tensor([len(boxes) for boxes in boxes_xyxy], device=boxes.device)
-        image = torch.repeat_interleave(torch.arange(len(counts), device=boxes.device), counts)
         crops = pool_regions(
             self.pixels(levels[0]),
-            boxes,
-            image,
+            torch.cat(boxes_xyxy),
+            image_indices(boxes_xyxy),
             self.side,
             self.finest_stride,
-            first_centre(self.finest_stride, self.grid.central),
+            self.first,
         )
-        embedded = self._instances(levels[-len(self.grid.strides) :], boxes, image)
-        position = (torch.arange(self.side, device=boxes.device) + 0.5) / self.side * 2 - 1
+        embedded = self.instances(self.read_instances(levels, boxes_xyxy))
+        position = (torch.arange(self.side, device=crops.device) + 0.5) / self.side * 2 - 1
         position = position.to(crops.dtype)
-        shape = len(boxes), 1, self.side, self.side
+        shape = len(crops), 1, self.side, self.side
         inputs = torch.cat(
             [
                 crops,
@@ -161,19 +183,46 @@ class MaskHead(nn.Module):
         parts = [inputs] if self.training else inputs.split(CROPS_AT_ONCE)
         return torch.cat([self.hourglass(part)[:, 0].float() for part in parts])
 
-    def _instances(
-        self, levels: Sequence[torch.Tensor], boxes_xyxy: torch.Tensor, image: torch.Tensor
-    ) -> torch.Tensor:
-        """Return embeddings (R, E) of the features at the centres of the boxes."""
-        own_level = self.grid.level(boxes_xyxy)
-        points = ((boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2).repeat(1, 2)
-        rows, read = [], []
-        for index, (level, stride) in enumerate(zip(levels, self.grid.strides, strict=True)):
-            here = torch.where(own_level == index)[0]
-            first = first_centre(stride, self.grid.central)
-            rows.append(here)
-            read.append(pool_regions(level, points[here], image[here], 1, stride, first))
-        return self.instances(torch.cat(read)[torch.cat(rows).argsort()].flatten(1))
+    def loss(
+        self,
+        levels: Levels,
+        targets: Targets,
+        orders: Sequence[Int[torch.Tensor, " _"]],
+        batch_counts: Sequence[int],
+    ) -> Float32[torch.Tensor, ""]:
+        """Return the mask loss of randomly drawn objects, at most `objects_per_image` per image.
+
+        Objects with mask weight 0 are not drawn, but the mean is over as many objects as if they
+        were.
+
+        Args:
+            levels: all maps of the pyramid, from fine to coarse.
+            targets: of these images, resized.
+            orders: a random order of each image's objects.
+            batch_counts: the number of objects of each image of the whole batch.
+        """
+        num_objects = max(1, sum(min(count, self.objects_per_image) for count in batch_counts))
+        mask_weights = [object_weights(target)[:, 2] for target in targets]
+        chosen = [
+            order.to(weights.device)[weights[order.to(weights.device)] > 0][
+                : self.objects_per_image
+            ]
+            for order, weights in zip(orders, mask_weights, strict=True)
+        ]
+        if not any(map(len, chosen)):
+            return levels[0].new_zeros(()).float()
+        boxes = [target["boxes"][index] for target, index in zip(targets, chosen, strict=True)]
+        masks = [target["masks"][index] for target, index in zip(targets, chosen, strict=True)]
+        terms = mask_terms(self(levels, boxes), boxes, masks)
+        pairs = zip(mask_weights, chosen, strict=True)
+        return (terms * torch.cat([weights[index] for weights, index in pairs])).sum() / num_objects
+
+
+def image_indices(boxes_xyxy: list[Float[torch.Tensor, "_ 4"]]) -> Int[torch.Tensor, " R"]:
+    """Return the index of each box's image, in order."""
+    device = boxes_xyxy[0].device
+    counts = torch.tensor([len(boxes) for boxes in boxes_xyxy], device=device)
+    return torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
 
 
 def mask_terms(
