@@ -49,6 +49,15 @@ WITHOUT_ORDER = {
     torch.ops.torchvision._roi_align_backward,
     torch.ops.torchvision._roi_pool_backward,
 }
+# Products of bfloat16, whose sums a GPU computes in float32; some processors are very slow at them.
+PRODUCTS = {
+    aten.convolution,
+    aten.convolution_backward,
+    aten.addmm,
+    aten.mm,
+    aten.baddbmm,
+    aten.bmm,
+}
 AUTOCAST = torch._C.DispatchKey.AutocastPrivateUse1
 # The types in which CUDA's autocast computes operations.
 AUTOCAST_TYPES = {
@@ -128,11 +137,22 @@ def _compute(operation, args, kwargs):
     if wanted is not None:
         kwargs = kwargs | {"device": PROCESSOR}
     held_args, held_kwargs = tree_map_only(Pretended, lambda tensor: tensor.held, (args, kwargs))
-    made = operation(*held_args, **held_kwargs)
+    half = kind in PRODUCTS and any(tensor.dtype is torch.bfloat16 for tensor in given)
+    if half and not devices.is_fast_at_bfloat16("cpu"):
+        held_args, held_kwargs = _cast(torch.bfloat16, torch.float32, (held_args, held_kwargs))
+        made = _cast(torch.float32, torch.bfloat16, operation(*held_args, **held_kwargs))
+    else:
+        made = operation(*held_args, **held_kwargs)
     if not there:
         return made
     made = tree_map_only(torch.Tensor, Pretended, made)
     return return_and_correct_aliasing(operation, args, kwargs, made)
+
+
+def _cast(old: torch.dtype, new: torch.dtype, tensors):
+    return tree_map_only(
+        torch.Tensor, lambda tensor: tensor.to(new) if tensor.dtype is old else tensor, tensors
+    )
 
 
 def _refuse_mixture(kind, tensors) -> None:
