@@ -17,8 +17,6 @@ from stages.common.runtime.params import Exactness
 
 VARIABLE = "DEVICE"
 CHOICES = ("auto", "cuda", "mps", "cpu")
-# Instructions with which torch's bfloat16 is fast, of x86 and of ARM; oneDNN has kernels for them.
-BFLOAT16 = ("avx512_bw", "bf16")
 
 
 def compute_device() -> torch.device:
@@ -112,7 +110,7 @@ def autocast(device: torch.device, bfloat16: bool) -> torch.autocast:
     """Return a context of bfloat16 autocast if asked, and if the device is fast at it.
 
     Otherwise the block computes in float32, and standard error says so once. On processors without
-    AVX-512, torch's bfloat16 is an order of magnitude slower than float32, and less exact.
+    AVX-512 torch's bfloat16 is an order of magnitude slower than float32, and less exact.
     """
     fast = is_fast_at_bfloat16(device.type)
     if bfloat16 and not fast:
@@ -121,9 +119,9 @@ def autocast(device: torch.device, bfloat16: bool) -> torch.autocast:
 
 
 def is_fast_at_bfloat16(kind: str) -> bool:
-    """Return whether this machine's device of a kind ("cpu", "cuda", …) has instructions for it."""
+    """Return whether torch has fast kernels for it on this machine's "cpu", "cuda" or another."""
     if kind == "cpu":
-        return any(torch.cpu.get_capabilities().get(name) for name in BFLOAT16)
+        return torch.backends.cpu.get_cpu_capability() == "AVX512"
     return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
