@@ -232,9 +232,7 @@ def _become_module(module: str, *arguments: str, **options: Any) -> None:
 @click.option(
     "--metric", "metrics", multiple=True, help="Pattern such as 'evaluation/*/novel/*/AP50'."
 )
-@click.option(
-    "--against", help="Name of the row that is taken from all others; by default the first row."
-)
+@click.option("--against", help="Name of the row to compare all others with; by default the first.")
 @click.option("--best", help="Metric of which the best point is looked for.")
 @click.option(
     "--direction", type=click.Choice(["max", "min"]), help="Which value is best; max by default."

@@ -130,7 +130,8 @@ def read_supervision(root: Path) -> dict[str, str]:
 
     It is what the models were made with according to dvc.lock, not what params.yaml says now. If
     the results are of another model than dvc.lock has now, it is OF_ANOTHER: a stage by itself may
-    have run, such as `detector` without `evaluation`.
+    have run, such as `detector` without `evaluation`. It is MISSING if the model started from one
+    that dvc.lock no longer has.
     """
     path = root / LOCK
     stages = (YAML(typ="safe").load(path) or {}).get("stages", {}) if path.is_file() else {}
@@ -139,7 +140,7 @@ def read_supervision(root: Path) -> dict[str, str]:
         hashlib.md5(results.read_bytes(), usedforsecurity=False).hexdigest()
         == _md5(stages, "evaluation", "outs", RESULTS)
     )
-    learned = ""
+    learned, same_start = "", True
     for model in TRAINED:
         params = stages.get(model, {}).get("params", {}).get(PARAMS, {}).get(model, {})
         sources = (params or {}).get("supervision", {}).get("sources", [])
@@ -147,10 +148,11 @@ def read_supervision(root: Path) -> dict[str, str]:
         if not own:
             continue
         if learned:  # it starts from the model before it
-            known = known and _is_same(stages, TRAINED[0], model)
+            same_start = _is_same(stages, TRAINED[0], model)
             own = f"{learned}, then {own}"
         learned = own
-        told[model] = own if known and _is_same(stages, model, "evaluation") else OF_ANOTHER
+        evaluated = known and _is_same(stages, model, "evaluation")
+        told[model] = (own if same_start else MISSING) if evaluated else OF_ANOTHER
     return told
 
 

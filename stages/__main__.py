@@ -91,15 +91,13 @@ def _run(name: str) -> None:
 
 
 def _made_with() -> dict[str, str]:
-    """Return the versions of Python and, if imported, torch, and the device with its abilities."""
+    """Return the versions of Python and, if imported, torch, and the device with its model."""
     made = {"python": platform.python_version(), "device": "cpu", "model": _processor()}
     if torch := sys.modules.get("torch"):
+        made["torch"] = torch.__version__
+        made["kernels"] = torch.backends.cpu.get_cpu_capability()  # the processor's, such as AVX2
         if torch.cuda.is_initialized():
             made |= {"device": "cuda", "model": torch.cuda.get_device_name()}
-        from stages.common.runtime.devices import is_fast_at_bfloat16  # imports torch
-
-        arithmetic = "bfloat16" if is_fast_at_bfloat16(made["device"]) else "float32"
-        made |= {"torch": torch.__version__, "bfloat16_as": arithmetic}
     return made
 
 

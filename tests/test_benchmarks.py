@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import laptop
+from benchmarks import bfloat16, laptop
 from benchmarks.cost import (
     COCO,
     DATASETS,
@@ -263,3 +263,7 @@ def test_a_part_of_the_laptop_s_profile_has_its_part_of_images_and_steps(
     params = read_params(tmp_path / "project/params.yaml")
     assert params["download"]["coco"]["max_images"]["train"] == images
     assert params["wspn"]["end_to_end"]["steps"] == steps
+
+
+def test_bfloat16_is_compared_with_float32():
+    assert bfloat16.ratio(pairs=1) > 0

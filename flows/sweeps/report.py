@@ -26,7 +26,7 @@ class Question:
     best: str = "evaluation/detector/generalized/novel/segm/AP50"
     direction: str = "max"  # or min
     over: tuple[str, ...] = ("seed",)  # params over which mean and spread are taken
-    against: str | None = None  # row that is taken from the others; the first if None
+    against: str | None = None  # row to compare the others with; the first if None
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def make_phrase(text: str, start: int, end: int, spoken_from: int) -> Phrase:
         end: of its last word.
         spoken_from: where its article begins.
     """
-    words = WORD.findall(text[start:end].lower())
+    words = WORD.findall(text[start:end].lower()) or [""]  # a phrase may be a mark alone
     counted = any(word in SEVERAL for word in WORD.findall(text[spoken_from:start].lower()))
     before = max(spoken_from - LONGEST_AMOUNT, 0)
     amount = AMOUNT.search(text[before:spoken_from])

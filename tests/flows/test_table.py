@@ -102,7 +102,7 @@ def test_results_older_than_a_model_do_not_say_what_the_new_one_was_made_with(tm
     assert "detector  – (of another model)  novel" in table
     assert table.splitlines()[-1].startswith("– (of another model): `ovis-dag run evaluation`")
     write_lock(tmp_path, {"detector": "d2", "finetune": "f2"}, started_from="d1")
-    assert read_supervision(tmp_path) == {"detector": "masks and phrases", "finetune": OF_ANOTHER}
+    assert read_supervision(tmp_path) == {"detector": "masks and phrases", "finetune": "–"}
 
 
 def test_results_that_are_not_those_of_the_lock_say_nothing_of_their_models(tmp_path):

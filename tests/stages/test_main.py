@@ -150,6 +150,6 @@ def test_a_receipt_says_with_what_the_result_was_made(by_dvc, tmp_path):
     assert made["torch"] == torch.__version__
     assert made["device"] == ("cuda" if torch.cuda.is_initialized() else "cpu")
     assert made["model"] and made["python"] and made["seconds"] >= 0
-    assert made["bfloat16_as"] in ("bfloat16", "float32")
+    assert made["kernels"] == torch.backends.cpu.get_cpu_capability()
     assert receipt["inputs"]["params"] == {"seed": 0}
     assert set(receipt["inputs"]["files"]) == {"params.yaml", guard.LOCK}

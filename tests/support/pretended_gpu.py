@@ -139,8 +139,8 @@ def _compute(operation, args, kwargs):
     held_args, held_kwargs = tree_map_only(Pretended, lambda tensor: tensor.held, (args, kwargs))
     half = kind in PRODUCTS and any(tensor.dtype is torch.bfloat16 for tensor in given)
     if half and not devices.is_fast_at_bfloat16("cpu"):
-        held_args, held_kwargs = _cast(torch.bfloat16, torch.float32, (held_args, held_kwargs))
-        made = _cast(torch.float32, torch.bfloat16, operation(*held_args, **held_kwargs))
+        held_args, held_kwargs = _cast_all(torch.bfloat16, torch.float32, (held_args, held_kwargs))
+        made = _cast_all(torch.float32, torch.bfloat16, operation(*held_args, **held_kwargs))
     else:
         made = operation(*held_args, **held_kwargs)
     if not there:
@@ -149,7 +149,7 @@ def _compute(operation, args, kwargs):
     return return_and_correct_aliasing(operation, args, kwargs, made)
 
 
-def _cast(old: torch.dtype, new: torch.dtype, tensors):
+def _cast_all(old: torch.dtype, new: torch.dtype, tensors):
     return tree_map_only(
         torch.Tensor, lambda tensor: tensor.to(new) if tensor.dtype is old else tensor, tensors
     )

@@ -184,8 +184,7 @@ class NarrativeReader:
     """Reads files of narratives line by line and records the broken lines.
 
     Attributes:
-        max_broken_fraction: largest accepted fraction of broken lines, 0..1: of params.yaml,
-            download.max_skipped_fraction.
+        max_broken_fraction: largest accepted fraction of broken lines, 0..1.
         num_lines: non-empty lines read so far.
         broken: file, line number and reason of each broken line.
     """
@@ -224,6 +223,6 @@ class NarrativeReader:
             first = "; ".join(self.broken[:NAMED_IN_ERROR])
             raise ValueError(
                 f"{len(self.broken)} of {self.num_lines} lines are not Localized Narratives, more"
-                f" than download.max_skipped_fraction = {self.max_broken_fraction:g} allows:"
-                f" {first}; fetch the files again, or fix these lines"
+                f" than a fraction of {self.max_broken_fraction:g}: {first}; fetch the files again,"
+                " fix these lines, or raise download.max_skipped_fraction of params.yaml"
             )

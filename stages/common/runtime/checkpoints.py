@@ -24,13 +24,13 @@ SECONDS_BETWEEN = 30.0  # between resume points; writing that of the small detec
 def fingerprint(settings: Any, inputs: Iterable[Path]) -> str:
     """Return a digest of settings (JSON values), inputs, loaded code, and how torch computes.
 
-    The last is its version, the number of threads, and what `prepare_device` set: deterministic
-    kernels and the precision of products.
+    The last is its version, the number of threads, the kernels of its processor, and what
+    `prepare_device` set: deterministic kernels and the precision of products.
     """
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
     exactness = torch.get_deterministic_debug_mode(), torch.backends.cuda.matmul.fp32_precision
-    threads = torch.get_num_threads()
-    digest.update(f"torch {torch.__version__}, {threads} threads, {exactness}".encode())
+    threads, kernels = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    digest.update(f"torch {torch.__version__}, {threads} threads, {kernels}, {exactness}".encode())
     modules = {name: module for name, module in sys.modules.items() if name.startswith("stages")}
     files = (getattr(module, "__file__", None) for module in modules.values())
     code = {Path(file) for file in files if file}

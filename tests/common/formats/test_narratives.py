@@ -147,9 +147,7 @@ def test_narratives_of_training_images_go_to_their_shards(tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         copy_narratives(out, {"train/0": [9]}, files, 0.5)
-    message = (
-        "1 of 5 lines are not Localized Narratives, more than download.max_skipped_fraction = 0.1"
-    )
+    message = "1 of 5 lines are not Localized Narratives, more than a fraction of 0.1"
     with pytest.raises(ValueError, match=message):
         copy_narratives(out, {"train/0": [1]}, files, 0.1)
     source.write_text("\n")

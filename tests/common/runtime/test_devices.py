@@ -1,8 +1,8 @@
 """Which device, and how exactly; tests/pipeline/test_gpu.py runs the stages on one."""
 
 import os
-import time
-from statistics import median
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -104,36 +104,34 @@ def test_own_kernels_are_for_the_block_only():
 
 
 @pytest.mark.parametrize(("found", "enabled"), [("AVX2", False), ("AVX512", True)])
-def test_bfloat16_is_for_processors_that_are_fast_at_it(monkeypatch, capsys, found, enabled):
+def test_bfloat16_is_for_processors_that_are_fast_at_it(monkeypatch, found, enabled):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: found)
-    for _ in range(2):
-        with autocast(torch.device("cpu"), True):
-            assert torch.is_autocast_enabled("cpu") == enabled
-            made = torch.ones(2, 2) @ torch.ones(2, 2)
-            assert made.dtype == (torch.bfloat16 if enabled else torch.float32)
+    with autocast(torch.device("cpu"), True):
+        made = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert made.dtype == (torch.bfloat16 if enabled else torch.float32)
     with autocast(torch.device("cpu"), False):
         assert not torch.is_autocast_enabled("cpu")
-    assert capsys.readouterr().err.count("float32 is used") <= 1 - enabled
+
+
+def test_a_slow_processor_is_told_once():
+    program = """
+import torch
+from stages.common.runtime.devices import autocast
+for _ in range(2):
+    with autocast(torch.device("cpu"), True):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+"""
+    lowest = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}  # torch uses no vector instructions
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=lowest, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "bfloat16: this cpu is slow at it, so float32 is used\n"
 
 
 def test_an_older_gpu_does_not_emulate_bfloat16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: False)
     with autocast(torch.device("cuda"), True):
         assert not torch.is_autocast_enabled("cuda")
-
-
-def test_bfloat16_is_about_as_fast_as_float32_on_this_processor():
-    """Without AVX-512 torch would take some 25 times as long."""
-    convolution, image = torch.nn.Conv2d(64, 64, 3, padding=1), torch.rand(8, 64, 32, 32)
-
-    def seconds(bfloat16: bool) -> float:
-        started = time.perf_counter()
-        with autocast(torch.device("cpu"), bfloat16):
-            convolution(image).float().sum().backward()
-        return time.perf_counter() - started
-
-    pairs = [(seconds(True), seconds(False)) for _ in range(5)]
-    assert median(half / full for half, full in pairs) < 4
 
 
 def test_an_unknown_exactness_names_the_key(tmp_path):

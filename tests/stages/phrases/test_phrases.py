@@ -28,7 +28,13 @@ from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import write_json
 from stages.download.narrative_shards import write_narratives
 from stages.phrases.narrated import narrated_phrases
-from stages.phrases.noun_phrases import Phrase, find_by_pattern, find_by_spacy, make_parser
+from stages.phrases.noun_phrases import (
+    Phrase,
+    find_by_pattern,
+    find_by_spacy,
+    make_parser,
+    make_phrase,
+)
 from stages.phrases.params import PhrasesParams, TraceParams, WindowParams
 from stages.phrases.traces import (
     FEW_POINTS,
@@ -410,6 +416,10 @@ def test_the_stage_writes_every_phrase_of_a_shard_with_its_lineage(tmp_path, mon
     write_narratives(download / "narratives/train/1.jsonl", [])
     stage.main("1")  # where nobody pointed there is no phrase
     assert pq.read_table(tmp_path / "data/phrases/1.parquet").num_rows == 0
+
+
+def test_a_mark_alone_may_be_a_phrase():
+    assert not make_phrase("50 % of it", 3, 4, 3).several
 
 
 def test_the_example_of_the_page_gives_a_box_with_the_default_settings(repository):

@@ -1,9 +1,9 @@
 """Mask R-CNN with class-agnostic box and mask heads and a text-embedding classifier.
 
 The transform, anchors, proposal network and matching are torchvision's; the class below wires the
-parts together. With `mask_head.kind: hourglass` it is the Mask R-CNN* of the ALP poster, as far as
-that describes it. Source: Mask-free OVIS §3.4. Its code is a C4 Faster R-CNN, which `backbone.kind:
-resnet50_c4` builds, here with class-agnostic masks as in XPM.
+parts together. With `mask_head.kind: hourglass` it may be the Mask R-CNN* of the ALP poster, which
+does not describe its mask head. Source: Mask-free OVIS §3.4. Its code is a C4 Faster R-CNN, which
+`backbone.kind: resnet50_c4` builds, here with class-agnostic masks as in XPM.
 
 Frames and targets as in stages.models.detection.detector.
 """
