@@ -77,6 +77,12 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             os.environ["PREFECT_API_URL"] = before
 
 
+@pytest.fixture
+def true_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have bfloat16 computed as such on every processor, however slowly."""
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Give the root of this repository."""

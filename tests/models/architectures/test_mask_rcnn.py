@@ -179,6 +179,7 @@ def test_a_training_that_diverges_stops_and_says_so(tmp_path):
         trained(tmp_path, 20, learning_rate=1e6, **away)
 
 
+@pytest.mark.usefixtures("true_bfloat16")
 def test_bfloat16_trains_close_to_float32(tmp_path):
     losses = [trained(tmp_path, 10, precision=p)[1].last() for p in ("fp32", "bf16")]
     assert losses[0]["loss_classification"] != losses[1]["loss_classification"]

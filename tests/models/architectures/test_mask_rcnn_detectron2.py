@@ -196,6 +196,7 @@ def test_four_images_are_learned(tmp_path):
 
 
 @needs_detectron2
+@pytest.mark.usefixtures("true_bfloat16")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_frozen_parts_stay_and_the_others_do_not(tmp_path, precision):
     frozen = ["trunk", "proposals", "classifier", "mask_head"]

@@ -144,6 +144,7 @@ def train(model, stream, labels, params, seed, curve, checkpoint=None):
     train_end_to_end(model, views, losses, run, seed, curve, checkpoint)
 
 
+@pytest.mark.usefixtures("true_bfloat16")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gradients_reach_all_that_is_not_frozen(precision):
     model = small_network()
