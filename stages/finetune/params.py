@@ -41,6 +41,13 @@ class FinetuneParams(Section):
             raise ValueError(f"{PARAMS_FILE}: {key}.{error}") from None
 
     @model_validator(mode="after")
+    def _truth_has_no_scores(self) -> "FinetuneParams":
+        weighed = [source.name for source in self.supervision.sources if source.weigh_by_score]
+        if "ground_truth" in weighed:
+            raise ValueError("ground_truth: has no scores; set weigh_by_score to false")
+        return self
+
+    @model_validator(mode="after")
     def _detections_need_their_classes(self) -> "FinetuneParams":
         if self.unlabelled == "detections" and self.vocabulary == "base":
             raise ValueError(

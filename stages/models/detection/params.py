@@ -22,8 +22,7 @@ PACKAGE = "stages.models.architectures"
 # and another region head. partial_labels: images in which only some classes are labelled.
 Feature = Literal["micro_batches", "proposals", "object_weights", "region_hooks", "partial_labels"]
 Aspect = Literal["class", "box", "mask"]  # what can be learned from an object
-# Sources whose objects have no score: people outlined them or pointed at them.
-UNSCORED = ("ground_truth", "base_masks", "novel_boxes", "novel_masks", "phrases")
+UNSCORED = ("base_masks", "novel_boxes", "novel_masks", "phrases")  # sources made by people
 
 
 class TrunkParams(Section):

@@ -103,9 +103,7 @@ def test_sources_that_make_no_whole_are_refused(sources, message):
         SupervisionParams.model_validate({"draw": "together", "sources": content})
 
 
-@pytest.mark.parametrize(
-    "name", ["ground_truth", "base_masks", "novel_boxes", "novel_masks", "phrases"]
-)
+@pytest.mark.parametrize("name", ["base_masks", "novel_boxes", "novel_masks", "phrases"])
 def test_what_has_no_scores_is_not_weighed_by_them(name):
     (content,) = supervision(name, weigh_by_score=True)["sources"]
     with pytest.raises(ValueError, match=f"{name}: has no scores; set weigh_by_score to false"):

@@ -9,7 +9,9 @@ import torch
 
 import stages.finetune.__main__ as stage
 from stages.common.geometry.masks import encode_mask
+from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import read_json, write_json
+from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import add_detections
 from stages.models.detection.detector import Prediction, load, save
 from stages.models.detection.samples import label_images, read_annotations
@@ -165,3 +167,12 @@ def test_objects_without_outline_are_not_learned(repository):
     annotations = read_annotations(truth, labels, [3, 5, 9])
     assert list(annotations.objects) == [2]
     assert annotations.skipped == {"box_under_a_pixel": [], "no_segmentation": []}
+
+
+def test_ground_truth_is_not_weighed_by_scores_that_it_lacks(repository):
+    params = read_section("finetune", FinetuneParams).model_dump()
+    params["supervision"]["sources"][0]["weigh_by_score"] = True
+    with pytest.raises(
+        ValueError, match="ground_truth: has no scores; set weigh_by_score to false"
+    ):
+        FinetuneParams.model_validate(params)
