@@ -65,11 +65,7 @@ class PyramidPooling(nn.Module):
             boxes_xyxy: the regions of each image, in pixels of the network's input.
             image_sizes: not used; the strides are known.
         """
-        boxes = torch.cat(boxes_xyxy)
-        image = torch.repeat_interleave(
-            torch.arange(len(boxes_xyxy), device=boxes.device),
-            torch.tensor([len(own) for own in boxes_xyxy], device=boxes.device),
-        )
+        boxes, image = torch.cat(boxes_xyxy), image_indices(boxes_xyxy)
         used = list(levels.values())[: len(self.grids)]
         if len(used) == 1:
             return pool_regions(used[0], boxes, image, self.side, *self.grids[0])
@@ -84,6 +80,13 @@ class PyramidPooling(nn.Module):
     def _level(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         octave = torch.log2(box_area(boxes_xyxy).clamp(min=0).sqrt() / self.canonical_side + 1e-6)
         return (octave.floor() + 1).clamp(0, len(self.grids) - 1).long()
+
+
+def image_indices(boxes_xyxy: list[Float[torch.Tensor, "_ 4"]]) -> Int[torch.Tensor, " R"]:
+    """Return the index of each box's image, in order."""
+    device = boxes_xyxy[0].device
+    counts = torch.tensor([len(boxes) for boxes in boxes_xyxy], device=device)
+    return torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
 
 
 def pool_regions(

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional
 
 from stages.models.backbones.fpn import double
-from stages.models.backbones.roi_align import first_centre, pool_regions
+from stages.models.backbones.roi_align import first_centre, image_indices, pool_regions
 from stages.models.detection.detector import Targets, object_weights
 from stages.models.detection.mask_head_params import GROUP, HOURGLASSES, HourglassParams
 from stages.models.detection.mask_targets import mask_targets
@@ -216,13 +216,6 @@ class HourglassHead(nn.Module):
         terms = mask_terms(self(levels, boxes), boxes, masks)
         pairs = zip(mask_weights, chosen, strict=True)
         return (terms * torch.cat([weights[index] for weights, index in pairs])).sum() / num_objects
-
-
-def image_indices(boxes_xyxy: list[Float[torch.Tensor, "_ 4"]]) -> Int[torch.Tensor, " R"]:
-    """Return the index of each box's image, in order."""
-    device = boxes_xyxy[0].device
-    counts = torch.tensor([len(boxes) for boxes in boxes_xyxy], device=device)
-    return torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
 
 
 def mask_terms(

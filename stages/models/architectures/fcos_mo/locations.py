@@ -12,9 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torchvision.ops import box_area
 
-from stages.models.backbones.roi_align import first_centre, pool_regions
+from stages.models.backbones.roi_align import first_centre, image_indices, pool_regions
 from stages.models.detection.detector import IGNORED
-from stages.models.detection.hourglass_head import image_indices
 
 BACKGROUND, LEFT_OUT = -1, -2  # of locations that learn no object
 
