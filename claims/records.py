@@ -4,7 +4,8 @@ A record identifies the experiment by a digest of the params that stages read (e
 differ between seeds), of their commands and code, and of the locked packages. So each seed is
 measured once, on any machine, and a table mixes different experiments only on request. A record
 also has the hashes of the committed experiment's results, as they were then: it stays valid while
-changed code gives the same.
+changed code gives the same. Processors round differently, so where dvc.lock is made on another one,
+the record takes the hashes from there once its code has been seen to give them there.
 """
 
 import hashlib
@@ -45,6 +46,8 @@ class Record:
         digest: see `experiment_digest`.
         outputs: of the committed experiment then, see `committed_results`.
         facts: numbers by the paths of `claims.comparisons`.
+        lock_commit: whose dvc.lock has `outputs`, if it is not `commit`: made on another processor,
+            where the code of `commit` gives the same results.
     """
 
     seed: int
@@ -52,6 +55,7 @@ class Record:
     digest: str
     outputs: list[str] | None
     facts: dict[str, float]
+    lock_commit: str | None = None
 
 
 def experiment_digest(root: Path) -> str:

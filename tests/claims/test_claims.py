@@ -274,7 +274,8 @@ def test_a_record_is_valid_while_what_it_compares_is_the_same():
 def test_committed_records_name_the_results_of_their_commit(record):
     if git(ROOT, "rev-parse", "--is-shallow-repository") == "true":
         pytest.skip("a shallow clone has not the commits that records name; git fetch --unshallow")
-    lock = git(ROOT, "show", f"{record.commit.rstrip('+')}:dvc.lock")
+    commit = record.lock_commit or record.commit.rstrip("+")
+    lock = git(ROOT, "show", f"{commit}:dvc.lock")
     assert record.outputs == results_of(YAML(typ="safe").load(lock))
 
 

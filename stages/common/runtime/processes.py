@@ -66,6 +66,8 @@ def run_in_processes(module: str, device: torch.device, batch_size: int) -> None
             if not errors.empty():
                 raise errors.get() from None
             raise SystemExit(f"{module}, one of {count} processes: {error}") from None
+    if device.type == "cuda":
+        torch.cuda.init()  # so that the stage's receipt tells that it computed on one
 
 
 def _work(

@@ -69,13 +69,7 @@ class PyramidPooling(nn.Module):
         used = list(levels.values())[: len(self.grids)]
         if len(used) == 1:
             return pool_regions(used[0], boxes, image, self.side, *self.grids[0])
-        level = self._level(boxes)
-        rows, pooled = [], []
-        for index, (features, grid) in enumerate(zip(used, self.grids, strict=True)):
-            here = torch.where(level == index)[0]
-            rows.append(here)
-            pooled.append(pool_regions(features, boxes[here], image[here], self.side, *grid))
-        return torch.cat(pooled)[torch.cat(rows).argsort()]
+        return pool_from_levels(used, self.grids, self._level(boxes), boxes, image, self.side)
 
     def _level(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         octave = torch.log2(box_area(boxes_xyxy).clamp(min=0).sqrt() / self.canonical_side + 1e-6)
@@ -87,6 +81,32 @@ def image_indices(boxes_xyxy: list[Float[torch.Tensor, "_ 4"]]) -> Int[torch.Ten
     device = boxes_xyxy[0].device
     counts = torch.tensor([len(boxes) for boxes in boxes_xyxy], device=device)
     return torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
+
+
+def pool_from_levels(
+    levels: Sequence[Float[torch.Tensor, "N C _ _"]],
+    grids: Sequence[tuple[float, float]],
+    level: Int[torch.Tensor, " R"],
+    boxes_xyxy: Float[torch.Tensor, "R 4"],
+    image: Int[torch.Tensor, " R"],
+    side: int,
+) -> Float[torch.Tensor, "R C {side} {side}"]:
+    """Return RoIAlign of each region on the level of its own.
+
+    Args:
+        levels: maps of all images.
+        grids: stride and centre of each level, as in `pool_regions`.
+        level: the index of each region's level.
+        boxes_xyxy: in pixels of the network's input.
+        image: the index of each region's image, in rising order.
+        side: pooled cells per side.
+    """
+    rows, pooled = [], []
+    for index, (features, grid) in enumerate(zip(levels, grids, strict=True)):
+        here = torch.where(level == index)[0]
+        rows.append(here)
+        pooled.append(pool_regions(features, boxes_xyxy[here], image[here], side, *grid))
+    return torch.cat(pooled)[torch.cat(rows).argsort()]
 
 
 def pool_regions(

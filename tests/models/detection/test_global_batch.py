@@ -88,13 +88,16 @@ def test_more_processes_than_cuda_devices_are_refused(monkeypatch):
 def test_there_are_as_many_processes_as_devices_but_none_without_an_image(
     monkeypatch, batch_size, count
 ):
-    started = []
+    started, used = [], []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "init", lambda: used.append("cuda"))
     monkeypatch.setattr(processes, "spawn", lambda work, arguments, count: started.append(count))
     alone = SimpleNamespace(main=lambda: started.append(1))
     monkeypatch.setattr(processes.importlib, "import_module", lambda name: alone)
     run_in_processes(WORKER, torch.device("cuda", 0), batch_size)
     assert started == [count]
+    # The receipt is of this process: where others computed on CUDA devices, it has to tell so.
+    assert used == ["cuda"] * (count > 1)
 
 
 @pytest.mark.parametrize(("count", "parts"), [(8, 3), (5, 5), (7, 1)])

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torchvision.ops import box_area
 
-from stages.models.backbones.roi_align import first_centre, image_indices, pool_regions
+from stages.models.backbones.roi_align import first_centre, image_indices, pool_from_levels
 from stages.models.detection.detector import IGNORED
 
 BACKGROUND, LEFT_OUT = -1, -2  # of locations that learn no object
@@ -57,16 +57,12 @@ class Grid:
         centre cell per object, unlike CenterNet.
         """
         boxes, image = torch.cat(boxes_xyxy), image_indices(boxes_xyxy)
-        own_level = self.level(boxes)
         points = ((boxes[:, :2] + boxes[:, 2:]) / 2).repeat(1, 2)
-        rows, read = [], []
-        with_locations = zip(levels[-len(self.strides) :], self.strides, strict=True)
-        for index, (level, stride) in enumerate(with_locations):
-            here = torch.where(own_level == index)[0]
-            first = first_centre(stride, self.central)
-            rows.append(here)
-            read.append(pool_regions(level, points[here], image[here], 1, stride, first))
-        return torch.cat(read)[torch.cat(rows).argsort()].flatten(1)
+        grids = [(stride, first_centre(stride, self.central)) for stride in self.strides]
+        with_locations = levels[-len(grids) :]
+        return pool_from_levels(
+            with_locations, grids, self.level(boxes), points, image, side=1
+        ).flatten(1)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ pixels of the resized image. Targets as in stages.models.detection.detector.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float32, Int, UInt8
@@ -65,14 +66,28 @@ class RegionMeans(nn.Module):
         return self.pooling(named, boxes_xyxy, []).mean((2, 3))
 
 
+class PositiveRegions(NamedTuple):
+    """The sampled regions that lie on an object.
+
+    Attributes:
+        boxes: of each image, xyxy (n, 4).
+        objects: the index of each region's object among those of its image, (n,).
+        maps: pooled for the box head, of the R regions of all images.
+        weights: of their mask losses, (R,); all 1 if None.
+    """
+
+    boxes: list[torch.Tensor]
+    objects: list[torch.Tensor]
+    maps: torch.Tensor
+    weights: torch.Tensor | None
+
+
 class RegionHeads(RoIHeads):
     """Class-agnostic box and mask heads, and the text classifier beside them.
 
     Matching, sampling and box coding are the parent's. Its losses and post-processing expect deltas
     and masks per class; here each region has one of each. Without a `mask_roi_pool`, masks are
-    predicted from the maps that are pooled for boxes. But an `HourglassHead` crops them itself, and
-    learns in the objects' given boxes instead of sampled regions.
-    Source: Deep-MAC's Mask R-CNN, which also learns masks in given boxes.
+    predicted from the maps that are pooled for boxes.
     """
 
     box_predictor: nn.ModuleDict  # {"classifier": TextClassifier, "deltas": nn.Linear}
@@ -121,19 +136,11 @@ class RegionHeads(RoIHeads):
         )
         if weights is not None:
             box = (box.sum(1) * weights[positive, 1]).sum()
-        if isinstance(self.mask_head, HourglassHead):
-            levels, drawn = list(features.values()), self._order_objects(targets)
-            mask_loss = self.mask_head.loss(levels, targets, *drawn)
-        else:
-            inside = [boxes[label > 0] for boxes, label in zip(proposals, labels, strict=True)]
-            objects = [index[label > 0] for index, label in zip(matched, labels, strict=True)]
-            if self.mask_roi_pool is None:
-                logits = self.mask_head(maps[positive])
-            else:
-                logits = self.mask_head(self.mask_roi_pool(features, inside, image_sizes))
-            masks = [target["masks"] for target in targets]
-            mask_weights = None if weights is None else weights[positive, 2]
-            mask_loss = mask_head_loss(logits[:, 0].float(), inside, masks, objects, mask_weights)
+        inside = [boxes[label > 0] for boxes, label in zip(proposals, labels, strict=True)]
+        objects = [index[label > 0] for index, label in zip(matched, labels, strict=True)]
+        mask_weights = None if weights is None else weights[positive, 2]
+        positives = PositiveRegions(inside, objects, maps[positive], mask_weights)
+        mask_loss = self._mask_loss(features, image_sizes, targets, positives)
         class_logits = classifier(regions, settings.vocabulary)
         sampled = SampledRegions(
             batch.tensors, proposals, all_labels, regions, class_logits, classifier
@@ -150,26 +157,29 @@ class RegionHeads(RoIHeads):
             "mask": mask_loss,
         }
 
+    def _mask_loss(
+        self,
+        features: dict[str, torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+        targets: Targets,
+        positives: PositiveRegions,
+    ) -> torch.Tensor:
+        if self.mask_roi_pool is None:
+            logits = self.mask_head(positives.maps)
+        else:
+            logits = self.mask_head(self.mask_roi_pool(features, positives.boxes, image_sizes))
+        masks = [target["masks"] for target in targets]
+        return mask_head_loss(
+            logits[:, 0].float(), positives.boxes, masks, positives.objects, positives.weights
+        )
+
     def count_samples(self, proposals: list[torch.Tensor], targets: Targets) -> None:
         """Draw what `losses` draws, so that the sampler's context counts it."""
         self.select_training_samples(proposals, targets)
-        if isinstance(self.mask_head, HourglassHead):
-            self._order_objects(targets)
 
     def mask_loss_fraction(self) -> float:
-        """Return the fraction of the batch's mask loss that `losses` has yet to be multiplied by.
-
-        An hourglass's loss is already divided by the number of the whole batch's objects.
-        """
-        if isinstance(self.mask_head, HourglassHead):
-            return 1.0
+        """Return the fraction of the batch's mask loss that `losses` is yet to be multiplied by."""
         return self.fg_bg_sampler.loss_fraction(1.0, 0.0)
-
-    def _order_objects(self, targets: Targets) -> tuple[list[torch.Tensor], list[int]]:
-        """Return a random order of each image's objects, and their numbers in the whole batch."""
-        context = self.fg_bg_sampler.context
-        orders, batch_counts = context.orders([(len(target["masks"]), 0) for target in targets])
-        return [order for order, _ in orders], [objects for objects, _ in batch_counts]
 
     def detect(
         self,
@@ -210,8 +220,6 @@ class RegionHeads(RoIHeads):
         image_sizes: list[tuple[int, int]],
     ) -> torch.Tensor:
         """Return mask logits (R, M, M) in the frame of the boxes."""
-        if isinstance(self.mask_head, HourglassHead):
-            return self.mask_head(list(features.values()), boxes_xyxy)
         pool = self.box_roi_pool if self.mask_roi_pool is None else self.mask_roi_pool
         return self.mask_head(pool(features, boxes_xyxy, image_sizes))[:, 0]
 
@@ -225,6 +233,49 @@ class RegionHeads(RoIHeads):
         kept = batched_nms(boxes, scores, position, self.nms_thresh)[: self.detections_per_img]
         labels = vocabulary.to(boxes.device)[position[kept]]
         return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
+
+
+class HourglassRegionHeads(RegionHeads):
+    """Region heads with an hourglass for masks.
+
+    It crops the maps itself, and learns in the objects' given boxes instead of sampled regions.
+    Source: Deep-MAC's Mask R-CNN, which also learns masks in given boxes.
+    """
+
+    mask_head: HourglassHead
+
+    def _mask_loss(
+        self,
+        features: dict[str, torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+        targets: Targets,
+        positives: PositiveRegions,
+    ) -> torch.Tensor:
+        levels = list(features.values())
+        return self.mask_head.loss(levels, targets, *self._order_objects(targets))
+
+    def _order_objects(self, targets: Targets) -> tuple[list[torch.Tensor], list[int]]:
+        """Return a random order of each image's objects, and their numbers in the whole batch."""
+        context = self.fg_bg_sampler.context
+        orders, batch_counts = context.orders([(len(target["masks"]), 0) for target in targets])
+        return [order for order, _ in orders], [objects for objects, _ in batch_counts]
+
+    def count_samples(self, proposals: list[torch.Tensor], targets: Targets) -> None:
+        """As the parent, with the objects that learn masks."""
+        super().count_samples(proposals, targets)
+        self._order_objects(targets)
+
+    def mask_loss_fraction(self) -> float:
+        """Return 1: the loss is already divided by the number of the whole batch's objects."""
+        return 1.0
+
+    def _outline(
+        self,
+        features: dict[str, torch.Tensor],
+        boxes_xyxy: list[torch.Tensor],
+        image_sizes: list[tuple[int, int]],
+    ) -> torch.Tensor:
+        return self.mask_head(list(features.values()), boxes_xyxy)
 
 
 def mask_head_loss(

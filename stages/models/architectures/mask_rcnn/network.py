@@ -20,6 +20,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from stages.models.architectures.mask_rcnn.heads import (
+    HourglassRegionHeads,
     MaskHead,
     RegionHeads,
     RegionMeans,
@@ -209,11 +210,11 @@ def _region_heads(
 ) -> RegionHeads:
     """Build the heads of a pyramid or, with a stage that runs on regions, those of C4."""
     head, inference = params.box_head, params.inference
-    strides, width = backbone.strides, backbone.out_channels
-    grids = strides, backbone.central
+    width, grids = backbone.out_channels, (backbone.strides, backbone.central)
     pool: nn.Module = PyramidPooling(*grids, head.pooler_resolution, head.canonical_side)
     if region_stage is None:
-        heads, described = RegionHeads, head.hidden
+        hourglass = isinstance(params.mask_head, HourglassKindParams)
+        heads, described = HourglassRegionHeads if hourglass else RegionHeads, head.hidden
         box_head: nn.Module = TwoMLPHead(width * head.pooler_resolution**2, head.hidden)
     else:
         heads, described = StageRegionHeads, REGION_STAGE_CHANNELS
