@@ -68,6 +68,11 @@ def closures(stages) -> dict[str, list[str]]:
     return {name: files[module] for name, module in modules.items()}
 
 
+@pytest.mark.parametrize(("file", "most"), [("dvc.yaml", 400), ("comparators/dvc.yaml", 250)])
+def test_a_graph_can_be_read_at_a_sitting(file, most):
+    assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) <= most
+
+
 def test_deps_are_data_and_folders_that_hold_the_import_closure():
     assert check_deps(ROOT) == []
 

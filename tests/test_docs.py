@@ -1,8 +1,10 @@
 """What the pages name exists, and their commands are real: nothing here runs an experiment."""
 
+import importlib
 import re
 import shlex
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,14 @@ def test_the_lines_that_remove_worktrees_do(tmp_path):
     assert listed.count("\n") == 1
 
 
+def test_the_lines_that_complete_commands_do():
+    lines = shell_block("docs/tutorial.md", "ovis-dag completion")
+    chosen = [line for line in lines if "--help" in line or "completion" in line]
+    assert len(chosen) == 2
+    programs = Path(sys.executable).parent
+    run_lines(ROOT, f'PATH="{programs}:$PATH"', *chosen, "complete -p ovis-dag")
+
+
 @page
 def test_files_exist(path):
     found = named(PATH, prose(path)) | named(ROOT_FILE, prose(path))
@@ -171,8 +181,8 @@ def test_the_files_that_architecture_names_hold_what_is_looked_for():
     held = HELD.findall(text)
     assert len(held) == text.count("` of `") >= 12
     for name, file in held:
-        source = (ROOT / file).read_text(encoding="utf-8")
-        assert re.search(rf"^(def |class )?{name}\b", source, re.MULTILINE), (name, file)
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        assert hasattr(module, name), (name, file)
 
 
 def test_the_glossary_names_files_of_stages_or_of_the_root():

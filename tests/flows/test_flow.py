@@ -401,3 +401,6 @@ def test_plan_is_printed_with_reasons(done_toy):
     terminal = {"LC_ALL": "C", "PYTHONUTF8": "0"}  # of ASCII
     code, output = done_toy.call("-m", "flows", "plan", **terminal)
     assert code == 0 and r"side.factor: 2 \u2192 3" in output
+    code, output = done_toy.call("-m", "flows", "run", **terminal)
+    assert code == 0, output
+    assert json.dumps(done_toy.ran()) == '["side"]'
