@@ -19,7 +19,8 @@ STOP_ORPHANS = "OVIS_STOP_ORPHANS"  # =1: commands of a lost flow are stopped, f
 WORKER_CLONE, WORKER_NAME = "OVIS_WORKER_CLONE", "OVIS_WORKER_NAME"
 PATIENCE = "OVIS_PATIENCE"  # seconds that the remote may be away before we give up
 PERIOD = "OVIS_RESUME_PERIOD"  # seconds between pushes of a training's resume point
-SECONDS = {PATIENCE: (600.0, 0.0), PERIOD: (300.0, 0.1)}  # default and least
+REST = "OVIS_REST"  # seconds that an unfit worker waits before it ends
+SECONDS = {PATIENCE: (600.0, 0.0), PERIOD: (300.0, 0.1), REST: (0.0, 0.0)}  # default and least
 MOST_SECONDS = 1e9
 HEARTBEAT_SECONDS = 30  # between heartbeats of a run on a worker; Prefect 3.8 accepts no less
 LOOPBACK = ("127.0.0.1", "localhost", "::1")

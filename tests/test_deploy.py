@@ -169,6 +169,14 @@ def test_a_workers_clone_is_made_and_brought_up_to_date_at_each_start(tmp_path):
         assert last == f"python -m flows worker --pool gpu in {git('rev-parse', 'HEAD')}"
 
 
+def test_workers_that_are_restarted_wait_before_they_end_as_unfit():
+    """Else an unfit one would come back at once, and take and fail the same stage again."""
+    workers = [one for one in SERVICES.values() if "deploy/worker.sh" in one.get("command", "")]
+    assert workers
+    for one in workers:
+        assert one["restart"] != "no" and float(one["environment"]["OVIS_REST"]) >= 60
+
+
 def test_the_image_gets_nothing_that_git_ignores():
     """Such as the worktrees of a sweep, which take gigabytes."""
     git = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()

@@ -2,6 +2,7 @@
 
 It leaves as soon as a stage finds the machine unfit. Such a machine would be idle while good ones
 are busy, so it would take and fail one stage after another. Other stages that run there may finish.
+Then it waits for OVIS_REST seconds: what restarts ended workers would bring it back at once.
 
 It also leaves when it is stopped, by Ctrl-C or SIGTERM. Its stages are told to stop, push their
 resume points, and return their runs to the pool. Prefect's own worker would kill them.
@@ -19,6 +20,7 @@ import psutil
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.process import ProcessWorker, ProcessWorkerResult
 
+from flows.environment import REST, seconds
 from flows.resources import count_cores, list_devices, require_devices
 from flows.server import require_server
 from flows.workers.pools import POOL, has_pool
@@ -92,7 +94,11 @@ class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect keeps its own registe
 
 
 def work(pool: str, name: str, limit: int) -> None:
-    """Run up to `limit` of the pool's stages at once until stopped, or found unfit."""
+    """Run up to `limit` of the pool's stages at once until stopped, or found unfit.
+
+    Raises:
+        UnfitError: this machine turned out unfit; raised after the wait.
+    """
 
     async def start() -> None:
         stopped = asyncio.Event()
@@ -108,15 +114,26 @@ def work(pool: str, name: str, limit: int) -> None:
             print(f"worker {name} was stopped")
             working.cancel()
         stopping.cancel()
-        with suppress(asyncio.CancelledError):
-            await working
+        try:
+            with suppress(asyncio.CancelledError):
+                await working
+        except BaseExceptionGroup as group:
+            if group.subgroup(UnfitError) is None:
+                raise
+            unfit = UnfitError(f"worker {name} has left pool {pool}: {_first(group)}")
+            await _rest(unfit, stopped)
+            raise unfit from group
 
-    try:
-        asyncio.run(start())
-    except BaseExceptionGroup as group:
-        if group.subgroup(UnfitError) is None:
-            raise
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise UnfitError(f"worker {name} has left pool {pool}: {error}") from group
+    asyncio.run(start())
+
+
+def _first(error: BaseException) -> BaseException:
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _rest(unfit: UnfitError, stopped: asyncio.Event) -> None:
+    """Say why the worker is unfit and wait for OVIS_REST seconds, or until it is stopped."""
+    if rest := seconds(REST):
+        print(f"{unfit}; it ends in {rest:g} s ({REST})", flush=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopped.wait(), rest)

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +78,27 @@ def test_an_unfit_worker_ends_with_one_line(end_by):
     unfit = ExceptionGroup("services", [ExceptionGroup("loops", [UnfitError("on one: disk")])])
     with pytest.raises(UnfitError, match=r"^worker one has left pool ovis-dag-cpu: on one: disk$"):
         end_by(unfit)
+
+
+def test_an_unfit_worker_says_why_and_then_waits_before_it_ends(end_by, monkeypatch, capsys):
+    monkeypatch.setenv("OVIS_REST", "0.3")
+    started = time.monotonic()
+    with pytest.raises(UnfitError, match="on one: disk"):
+        end_by(ExceptionGroup("services", [UnfitError("on one: disk")]))
+    assert time.monotonic() - started >= 0.3
+    told = "worker one has left pool ovis-dag-cpu: on one: disk; it ends in 0.3 s (OVIS_REST)\n"
+    assert capsys.readouterr().out == told
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_waiting_worker_ends_at_once_when_it_is_stopped(end_by, monkeypatch, number):
+    monkeypatch.setenv("OVIS_REST", "600")
+    stop = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    monkeypatch.setattr(worker, "print", lambda line, **_: stop.start(), raising=False)
+    started = time.monotonic()
+    with pytest.raises(UnfitError, match="on one: disk"):
+        end_by(ExceptionGroup("services", [UnfitError("on one: disk")]))
+    assert 0.3 <= time.monotonic() - started < 60
 
 
 def test_other_ends_stay_what_they_are(end_by):
