@@ -86,7 +86,7 @@ class Step:
 class Outcome:
     """How a stage ended: executed, restored, unchanged, failed, or not run.
 
-    `made` says how it was executed: device, its model, torch, worker, seconds.
+    `made` says how it was executed: device, its model, torch, threads, worker, seconds.
     """
 
     stage: str

@@ -90,14 +90,18 @@ def _run(name: str) -> None:
             raise
 
 
-def _made_with() -> dict[str, str]:
-    """Return the versions of Python and, if imported, torch, and the device with its model."""
-    made = {"python": platform.python_version(), "device": "cpu", "model": _processor()}
+def _made_with() -> dict[str, str | int]:
+    """Return the version of Python, the device with its model and, if imported, torch's facts."""
+    made: dict[str, str | int] = {"python": platform.python_version()}
+    made |= {"device": "cpu", "model": _processor()}
     if torch := sys.modules.get("torch"):
         made["torch"] = torch.__version__
         made["kernels"] = torch.backends.cpu.get_cpu_capability()  # the processor's, such as AVX2
+        made["threads"] = torch.get_num_threads()  # another number gives other bytes
         if torch.cuda.is_initialized():
             made |= {"device": "cuda", "model": torch.cuda.get_device_name()}
+        elif os.environ.get("DEVICE") == "mps" and torch.backends.mps.is_available():
+            made["device"] = "mps"  # never chosen unasked; its model is that of the processor
     return made
 
 

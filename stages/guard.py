@@ -26,7 +26,8 @@ from stages.common.runtime.params import PARAMS_FILE, read_params
 
 DVC_FILE = "dvc.yaml"
 LOCK = "requirements-stages.lock"
-IGNORED = ("__pycache__", ".partial", "README.md")  # endings of the names that .dvcignore excludes
+# The paths that .dvcignore excludes; DVC and the receipt must count the same files.
+IGNORED = re.compile(r"(^|/)__pycache__/|\.partial(/|$)|^comparators/[^/]+/README\.md$")
 LARGEST_HASHED = 1 << 20  # bytes; source files are far smaller, data files are not
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")
 MISSING = "–"
@@ -174,9 +175,9 @@ def _files_in(path: str) -> Iterator[str]:
     if not os.path.isdir(path):
         yield path
         return
-    for folder, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if not name.endswith(IGNORED)]
-        yield from (os.path.join(folder, name) for name in files if not name.endswith(IGNORED))
+    for folder, _, names in os.walk(path):
+        files = (Path(folder, name).as_posix() for name in names)
+        yield from (file for file in files if not IGNORED.search(file))
 
 
 def _fact(path: Path) -> list | None:

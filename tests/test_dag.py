@@ -13,7 +13,7 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 from ruamel.yaml import YAML
 
 from claims.readme import pages, place, reruns, reruns_table
-from flows.dvc.project import load_graph
+from flows.dvc.project import load_graph, locked_repo, read_graph
 from flows.graph import MODELS, USED, DagError, Graph, overlap
 from flows.overlay import apply_overlay
 from stages.detector.params import ANNOTATIONS, TRUTH
@@ -107,15 +107,6 @@ def test_deps_are_data_sources_and_the_lock_of_the_packages(graph):
     for stage in graph.values():
         odd = [path for path in stage.inputs if not path.startswith(("data/", "stages/"))]
         assert odd == [LOCK], stage.name
-
-
-def test_what_guards_a_stage_compares_all_that_dvc_hashes(graph, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("os.path.exists", lambda path: True)  # data need not be there
-    for name, stage in graph.items():
-        declared = find_declared(name)
-        assert sorted(declared.paths) == sorted(stage.inputs), name
-        assert sorted(declared.keys) == sorted(stage.params), name
 
 
 def test_params_are_the_sections_that_the_code_reads(stages, closures):
@@ -232,6 +223,18 @@ def copied(tmp_path):
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     return tmp_path
+
+
+def test_what_guards_a_stage_compares_all_that_dvc_hashes(copied, monkeypatch):
+    with locked_repo(copied) as repo:
+        graph, _ = read_graph(repo, copied)  # with the comparators
+    assert {"evaluation", "comparators/dvc.yaml:rpn"} <= graph.keys()
+    monkeypatch.chdir(copied)
+    monkeypatch.setattr("os.path.exists", lambda path: True)  # data need not be there
+    for name, stage in graph.items():
+        declared = find_declared(name)
+        assert sorted(declared.paths) == sorted(stage.inputs), name
+        assert sorted(declared.keys) == sorted(stage.params), name
 
 
 def test_if_asked_the_proposal_network_alone_reads_which_base_classes_people_saw(copied):

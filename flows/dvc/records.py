@@ -81,15 +81,24 @@ def late_changes(root: Path, name: str, inputs: dict[str, Any]) -> list[str]:
     `inputs` is what the stage read, `stages.guard.Inputs` as JSON.
     """
     moved = {path: fact[3] for path, fact in inputs["files"].items() if _moved(root / path, fact)}
-    entry = recorded(root, [name]).get(name) if moved else None
+    entry = recorded(root, [name]).get(name)
     if entry is None:
         return []
+    added = [dep["path"] for dep in entry.get("deps", []) if _has_more(dep, inputs["files"])]
+    if not moved:
+        return added
     params = json.loads(json.dumps(entry.get("params", {}).get(PARAMS, {}), default=str))
     keys = [key for key, value in inputs["params"].items() if params.get(key) != value]
     hashes = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
     # For large files and files in folders only the time of the last change is known.
     files = [path for path, md5 in moved.items() if not md5 or hashes.get(path) != md5]
-    return [*(f"{PARAMS}: {key}" for key in keys), *(path for path in files if path != PARAMS)]
+    files = [path for path in files if path != PARAMS]
+    return [*(f"{PARAMS}: {key}" for key in keys), *files, *added]
+
+
+def _has_more(dep: dict[str, Any], files: Iterable[str]) -> bool:
+    """Say whether DVC found more files in a folder than the stage, which saw `files`."""
+    return dep.get("nfiles", 0) > sum(path.startswith(f"{dep['path']}/") for path in files)
 
 
 def _moved(path: Path, fact: list) -> bool:

@@ -87,6 +87,7 @@ def test_executed_unchanged_changed_and_restored(toy):
 def test_a_run_shows_what_stages_were_made_with_as_soon_as_they_end(toy):
     """Somebody prepares the next experiment while the last stage of this one runs."""
     start = toy.git("rev-parse", "HEAD").strip()
+    params = (toy.root / "params.yaml").read_text()
     hold = toy.mark("hold.evaluation")
     process = toy.start("-m", "flows", "run")
     wait_until(lambda: "merge/curve/loss" in (runs[0].metrics if (runs := shown(toy)) else {}))
@@ -102,6 +103,8 @@ def test_a_run_shows_what_stages_were_made_with_as_soon_as_they_end(toy):
     made = json.loads(run.tags["made.evaluation"])
     assert made["device"] == "cpu" and made["worker"] and 0 <= made["seconds"] < PATIENCE
     assert made["commit"] == start
+    (shown_params,) = (toy.root / "mlruns").glob("**/artifacts/params.yaml")
+    assert shown_params.read_text() == params != (toy.root / "params.yaml").read_text()
     with closing(sqlite3.connect(toy.root / "mlflow.db")) as database:
         ((name, digest),) = database.execute("select name, digest from datasets").fetchall()
     assert name == "data/download" and len(digest) == 32

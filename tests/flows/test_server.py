@@ -28,6 +28,7 @@ from tests.support.service import HOST, free_port
 from tests.support.toy import PATIENCE, REPOSITORY, wait_until
 
 KEY = "pnu_secret"
+OTHERS_KEY = "pnu_other"  # of a user who may not use this workspace
 # Says where it went, and how long the answer took, without the time to load Prefect.
 CONNECT = """
 import sys, time
@@ -64,9 +65,11 @@ class CloudHandler(BaseHTTPRequestHandler):
         self._answer(200 if self.path.endswith("/work_pools/filter") else 404, [])
 
     def _answer(self, status: int, content: object) -> None:
-        known = self.headers.get("Authorization") in self.server.accepted
+        given = self.headers.get("Authorization")
+        refusal = 403 if given == f"Bearer {OTHERS_KEY}" else 401
+        known = given in self.server.accepted
         body = json.dumps(content).encode()
-        self.send_response(status if known else 401)
+        self.send_response(status if known else refusal)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -161,11 +164,12 @@ def test_a_server_of_ones_own_authority_takes_a_key_or_a_password(
     assert connect(PREFECT_API_URL=cloud, **trust, **credentials) == (0, "")
 
 
-def test_a_wrong_key_is_told_at_once_in_one_line(connect, cloud, authority):
+@pytest.mark.parametrize(("key", "status"), [("another", 401), (OTHERS_KEY, 403)])
+def test_a_wrong_key_is_told_at_once_in_one_line(connect, cloud, authority, key, status):
     trust = {"PREFECT_API_SSL_CERT_FILE": str(authority)}
-    code, output = connect(PREFECT_API_URL=cloud, PREFECT_API_KEY="another", **trust)
+    code, output = connect(PREFECT_API_URL=cloud, PREFECT_API_KEY=key, **trust)
     assert (code, output.count("\n")) == (1, 1)  # 1: soon
-    assert f"{cloud} refuses this user (401): set PREFECT_API_AUTH_STRING=" in output
+    assert f"{cloud} refuses this user ({status}): set PREFECT_API_AUTH_STRING=" in output
 
 
 @pytest.mark.parametrize("where", [[], ["--pools"]], ids=["here", "pools"])

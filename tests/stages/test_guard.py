@@ -45,7 +45,7 @@ stages:
     do:
       wdir: ..
       cmd: x
-      deps: ["data/maps/${item.shard}.txt", "methods/${key}"]
+      deps: ["data/maps/${item.shard}.txt", "comparators/${key}"]
       outs: ["${key}"]
 """
 
@@ -60,8 +60,8 @@ def project(tmp_path, monkeypatch) -> Path:
         "data/maps/0.txt": "0",
         "data/maps/1.txt": "1",
         "data/round-1.txt": "",
-        "methods/second/method.yaml": "",
-        "methods/second/README.md": "one",
+        "comparators/second/method.yaml": "",
+        "comparators/second/README.md": "one",
         "engines/torchvision/network.py": "one",
         "engines/torchvision/__pycache__/network.pyc": "one",
         "engines/detectron2/network.py": "two",
@@ -94,12 +94,12 @@ def test_a_stage_is_found_however_dvc_names_it(file):
 
 def test_of_a_foreach_it_is_the_one_of_that_name():
     declared = find_declared("comparators/dvc.yaml:trained@second")
-    assert declared.paths == ["data/maps/1.txt", "methods/second"]
+    assert declared.paths == ["data/maps/1.txt", "comparators/second"]
     # .dvcignore leaves a method's README out
     assert set(declared.read().files) == {
         "params.yaml",
         "data/maps/1.txt",
-        "methods/second/method.yaml",
+        "comparators/second/method.yaml",
     }
 
 

@@ -120,19 +120,21 @@ def test_an_edit_of_what_a_stage_does_not_read_is_no_matter(edited_toy, run):
     assert "up to date" in edited_toy.dvc("status", "merge")
 
 
-@pytest.mark.parametrize("late", ["source", "param", "other param"])
+@pytest.mark.parametrize("late", ["source", "param", "other param", "an added file"])
 def test_an_edit_between_the_end_and_the_record_takes_the_record_back(edited_toy, late):
     """DVC hashes what a stage depends on when its process has ended; `atexit` comes before that."""
     old, new, file = {
         "source": ("9.9,1", "8.8,1", MERGE),
         "param": ("rate: 1.0", "rate: 1.5", "params.yaml"),
         "other param": ("factor: 2", "factor: 3", "params.yaml"),
+        "an added file": ("", "2 1 a", "data/cut/2.txt"),
     }[late]
     edit_source(edited_toy)
     code = (
         "\nimport atexit\n"
         f"def late(path=Path({file!r})):\n"
-        f"    path.write_text(path.read_text().replace({old!r}, {new!r}, 1))\n"
+        "    text = path.read_text() if path.exists() else ''\n"
+        f"    path.write_text(text.replace({old!r}, {new!r}, 1))\n"
         "atexit.register(late)\n"
     )
     with (edited_toy.root / MERGE).open("a") as source:
@@ -142,7 +144,7 @@ def test_an_edit_between_the_end_and_the_record_takes_the_record_back(edited_toy
     if late == "other param":
         assert said == "recorded"
         return
-    name = MERGE if late == "source" else "params.yaml: merge"
+    name = {"source": MERGE, "param": "params.yaml: merge", "an added file": "data/cut"}[late]
     assert said == (
         f"merge is not recorded, for this changed as it ended: {name}; run the same again"
     )
@@ -150,6 +152,19 @@ def test_an_edit_between_the_end_and_the_record_takes_the_record_back(edited_toy
     assert "  cut@0:\n" in edited_toy.lock()
     assert recorded(edited_toy.root, ["merge"]) == {}
     assert "merge" in edited_toy.dvc("status", "merge")
+
+
+def test_files_in_a_folder_count_as_dvc_counts_them(edited_toy):
+    """.dvcignore and the guard exclude the same, wherever it lies."""
+    for name in ("README.md", "3.partial", "a.partial/4.txt", "__pycache__/5.pyc", "b/6.txt"):
+        path = edited_toy.root / "data/cut" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(name)
+    assert by_flow(edited_toy) == "recorded"
+    (cut,) = (
+        dep for dep in recorded(edited_toy.root, ["merge"])["merge"]["deps"] if "nfiles" in dep
+    )
+    assert cut["nfiles"] == len(["0.txt", "1.txt", "README.md", "b/6.txt"])
 
 
 def test_a_full_disk_is_told_in_one_line(toy):
