@@ -118,7 +118,8 @@ class StageRunner:
         if outcome == "executed" and receipt.is_file():
             facts = json.loads(receipt.read_text(encoding="utf-8"))
             # DVC hashes inputs after the stage's end.
-            if changed := late_changes(self._root, stage.name, facts["inputs"]):
+            ended = receipt.stat().st_mtime
+            if changed := late_changes(self._root, stage.name, facts["inputs"], ended):
                 forget(self._root, stage.name)
                 raise StageFailedError(
                     f"{stage.name} is not recorded, for this changed as it ended:"

@@ -31,6 +31,7 @@ ENTRY = re.compile(r"^  (?P<name>[\w@./-]+):\n(?:(?:    .*)?\n)+", re.MULTILINE)
 HASH = re.compile(r"\bmd5: ([0-9a-f]{32}(?:\.dir)?)\b")
 OUTPUT = re.compile(r"- path: (.+)\n(?: +hash: md5\n)? +md5: ([0-9a-f]{32}(?:\.dir)?)\n")
 SECONDS_OF_YOUTH = 3600.0  # somebody may be about to use or push a younger file of the cache
+SECONDS_TO_READ = 2.0  # a stage reads its inputs again before it notes that it has ended
 
 
 def recorded(root: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -75,13 +76,20 @@ def _read(lock: Path) -> str:
     return lock.read_text(encoding="utf-8") if lock.is_file() else ""
 
 
-def late_changes(root: Path, name: str, inputs: dict[str, Any]) -> list[str]:
+def late_changes(root: Path, name: str, inputs: dict[str, Any], ended: float) -> list[str]:
     """Describe which inputs DVC recorded differently from what the executed stage read.
 
-    `inputs` is what the stage read, `stages.guard.Inputs` as JSON.
+    Args:
+        root: the project.
+        name: of the stage.
+        inputs: what the stage read, `stages.guard.Inputs` as JSON.
+        ended: when it had read them again, in seconds since the epoch.
     """
     moved = {path: fact[3] for path, fact in inputs["files"].items() if _moved(root / path, fact)}
-    entry = recorded(root, [name]).get(name)
+    folders = {(root / path).parent for path in inputs["files"]} - {root}
+    grown = any(f.is_dir() and f.stat().st_mtime > ended - SECONDS_TO_READ for f in folders)
+    # Reading a record takes DVC's lock, so it is read only if there is something to find.
+    entry = recorded(root, [name]).get(name) if moved or grown else None
     if entry is None:
         return []
     added = [dep["path"] for dep in entry.get("deps", []) if _has_more(dep, inputs["files"])]
