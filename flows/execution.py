@@ -67,11 +67,11 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
 
 def require_fleet(root: Path) -> None:
     """Print which commit workers would run, or raise ValueError if they cannot run this state."""
-    from flows.dvc.project import load_graph
+    from flows.dvc.project import load_whole_graph
     from flows.dvc.remote import check_remote
     from flows.workers.request import take_snapshot
 
     if not os.environ.get("PREFECT_API_URL"):
         raise ValueError("PREFECT_API_URL is not set: give the address of the workers' server")
-    commit = take_snapshot(root, load_graph(root)).commit
+    commit = take_snapshot(root, load_whole_graph(root)).commit
     print(f"Workers work at commit {commit[:12]}, with results through {check_remote(root)}")

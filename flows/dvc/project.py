@@ -36,9 +36,14 @@ IGNORING = ".dvcignore"  # in a folder: comparators/.dvcignore says what for
 
 def load_graph(root: Path, targets: list[str] | None = None) -> Graph:
     """Return the stages of dvc.yaml, or the targets with their upstream, in order of execution."""
+    return select(load_whole_graph(root), targets)
+
+
+def load_whole_graph(root: Path) -> Graph:
+    """Return the stages of every dvc.yaml that DVC does not ignore, in order of execution."""
     with locked_repo(root) as repo:
         graph, _ = read_graph(repo, root)
-        return select(graph, targets)
+        return graph
 
 
 def share_cache(root: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from flows.dvc.curves import fetch_curves
-from flows.dvc.project import load_graph
+from flows.dvc.project import load_whole_graph
 from flows.dvc.remote import RemoteError, push_result, result_key, take_result, with_patience
 from flows.dvc.resume import identify_point
 from flows.graph import DagError, Outcome, Stage
@@ -37,7 +37,7 @@ class Fleet:
         """
         self._root = root
         self._dispatcher = dispatcher
-        self._graph = load_graph(root)
+        self._graph = load_whole_graph(root)
         self._snapshot = take_snapshot(root, self._graph)
         self._on_remote: set[str] = set()  # stages whose outputs are known to be there
         self._pushing = threading.Lock()  # so that each input is pushed once

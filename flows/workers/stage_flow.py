@@ -25,7 +25,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, Scheduled, State
 
 from flows.dvc.curves import push_curves, remove_curves
-from flows.dvc.project import load_graph
+from flows.dvc.project import load_whole_graph
 from flows.dvc.remote import (
     RemoteError,
     check_remote,
@@ -124,7 +124,7 @@ def reproduce(
         with checkout(clone, request, name) as folder:
             _require_versions(folder, request)
             _reach(lambda: check_remote(folder), log)
-            graph = load_graph(folder)
+            graph = load_whole_graph(folder)
             stage = check_stage(request, graph)
             slots = DeviceSlots()
             wanted = max(stage.gpus, 1) if stage.pool == "gpu" else stage.gpus

@@ -20,6 +20,24 @@ from flows.workers.coordinator import Fleet
 from tests.support.fleet import Workers, make_fleet, store
 from tests.support.toy import Toy
 
+MORE = """\
+stages:
+  twice:
+    wdir: ..
+    cmd: cat data/side/out.txt data/side/out.txt > data/twice.txt
+    deps:
+      - data/side/out.txt
+    outs:
+      - data/twice.txt
+  size:
+    wdir: ..
+    cmd: echo '{"bytes":' $(wc -c < data/twice.txt)'}' > data/size.json
+    deps:
+      - data/twice.txt
+    metrics:
+      - data/size.json
+"""
+
 
 @dataclass
 class Pretended:
@@ -134,15 +152,23 @@ def test_a_local_run_goes_on_without_a_remote_that_is_away_and_says_so_once(toy,
     assert "not looked for results there any more" in told[0]
 
 
-def test_points_of_a_sweep_are_made_by_workers_each_result_once(toy, monkeypatch):
+@pytest.fixture
+def sweeping(toy, monkeypatch) -> Toy:
+    """Give a toy for sweeps with workers, with a pipeline that plain DVC does not see."""
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "toy")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "toy@localhost")
     monkeypatch.setenv("TOY_FOLDER", str(toy.root))
     (toy.root / "more").mkdir()
     toy.mark("more/.dvcignore", "/dvc.yaml\n")  # which worktrees and workers do without
+    toy.mark("more/dvc.yaml", MORE)
     toy.git("add", "-A")
     toy.git("commit", "-qm", "more")
+    return toy
+
+
+def test_points_of_a_sweep_are_made_by_workers_each_result_once(sweeping):
+    toy = sweeping
     workers: Workers = make_fleet(toy, 2)
     planned = plan_sweep(toy.root, make_points(toy.root, ["side.factor=2,3"])).points
     place = Place({point.folder: Fleet(point.folder, workers) for point in planned})
@@ -157,3 +183,17 @@ def test_points_of_a_sweep_are_made_by_workers_each_result_once(toy, monkeypatch
         Toy(one.folder).dvc("pull", "side")
     texts = [(one.folder / "data/side/out.txt").read_text() for one in planned]
     assert [len(text) for text in texts] == [12, 18]
+
+
+def test_a_worker_makes_a_stage_of_a_pipeline_that_plain_dvc_does_not_see(sweeping):
+    workers: Workers = make_fleet(sweeping)
+    target = "more/dvc.yaml:size"
+    points = make_points(sweeping.root, ["side.factor=3"], targets=[target])
+    (planned,) = plan_sweep(sweeping.root, points).points
+    place = Place({planned.folder: Fleet(planned.folder, workers)})
+    for step in planned.steps:
+        assert place.run(planned.folder, step.stage, 0, print).outcome == "executed"
+    assert workers.asked == ["download", "side", "more/dvc.yaml:twice", target]
+    assert (planned.folder / "data/size.json").read_text() == '{"bytes": 36}\n'
+    lock = (planned.folder / "more/dvc.lock").read_text()
+    assert "  twice:\n" in lock and "  size:\n" in lock
