@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from tests.support.loopback import environment_without_servers
 from tests.support.service import HOST, Service, free_port, kill_all
 from tests.support.toy import PATIENCE, REPOSITORY, wait_until
 from tests.support.tracked import read_runs
@@ -132,6 +133,28 @@ def test_a_branch_that_is_switched_in_mid_run_leaves_no_record_in_dvc_lock_or_ml
     assert (run.outcomes()["merge"], run.outcomes()["evaluation"]) == ("failed", "not run")
     assert run.params == {"cut.by": "1", "download.lines": "3"}
     assert "seconds/cut.1" in run.metrics and "seconds/merge" not in run.metrics
+
+
+def test_two_first_runs_at_once_make_each_stage_once(toy, monkeypatch):
+    """In a fresh project both start a server and make the databases of Prefect and MLflow."""
+    for name in os.environ.keys() - environment_without_servers().keys():
+        monkeypatch.delenv(name)
+    hold = toy.mark("hold.download")
+    both = [toy.start("-m", "flows", "run") for _ in range(2)]
+
+    def blocked() -> bool:
+        with suppress(FileNotFoundError):  # it is made anew for each attempt
+            return "blocked by" in (toy.root / ".flows/logs/download.log").read_text()
+        return False
+
+    wait_until(lambda: blocked() or any(process.poll() is not None for process in both))
+    hold.unlink()
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    assert sum("another execution is making this" in output for output in outputs) >= 1
+    assert toy.ran() == ALL
+    assert "up to date" in toy.dvc("status")
+    assert [run.status for run in read_runs(toy.root)] == ["FINISHED"] * 2
 
 
 def shown(toy) -> list:
