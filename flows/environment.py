@@ -44,7 +44,7 @@ def sqlite_path(url: str) -> Path | None:
 
 def default_settings(root: Path) -> dict[str, str]:
     """Return the defaults for a project at `root`."""
-    return {
+    settings = {
         "DO_NOT_TRACK": "1",
         "DVC_NO_ANALYTICS": "1",
         "GIT_PYTHON_REFRESH": "quiet",
@@ -62,6 +62,11 @@ def default_settings(root: Path) -> dict[str, str]:
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     }
+    database = Path(os.environ.get("PREFECT_HOME", settings["PREFECT_HOME"])) / "prefect.db"
+    if RESERVED.search(str(database)):  # Prefect would not escape them
+        url = sqlite_url(database, "aiosqlite")
+        settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
+    return settings
 
 
 def seconds(name: str) -> float:
@@ -94,10 +99,6 @@ def apply_settings(root: Path) -> None:
     for name in SECONDS:
         seconds(name)
     settings = default_settings(root)
-    database = Path(os.environ.get("PREFECT_HOME", settings["PREFECT_HOME"])) / "prefect.db"
-    if RESERVED.search(str(database)):  # Prefect would not escape them
-        url = sqlite_url(database, "aiosqlite")
-        settings["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = url
     if server := _server_of_profile():
         del settings["PREFECT_HOME"]  # Prefect's own home has the profile with its keys
         settings["PREFECT_API_URL"] = server

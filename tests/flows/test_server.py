@@ -270,7 +270,7 @@ def alone(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_two_projects_whose_servers_start_at_once_each_get_their_own(tmp_path, monkeypatch):
-    """The system gives both the same port, if it is free."""
+    """The system gives both the same port, if it is free. Names of folders stay what they are."""
     port = free_port()
 
     class Socket(socket.socket):
@@ -280,7 +280,7 @@ def test_two_projects_whose_servers_start_at_once_each_get_their_own(tmp_path, m
             except OSError:
                 super().bind(address)
 
-    one, two = (LocalServer(tmp_path / name) for name in ("one", "two"))
+    one, two = (LocalServer(tmp_path / name) for name in ("a%20b", "why?x=1"))
     try:
         with monkeypatch.context() as patch:
             patch.setattr(socket, "socket", Socket)
@@ -289,6 +289,7 @@ def test_two_projects_whose_servers_start_at_once_each_get_their_own(tmp_path, m
         assert one.url == f"http://{HOST}:{port}/api" != two.url
         for server in (one, two):
             server.wait_until_ready()
+        assert {path.name for path in tmp_path.iterdir()} == {"a%20b", "why?x=1"}
         one.stop()
         two.wait_until_ready()
         with pytest.raises(RuntimeError, match="Prefect's server ended with code"):

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import sys
-from zlib import crc32
 
 import cv2
 import numpy as np
@@ -18,6 +17,7 @@ from predict.images import find_images
 from predict.overlay import draw_overlay
 from stages.common.formats.images import decode_image, decode_upright
 from stages.common.geometry.masks import decode_mask
+from tests.support.images import png_of
 from tests.support.images_folder import phone_jpeg
 from tests.support.mounts import small_files
 from tests.support.tiny_detector import draw
@@ -190,16 +190,6 @@ def test_a_phones_image_is_searched_and_drawn_upright(monkeypatch, tmp_path, mod
     overlays = [cv2.imread(str(tmp_path / "out/overlays" / f)) for f in ("phone.jpg", "shown.png")]
     assert [overlay.shape for overlay in overlays] == [(640, 400, 3)] * 2
     assert np.abs(overlays[0].astype(int) - overlays[1]).mean() < 12  # one of them is a JPEG
-
-
-def png_of(width: int, height: int) -> bytes:
-    """Return a grey PNG that says its size and then breaks off."""
-
-    def chunk(content: bytes) -> bytes:
-        return (len(content) - 4).to_bytes(4, "big") + content + crc32(content).to_bytes(4, "big")
-
-    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + size + bytes([8, 0, 0, 0, 0])) + chunk(b"IDAT")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Encoded images: of given pixels, of noise, and a scene whose object is known."""
 
 from collections.abc import Sequence
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -17,6 +18,16 @@ def noise_jpeg(height: int, width: int, grey: bool = False, options: Sequence[in
     """Return a JPEG of noise, whose seed is its height; OpenCV takes the options."""
     pixels = noise(height, height, width) if grey else noise(height, height, width, 3)
     return cv2.imencode(".jpg", pixels, options)[1].tobytes()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """Return a grey PNG that says its size and then breaks off."""
+
+    def chunk(content: bytes) -> bytes:
+        return (len(content) - 4).to_bytes(4, "big") + content + crc32(content).to_bytes(4, "big")
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + size + bytes([8, 0, 0, 0, 0])) + chunk(b"IDAT")
 
 
 def png_image(image_id: int, pixels_bgr: np.ndarray) -> EncodedImage:

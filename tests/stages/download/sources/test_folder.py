@@ -14,7 +14,7 @@ from stages.download.params import FolderParams, MaxImagesWithoutVal
 from stages.download.photographs import check_ids, hashed_id
 from stages.download.sources.folder import folder_source, read_names
 from tests.support.download_params import write_download_params
-from tests.support.images import noise_jpeg
+from tests.support.images import noise_jpeg, png_of
 from tests.support.images_folder import turned
 
 CP1252 = r"captions\.csv: byte 30 \(0xe9\) is not utf-8; save the file as UTF-8"
@@ -439,8 +439,12 @@ def test_files_that_cannot_be_read_are_named_and_counted(tmp_path, source):
     (source / "train/a.jpg").symlink_to("/proc/self/mem")
     (source / "train/._a.jpg").write_bytes(b"of macOS")
     (source / "test/thin.png").write_bytes(noise_jpeg(8, 3000))
+    (source / "test/huge.png").write_bytes(png_of(40_000, 40_000))
+    (source / "train/flat.jpg").write_bytes(noise_jpeg(8, 3000))
+    with (source / "captions.csv").open("a", encoding="utf-8") as captions:
+        captions.write("flat.jpg,a cat\n")
     (source / os.fsdecode(b"test/caf\xe9.jpg")).write_bytes(noise_jpeg(20, 20))
-    write_params(tmp_path, source, missing=1.0, skipped=0.7)
+    write_params(tmp_path, source, missing=1.0, skipped=0.8)
     main()
     report = read_report()
     skipped = {
@@ -451,7 +455,9 @@ def test_files_that_cannot_be_read_are_named_and_counted(tmp_path, source):
     assert skipped == {
         "a.jpg": "cannot be read: Input/output error",
         "d.png": "has no caption",
+        "flat.jpg": "is 3000 × 8 pixels, thinner than 1 : 25; crop it",
         "thin.png": "is 3000 × 8 pixels, thinner than 1 : 25; crop it",
+        "huge.png": "OpenCV refuses it: pixels <= CV_IO_MAX_IMAGE_PIXELS",
     }
     assert report["ignored_files"]["train"]["first"] == ["._a.jpg"]
     shown = json.loads(Path("data/download/ground_truth/test.json").read_text())["images"]
