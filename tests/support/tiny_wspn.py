@@ -9,6 +9,7 @@ import torch
 from stages.common.formats import images
 from stages.common.formats.tables import boxes_table
 from stages.common.runtime.storage import write_table
+from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.language import LanguageWspn, LanguageWspnConfig
 from stages.models.vision_language.small_albef import SmallAlbef, SmallAlbefConfig
 from stages.models.vision_language.tokenizer import SPECIAL, CaptionTokenizer
@@ -117,3 +118,15 @@ def write_wspn_shards(
         # row groups that begin amid an image's boxes
         write_table(tables[-1], boxes_table(np.repeat(own, 9), boxes), row_group_size=13)
     return shards, tables
+
+
+def imagenet_wspn(regions_at_once: int = 4) -> ImagenetWspn:
+    """Return a ResNet-50 with random weights that tells regions apart."""
+    torch.manual_seed(0)
+    model = ImagenetWspn(ImagenetWspnConfig("resnet50", [3, 7], 2, 0.5, regions_at_once)).eval()
+    with torch.no_grad():
+        for block in [*model.trunk.layer1, *model.trunk.layer2, *model.trunk.layer3]:
+            block.bn3.weight.fill_(0.2)  # frozen norms that have not been fitted let features grow
+        for head in (model.class_part, *model.refinement_parts, model.quality_part):
+            head.weight.mul_(30)
+    return model
