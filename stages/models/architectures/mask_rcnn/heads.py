@@ -350,3 +350,7 @@ class StageRegionHeads(RegionHeads):
         return torch.cat([regions for regions, _ in each]), torch.cat(
             [deltas for _, deltas in each]
         )
+
+
+class HourglassStageRegionHeads(HourglassRegionHeads, StageRegionHeads):
+    """Region heads on `StagePooling`, with an hourglass for masks."""

@@ -21,6 +21,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 
 from stages.models.architectures.mask_rcnn.heads import (
     HourglassRegionHeads,
+    HourglassStageRegionHeads,
     MaskHead,
     RegionHeads,
     RegionMeans,
@@ -212,12 +213,13 @@ def _region_heads(
     head, inference = params.box_head, params.inference
     width, grids = backbone.out_channels, (backbone.strides, backbone.central)
     pool: nn.Module = PyramidPooling(*grids, head.pooler_resolution, head.canonical_side)
+    hourglass = isinstance(params.mask_head, HourglassKindParams)
     if region_stage is None:
-        hourglass = isinstance(params.mask_head, HourglassKindParams)
         heads, described = HourglassRegionHeads if hourglass else RegionHeads, head.hidden
         box_head: nn.Module = TwoMLPHead(width * head.pooler_resolution**2, head.hidden)
     else:
-        heads, described = StageRegionHeads, REGION_STAGE_CHANNELS
+        heads = HourglassStageRegionHeads if hourglass else StageRegionHeads
+        described = REGION_STAGE_CHANNELS
         pool = StagePooling(pool, region_stage)
         box_head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     classifier = TextClassifier(described, embeddings, **params.classifier.model_dump())
