@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ruamel.yaml import YAML
 
+from flows.dvc.project import between_writes
 from tests.support.clones import clone, clone_environment, output_hashes, reproduce, run_command
 from tests.support.images_folder import write_images_folder
 from tests.support.photographs import coco_mini
@@ -41,7 +42,8 @@ def kill(flow: subprocess.Popen, folder: Path, with_stages: bool) -> set[str]:
     flow.kill()  # first, or it may see that its stages have died, and end by itself
     flow.wait()
     if with_stages:
-        kill_all(children)
+        with between_writes(folder):  # else it is as if power failed while DVC writes its locks
+            kill_all(children)
     begun = {path.stem for path in (folder / ".flows/logs").glob("*.log")}
     return STAGES & {name.split("@")[0] for name in begun - before}
 
