@@ -93,14 +93,12 @@ def late_changes(root: Path, name: str, inputs: dict[str, Any], ended: float) ->
     if entry is None:
         return []
     added = [dep["path"] for dep in entry.get("deps", []) if _has_more(dep, inputs["files"])]
-    if not moved:
-        return added
     params = json.loads(json.dumps(entry.get("params", {}).get(PARAMS, {}), default=str))
     keys = [key for key, value in inputs["params"].items() if params.get(key) != value]
     hashes = {dep["path"]: dep.get("md5") for dep in entry.get("deps", [])}
     # For large files and files in folders only the time of the last change is known.
-    files = [path for path, md5 in moved.items() if not md5 or hashes.get(path) != md5]
-    files = [path for path in files if path != PARAMS]
+    changed = (path for path, md5 in moved.items() if not md5 or hashes.get(path) != md5)
+    files = [path for path in changed if path != PARAMS]
     return [*(f"{PARAMS}: {key}" for key in keys), *files, *added]
 
 

@@ -151,7 +151,7 @@ def test_two_first_runs_at_once_make_each_stage_once(toy, monkeypatch):
     hold.unlink()
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
-    assert sum("another execution is making this" in output for output in outputs) >= 1
+    assert any("another execution is making this" in output for output in outputs)
     assert toy.ran() == ALL
     assert "up to date" in toy.dvc("status")
     assert [run.status for run in read_runs(toy.root)] == ["FINISHED"] * 2
