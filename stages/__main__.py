@@ -100,8 +100,8 @@ def _made_with() -> dict[str, str | int]:
         made["threads"] = torch.get_num_threads()  # another number gives other bytes
         if torch.cuda.is_initialized():
             made |= {"device": "cuda", "model": torch.cuda.get_device_name()}
-        elif os.environ.get("DEVICE") == "mps" and torch.backends.mps.is_available():
-            made["device"] = "mps"  # never chosen unasked; its model is that of the processor
+        elif torch.backends.mps.is_available() and torch.mps.driver_allocated_memory():
+            made["device"] = "mps"  # whose model is that of the processor
     return made
 
 

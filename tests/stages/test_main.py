@@ -143,12 +143,14 @@ def test_a_stage_does_not_run_with_other_packages_than_those_of_its_key(by_dvc, 
     assert by_dvc() == ["stages.phrases"]  # and for the first time
 
 
-@pytest.mark.parametrize("asked", [None, "mps"])
-def test_a_receipt_says_with_what_the_result_was_made(by_dvc, tmp_path, monkeypatch, asked):
-    monkeypatch.delenv("DEVICE", raising=False)
-    if asked:
-        monkeypatch.setenv("DEVICE", asked)
+@pytest.mark.parametrize(("mps_bytes", "device"), [(None, "cpu"), (0, "cpu"), (1, "mps")])
+def test_a_receipt_says_with_what_the_result_was_made(
+    by_dvc, tmp_path, monkeypatch, mps_bytes, device
+):
+    """Apple's GPU counts if the stage has used its memory."""
+    if mps_bytes is not None:
         monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+        monkeypatch.setattr("torch.mps.driver_allocated_memory", lambda: mps_bytes)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -158,7 +160,7 @@ def test_a_receipt_says_with_what_the_result_was_made(by_dvc, tmp_path, monkeypa
     receipt = json.loads((tmp_path / "receipt.json").read_text())
     made = receipt["made"]
     assert made["torch"] == torch.__version__
-    assert made["device"] == ("cuda" if torch.cuda.is_initialized() else asked or "cpu")
+    assert made["device"] == ("cuda" if torch.cuda.is_initialized() else device)
     assert made["threads"] == 3
     assert made["model"] and made["python"] and made["seconds"] >= 0
     assert made["kernels"] == torch.backends.cpu.get_cpu_capability()
