@@ -47,7 +47,7 @@ class Record:
         outputs: of the committed experiment then, see `committed_results`.
         facts: numbers by the paths of `claims.comparisons`.
         lock_commit: whose dvc.lock has `outputs`, if it is not `commit`: made on another processor,
-            where the code of `commit` gives the same results.
+            where code of the same results gives these.
     """
 
     seed: int
