@@ -21,6 +21,8 @@ from tests.support.photographs import coco_mini
 from tests.support.service import kill_all
 
 pytestmark = pytest.mark.pipeline
+# Minutes each, and groups begin before single tests: else one worker rests while these end.
+START_EARLY = pytest.mark.xdist_group("own inputs")
 
 KINDS = ("bbox", "segm")
 STAGES = set(YAML(typ="safe").load(Path(__file__).parents[2] / "dvc.yaml")["stages"])
@@ -118,6 +120,7 @@ def test_two_clones_give_the_same_bytes_even_if_killed_in_each_stage(smoke, repo
         assert told == pytest.approx(ap50(smoke, model, group, kind), abs=1e-3)
 
 
+@START_EARLY
 def test_real_photographs_from_end_to_end(repository, tmp_path):
     photographs = coco_mini()
     folder = clone(repository, tmp_path / "clone", "coco-mini")
@@ -137,6 +140,7 @@ def test_real_photographs_from_end_to_end(repository, tmp_path):
     assert predictions["split"] == "test" and isinstance(predictions["results"], list)
 
 
+@START_EARLY
 def test_own_images_without_annotations_from_end_to_end(repository, tmp_path):
     images = write_images_folder(tmp_path / "images", num_train=40, num_test=6)
     folder = clone(repository, tmp_path / "clone", "smoke")

@@ -17,6 +17,7 @@ from stages.models.backbones.imagenet import load_imagenet_weights
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from tests.support.tiny_wspn import WSPN_SECTION, write_wspn_shards
 
+pytestmark = pytest.mark.xdist_group("wspn in processes")  # one worker makes their two trainings
 WORKER = "tests.support.wspn_in_processes"
 STEPS = 6
 # Rounding, beside what a training changes; a share that counts a half or double differs by 1.
