@@ -51,16 +51,16 @@ def read_profile(root: Path, name: str, above: tuple[str, ...] = ()) -> dict[str
 def extend(root: Path, changes: dict[str, Any], above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return an overlay on top of the profile that its key `extends` names, if it has one."""
     extended = changes.pop(EXTENDS, None)
-    return _join(read_profile(root, extended, above), changes) if extended else changes
+    return join(read_profile(root, extended, above), changes) if extended else changes
 
 
-def _join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+def join(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Return both overlays as one; if both change a value, the upper one wins."""
     joined = lower.copy()  # with its tag
     for key, value in upper.items():
         old = lower.get(key)
         if isinstance(old, dict) and not _replaces(old, value):
-            value = _join(old, value)
+            value = join(old, value)
         joined[key] = value
     return joined
 
@@ -178,15 +178,19 @@ def flatten(values: dict[Any, Any], separator: str, prefix: str = "") -> Iterato
 
 
 def nest(values: dict[Any, Any]) -> dict[str, Any]:
-    """Return dotted keys as nested mappings: {"a.b": 1} becomes {"a": {"b": 1}}."""
+    """Return dotted keys as nested mappings: {"a.b": 1} becomes {"a": {"b": 1}}.
+
+    Raises:
+        ValueError: a key and a part of it have values, such as a and a.b.
+    """
     nested: dict[str, Any] = {}
     for dotted, value in values.items():
         *sections, key = str(dotted).split(".")
         inner = nested
-        for section in sections:
+        for depth, section in enumerate(sections, 1):
+            if (above := ".".join(sections[:depth])) in values:
+                raise ValueError(f"{dotted}: {above} has a value too; leave out one of both")
             inner = inner.setdefault(section, {})
-            if not isinstance(inner, dict):
-                raise ValueError(f"{dotted}: {section} has a value too; leave out one of both")
         inner[key] = value
     return nested
 

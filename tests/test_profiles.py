@@ -10,7 +10,16 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.dvc.project import load_graph
-from flows.overlay import PARAMS, apply_overlay, apply_profile, nest, read_params, read_profile
+from flows.overlay import (
+    PARAMS,
+    apply_overlay,
+    apply_profile,
+    extend,
+    flatten,
+    nest,
+    read_params,
+    read_profile,
+)
 from flows.sweeps.points import make_points
 from stages.common.runtime.params import read_section
 from stages.preflight import section_model
@@ -212,10 +221,16 @@ def check_sections(path: Path) -> None:
 def test_points_of_shipped_sweeps_have_names_and_fit(file, tmp_path):
     points = make_points(ROOT, ["seed=0"], file)
     assert len({point.label["name"] for point in points}) == len(points)
-    for point in points:
-        shutil.copy(ROOT / PARAMS, tmp_path)
-        apply_overlay(tmp_path / PARAMS, nest(point.values), point.name)
-        check_sections(tmp_path / PARAMS)
+    alone, together = tmp_path / "alone.yaml", tmp_path / "together.yaml"
+    for point, overlay in zip(points, YAML().load(file), strict=True):
+        name = overlay.pop("name")
+        assert point.label["name"] == name
+        shutil.copy(ROOT / PARAMS, together)
+        apply_overlay(together, nest(point.values), name)
+        check_sections(together)
+        shutil.copy(ROOT / PARAMS, alone)  # what it is beside no other point
+        apply_overlay(alone, extend(ROOT, nest(dict(flatten(overlay, ".")))), name)
+        assert YAML(typ="safe").load(together) == YAML(typ="safe").load(alone) | {"seed": 0}
 
 
 def test_your_own_images_are_seen_at_one_size(tmp_path):

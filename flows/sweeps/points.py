@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flows.overlay import (
     editor,
     extend,
     flatten,
+    join,
     load_yaml,
     look_up,
     nest,
@@ -62,20 +64,18 @@ def make_points(
     axes += [_read_setting(setting) for setting in settings]
     if not axes:
         raise ValueError("a sweep needs params: -S key=value,value … or --points file.yaml")
-    points = [
-        {key: value for part in parts for key, value in part.items()}
-        for parts in itertools.product(*axes)
-    ]
-    names = [point.pop(NAME, None) for point in points]
+    overlays = [reduce(join, parts) for parts in itertools.product(*axes)]
+    names = [overlay.pop(NAME, None) for overlay in overlays]
     if None in names and any(names):
         raise ValueError(f"{file}: some points have a {NAME} and some have none")
     params = read_params(root)
-    for point in points:
-        check_overlay(root, nest(point), "sweep")
+    for overlay in overlays:
+        check_overlay(root, overlay, "sweep")
+    points = [dict(flatten(overlay, ".")) for overlay in overlays]
     keys = list(dict.fromkeys(key for point in points for key in point))
     if not keys:
         raise ValueError(f"{file}: no point has params; expected a list such as '- {{seed: 1}}'")
-    filled = [{key: point.get(key, look_up(params, key)) for key in keys} for point in points]
+    filled = [_fill(point, keys, params) for point in points]
     stages = tuple(targets) if targets is not None else None
     labels = _labels(names, filled) if any(names) else [{}] * len(filled)
     made = [
@@ -85,17 +85,37 @@ def make_points(
     return list({point.name: point for point in made}.values())
 
 
+def _fill(point: dict[str, Any], keys: Sequence[str], params: dict[str, Any]) -> dict[str, Any]:
+    """Return the point with the values in params.yaml of what others change and it does not.
+
+    A section that another point changes as a whole is left alone if this one changes a part of it,
+    and a part is not filled beside its section: two values for one key would be in the point.
+    """
+    filled = {}
+    for key in keys:
+        beside = any(_is_part(key, own) or _is_part(own, key) for own in point)
+        if key in point:
+            filled[key] = point[key]
+        elif not beside and not any(_is_part(key, section) for section in keys):
+            filled[key] = look_up(params, key)
+    return filled
+
+
+def _is_part(key: str, section: str) -> bool:
+    return key.startswith(f"{section}.")
+
+
 def _labels(names: list[str], filled: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return each point's name, with the values in which it differs from others of that name."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for name, values in zip(names, filled, strict=True):
         by_name.setdefault(name, []).append(values)
     differing = {
-        name: [key for key in own[0] if any(values[key] != own[0][key] for values in own)]
+        name: [key for key in own[0] if any(values.get(key) != own[0][key] for values in own)]
         for name, own in by_name.items()
     }
     return [
-        {NAME: name, **{key: values[key] for key in differing[name]}}
+        {NAME: name, **{key: values.get(key) for key in differing[name]}}
         for name, values in zip(names, filled, strict=True)
     ]
 
@@ -132,7 +152,7 @@ def _read_setting(setting: str) -> list[dict[str, Any]]:
     if not all(keys) or not equals or not text.strip():
         raise ValueError(f"-S {setting}: expected key=value or key=value,value …")
     values = load_yaml(YAML(typ="safe"), f"[{text}]", f"-S {setting}")
-    return [dict(flatten(dict.fromkeys(keys, value), ".")) for value in values]
+    return [nest(dict(flatten(dict.fromkeys(keys, value), "."))) for value in values]
 
 
 def _read_file(root: Path, path: Path) -> list[dict[str, Any]]:
@@ -140,4 +160,4 @@ def _read_file(root: Path, path: Path) -> list[dict[str, Any]]:
     content = load_yaml(editor(), path, path)
     if not isinstance(content, list) or not all(isinstance(point, dict) for point in content):
         raise ValueError(f"{path}: expected a list of points, each a mapping of params to values")
-    return [dict(flatten(extend(root, nest(dict(point))), ".")) for point in content]
+    return [extend(root, nest(dict(flatten(point, ".")))) for point in content]

@@ -99,6 +99,38 @@ def test_a_point_of_a_file_may_extend_a_profile_and_replace_a_mapping(project):
     assert (points[1].values["activation.rounds"], points[1].values["seed"]) == (2, 5)
 
 
+def test_a_part_of_a_section_that_another_point_replaces_keeps_its_value(project):
+    file = project / "points.yaml"
+    whole = "{pseudo_boxes: !replace {kept: 3, by: {score: 1}}}"
+    part = "{pseudo_boxes.binarise: otsu}"
+    for text in (f"- {whole}\n- {part}\n- {{seed: 5}}\n", f"- {part}\n- {whole}\n- {{seed: 5}}\n"):
+        file.write_text(text)
+        sections = {}
+        for name, point in zip(text.split("\n"), make_points(project, [], file), strict=False):
+            path = project / "changed.yaml"
+            path.write_text(PARAMS)
+            apply_overlay(path, nest(point.values), "test")
+            sections[name] = YAML(typ="safe").load(path)["pseudo_boxes"]
+        assert sections == {
+            f"- {whole}": {"kept": 3, "by": {"score": 1}},
+            f"- {part}": {"binarise": "otsu"},
+            "- {seed: 5}": {"binarise": "none"},
+        }
+
+
+def test_a_setting_changes_a_part_of_what_a_point_replaces(project):
+    file = project / "points.yaml"
+    file.write_text("- {pseudo_boxes: !replace {kept: 3, by: {score: 1}}}\n")
+    found = make_points(project, ["pseudo_boxes.by.score=4,5"], file)
+    assert values(found) == [{"pseudo_boxes": {"kept": 3, "by": {"score": n}}} for n in (4, 5)]
+
+
+def test_two_values_of_one_key_are_refused():
+    for both in ({"a": {"b": 1}, "a.b": 2}, {"a.b": 2, "a": {"b": 1}}):
+        with pytest.raises(ValueError, match=r"^a\.b: a has a value too; leave out one of both$"):
+            nest(both)
+
+
 def test_a_name_stands_for_the_params_of_a_point(project):
     file = project / "points.yaml"
     file.write_text(
