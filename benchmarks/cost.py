@@ -51,8 +51,9 @@ from stages.models.detection.detector import LossSettings, Prediction, build
 from stages.models.detection.params import NetworkParams, TrainingParams, network_params
 from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
+from stages.models.proposals.params import ViewSettings
 from stages.models.proposals.ranking import rank_proposals
-from stages.models.proposals.views import ViewSettings, view_input
+from stages.models.proposals.views import view_input
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import search_images
 from stages.pseudo_boxes.select import choose_boxes

@@ -26,7 +26,8 @@ from stages.common.runtime.storage import write_json
 from stages.download.sources.scenes.draw import draw_scene, scene_recipe
 from stages.models.detection.detector import build, predict
 from stages.models.detection.params import network_params
-from stages.models.proposals.ranking import RankingSettings, rank_proposals
+from stages.models.proposals.params import RankingSettings
+from stages.models.proposals.ranking import rank_proposals
 from stages.proposals.params import ProposalsParams
 from stages.proposals.search import search_images
 from stages.pseudo_boxes.select import choose_boxes

@@ -41,7 +41,7 @@ from stages.common.runtime.params import read_params
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.detection.hourglass_head import hourglass
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
-from stages.models.proposals.views import ViewSettings
+from stages.models.proposals.params import ViewSettings
 from stages.ranking.params import RankingParams
 from tests.support.graph import make_stage
 from tests.support.tiny_detector import WITH_HOURGLASS, tiny_detector

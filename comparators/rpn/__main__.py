@@ -40,7 +40,7 @@ from stages.models.detection.samples import label_images, read_annotations
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
 from stages.models.proposals.file import load_wspn
-from stages.models.proposals.ranking import RankingSettings
+from stages.models.proposals.params import RankingSettings
 
 DOWNLOAD = Path("data/download")
 PROPOSALS = Path("data/held_out_proposals")

@@ -16,7 +16,8 @@ from stages.common.geometry.recall import first_hits
 from stages.common.runtime.seeding import numpy_generator
 from stages.models.detection.detector import Detector, to_unit_range
 from stages.models.proposals.base import Wspn
-from stages.models.proposals.ranking import RankingSettings, order_in_layers, rank_proposals
+from stages.models.proposals.params import RankingSettings
+from stages.models.proposals.ranking import order_in_layers, rank_proposals
 
 Objects = tuple[Float32[np.ndarray, "S 4"], Int64[np.ndarray, " S"]]
 

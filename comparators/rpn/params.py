@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from stages.common.runtime.params import Section
 from stages.models.detection.params import StartParams
-from stages.models.proposals.ranking import AgreementSettings, RankingSettings
+from stages.models.proposals.params import AgreementSettings, RankingSettings
 
 
 class RankingChange(Section):

@@ -22,7 +22,7 @@ from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import make_deterministic
 from stages.common.runtime.storage import read_table
 from stages.models.proposals.file import load_wspn
-from stages.models.proposals.ranking import RankingSettings
+from stages.models.proposals.params import RankingSettings
 
 IMAGES = Path("data/download/images")
 PROPOSALS = Path("data/held_out_proposals")

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torchvision.ops import batched_nms
 
 from stages.models.proposals.base import Wspn
-from stages.models.proposals.views import ViewSettings
+from stages.models.proposals.params import ViewSettings
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import Field
 
 from stages.common.runtime.hub import find_hub_file
-from stages.models.vision_language.name_embedding import NameEmbeddingParams
+from stages.models.vision_language.params import NameEmbeddingParams
 
 
 class VocabularyParams(NameEmbeddingParams):

@@ -34,7 +34,8 @@ from stages.common.runtime.processes import (
 from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import derive_seed, numpy_generator
 from stages.models.proposals.imagenet import ImagenetWspn, Outputs
-from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
+from stages.models.proposals.params import ViewSettings
+from stages.models.proposals.views import mirror_boxes, view_input
 from stages.models.solver import make_optimizer, set_rate, step_decay
 from stages.wspn.examples import limit_proposals, require_labels
 from stages.wspn.params import EndToEndParams

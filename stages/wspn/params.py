@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stages.common.runtime.params import Section
-from stages.models.backbones.imagenet import NUM_STAGES, find_imagenet_weights
-from stages.models.proposals.views import ViewSettings
+from stages.models.proposals.params import ViewSettings
+
+NUM_STAGES = 5  # stem and layer1-4 of ResNet-50, conv1-conv5 of VGG16
 
 
 class BackboneParams(Section):
@@ -109,4 +110,6 @@ class WspnParams(Section):
         """Check that the weights of an ImageNet backbone are there."""
         backbone = self.model.backbone
         if backbone.weights is not None and not elsewhere:
+            from stages.models.backbones.imagenet import find_imagenet_weights  # imports torch
+
             find_imagenet_weights(Path(backbone.weights), backbone.sha256, f"{key}.model.backbone")

@@ -9,7 +9,8 @@ import torch
 from stages.common.formats.categories import read_categories
 from stages.common.runtime.storage import write_json
 from stages.models.detection.detector import save
-from stages.models.vision_language.name_embedding import NameEmbeddingParams, load_name_embedder
+from stages.models.vision_language.name_embedding import load_name_embedder
+from stages.models.vision_language.params import NameEmbeddingParams
 from stages.models.vision_language.small_albef import save_small_albef
 from tests.support.small_albef import small_albef
 from tests.support.tiny_detector import tiny_detector

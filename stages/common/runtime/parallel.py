@@ -10,7 +10,6 @@ from itertools import islice
 from typing import TypeVar
 
 import cv2
-import torch
 
 from stages.common.runtime.errors import note_place
 from stages.common.runtime.params import environment_number
@@ -57,8 +56,7 @@ def map_in_order(
     source = iter(items)
     chunks = iter(lambda: list(islice(source, chunk_size)), [])
     pending: deque[Future[list[Result]]] = deque()
-    # A fork lacks its parent's OpenMP threads too; with one thread torch needs none.
-    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, context, _use_one_thread) as pool:
 
         def submit(chunk: list[Item]) -> Future[list[Result]]:
             return pool.submit(_map_chunk, function, chunk)
@@ -71,6 +69,16 @@ def map_in_order(
                 yield from results
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _use_one_thread() -> None:
+    """Let torch compute with one thread, whether it is imported already, later or never.
+
+    A fork lacks its parent's OpenMP threads too; with one thread torch needs none.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 def _map_chunk(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:

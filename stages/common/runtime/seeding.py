@@ -1,11 +1,14 @@
 """Generators derived from (seed, purpose, item), so that the order of items changes nothing."""
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from stages.common.runtime.params import environment_number
+
+if TYPE_CHECKING:
+    import torch
 
 # Another number of threads splits sums differently and so rounds differently. The number is
 # therefore fixed, not taken from the machine. OVIS_THREADS overrides it and changes the bytes.
@@ -23,8 +26,10 @@ def numpy_generator(seed: int, *keys: str | int) -> np.random.Generator:
     return np.random.default_rng(derive_seed(seed, *keys))
 
 
-def torch_generator(seed: int, *keys: str | int) -> torch.Generator:
+def torch_generator(seed: int, *keys: str | int) -> "torch.Generator":
     """Return a torch generator on the CPU for one item."""
+    import torch  # here because it takes 3 s, and a stage without a network does not need it
+
     return torch.Generator().manual_seed(derive_seed(seed, *keys))
 
 
@@ -36,6 +41,8 @@ def make_deterministic(seed: int, stage: str, threads: int | None = None) -> Non
         stage: makes the seed of layer initialisation differ between stages.
         threads: None: OVIS_THREADS or `DEFAULT_THREADS`.
     """
+    import torch
+
     torch.set_num_threads(threads or environment_number("OVIS_THREADS") or DEFAULT_THREADS)
     torch.use_deterministic_algorithms(True)
     # Deterministic mode also fills uninitialised memory, 1700 times in a training step of the

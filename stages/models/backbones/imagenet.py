@@ -22,7 +22,6 @@ from stages.models.backbones.weights import check_digest, load_exactly, read_che
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESNET50_BLOCKS = (3, 4, 6, 3)  # in layer1 to layer4
-NUM_STAGES = 5  # stem and layer1-4 of ResNet-50, conv1-conv5 of VGG16
 
 # Keys of torchvision's files that no trunk needs, and the names under which they are counted.
 LEFT_OUT = {

@@ -25,11 +25,8 @@ from pydantic import ValidationError
 from stages.common.formats.categories import Category, read_categories
 from stages.common.runtime.storage import read_json
 from stages.models.detection.detector import Detector, Prediction, load, predict
-from stages.models.vision_language.name_embedding import (
-    NameEmbedder,
-    NameEmbeddingParams,
-    load_name_embedder,
-)
+from stages.models.vision_language.name_embedding import NameEmbedder, load_name_embedder
+from stages.models.vision_language.params import NameEmbeddingParams
 
 DETECTOR, TEXT_ENCODER = "detector.safetensors", "text_encoder.safetensors"
 CATEGORIES, PROMPTS = "categories.json", "prompts.json"

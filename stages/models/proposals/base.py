@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import nn
 
-from stages.models.proposals.views import ViewSettings
+from stages.models.proposals.params import ViewSettings
 
 Array = TypeVar("Array", np.ndarray, torch.Tensor)
 

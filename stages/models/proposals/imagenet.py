@@ -23,7 +23,8 @@ from stages.common.runtime.devices import own_kernels, send
 from stages.models.backbones.imagenet import resnet50_trunk, vgg16_trunk
 from stages.models.backbones.roi_align import first_centre, pool_regions
 from stages.models.proposals.base import ImageFeatures, Wspn
-from stages.models.proposals.views import ViewSettings, mirror_boxes, view_input
+from stages.models.proposals.params import ViewSettings
+from stages.models.proposals.views import mirror_boxes, view_input
 
 
 @dataclass(frozen=True)

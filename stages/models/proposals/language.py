@@ -27,7 +27,8 @@ from torchvision.ops import roi_align
 from stages.common.runtime.devices import own_kernels
 from stages.models.backbones.trunk import Trunk
 from stages.models.proposals.base import ImageFeatures, Wspn, class_scores
-from stages.models.proposals.views import ViewSettings, network_input
+from stages.models.proposals.params import ViewSettings
+from stages.models.proposals.views import network_input
 from stages.models.vision_language.small_albef import SmallAlbef
 from stages.models.vision_language.tokenizer import CaptionTokenizer
 

@@ -3,31 +3,14 @@
 Shape legend: H W pixels of the image, h w pixels of the scaled image, R boxes.
 """
 
-from typing import Annotated
-
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, UInt8
-from pydantic import Field
 from torchvision.transforms.functional import normalize
 
 from stages.common.formats.images import normalise_pixels
-from stages.common.runtime.params import Section
 from stages.models.backbones.imagenet import IMAGENET_MEAN, IMAGENET_STD
-
-
-class ViewSettings(Section):
-    """Views of an image for an ImageNet backbone; training draws one, ranking averages all of them.
-
-    - `shorter_sides`: pixels of the shorter side, one view each.
-    - `longer_side`: most pixels of the longer side; it takes precedence.
-    - `flip`: add a mirrored view of each.
-    """
-
-    shorter_sides: list[Annotated[int, Field(ge=32)]] = Field(min_length=1)
-    longer_side: int = Field(ge=32)
-    flip: bool
 
 
 def network_input(

@@ -5,45 +5,17 @@ Shape legend: N names, P prompts, D width.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Float32
-from pydantic import Field, field_validator
 from torch.nn import functional
 
 from stages.common.formats.categories import Category
-from stages.common.runtime.params import Section
 from stages.models.vision_language.base import VisionLanguageModel, load_vlm
 from stages.models.vision_language.clip_text import ClipTextEncoder
+from stages.models.vision_language.params import NameEmbeddingParams
 from stages.models.vision_language.tokenizer import CaptionTokenizer
-
-
-class ClipParams(Section):
-    """Where to find CLIP."""
-
-    folder: str
-
-
-class NameEmbeddingParams(Section):
-    """How a name becomes a vector."""
-
-    encoder: Literal["vlm", "clip"]
-    clip: ClipParams
-    pooling: Literal["name_tokens", "class_token"]
-    all_forms: bool
-    normalise: bool
-    templates: list[str] = Field(min_length=1)
-
-    @field_validator("templates")
-    @classmethod
-    def _one_place(cls, templates: list[str]) -> list[str]:
-        for template in templates:
-            if template.count("{}") != 1 or set(template.replace("{}", "")) & set("{}"):
-                raise ValueError(
-                    f"template '{template}' needs exactly one {{}} for the name, and no other brace"
-                )
-        return templates
 
 
 class TextEncoder(Protocol):

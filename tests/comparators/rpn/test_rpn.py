@@ -17,9 +17,8 @@ from stages.common.formats.images import write_images
 from stages.common.runtime.storage import read_json, write_json
 from stages.models.detection.detector import to_unit_range
 from stages.models.proposals.file import save_wspn
-from stages.models.proposals.ranking import RankingSettings
+from stages.models.proposals.params import RankingSettings, ViewSettings
 from stages.models.proposals.selective_search import SearchSettings, selective_search
-from stages.models.proposals.views import ViewSettings
 from tests.support.held_out import search_held_out
 from tests.support.images import noise_image
 from tests.support.run_module import run_module

@@ -16,7 +16,7 @@ from stages.common.formats.result_files import read_results
 from stages.models.proposals.base import class_scores
 from stages.models.proposals.file import save_wspn
 from stages.models.proposals.language import LanguageWspn
-from stages.models.proposals.views import ViewSettings
+from stages.models.proposals.params import ViewSettings
 from tests.support.held_out import search_held_out
 from tests.support.images import noise, png_image
 from tests.support.run_module import run_module

@@ -8,8 +8,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from stages.common.geometry.box_coder import decode_boxes
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig, View
-from stages.models.proposals.ranking import RankingSettings, rank_proposals
-from stages.models.proposals.views import ViewSettings, view_input
+from stages.models.proposals.params import RankingSettings, ViewSettings
+from stages.models.proposals.ranking import rank_proposals
+from stages.models.proposals.views import view_input
 from tests.support.boxes import random_boxes
 from tests.support.images import noise_image
 from tests.support.tiny_wspn import imagenet_wspn

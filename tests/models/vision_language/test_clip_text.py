@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from stages.models.vision_language.name_embedding import NameEmbeddingParams, load_name_embedder
+from stages.models.vision_language.name_embedding import load_name_embedder
+from stages.models.vision_language.params import NameEmbeddingParams
 
 TEMPLATES = ["a {}", "a photo of the {}"]
 

@@ -10,14 +10,12 @@ from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import read_table, write_table
 from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.file import save_wspn
+from stages.models.proposals.params import AgreementSettings, RankingSettings, ViewSettings
 from stages.models.proposals.ranking import (
-    AgreementSettings,
-    RankingSettings,
     order_by_class,
     order_in_layers,
     rank_proposals,
 )
-from stages.models.proposals.views import ViewSettings
 from stages.ranking import __main__ as stage
 from stages.ranking.params import RankingParams
 from tests.support.boxes import random_boxes

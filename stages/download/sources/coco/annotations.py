@@ -216,8 +216,8 @@ def _numbers(values: Any, key: str, count: int | None = None) -> list[float]:
                 return [float(value) for value in values]
     except (TypeError, OverflowError):  # not a number, or one that no float can be
         pass
-    wanted = "numbers" if count is None else f"{count} numbers"
-    raise ValueError(f"{key}: expected finite {wanted}, found {values!s:.80}")
+    wanted = {None: "finite numbers", 1: "a finite number"}.get(count, f"{count} finite numbers")
+    raise ValueError(f"{key}: expected {wanted}, found {values!s:.80}")
 
 
 def _require_near(points: Sequence[float], key: str, image_hw: tuple[int, int]) -> None:
