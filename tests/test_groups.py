@@ -1,12 +1,24 @@
 """Tests that share what is slow to make run in one worker."""
 
+import subprocess
+import sys
+
+TESTS = """
+import os
+from pathlib import Path
 import pytest
 
-GROUP = "one of this group"
+@pytest.mark.xdist_group("one")
+@pytest.mark.parametrize("number", range(8))
+def test_it(number):
+    Path(f"worker-{number}").write_text(os.environ["PYTEST_XDIST_WORKER"])
+"""
 
 
-@pytest.mark.xdist_group(GROUP)
-def test_the_workers_know_a_tests_group(request):
-    if not hasattr(request.config, "workerinput"):
-        pytest.skip("no workers: pytest runs without -n")
-    assert request.node.nodeid.endswith(f"@{GROUP}")
+def test_one_worker_gets_all_tests_of_a_group(tmp_path):
+    (tmp_path / "test_group.py").write_text(TESTS)
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    workers = [file.read_text() for file in tmp_path.glob("worker-*")]
+    assert len(workers) == 8
+    assert len(set(workers)) == 1
