@@ -13,7 +13,9 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.tag import Tag
 
 PARAMS = "params.yaml"
@@ -134,9 +136,20 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
+class _Representer(RoundTripRepresenter):
+    """Writes null as params.yaml has it; ruamel.yaml would leave the value out."""
+
+    def represent_none(self, data: None) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+_Representer.add_representer(type(None), _Representer.represent_none)
+
+
 def editor() -> YAML:
-    """Return a reader and writer that keeps comments, order, quotes and tags."""
+    """Return a reader and writer that keeps comments, order, quotes, tags and null."""
     yaml = YAML()
+    yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 10_000  # never fold a line
     yaml.indent(mapping=2, sequence=4, offset=2)

@@ -13,6 +13,7 @@ wspn:  # proposals
     first: 0.1  # of SGD
     last: 1.0e-3
   name: "resnet"
+  weights: null  # random
 """
 
 
@@ -91,6 +92,7 @@ def test_a_mapping_with_the_tag_replace_takes_the_place_of_the_old_one(project):
         "steps": 3000,
         "rates": {"only": 0.25},
         "name": "resnet",
+        "weights": None,
     }
     assert overlay(project, "extends: one\n") == ["wspn.rates: {'only': 0.25} → {'only': 0.5}"]
     assert overlay(project, whole) == []
