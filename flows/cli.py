@@ -50,8 +50,13 @@ def _tell(what: object, code: int) -> int:
     return code
 
 
-def _project() -> Path:
-    """Return this folder, the project, after its settings were put into the environment."""
+def _project(anywhere: bool = False) -> Path:
+    """Return this folder, the project, after its settings were put into the environment.
+
+    Raises:
+        ValueError: it is no project, which only a command that works `anywhere` accepts; or it is
+            another one than that of this code, or one without params.yaml.
+    """
     from flows.environment import apply_settings
 
     root, code = Path.cwd(), Path(__file__).parent
@@ -60,6 +65,9 @@ def _project() -> Path:
             f"{root} has code of its own, and this command runs that of {code.parent}; run"
             " `python -m flows` here, or `pip install -e .`"
         )
+    if not anywhere and not (root / "dvc.yaml").is_file():
+        above = next((up for up in root.parents if (up / "dvc.yaml").is_file()), "a clone of it")
+        raise ValueError(f"{root}: has no dvc.yaml; run from the repository's root, {above}")
     if (root / "dvc.yaml").is_file() and not (root / "params.yaml").exists():
         raise ValueError("params.yaml: is missing; `git checkout params.yaml` brings it back")
     apply_settings(root)
@@ -192,7 +200,7 @@ def predict(images: str, model: str | None, **options: Any) -> None:
 
     IMAGES is an image, or a folder of them.
     """
-    root = _project()
+    root = _project(anywhere=model is not None)
     from flows.predictor import find
 
     _become_module("predict", images, model=find(root, model), **options)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from flows.cli import main
+from tests.support.toy import write_empty_project
 
 
 def test_the_module_takes_what_the_command_takes(repository):
@@ -28,6 +29,7 @@ def test_the_module_takes_what_the_command_takes(repository):
     ],
 )
 def test_a_folder_without_comparators_is_one_line(tmp_path, monkeypatch, capsys, content, told):
+    write_empty_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     if content is not None:
         (tmp_path / "comparators").mkdir()

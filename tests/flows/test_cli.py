@@ -124,6 +124,25 @@ def test_a_missing_file_of_params_is_told_by_every_command(command, tmp_path, mo
     assert capsys.readouterr().err.strip() == f"ovis-dag: {told}"
 
 
+@pytest.mark.parametrize("command", sorted(app.commands.keys() - {"completion"}))
+def test_another_folder_is_told_by_every_command(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "clone/docs").mkdir(parents=True)
+    (tmp_path / "clone/dvc.yaml").write_text("stages: {}")
+    words = {"profile": ["smoke"], "predict": ["a.jpg"], "worker": ["--pool=cpu"]}
+    for folder, root in (("clone/docs", tmp_path / "clone"), ("", "a clone of it")):
+        monkeypatch.chdir(tmp_path / folder)
+        assert main([command, *words.get(command, [])]) == 2
+        told = f"has no dvc.yaml; run from the repository's root, {root}"
+        assert capsys.readouterr().err.strip() == f"ovis-dag: {Path.cwd()}: {told}"
+
+
+def test_a_model_of_elsewhere_needs_no_project(done, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert main(["predict", "a.jpg", "--model", "model"]) == 0
+    assert done == [["predict", "a.jpg", f"--model={tmp_path / 'model'}"]]
+
+
 def test_help_imports_little():
     code = (
         "import json, sys; from flows.cli import main; main(['run', '--help']);"

@@ -12,7 +12,7 @@ from sqlalchemy import make_url
 from flows.cli import main
 from flows.environment import PERIOD, SECONDS, apply_settings, seconds, sqlite_path
 from flows.server import LocalServer
-from tests.support.toy import REPOSITORY
+from tests.support.toy import REPOSITORY, write_empty_project
 
 OPEN_STORE = """
 import os
@@ -109,6 +109,7 @@ def test_a_server_that_dies_of_a_full_disk_says_so(environment, monkeypatch, tmp
 def test_seconds_that_are_none_are_told_before_anything_runs(
     environment, tmp_path, monkeypatch, capsys, name, text
 ):
+    write_empty_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     environment[name] = text
     assert main(["plan"]) == 2

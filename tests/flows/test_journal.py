@@ -2,6 +2,7 @@
 
 from flows.cli import main
 from flows.journal import JOURNAL, is_edited, last_seconds, remember
+from tests.support.toy import write_empty_project
 
 
 def test_a_line_that_was_cut_short_is_lost_and_no_other(tmp_path):
@@ -22,6 +23,7 @@ def test_a_line_that_is_no_record_is_left_out(tmp_path):
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    write_empty_project(tmp_path)
     (tmp_path / JOURNAL).parent.mkdir()
     (tmp_path / JOURNAL).symlink_to("/dev/full")
     monkeypatch.chdir(tmp_path)

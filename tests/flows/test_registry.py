@@ -17,7 +17,7 @@ from flows.predictor import find, fingerprint, is_complete
 from tests.support.images_folder import phone_jpeg
 from tests.support.tiny_detector import draw
 from tests.support.tiny_predictor import PROMPTS, write_predictor
-from tests.support.toy import PATIENCE, REPOSITORY
+from tests.support.toy import PATIENCE, REPOSITORY, write_empty_project
 from tests.support.tracked import read_versions
 
 PUBLISH = """
@@ -60,6 +60,7 @@ def project(tmp_path) -> Path:
         target = root / path.format(model="detector")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(written / name, target)
+    write_empty_project(root)
     (root / "params.yaml").write_text(json.dumps({"vocabulary": PROMPTS}))
     (root / ".dvc").mkdir()
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n")

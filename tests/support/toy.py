@@ -226,6 +226,12 @@ def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> No
         time.sleep(0.05)
 
 
+def write_empty_project(root: Path) -> None:
+    """Write the files by which `ovis-dag` knows a project; it has no stage."""
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    (root / "params.yaml").touch()
+
+
 def make_toy(root: Path, stages: dict[str, str] = STAGES) -> Toy:
     """Make the project in an empty folder, committed to git."""
     root.mkdir(parents=True, exist_ok=True)

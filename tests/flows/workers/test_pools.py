@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.toy import PATIENCE
+from tests.support.toy import PATIENCE, write_empty_project
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.xdist_group("prefect")]
 
@@ -76,6 +76,7 @@ def test_a_schedule_of_the_experiment_outlives_make_pools(repository):
 
 def test_a_pool_of_a_foreign_type_is_refused(tmp_path, monkeypatch, repository):
     monkeypatch.setenv("PYTHONPATH", str(repository))
+    write_empty_project(tmp_path)
     deployment = "{name: foreign, work_pool: {name: ovis-dag-foreign}}"
     (tmp_path / "prefect.yaml").write_text(f"deployments: [{deployment}]")
     assert python(tmp_path, "-c", FOREIGN) == (0, "")
@@ -87,6 +88,7 @@ def test_a_pool_of_a_foreign_type_is_refused(tmp_path, monkeypatch, repository):
 
 def test_a_worker_of_a_pool_that_is_not_there_is_told_so(tmp_path, monkeypatch, repository):
     monkeypatch.setenv("PYTHONPATH", str(repository))
+    write_empty_project(tmp_path)
     code, output = python(tmp_path, "-m", "flows", "worker", "--pool", "none")
     assert (code, output) == (
         2,
