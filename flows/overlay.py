@@ -159,7 +159,9 @@ def editor() -> YAML:
 def load_yaml(reader: YAML, source: Path | str, name: object) -> Any:
     """Return the content of a YAML file or text, or raise a ValueError that begins with `name`."""
     try:
-        return reader.load(source)
+        # Else the comments of a file that was edited on Windows would keep their carriage returns.
+        text = source.read_bytes().replace(b"\r\n", b"\n") if isinstance(source, Path) else source
+        return reader.load(text)
     except OSError as error:
         raise ValueError(f"{name}: cannot be read: {error.strerror}") from error
     except ReaderError as error:

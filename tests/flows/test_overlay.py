@@ -47,6 +47,12 @@ def test_nothing_to_change_leaves_the_bytes(project):
     assert (project / "params.yaml").read_text() == PARAMS
 
 
+def test_line_endings_of_windows_become_those_of_the_repository(project):
+    (project / "params.yaml").write_bytes(PARAMS.replace("\n", "\r\n").encode())
+    assert overlay(project, "seed: 1\r\n") == ["seed: 0 → 1"]
+    assert (project / "params.yaml").read_bytes() == PARAMS.replace("seed: 0", "seed: 1").encode()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
