@@ -36,10 +36,10 @@ def test_focal_loss_of_even_odds():
     torch.testing.assert_close(terms, torch.tensor([3 * other, own + 2 * other]))
 
 
-def test_a_class_that_is_not_annotated_has_no_negatives():
+def test_a_class_that_is_not_annotated_has_negatives_only_at_objects_of_other_classes():
     terms = focal_terms(torch.zeros(2, 3), torch.tensor([0, 2]), FOCAL, torch.tensor([1]))
     own, other = 0.25 * 0.25 * log(2), 0.75 * 0.25 * log(2)
-    torch.testing.assert_close(terms, torch.tensor([other, own + other]))
+    torch.testing.assert_close(terms, torch.tensor([other, own + 2 * other]))
 
 
 def test_classes_begin_at_the_prior_and_are_told_from_the_background():
@@ -189,16 +189,18 @@ def test_an_object_without_a_mask_moves_no_mask_weight():
     assert set(map(frozenset, moved.values())) == {frozenset({True})}
 
 
-def test_a_class_that_the_image_does_not_annotate_pushes_nothing():
-    def of(text: list[float], **target) -> float:
+def test_only_objects_of_others_push_a_class_that_the_image_does_not_annotate():
+    def of(text: list[float], taught: float = 0.0, **target) -> float:
         embeddings = torch.stack([EMBEDDINGS[0], torch.tensor(text)])
         model = tiny_fcos_mo(embeddings, classifier=NETWORK["classifier"] | {"background": "zero"})
         disc = {"labels": torch.tensor([1, 1]), **target}
-        return losses(model, **disc)["classification"].item()
+        return losses(model, [[taught] * 3] * 2, **disc)["classification"].item()
 
     texts = [0.0, 1, 0, 0, 0, 0, 0, 0], [0.0, 0, -3, 0, 0, 0, 0, 0]
     one, other = (of(text, annotated=torch.tensor([1])) for text in texts)
     assert one == other
+    one, other = (of(text, 1.0, annotated=torch.tensor([1])) for text in texts)
+    assert one != other
     one, other = map(of, texts)
     assert one != other
 

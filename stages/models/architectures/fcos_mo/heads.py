@@ -108,15 +108,16 @@ def focal_terms(
         logits: of the vocabulary's classes.
         labels: 0 for background, else 1-based positions in the vocabulary.
         focal: alpha and gamma. Source: Focal Loss for Dense Object Detection, eq. 5.
-        annotated: the labels that were looked for in the image; all if None. A location is not a
-            negative of any other class.
+        annotated: the labels that were looked for in the image; all if None. A location without a
+            label is a negative of these only. One with a label is a negative of all other classes,
+            because an object has one class.
     """
     goals = torch.zeros_like(logits)
     positive = torch.where(labels > 0)[0]
     goals[positive, labels[positive] - 1] = 1
     terms = sigmoid_focal_loss(logits, goals, focal.alpha, focal.gamma)
     if annotated is not None:
-        known = goals > 0
+        known = (labels > 0)[:, None].expand_as(goals).clone()
         known[:, annotated - 1] = True
         terms = terms * known
     return terms.sum(1)
