@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -46,16 +46,25 @@ class Command:
     """A command that runs in a fork, as a `subprocess.Popen` as far as we need it."""
 
     def __init__(self, channel: socket.socket) -> None:
-        """Wait until it runs; `channel` sends its process id and later its exit code."""
+        """Wait until it runs; `channel` sends its process id and later its exit code.
+
+        If the server has died before it could start it, `pid` is 0, and it is lost.
+        """
         self._channel, self._answers = channel, channel.makefile("rb")
-        self.pid = int(self._answers.readline() or 0)
+        self.pid = int(self._read(self._answers.readline) or 0)
         self.returncode: int | None = None
+
+    @staticmethod
+    def _read(read: Callable[[], bytes]) -> bytes:
+        with suppress(ConnectionResetError):  # the other end has died with something unread
+            return read()
+        return b""
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
         if self.returncode is None and select.select([self._channel], [], [], 0)[0]:
             with self._channel, self._answers:
-                self.returncode = int(self._answers.read() or LOST)
+                self.returncode = int(self._read(self._answers.read) or LOST)
         return self.returncode
 
 

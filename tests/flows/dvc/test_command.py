@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 
 import psutil
 import pytest
@@ -63,6 +64,23 @@ def test_running_commands_outlive_the_process_that_forked_them(toy, log):
     wait_until(lambda: not is_running(server))
     code, output = finish(toy, log, "repro", "-s", "download")  # through a new process
     assert (code, "didn't change, skipping" in output) == (0, True)
+
+
+def test_a_command_is_lost_if_the_server_dies_before_it_reads_the_request(toy, log, monkeypatch):
+    finish(toy, log, "stage", "list")
+    (server,) = (
+        child for child in psutil.Process().children() if "flows.dvc.command" in child.cmdline()
+    )
+    server.suspend()
+    shutdown = socket.socket.shutdown
+
+    def send_and_kill(own, how):
+        shutdown(own, how)
+        server.kill()
+
+    monkeypatch.setattr(socket.socket, "shutdown", send_and_kill)
+    lost = start(toy, log, "stage", "list")
+    assert (lost.pid, lost.poll()) == (0, LOST)
 
 
 def test_a_killed_command_is_lost(toy, log):
