@@ -262,7 +262,7 @@ def sweep(
     TARGETS are stages, with all that they need; all by default.
     """
     root = _project()
-    from flows.execution import MLFLOW_PAGE, require_fleet
+    from flows.execution import mlflow_page, require_fleet
     from flows.sweeps.plan import preview, results_folder, run_points
     from flows.sweeps.points import make_points, sweep_name
     from flows.sweeps.report import Question, check_question, count_outcomes
@@ -279,7 +279,7 @@ def sweep(
     title = sweep_name(grid, name or (points.stem if points else None))
     results = run_points(root, title, grid, cores, question, pools)
     print(f"\n{count_outcomes(results)}\nAll of it  {results_folder(root, title)}")
-    print(f"Metrics    {MLFLOW_PAGE}; `dvc exp show` has the points too")
+    print(f"Metrics    {mlflow_page()}; `dvc exp show` has the points too")
     return int(any(result.failed for result in results))
 
 
@@ -368,8 +368,10 @@ def worker(pool: str, name: str | None, stages: int | None) -> None:
 def ui() -> None:
     """Open the MLflow page on http://127.0.0.1:5000."""
     _project()
-    store = f"--backend-store-uri={os.environ['MLFLOW_TRACKING_URI']}"
-    _become("mlflow", "ui", "--host=127.0.0.1", "--port=5000", store)
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if uri.startswith(("http:", "https:")):
+        raise ValueError(f"MLFLOW_TRACKING_URI={uri}: this server has the page; open it there")
+    _become("mlflow", "ui", "--host=127.0.0.1", "--port=5000", f"--backend-store-uri={uri}")
 
 
 @app.command()

@@ -6,13 +6,11 @@ import time
 from pathlib import Path
 
 from flows import table
-from flows.dvc.plan import make_plan
-from flows.dvc.remote import elsewhere
 from flows.graph import Status, unchanged
 from flows.journal import is_edited, last_seconds, was_tracked
 from flows.server import LocalServer, call_flow
 
-MLFLOW_PAGE = "make ui, then http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
+EXPERIMENTS = "/#/experiments?workflowType=machine_learning"  # page of MLflow
 
 
 def execute(root: Path, targets: list[str] | None, cores: int | None, pools: bool) -> bool:
@@ -26,12 +24,17 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
     if pools:
         require_fleet(root)
     elif is_edited(root):
-        server.start()  # while the plan is made, which will hardly be empty
+        server.start()  # while DVC loads and the plan is made, which will hardly be empty
+    from flows.dvc.plan import make_plan
+    from flows.dvc.remote import elsewhere
+
     steps = make_plan(root, targets, elsewhere(root, pools))
     if any(step.status is not Status.UP_TO_DATE for step in steps):
-        from flows.stage import preflight
+        from flows.stage import load_dvc, preflight
 
         check = preflight({root: steps}, pools)
+        if not pools:
+            load_dvc(root)  # while Prefect's server starts
         flow, name = "flows.flow:experiment", table.name_execution(steps)
         outcomes = call_flow(
             root, flow, targets, cores, pools, run_name=name, check=check, server=server
@@ -54,7 +57,7 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
         print("\n" + table.results_table(table.read_results(root), table.read_supervision(root)))
     images = [path for step in steps for path in step.stage.outputs if path.endswith(".png")]
     print(f"\nImages  {'  '.join(path for path in images if (root / path).is_file()) or '–'}")
-    print(f"Metrics   {MLFLOW_PAGE}")
+    print(f"Metrics   {mlflow_page()}")
     if all(outcome.outcome == "unchanged" for outcome in outcomes):
         print(f"Nothing to do: {table.count_stages(outcomes)} up to date", end=" ")
     else:
@@ -63,6 +66,14 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
     for outcome in failed:
         print(f"\n{outcome.message}", file=sys.stderr)
     return not failed
+
+
+def mlflow_page() -> str:
+    """Return where a person finds the metrics: on MLFLOW_TRACKING_URI's server, if it has one."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if uri.startswith(("http:", "https:")):
+        return f"{uri.rstrip('/')}{EXPERIMENTS}"
+    return f"make ui, then http://127.0.0.1:5000{EXPERIMENTS}"
 
 
 def require_fleet(root: Path) -> None:

@@ -80,14 +80,20 @@ def preflight(plans: Mapping[Path, Iterable[Step]], pools: bool = False) -> Call
     return finish
 
 
+def load_dvc(root: Path) -> Path:
+    """Start loading DVC for the first stage, unless that is done; return the log of its errors."""
+    log = root / STATE_FOLDER / "logs" / "dvc-server.log"
+    dvc.load(log)
+    return log
+
+
 class StageRunner:
     """Runs stages of the project at `root`; several threads may use it at once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._stopping = threading.Event()
-        self._server_log = root / STATE_FOLDER / "logs" / "dvc-server.log"
-        dvc.load(self._server_log)
+        self._server_log = load_dvc(root)
 
     def stop(self) -> None:
         """Make every running stage stop and every later one refuse; `run` returns soon after."""

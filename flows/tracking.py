@@ -171,10 +171,10 @@ class Tracking:
         self._monitor.finish()
 
     def publish_or_tell(self, stages: Iterable[Stage], outcomes: Iterable[Outcome]) -> None:
-        """Publish, or print that MLflow's server is gone; nothing else is lost."""
+        """Publish, or print why MLflow does not take it; nothing else is lost."""
         try:
             self.publish(stages, outcomes)
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:  # the latter from uploads, or from this disk
             print(
                 f"MLflow at {self.uri} does not have this execution: {in_words(error)}."
                 " Its results are in data/ and dvc.lock, and the same again publishes them",

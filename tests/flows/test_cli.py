@@ -16,6 +16,7 @@ import pytest
 from flows import cli, environment
 from flows.__main__ import main as program
 from flows.cli import app, main
+from flows.execution import EXPERIMENTS, mlflow_page
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"dvc", "prefect", "mlflow", "torch", "pydantic", "rich", "ruamel", "networkx"}
@@ -220,6 +221,16 @@ def test_pages_are_for_this_machine_alone(done, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert main(["ui"]) == main(["prefect"]) == 0
     assert ["--host=127.0.0.1" in words for words in done] == [True, True]
+
+
+def test_the_page_of_a_server_is_told_instead_of_served(done, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := "https://mlflow.example/team/")
+    assert main(["ui"]) == 2
+    told = f"MLFLOW_TRACKING_URI={uri}: this server has the page; open it there"
+    assert capsys.readouterr().err.strip() == f"ovis-dag: {told}"
+    assert done == []
+    assert mlflow_page() == f"https://mlflow.example/team{EXPERIMENTS}"
 
 
 @pytest.mark.parametrize(("command", "module"), [("predict", "predict"), ("fetch", "fetch")])

@@ -393,9 +393,10 @@ def test_mlflow_with_passwords_takes_results_of_those_who_know_one(toy, mlflow_s
 DIES = """
 import sys
 from mlflow.exceptions import MlflowException
+from requests.exceptions import HTTPError
 import flows.tracking
 def die(*arguments):
-    raise MlflowException("connection refused")
+    raise {error}
 flows.tracking.{where} = die
 from flows.cli import main
 sys.exit(main(["run"]))
@@ -403,14 +404,27 @@ sys.exit(main(["run"]))
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "error", "told"),
     [
-        ("read_metrics", "does not have this execution: connection refused. Its results are in"),
-        ("close_abandoned", "connection refused. The same again publishes the results"),
+        (
+            "read_metrics",
+            "MlflowException('connection refused')",
+            "does not have this execution: connection refused. Its results are in",
+        ),
+        (  # as uploads of files fail
+            "read_metrics",
+            "HTTPError('500 Server Error: for url')",
+            "does not have this execution: 500 Server Error: for url. Its results are in",
+        ),
+        (
+            "close_abandoned",
+            "MlflowException('connection refused')",
+            "connection refused. The same again publishes the results",
+        ),
     ],
 )
-def test_mlflow_that_dies_with_nothing_to_do_is_told_in_one_line(done_toy, where, told):
-    code, output = done_toy.call("-c", DIES.format(where=where))
+def test_mlflow_that_dies_with_nothing_to_do_is_told_in_one_line(done_toy, where, error, told):
+    code, output = done_toy.call("-c", DIES.format(where=where, error=error))
     assert code == 0
     assert told in output and "Traceback" not in output
     assert NOVEL in " ".join(output.split())
