@@ -36,7 +36,7 @@ profile: $(PROGRAM) ## NAME=smoke: merge experiments/smoke.yaml into params.yaml
 	@$(BIN)/ovis-dag profile $(or $(NAME),$(error NAME is missing: make profile NAME=smoke))
 
 fetch: $(PROGRAM) ## fetch the COCO or Open Images files that params.yaml needs; MIRROR=folder|address WORKERS=32
-	@$(BIN)/ovis-dag fetch $(if $(MIRROR),--mirror $(MIRROR)) \
+	@$(BIN)/ovis-dag fetch $(if $(MIRROR),--mirror "$(MIRROR)") \
 		$(if $(WORKERS),--workers $(WORKERS))
 
 test: $(PROGRAM) ## run all tests on two workers; SEED=n: in the order of the run that printed this seed

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from fetch import coco_files
 from fetch.archives import check_archive, unpack
-from fetch.fetcher import Fetcher
+from fetch.fetcher import Fetcher, read_mirror
 from fetch.transfer import FetchError, Patience, Remote
 from stages.common.runtime.errors import refuse
 from stages.common.runtime.params import read_section
@@ -141,14 +141,16 @@ def main() -> None:
     parser.add_argument("--mirror", metavar="folder|address")
     parser.add_argument("--workers", type=int, default=32, choices=range(1, 129), metavar="1..128")
     options = parser.parse_args()
-    if options.mirror and "://" not in options.mirror and not Path(options.mirror).is_dir():
-        refuse(f"--mirror {options.mirror}: no such folder; an address begins with http:// or so")
+    try:
+        mirror = read_mirror(options.mirror) if options.mirror else None
+    except ValueError as error:
+        refuse(f"--mirror {error}")
     try:
         params = read_section("download", DownloadParams)
     except (ValueError, FileNotFoundError) as error:
         refuse(str(error))
     try:
-        run(params, Fetcher(options.mirror, options.workers, Patience()))
+        run(params, Fetcher(mirror, options.workers, Patience()))
     except (FetchError, OSError) as error:
         sys.exit(str(error))
     except ValueError as error:  # params, or a file that they name

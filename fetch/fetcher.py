@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
@@ -25,8 +25,30 @@ from fetch.transfer import (
 )
 from stages.common.runtime.progress import SECONDS_BETWEEN_LINES, track
 
+ADDRESSES = ("http", "https")  # of mirrors
 NAMED_IN_ERROR = 5
 LARGE_AT_ONCE = 8  # a few connections fill a line; small files spend most time waiting
+
+
+def read_mirror(text: str) -> str:
+    """Return a mirror's folder, with ~ expanded, or its address, with other characters as %XX.
+
+    Raises:
+        ValueError: there is no such folder, or the address is none.
+    """
+    if "://" not in text:
+        folder = Path(text).expanduser()
+        if not folder.is_dir():
+            raise ValueError(f"{text}: no such folder; an address begins with http:// or https://")
+        return str(folder)
+    try:
+        address = urlsplit(text)
+        wrong = address.scheme not in ADDRESSES or not address.hostname or address.port == 0
+    except ValueError:  # such as a port that is no number
+        wrong = True
+    if wrong:
+        raise ValueError(f"{text}: expected a folder, or http:// or https:// and a server")
+    return address._replace(path=quote(address.path, safe="/%:@!$&'()*+,;=~")).geturl()
 
 
 class Fetcher:

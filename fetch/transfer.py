@@ -218,6 +218,10 @@ def _open(remote: Remote, headers: dict[str, str], timeout: float, method: str =
             raise FetchError(
                 f"{remote.url}: no such file, wanted as {remote.path}; does --mirror have it?"
             ) from error
+        if remote.url.startswith("file:"):
+            reason = error.reason
+            why = reason.strerror if isinstance(reason, OSError) else reason
+            raise FetchError(f"{remote.url}: cannot be read: {why}") from error
         raise _BrokenOffError(f"no connection{_proxy(request)}: {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         told = str(error) or type(error).__name__

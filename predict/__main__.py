@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from pycocotools import mask as coco_mask
 
-from predict.images import Found, decode_images, find_images
+from predict.images import Found, decode_images, find_images, name_some
 from predict.overlay import draw_overlay, overlay_name, write_overlay
 from stages.common.formats.image_files import ImageFiles
 from stages.common.runtime.devices import compute_device
@@ -28,7 +28,6 @@ from stages.models.detection.predictor import Predictor, load_predictor
 AT_ONCE = 8  # decoded images in memory
 PREDICTIONS, OVERLAYS = "predictions.json", "overlays"
 NUMBER_WIDTH = 10  # characters of a table column
-NAMED = 5  # at most so many files are listed in a message
 
 
 def main() -> int:
@@ -37,6 +36,7 @@ def main() -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may know ASCII only
     options = _read_arguments()
     try:
+        _check_output(options)
         files = find_images(options.images)
         predictor = load_predictor(options.model, compute_device())
         names = options.names or predictor.names
@@ -84,6 +84,16 @@ def _find_all(
     write_json(options.output / PREDICTIONS, content, indent=None)
     _report(content, files.others, options.output, seconds)
     return int(not content["images"])
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    """Raise ValueError if the next call would search the overlays of this one."""
+    images, output = options.images.resolve(), options.output.resolve()
+    if options.overlays and images.is_dir() and output.is_relative_to(images):
+        raise ValueError(
+            f"--output {options.output}: lies in {options.images}, whose images would include the"
+            " overlays; give a folder elsewhere, or --no-overlays"
+        )
 
 
 def _clear(output: Path) -> None:
@@ -142,8 +152,8 @@ def _report(content: dict[str, list], others: list[str], output: Path, seconds: 
     for reason in broken:
         print(f"broken: {reason}", file=sys.stderr)
     if others:
-        first = ", ".join(others[:NAMED]) + (", …" if len(others) > NAMED else "")
-        print(f"not read, {len(others)} files of other formats: {first}", file=sys.stderr)
+        told = f"not read, {len(others)} files of other formats: {name_some(others)}"
+        print(told, file=sys.stderr)
     print(f"{output / PREDICTIONS}, {output / OVERLAYS}")
 
 

@@ -1,6 +1,6 @@
 """The images to predict on: one file, or all in a folder."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,8 @@ from jaxtyping import UInt8
 
 from stages.common.formats.image_files import SUFFIXES, ImageFiles, list_images, plain_text
 from stages.common.formats.images import decode_upright
+
+NAMED = 5  # at most so many files are listed in a message
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,14 @@ def find_images(path: Path) -> ImageFiles:
         raise FileNotFoundError(f"{path}: no such image or folder")
     files = list_images(path)
     if not files.images:
-        raise FileNotFoundError(f"{path}: no image in it ({', '.join(sorted(SUFFIXES))})")
+        told = f"; not read: {name_some(files.others)}" if files.others else ""
+        raise FileNotFoundError(f"{path}: no image in it ({', '.join(sorted(SUFFIXES))}){told}")
     return files
+
+
+def name_some(names: Sequence[str]) -> str:
+    """Return the first names with commas between."""
+    return ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
 
 
 def decode_images(files: Iterable[tuple[str, Path]], broken: dict[str, str]) -> Iterator[Found]:

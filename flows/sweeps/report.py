@@ -134,8 +134,12 @@ def _differences(rows: Sequence[Row], metrics: Sequence[str], question: Question
     return text + _table(others, metrics, lambda row, metric: _difference(gain(row, metric)))
 
 
-def check_question(points: Iterable[Point], question: Question) -> None:
-    """Raise ValueError if the points will give no row of the name that the question has."""
+def check_question(points: Sequence[Point], question: Question) -> None:
+    """Raise ValueError if the points have no param or no row of a name that the question has."""
+    known = dict.fromkeys(key for point in points for key in point.shown)
+    for key in question.over:
+        if key not in known and key not in Question.over:
+            raise ValueError(f"--over {key}: the points do not set it; they set {', '.join(known)}")
     rows = group_seeds([Result(point, False, {}) for point in points], question.over)
     find_row(rows, question.against)
 
@@ -148,7 +152,9 @@ def find_row(rows: Sequence[Row], name: str | None) -> Row:
     """
     by_name = {point_name(row.values): row for row in rows}
     if name is not None and name not in by_name:
-        raise ValueError(f"--against {name}: expected one of {' '.join(by_name)}")
+        there = " ".join(filter(None, by_name))
+        fix = f"expected one of {there}" if there else "all points are one row; leave it out"
+        raise ValueError(f"--against {name}: {fix}")
     return rows[0] if name is None else by_name[name]
 
 

@@ -17,7 +17,7 @@ import pytest
 from fetch import __main__ as fetch
 from fetch import coco_files
 from fetch.archives import check_archive, unpack
-from fetch.fetcher import LARGE_AT_ONCE, Fetcher
+from fetch.fetcher import LARGE_AT_ONCE, Fetcher, read_mirror
 from fetch.transfer import FetchError, Patience, Remote
 from stages.download.params import MaxImages
 from stages.download.sources.open_images import files as open_images_files
@@ -287,10 +287,26 @@ def test_command_line(server, coco, tmp_path, monkeypatch, capsys):
     assert "everything that download needs is there" in capsys.readouterr().out
 
 
+def test_mirrors_may_have_any_name(server, tmp_path, monkeypatch):
+    server.files["/eine%20Kopie/%C3%BC/a/b.jpg"] = b"b"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "eine Kopie ü"
+    folder.mkdir()
+    (folder / "b.jpg").write_bytes(b"b")
+    for number, text in enumerate((f"{server.url}/eine Kopie/ü", "~/eine Kopie ü")):
+        remote = Remote("http://nowhere.invalid/a/b.jpg", tmp_path / f"{number}.jpg")
+        Fetcher(read_mirror(text), 1, QUICK).fetch_images([remote], tmp_path, 1)
+        assert remote.path.read_bytes() == b"b"
+    assert read_mirror("https://a.b:8/c%20d") == "https://a.b:8/c%20d"
+
+
 @pytest.mark.parametrize(
     ("change", "words", "told"),
     [
         (("", ""), ["--mirror", "nowhere"], "--mirror nowhere: no such fol"),
+        (("", ""), ["--mirror", "s3://b"], "--mirror s3://b: expected a folder, or http:// or"),
+        (("", ""), ["--mirror", "http://"], "--mirror http://: expected a folder"),
+        (("", ""), ["--mirror", "http://a:b/"], "--mirror http://a:b/: expected a folder"),
         (("", ""), [], "download.source is scenes, which needs nothing"),
         (("source: scenes", "source: web"), [], "params.yaml: download.source: "),
         (("download:", "upload:"), [], "params.yaml: section 'download' is missing"),

@@ -235,6 +235,9 @@ def test_files_of_a_folder(tmp_path):
     gone = Remote((tmp_path / "gone").as_uri(), tmp_path / "folder/gone")
     with pytest.raises(FetchError, match=r"gone: no such file, wanted as .*does --mirror have it"):
         fetch(gone, QUICK)
+    folder = Remote(tmp_path.as_uri(), tmp_path / "folder/x")  # cannot be read, now or later
+    with pytest.raises(FetchError, match=r": cannot be read: Is a directory$"):
+        fetch(folder, QUICK)
 
 
 def test_sizes_are_asked_for(server, remote):

@@ -93,15 +93,32 @@ def test_only_broken_images_fail(monkeypatch, capsys, tmp_path, model, images):
 def test_wrong_input_is_told(monkeypatch, capsys, tmp_path, model, images):
     output = ["--output", tmp_path / "out"]
     (tmp_path / "empty").mkdir()
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone/a.heic").touch()
     for arguments, words in (
         ([tmp_path / "nowhere", "--model", model], "no such image or folder"),
         ([tmp_path / "empty", "--model", model], "no image in it"),
+        ([tmp_path / "phone", "--model", model], "no image in it (.bmp, .jfif, .jpeg, .jpg,"),
+        ([tmp_path / "phone", "--model", model], "; not read: a.heic\n"),
         ([images, "--model", tmp_path], "prompts.json: no such file"),
         ([images, "--model", model, "--names", "zebra"], "has never read 'zebra'"),
     ):
         assert call(monkeypatch, *arguments, *output) == 2
         assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("output", [".", "below/out"])
+def test_overlays_are_not_written_among_the_images(monkeypatch, capsys, model, images, output):
+    """The next call would search them."""
+    monkeypatch.chdir(images)
+    options = ["--model", model, "--output", output]
+    assert call(monkeypatch, images, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"predict: --output {output}: lies in {images}, ")
+    assert sorted(os.listdir()) == ["b.jpg", "below", "broken.png", "notes.txt"]
+    assert call(monkeypatch, images, *options, "--no-overlays") == 0
+    assert call(monkeypatch, images / "b.jpg", *options) == 0
 
 
 def test_a_full_disk_is_one_line(monkeypatch, capsys, tmp_path, model, images):

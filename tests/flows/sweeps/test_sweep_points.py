@@ -349,6 +349,17 @@ def test_a_row_to_compare_with_is_looked_for_before_anything_runs(project):
     told = "--against rounds=1: expected one of activation.rounds=0 activation.rounds=1"
     with pytest.raises(ValueError, match=f"^{told}$"):
         check_question(points, Question(against="rounds=1"))
+    seeds = make_points(project, ["seed=0,1"])
+    with pytest.raises(ValueError, match=r"^--against seed=1: all points are one row; leave it"):
+        check_question(seeds, Question(against="seed=1"))
+
+
+def test_a_param_to_take_the_mean_over_is_looked_for_before_anything_runs(project):
+    points = make_points(project, ["activation.rounds=0,1"])
+    check_question(points, Question(over=("seed", "activation.rounds")))
+    told = "--over rounds: the points do not set it; they set activation.rounds"
+    with pytest.raises(ValueError, match=f"^{told}$"):
+        check_question(points, Question(over=("rounds",)))
 
 
 def test_every_row_says_what_the_models_that_it_shows_learned_from(project):
