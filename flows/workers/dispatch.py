@@ -86,16 +86,18 @@ class PrefectDispatcher:
 
     def _start(self, request: Request, pool: str, log: Log) -> FlowRun:
         """Join the stage's run that has not ended yet, or start the next one."""
+        name = f"{FLOW}/{pool}"
         for number in range(MOST_RUNS):
             run = self._ask(
                 partial(
                     run_deployment,
-                    f"{FLOW}/{pool}",
+                    name,
                     parameters={"request": asdict(request)},
                     flow_run_name=request.stage,
                     timeout=0,
                     idempotency_key=f"{pool}-{request.key}-{number}",
                 ),
+                f"has no deployment {name}; `make pools` makes it",
                 log,
             )
             if not run.state.is_final():
@@ -114,6 +116,7 @@ class PrefectDispatcher:
             changed = found.state.id not in told
             return found, self._client.read_flow_run_states(run.id) if changed else []
 
+        gone = f"no longer has run {run.id} of {stage}; was it deleted? Run the same again"
         told = {run.state.id}
         with self._news.of(run.id) as news:
             while not run.state.is_final():
@@ -122,7 +125,7 @@ class PrefectDispatcher:
                 if self._stopping.is_set():
                     self._cancel(run)
                     raise StageFailedError(f"{stage} was stopped")
-                run, states = self._ask(ask, log)
+                run, states = self._ask(ask, gone, log)
                 look()
                 for state in states:
                     if state.id not in told:
@@ -137,16 +140,17 @@ class PrefectDispatcher:
             stopped = Cancelling(message="the coordinator was stopped")
             self._client.set_flow_run_state(run.id, stopped)
 
-    def _ask(self, question: Callable[[], Result], log: Log) -> Result:
-        """Return the server's answer; wait if the server restarts."""
+    def _ask(self, question: Callable[[], Result], gone: str, log: Log) -> Result:
+        """Return the server's answer; wait if the server restarts.
+
+        `gone` says of the server that it lacks what the question is about.
+        """
         deadline = time.monotonic() + SECONDS_WITHOUT_SERVER
         while True:
             try:
                 return question()
             except ObjectNotFound as error:
-                raise StageFailedError(
-                    f"Prefect's server has no such deployment: {error}; `make pools` makes them"
-                ) from error
+                raise StageFailedError(f"Prefect's server {gone}") from error
             except httpx.HTTPError as error:
                 response = getattr(error, "response", None)
                 if response is not None and response.is_client_error:

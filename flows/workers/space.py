@@ -1,14 +1,18 @@
 """Frees space on a worker's disk: `python -m flows.workers.space`, or a worker when it needs to."""
 
+import hashlib
+import json
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flows.dvc.records import free_cache
 from flows.dvc.remote import RemoteError, open_remote
+from flows.dvc.resume import FOLDER, INDEX, identify_point
 from flows.graph import DagError
-from flows.workers.workspace import pause_pulls, workspaces
+from flows.workers.workspace import idle_points, pause_pulls, workspaces
 
 MIN_FREE_BYTES = 64 * 2**20  # with less, no stage is started
 LOW, ENOUGH = 0.1, 0.2  # fractions of the disk: with less than LOW, space is freed up to ENOUGH;
@@ -23,7 +27,7 @@ class UnfitError(RuntimeError):
 
 
 def require_space(clone: Path, log: Log) -> None:
-    """Free the cache if the disk runs low; raise UnfitError if there is still too little room."""
+    """Free space if the disk runs low; raise UnfitError if there is still too little room."""
     disk = shutil.disk_usage(clone)
     if disk.free < min(LOW * disk.total, LOW_BYTES):
         try:
@@ -37,10 +41,52 @@ def require_space(clone: Path, log: Log) -> None:
 
 
 def free_space(clone: Path, wanted: float) -> str:
-    """Free `wanted` bytes of the cache, or as many as possible, and say how many were freed."""
+    """Free `wanted` bytes, or as many as possible, and say how many were freed.
+
+    Resume points go before the cache.
+    """
     with pause_pulls(clone), open_remote(clone) as (repo, remote):
-        freed = free_cache(repo, remote, workspaces(clone), wanted)
-    return f"freed {freed >> 20} MiB of the cache, which the remote has too"
+        points = _free_points(clone, remote, wanted)
+        freed = free_cache(repo, remote, workspaces(clone), wanted - points)
+    return (
+        f"freed {freed >> 20} MiB of the cache, which the remote has too,"
+        f" and {points >> 20} MiB of resume points that are of no more use here"
+    )
+
+
+def _free_points(clone: Path, remote: Any, wanted: float) -> int:
+    """Delete resume points that are of no more use here; return how many bytes they had."""
+    freed = 0
+    for folder in idle_points(clone):
+        if freed < wanted and _is_spare(clone, remote, folder):
+            freed += sum(path.stat().st_size for path in folder.glob("*/*"))
+            (folder / INDEX).unlink(missing_ok=True)  # first, so that no half of a point is used
+            shutil.rmtree(folder, ignore_errors=True)
+    return freed
+
+
+def _is_spare(clone: Path, remote: Any, folder: Path) -> bool:
+    """Say whether a point's result is on the remote, or a point that `pull` takes instead of it."""
+    key, runs = folder.name, remote.legacy_odb
+    if runs.fs.exists(runs.fs.join(runs.path, "runs", key[:2], key)):  # pushed after its outputs
+        return True
+    if not (index := identify_point(clone, key)):
+        return False
+    if not (folder / INDEX).is_file() or (folder / INDEX).read_bytes() != index:
+        return True
+    place, listed = remote.fs.join(remote.path, FOLDER, key), json.loads(index)["files"]
+    there = {(remote.fs.name(path), remote.fs.info(path)["size"]) for path in remote.fs.find(place)}
+    files = {
+        path: listed.get(path.relative_to(folder).as_posix()) for path in folder.glob("*/[!.]*")
+    }
+    return all(
+        (md5, path.stat().st_size) in there and _md5(path) == md5 for path, md5 in files.items()
+    )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 if __name__ == "__main__":

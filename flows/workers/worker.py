@@ -87,7 +87,8 @@ class StageWorker(ProcessWorker, abc.ABC):  # ABC: Prefect keeps its own registe
         """Take no more stages; make running ones stop and return their runs to the pool."""
         self._leaving = True
         for process in psutil.Process().children():
-            process.terminate()
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                process.terminate()
         deadline = time.monotonic() + SECONDS_TO_GIVE_BACK
         while self.limiter.borrowed_tokens and time.monotonic() < deadline:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)

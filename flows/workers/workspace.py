@@ -19,7 +19,7 @@ from flows.dvc.remote import RemoteError
 from flows.environment import STATE_FOLDER
 from flows.git import GitError, git
 from flows.overlay import PARAMS
-from flows.workers.request import RECORD, RefusedError, Request
+from flows.workers.request import KEY, RECORD, RefusedError, Request
 
 FOLDER = Path(STATE_FOLDER) / "workspaces"
 NOW = fcntl.LOCK_EX | fcntl.LOCK_NB  # or BlockingIOError
@@ -95,7 +95,8 @@ def _is_on_a_branch(clone: Path, commit: str) -> bool:
 def link_resume(clone: Path, folder: Path, key: str) -> Path:
     """Return the folder of a checkout's resume points: in the clone, by the result's key."""
     place = clone / RESUME / key
-    (folder / RESUME).symlink_to(place)
+    with pulling(clone):
+        (folder / RESUME).symlink_to(place)
     return place
 
 
@@ -111,13 +112,22 @@ def _remove(clone: Path, folder: Path) -> None:
     git(clone, "worktree", "prune")
 
 
+def idle_points(clone: Path) -> list[Path]:
+    """Return the folders of resume points that no checkout has linked; call in `pause_pulls`."""
+    used = {(folder / RESUME).resolve() for folder in workspaces(clone)}
+    found = sorted((clone / RESUME).glob("*"))
+    return [path for path in found if KEY.fullmatch(path.name) and path.resolve() not in used]
+
+
 def workspaces(clone: Path) -> list[Path]:
-    """Return the present checkouts."""
+    """Return the present checkouts, after removing those of killed stages."""
+    with _hold(clone):
+        remove_leftovers(clone)
     return [path for path in (clone / FOLDER).glob("*") if path.is_dir()]
 
 
 def pulling(clone: Path) -> AbstractContextManager:
-    """Keep all files in the cache within the block; recorded ones stay afterwards too."""
+    """Keep the cache and resume points within the block; recorded and linked ones stay after it."""
     return _hold(clone, "cache", fcntl.LOCK_SH)
 
 

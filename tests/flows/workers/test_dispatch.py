@@ -188,8 +188,24 @@ def test_a_server_that_stays_away_or_refuses_is_told(make, monkeypatch):
     refused = httpx.Response(422, request=httpx.Request("POST", "http://x"))
     error, _, _ = make(trouble=[httpx.HTTPStatusError("too large", request=None, response=refused)])
     assert str(error) == "Prefect's server refuses: too large"
-    error, _, _ = make(trouble=[ObjectNotFound(Exception("stage/gpu"))])
-    assert "`make pools` makes them" in str(error)
+
+
+def test_a_deployment_or_a_run_that_is_gone_is_named(make, monkeypatch):
+    gone = ObjectNotFound(Exception("404"))  # str() of it is "None"
+    error, _, _ = make(trouble=[gone])
+    told = "Prefect's server has no deployment ovis-dag-stage/gpu; `make pools` makes it"
+    assert (type(error), str(error)) == (StageFailedError, told)
+
+    def read(self, wanted):
+        raise gone
+
+    monkeypatch.setattr(Server, "read_flow_run", read)
+    error, server, _ = make([states.Running()])
+    (run,) = server.runs.values()
+    told = (
+        f"Prefect's server no longer has run {run.id} of cut@1; was it deleted? Run the same again"
+    )
+    assert (type(error), str(error)) == (StageFailedError, told)
 
 
 def test_stopping_cancels_what_is_waited_for(make):

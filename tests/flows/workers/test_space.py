@@ -1,9 +1,10 @@
-"""A worker's cache is freed without losing anything."""
+"""A worker's cache and resume points are freed without losing anything."""
 
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,10 +12,11 @@ import pytest
 
 from flows.dvc import records
 from flows.dvc.remote import RemoteError
+from flows.dvc.resume import ResumePoint
 from flows.graph import DagError
 from flows.workers import stage_flow
 from flows.workers.space import free_space, require_space
-from flows.workers.workspace import checkout, write_records
+from flows.workers.workspace import FOLDER, checkout, link_resume, pause_pulls, write_records
 from tests.support.fleet import make_fleet, request_for, run_on, store
 
 
@@ -104,6 +106,106 @@ def test_what_is_young_stays_and_the_oldest_goes_first(toy, monkeypatch):
     assert texts(clone) == ["b\nb\nb\n"]
 
 
+KEY = "0" * 64
+
+
+def train(clone: Path, text: str, key: str = KEY, push: bool = True) -> Path:
+    """Go on with the training of `key` in the clone; return its newest state."""
+    point = ResumePoint(clone, clone / ".resume" / key, key)
+    point.pull(print)
+    state = clone / ".resume" / key / "abc/state.txt"
+    state.parent.mkdir(exist_ok=True)
+    state.unlink(missing_ok=True)
+    state.write_text(text)
+    if push:
+        point.push(print)
+    return state
+
+
+def test_a_resume_point_goes_once_the_remote_has_it_or_a_newer_one(toy):
+    one, two = make_fleet(toy, 2).clones
+    older, newer = train(one, "step 1"), train(two, "2" * 2**20)
+    train(one, "step 1 and a bit", "1" * 64)
+    train(two, "step 2 here", "1" * 64, push=False)
+    assert "and 0 MiB of resume points" in free_space(one, float("inf"))
+    assert "and 1 MiB of resume points" in free_space(two, float("inf"))
+    assert not older.exists()
+    assert not newer.exists()
+    assert [path.name for path in (two / ".resume").iterdir()] == ["1" * 64]
+
+
+def test_a_resume_point_goes_once_its_result_is_on_the_remote(toy):
+    fleet = make_fleet(toy, 2)
+    two = fleet.clones[1]
+    key = request_for(toy, "download").key
+    state = train(two, "step 1", key)
+    free_space(two, 0)  # nothing is wanted
+    assert state.exists()
+    train(two, "step 2", key, push=False)
+    free_space(two, float("inf"))
+    assert state.exists()
+    assert run_on(fleet, toy, "download") == {"download": "executed"}  # by the other
+    free_space(two, float("inf"))
+    assert not state.exists()
+
+
+def test_a_resume_point_that_nobody_else_has_stays(toy):
+    clone = make_fleet(toy).clones[0]
+    ahead = train(clone, "step 1")
+    ahead.write_text("step 2")
+    own = train(clone, "step 1", "1" * 64, push=False)
+    deleted = train(clone, "step 1", "2" * 64)
+    shutil.rmtree(store(toy) / "resume" / ("2" * 64))
+    damaged = train(clone, "step 1", "3" * 64)
+    (blob,) = {*(store(toy) / "resume" / ("3" * 64)).glob("[!i]*")}
+    blob.write_text("step")
+    local = clone / ".resume" / ("a" * 32) / "state.txt"  # of a training in the clone itself
+    local.parent.mkdir()
+    local.touch()
+    free_space(clone, float("inf"))
+    assert all(path.is_file() for path in (ahead, own, deleted, damaged, local))
+
+
+def test_a_resume_point_in_use_stays_and_that_of_a_killed_stage_goes(toy):
+    clone, request = make_fleet(toy).clones[0], request_for(toy, "download")
+    used, left = train(clone, "step 1", request.key), train(clone, "step 1")
+    dead = clone / FOLDER / "dead"
+    dead.mkdir(parents=True)
+    dead.with_suffix(".lock").touch()
+    link_resume(clone, dead, KEY)
+    with checkout(clone, request, "alive") as folder:
+        link_resume(clone, folder, request.key)
+        free_space(clone, float("inf"))
+    assert used.exists()
+    assert not left.exists()
+
+
+def test_no_resume_point_comes_into_use_while_space_is_freed(toy, tmp_path):
+    clone = make_fleet(toy).clones[0]
+    linking = threading.Thread(target=link_resume, args=[clone, tmp_path, KEY])
+    with pause_pulls(clone):
+        linking.start()
+        linking.join(0.3)
+        assert linking.is_alive()
+    linking.join()
+    assert (tmp_path / ".resume").is_symlink()
+
+
+def test_a_resume_point_that_is_half_deleted_is_fetched_again(toy, monkeypatch):
+    clone = make_fleet(toy).clones[0]
+    state = train(clone, "step 1")
+
+    def end(path, **more):
+        state.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", end)
+        free_space(clone, float("inf"))
+    ResumePoint(clone, clone / ".resume" / KEY, KEY).pull(print)
+    assert state.read_text() == "step 1"
+
+
 def test_a_disk_that_runs_low_is_freed_before_a_stage_starts(toy, monkeypatch):
     fleet = make_fleet(toy)
     run_on(fleet, toy, "download")
@@ -133,4 +235,7 @@ def test_the_command_tells_what_it_freed(toy):
     done = subprocess.run(
         command, cwd=clone, env=toy.environment(), check=True, capture_output=True, text=True
     )
-    assert done.stdout == "freed 0 MiB of the cache, which the remote has too\n"
+    assert done.stdout == (
+        "freed 0 MiB of the cache, which the remote has too,"
+        " and 0 MiB of resume points that are of no more use here\n"
+    )

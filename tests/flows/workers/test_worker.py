@@ -3,11 +3,13 @@
 import asyncio
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from prefect import states
 from prefect.workers.process import ProcessWorker
@@ -120,7 +122,9 @@ def test_a_worker_that_is_stopped_takes_no_more_and_lets_its_stages_give_their_r
         await asyncio.sleep(3600)
 
     told, started = [], []
-    monkeypatch.setattr(worker.psutil.Process, "children", lambda self: [Stage()])
+    with subprocess.Popen(["sleep", "0.1"]) as process:
+        ended = psutil.Process(process.pid)
+    monkeypatch.setattr(psutil.Process, "children", lambda self: [ended, Stage()])
     monkeypatch.setattr(StageWorker, "start", start)
     StageWorker.limiter.borrowed_tokens = 1
     work("ovis-dag-cpu", "one", 1)
