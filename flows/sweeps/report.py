@@ -136,10 +136,11 @@ def _differences(rows: Sequence[Row], metrics: Sequence[str], question: Question
 
 def check_question(points: Sequence[Point], question: Question) -> None:
     """Raise ValueError if the points have no param or no row of a name that the question has."""
-    known = dict.fromkeys(key for point in points for key in point.shown)
+    known = {key for point in points for key in point.values}.union(Question.over)
     for key in question.over:
-        if key not in known and key not in Question.over:
-            raise ValueError(f"--over {key}: the points do not set it; they set {', '.join(known)}")
+        if key not in known:
+            told = ", ".join(dict.fromkeys(key for point in points for key in point.shown))
+            raise ValueError(f"--over {key}: the points do not set it; they set {told}")
     rows = group_seeds([Result(point, False, {}) for point in points], question.over)
     find_row(rows, question.against)
 

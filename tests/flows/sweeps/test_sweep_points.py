@@ -357,6 +357,9 @@ def test_a_row_to_compare_with_is_looked_for_before_anything_runs(project):
 def test_a_param_to_take_the_mean_over_is_looked_for_before_anything_runs(project):
     points = make_points(project, ["activation.rounds=0,1"])
     check_question(points, Question(over=("seed", "activation.rounds")))
+    (project / "rows.yaml").write_text("[{name: plain}]")
+    (one,) = make_points(project, ["activation.rounds=1"], project / "rows.yaml")
+    check_question([one], Question(over=("seed", "activation.rounds")))
     told = "--over rounds: the points do not set it; they set activation.rounds"
     with pytest.raises(ValueError, match=f"^{told}$"):
         check_question(points, Question(over=("rounds",)))
