@@ -98,6 +98,8 @@ def _run_and_lose_a_machine(fleet: Loopback, project: Path, account: Account) ->
 def _clone(root: Path, folder: Path) -> Path:
     project = folder / "project"
     subprocess.run(["git", "clone", "--quiet", str(root), str(project)], check=True)
+    # Workers refuse a commit that is on no branch, as one that was checked out by its hash may be.
+    subprocess.run(["git", "-C", str(project), "switch", "--quiet", "-C", "demo"], check=True)
     with _flows(project, environment_without_servers(), "profile", PROFILE):
         pass
     return project
