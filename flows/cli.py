@@ -368,8 +368,9 @@ def worker(pool: str, name: str | None, stages: int | None) -> None:
 def ui() -> None:
     """Open the MLflow page on http://127.0.0.1:5000."""
     _project()
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    if uri.startswith(("http:", "https:")):
+    from flows.execution import is_server
+
+    if is_server(uri := os.environ["MLFLOW_TRACKING_URI"]):
         raise ValueError(f"MLFLOW_TRACKING_URI={uri}: this server has the page; open it there")
     _become("mlflow", "ui", "--host=127.0.0.1", "--port=5000", f"--backend-store-uri={uri}")
 

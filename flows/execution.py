@@ -70,10 +70,14 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
 
 def mlflow_page() -> str:
     """Return where a person finds the metrics: on MLFLOW_TRACKING_URI's server, if it has one."""
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    if uri.startswith(("http:", "https:")):
+    if is_server(uri := os.environ["MLFLOW_TRACKING_URI"]):
         return f"{uri.rstrip('/')}{EXPERIMENTS}"
     return f"make ui, then http://127.0.0.1:5000{EXPERIMENTS}"
+
+
+def is_server(uri: str) -> bool:
+    """Say whether MLflow's store is a server, which shows pages of its own."""
+    return uri.startswith(("http:", "https:"))
 
 
 def require_fleet(root: Path) -> None:

@@ -125,6 +125,29 @@ def identify_point(root: Path, key: str) -> bytes:
         return _read(remote, remote.fs.join(remote.path, FOLDER, key, INDEX))
 
 
+def is_spare(remote: Any, folder: Path) -> bool:
+    """Say whether the remote has the result of this folder's point, or a point in its place.
+
+    The latter is another one, which `pull` would take instead, or the same with all its files.
+    """
+    key, runs = folder.name, remote.legacy_odb
+    if runs.fs.exists(runs.fs.join(runs.path, "runs", key[:2], key)):  # pushed after its outputs
+        return True
+    place = remote.fs.join(remote.path, FOLDER, key)
+    if not (index := _read(remote, remote.fs.join(place, INDEX))):
+        return False
+    if not (folder / INDEX).is_file() or (folder / INDEX).read_bytes() != index:
+        return True
+    listed = json.loads(index)["files"]
+    there = {(remote.fs.name(path), remote.fs.info(path)["size"]) for path in remote.fs.find(place)}
+    files = {
+        path: listed.get(path.relative_to(folder).as_posix()) for path in folder.glob("*/[!.]*")
+    }
+    return all(
+        (md5, path.stat().st_size) in there and _md5(path) == md5 for path, md5 in files.items()
+    )
+
+
 def _read(remote: Any, path: str) -> bytes:
     try:
         return remote.fs.fs.cat_file(path)

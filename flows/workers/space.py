@@ -1,16 +1,14 @@
 """Frees space on a worker's disk: `python -m flows.workers.space`, or a worker when it needs to."""
 
-import hashlib
-import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from flows.dvc.records import free_cache
 from flows.dvc.remote import RemoteError, open_remote
-from flows.dvc.resume import FOLDER, INDEX, identify_point
+from flows.dvc.resume import INDEX, is_spare
 from flows.graph import DagError
 from flows.workers.workspace import idle_points, pause_pulls, workspaces
 
@@ -46,47 +44,24 @@ def free_space(clone: Path, wanted: float) -> str:
     Resume points go before the cache.
     """
     with pause_pulls(clone), open_remote(clone) as (repo, remote):
-        points = _free_points(clone, remote, wanted)
-        freed = free_cache(repo, remote, workspaces(clone), wanted - points)
+        present = workspaces(clone)
+        points = _free_points(remote, idle_points(clone, present), wanted)
+        freed = free_cache(repo, remote, present, wanted - points)
     return (
         f"freed {freed >> 20} MiB of the cache, which the remote has too,"
         f" and {points >> 20} MiB of resume points that are of no more use here"
     )
 
 
-def _free_points(clone: Path, remote: Any, wanted: float) -> int:
+def _free_points(remote: Any, folders: Iterable[Path], wanted: float) -> int:
     """Delete resume points that are of no more use here; return how many bytes they had."""
     freed = 0
-    for folder in idle_points(clone):
-        if freed < wanted and _is_spare(clone, remote, folder):
+    for folder in folders:
+        if freed < wanted and is_spare(remote, folder):
             freed += sum(path.stat().st_size for path in folder.glob("*/*"))
             (folder / INDEX).unlink(missing_ok=True)  # first, so that no half of a point is used
             shutil.rmtree(folder, ignore_errors=True)
     return freed
-
-
-def _is_spare(clone: Path, remote: Any, folder: Path) -> bool:
-    """Say whether a point's result is on the remote, or a point that `pull` takes instead of it."""
-    key, runs = folder.name, remote.legacy_odb
-    if runs.fs.exists(runs.fs.join(runs.path, "runs", key[:2], key)):  # pushed after its outputs
-        return True
-    if not (index := identify_point(clone, key)):
-        return False
-    if not (folder / INDEX).is_file() or (folder / INDEX).read_bytes() != index:
-        return True
-    place, listed = remote.fs.join(remote.path, FOLDER, key), json.loads(index)["files"]
-    there = {(remote.fs.name(path), remote.fs.info(path)["size"]) for path in remote.fs.find(place)}
-    files = {
-        path: listed.get(path.relative_to(folder).as_posix()) for path in folder.glob("*/[!.]*")
-    }
-    return all(
-        (md5, path.stat().st_size) in there and _md5(path) == md5 for path, md5 in files.items()
-    )
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 if __name__ == "__main__":

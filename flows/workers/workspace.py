@@ -8,7 +8,7 @@ fetched once per machine, and a finished result survives until it is pushed.
 import fcntl
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -112,9 +112,9 @@ def _remove(clone: Path, folder: Path) -> None:
     git(clone, "worktree", "prune")
 
 
-def idle_points(clone: Path) -> list[Path]:
-    """Return the folders of resume points that no checkout has linked; call in `pause_pulls`."""
-    used = {(folder / RESUME).resolve() for folder in workspaces(clone)}
+def idle_points(clone: Path, present: Iterable[Path]) -> list[Path]:
+    """Return the resume points that none of the checkouts has linked; call in `pause_pulls`."""
+    used = {(folder / RESUME).resolve() for folder in present}
     found = sorted((clone / RESUME).glob("*"))
     return [path for path in found if KEY.fullmatch(path.name) and path.resolve() not in used]
 
