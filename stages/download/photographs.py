@@ -4,6 +4,7 @@ Frame: pixels of the stored image.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,7 +43,8 @@ def skip_unread(path: Path, image_id: int, captions: Sequence[str] | None) -> Sk
     """
     if captions is not None and not captions:
         return Skipped(image_id, str(path), "has no caption")
-    return None if path.is_file() else Skipped(image_id, str(path), "no such file")
+    # not path.is_file(), which raises OSError for a name that is too long
+    return None if os.path.isfile(path) else Skipped(image_id, str(path), "no such file")
 
 
 def read_photograph(path: Path, image_id: int, file_name: str) -> EncodedImage | Skipped:

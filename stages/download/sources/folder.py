@@ -172,7 +172,7 @@ def name_files(images: Collection[str]) -> Callable[[str], str]:
     by_stem = {stem: name for name, stem in stems.items() if files[stem] == 1}
 
     def file_name(image_id: str) -> str:
-        name = plain_text(image_id)
+        name = _below_train(image_id)
         return name if name in images else by_stem.get(name, name)
 
     return file_name
@@ -190,7 +190,8 @@ def read_captions(
 
     Raises:
         FileNotFoundError: there is none of these files.
-        ValueError: there are both files of captions, or the file has another format or is empty.
+        ValueError: there are both files of captions, the file has another format or is empty, or
+            a caption's file name is not one inside train/.
     """
     table, mapping = folder / "captions.csv", folder / "captions.json"
     if table.is_file() == mapping.is_file():
@@ -200,21 +201,43 @@ def read_captions(
             raise FileNotFoundError(
                 f"{table.absolute()}: not found, nor captions.json, nor {NARRATIVES}; {LAYOUT}"
             )
+        source = folder / NARRATIVES
         reader = NarrativeReader(max_broken_fraction)
         rows = [
             (file_name(narrative.image_id), sentence)
-            for narrative in reader.read([folder / NARRATIVES])
+            for narrative in reader.read([source])
             for sentence in split_sentences(narrative.caption)
         ]
         if not rows:
-            raise ValueError(f"{folder / NARRATIVES}: has no narrative; {LAYOUT}")
+            raise ValueError(f"{source}: has no narrative; {LAYOUT}")
     else:
-        rows = _csv_rows(table) if table.is_file() else _json_items(mapping)
+        source = table if table.is_file() else mapping
+        rows = _csv_rows(source) if source == table else _json_items(source)
     captions: dict[str, list[str]] = {}
     for name, caption in rows:
         if text := plain(caption):
-            captions.setdefault(plain_text(name), []).append(text)
+            captions.setdefault(_below_train(name), []).append(text)
+    for name in captions:
+        if fault := _fault_of_file_name(name, folder / "train"):
+            raise ValueError(f"{source}: {fault}")
     return captions
+
+
+def _below_train(name: str) -> str:
+    """Return a file name as the folder's list spells it: composed accents, and 'a' for './a'."""
+    return PurePosixPath(plain_text(name)).as_posix()
+
+
+def _fault_of_file_name(name: str, train: Path) -> str | None:
+    path = PurePosixPath(name)
+    if not path.parts:
+        return "a caption has no file name"
+    if path.is_absolute() or ".." in path.parts:
+        return f"'{name}' must be a file inside {train.absolute()}, relative to it"
+    if path.parts[0] == train.name and not (train / train.name).is_dir():
+        relative = path.relative_to(train.name)
+        return f"'{name}' must be relative to {train.absolute()}; write '{relative}'"
+    return None
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:

@@ -125,6 +125,7 @@ def test_narratives_stand_in_for_captions(tmp_path):
         ("1000092795", "1000092795.jpg"),  # Flickr30k
         ("6375c17e61428d75", "6375c17e61428d75.jpg"),  # Open Images
         ("a.jpg", "a.jpg"),
+        ("./a.jpg", "a.jpg"),
         ("two.jpg", "two.jpg"),
         ("two", "two"),  # two.jpg or two.png
         ("b/c", "b/c"),
@@ -194,12 +195,14 @@ def test_names_may_have_comments_and_accents(tmp_path):
 def test_captions_as_json(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "captions.csv").unlink()
-    (folder / "captions.json").write_text(json.dumps({"a.jpg": ["x", "y "], "gone.jpg": "z"}))
+    gone = ("gone.jpg", f"{'long' * 64}.jpg")
+    captions = {"./a.jpg": ["x", "y "], **dict.fromkeys(gone, "z")}
+    (folder / "captions.json").write_text(json.dumps(captions))
     made = make_all(folder, "train")
     assert made["a.jpg"].captions == ("x", "y")
-    assert made["gone.jpg"] == Skipped(
-        hashed_id("train/gone.jpg"), str(folder / "train/gone.jpg"), "no such file"
-    )
+    for name in gone:
+        path = str(folder / "train" / name)
+        assert made[name] == Skipped(hashed_id(f"train/{name}"), path, "no such file")
     (folder / "captions.json").write_text('["a.jpg"]')
     with pytest.raises(ValueError, match=r"captions\.json: must be \{file_name: caption or list"):
         folder_source(make_params(folder), 0.0)
@@ -260,6 +263,22 @@ def test_images_are_turned_upright(tmp_path):
         ("names.txt", "1. cat\n", r"names\.txt, line 1: '1\. cat' begins with '1\.'; .*, 'cat'"),
         ("names.txt", "cat, dog\n", r"names\.txt, line 1: 'cat, dog' has a comma; write one class"),
         ("captions.json", "{}", r"has captions\.csv and captions\.json; remove one"),
+        (
+            "captions.csv",
+            "file_name,caption\n,a cat\n",
+            r"captions\.csv: a caption has no file name",
+        ),
+        (
+            "captions.csv",
+            "file_name,caption\ntrain/a.jpg,a cat\n",
+            r"captions\.csv: 'train/a\.jpg' must be relative to /\S+/train; write 'a\.jpg'",
+        ),
+        (
+            "captions.csv",
+            "file_name,caption\n../test/new.jpg,a cat\n",
+            r"captions\.csv: '\.\./test/new\.jpg' must be a file inside /\S+/train, relative to it",
+        ),
+        ("captions.csv", "file_name,caption\n/a.jpg,a cat\n", r"'/a\.jpg' must be a file inside /"),
         ("names.txt", None, r"names\.txt: not found; download\.folder\.path of params\.yaml"),
         ("names.txt", "\n\n", r"names\.txt: names no class; write one per line"),
         ("names.txt", "cat\nkitty: Cats\n", r"names\.txt, line 2: 'cats' already stands for 'cat'"),
