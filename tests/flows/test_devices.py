@@ -205,7 +205,7 @@ def test_a_stage_whose_flow_was_killed_still_holds_its_device(toy, driver, tmp_p
         "Machine(Path.cwd(), CoreBudget(1)).run(load_graph(Path.cwd())['side'], 0, print)"
     )
     flow = toy.start("-c", code, **there)
-    wait_until(lambda: "side" in (toy.root / "runs.log").read_text())
+    toy.until_it_runs("side")
     flow.send_signal(signal.SIGKILL)
     flow.wait()
     thread, got = take_in_thread(tmp_path / "ovis-dag-devices.lock", "GPU-bbbb")

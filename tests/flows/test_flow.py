@@ -92,6 +92,7 @@ def test_a_run_shows_what_stages_were_made_with_as_soon_as_they_end(toy):
     hold = toy.mark("hold.evaluation")
     process = toy.start("-m", "flows", "run")
     wait_until(lambda: "merge/curve/loss" in (runs[0].metrics if (runs := shown(toy)) else {}))
+    toy.until_it_runs("evaluation")
     toy.replace("by: 1", "by: 2")
     toy.git("commit", "-qam", "next experiment")
     hold.unlink()
@@ -119,8 +120,7 @@ def test_a_branch_that_is_switched_in_mid_run_leaves_no_record_in_dvc_lock_or_ml
     toy.git("switch", "-q", "-")
     hold = toy.mark("hold.merge")
     process = toy.start("-m", "flows", "run", "evaluation")
-    runs_log = toy.root / "runs.log"
-    wait_until(lambda: runs_log.exists() and "merge" in runs_log.read_text())
+    toy.until_it_runs("merge")
     toy.git("switch", "-q", "next")
     hold.unlink()
     output, _ = process.communicate(timeout=PATIENCE)
@@ -195,8 +195,7 @@ def test_other_branches_finish_when_one_fails_and_the_rest_resumes(toy):
 def test_killed_flow_goes_on_with_the_same_hashes(toy, done, with_stage):
     hold = toy.mark("hold.merge")
     process = toy.start("-m", "flows", "run")
-    runs_log = toy.root / "runs.log"
-    wait_until(lambda: runs_log.exists() and "merge" in runs_log.read_text())
+    toy.until_it_runs("merge")
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()  # its children write to files, so this is the end of its output
@@ -222,7 +221,7 @@ def test_a_signal_stops_stages_and_says_how_to_go_on(toy, number):
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # the tests may be in the background
     process = toy.start("-m", "flows", "run")
     signal.signal(signal.SIGINT, before)
-    wait_until(lambda: (toy.root / "runs.log").exists())
+    toy.until_it_runs("download")
     children = psutil.Process(process.pid).children(recursive=True)
     group = os.getpgid(process.pid)
     for pid in [process.pid, *(child.pid for child in children if number == signal.SIGINT)]:
@@ -243,7 +242,7 @@ def test_a_closed_terminal_stops_stages_too(toy):
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may be under nohup
     process = toy.start("-m", "flows", "run")
     signal.signal(signal.SIGHUP, before)
-    wait_until(lambda: (toy.root / "runs.log").exists())
+    toy.until_it_runs("download")
     children = psutil.Process(process.pid).children(recursive=True)
     process.stdout.close()  # nobody hears what it says any more
     process.send_signal(signal.SIGHUP)
@@ -356,8 +355,7 @@ def test_results_stay_when_mlflows_server_dies_and_are_published_later(toy, mlfl
     start_and_wait(server, url)
     hold = toy.mark("hold.evaluation")
     process = toy.start("-m", "flows", "run", **more)
-    log = toy.root / "runs.log"
-    wait_until(lambda: log.is_file() and "evaluation" in log.read_text())
+    toy.until_it_runs("evaluation")
     server.kill(with_children=True)
     hold.unlink()
     output, _ = process.communicate(timeout=PATIENCE)

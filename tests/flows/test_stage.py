@@ -72,7 +72,7 @@ def test_stop_ends_the_stage_and_its_children(toy):
     others = set(psutil.Process().children(recursive=True))
     thread = threading.Thread(target=target)
     thread.start()
-    wait_until(lambda: (toy.root / "runs.log").exists())
+    toy.until_it_runs("download")
     mine = set(psutil.Process().children(recursive=True))
     children = list(mine - others)
     assert len(children) >= 2  # DVC and the stage, at least
@@ -115,7 +115,7 @@ def test_a_stage_that_another_execution_makes_is_waited_for(toy):
     hold = toy.mark("hold.download")
     path = f"{os.path.dirname(os.sys.executable)}{os.pathsep}{os.environ['PATH']}"
     other = toy.start("-m", "dvc", "repro", "-s", "download", PATH=path)
-    wait_until(lambda: (toy.root / "runs.log").exists())
+    toy.until_it_runs("download")
     shown: list[str] = []
 
     def show(line: str) -> None:

@@ -203,6 +203,11 @@ class Toy:
         log.unlink(missing_ok=True)
         return lines
 
+    def until_it_runs(self, stage: str) -> None:
+        """Return once the stage has started, which a mark `hold.<stage>` may hold."""
+        log = self.root / "runs.log"
+        wait_until(lambda: log.exists() and stage in log.read_text())
+
     def replace(self, old: str, new: str, file: str = "params.yaml") -> None:
         path = self.root / file
         text = path.read_text()

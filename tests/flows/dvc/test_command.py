@@ -51,7 +51,7 @@ def test_commands_have_output_exit_code_folder_and_environment(toy, log):
 def test_running_commands_outlive_the_process_that_forked_them(toy, log):
     hold = toy.mark("hold.download")
     started = start(toy, log, "repro", "-s", "download")
-    wait_until(lambda: (toy.root / "runs.log").exists())
+    toy.until_it_runs("download")
     running = psutil.Process(started.pid)
     assert os.getsid(started.pid) == started.pid
     server = running.parent()
@@ -86,7 +86,7 @@ def test_a_command_is_lost_if_the_server_dies_before_it_reads_the_request(toy, l
 def test_a_killed_command_is_lost(toy, log):
     toy.mark("slow.download", "600")
     started = start(toy, log, "repro", "-s", "download")
-    wait_until(lambda: (toy.root / "runs.log").exists())
+    toy.until_it_runs("download")
     os.killpg(started.pid, signal.SIGKILL)
     wait_until(lambda: started.poll() is not None)
     assert started.poll() == LOST

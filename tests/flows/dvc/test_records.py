@@ -16,7 +16,7 @@ from flows.dvc.remote import fetch_result, push_result, result_key
 from flows.graph import Status
 from flows.stage import StageFailedError, StageRunner
 from tests.support.fleet import clone_of, make_fleet
-from tests.support.toy import Toy, wait_until
+from tests.support.toy import Toy
 
 MERGE = "stages/merge/__main__.py"
 
@@ -70,7 +70,7 @@ def while_it_runs(toy: Toy, run: Callable[[Toy], str], edit: Callable[[Toy], Non
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(run, toy)
         try:
-            wait_until(lambda: (toy.root / "runs.log").exists())
+            toy.until_it_runs("merge")
             edit(toy)
         finally:
             hold.unlink()

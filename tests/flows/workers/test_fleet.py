@@ -349,7 +349,7 @@ def test_an_unfit_worker_leaves_while_the_good_one_is_busy(fleet, project):
     other = Toy(project.root.parent / "other")
     shutil.copytree(project.root, other.root)
     busy = start(fleet, other, "side")
-    wait_until(lambda: "side" in (project.root / "runs.log").read_text())
+    project.until_it_runs("side")
     more = {"TOY_FOLDER": str(project.root), "OVIS_THREADS": "3"}
     unfit = fleet.add_worker(project.root, "two", "cpu", **more)
     process = start(fleet, project, "cut@0")
