@@ -5,7 +5,9 @@ A result that several points need is made once (flows/place.py). A point whose s
 is saved as a DVC experiment.
 """
 
+import hashlib
 import itertools
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -55,7 +57,7 @@ def sweep(
         parent = runs.enter_context(Tracking(folder, name, tags, resume=True))
         client = MlflowClient(parent.uri)
         client.set_tag(parent.run_id, "prefect.flow_run_id", str(flow_run.id))
-        trackings = [_open_run(one, parent.run_id, runs) for one in plan.points]
+        trackings = [open_run(one, parent.run_id, runs) for one in plan.points]
         orders = itertools.count()
         place = open_place([planned.folder for planned in plan.points], cores, pools)
         with interruptible(place.stop):
@@ -78,9 +80,13 @@ def sweep(
     return Completed(data=results)
 
 
-def _open_run(planned: PlannedPoint, parent: str, runs: ExitStack) -> Tracking:
-    """Open the point's run in MLflow, or leave it as it is if it shows all there is."""
-    tags = {PARENT_TAG: parent}
+def open_run(planned: PlannedPoint, parent: str, runs: ExitStack) -> Tracking:
+    """Open the point's run in MLflow, or leave it as it is if it shows all there is.
+
+    A run of the same name that has other values, of an earlier call, is another point's.
+    """
+    values = json.dumps(planned.point.values, sort_keys=True)
+    tags = {PARENT_TAG: parent, "sweep.values": hashlib.sha256(values.encode()).hexdigest()}
     tracking = Tracking(planned.folder, planned.point.name, tags, resume=True)
     return tracking if tracking.has_published() else runs.enter_context(tracking)
 

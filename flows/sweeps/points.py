@@ -60,8 +60,8 @@ def make_points(
     If only some points of the file have a key, the others take its value from params.yaml. What
     cannot be read, or is not in params.yaml, raises ValueError.
     """
-    axes = [_read_file(root, file)] if file else []
-    axes += [_read_setting(setting) for setting in settings]
+    grid = [_read_setting(setting) for setting in settings]
+    axes = [_read_file(root, file), *grid] if file else grid
     if not axes:
         raise ValueError("a sweep needs params: -S key=value,value … or --points file.yaml")
     overlays = [reduce(join, parts) for parts in itertools.product(*axes)]
@@ -77,7 +77,8 @@ def make_points(
         raise ValueError(f"{file}: no point has params; expected a list such as '- {{seed: 1}}'")
     filled = [_fill(point, keys, params) for point in points]
     stages = tuple(targets) if targets is not None else None
-    labels = _labels(names, filled) if any(names) else [{}] * len(filled)
+    given = {key for axis in grid for key, _ in flatten(axis[0], ".")}
+    labels = _labels(names, filled, given) if any(names) else [{}] * len(filled)
     made = [
         Point(point_name(label or values), values, stages, label)
         for label, values in zip(labels, filled, strict=True)
@@ -105,13 +106,22 @@ def _is_part(key: str, section: str) -> bool:
     return key.startswith(f"{section}.")
 
 
-def _labels(names: list[str], filled: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return each point's name, with the values in which it differs from others of that name."""
+def _labels(
+    names: list[str], filled: list[dict[str, Any]], given: set[str]
+) -> list[dict[str, Any]]:
+    """Return each point's name, with the settings' values, by which later sweeps may differ.
+
+    Other values in which points of one name differ follow.
+    """
     by_name: dict[str, list[dict[str, Any]]] = {}
     for name, values in zip(names, filled, strict=True):
         by_name.setdefault(name, []).append(values)
     differing = {
-        name: [key for key in own[0] if any(values.get(key) != own[0][key] for values in own)]
+        name: [
+            key
+            for key in own[0]
+            if key in given or any(values.get(key) != own[0][key] for values in own)
+        ]
         for name, own in by_name.items()
     }
     return [

@@ -149,6 +149,8 @@ def test_a_name_stands_for_the_params_of_a_point(project):
         "seed": 1,
     }
     assert [point.name for point in make_points(project, [], file)] == ["none", "far"]
+    (one,) = make_points(project, ["seed=3"], file)[:1]  # another sweep's seed is another point
+    assert one.name == "none,seed=3"
     file.write_text("- {name: one, seed: 1}\n- {seed: 2}\n")
     with pytest.raises(ValueError, match="some points have a name and some have none"):
         make_points(project, [], file)

@@ -143,6 +143,28 @@ def test_a_point_tells_what_its_models_learned_from(toy):
     assert told.failed and told.supervision["detector"] == "masks and phrases"
 
 
+RUNS_OF_POINTS = """
+from contextlib import ExitStack
+from pathlib import Path
+from flows.sweeps.flow import open_run
+from flows.sweeps.plan import PlannedPoint
+from flows.sweeps.points import Point
+with ExitStack() as runs:
+    for seed in (0, 1, 0):
+        point = PlannedPoint(Point("one", {"seed": seed}), Path.cwd(), [], {})
+        print("run", open_run(point, "parent", runs).run_id)
+"""
+
+
+def test_a_run_in_mlflow_is_that_of_a_points_name_and_values(toy):
+    """A name may stand for other values in another sweep."""
+    store = f"sqlite:///{toy.root}/mlflow.db"
+    code, output = toy.call("-c", RUNS_OF_POINTS, MLFLOW_TRACKING_URI=store)
+    assert code == 0, output
+    first, other, again = [line for line in output.splitlines() if line.startswith("run ")]
+    assert first == again != other
+
+
 class TestRuns:
     pytestmark = needs_prefect
 
