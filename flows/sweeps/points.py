@@ -109,9 +109,9 @@ def _is_part(key: str, section: str) -> bool:
 def _labels(
     names: list[str], filled: list[dict[str, Any]], given: set[str]
 ) -> list[dict[str, Any]]:
-    """Return each point's name, with the settings' values, by which later sweeps may differ.
+    """Return each point's name, with the values that tell it from others of that name.
 
-    Other values in which points of one name differ follow.
+    They are those of `given` keys, in which another sweep may differ, and those that differ here.
     """
     by_name: dict[str, list[dict[str, Any]]] = {}
     for name, values in zip(names, filled, strict=True):
