@@ -48,7 +48,12 @@ from stages.label_quality.shard import MapsInUse, ShardInputs, measure_image
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.detection.coco_results import to_results
 from stages.models.detection.detector import LossSettings, Prediction, build
-from stages.models.detection.params import NetworkParams, TrainingParams, network_params
+from stages.models.detection.params import (
+    InferenceParams,
+    NetworkParams,
+    TrainingParams,
+    network_params,
+)
 from stages.models.proposals.base import ImageFeatures, Wspn
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.params import ViewSettings
@@ -292,9 +297,7 @@ class Profile:
         params = EvaluationParams.model_validate(self.params["evaluation"])
         trials = make_trials(_truth(self.dataset, 1), _categories(self.dataset), params.metric)
         classes = sum(self.dataset.classes)
-        detected = detect_operations(
-            architecture, network, classes, params.max_detections, len(trials)
-        )
+        detected = detect_operations(architecture, network, params.inference, classes, len(trials))
         seconds = self._copying() + self._writing_results(params, len(trials))
         few, more = 8, 24
         spent = {count: self._scoring(params, count) for count in (few, more)}
@@ -310,8 +313,8 @@ class Profile:
             np.linspace(1, 0.5, count, dtype=np.float32),
             inputs.maps(count) > 0.3,
         )
-        seconds = core_seconds_of(lambda: to_results(1, prediction, [1], params.min_score))
-        return seconds / count * params.max_detections * trials
+        seconds = core_seconds_of(lambda: to_results(1, prediction, [1]))
+        return seconds / count * params.inference.detections_per_image * trials
 
     def _scoring(self, params: EvaluationParams, images: int) -> float:
         """Return the core seconds of comparing the results on `images` images with the truth."""
@@ -342,22 +345,23 @@ def train_operations(architecture: str, network: NetworkParams, classes: int) ->
 
 
 def detect_operations(
-    architecture: str, network: NetworkParams, classes: int, detections: int, vocabularies: int
+    architecture: str,
+    network: NetworkParams,
+    inference: InferenceParams,
+    classes: int,
+    vocabularies: int,
 ) -> float:
     """Return the operations for an image with the largest possible number of detections.
 
     Whatever random weights find counts as a detection, with any score and any overlap.
     """
-    every = {"score_threshold": 0.0, "nms_iou": 1.0, "detections_per_image": detections}
-    inference = network.inference.model_copy(update=every)
-    model = build(
-        architecture, network.model_copy(update={"inference": inference}), torch.randn(classes, 512)
-    ).eval()
+    every = inference.model_copy(update={"score_threshold": 0.0, "nms_iou": 1.0})
+    model = build(architecture, network, torch.randn(classes, 512)).eval()
     image = torch.rand(3, inputs.HEIGHT, inputs.WIDTH)
 
     def detect() -> None:
-        found = model.detect([image], [range(classes)] * vocabularies)
-        assert [len(own[0].scores) for own in found] == [detections] * vocabularies
+        found = model.detect([image], [range(classes)] * vocabularies, every)
+        assert [len(own[0].scores) for own in found] == [every.detections_per_image] * vocabularies
 
     with torch.no_grad():
         return operations_of(detect)

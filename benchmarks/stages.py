@@ -25,7 +25,7 @@ from stages.common.runtime.seeding import numpy_generator, torch_generator
 from stages.common.runtime.storage import write_json
 from stages.download.sources.scenes.draw import draw_scene, scene_recipe
 from stages.models.detection.detector import build, predict
-from stages.models.detection.params import network_params
+from stages.models.detection.params import InferenceParams, network_params
 from stages.models.proposals.params import RankingSettings
 from stages.models.proposals.ranking import rank_proposals
 from stages.proposals.params import ProposalsParams
@@ -193,12 +193,13 @@ def detector(options: argparse.Namespace) -> Iterator[Case]:
     settings = section["network"] | {"resize": {"shorter_side": 480, "longer_side": 640}}
     network = network_params(section["architecture"]).model_validate(settings)
     model = build(section["architecture"], network, torch.randn(65, 128))
+    inference = InferenceParams.model_validate(inputs.section("evaluation")["inference"])
     images = [image.decode() for image in inputs.images(options.items)]
     yield Case(
         "evaluation",
         "images detected by the default network, 65 classes",
         len(images),
-        lambda: predict(model, images, [list(range(65))]),
+        lambda: predict(model, images, [list(range(65))], inference),
     )
 
 

@@ -1,6 +1,7 @@
 """Gathers predictors from this repository's results, or from a model in MLflow.
 
-A predictor is a folder of four files that `python -m predict` takes (stages/models/predictor.py).
+A predictor is a folder of five files that `python -m predict` takes
+(stages/models/detection/predictor.py).
 """
 
 import hashlib
@@ -12,11 +13,11 @@ from pathlib import Path
 from flows.dvc.records import recorded
 from flows.environment import STATE_FOLDER
 from flows.graph import MODELS, PREDICTOR
-from flows.overlay import PARAMS
+from flows.overlay import PARAMS, look_up, read_params
 
 STAGE = "vocabulary"  # it embeds the class names, through the prompts
 PROMPT_KEYS = ("encoder", "clip", "pooling", "all_forms", "normalise", "templates")
-PROMPTS = "prompts.json"
+PROMPTS, INFERENCE = "prompts.json", "inference.json"
 FOLDER_IN_MODEL = "artifacts/predictor"  # where an MLflow model keeps the folder
 
 
@@ -27,7 +28,7 @@ def is_complete(root: Path, model: str) -> bool:
 
 def fingerprint(root: Path, model: str) -> str:
     """Return the hash of everything except code that decides what the predictor finds."""
-    digest = hashlib.sha256(_prompts(root))
+    digest = hashlib.sha256(_prompts(root) + _inference(root))
     for path in PREDICTOR.values():
         with (root / path.format(model=model)).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -48,6 +49,7 @@ def gather(root: Path, model: str, folder: Path) -> Path:
         except OSError:
             shutil.copyfile(path, folder / name)
     (folder / PROMPTS).write_bytes(_prompts(root))
+    (folder / INFERENCE).write_bytes(_inference(root))
     return folder
 
 
@@ -95,3 +97,11 @@ def _prompts(root: Path) -> bytes:
         raise ValueError(f"dvc.lock: {STAGE}: has no {', '.join(PROMPT_KEYS)}; run `make repro`")
     prompts = {key: section[key] for key in PROMPT_KEYS}
     return json.dumps(prompts, sort_keys=True, indent=1).encode()
+
+
+def _inference(root: Path) -> bytes:
+    """Return how detections are made now; weights do not depend on it."""
+    inference = look_up(read_params(root), "evaluation.inference")
+    if inference is None:
+        raise ValueError(f"{PARAMS}: evaluation.inference: is missing; predictors need it")
+    return json.dumps(inference, sort_keys=True, indent=1).encode()

@@ -346,3 +346,13 @@ def test_each_model_of_the_experiment_is_an_artifact(content, graph):
         path for path in made if path.endswith("/model.safetensors")
     }
     assert all(own["type"] == "model" and own["desc"] for own in artifacts.values())
+
+
+def test_a_change_of_inference_trains_nothing(stages):
+    """Whoever tries another threshold waits for an evaluation, not for a detector."""
+    readers = {
+        name
+        for name, stage in stages.items()
+        if any("evaluation.inference.".startswith(f"{key}.") for key in stage.get("params", []))
+    }
+    assert readers == {"evaluation", "comparators_evaluation", "wsddn_evaluation"}

@@ -162,7 +162,9 @@ def not_counting(params: dict) -> Iterator[str]:
     if params["pseudo_masks"]["method"] != "threshold":
         yield "pseudo_masks.threshold"
     if params["finetune"]["unlabelled"] == "background":
-        yield "finetune.detection_score"
+        yield "finetune.detections"
+    if params["detector"]["architecture"] == "fcos_mo":
+        yield "evaluation.inference.post_nms_top_n"
     if params["evaluation"]["metric"] == "coco":
         yield "evaluation.expand_detections"
 

@@ -76,7 +76,9 @@ def main() -> None:
         "wspn_by_agreement": params.by_agreement.apply_to(ranking),
     }
     found = [
-        ordered_boxes(image, searched[image.image_id], detector, wspn, rankings, seed)
+        ordered_boxes(
+            image, searched[image.image_id], detector, wspn, rankings, params.inference, seed
+        )
         for image in track(read_images(held_out), "rpn recall", count_images(held_out))
     ]
     entries = read_json(DOWNLOAD / f"ground_truth/{split}.json")["annotations"]

@@ -15,6 +15,7 @@ from stages.common.formats.images import EncodedImage
 from stages.common.geometry.recall import first_hits
 from stages.common.runtime.seeding import numpy_generator
 from stages.models.detection.detector import Detector, to_unit_range
+from stages.models.detection.params import ProposalLimits
 from stages.models.proposals.base import Wspn
 from stages.models.proposals.params import RankingSettings
 from stages.models.proposals.ranking import order_in_layers, rank_proposals
@@ -28,6 +29,7 @@ def ordered_boxes(
     detector: Detector,
     wspn: Wspn,
     rankings: Mapping[str, RankingSettings],
+    limits: ProposalLimits,
     seed: int,
 ) -> dict[str, Float32[np.ndarray, "_ 4"]]:
     """Return method → boxes of an image, best first.
@@ -42,11 +44,12 @@ def ordered_boxes(
         detector: supports `proposals`.
         wspn: the proposal network.
         rankings: name → a way to rank the proposal network's boxes.
+        limits: of the detector's proposals.
         seed: of the random order.
     """
     pixels = image.decode()
     random = numpy_generator(seed, "proposals in random order", image.image_id)
-    proposed = detector.propose(to_unit_range(pixels).to(detector.device)).cpu()
+    proposed = detector.propose(to_unit_range(pixels).to(detector.device), limits).cpu()
     descending = torch.linspace(1, 0, len(proposed))
     boxes = {
         "selective_search": searched,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stages.common.runtime.params import Section
-from stages.models.detection.params import StartParams
+from stages.models.detection.params import ProposalLimits, StartParams
 from stages.models.proposals.params import AgreementSettings, RankingSettings
 
 
@@ -33,6 +33,7 @@ class RpnParams(StartParams):
 
     by_classes: RankingChange
     by_agreement: RankingChange
+    inference: ProposalLimits
     recall_at: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 
     def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:

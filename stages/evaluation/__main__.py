@@ -69,7 +69,7 @@ def main() -> None:
             given = read_results(weights, params.split, listed, trials[0].image_ids)
             found = split_by_trial(given, trials)
         else:
-            predictor = partial(predict, load(weights).to(device))
+            predictor = partial(predict, load(weights).to(device), inference=params.inference)
             found = detect(
                 predictor, read_images(shard), trials, params, what=f"evaluation, {name}"
             )

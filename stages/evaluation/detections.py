@@ -54,8 +54,7 @@ def detect(
                         image.image_id,
                         prediction,
                         category_ids,
-                        params.min_score,
-                        params.max_detections,
+                        max_detections=params.max_detections,
                     )
         needed -= {image.image_id for image in batch}
     if needed:

@@ -60,7 +60,7 @@ def measure_training_objects(
         for image, prediction in zip(batch, predictions, strict=True):
             image_id = image.image_id
             results = to_results(
-                image_id, prediction, category_ids, params.min_score, params.max_detections
+                image_id, prediction, category_ids, max_detections=params.max_detections
             )
             labels = make_instances(annotations[image_id])
             objects = make_instances(truth.get(image_id, []))

@@ -85,10 +85,11 @@ def main() -> None:
     sources = read_sources(params.supervision, files, known_ids, images, options.section)
     model = load(DETECTOR).to(device)
     if params.unlabelled == "detections" and unlabelled:
-        score = params.detection_score
         for place, source in enumerate(sources):
             if source.name == TRUTH:
-                more = label_novel_detections(model, source.images, vocabulary, unlabelled, score)
+                more = label_novel_detections(
+                    model, source.images, vocabulary, unlabelled, params.detections
+                )
                 sources[place] = replace(source, images=more)
     annotations = [files[source.name][0] for source in sources]
     train_and_save(

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from stages.common.runtime.params import PARAMS_FILE, Section
 from stages.models.detection.params import (
+    InferenceParams,
     SupervisionParams,
     TrainingParams,
     check_training,
@@ -19,7 +20,7 @@ class FinetuneParams(Section):
 
     vocabulary: Literal["base", "all"]
     unlabelled: Literal["background", "detections"]
-    detection_score: float = Field(gt=0, lt=1)
+    detections: InferenceParams
     supervision: SupervisionParams
     training: TrainingParams
 

@@ -15,6 +15,7 @@ from stages.common.geometry.boxes import SMALLEST_SIDE, pairwise_iou
 from stages.common.geometry.masks import encode_mask
 from stages.common.runtime.progress import track
 from stages.models.detection.detector import IGNORED, Detector, Prediction, predict
+from stages.models.detection.params import InferenceParams
 from stages.models.detection.samples import LabelledImage
 
 LABELLED_IOU = 0.5  # box IoU from which a detection is taken for a labelled object
@@ -26,7 +27,7 @@ def label_novel_detections(
     images: Sequence[LabelledImage],
     vocabulary: Sequence[int],
     novel: Sequence[int],
-    min_score: float,
+    inference: InferenceParams,
 ) -> list[LabelledImage]:
     """Return the images with confident detections of novel classes added to their objects.
 
@@ -35,14 +36,15 @@ def label_novel_detections(
         images: with their labelled objects.
         vocabulary: indices of the classes that detections choose from; label k is its k-th class.
         novel: indices of the unlabelled classes.
-        min_score: in [0, 1]; detections with a lower score are left out.
+        inference: which detections are confident enough.
     """
     result = []
     for start in track(range(0, len(images), IMAGES_AT_ONCE), "finetune: novel detections"):
         group = images[start : start + IMAGES_AT_ONCE]
-        found = predict(model, [entry.image.decode() for entry in group], [vocabulary])[0]
+        pixels = [entry.image.decode() for entry in group]
+        found = predict(model, pixels, [vocabulary], inference)[0]
         result += [
-            add_detections(entry, prediction, vocabulary, novel, min_score)
+            add_detections(entry, prediction, vocabulary, novel)
             for entry, prediction in zip(group, found, strict=True)
         ]
     return result
@@ -53,17 +55,16 @@ def add_detections(
     prediction: Prediction,
     vocabulary: Sequence[int],
     novel: Sequence[int],
-    min_score: float,
 ) -> LabelledImage:
     """Return the image with those novel detections that do not overlap a labelled object.
 
-    A detection needs a score of at least `min_score`, a mask, and a box of at least one pixel per
-    side, in pixels of the image. Detections come first, because ignored boxes must stay last. They
-    have weight 1 in all losses. Arguments as for `label_novel_detections`.
+    A detection needs a mask, and a box of at least one pixel per side, in pixels of the image.
+    Detections come first, because ignored boxes must stay last. They have weight 1 in all losses.
+    Arguments as for `label_novel_detections`.
     """
     boxes = prediction.boxes_xyxy
     overlap = pairwise_iou(boxes, entry.boxes_xyxy[entry.labels != IGNORED]).max(1, initial=0)
-    kept = np.isin(prediction.labels, novel) & (prediction.scores >= min_score)
+    kept = np.isin(prediction.labels, novel)
     kept &= (overlap < LABELLED_IOU) & prediction.masks.any((1, 2))
     kept &= ((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST_SIDE).all(1)
     position = {index: place + 1 for place, index in enumerate(vocabulary)}

@@ -15,11 +15,12 @@ from flows.environment import default_settings
 from flows.graph import PREDICTOR
 from flows.predictor import find, fingerprint, is_complete
 from tests.support.images_folder import phone_jpeg
-from tests.support.tiny_detector import draw
+from tests.support.tiny_detector import INFERENCE, draw
 from tests.support.tiny_predictor import PROMPTS, write_predictor
 from tests.support.toy import PATIENCE, REPOSITORY, write_empty_project
 from tests.support.tracked import read_versions
 
+PARAMS = {"vocabulary": PROMPTS, "evaluation": {"inference": INFERENCE}}
 PUBLISH = """
 import json, sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def project(tmp_path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(written / name, target)
     write_empty_project(root)
-    (root / "params.yaml").write_text(json.dumps({"vocabulary": PROMPTS}))
+    (root / "params.yaml").write_text(json.dumps(PARAMS))
     (root / ".dvc").mkdir()
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n")
     record(root, PROMPTS)
@@ -134,10 +135,16 @@ def test_logged_when_changed_and_served_without_the_repository(project, tmp_path
 
 
 def test_fingerprint_is_of_all_that_decides_and_of_nothing_else(project):
-    before = fingerprint(project, "detector")
+    before, params = fingerprint(project, "detector"), project / "params.yaml"
     other = PROMPTS | {"templates": ["{}"]}
-    (project / "params.yaml").write_text(json.dumps({"seed": 1, "vocabulary": other}))
+    params.write_text(json.dumps(PARAMS | {"seed": 1, "vocabulary": other}))
     assert fingerprint(project, "detector") == before
+    params.write_text(json.dumps({"evaluation": {"inference": INFERENCE | {"nms_iou": 0.4}}}))
+    assert fingerprint(project, "detector") != before
+    params.write_text("{}")
+    with pytest.raises(ValueError, match=r"^params\.yaml: evaluation\.inference: is missing"):
+        find(project, "detector")
+    params.write_text(json.dumps(PARAMS))
     record(project, other)
     assert fingerprint(project, "detector") != before
     (project / "dvc.lock").unlink()
@@ -149,7 +156,8 @@ def test_only_what_is_there_is_found(project):
     assert [is_complete(project, name) for name in ("detector", "finetune")] == [True, False]
     folder = find(project, None)
     assert folder.name == "detector"
-    assert sorted(path.name for path in folder.iterdir()) == [*sorted([*PREDICTOR, "prompts.json"])]
+    files = {*PREDICTOR, "inference.json", "prompts.json"}
+    assert {path.name for path in folder.iterdir()} == files
     assert find(project, str(folder)) == folder
     with pytest.raises(ValueError, match=r"data/finetune/model\.safetensors: not there"):
         find(project, "finetune")

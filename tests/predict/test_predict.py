@@ -135,6 +135,7 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, tmp_path, model, images):
     [
         ("prompts.json", "[]"),
         ("prompts.json", "{}"),
+        ("inference.json", "{}"),
         ("categories.json", "null"),
         ("categories.json", "[{}]"),
         ("detector.safetensors", "[]"),

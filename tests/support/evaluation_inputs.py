@@ -12,9 +12,11 @@ from stages.common.runtime.storage import write_json
 from stages.evaluation.params import EvaluationParams
 from stages.models.detection import detector
 from stages.models.detection.detector import Prediction
+from stages.models.detection.params import InferenceParams
 from tests.support.boxes import box_annotation, box_mask
 from tests.support.images import png_image
 from tests.support.run_module import run_module
+from tests.support.tiny_detector import INFERENCE
 
 CUP, HAT, FISH, CAR, ROCK = 1, 2, 4, 5, 9
 CATEGORIES = [
@@ -29,11 +31,11 @@ EVALUATION_PARAMS = EvaluationParams(
     split="test",
     metric="coco",
     expand_detections=True,
-    min_score=0.05,
     max_detections=100,
     training_images=3,
     montage_images=2,
     montage_min_score=0.4,
+    inference=InferenceParams.model_validate(INFERENCE),
 )
 
 
@@ -136,7 +138,9 @@ def write_evaluation_inputs(folder, monkeypatch):
     }
     monkeypatch.setattr(detector, "load", lambda path: torch.nn.Identity())
     monkeypatch.setattr(
-        detector, "predict", lambda model, images, lists: predictor(known)(images, lists)
+        detector,
+        "predict",
+        lambda model, images, lists, inference: predictor(known)(images, lists),
     )
     monkeypatch.chdir(folder)
 

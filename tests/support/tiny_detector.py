@@ -11,8 +11,9 @@ from stages.common.formats.images import EncodedImage, write_images
 from stages.common.geometry.masks import encode_mask, mask_box
 from stages.common.runtime.storage import write_json, write_tensors
 from stages.detector.params import ANNOTATIONS, BOXES_ALONE
-from stages.models.detection.detector import Detector, build
-from stages.models.detection.params import network_params
+from stages.models.detection import detector
+from stages.models.detection.detector import Detector, Prediction, build
+from stages.models.detection.params import InferenceParams, network_params
 from tests.support.images import png_image
 
 NETWORK = {
@@ -33,9 +34,7 @@ NETWORK = {
         "positive_fraction": 0.5,
         "nms_iou": 0.7,
         "pre_nms_top_n": 50,
-        "pre_nms_top_n_in_inference": 50,
         "post_nms_top_n": 20,
-        "post_nms_top_n_in_inference": 10,
     },
     "box_head": {
         "pooler_resolution": 4,
@@ -48,7 +47,13 @@ NETWORK = {
     },
     "classifier": {"similarity": "cosine", "temperature": 0.1, "background": "learned"},
     "mask_head": {"kind": "convolutions", "pooler_resolution": 7, "channels": 8, "layers": 1},
-    "inference": {"score_threshold": 0.05, "nms_iou": 0.5, "detections_per_image": 5},
+}
+INFERENCE = {
+    "pre_nms_top_n": 50,
+    "post_nms_top_n": 10,
+    "score_threshold": 0.05,
+    "nms_iou": 0.5,
+    "detections_per_image": 5,
 }
 # The mask head of FCOS-MO, and of Mask R-CNN where that has one.
 HOURGLASS = {
@@ -128,7 +133,7 @@ FINETUNE = {
     "supervision": supervision("ground_truth"),
     "vocabulary": "base",
     "unlabelled": "background",
-    "detection_score": 0.5,
+    "detections": INFERENCE | {"score_threshold": 0.5},
     "training": {**TRAINING, "frozen": ["classifier"]},
 }
 CATEGORIES = [
@@ -148,6 +153,14 @@ def tiny_detector(
     torch.manual_seed(seed)
     params = network_params(architecture).model_validate(NETWORK | changes)
     return build(architecture, params, embeddings)
+
+
+def predict(
+    model: Detector, images: list[np.ndarray], vocabularies: list[list[int]], **changes: float
+) -> list[list[Prediction]]:
+    """Detect as `INFERENCE` says, with changes."""
+    inference = InferenceParams.model_validate(INFERENCE | changes)
+    return detector.predict(model, images, vocabularies, inference)
 
 
 def draw(image_id: int, side: int = 64) -> tuple[np.ndarray, dict[int, np.ndarray]]:

@@ -15,12 +15,6 @@ NETWORK = {
     "focal": {"alpha": 0.25, "gamma": 2.0, "prior": 0.01},
     "classifier": {"similarity": "cosine", "temperature": 0.1, "background": "learned"},
     "mask_head": HOURGLASS,
-    "inference": {
-        "score_threshold": 0.05,
-        "pre_nms_top_n": 100,
-        "nms_iou": 0.5,
-        "detections_per_image": 5,
-    },
 }
 LOSSES = {"classification": 1.0, "box": 1.0, "centerness": 1.0, "mask": 1.0}
 # ResNet-50 as in FCOS: strides 8 to 128, and masks of stride 4.

@@ -13,7 +13,7 @@ from stages.models.vision_language.name_embedding import load_name_embedder
 from stages.models.vision_language.params import NameEmbeddingParams
 from stages.models.vision_language.small_albef import save_small_albef
 from tests.support.small_albef import small_albef
-from tests.support.tiny_detector import tiny_detector
+from tests.support.tiny_detector import INFERENCE, tiny_detector
 
 PROMPTS = {
     "encoder": "vlm",
@@ -36,11 +36,12 @@ def write_predictor(
     prompts: dict | None = None,
     categories: Sequence[dict] = CATEGORIES,
 ) -> Path:
-    """Write the four files; `changes` apply to the detector's network, `prompts` to `PROMPTS`."""
+    """Write the five files; `changes` apply to the detector's network, `prompts` to `PROMPTS`."""
     prompts = PROMPTS | (prompts or {})
     model, tokenizer = small_albef()
     write_json(folder / "categories.json", list(categories))
     (folder / "prompts.json").write_text(json.dumps(prompts))
+    write_json(folder / "inference.json", INFERENCE)
     save_small_albef(folder / "text_encoder.safetensors", model, tokenizer)
     settings = NameEmbeddingParams.model_validate(prompts)
     embedder = load_name_embedder(settings, folder / "text_encoder.safetensors")

@@ -20,7 +20,6 @@ TOY = {
     "network": {
         "backbone": NETWORK["backbone"],
         "classifier": NETWORK["classifier"],
-        "detections_per_image": 3,
     },
 }
 LOSSES = {"classification": 1.0, "box": 0.2}

@@ -248,6 +248,12 @@ def _explain(error: ValidationError, name: str, model: type[Section], place: str
     return "\n".join(lines)
 
 
+def in_one_line(error: ValidationError) -> str:
+    """Return which settings of a file are wrong, where no params.yaml is to be mended."""
+    told = [f"{'.'.join(map(str, own['loc'])) or 'all'}: {own['msg']}" for own in error.errors()]
+    return "; ".join(told)
+
+
 def _fields_at(model: type[BaseModel], location: tuple) -> dict:
     choices: tuple = (model,)
     for key in location:

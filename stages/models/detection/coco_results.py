@@ -17,7 +17,7 @@ def to_results(
     image_id: int,
     prediction: Prediction,
     category_ids: Sequence[int],
-    min_score: float,
+    min_score: float = 0.0,
     max_detections: int | None = None,
 ) -> list[dict]:
     """Return COCO results of one image, best first.

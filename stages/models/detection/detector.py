@@ -30,12 +30,21 @@ from typing import Any, ClassVar, Protocol, cast
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from pydantic import ValidationError
 from torch import nn
 
 from stages.common.runtime.devices import own_kernels
+from stages.common.runtime.params import in_one_line
 from stages.common.runtime.storage import read_tensors, write_tensors
 from stages.models.detection.global_batch import BatchContext, MicroBatchContext
-from stages.models.detection.params import PACKAGE, Feature, NetworkParams, network_params
+from stages.models.detection.params import (
+    PACKAGE,
+    Feature,
+    InferenceParams,
+    NetworkParams,
+    ProposalLimits,
+    network_params,
+)
 from stages.models.detection.region_hooks import MakeRegionHead, RegionLoss, find_hook
 from stages.models.detection.text_classifier import TextClassifier
 
@@ -149,7 +158,10 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def detect(
-        self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
+        self,
+        images: list[Float[torch.Tensor, "3 _ _"]],
+        vocabularies: Sequence[Sequence[int]],
+        inference: InferenceParams,
     ) -> list[list[Prediction]]:
         """Return predictions per vocabulary and image; images are RGB in [0, 1]."""
 
@@ -167,7 +179,9 @@ class Detector(nn.Module, ABC):
         """Let `context` record how many samples the losses could be computed from."""
         raise self._lacks("micro_batches")
 
-    def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
+    def propose(
+        self, image: Float[torch.Tensor, "3 H W"], limits: ProposalLimits
+    ) -> Float[torch.Tensor, "R 4"]:
         """Return region proposals xyxy in pixels of an image, best first."""
         raise self._lacks("proposals")
 
@@ -225,7 +239,7 @@ def _network_class(architecture: str) -> NetworkClass:
 
 def save(path: Path, model: Detector) -> None:
     """Write weights and text embeddings, with the architecture and its settings in the header."""
-    facts: dict[str, Any] = {"network": model.params.to_header()}
+    facts: dict[str, Any] = {"network": model.params.model_dump()}
     if model.architecture != DEFAULT_ARCHITECTURE:
         facts["architecture"] = model.architecture
     if model.region_head is not None:
@@ -245,10 +259,14 @@ def load(path: Path) -> Detector:
         raise ValueError(f"{path}: not a detector; run `dvc repro detector` to make one")
     architecture = facts.get("architecture", DEFAULT_ARCHITECTURE)
     try:
-        params = network_params(architecture).of_header(facts["network"])
+        params = network_params(architecture).model_validate(facts["network"])
         embeddings = tensors[f"{_network_class(architecture).classifier_name}.embeddings"]
         model = build(architecture, params, embeddings, facts.get("region_head"))
         model.load_state_dict(tensors)
+    except ValidationError as error:
+        raise ValueError(
+            f"{path}: written by another version of this code ({in_one_line(error)}); make it again"
+        ) from None
     except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path}: weights do not fit the network of its header: {error}") from None
     return model.eval()
@@ -264,6 +282,7 @@ def predict(
     model: Detector,
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     vocabularies: Sequence[Sequence[int]],
+    inference: InferenceParams,
 ) -> list[list[Prediction]]:
     """Return predictions per vocabulary and image.
 
@@ -274,6 +293,7 @@ def predict(
         images: RGB, of any size.
         vocabularies: class indices to choose from, such as all for the generalized protocol and the
             novel ones for the constrained protocol.
+        inference: which detections remain.
     """
     model.eval()
     found: list[list[Prediction]] = [[] for _ in vocabularies]
@@ -281,7 +301,7 @@ def predict(
         some = images[start : start + PREDICTED_AT_ONCE]
         pixels = [to_unit_range(image).to(model.device) for image in some]
         with own_kernels():
-            batches = model.detect(pixels, vocabularies)
+            batches = model.detect(pixels, vocabularies, inference)
         for all_found, batch in zip(found, batches, strict=True):
             all_found.extend(batch)
     return found

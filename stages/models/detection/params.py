@@ -9,7 +9,7 @@ runs. What each key means, its unit and the paper's value stand beside it in par
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, create_model, model_validator
 
@@ -82,9 +82,7 @@ class ProposalParams(Section):
     positive_fraction: float = Field(gt=0, le=1)
     nms_iou: float = Field(gt=0, le=1)
     pre_nms_top_n: int = Field(ge=1)
-    pre_nms_top_n_in_inference: int = Field(ge=1)
     post_nms_top_n: int = Field(ge=1)
-    post_nms_top_n_in_inference: int = Field(ge=1)
 
 
 class BoxHeadParams(Section):
@@ -107,8 +105,18 @@ class ClassifierParams(Section):
     background: Literal["zero", "learned"]
 
 
-class InferenceParams(Section):
-    """From scored regions to detections."""
+class ProposalLimits(Section):
+    """How many region proposals of an image remain, before and after suppression."""
+
+    pre_nms_top_n: int = Field(ge=1)
+    post_nms_top_n: int = Field(ge=1)
+
+
+class InferenceParams(ProposalLimits):
+    """From scored regions to detections.
+
+    They belong to whoever detects, and not to the network: changing them needs no training.
+    """
 
     score_threshold: float = Field(ge=0, lt=1)
     nms_iou: float = Field(gt=0, le=1)
@@ -132,19 +140,6 @@ class NetworkParams(Section):
     backbone: BackboneParams
     classifier: ClassifierParams
 
-    def to_header(self) -> dict[str, Any]:
-        """Return the settings as the header of a file of weights has them."""
-        return self.model_dump()
-
-    @classmethod
-    def of_header(cls, header: Any) -> Self:
-        """Return the settings that `to_header` returned, also those of older versions.
-
-        Raises:
-            ValueError: these are other settings.
-        """
-        return cls.model_validate(header)
-
 
 class TwoStageParams(NetworkParams):
     """Mask R-CNN's network, built from any library's parts."""
@@ -164,21 +159,6 @@ class TwoStageParams(NetworkParams):
     proposals: ProposalParams
     box_head: BoxHeadParams
     mask_head: MaskHeadParams
-    inference: InferenceParams
-
-    def to_header(self) -> dict[str, Any]:
-        """As the parent, but convolutions are not named: older versions had no other mask head."""
-        header = super().to_header()
-        if self.mask_head.kind == "convolutions":
-            del header["mask_head"]["kind"]
-        return header
-
-    @classmethod
-    def of_header(cls, header: Any) -> Self:
-        """As the parent; a mask head that is not named is of convolutions."""
-        if isinstance(header, dict) and isinstance(header.get("mask_head"), dict):
-            header = {**header, "mask_head": {"kind": "convolutions", **header["mask_head"]}}
-        return super().of_header(header)
 
     @model_validator(mode="after")
     def _one_anchor_size_per_level(self) -> "TwoStageParams":

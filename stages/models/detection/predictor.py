@@ -1,13 +1,14 @@
 """Finds objects of any names in any images: the trained detector with a text encoder.
 
 The detector classifies regions by their similarity to text embeddings, so another vocabulary takes
-no more than a list of names. A predictor is a folder of four files:
+no more than a list of names. A predictor is a folder of five files:
 
     detector.safetensors       as `stages.models.detection.detector.save` writes it
     text_encoder.safetensors   the vision-language model; its text encoder made the embeddings,
                                unless prompts.json says CLIP
     categories.json            the classes it was trained on, with their synonyms
     prompts.json               a `NameEmbeddingParams`: encoder, pooling and templates
+    inference.json             an `InferenceParams`: which detections remain
 
 Frame: pixels of the given image, whatever size the network resizes it to.
 """
@@ -23,13 +24,15 @@ from jaxtyping import Float32
 from pydantic import ValidationError
 
 from stages.common.formats.categories import Category, read_categories
+from stages.common.runtime.params import SectionType, in_one_line
 from stages.common.runtime.storage import read_json
 from stages.models.detection.detector import Detector, Prediction, load, predict
+from stages.models.detection.params import InferenceParams
 from stages.models.vision_language.name_embedding import NameEmbedder, load_name_embedder
 from stages.models.vision_language.params import NameEmbeddingParams
 
 DETECTOR, TEXT_ENCODER = "detector.safetensors", "text_encoder.safetensors"
-CATEGORIES, PROMPTS = "categories.json", "prompts.json"
+CATEGORIES, PROMPTS, INFERENCE = "categories.json", "prompts.json", "inference.json"
 # As a fraction of an embedding's length. Recomputed embeddings differ from those of training in the
 # last bits; those of other templates or another encoder differ by tenths.
 SAME_EMBEDDING = 1e-3
@@ -45,6 +48,7 @@ class Predictor:
     def __init__(
         self,
         detector: Detector,
+        inference: InferenceParams,
         embedder: NameEmbedder,
         all_forms: bool,
         categories: Sequence[Category],
@@ -53,6 +57,7 @@ class Predictor:
 
         Args:
             detector: the trained network.
+            inference: which of its detections remain.
             embedder: the one that made the detector's embeddings.
             all_forms: whether these are means over all forms of a class.
             categories: base and novel classes of the training, in the order of its embeddings.
@@ -60,7 +65,8 @@ class Predictor:
         Raises:
             ValueError: the embedder does not give the embeddings of the detector's training.
         """
-        self._detector, self._embedder, self._all_forms = detector, embedder, all_forms
+        self._detector, self._inference = detector, inference
+        self._embedder, self._all_forms = embedder, all_forms
         self._categories = {category.name.lower(): category for category in categories}
         self._vectors: dict[str, torch.Tensor] = {}
         self._lock = threading.Lock()
@@ -98,7 +104,9 @@ class Predictor:
             classifier.embeddings = embeddings.to(classifier.embeddings.device)
             # One size at a time: padding to a common size would change the last digits.
             for indices in _same_size(images):
-                (predictions,) = predict(self._detector, [images[k] for k in indices], vocabulary)
+                (predictions,) = predict(
+                    self._detector, [images[k] for k in indices], vocabulary, self._inference
+                )
                 found.update(zip(indices, predictions, strict=True))
         return [found[k] for k in range(len(images))]
 
@@ -164,17 +172,19 @@ def load_predictor(folder: Path, device: torch.device | None = None) -> Predicto
         FileNotFoundError: a file of it is missing.
         ValueError: a file cannot be read, or comes from another training than the others.
     """
-    try:
-        prompts = NameEmbeddingParams.model_validate(read_json(folder / PROMPTS))
-    except ValidationError as error:
-        told = [
-            f"{'.'.join(map(str, own['loc'])) or 'all'}: {own['msg']}" for own in error.errors()
-        ]
-        raise ValueError(f"{folder / PROMPTS}: {'; '.join(told)}") from None
+    prompts = _read_settings(folder / PROMPTS, NameEmbeddingParams)
+    inference = _read_settings(folder / INFERENCE, InferenceParams)
     embedder = load_name_embedder(prompts, folder / TEXT_ENCODER, device)
     categories = read_categories(folder / CATEGORIES)
     detector = load(folder / DETECTOR).to(device)
-    return Predictor(detector, embedder, prompts.all_forms, categories)
+    return Predictor(detector, inference, embedder, prompts.all_forms, categories)
+
+
+def _read_settings(path: Path, model: type[SectionType]) -> SectionType:
+    try:
+        return model.model_validate(read_json(path))
+    except ValidationError as error:
+        raise ValueError(f"{path}: {in_one_line(error)}") from None
 
 
 def _same_vectors(own: torch.Tensor, trained: torch.Tensor) -> bool:

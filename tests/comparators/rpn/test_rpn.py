@@ -16,6 +16,7 @@ from flows.overlay import apply_overlay
 from stages.common.formats.images import write_images
 from stages.common.runtime.storage import read_json, write_json
 from stages.models.detection.detector import to_unit_range
+from stages.models.detection.params import ProposalLimits
 from stages.models.proposals.file import save_wspn
 from stages.models.proposals.params import RankingSettings, ViewSettings
 from stages.models.proposals.selective_search import SearchSettings, selective_search
@@ -89,12 +90,13 @@ def test_crowds_do_not_count_as_objects():
 def test_every_method_gives_boxes_inside_the_image():
     torch.manual_seed(0)
     detector = tiny_detector().eval()
-    assert len(detector.propose(to_unit_range(noise_image(3).decode())))
+    limits = ProposalLimits(pre_nms_top_n=50, post_nms_top_n=10)
+    assert len(detector.propose(to_unit_range(noise_image(3).decode()), limits))
     own = {"keep_proposals": False, "nms_iou": [0.3], "agreement": ALONE}
     change = RankingChange(score="classes", refinements=1, **own)
     rankings = {"wspn": RANKING, "paper": change.apply_to(RANKING)}
     searched = selective_search(noise_image(3).decode(), SEARCH, 0, 3)
-    boxes = ordered_boxes(noise_image(3), searched, detector, tiny_wspn(), rankings, 0)
+    boxes = ordered_boxes(noise_image(3), searched, detector, tiny_wspn(), rankings, limits, 0)
     own = {"wspn", "paper", "rpn_like_wspn", "rpn_like_paper"}
     assert set(boxes) == {"selective_search", "random_order", "rpn"} | own
     assert len(boxes["rpn_like_paper"]) < len(boxes["rpn_like_wspn"])

@@ -11,10 +11,9 @@ from stages.detector.params import DetectorParams
 from stages.evaluation.average_precision import KINDS, average_precision, precision_table
 from stages.evaluation.protocols import Trial
 from stages.models.detection.coco_results import to_results
-from stages.models.detection.detector import predict
 from stages.models.detection.supervision import Supervision
-from tests.support.tiny_detector import annotate, draw
-from tests.support.tiny_fcos_mo import NETWORK, tiny_fcos_mo
+from tests.support.tiny_detector import annotate, draw, predict
+from tests.support.tiny_fcos_mo import tiny_fcos_mo
 from tests.support.tiny_hourglass import FCOS_MO, IMAGE_IDS, labelled, train
 
 
@@ -34,9 +33,9 @@ def test_it_learns_three_scenes_by_heart():
 
 
 def test_nothing_found_is_no_fault():
-    model = tiny_fcos_mo(inference=NETWORK["inference"] | {"score_threshold": 0.99})
+    model = tiny_fcos_mo()
     wide = np.zeros((40, 90, 3), np.uint8)
-    ((small, large),) = predict(model, [draw(1)[0], wide], [[0, 1]])
+    ((small, large),) = predict(model, [draw(1)[0], wide], [[0, 1]], score_threshold=0.99)
     assert small.boxes_xyxy.shape == (0, 4) and large.masks.shape == (0, 40, 90)
 
 

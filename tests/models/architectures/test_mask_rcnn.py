@@ -7,12 +7,12 @@ from torch.nn import functional
 from torchvision.ops import roi_align
 
 from stages.common.runtime.curves import Curve
-from stages.common.runtime.storage import read_tensors, write_json, write_tensors
+from stages.common.runtime.storage import write_json, write_tensors
 from stages.models.architectures.mask_rcnn.heads import RegionMeans
 from stages.models.backbones.roi_align import PyramidPooling, pool_regions
-from stages.models.detection.detector import LossSettings, load, predict, save
+from stages.models.detection.detector import LossSettings, load, save, to_unit_range
 from stages.models.detection.initial_weights import load_trunk
-from stages.models.detection.params import TrainingParams, network_params
+from stages.models.detection.params import ProposalLimits, TrainingParams, network_params
 from stages.models.detection.paste_masks import paste_masks
 from stages.models.detection.samples import label_images, read_annotations, training_sample
 from stages.models.detection.supervision import Supervision
@@ -28,6 +28,7 @@ from tests.support.tiny_detector import (
     annotate,
     draw,
     make_image,
+    predict,
     tiny_detector,
 )
 from tests.support.tiny_hourglass import labelled
@@ -187,10 +188,8 @@ def test_bfloat16_trains_close_to_float32(tmp_path):
 
 
 def test_predictions_are_in_the_frame_of_each_image():
-    inference = NETWORK["inference"] | {"score_threshold": 0.0}
-    model = tiny_detector(inference=inference)
     images = [np.zeros((50, 90, 3), np.uint8), np.zeros((33, 21, 3), np.uint8)]
-    all_classes, none = predict(model, images, [[0, 1], [1]])
+    all_classes, none = predict(tiny_detector(), images, [[0, 1], [1]], score_threshold=0.0)
     for image, found in zip(images, all_classes, strict=True):
         assert found.masks.shape[1:] == image.shape[:2] and found.masks.dtype == bool
         assert 0 < len(found.masks) == len(found.boxes_xyxy) <= 5
@@ -200,9 +199,29 @@ def test_predictions_are_in_the_frame_of_each_image():
     assert all(set(found.labels.tolist()) == {1} for found in none)
 
 
+def test_what_remains_is_chosen_in_inference():
+    """Each setting acts, and the weights know none of them."""
+    model, image = tiny_detector(), draw(1)[0]
+
+    def found(**changes):
+        usual = {"score_threshold": 0.0, "detections_per_image": 1000, "nms_iou": 1.0}
+        return predict(model, [image], [[0, 1]], **usual | changes)[0][0]
+
+    every = found()
+    assert len(every.scores) == 2 * 10  # classes × proposals
+    assert len(found(post_nms_top_n=4).scores) == 2 * 4
+    assert len(found(pre_nms_top_n=1).scores) <= 2 * 3  # one of each level
+    assert len(found(detections_per_image=3).scores) == 3
+    assert len(found(nms_iou=0.1).scores) < len(every.scores)
+    middle = float(np.median(every.scores))
+    assert (found(score_threshold=middle).scores > middle).all()
+    limits = ProposalLimits(pre_nms_top_n=50, post_nms_top_n=4)
+    assert len(model.propose(to_unit_range(image), limits)) == 4
+
+
 def test_an_image_without_detections_gives_empty_arrays():
-    inference = NETWORK["inference"] | {"score_threshold": 0.999999}
-    found = predict(tiny_detector(inference=inference), [np.zeros((64, 64, 3), np.uint8)], [[0]])
+    image = np.zeros((64, 64, 3), np.uint8)
+    found = predict(tiny_detector(), [image], [[0]], score_threshold=0.999999)
     assert found[0][0].boxes_xyxy.shape == (0, 4)
     assert found[0][0].masks.shape == (0, 64, 64)
 
@@ -226,6 +245,9 @@ def test_other_files_are_no_detector(tmp_path):
     write_tensors(tmp_path / "y.safetensors", model.state_dict(), facts)
     with pytest.raises(ValueError, match=r"y\.safetensors: weights do not fit"):
         load(tmp_path / "y.safetensors")
+    write_tensors(tmp_path / "z.safetensors", {}, {"network": NETWORK | {"older": 1}})
+    with pytest.raises(ValueError, match=r"z\.safetensors: .* version of this code \(older: .*\);"):
+        load(tmp_path / "z.safetensors")
 
 
 def test_a_trunk_of_another_size_is_refused(tmp_path):
@@ -288,14 +310,6 @@ def test_the_instance_is_the_mean_of_the_region():
     boxes = [torch.tensor([[16.0, 16, 48, 48], [40, 8, 60, 60]]), torch.tensor([[0.0, 0, 9, 9]])]
     expected = torch.tensor([[0.5, 0, 0], [1.0, 0, 0], [0, 0, 5.0]])
     torch.testing.assert_close(read([level], boxes), expected)
-
-
-def test_a_file_names_the_kind_of_its_mask_head_unless_it_is_of_convolutions(tmp_path):
-    for changes, kind in ({}, None), (WITH_HOURGLASS, "hourglass"):
-        model, path = tiny_detector(**changes), tmp_path / f"{kind}.safetensors"
-        save(path, model)
-        assert read_tensors(path)[1]["network"]["mask_head"].get("kind") == kind
-        assert load(path).params == model.params
 
 
 def test_an_hourglass_needs_levels_that_it_can_normalise():

@@ -14,14 +14,16 @@ import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import read_tensors, write_json
-from stages.models.detection.detector import LossSettings, load, predict, save
+from stages.models.detection.detector import LossSettings, load, save
 from stages.models.detection.params import TrainingParams
 from stages.models.detection.predictor import DETECTOR, load_predictor
+from stages.models.detection.predictor import INFERENCE as INFERENCE_FILE
 from stages.models.detection.samples import label_images, read_annotations
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
 from tests.support.tiny_detector import (
     EMBEDDINGS,
+    INFERENCE,
     NETWORK,
     RESNETS,
     TRAINING,
@@ -30,6 +32,7 @@ from tests.support.tiny_detector import (
     draw,
     make_image,
     make_repository,
+    predict,
     tiny_detector,
 )
 from tests.support.tiny_predictor import write_predictor
@@ -111,10 +114,11 @@ def test_without_detectron2_the_error_names_its_install_page(repository, monkeyp
 @needs_detectron2
 @pytest.mark.parametrize("kind", ["trunk", "resnet50_fpn", "resnet50_c4"])
 def test_the_same_weights_find_the_same_objects(kind):
-    inference = NETWORK["inference"] | {"score_threshold": 0.0}
-    own, other = twins(inference=inference, **RESNETS.get(kind, {}))
+    own, other = twins(**RESNETS.get(kind, {}))
     images, vocabularies = [draw(1)[0], draw(2)[0][:50]], [[0, 1], [1]]
-    expected, found = (list(chain(*predict(x, images, vocabularies))) for x in (own, other))
+    expected, found = (
+        list(chain(*predict(x, images, vocabularies, score_threshold=0.0))) for x in (own, other)
+    )
     for left, right in zip(expected, found, strict=True):
         assert len(left.scores) == 5
         assert np.array_equal(left.labels, right.labels)
@@ -174,7 +178,7 @@ def test_the_configuration_says_the_params_in_detectron2s_words():
     config = make_config(network.params, network.backbone, 2, 8)
     model = YAML(typ="safe").load(config.dump())["MODEL"]
     assert model["RPN"]["BATCH_SIZE_PER_IMAGE"] == NETWORK["proposals"]["anchors_per_image"]
-    assert model["ROI_HEADS"]["NMS_THRESH_TEST"] == NETWORK["inference"]["nms_iou"]
+    assert model["RPN"]["NMS_THRESH"] == NETWORK["proposals"]["nms_iou"]
     assert model["ROI_MASK_HEAD"]["CLS_AGNOSTIC_MASK"]
 
 
@@ -239,8 +243,8 @@ def test_texts_and_the_background_begin_as_in_torchvision():
 def test_a_predictor_takes_it_with_any_names(tmp_path):
     folder = write_predictor(tmp_path)
     embeddings = load(folder / DETECTOR).parts()["classifier"].embeddings
-    inference = NETWORK["inference"] | {"score_threshold": 0.0}
-    save(folder / DETECTOR, tiny_network(embeddings, inference=inference))
+    save(folder / DETECTOR, tiny_network(embeddings))
+    write_json(folder / INFERENCE_FILE, INFERENCE | {"score_threshold": 0.0})
     (found,) = load_predictor(folder).predict([draw(1)[0]], ["dog", "cup", "wall"])
     assert found.masks.shape == (5, 64, 64)
     assert set(found.labels.tolist()) <= {0, 1, 2}

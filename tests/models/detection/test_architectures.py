@@ -17,7 +17,7 @@ from stages.common.runtime.processes import run_in_processes
 from stages.common.runtime.storage import read_json, read_tensors, write_json
 from stages.detector.params import DetectorParams
 from stages.models import architectures
-from stages.models.detection.detector import load, predict, save
+from stages.models.detection.detector import load, save
 from stages.models.detection.params import network_params
 from stages.models.detection.predictor import DETECTOR, load_predictor
 from stages.preflight import problems
@@ -25,6 +25,7 @@ from tests.support.resumed_training import check_that_it_resumes
 from tests.support.run_module import run_module
 from tests.support.tiny_detector import (
     CATEGORIES,
+    INFERENCE,
     NETWORK,
     WITH_HOURGLASS,
     annotate,
@@ -32,6 +33,7 @@ from tests.support.tiny_detector import (
     draw,
     make_image,
     make_repository,
+    predict,
     tiny_detector,
 )
 from tests.support.tiny_predictor import write_predictor
@@ -101,8 +103,9 @@ def test_another_architecture_trains_in_parts(toy, monkeypatch, parts):
 
 def test_another_architecture_is_evaluated(toy, monkeypatch):
     detector.main()
-    params = YAML(typ="safe").load(ROOT / "params.yaml")["evaluation"]
-    own = YAML(typ="safe").load(Path("params.yaml")) | {"evaluation": params | {"min_score": 0.0}}
+    evaluation = YAML(typ="safe").load(ROOT / "params.yaml")["evaluation"]
+    evaluation["inference"] = INFERENCE | {"score_threshold": 0.0}
+    own = YAML(typ="safe").load(Path("params.yaml")) | {"evaluation": evaluation}
     YAML(typ="safe").dump(own, Path("params.yaml"))
     truth = annotate([6, 7]) | {"categories": CATEGORIES}
     write_json(Path("data/download/ground_truth/test.json"), truth)
@@ -119,7 +122,7 @@ def test_another_architecture_predicts_with_any_names(toy, tmp_path):
     embeddings = load(folder / DETECTOR).classifier.embeddings
     save(folder / DETECTOR, toy_detector(embeddings))
     (found,) = load_predictor(folder).predict([draw(1)[0]], ["dog", "cup", "wall"])
-    assert found.masks.shape == (3, 64, 64)
+    assert found.masks.shape == (5, 64, 64)
     assert set(found.labels.tolist()) <= {0, 1, 2}
 
 

@@ -16,27 +16,27 @@ from stages.common.runtime.storage import read_json, write_tensors
 from stages.detector.params import DetectorParams
 from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.backbones import whole_trunk
-from stages.models.detection.detector import (
-    Detector,
-    LossSettings,
-    load,
-    predict,
-    save,
-    to_unit_range,
-)
+from stages.models.detection.detector import Detector, LossSettings, load, save, to_unit_range
 from stages.models.detection.initial_weights import load_start, load_trunk
-from stages.models.detection.params import StartParams, TrainingParams, network_params
+from stages.models.detection.params import (
+    InferenceParams,
+    StartParams,
+    TrainingParams,
+    network_params,
+)
 from stages.models.detection.predictor import load_predictor
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
 from tests.support.tiny_detector import (
     EMBEDDINGS,
+    INFERENCE,
     NETWORK,
     RESNETS,
     TRAINING,
     annotate,
     draw,
     make_repository,
+    predict,
     tiny_detector,
 )
 from tests.support.tiny_predictor import write_predictor
@@ -265,7 +265,7 @@ def test_a_saved_detector_proposes_and_predicts_the_same(models, tmp_path, kind)
         for name in ("boxes_xyxy", "labels", "scores", "masks"):
             assert np.array_equal(getattr(own, name), getattr(other, name)), name
     assert before[0][1].masks.shape[1:] == (50, 90)
-    proposed = again.propose(to_unit_range(images[1]))
+    proposed = again.propose(to_unit_range(images[1]), InferenceParams.model_validate(INFERENCE))
     assert 0 < len(proposed) <= 10 and proposed[:, 2].max() <= 90
 
 

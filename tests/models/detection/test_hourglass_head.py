@@ -15,13 +15,20 @@ import stages.finetune.__main__ as finetune
 from stages.common.runtime.devices import choose_device
 from stages.common.runtime.processes import run_in_processes
 from stages.common.runtime.storage import read_json, write_json
-from stages.models.detection.detector import LossSettings, load, predict, save
+from stages.models.detection.detector import LossSettings, load, save
 from stages.models.detection.hourglass_head import hourglass, mask_terms
 from stages.models.detection.samples import training_sample
 from stages.models.detection.supervision import Source, Supervision
 from tests.support.receptive_fields import make_even
 from tests.support.resumed_training import TRAINING_FILES, check_that_it_resumes
-from tests.support.tiny_detector import annotate, change_params, draw, learned_from, make_repository
+from tests.support.tiny_detector import (
+    annotate,
+    change_params,
+    draw,
+    learned_from,
+    make_repository,
+    predict,
+)
 from tests.support.tiny_hourglass import CASES, IMAGE_IDS, Case, labelled, train
 
 
@@ -153,11 +160,12 @@ def test_masks_that_no_process_has_move_no_weight(repository, monkeypatch):
 
 
 def test_a_saved_detector_draws_the_same_masks_of_every_size(case, tmp_path):
-    low = case.start["network"]["inference"] | {"score_threshold": 0.0}
-    model, path = case.build(inference=low), tmp_path / "model.safetensors"
+    model, path = case.build(), tmp_path / "model.safetensors"
     save(path, model)
     images = [draw(1)[0], np.zeros((40, 90, 3), np.uint8)]
-    before, after = (predict(own, images, [[0, 1], [1]]) for own in (model, load(path)))
+    before, after = (
+        predict(own, images, [[0, 1], [1]], score_threshold=0.0) for own in (model, load(path))
+    )
     for own, other in zip(chain(*before), chain(*after), strict=True):
         assert len(own.masks) > 0 and np.array_equal(own.masks, other.masks)
     assert [own.masks.shape[1:] for own in before[0]] == [(64, 64), (40, 90)]

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from stages.common.runtime.storage import read_tensors, write_tensors
-from stages.models.detection.detector import load, predict
+from stages.models.detection.detector import load
 from stages.models.detection.predictor import UnknownWordsError, load_predictor
-from tests.support.tiny_detector import draw
+from tests.support.tiny_detector import draw, predict
 from tests.support.tiny_predictor import CATEGORIES, PROMPTS, write_predictor
 
 SAME = draw(1)[0], draw(2)[0]

@@ -10,7 +10,7 @@ import stages.detector.__main__ as detector
 import stages.finetune.__main__ as finetune
 from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import read_json, read_tensors
-from stages.models.detection.detector import LossSettings, build, load, predict, save
+from stages.models.detection.detector import LossSettings, build, load, save
 from stages.models.detection.params import TrainingParams, network_params
 from stages.models.detection.supervision import Supervision
 from stages.models.detection.training import train_detector
@@ -23,6 +23,7 @@ from tests.support.tiny_detector import (
     change_params,
     draw,
     make_repository,
+    predict,
     tiny_detector,
 )
 from tests.support.train_in_parts import labelled_images

@@ -234,7 +234,7 @@ def test_perfect_detections_score_hundred():
 
 def test_results_are_rounded_ordered_and_cut():
     truth = truth_of([annotation(1, CUP, (0, 0, 10, 10))], 1)
-    prediction = make_prediction([(CUP, (0, 0, 9, 9), s) for s in (0.3, 0.123456, 0.04, 0.7)])
+    prediction = make_prediction([(CUP, (0, 0, 9, 9), s) for s in (0.3, 0.123456, 0.7)])
     prediction.boxes_xyxy[:, 2] = 9.12345
 
     def predict(images, vocabularies):

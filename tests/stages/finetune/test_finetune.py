@@ -18,6 +18,7 @@ from stages.models.detection.samples import label_images, read_annotations
 from stages.preflight import problems
 from tests.support.resumed_training import read_training
 from tests.support.tiny_detector import (
+    INFERENCE,
     annotate,
     change_params,
     make_image,
@@ -70,35 +71,40 @@ def test_softmax_over_base_or_all_classes_gives_other_weights(repository):
 
 
 def novel_and_base_detections() -> Prediction:
-    boxes = np.array([[40, 4, 60, 24], [41, 5, 61, 25], [2, 40, 12, 60]], np.float32)
-    masks = np.zeros((3, 64, 64), bool)
+    boxes = np.array([[40, 4, 60, 24], [2, 40, 12, 60]], np.float32)
+    masks = np.zeros((2, 64, 64), bool)
     masks[:, 10:20, 45:55] = True
-    scores = np.array([0.9, 0.2, 0.8], np.float32)
-    return Prediction(boxes, np.array([1, 1, 0]), scores, masks)
+    scores = np.array([0.9, 0.8], np.float32)
+    return Prediction(boxes, np.array([1, 0]), scores, masks)
 
 
 def test_certain_novel_detections_become_labels(repository, monkeypatch):
-    found = novel_and_base_detections()
-    monkeypatch.setattr(
-        "stages.finetune.unlabelled.predict", lambda model, images, v: [[found] * len(images)]
-    )
-    change_params("finetune", vocabulary="all", unlabelled="detections")
+    found, asked = novel_and_base_detections(), []
+
+    def predict(model, images, vocabularies, inference):
+        asked.append(inference.score_threshold)
+        return [[found] * len(images)]
+
+    monkeypatch.setattr("stages.finetune.unlabelled.predict", predict)
+    detections = INFERENCE | {"score_threshold": 0.6}
+    change_params("finetune", vocabulary="all", unlabelled="detections", detections=detections)
     stage.main()
+    assert set(asked) == {0.6}
     metrics = json.loads(Path("data/finetune/metrics.json").read_text())
     assert (metrics["images"], metrics["objects"]) == (5, 10)
 
 
-def test_only_certain_detections_of_unlabelled_novel_objects_count(tmp_path):
+def test_only_detections_of_unlabelled_novel_objects_count(tmp_path):
     entry, found = base_only(tmp_path)[0], novel_and_base_detections()
-    changed = add_detections(entry, found, [0, 1], [1], 0.5)
+    changed = add_detections(entry, found, [0, 1], [1])
     assert changed.labels.tolist() == [2, 1]
     assert changed.boxes_xyxy[0].tolist() == [40, 4, 60, 24]
     assert len(changed.segmentations) == 2
     assert changed.segmentations[1] == entry.segmentations[0]
-    on_top = replace(found, boxes_xyxy=np.repeat(entry.boxes_xyxy + 1, 3, 0))
-    assert add_detections(entry, on_top, [0, 1], [1], 0.5).labels.tolist() == [1]
+    on_top = replace(found, boxes_xyxy=np.repeat(entry.boxes_xyxy + 1, 2, 0))
+    assert add_detections(entry, on_top, [0, 1], [1]).labels.tolist() == [1]
     empty = replace(found, masks=np.zeros_like(found.masks))
-    assert add_detections(entry, empty, [0, 1], [1], 0.5).labels.tolist() == [1]
+    assert add_detections(entry, empty, [0, 1], [1]).labels.tolist() == [1]
 
 
 def test_detections_need_the_novel_classes_in_the_softmax(repository):

@@ -45,6 +45,7 @@ from stages.models.detection.detector import (
 )
 from stages.models.detection.global_batch import BatchContext, Counts, MicroBatchContext
 from stages.models.detection.hourglass_head import HourglassHead
+from stages.models.detection.params import InferenceParams
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.text_classifier import TextClassifier
 
@@ -199,7 +200,10 @@ class Network(Detector):
         return [locations.assign(t["boxes"], t["labels"], radius) for t in targets]
 
     def detect(
-        self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
+        self,
+        images: list[Float[torch.Tensor, "3 _ _"]],
+        vocabularies: Sequence[Sequence[int]],
+        inference: InferenceParams,
     ) -> list[list[Prediction]]:
         """Return predictions per vocabulary and image; images are RGB in [0, 1].
 
@@ -218,7 +222,7 @@ class Network(Detector):
             probabilities = self.classifier_head(predictions.features, vocabulary).sigmoid()
             scores = (probabilities * centering).sqrt()
             detections = [
-                self._suppress(clip_boxes_to_image(b, hw), s, locations.per_level, vocabulary)
+                _suppress(clip_boxes_to_image(b, hw), s, locations.per_level, vocabulary, inference)
                 for b, s, hw in zip(boxes, scores, batch.image_sizes, strict=True)
             ]
             detected = [d["boxes"] for d in detections]
@@ -233,29 +237,29 @@ class Network(Detector):
             )
         return found
 
-    def _suppress(
-        self,
-        boxes_xyxy: torch.Tensor,
-        scores: torch.Tensor,
-        per_level: list[int],
-        vocabulary: Sequence[int],
-    ) -> dict[str, torch.Tensor]:
-        """Turn boxes (L, 4) and scores (L, V) of an image into its detections, best score first."""
-        inference = self.params.inference
-        usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
-        scores = torch.where(usable[:, None], scores, 0.0)
-        chosen, first = [], 0
-        for level in scores.split(per_level):
-            best = level.flatten().topk(min(inference.pre_nms_top_n, level.numel()))
-            chosen.append(best.indices[best.values > inference.score_threshold] + first)
-            first += level.numel()
-        best = torch.cat(chosen)
-        location, position = best // len(vocabulary), best % len(vocabulary)
-        boxes, scores = boxes_xyxy[location], scores.flatten()[best]
-        kept = batched_nms(boxes, scores, position, inference.nms_iou)
-        kept = kept[: inference.detections_per_image]
-        labels = torch.tensor(list(vocabulary), device=boxes.device)[position[kept]]
-        return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
+
+def _suppress(
+    boxes_xyxy: torch.Tensor,
+    scores: torch.Tensor,
+    per_level: list[int],
+    vocabulary: Sequence[int],
+    inference: InferenceParams,
+) -> dict[str, torch.Tensor]:
+    """Turn boxes (L, 4) and scores (L, V) of an image into its detections, best score first."""
+    usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
+    scores = torch.where(usable[:, None], scores, 0.0)
+    chosen, first = [], 0
+    for level in scores.split(per_level):
+        best = level.flatten().topk(min(inference.pre_nms_top_n, level.numel()))
+        chosen.append(best.indices[best.values > inference.score_threshold] + first)
+        first += level.numel()
+    best = torch.cat(chosen)
+    location, position = best // len(vocabulary), best % len(vocabulary)
+    boxes, scores = boxes_xyxy[location], scores.flatten()[best]
+    kept = batched_nms(boxes, scores, position, inference.nms_iou)
+    kept = kept[: inference.detections_per_image]
+    labels = torch.tensor(list(vocabulary), device=boxes.device)[position[kept]]
+    return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
 
 
 def _counts(objects: list[torch.Tensor], targets: Targets) -> Counts:

@@ -6,13 +6,12 @@ from pydantic import Field, model_validator
 
 from stages.common.runtime.params import Section
 from stages.models.detection.mask_head_params import HourglassParams, check_width
+from stages.models.detection.params import NetworkParams as DetectorNetworkParams
 from stages.models.detection.params import (
-    InferenceParams,
     ResizeParams,
     Resnet50FpnParams,
     TrunkParams,
 )
-from stages.models.detection.params import NetworkParams as DetectorNetworkParams
 
 
 class LocationParams(Section):
@@ -31,12 +30,6 @@ class FocalParams(Section):
     prior: float = Field(gt=0, lt=1)
 
 
-class DenseInferenceParams(InferenceParams):
-    """From scored locations to detections."""
-
-    pre_nms_top_n: int = Field(ge=1)
-
-
 class NetworkParams(DetectorNetworkParams):
     """FCOS with a deep mask head and an open vocabulary."""
 
@@ -50,7 +43,6 @@ class NetworkParams(DetectorNetworkParams):
     locations: LocationParams
     focal: FocalParams
     mask_head: HourglassParams
-    inference: DenseInferenceParams
 
     @model_validator(mode="after")
     def _one_limit_between_two_levels(self) -> "NetworkParams":

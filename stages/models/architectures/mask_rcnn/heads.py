@@ -20,6 +20,7 @@ from stages.models.backbones.roi_align import PyramidPooling
 from stages.models.detection.detector import LossSettings, Targets
 from stages.models.detection.hourglass_head import HourglassHead, Levels
 from stages.models.detection.mask_targets import mask_targets
+from stages.models.detection.params import InferenceParams
 from stages.models.detection.region_hooks import SampledRegions
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 
@@ -187,6 +188,7 @@ class RegionHeads(RoIHeads):
         proposals: list[torch.Tensor],
         image_sizes: list[tuple[int, int]],
         vocabularies: Sequence[Sequence[int]],
+        inference: InferenceParams,
     ) -> list[Targets]:
         """Return detections per vocabulary and image, best score first.
 
@@ -202,7 +204,9 @@ class RegionHeads(RoIHeads):
             logits = self.box_predictor["classifier"](regions, vocabulary)
             scores = logits.softmax(1)[:, 1:].split(counts)
             detections = [
-                self._suppress(clip_boxes_to_image(b, size), s, torch.tensor(list(vocabulary)))
+                _suppress(
+                    clip_boxes_to_image(b, size), s, torch.tensor(list(vocabulary)), inference
+                )
                 for b, s, size in zip(boxes, scores, image_sizes, strict=True)
             ]
             detected = [d["boxes"] for d in detections]
@@ -222,17 +226,6 @@ class RegionHeads(RoIHeads):
         """Return mask logits (R, M, M) in the frame of the boxes."""
         pool = self.box_roi_pool if self.mask_roi_pool is None else self.mask_roi_pool
         return self.mask_head(pool(features, boxes_xyxy, image_sizes))[:, 0]
-
-    def _suppress(
-        self, boxes_xyxy: torch.Tensor, scores: torch.Tensor, vocabulary: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Turn boxes (R, 4) and scores (R, V) of one image into its detections."""
-        usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
-        region, position = torch.where((scores > self.score_thresh) & usable[:, None])
-        scores, boxes = scores[region, position], boxes_xyxy[region]
-        kept = batched_nms(boxes, scores, position, self.nms_thresh)[: self.detections_per_img]
-        labels = vocabulary.to(boxes.device)[position[kept]]
-        return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
 
 
 class HourglassRegionHeads(RegionHeads):
@@ -354,3 +347,19 @@ class StageRegionHeads(RegionHeads):
 
 class HourglassStageRegionHeads(HourglassRegionHeads, StageRegionHeads):
     """Region heads on `StagePooling`, with an hourglass for masks."""
+
+
+def _suppress(
+    boxes_xyxy: torch.Tensor,
+    scores: torch.Tensor,
+    vocabulary: torch.Tensor,
+    inference: InferenceParams,
+) -> dict[str, torch.Tensor]:
+    """Turn boxes (R, 4) and scores (R, V) of one image into its detections."""
+    usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
+    region, position = torch.where((scores > inference.score_threshold) & usable[:, None])
+    scores, boxes = scores[region, position], boxes_xyxy[region]
+    kept = batched_nms(boxes, scores, position, inference.nms_iou)
+    kept = kept[: inference.detections_per_image]
+    labels = vocabulary.to(boxes.device)[position[kept]]
+    return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}

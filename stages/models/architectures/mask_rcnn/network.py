@@ -36,6 +36,7 @@ from stages.models.detection.detector import Detector, LossSettings, Prediction,
 from stages.models.detection.global_batch import BatchContext, MicroBatchContext, PartSampler
 from stages.models.detection.hourglass_head import HourglassHead
 from stages.models.detection.mask_head_params import HourglassKindParams
+from stages.models.detection.params import InferenceParams, ProposalLimits
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.region_hooks import MakeRegionHead
 from stages.models.detection.text_classifier import TextClassifier
@@ -137,10 +138,12 @@ class Network(Detector):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
 
     @torch.no_grad()
-    def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
+    def propose(
+        self, image: Float[torch.Tensor, "3 H W"], limits: ProposalLimits
+    ) -> Float[torch.Tensor, "R 4"]:
         """Return region proposals xyxy in pixels of an image, best first."""
         batch, _ = self.transform([image])
-        (boxes,), _ = self.proposals(batch, self.backbone(batch.tensors))
+        (boxes,) = self.proposals.propose(batch, self.backbone(batch.tensors), limits)
         return resize_boxes(boxes, batch.image_sizes[0], image.shape[-2:])
 
     def _propose(
@@ -159,14 +162,17 @@ class Network(Detector):
         return batch, targets, features, *self.proposals(batch, features, targets)
 
     def detect(
-        self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
+        self,
+        images: list[Float[torch.Tensor, "3 _ _"]],
+        vocabularies: Sequence[Sequence[int]],
+        inference: InferenceParams,
     ) -> list[list[Prediction]]:
         """Return predictions per vocabulary and image; images are RGB in [0, 1]."""
         original = [(image.shape[1], image.shape[2]) for image in images]
         batch, _ = self.transform(images)
         features = self.backbone(batch.tensors)
-        boxes, _ = self.proposals(batch, features)
-        found = self.regions.detect(features, boxes, batch.image_sizes, vocabularies)
+        boxes = self.proposals.propose(batch, features, inference)
+        found = self.regions.detect(features, boxes, batch.image_sizes, vocabularies, inference)
         return [
             [
                 in_image(detections, resized_hw, image_hw)
@@ -197,8 +203,8 @@ def _proposal_network(params: NetworkParams, backbone: Backbone) -> ProposalNetw
         proposals.negative_iou,
         proposals.anchors_per_image,
         proposals.positive_fraction,
-        {"training": proposals.pre_nms_top_n, "testing": proposals.pre_nms_top_n_in_inference},
-        {"training": proposals.post_nms_top_n, "testing": proposals.post_nms_top_n_in_inference},
+        {"training": proposals.pre_nms_top_n},
+        {"training": proposals.post_nms_top_n},
         proposals.nms_iou,
     )
 
@@ -210,7 +216,7 @@ def _region_heads(
     region_stage: nn.Module | None,
 ) -> RegionHeads:
     """Build the heads of a pyramid or, with a stage that runs on regions, those of C4."""
-    head, inference = params.box_head, params.inference
+    head = params.box_head
     width, grids = backbone.out_channels, (backbone.strides, backbone.central)
     pool: nn.Module = PyramidPooling(*grids, head.pooler_resolution, head.canonical_side)
     hourglass = isinstance(params.mask_head, HourglassKindParams)
@@ -234,9 +240,9 @@ def _region_heads(
         batch_size_per_image=head.regions_per_image,
         positive_fraction=head.positive_fraction,
         bbox_reg_weights=None,
-        score_thresh=inference.score_threshold,
-        nms_thresh=inference.nms_iou,
-        detections_per_img=inference.detections_per_image,
+        score_thresh=0.0,  # this and the next two are not used: `detect` is given its own
+        nms_thresh=1.0,
+        detections_per_img=0,
         mask_roi_pool=mask_pool,
         mask_head=mask_head,
     )

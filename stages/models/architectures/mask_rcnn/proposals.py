@@ -5,11 +5,14 @@ stages.models.detection.detector.
 """
 
 import torch
+from jaxtyping import Float
 from torch.nn import functional
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_iou
 
 from stages.models.detection.detector import IGNORED, Targets
+from stages.models.detection.params import ProposalLimits
 
 
 class ProposalHead(RPNHead):
@@ -31,6 +34,22 @@ class ProposalNetwork(RegionProposalNetwork):
     """
 
     _anchor_weights: torch.Tensor | None = None  # of all anchors, from the last targets
+    _limits: ProposalLimits  # of the images in which `propose` is called
+
+    def propose(
+        self, images: ImageList, features: dict[str, torch.Tensor], limits: ProposalLimits
+    ) -> list[Float[torch.Tensor, "_ 4"]]:
+        """Return the proposals of each image, best first; the network is in inference mode."""
+        self._limits = limits
+        return self(images, features)[0]
+
+    def pre_nms_top_n(self) -> int:
+        """Return how many boxes of each level enter suppression."""
+        return super().pre_nms_top_n() if self.training else self._limits.pre_nms_top_n
+
+    def post_nms_top_n(self) -> int:
+        """Return how many boxes of an image remain."""
+        return super().post_nms_top_n() if self.training else self._limits.post_nms_top_n
 
     def assign_targets_to_anchors(
         self, anchors: list[torch.Tensor], targets: Targets

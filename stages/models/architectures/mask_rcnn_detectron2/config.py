@@ -56,7 +56,6 @@ def make_config(
 def _image_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, Any]:
     shorter, longer = params.resize.shorter_side, params.resize.longer_side
     return {
-        "TEST": {"DETECTIONS_PER_IMAGE": params.inference.detections_per_image},
         "INPUT": {
             "FORMAT": "RGB",
             "MIN_SIZE_TRAIN": (shorter,),
@@ -89,9 +88,7 @@ def _proposal_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, 
             "POSITIVE_FRACTION": proposals.positive_fraction,
             "NMS_THRESH": proposals.nms_iou,
             "PRE_NMS_TOPK_TRAIN": proposals.pre_nms_top_n,
-            "PRE_NMS_TOPK_TEST": proposals.pre_nms_top_n_in_inference,
             "POST_NMS_TOPK_TRAIN": proposals.post_nms_top_n,
-            "POST_NMS_TOPK_TEST": proposals.post_nms_top_n_in_inference,
             "SMOOTH_L1_BETA": SMOOTH_L1_BETA,
         },
     }
@@ -100,7 +97,7 @@ def _proposal_keys(params: NetworkParams, backbone: LevelBackbone) -> dict[str, 
 def _region_keys(
     params: NetworkParams, backbone: LevelBackbone, num_classes: int
 ) -> dict[str, Any]:
-    head, mask, inference = params.box_head, params.mask_head, params.inference
+    head, mask = params.box_head, params.mask_head
     return {
         "MASK_ON": True,
         "ROI_HEADS": {
@@ -110,8 +107,6 @@ def _region_keys(
             "IOU_THRESHOLDS": [head.positive_iou],
             "BATCH_SIZE_PER_IMAGE": head.regions_per_image,
             "POSITIVE_FRACTION": head.positive_fraction,
-            "SCORE_THRESH_TEST": inference.score_threshold,
-            "NMS_THRESH_TEST": inference.nms_iou,
         },
         "ROI_BOX_HEAD": {
             "NAME": "FastRCNNConvFCHead",

@@ -29,7 +29,7 @@ from torch import nn
 from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.backbones import REGION_STAGE_CHANNELS
 from stages.models.detection.detector import LossSettings
-from stages.models.detection.params import BackboneParams
+from stages.models.detection.params import BackboneParams, InferenceParams
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 
 CANONICAL_LEVEL = 3  # of stride 8, from which regions of the canonical side are pooled
@@ -102,12 +102,16 @@ class OpenVocabularyHeads(ROIHeads):
         features: dict[str, torch.Tensor],
         proposals: list[Instances],
         vocabularies: Sequence[Sequence[int]],
+        inference: InferenceParams,
     ) -> list[list[dict[str, torch.Tensor]]]:
         """Return detections per vocabulary and image, best score first.
 
         Each has "boxes" (n, 4), "labels" (class indices of the embeddings), "scores" in [0, 1] and
         "masks" (n, M, M), probabilities in the frame of the box.
         """
+        self.box_predictor.test_score_thresh = inference.score_threshold
+        self.box_predictor.test_nms_thresh = inference.nms_iou
+        self.box_predictor.test_topk_per_image = inference.detections_per_image
         regions = self._describe(self._pool(features, [p.proposal_boxes for p in proposals]))
         found = []
         for vocabulary in vocabularies:

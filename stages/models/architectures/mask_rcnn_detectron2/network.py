@@ -33,6 +33,7 @@ from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.backbones import build_backbone
 from stages.models.detection.detector import IGNORED, Detector, LossSettings, Prediction, Targets
 from stages.models.detection.global_batch import BatchContext
+from stages.models.detection.params import InferenceParams, ProposalLimits
 from stages.models.detection.paste_masks import in_image
 
 
@@ -107,11 +108,14 @@ class Network(Detector):
             }
 
     def detect(
-        self, images: list[Float[torch.Tensor, "3 _ _"]], vocabularies: Sequence[Sequence[int]]
+        self,
+        images: list[Float[torch.Tensor, "3 _ _"]],
+        vocabularies: Sequence[Sequence[int]],
+        inference: InferenceParams,
     ) -> list[list[Prediction]]:
         """Return predictions per vocabulary and image; images are RGB in [0, 1]."""
         original = [(image.shape[1], image.shape[2]) for image in images]
-        seen, features, boxes = self._proposals_of(images)
+        seen, features, boxes = self._proposals_of(images, inference)
         return [
             [
                 in_image(detections, seen_hw, image_hw)
@@ -119,18 +123,22 @@ class Network(Detector):
                     per_image, seen.image_sizes, original, strict=True
                 )
             ]
-            for per_image in self.regions.detect(features, boxes, vocabularies)
+            for per_image in self.regions.detect(features, boxes, vocabularies, inference)
         ]
 
     @torch.no_grad()
-    def propose(self, image: Float[torch.Tensor, "3 H W"]) -> Float[torch.Tensor, "R 4"]:
+    def propose(
+        self, image: Float[torch.Tensor, "3 H W"], limits: ProposalLimits
+    ) -> Float[torch.Tensor, "R 4"]:
         """Return region proposals xyxy in pixels of an image, best first."""
-        seen, _, (boxes,) = self._proposals_of([image])
+        seen, _, (boxes,) = self._proposals_of([image], limits)
         return resize_boxes(boxes.proposal_boxes.tensor, seen.image_sizes[0], image.shape[-2:])
 
     def _proposals_of(
-        self, images: list[torch.Tensor]
+        self, images: list[torch.Tensor], limits: ProposalLimits
     ) -> tuple[ImageList, dict[str, torch.Tensor], list[Instances]]:
+        self.proposals.pre_nms_topk[False] = limits.pre_nms_top_n  # False: not in training
+        self.proposals.post_nms_topk[False] = limits.post_nms_top_n
         batch, _ = self.transform(images)
         seen = ImageList(batch.tensors, batch.image_sizes)
         features = self.backbone(seen.tensor)

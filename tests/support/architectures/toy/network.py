@@ -54,12 +54,14 @@ class Network(Detector):
         coarsest = self.backbone.strides[-1]
         return tuple((-(-sizes // coarsest) * coarsest).tolist())
 
-    def detect(self, images, vocabularies):
+    def detect(self, images, vocabularies, inference):
         regions, centres = self._regions(images, self.padded_hw(images, BatchContext()))
         boxes = self._boxes(regions, centres)
         return [
             [
-                self._prediction(self.texts(own, vocabulary), xyxy, vocabulary, image.shape[-2:])
+                self._prediction(
+                    self.texts(own, vocabulary), xyxy, vocabulary, image.shape[-2:], inference
+                )
                 for own, xyxy, image in zip(regions, boxes, images, strict=True)
             ]
             for vocabulary in vocabularies
@@ -88,9 +90,9 @@ class Network(Detector):
         sides = self.deltas(regions).exp() * self.backbone.strides[0]
         return torch.cat([centres - sides[..., :2], centres + sides[..., 2:]], -1)
 
-    def _prediction(self, logits, boxes, vocabulary, hw):
+    def _prediction(self, logits, boxes, vocabulary, hw, inference):
         scores, position = logits.softmax(1)[:, 1:].max(1)
-        best = scores.argsort(descending=True)[: self.params.detections_per_image]
+        best = scores.argsort(descending=True)[: inference.detections_per_image]
         boxes = boxes[best].clamp(0, max(hw)).numpy()
         masks = np.zeros((len(best), *hw), bool)
         for mask, (x0, y0, x1, y1) in zip(masks, boxes.round().astype(int), strict=True):

@@ -7,5 +7,3 @@ class NetworkParams(DetectorNetworkParams):
     losses = ("classification", "box")
     parts = ("trunk", "pyramid", "heads")
     supports = frozenset({"micro_batches"})
-
-    detections_per_image: int
