@@ -40,11 +40,12 @@ from flows.graph import Status, overlap
 from stages.common.runtime.params import read_params
 from stages.models.backbones.imagenet import freeze_stages
 from stages.models.detection.hourglass_head import hourglass
+from stages.models.detection.params import InferenceParams
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from stages.models.proposals.params import ViewSettings
 from stages.ranking.params import RankingParams
 from tests.support.graph import make_stage
-from tests.support.tiny_detector import WITH_HOURGLASS, tiny_detector
+from tests.support.tiny_detector import INFERENCE, WITH_HOURGLASS, tiny_detector
 from tests.support.tiny_fcos_mo import tiny_fcos_mo
 
 
@@ -179,8 +180,12 @@ TINY = {
 @pytest.mark.parametrize("tiny", TINY.values(), ids=TINY)
 def test_cost_of_detecting_is_that_of_all_detections_of_all_vocabularies(tiny):
     architecture, network = tiny().architecture, tiny().params
+    few, more = (
+        InferenceParams.model_validate(INFERENCE | {"detections_per_image": k}) for k in (2, 4)
+    )
     few, more, thrice = (
-        detect_operations(architecture, network, 3, *sizes) for sizes in ((2, 1), (4, 1), (4, 3))
+        detect_operations(architecture, network, inference, 3, vocabularies)
+        for inference, vocabularies in ((few, 1), (more, 1), (more, 3))
     )
     assert few < more < thrice
     assert thrice - more == pytest.approx(4 * (more - few), rel=0.1)
