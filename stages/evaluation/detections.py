@@ -31,7 +31,7 @@ def detect(
 
     Args:
         predict: maps images uint8 (H, W, 3) and vocabularies of class indices to predictions per
-            vocabulary and image, e.g. `partial(detector.predict, model)`.
+            vocabulary and image, e.g. `partial(detector.predict, model, inference=…)`.
         images: all images of the split; those of no trial are skipped.
         trials: the first one has all images and classes of the others.
         params: which detections count.

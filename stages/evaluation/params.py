@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common.runtime.params import Section, Split
 from stages.models.detection.params import InferenceParams
@@ -21,3 +21,13 @@ class EvaluationParams(Section):
     montage_images: Annotated[int, Field(ge=1, le=50)]
     montage_min_score: Fraction
     inference: InferenceParams
+
+    @model_validator(mode="after")
+    def _all_that_are_found_count(self) -> "EvaluationParams":
+        found, counted = self.inference.detections_per_image, self.max_detections
+        if found > counted:
+            raise ValueError(
+                f"inference.detections_per_image: {found} of an image, of which max_detections"
+                f" counts {counted}; raise that, or lower this"
+            )
+        return self

@@ -113,7 +113,7 @@ class ProposalLimits(Section):
 
 
 class InferenceParams(ProposalLimits):
-    """From scored regions to detections.
+    """From scored regions or locations to detections.
 
     They belong to whoever detects, and not to the network: changing them needs no training.
     """

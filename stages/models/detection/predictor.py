@@ -170,7 +170,8 @@ def load_predictor(folder: Path, device: torch.device | None = None) -> Predicto
 
     Raises:
         FileNotFoundError: a file of it is missing.
-        ValueError: a file cannot be read, or comes from another training than the others.
+        ValueError: settings are missing, or a file cannot be read or comes from another training
+            than the others.
     """
     prompts = _read_settings(folder / PROMPTS, NameEmbeddingParams)
     inference = _read_settings(folder / INFERENCE, InferenceParams)
@@ -185,6 +186,10 @@ def _read_settings(path: Path, model: type[SectionType]) -> SectionType:
         return model.model_validate(read_json(path))
     except ValidationError as error:
         raise ValueError(f"{path}: {in_one_line(error)}") from None
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file; a predictor of an earlier version has to be made again"
+        ) from None
 
 
 def _same_vectors(own: torch.Tensor, trained: torch.Tensor) -> bool:

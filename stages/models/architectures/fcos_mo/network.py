@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from stages.models.architectures.fcos_mo.heads import DenseHead, SigmoidClassifier, focal_terms
 from stages.models.architectures.fcos_mo.locations import (
@@ -47,6 +47,7 @@ from stages.models.detection.global_batch import BatchContext, Counts, MicroBatc
 from stages.models.detection.hourglass_head import HourglassHead
 from stages.models.detection.params import InferenceParams
 from stages.models.detection.paste_masks import in_image
+from stages.models.detection.suppression import suppress
 from stages.models.detection.text_classifier import TextClassifier
 
 
@@ -222,7 +223,9 @@ class Network(Detector):
             probabilities = self.classifier_head(predictions.features, vocabulary).sigmoid()
             scores = (probabilities * centering).sqrt()
             detections = [
-                _suppress(clip_boxes_to_image(b, hw), s, locations.per_level, vocabulary, inference)
+                _detections(
+                    clip_boxes_to_image(b, hw), s, locations.per_level, vocabulary, inference
+                )
                 for b, s, hw in zip(boxes, scores, batch.image_sizes, strict=True)
             ]
             detected = [d["boxes"] for d in detections]
@@ -238,7 +241,7 @@ class Network(Detector):
         return found
 
 
-def _suppress(
+def _detections(
     boxes_xyxy: torch.Tensor,
     scores: torch.Tensor,
     per_level: list[int],
@@ -255,11 +258,7 @@ def _suppress(
         first += level.numel()
     best = torch.cat(chosen)
     location, position = best // len(vocabulary), best % len(vocabulary)
-    boxes, scores = boxes_xyxy[location], scores.flatten()[best]
-    kept = batched_nms(boxes, scores, position, inference.nms_iou)
-    kept = kept[: inference.detections_per_image]
-    labels = torch.tensor(list(vocabulary), device=boxes.device)[position[kept]]
-    return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
+    return suppress(boxes_xyxy[location], scores.flatten()[best], position, vocabulary, inference)
 
 
 def _counts(objects: list[torch.Tensor], targets: Targets) -> Counts:

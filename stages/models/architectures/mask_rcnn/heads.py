@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
 from stages.models.backbones.roi_align import PyramidPooling
 from stages.models.detection.detector import LossSettings, Targets
@@ -22,6 +22,7 @@ from stages.models.detection.hourglass_head import HourglassHead, Levels
 from stages.models.detection.mask_targets import mask_targets
 from stages.models.detection.params import InferenceParams
 from stages.models.detection.region_hooks import SampledRegions
+from stages.models.detection.suppression import suppress
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 
 
@@ -204,9 +205,7 @@ class RegionHeads(RoIHeads):
             logits = self.box_predictor["classifier"](regions, vocabulary)
             scores = logits.softmax(1)[:, 1:].split(counts)
             detections = [
-                _suppress(
-                    clip_boxes_to_image(b, size), s, torch.tensor(list(vocabulary)), inference
-                )
+                _detections(clip_boxes_to_image(b, size), s, vocabulary, inference)
                 for b, s, size in zip(boxes, scores, image_sizes, strict=True)
             ]
             detected = [d["boxes"] for d in detections]
@@ -349,17 +348,14 @@ class HourglassStageRegionHeads(HourglassRegionHeads, StageRegionHeads):
     """Region heads on `StagePooling`, with an hourglass for masks."""
 
 
-def _suppress(
+def _detections(
     boxes_xyxy: torch.Tensor,
     scores: torch.Tensor,
-    vocabulary: torch.Tensor,
+    vocabulary: Sequence[int],
     inference: InferenceParams,
 ) -> dict[str, torch.Tensor]:
     """Turn boxes (R, 4) and scores (R, V) of one image into its detections."""
     usable = ((boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) >= 1e-2).all(1)
     region, position = torch.where((scores > inference.score_threshold) & usable[:, None])
-    scores, boxes = scores[region, position], boxes_xyxy[region]
-    kept = batched_nms(boxes, scores, position, inference.nms_iou)
-    kept = kept[: inference.detections_per_image]
-    labels = vocabulary.to(boxes.device)[position[kept]]
-    return {"boxes": boxes[kept], "labels": labels, "scores": scores[kept]}
+    scores = scores[region, position]
+    return suppress(boxes_xyxy[region], scores, position, vocabulary, inference)
