@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 from shutil import copy
 from typing import Any
@@ -293,7 +294,7 @@ class Profile:
         yield self._evaluation(section["architecture"], network)
 
     def _evaluation(self, architecture: str, network: NetworkParams) -> Cost:
-        """Return the cost of the largest number of detections that count, per image and trial."""
+        """Return the cost of the largest number of detections, per image and trial."""
         params = EvaluationParams.model_validate(self.params["evaluation"])
         trials = make_trials(_truth(self.dataset, 1), _categories(self.dataset), params.metric)
         classes = sum(self.dataset.classes)
@@ -321,7 +322,11 @@ class Profile:
         truth, categories = _truth(self.dataset, images), _categories(self.dataset)
         trials = make_trials(truth, categories, params.metric)
         found = [
-            [result for image_id in sorted(trial.image_ids) for result in _results(trial, image_id)]
+            [
+                result
+                for image_id in sorted(trial.image_ids)
+                for result in _results(trial, image_id, params.inference.detections_per_image)
+            ]
             for trial in trials
         ]
         return core_seconds_of(lambda: score(trials, found, params, truth))
@@ -458,9 +463,9 @@ def _truth(dataset: Dataset, images: int) -> dict[str, Any]:
     }
 
 
-def _results(trial: Trial, image_id: int) -> list[dict]:
-    """Return the largest number of detections that count, of the trial's classes in turn."""
-    masks = _detected_masks()
+def _results(trial: Trial, image_id: int, count: int) -> list[dict]:
+    """Return that many detections in an image, of the trial's classes in turn."""
+    masks = islice(cycle(_detected_masks()), count)
     ids = [category.id for category in trial.categories]
     return [
         {
@@ -475,7 +480,7 @@ def _results(trial: Trial, image_id: int) -> list[dict]:
 
 @cache
 def _detected_masks() -> list[dict]:
-    return inputs.mask_entries(inputs.maps(20) > 0.3) * 5
+    return inputs.mask_entries(inputs.maps(20) > 0.3)
 
 
 @dataclass(frozen=True)

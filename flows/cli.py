@@ -191,7 +191,9 @@ def fetch(**options: Any) -> None:
 )
 @click.option("--output", type=click.Path(), help="Folder; data/predict by default.")
 @click.option(
-    "--min-score", type=click.FloatRange(0, 1), help="Of a shown instance; 0.3 by default."
+    "--min-score",
+    type=click.FloatRange(0, 1),
+    help="Of a shown instance; 0.3 by default, and never below what the model finds.",
 )
 @click.option("--allow-unknown", is_flag=True, help="Only warn of words the model never read.")
 @click.option("--no-overlays", is_flag=True, help="Write predictions.json alone.")

@@ -83,13 +83,13 @@ def check_params(root: Path) -> None:
         )
 
 
-def check_values(root: Path) -> None:
-    """Let the models of all sections check their values, but not whether files exist.
+def check_values(root: Path, section: str | None = None) -> None:
+    """Let the models of all sections, or of one, check their values, but not whether files exist.
 
     Raises:
         DagError: some are wrong; the message names their keys.
     """
-    models = {path.parent.name for path in root.glob("*/*/params.py")}
+    models = {section} if section else {path.parent.name for path in root.glob("*/*/params.py")}
     sections = sorted(models & _load(root / PARAMS, PARAMS).keys())
     command = [sys.executable, "-m", "stages.preflight", *sections, "--elsewhere"]
     done = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8")

@@ -9,13 +9,16 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from flows.dvc.records import recorded
 from flows.environment import STATE_FOLDER
 from flows.graph import MODELS, PREDICTOR
 from flows.overlay import PARAMS, look_up, read_params
+from flows.params_file import check_values
 
 STAGE = "vocabulary"  # it embeds the class names, through the prompts
+MEASURING = "evaluation"  # its section has the settings of inference
 PROMPT_KEYS = ("encoder", "clip", "pooling", "all_forms", "normalise", "templates")
 PROMPTS, INFERENCE = "prompts.json", "inference.json"
 FOLDER_IN_MODEL = "artifacts/predictor"  # where an MLflow model keeps the folder
@@ -26,16 +29,16 @@ def is_complete(root: Path, model: str) -> bool:
     return all((root / path.format(model=model)).is_file() for path in PREDICTOR.values())
 
 
-def fingerprint(root: Path, model: str) -> str:
+def fingerprint(root: Path, model: str, inference: bytes) -> str:
     """Return the hash of everything except code that decides what the predictor finds."""
-    digest = hashlib.sha256(_prompts(root) + _inference(root))
+    digest = hashlib.sha256(_prompts(root) + inference)
     for path in PREDICTOR.values():
         with (root / path.format(model=model)).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def gather(root: Path, model: str, folder: Path) -> Path:
+def gather(root: Path, model: str, inference: bytes, folder: Path) -> Path:
     """Put the predictor with stage `model`'s weights into `folder`, and return the folder."""
     sources = {name: root / path.format(model=model) for name, path in PREDICTOR.items()}
     missing = [str(path.relative_to(root)) for path in sources.values() if not path.is_file()]
@@ -49,7 +52,7 @@ def gather(root: Path, model: str, folder: Path) -> Path:
         except OSError:
             shutil.copyfile(path, folder / name)
     (folder / PROMPTS).write_bytes(_prompts(root))
-    (folder / INFERENCE).write_bytes(_inference(root))
+    (folder / INFERENCE).write_bytes(inference)
     return folder
 
 
@@ -61,7 +64,9 @@ def find(root: Path, model: str | None) -> Path:
     """
     model = model or next((name for name in MODELS if is_complete(root, name)), MODELS[0])
     if model in MODELS:
-        return gather(root, model, root / STATE_FOLDER / "predictors" / model)
+        check_values(root, MEASURING)
+        inference = _to_json(_current_inference(root))
+        return gather(root, model, inference, root / STATE_FOLDER / "predictors" / model)
     if ":/" in model:
         return _fetch(root, model)
     folder = root / Path(model).expanduser()
@@ -89,19 +94,31 @@ def _fetch(root: Path, uri: str) -> Path:
     return fetched / FOLDER_IN_MODEL
 
 
+def measured_inference(root: Path) -> bytes:
+    """Return the settings of inference that the results in data/evaluation were made with.
+
+    They are those of params.yaml if nothing has been evaluated.
+    """
+    entry = recorded(root, [MEASURING]).get(MEASURING, {})
+    section = entry.get("params", {}).get(PARAMS, {}).get(MEASURING, {})
+    return _to_json(section.get("inference") or _current_inference(root))
+
+
+def _current_inference(root: Path) -> dict[str, Any]:
+    inference = look_up(read_params(root), f"{MEASURING}.inference")
+    if inference is None:
+        raise ValueError(f"{PARAMS}: {MEASURING}.inference: is missing; predictors need it")
+    return inference
+
+
 def _prompts(root: Path) -> bytes:
     """Return the prompts that the weights were made with; params.yaml may have others by now."""
     entry = recorded(root, [STAGE]).get(STAGE, {})
     section = entry.get("params", {}).get(PARAMS, {}).get(STAGE, {})
     if not section.keys() >= set(PROMPT_KEYS):
         raise ValueError(f"dvc.lock: {STAGE}: has no {', '.join(PROMPT_KEYS)}; run `make repro`")
-    prompts = {key: section[key] for key in PROMPT_KEYS}
-    return json.dumps(prompts, sort_keys=True, indent=1).encode()
+    return _to_json({key: section[key] for key in PROMPT_KEYS})
 
 
-def _inference(root: Path) -> bytes:
-    """Return how detections are made now; weights do not depend on it."""
-    inference = look_up(read_params(root), "evaluation.inference")
-    if inference is None:
-        raise ValueError(f"{PARAMS}: evaluation.inference: is missing; predictors need it")
-    return json.dumps(inference, sort_keys=True, indent=1).encode()
+def _to_json(settings: dict[str, Any]) -> bytes:
+    return json.dumps(settings, sort_keys=True, indent=1).encode()

@@ -1,7 +1,8 @@
 """The trained detectors as MLflow models: logged when they change, registered as `candidate`.
 
 predict/served_model.py says what such a model is. A version carries the fingerprint of its weights,
-text encoder, classes and prompts, so a result that is restored from the cache finds its version.
+text encoder, classes, prompts and settings of inference, so a result that is restored from the
+cache finds its version.
 """
 
 import logging
@@ -19,7 +20,7 @@ from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, Object, ParamSchema, ParamSpec, Property, Schema
 
 from flows.overlay import flatten
-from flows.predictor import fingerprint, gather
+from flows.predictor import fingerprint, gather, measured_inference
 from flows.table import read_results
 
 ALIAS = "candidate"
@@ -55,25 +56,27 @@ def publish_model(root: Path, model: str, uri: str, run_id: str, description: st
     A new version belongs to the run, which MLflow ends when it logs a model. Returns its URI.
     """
     mlflow.set_tracking_uri(uri)
-    client, name, own = MlflowClient(), f"ovis-dag-{model}", fingerprint(root, model)
+    client, name, inference = MlflowClient(), f"ovis-dag-{model}", measured_inference(root)
+    own = fingerprint(root, model, inference)
     same = client.search_model_versions(f"name = '{name}' and tags.{FINGERPRINT} = '{own}'")
     if same:
         found = same[0]
     else:
-        found = mlflow.register_model(_log(root, model, run_id), name, tags={FINGERPRINT: own})
+        logged = _log(root, model, inference, run_id)
+        found = mlflow.register_model(logged, name, tags={FINGERPRINT: own})
         client.update_model_version(name, found.version, f"{USE}\n\n{description}")
     if ALIAS not in found.aliases:
         client.set_registered_model_alias(name, ALIAS, found.version)
     return f"models:/{name}/{found.version}"
 
 
-def _log(root: Path, model: str, run_id: str) -> str:
+def _log(root: Path, model: str, inference: bytes, run_id: str) -> str:
     """Log the model with all that it needs and return its URI."""
     # Silences its notice that pip is not installed: requirements are pinned below.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         folder = Path(scratch)
-        gather(root, model, folder / ARTIFACT)
+        gather(root, model, inference, folder / ARTIFACT)
         for package in CODE:
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(root / package, folder / package, ignore=ignored)

@@ -80,7 +80,7 @@ def make_schema(
     reached = set()
     for key, node, _, _ in walk(schema, params):
         reached.add(id(node))
-        if key in comments:
+        if key in comments and _has_own(key, comments):
             node.setdefault("description", comments[key])
             # The comment of a list, or of a mapping of several kinds, explains what is in each.
             if "items" in node or node.get("discriminator", {}).get("propertyName") == "kind":
@@ -88,14 +88,20 @@ def make_schema(
                     own.setdefault("description", comments[key])
     # Then the same keys of other architectures, if they have a comment of their own.
     for key, node in _every(schema, schema):
-        has_own = comments.get(key) != comments.get(key.rpartition(".")[0])
-        if key in comments and has_own and "$ref" not in node:
+        if key in comments and _has_own(key, comments) and "$ref" not in node:
+            node.setdefault("description", comments[key])
+    for key, node, _, _ in walk(schema, params):  # the others share that of their mapping
+        if key in comments:
             node.setdefault("description", comments[key])
     for content, told in profiles:
         for key, node, _, _ in walk(schema, content):
             if key in told and id(node) not in reached:
                 node.setdefault("description", told[key])
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _has_own(key: str, comments: dict[str, str]) -> bool:
+    return comments.get(key) != comments.get(key.rpartition(".")[0])
 
 
 def _variants(model: type[Section]) -> Any:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import cv2
@@ -12,15 +13,17 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows.environment import default_settings
-from flows.graph import PREDICTOR
-from flows.predictor import find, fingerprint, is_complete
+from flows.graph import PREDICTOR, DagError
+from flows.predictor import find, fingerprint, is_complete, measured_inference
+from tests.support.evaluation_inputs import EVALUATION_PARAMS
 from tests.support.images_folder import phone_jpeg
 from tests.support.tiny_detector import INFERENCE, draw
 from tests.support.tiny_predictor import PROMPTS, write_predictor
 from tests.support.toy import PATIENCE, REPOSITORY, write_empty_project
 from tests.support.tracked import read_versions
 
-PARAMS = {"vocabulary": PROMPTS, "evaluation": {"inference": INFERENCE}}
+PARAMS = {"seed": 0, "deterministic": "device", "vocabulary": PROMPTS}
+PARAMS["evaluation"] = EVALUATION_PARAMS.model_dump()
 PUBLISH = """
 import json, sys
 from pathlib import Path
@@ -31,8 +34,12 @@ def publish():
     with Tracking(root) as tracking:
         return publish_model(root, "detector", tracking.uri, tracking.run_id, "what it is")
 lock, params, first = Path("dvc.lock"), Path("params.yaml"), publish()
-params.write_text(params.read_text().replace("name_tokens", "class_token"))  # nothing ran with it
+own = params.read_text()
+edited = own.replace("name_tokens", "class_token").replace('iou": 0.5', 'iou": 0.4')
+assert edited.count("class_token") == edited.count('iou": 0.4') == 1
+params.write_text(edited)  # nothing ran with it
 again, made = publish(), lock.read_text()
+params.write_text(own)
 lock.write_text(made.replace("name_tokens", "class_token"))
 other = publish()
 lock.write_text(made)
@@ -74,10 +81,15 @@ def project(tmp_path) -> Path:
 
 
 def record(root: Path, prompts: dict) -> None:
-    """Write the dvc.lock of a project whose stage `vocabulary` ran with these prompts."""
-    params = {"params.yaml": {"vocabulary": prompts}}
-    lock = {"schema": "2.0", "stages": {"vocabulary": {"cmd": "x", "params": params}}}
+    """Write the dvc.lock of a project whose stages ran with these prompts."""
+    ran = {"vocabulary": prompts, "evaluation": PARAMS["evaluation"]}
+    stages = {k: {"cmd": "x", "params": {"params.yaml": {k: own}}} for k, own in ran.items()}
+    lock = {"schema": "2.0", "stages": stages}
     YAML().dump(lock, root / "dvc.lock")
+
+
+def with_inference(inference: object) -> dict:
+    return PARAMS | {"evaluation": PARAMS["evaluation"] | {"inference": inference}}
 
 
 def call(folder: Path, root: Path, *arguments: str, path: str = "") -> str:
@@ -135,21 +147,34 @@ def test_logged_when_changed_and_served_without_the_repository(project, tmp_path
 
 
 def test_fingerprint_is_of_all_that_decides_and_of_nothing_else(project):
-    before, params = fingerprint(project, "detector"), project / "params.yaml"
-    other = PROMPTS | {"templates": ["{}"]}
+    usual = measured_inference(project)
+    before = fingerprint(project, "detector", usual)
+    other, params = PROMPTS | {"templates": ["{}"]}, project / "params.yaml"
     params.write_text(json.dumps(PARAMS | {"seed": 1, "vocabulary": other}))
-    assert fingerprint(project, "detector") == before
-    params.write_text(json.dumps({"evaluation": {"inference": INFERENCE | {"nms_iou": 0.4}}}))
-    assert fingerprint(project, "detector") != before
-    params.write_text("{}")
-    with pytest.raises(ValueError, match=r"^params\.yaml: evaluation\.inference: is missing"):
-        find(project, "detector")
-    params.write_text(json.dumps(PARAMS))
+    assert fingerprint(project, "detector", usual) == before
+    assert fingerprint(project, "detector", usual.replace(b"0.5", b"0.4")) != before
     record(project, other)
-    assert fingerprint(project, "detector") != before
+    assert fingerprint(project, "detector", usual) != before
     (project / "dvc.lock").unlink()
     with pytest.raises(ValueError, match=r"^dvc\.lock: vocabulary: has no encoder, .*make repro"):
         find(project, "detector")
+
+
+def test_a_prediction_follows_params_yaml_and_a_registered_model_what_was_measured(project):
+    params, changed = project / "params.yaml", INFERENCE | {"nms_iou": 0.4}
+    params.write_text(json.dumps(with_inference(changed)))
+    assert json.loads((find(project, "detector") / "inference.json").read_text()) == changed
+    assert json.loads(measured_inference(project)) == INFERENCE
+    (project / "dvc.lock").write_text("stages: {}\n")
+    assert json.loads(measured_inference(project)) == changed
+    for wrong, told in (
+        (INFERENCE | {"nms_iou": date(2024, 1, 1)}, "inference.nms_iou: .* found .*2024"),
+        (INFERENCE | {5: 1}, "inference.5: "),
+        (0.4, "inference: .*found 0.4"),
+    ):
+        YAML().dump(with_inference(wrong), params)
+        with pytest.raises(DagError, match=rf"^params\.yaml: evaluation\.{told}"):
+            find(project, "detector")
 
 
 def test_only_what_is_there_is_found(project):

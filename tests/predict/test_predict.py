@@ -130,6 +130,14 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys, tmp_path, model, images):
     assert call(monkeypatch, images / "b.jpg", *options) == 0
 
 
+def test_a_model_of_an_earlier_version_is_told(monkeypatch, capsys, tmp_path, model, images):
+    older = shutil.copytree(model, tmp_path / "older")
+    (older / "inference.json").unlink()
+    assert call(monkeypatch, images, "--model", older, "--output", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "inference.json: no such file; a predictor of an earlier version has to be" in line
+
+
 @pytest.mark.parametrize(
     ("file", "text"),
     [

@@ -212,3 +212,9 @@ def test_comments_stand_above_and_behind_their_keys(tmp_path):
         "other.inner.b": "of both",
         "other.last": "above and behind",
     }
+
+
+def test_a_key_has_its_own_comment_and_not_that_of_a_mapping_which_shares_its_model():
+    """`finetune.detections` comes before `evaluation.inference` and explains no key of it."""
+    told = SCHEMA["$defs"]["InferenceParams"]["properties"]
+    assert told["nms_iou"]["description"].startswith("IoU above which the worse of two")

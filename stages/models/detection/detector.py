@@ -99,7 +99,8 @@ class Detector(nn.Module, ABC):
     - "micro_batches": `losses` takes `context`, and there are `padded_hw` and `count_samples`.
     - "proposals": there is `propose`.
     - "object_weights": targets may have "weights".
-    - "partial_labels": targets may have "annotated"; no region is then a negative of another class.
+    - "partial_labels": targets may have "annotated"; regions without an object are then negatives
+      of these classes only.
     - "region_hooks": `losses` also returns the settings' `region_losses`, and there is
       `use_region_head`.
     """

@@ -32,6 +32,21 @@ def test_it_learns_three_scenes_by_heart():
         assert average_precision(precision_table(trial, results, kind, 100))["AP50"] > 90, kind
 
 
+def test_what_remains_is_chosen_in_inference():
+    model, image = tiny_fcos_mo(), draw(1)[0]
+
+    def count(**changes):
+        usual = {"score_threshold": 0.0, "detections_per_image": 10000, "nms_iou": 1.0}
+        return len(predict(model, [image], [[0, 1]], **usual | changes)[0][0].scores)
+
+    assert (
+        count() == 50 + 50 + 2 * 16
+    )  # classes × locations of the coarsest level are fewer than 50
+    assert count(pre_nms_top_n=3) == 3 * 3
+    assert count(detections_per_image=3) == 3
+    assert 0 < count(nms_iou=0.1) < count()
+
+
 def test_nothing_found_is_no_fault():
     model = tiny_fcos_mo()
     wide = np.zeros((40, 90, 3), np.uint8)

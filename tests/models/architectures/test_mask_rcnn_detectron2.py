@@ -117,7 +117,8 @@ def test_the_same_weights_find_the_same_objects(kind):
     own, other = twins(**RESNETS.get(kind, {}))
     images, vocabularies = [draw(1)[0], draw(2)[0][:50]], [[0, 1], [1]]
     expected, found = (
-        list(chain(*predict(x, images, vocabularies, score_threshold=0.0))) for x in (own, other)
+        list(chain(*predict(x, images, vocabularies, score_threshold=0.0, nms_iou=0.3)))
+        for x in (own, other)
     )
     for left, right in zip(expected, found, strict=True):
         assert len(left.scores) == 5

@@ -104,7 +104,7 @@ def test_another_architecture_trains_in_parts(toy, monkeypatch, parts):
 def test_another_architecture_is_evaluated(toy, monkeypatch):
     detector.main()
     evaluation = YAML(typ="safe").load(ROOT / "params.yaml")["evaluation"]
-    evaluation["inference"] = INFERENCE | {"score_threshold": 0.0}
+    evaluation["inference"] = INFERENCE | {"score_threshold": 0.0, "detections_per_image": 2}
     own = YAML(typ="safe").load(Path("params.yaml")) | {"evaluation": evaluation}
     YAML(typ="safe").dump(own, Path("params.yaml"))
     truth = annotate([6, 7]) | {"categories": CATEGORIES}
@@ -114,7 +114,8 @@ def test_another_architecture_is_evaluated(toy, monkeypatch):
     run_module("stages.evaluation")
     assert set(read_json(Path("data/evaluation/metrics.json"))["toy"]) >= {"generalized"}
     found = read_json(Path("data/evaluation/predictions_toy.json"))
-    assert found["image_ids"] == [6, 7] and found["results"]
+    assert found["image_ids"] == [6, 7]
+    assert [own["image_id"] for own in found["results"]] == [6, 6, 7, 7]
 
 
 def test_another_architecture_predicts_with_any_names(toy, tmp_path):

@@ -10,7 +10,8 @@ version. torchvision provides the transform, the focal and GIoU losses and the s
 - Box and centerness are learned from every object with a box weight, whatever its class.
 - A mask is learned in the object's given box. Without a mask weight, the object does not train the
   mask head.
-- Where an image's targets have "annotated", its locations are not negatives of other classes.
+- Where an image's targets have "annotated", locations without an object are negatives of these
+  classes only. A location of an object is a negative of all other classes.
 
 There are no region proposals: all scores are of classes.
 Frames and targets as in stages.models.detection.detector.
