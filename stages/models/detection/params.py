@@ -1,9 +1,10 @@
 """Settings of the detector: its network (stored with the weights), its training and inference.
 
 The stages `detector`, `finetune` and `evaluation` and the comparator `rpn` use these models for
-their sections of params.yaml. The settings of one architecture are the `NetworkParams` in its module `params`, which
-is read without its network, so that a wrong key is reported before anything else is imported or
-runs. What each key means, its unit and the paper's value stand beside it in params.yaml.
+their sections of params.yaml. The settings of one architecture are the `NetworkParams` in its
+module `params`, which is read without its network, so that a wrong key is reported before anything
+else is imported or runs. What each key means, its unit and the paper's value stand beside it in
+params.yaml.
 """
 
 from collections.abc import Mapping, Sequence
