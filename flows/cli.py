@@ -351,7 +351,7 @@ def pools() -> None:
 
 
 @app.command()
-@click.option("--pool", required=True, help="cpu or gpu.")
+@click.option("--pool", required=True, help="cpu, gpu or experiment.")
 @click.option("--name", help="As shown in Prefect; by default host, pool and PID.")
 @click.option("--stages", type=COUNT, help="How many at once.")
 def worker(pool: str, name: str | None, stages: int | None) -> None:
