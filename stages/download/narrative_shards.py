@@ -1,6 +1,7 @@
 """Narratives of the training images, one file per shard of images.
 
-The files have the official format (`stages.common.formats.narratives`), with our image ids.
+The files have the official format (`stages.common.formats.narratives`), with our image ids, and
+their texts are written as those of captions are.
 """
 
 import sys
@@ -17,7 +18,7 @@ from stages.common.formats.narratives import (
 )
 from stages.common.runtime.progress import track
 from stages.common.runtime.storage import replace_file
-from stages.download.examples import NarrativeFiles
+from stages.download.examples import NarrativeFiles, plain
 
 HOME = "google.github.io/localized-narratives"
 
@@ -81,7 +82,13 @@ def copy_narratives(
             found = found or narrative.image_id
             image_id = source.image_id(narrative.image_id)
             if image_id in shard_of:
-                own = replace(narrative, image_id=str(image_id))
+                spoken = tuple(replace(own, text=plain(own.text)) for own in narrative.utterances)
+                own = replace(
+                    narrative,
+                    image_id=str(image_id),
+                    caption=plain(narrative.caption),
+                    utterances=spoken,
+                )
                 files[shard_of[image_id]].write(f"{narrative_line(own)}\n")
                 kept += 1
                 images.add(image_id)

@@ -13,9 +13,7 @@ from stages.evaluation.protocols import Trial
 from stages.models.detection.coco_results import to_results
 from stages.models.detection.detector import Prediction
 
-# Images per call. Fixed, because images of mixed sizes are padded to the largest of their batch,
-# which changes results in the last digits.
-BATCH = 8
+BATCH = 8  # images per call
 
 Predict = Callable[[list[np.ndarray], list[list[int]]], list[list[Prediction]]]
 

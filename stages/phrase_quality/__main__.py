@@ -1,12 +1,15 @@
 """Stage `phrase_quality`: how well the boxes of phrases fit the objects that they name.
 
 Run: python -m stages.phrase_quality. It only measures: no stage that trains reads what it writes. A
-box is compared with the object of its class in its image that it fits best; boxes around several
-objects are left out. Without phrases or annotations, metrics.json says why nothing was measured.
+box is compared with the object of its class in its image that it fits best. Crowds, which are boxes
+around several objects if `phrase_labels.several` says so, are left out, and in Open Images phrases
+of classes that nobody verified in their image. There an object also counts for the classes that
+include its own. Without phrases or annotations, metrics.json says why nothing was measured.
 
 Shape legend: R boxes of phrases.
 """
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +27,15 @@ OUTPUT = DATA / "phrase_quality/metrics.json"
 GROUPS = ("base", "novel", "all")
 
 
-def best_iou(phrases: list[dict], truth: list[dict]) -> Float64[np.ndarray, " R"]:
+def best_iou(
+    phrases: list[dict], truth: list[dict], ancestors: Mapping[int, Collection[int]]
+) -> Float64[np.ndarray, " R"]:
     """Return each box's IoU with the best fitting object of its class; 0 if none.
 
     Args:
         phrases: COCO annotations of the phrases.
         truth: COCO annotations of the objects; crowds are ignored.
+        ancestors: category id → ids of the classes that include it.
     """
     objects = group_by_image(own for own in truth if not own["iscrowd"])
     found = np.zeros(len(phrases))
@@ -37,7 +43,7 @@ def best_iou(phrases: list[dict], truth: list[dict]) -> Float64[np.ndarray, " R"
         same = [
             own["bbox"]
             for own in objects.get(phrase["image_id"], [])
-            if own["category_id"] == phrase["category_id"]
+            if phrase["category_id"] in named(own["category_id"], ancestors)
         ]
         if same:
             boxes = xywh_to_xyxy(np.array([phrase["bbox"], *same], np.float64))
@@ -45,9 +51,40 @@ def best_iou(phrases: list[dict], truth: list[dict]) -> Float64[np.ndarray, " R"
     return found
 
 
-def make_metrics(phrases: list[dict], truth: list[dict], categories: list[Category]) -> dict:
+def named(category_id: int, ancestors: Mapping[int, Collection[int]]) -> set[int]:
+    """Return the classes that an object of a class is of."""
+    return {category_id, *ancestors.get(category_id, ())}
+
+
+def verified(
+    phrases: list[dict], truth: dict, ancestors: Mapping[int, Collection[int]]
+) -> list[dict]:
+    """Return the phrases of classes that are known to be in their image or not.
+
+    Args:
+        phrases: COCO annotations of the phrases.
+        truth: a COCO file; in images with `verified_category_ids` other classes are not known.
+        ancestors: category id → ids of the classes that include it.
+    """
+    known = {
+        image["id"]: set(image["verified_category_ids"])
+        for image in truth["images"]
+        if "verified_category_ids" in image
+    }
+    for own in truth["annotations"]:
+        if own["image_id"] in known:
+            known[own["image_id"]] |= named(own["category_id"], ancestors)
+    return [p for p in phrases if p["category_id"] in known.get(p["image_id"], {p["category_id"]})]
+
+
+def make_metrics(
+    phrases: list[dict],
+    truth: list[dict],
+    categories: list[Category],
+    ancestors: Mapping[int, Collection[int]],
+) -> dict:
     """Return, per group: count, mean IoU, and the fractions with IoU >= 0.5 and with IoU 0."""
-    iou = best_iou(phrases, truth)
+    iou = best_iou(phrases, truth, ancestors)
     metrics: dict[str, dict[str, float]] = {}
     for group in GROUPS:
         ids = {category.id for category in categories if group in (category.split, "all")}
@@ -62,16 +99,20 @@ def make_metrics(phrases: list[dict], truth: list[dict], categories: list[Catego
 def main() -> None:
     """Write metrics.json."""
     annotations = read_json(DATA / "phrase_labels/annotations.json")["annotations"]
-    phrases = [own for own in annotations if not own["iscrowd"]]
-    truth = read_json(TRUTH)["annotations"]
-    if not phrases or all(own["iscrowd"] for own in truth):
+    truth = read_json(TRUTH)
+    ancestors = {c["id"]: c["ancestors"] for c in truth.get("categories", []) if "ancestors" in c}
+    single = [own for own in annotations if not own["iscrowd"]]
+    phrases = verified(single, truth, ancestors) if is_annotated(TRUTH) else single
+    if not phrases or all(own["iscrowd"] for own in truth["annotations"]):
         none = "no objects to measure" if is_annotated(TRUTH) else SKIPPED
-        reason = none if phrases else "there is no phrase of a class"
+        reason = none if phrases else "there is no phrase of one object of a known class"
         write_json(OUTPUT, {"skipped": reason, "count": len(phrases)})
         print(f"phrase_quality: {reason}")
         return
     categories = read_categories(DATA / "download/categories.json")
-    metrics = make_metrics(phrases, truth, categories)
+    metrics = make_metrics(phrases, truth["annotations"], categories, ancestors)
+    if len(phrases) < len(single):
+        metrics["unverified"] = len(single) - len(phrases)
     write_json(OUTPUT, metrics)
     print(f"phrase_quality: mean IoU of {len(phrases)} boxes {metrics['all']['mean_iou']:.3f}")
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from stages.common.formats.captions import MentionFinder
+from stages.common.formats.captions import Mention, MentionFinder
 from stages.common.formats.narratives import END_OF_SENTENCE, FREE, Narrative, in_time
 from stages.common.formats.tables import boxes_table
-from stages.phrases.noun_phrases import Parser, make_phrase
+from stages.phrases.noun_phrases import Parser, Phrase, goes_on, is_denied, make_phrase
 from stages.phrases.params import PhrasesParams
-from stages.phrases.traces import NOT_SPOKEN, Located, align, locate, time_window
+from stages.phrases.traces import DENIED, NOT_SPOKEN, Located, align, locate, time_window
 
 
 @dataclass(frozen=True)
@@ -51,31 +51,25 @@ def narrated_phrases(
 ) -> list[Narrated]:
     """Return the phrases of a narrative, the `place`-th of its image, in order.
 
-    A phrase is of a class if its end names it: "red cup" is a cup, "cup holder" is not. Where the
-    parser has no phrase at all around the name of a class, the name itself is one.
+    A phrase is of a class if its end names it: "red cup" is a cup, "cup holder" is not. What is
+    said not to be there, as in "no cup", has no class and no box.
     """
     text = narrative.caption
     mentions = finder.find(text)
-    phrases = parse(text)
-    alone = [
-        make_phrase(text, m.start, m.end, m.start)
-        for m in mentions
-        if not any(p.start < m.end and m.start < p.end for p in phrases)
-    ]
     ends = {m.end: m for m in mentions}
-    spans, trace = align(text, narrative.utterances), in_time(narrative.trace)
+    spoken, trace = align(text, narrative.utterances), in_time(narrative.trace)
     found = []
-    for phrase in sorted([*phrases, *alone], key=lambda own: own.start):
-        window = time_window(
-            phrase.spoken_from, phrase.end, narrative.utterances, spans, params.window
-        )
-        located = Located((0.0, 0.0), reason=NOT_SPOKEN)
-        if window is not None:
-            located = locate(trace, window, image_hw, params.box)
-        mention = ends.get(phrase.end)
-        category_id = FREE
+    for phrase in with_names(text, parse(text), mentions):
+        mention, category_id = ends.get(phrase.end), FREE
         if mention is not None and mention.start >= phrase.start:
             category_id = mention.category_id
+        window = time_window(phrase, spoken, params.window)
+        if is_denied(text, phrase):
+            located, category_id = Located((0.0, 0.0), reason=DENIED), FREE
+        elif window is None:
+            located = Located((0.0, 0.0), reason=NOT_SPOKEN)
+        else:
+            located = locate(trace, window, image_hw, params.box)
         found.append(
             Narrated(
                 int(narrative.image_id),
@@ -90,6 +84,28 @@ def narrated_phrases(
             )
         )
     return found
+
+
+def with_names(text: str, phrases: list[Phrase], mentions: Sequence[Mention]) -> list[Phrase]:
+    """Return the phrases in order, none of which ends or begins within the name of a class.
+
+    The parser may cut a name that contains a word of a closed class or a participle, such as "trash
+    can", "chest of drawers" and "washing machine"; phrases that a name crosses become one with it.
+    Where there is no phrase at all around a name, the name is one, unless another noun follows
+    ("a car light" is no car).
+    """
+    for mention in mentions:
+        near = [p for p in phrases if p.start < mention.end and mention.start < p.end]
+        if any(p.start <= mention.start and mention.end <= p.end for p in near):
+            continue
+        if not near and goes_on(text, mention.end):
+            continue
+        start = min([mention.start, *(p.start for p in near)])
+        end = max([mention.end, *(p.end for p in near)])
+        begun = min([start, *(p.spoken_from for p in near)])
+        others = [p for p in phrases if p not in near]
+        phrases = [*others, make_phrase(text, start, end, begun)]
+    return sorted(phrases, key=lambda own: own.start)
 
 
 def make_table(phrases: Sequence[Narrated]) -> pa.Table:

@@ -4,9 +4,10 @@ Two ways, both of which leave out pronouns and words for the image itself ("back
 side"), and give the phrase without its article. The poster does not say how its phrases are found.
 
 A phrase is of several things if it has a number or a word such as "some", if an amount stands
-before it ("a group of cows"), or if its last word is a plural ("cows"). The pointer goes round all
-of these things alike, so its box is that of no single object. A plural is told by its ending, with
-lists of exceptions; "glasses" and "scissors" are one thing, unless they are counted.
+before it ("a group of cows"), or if its noun is a plural ("cows", "chests of drawers"). The pointer
+goes round all of these things alike, so its box is that of no single object. A plural is told by
+its ending, with lists of exceptions; "glasses" and "scissors" are one thing, unless they are
+counted, and so is what follows an "a" or "this".
 
 - pattern: without any model. A phrase is a run of words between words of closed classes, which are
   listed below, and participles. It knows no grammar: a verb that is not listed becomes a noun.
@@ -28,19 +29,20 @@ SEVERAL = set(
 )
 # With "of" after them, they say how many there are of what follows.
 ONE_OF = set("one each either".split())
+ONE = set("a an another each every one that this".split())  # directly before a single thing
+DENIALS = set("neither no nor not without".split())
 MANY_OF = SEVERAL | set(
     "bunches collection couples crowd dozen dozens flock groups herd hundreds lot number pairs pile"
     " piles row rows series set sets stack stacks variety".split()
 )
 # With a plural's ending, and yet one thing: "a pair of scissors" too.
 ONE_IN_PLURAL = set(
-    "binoculars canvas chopsticks clothes fries gas glasses goggles headphones jeans lens overalls"
-    " pajamas pants pliers pyjamas scissors shears shorts spectacles stairs sunglasses tongs"
-    " trousers tweezers".split()
+    "atlas binoculars canvas chopsticks clothes fries gas glasses goggles headphones jeans leggings"
+    " lens overalls pajamas pants pliers pyjamas rhinoceros scissors shears shorts skis slacks"
+    " spectacles stairs sunglasses sweatpants thermos tights tongs trousers tweezers".split()
 )
-IRREGULAR_PLURALS = set(
-    "cattle children feet geese men menus mice people taxis teeth women".split()
-)
+IRREGULAR_PLURALS = set("cattle children feet geese menus mice oxen people taxis teeth".split())
+MEN = re.compile(r"(?<!speci)(?<!abdo)(?<!a)(?<!\bo)men$")  # "policemen", but no "specimen", "omen"
 DETERMINERS = SEVERAL | set(
     "a an the this that one another other any each every all his her its my our their your".split()
 )
@@ -126,21 +128,53 @@ def make_phrase(text: str, start: int, end: int, spoken_from: int) -> Phrase:
         spoken_from: where its article begins.
     """
     words = WORD.findall(text[start:end].lower()) or [""]  # a phrase may be a mark alone
-    counted = any(word in SEVERAL for word in WORD.findall(text[spoken_from:start].lower()))
+    noun = words[words.index("of") - 1] if "of" in words[1:] else words[-1]
+    article = WORD.findall(text[spoken_from:start].lower())
+    counted = any(word in SEVERAL for word in article)
     before = max(spoken_from - LONGEST_AMOUNT, 0)
     amount = AMOUNT.search(text[before:spoken_from])
-    if amount is None:
-        return Phrase(start, end, spoken_from, counted or _is_plural(words[-1]))
+    if amount is None or amount.group().lower().startswith("the number"):  # that is one of digits
+        one = article[-1:] and article[-1] in ONE
+        return Phrase(start, end, spoken_from, counted or (not one and _is_plural(noun)))
     word = amount[1].lower()
-    one = word in ONE_OF or (word == "pair" and words[-1] in ONE_IN_PLURAL)
+    if word in ONE_OF:  # "one of the two cows"
+        return Phrase(start, end, before + amount.start(), False)
+    one = word == "pair" and noun in ONE_IN_PLURAL
     return Phrase(start, end, before + amount.start(), counted or not one)
 
 
 def _is_plural(word: str) -> bool:
-    if word in IRREGULAR_PLURALS:
+    if word in IRREGULAR_PLURALS or MEN.search(word):
         return True
-    singular = word.endswith(("ss", "us", "is", "'s", "’s")) or word in ONE_IN_PLURAL
-    return word.endswith("s") and not singular
+    singular = word.endswith(("ss", "us", "is", "'s", "’s")) and not word.endswith("inis")
+    return word.endswith("s") and not singular and word not in ONE_IN_PLURAL
+
+
+def is_denied(text: str, phrase: Phrase) -> bool:
+    """Say whether the text says that there is no such thing: "no dog", "without a dog".
+
+    "No parking sign" is a sign.
+    """
+    before = WORD.findall(text[: phrase.start].lower())
+    while before and before[-1] in DETERMINERS:
+        before.pop()
+    own = WORD.findall(text[phrase.start : phrase.end].lower())
+    if own and own[0] in DENIALS:  # spaCy's phrases have it
+        return True
+    return bool(before and own) and before[-1] in DENIALS and not own[0].endswith("ing")
+
+
+def goes_on(text: str, end: int) -> bool:
+    """Say whether another noun follows directly, so that what ends here is only its attribute."""
+    after = WORD.search(text, end)
+    if after is None or text[end : after.start()].strip(" \t\n-"):
+        return False
+    word = after[0].lower()
+    return not (_ends_a_run(word) or word in DETERMINERS or _is_participle(word))
+
+
+def _ends_a_run(word: str) -> bool:
+    return word in BOUNDARIES or (word.endswith("ing") and word not in NOUNS_IN_ING)
 
 
 def _runs(text: str) -> Iterator[list[re.Match]]:
@@ -151,7 +185,7 @@ def _runs(text: str) -> Iterator[list[re.Match]]:
         if run and text[run[-1].end() : match.start()].strip(" \t\n-"):
             yield run
             run = []
-        if word in BOUNDARIES or (word.endswith("ing") and word not in NOUNS_IN_ING):
+        if _ends_a_run(word):
             yield run
             run = []
         elif word in DETERMINERS and any(_counts(own) for own in run):

@@ -22,7 +22,7 @@ class TraceParams(Section):
 
     trim_fraction: Annotated[float, Field(ge=0, lt=0.5)]
     min_points: Annotated[int, Field(ge=1)]
-    min_side: Fraction
+    min_side: Annotated[float, Field(gt=0, le=1)]
     max_area: Fraction
 
 

@@ -17,10 +17,12 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from stages.common.formats.narratives import Utterance
-from stages.phrases.noun_phrases import WORD
+from stages.common.geometry.boxes import SMALLEST_SIDE
+from stages.phrases.noun_phrases import WORD, Phrase
 from stages.phrases.params import TraceParams, WindowParams
 
-NOT_SPOKEN, NO_TRACE, FEW_POINTS, SMALL, LARGE = (
+DENIED, NOT_SPOKEN, NO_TRACE, FEW_POINTS, SMALL, LARGE = (
+    "it is said not to be there",
     "no utterance has it",
     "the narrative has no trace",
     "too few points",
@@ -48,48 +50,55 @@ class Located:
     reason: str = ""
 
 
-def align(caption: str, utterances: Sequence[Utterance]) -> list[tuple[int, int] | None]:
-    """Return the characters [start, end) of the caption that each utterance says, in their order.
+@dataclass(frozen=True)
+class Spoken:
+    """Characters [start, end) of a caption, one word, and the utterance that says it."""
+
+    start: int
+    end: int
+    utterance: Utterance
+
+
+def align(caption: str, utterances: Sequence[Utterance]) -> list[Spoken]:
+    """Return the words of the caption that an utterance says, in order.
 
     Both are texts of one person's speech, but written down twice: words of one may be missing in
-    the other, or be written otherwise. None of an utterance that the caption has no word of.
+    the other, or be written otherwise. As many words that differ, between words that agree, are
+    taken for the same ones.
     """
     words = list(WORD.finditer(caption))
-    written = [match.group().lower() for match in words]
-    spoken = [
-        (word.lower(), index)
-        for index, utterance in enumerate(utterances)
-        for word in WORD.findall(utterance.text)
+    spoken = [(word, own) for own in utterances for word in WORD.findall(own.text)]
+    matcher = SequenceMatcher(
+        None,
+        [_plain_word(match.group()) for match in words],
+        [_plain_word(word) for word, _ in spoken],
+        autojunk=False,
+    )
+    return [
+        Spoken(*match.span(), own)
+        for _, low, high, first, behind in matcher.get_opcodes()
+        if high - low == behind - first
+        for match, (_, own) in zip(words[low:high], spoken[first:behind], strict=True)
     ]
-    matcher = SequenceMatcher(None, written, [word for word, _ in spoken], autojunk=False)
-    spans: list[tuple[int, int] | None] = [None] * len(utterances)
-    for block in matcher.get_matching_blocks():
-        for offset in range(block.size):
-            match, index = words[block.a + offset], spoken[block.b + offset][1]
-            known = spans[index]
-            spans[index] = (known[0] if known else match.start(), match.end())
-    return spans
+
+
+def _plain_word(word: str) -> str:
+    return word.lower().replace("’", "'")
 
 
 def time_window(
-    start: int,
-    end: int,
-    utterances: Sequence[Utterance],
-    spans: Sequence[tuple[int, int] | None],
-    params: WindowParams,
+    phrase: Phrase, spoken: Sequence[Spoken], params: WindowParams
 ) -> tuple[float, float] | None:
-    """Return the seconds when characters [start, end) were said, widened; None if they were not.
+    """Return the seconds when a phrase was said, widened; None if none of its words was.
 
-    An utterance of several words counts as a whole, for nothing tells when each was said.
+    It begins with the phrase's article or amount. An utterance of several words counts as a whole,
+    for nothing tells when each was said.
     """
-    own = [
-        utterance
-        for utterance, span in zip(utterances, spans, strict=True)
-        if span is not None and span[0] < end and span[1] > start
-    ]
-    if not own:
+    own = [word for word in spoken if word.start < phrase.end and word.end > phrase.spoken_from]
+    if not any(word.end > phrase.start for word in own):
         return None
-    first, last = min(u.start for u in own), max(max(u.start, u.end) for u in own)
+    first = min(word.utterance.start for word in own)
+    last = max(max(word.utterance.start, word.utterance.end) for word in own)
     return max(first - params.before, 0.0), last + params.after
 
 
@@ -105,7 +114,7 @@ def locate(
         trace: in order of time.
         window: seconds, both ends within.
         image_hw: pixels.
-        params: what is cut off, and which boxes are none.
+        params: what is cut off, and which boxes are none. None has a side below a pixel either.
     """
     if not len(trace):
         return Located(window, reason=NO_TRACE)
@@ -119,10 +128,10 @@ def locate(
         return Located(*facts, reason=FEW_POINTS)
     low, high = np.quantile(points, [params.trim_fraction, 1 - params.trim_fraction], axis=0)
     sides = high - low
-    if sides.min() < params.min_side:
+    height, width = image_hw
+    if sides.min() < params.min_side or (sides * [width, height]).min() < SMALLEST_SIDE:
         return Located(*facts, reason=SMALL)
     if sides.prod() > params.max_area:
         return Located(*facts, reason=LARGE)
-    height, width = image_hw
     box = np.concatenate([low, high]) * [width, height, width, height]
     return Located(*facts, box.astype(np.float32))

@@ -36,6 +36,18 @@ def drop_masks(content: dict) -> dict:
     return content | {"annotations": kept}
 
 
+def _advice(name: str) -> str:
+    """Return what helps if a source has nothing to learn from."""
+    if name != "phrases":
+        return "choose another source in params.yaml: detector.supervision"
+    return (
+        "are there narratives of the training images? data/phrase_labels/metrics.json counts their"
+        " phrases, and why they have no box (x and y are fractions of the image, t and the"
+        " utterances' times are seconds); or choose another source in params.yaml:"
+        " detector.supervision"
+    )
+
+
 def main() -> None:
     """Write the source that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -58,6 +70,10 @@ def main() -> None:
     content = keep_classes(read_json(Path(source["annotations"])), wanted)
     if name in BOXES_ALONE:
         content = drop_masks(content)
+    if all(own.get("iscrowd") for own in content["annotations"]):
+        raise ValueError(
+            f"{source['annotations']}: no object of {classes} classes; {_advice(name)}"
+        )
     write_json(OUTPUT / f"{name}.json", content, indent=None)
     print(f"supervision: {name}: {len(content['annotations'])} objects of {classes} classes")
 

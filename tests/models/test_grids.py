@@ -15,6 +15,7 @@ from stages.models.detection.params import (
     Resnet50FpnParams,
     TrunkParams,
 )
+from stages.models.detection.transform import ImageTransform
 from tests.support.receptive_fields import CENTRE_TOLERANCE, make_even, receptive_centre
 from tests.support.tiny_detector import RESNETS, tiny_detector
 
@@ -111,3 +112,23 @@ def test_a_mask_is_learned_where_it_is():
     assert int(learned.sum()) == 20 * 8
     nothing = mask_head_loss(logits[:0], [box[:0]], [mask], [torch.zeros(0, dtype=torch.int64)])
     assert nothing == 0
+
+
+@pytest.mark.parametrize("side", [427, 480, 640, 400, 800])
+def test_masks_stay_where_their_image_is_resized(side):
+    """On average over many, in pixels of the resized image; torchvision moves them by a half.
+
+    Where pixels of the image end on the centres of new ones, as from 480 to 800, these are ties.
+    """
+    transform = ImageTransform(800, 1333, [0.0] * 3, [1.0] * 3)
+    masks = torch.zeros(60, side, side, dtype=torch.uint8)
+    for k, mask in enumerate(masks):
+        mask[k : 2 * k + 90, 7 + k : 40 + 3 * k] = 1
+    corners = [[7.0 + k, k, 40 + 3 * k, 2 * k + 90] for k in range(60)]
+    target = {"boxes": torch.tensor(corners), "masks": masks}
+    _, (resized,) = transform([torch.zeros(3, side, side)], [target])
+    found = torch.stack([m.nonzero().float().mean(0).flip(0) + 0.5 for m in resized["masks"]])
+    true = (resized["boxes"][:, :2] + resized["boxes"][:, 2:]) / 2
+    assert (found - true).mean(0).abs().max() < 0.2
+    none = {"boxes": torch.zeros(0, 4), "masks": masks[:0]}
+    assert transform([torch.zeros(3, side, side)], [none])[1][0]["masks"].shape == (0, 800, 800)

@@ -49,7 +49,7 @@ from stages.models.detection.region_hooks import MakeRegionHead, RegionLoss, fin
 from stages.models.detection.text_classifier import TextClassifier
 
 DEFAULT_ARCHITECTURE = "mask_rcnn"  # of files whose header names none
-PREDICTED_AT_ONCE = 16  # images; it changes no result if all have the same size
+PREDICTED_AT_ONCE = 16  # images
 # The methods that an architecture must have for what it supports.
 METHODS: dict[Feature, tuple[str, ...]] = {
     "micro_batches": ("padded_hw", "count_samples"),
@@ -287,7 +287,9 @@ def predict(
 ) -> list[list[Prediction]]:
     """Return predictions per vocabulary and image.
 
-    What does not depend on the vocabulary is computed once for all of them.
+    What does not depend on the vocabulary is computed once for all of them. Images of different
+    sizes are not padded to a common one, for a group norm would see the padding; so nothing that is
+    found in an image depends on the others.
 
     Args:
         model: a detector; it is put into inference mode.
@@ -297,12 +299,21 @@ def predict(
         inference: which detections remain.
     """
     model.eval()
-    found: list[list[Prediction]] = [[] for _ in vocabularies]
-    for start in range(0, len(images), PREDICTED_AT_ONCE):
-        some = images[start : start + PREDICTED_AT_ONCE]
-        pixels = [to_unit_range(image).to(model.device) for image in some]
-        with own_kernels():
-            batches = model.detect(pixels, vocabularies, inference)
-        for all_found, batch in zip(found, batches, strict=True):
-            all_found.extend(batch)
-    return found
+    found: list[dict[int, Prediction]] = [{} for _ in vocabularies]
+    for same in _same_size(images):
+        for start in range(0, len(same), PREDICTED_AT_ONCE):
+            indices = same[start : start + PREDICTED_AT_ONCE]
+            pixels = [to_unit_range(images[k]).to(model.device) for k in indices]
+            with own_kernels():
+                batches = model.detect(pixels, vocabularies, inference)
+            for own, batch in zip(found, batches, strict=True):
+                own.update(zip(indices, batch, strict=True))
+    return [[own[k] for k in range(len(images))] for own in found]
+
+
+def _same_size(images: Sequence[np.ndarray]) -> list[list[int]]:
+    """Return groups of image indices, one group per size."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(index)
+    return list(groups.values())

@@ -11,6 +11,7 @@ The ALP poster says only "deep Hourglass mask head". Ours:
   on each other.
 - Maps are halved by kernels of an even side, where Deep-MAC has 3×3, so that a coarse cell is
   centred on those that it stands for.
+- The convolution after the hourglass has `channels` outputs; Deep-MAC's code has twice as many.
 - Each architecture says from which features of a box the instance embedding is computed.
 
 Shape legend: N images, R regions, S cells per side of a crop, M of a mask (here S), D channels of a

@@ -96,19 +96,12 @@ class Predictor:
             UnknownWordsError: a name has a word that the text encoder does not know.
             ValueError: there are no names, or one is blank or given twice.
         """
-        found: dict[int, Prediction] = {}
         vocabulary = [range(len(names))]
         with self._lock:
             classifier = self._detector.classifier
             embeddings = self.embed(names, allow_unknown)
             classifier.embeddings = embeddings.to(classifier.embeddings.device)
-            # One size at a time: padding to a common size would change the last digits.
-            for indices in _same_size(images):
-                (predictions,) = predict(
-                    self._detector, [images[k] for k in indices], vocabulary, self._inference
-                )
-                found.update(zip(indices, predictions, strict=True))
-        return [found[k] for k in range(len(images))]
+            return predict(self._detector, images, vocabulary, self._inference)[0]
 
     def embed(
         self, names: Sequence[str], allow_unknown: bool = False
@@ -196,11 +189,3 @@ def _same_vectors(own: torch.Tensor, trained: torch.Tensor) -> bool:
     """Return whether vectors (C, D) agree, relative to each one's length in training."""
     apart = (own - trained).abs().amax(dim=1)
     return bool((apart <= SAME_EMBEDDING * trained.norm(dim=1)).all())
-
-
-def _same_size(images: Sequence[np.ndarray]) -> list[list[int]]:
-    """Return groups of image indices, one group per size."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, image in enumerate(images):
-        groups.setdefault(image.shape, []).append(index)
-    return list(groups.values())

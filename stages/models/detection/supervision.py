@@ -9,6 +9,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +60,7 @@ class Supervision:
         # For each step so far: its source, and how many steps that source had before.
         self._turns: list[tuple[int, int]] = []
         self._taken = np.zeros(len(self.sources), int)
+        self._lock = Lock()  # batches are drawn in several threads
 
     @classmethod
     def of(cls, images: Sequence[LabelledImage]) -> "Supervision":
@@ -92,12 +94,13 @@ class Supervision:
         """
         total = sum(source.fraction for source in self.sources)
         fractions = np.array([source.fraction / total for source in self.sources])
-        while len(self._turns) <= step:
-            behind = fractions * (len(self._turns) + 1) - self._taken
-            turn = int(np.argmax(behind.round(6)))
-            self._turns.append((turn, int(self._taken[turn])))
-            self._taken[turn] += 1
-        return self._turns[step]
+        with self._lock:
+            while len(self._turns) <= step:
+                behind = fractions * (len(self._turns) + 1) - self._taken
+                turn = int(np.argmax(behind.round(6)))
+                self._turns.append((turn, int(self._taken[turn])))
+                self._taken[turn] += 1
+            return self._turns[step]
 
     def counts(self, batch_size: int) -> list[int]:
         """Return how many images of a batch come from each source, by largest remainder.

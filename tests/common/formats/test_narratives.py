@@ -1,6 +1,7 @@
 """Localized Narratives: the official form, read, written, and simulated for scenes."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -153,6 +154,18 @@ def test_narratives_of_training_images_go_to_their_shards(tmp_path):
     source.write_text("\n")
     with pytest.raises(ValueError, match=r"all\.jsonl: has no narrative; write one per line"):
         copy_narratives(out, {"train/0": [1]}, files, 0.1)
+
+
+def test_texts_of_narratives_are_written_as_those_of_captions(tmp_path):
+    """Else "hot  dog" were a hot dog in the caption, and a dog in the phrase."""
+    decomposed = unicodedata.normalize("NFD", "a café\n with a hot  dog")
+    spoken = [{"utterance": decomposed, "start_time": 0.0, "end_time": 1.0}]
+    source, out = tmp_path / "all.jsonl", tmp_path / "out"
+    source.write_text(line(caption=decomposed, timed_caption=spoken), encoding="utf-8")
+    files = NarrativeFiles([source], lambda name: 1, "1", "download.some.key")
+    copy_narratives(out, {"train/0": [1]}, files, 0.0)
+    (own,) = NarrativeReader(0).read([out / "train/0.jsonl"])
+    assert own.caption == own.utterances[0].text == "a café with a hot dog"
 
 
 def test_a_byte_order_mark_breaks_no_line(tmp_path):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from flows.overlay import apply_profile
 from stages.common.formats.categories import Category
@@ -10,6 +11,7 @@ from stages.common.runtime.params import read_section
 from stages.detector.params import DetectorParams
 from stages.evaluation.average_precision import KINDS, average_precision, precision_table
 from stages.evaluation.protocols import Trial
+from stages.models.architectures.fcos_mo.params import FocalParams
 from stages.models.detection.coco_results import to_results
 from stages.models.detection.supervision import Supervision
 from tests.support.tiny_detector import annotate, draw, predict
@@ -45,6 +47,22 @@ def test_what_remains_is_chosen_in_inference():
     assert count(pre_nms_top_n=3) == 3 * 3
     assert count(detections_per_image=3) == 3
     assert 0 < count(nms_iou=0.1) < count()
+
+
+def test_an_image_does_not_depend_on_others_of_another_size():
+    """A group norm would see the padding."""
+    model, square, wide = tiny_fcos_mo(), draw(1)[0], draw(2)[0][:40]
+    ((alone,),) = predict(model, [wide], [[0, 1]], score_threshold=0.0)
+    ((_, beside, _),) = predict(model, [square, wide, square], [[0, 1]], score_threshold=0.0)
+    assert np.array_equal(alone.scores, beside.scores)
+    assert np.array_equal(alone.boxes_xyxy, beside.boxes_xyxy)
+
+
+def test_a_gamma_without_a_gradient_is_refused():
+    for gamma in (0.0, 1.0, 2.5):
+        assert FocalParams(alpha=0.25, gamma=gamma, prior=0.01).gamma == gamma
+    with pytest.raises(ValueError, match="expected 0 or a number >= 1"):
+        FocalParams(alpha=0.25, gamma=0.5, prior=0.01)
 
 
 def test_nothing_found_is_no_fault():

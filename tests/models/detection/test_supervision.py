@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import stages.finetune.__main__ as finetune
 from stages.common.runtime.curves import Curve
+from stages.common.runtime.prefetch import prefetch
 from stages.common.runtime.storage import read_json, write_json
 from stages.models.detection.detector import LossSettings, save, to_unit_range
 from stages.models.detection.params import SourceParams, SupervisionParams, TrainingParams
@@ -74,6 +75,16 @@ def test_sources_may_take_turns():
     batches = [drawn(turns, step, 4) for step in range(4)]
     assert [{name[0] for name in batch} for batch in batches] == [{"a"}, {"b"}, {"a"}, {"b"}]
     assert sorted(batches[0] + batches[2]) == images("a", 8)
+
+
+def test_turns_are_the_same_whichever_thread_draws_them_and_wherever_a_training_resumes():
+    sources = [source("a", 8, 0.5), source("b", 8, 0.5)]
+    right = [Supervision(sources, "in_turn").batch(step, 2, 0) for step in range(700)]
+    for first in (0, 300, 600) * 5:
+        steps, turns = range(first, first + 12), Supervision(sources, "in_turn")
+        assert [*prefetch(lambda step, own=turns: own.batch(step, 2, 0), steps, 3)] == right[
+            first : first + 12
+        ]
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,25 @@ def test_each_box_is_compared_with_the_best_object_of_its_class_in_its_image(wor
 
 
 def test_where_nothing_can_be_measured_it_says_so(workplace):
-    assert "no phrase" in measure(workplace, [], {"annotations": TRUTH})["skipped"]
+    assert "no phrase" in measure(workplace, [], {"annotations": TRUTH, "images": []})["skipped"]
     truth = {"annotated": False, "annotations": []}
     assert measure(workplace, PHRASES, truth)["count"] == 4
     crowds = {"annotations": [{**own, "iscrowd": 1} for own in TRUTH], "images": []}
     assert measure(workplace, PHRASES, crowds) == {"skipped": "no objects to measure", "count": 4}
+
+
+def test_in_open_images_a_class_is_found_in_those_that_it_includes(workplace):
+    """Disc 3 is a kind of 5; of image 2 it is not known whether there is a 5."""
+    truth = {
+        "annotations": [box(3, 0, 0, 10, 10), box(3, 0, 0, 10, 10, image_id=2)],
+        "images": [{"id": k, "verified_category_ids": [3]} for k in (1, 2, 4)],
+        "categories": [{"id": 3, "ancestors": [5]}, {"id": 5}],
+    }
+    phrases = [
+        box(5, 0, 0, 10, 10),
+        box(3, 0, 0, 10, 5, image_id=2),
+        box(5, 1, 1, 9, 9, image_id=4),
+    ]
+    found = measure(workplace, phrases, truth)
+    assert found["novel"] == {"count": 1, "mean_iou": 1.0, "at_50": 1.0, "beside": 0.0}
+    assert found["all"]["count"] == 2 and found["unverified"] == 1

@@ -104,3 +104,16 @@ def test_sources_that_make_no_sense_are_refused_with_the_reason(repository, cont
     change_params("detector", supervision=content)
     with pytest.raises(ValueError, match=rf"params\.yaml: detector.*{reason}"):
         detector.main()
+
+
+def test_a_source_of_nothing_is_refused_before_anything_is_trained(repository, monkeypatch):
+    crowds = phrases(1)
+    crowds["annotations"] = [own | {"iscrowd": 1} for own in crowds["annotations"]]
+    change_params("detector", supervision=learned_from("base_masks", "phrases"))
+    for content in (crowds, crowds | {"annotations": []}):
+        write_json(Path("data/phrase_labels/annotations.json"), content)
+        with pytest.raises(
+            ValueError,
+            match=r"phrase_labels/annotations\.json: no object of .*metrics\.json counts",
+        ):
+            bring(monkeypatch, "phrases")

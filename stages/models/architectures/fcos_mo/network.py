@@ -24,7 +24,6 @@ from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from stages.models.architectures.fcos_mo.heads import DenseHead, SigmoidClassifier, focal_terms
@@ -50,6 +49,7 @@ from stages.models.detection.params import InferenceParams
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.suppression import suppress
 from stages.models.detection.text_classifier import TextClassifier
+from stages.models.detection.transform import ImageTransform
 
 
 class Network(Detector):
@@ -65,7 +65,7 @@ class Network(Detector):
         self.backbone, _ = build_backbone(params.backbone)
         width, finest = self.backbone.out_channels, self.backbone.strides[0]
         strides = self.backbone.level_strides[params.locations.finest_level :]
-        self.transform = GeneralizedRCNNTransform(
+        self.transform = ImageTransform(
             params.resize.shorter_side,
             params.resize.longer_side,
             list(self.backbone.pixel_mean),

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.common.runtime.params import Section
 from stages.models.detection.mask_head_params import HourglassParams, check_width
@@ -28,6 +28,16 @@ class FocalParams(Section):
     alpha: float = Field(ge=0, le=1)
     gamma: float = Field(ge=0)
     prior: float = Field(gt=0, lt=1)
+
+    @field_validator("gamma")
+    @classmethod
+    def _has_a_gradient(cls, gamma: float) -> float:
+        if 0 < gamma < 1:
+            raise ValueError(
+                "expected 0 or a number >= 1: between them the gradient of a certain prediction is"
+                " infinite"
+            )
+        return gamma
 
 
 class NetworkParams(DetectorNetworkParams):

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import resize_boxes
 
 from stages.models.architectures.mask_rcnn.heads import (
     HourglassRegionHeads,
@@ -40,6 +40,7 @@ from stages.models.detection.params import InferenceParams, ProposalLimits
 from stages.models.detection.paste_masks import in_image
 from stages.models.detection.region_hooks import MakeRegionHead
 from stages.models.detection.text_classifier import TextClassifier
+from stages.models.detection.transform import ImageTransform
 
 
 class Network(Detector):
@@ -53,7 +54,7 @@ class Network(Detector):
         """Build with fresh weights for classes with text embeddings."""
         super().__init__(params)
         self.backbone, region_stage = build_backbone(params.backbone)
-        self.transform = GeneralizedRCNNTransform(
+        self.transform = ImageTransform(
             params.resize.shorter_side,
             params.resize.longer_side,
             list(self.backbone.pixel_mean),

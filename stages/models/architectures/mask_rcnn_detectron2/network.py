@@ -22,7 +22,7 @@ from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
 from jaxtyping import Float
 from torch import nn
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import resize_boxes
 
 from stages.common.runtime.devices import own_kernels
 from stages.models.architectures.mask_rcnn_detectron2.config import make_config
@@ -35,6 +35,7 @@ from stages.models.detection.detector import IGNORED, Detector, LossSettings, Pr
 from stages.models.detection.global_batch import BatchContext
 from stages.models.detection.params import InferenceParams, ProposalLimits
 from stages.models.detection.paste_masks import in_image
+from stages.models.detection.transform import ImageTransform
 
 
 class Network(Detector):
@@ -58,7 +59,7 @@ class Network(Detector):
         last_stage = {} if region_stage is None else {"res5": region_stage}
         self.regions = region_heads_class(params.backbone)(config, levels, **last_stage)
         self.regions.box_predictor.classifier.begin_with(embeddings)
-        self.transform = GeneralizedRCNNTransform(
+        self.transform = ImageTransform(
             config.INPUT.MIN_SIZE_TEST,
             config.INPUT.MAX_SIZE_TEST,
             config.MODEL.PIXEL_MEAN,
