@@ -156,14 +156,14 @@ def time_commands(root: Path) -> None:
 
 
 def replace_param(root: Path, section: str, value: int) -> None:
-    """Set the seed, or the first whole number of another section, so that its stages must run."""
+    """Set the seed, or the last whole number of another section, so that its stages must run."""
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
     if section == "seed":
         params["seed"] = value
     else:
         numbers = [key for key, old in params[section].items() if type(old) is int]
-        params[section][numbers[0] if numbers else "number"] = value
+        params[section][numbers[-1] if numbers else "number"] = value
     yaml.dump(params, root / "params.yaml")
 
 
