@@ -134,7 +134,7 @@ def _proposals() -> Claim:
     }
     rows = []
     for ranking, (part, name, own) in rankings.items():
-        rivals = {**others, f"rpn_like_{ranking}": "that RPN, thinned out as WSPN is"}
+        rivals = {**others, f"rpn_like_{ranking}": "that RPN, suppressed as WSPN's boxes are"}
         rows += [
             Comparison(
                 f"recall@{count} of novel objects: {name} above {words}",
@@ -148,7 +148,8 @@ def _proposals() -> Claim:
         ]
         rows += [
             Comparison(
-                f"most novel classes: recall@10 of {name} above that of {rivals[rival]}",
+                f"novel classes with a higher recall@10, more than half: {name} than"
+                f" {rivals[rival]}",
                 f"rpn.novel_classes_won.{ranking}.{rival}.recall@10",
                 "rpn.novel_classes",
                 factor=0.5,
