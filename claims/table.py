@@ -23,10 +23,10 @@ LEARNED_FROM = {
 EXPLANATION = (
     "A row's difference is that of measured and factor × compared with, seed by seed: its mean and"
     " two-sided 95 % t interval.\nIt *holds* if the interval lies above 0, or above the margin that"
-    " the row names, *fails* if below, else it is *undecided*.\nA claim's p is the largest one-sided p"
-    " of its procedure's rows, corrected by Holm over the lines of this table. It *holds*\nif that is"
-    " at most 0.025, so it may be undecided although each of its rows holds; else it *fails* if a row"
-    " fails.\nRows marked *beside* count for no claim."
+    " the row names, *fails* if below, else it is *undecided*.\nA claim's p is the largest"
+    " one-sided p of its procedure's rows, corrected by Holm over the lines of this table. It"
+    " *holds*\nif that is at most 0.025, so it may be undecided although each of its rows holds;"
+    " else it *fails* if a row fails.\nRows marked *beside* count for no claim."
 )
 
 
