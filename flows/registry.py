@@ -21,7 +21,7 @@ from mlflow.types.schema import Array, ColSpec, Object, ParamSchema, ParamSpec, 
 
 from flows.overlay import flatten
 from flows.predictor import fingerprint, gather, measured_inference
-from flows.table import read_results
+from flows.table import OF_ANOTHER, read_results, read_supervision
 
 ALIAS = "candidate"
 FINGERPRINT = "fingerprint"
@@ -62,9 +62,12 @@ def publish_model(root: Path, model: str, uri: str, run_id: str, description: st
     if same:
         found = same[0]
     else:
-        logged = _log(root, model, inference, run_id)
-        found = mlflow.register_model(logged, name, tags={FINGERPRINT: own})
+        source = _log(root, model, inference, run_id)
+        found = mlflow.register_model(source, name, tags={FINGERPRINT: own})
         client.update_model_version(name, found.version, f"{USE}\n\n{description}")
+    if numbers := _numbers(root, model):
+        logged = str(found.source).removeprefix("models:/")
+        mlflow.log_metrics(numbers, run_id=run_id, model_id=logged)
     if ALIAS not in found.aliases:
         client.set_registered_model_alias(name, ALIAS, found.version)
     return f"models:/{name}/{found.version}"
@@ -92,10 +95,15 @@ def _log(root: Path, model: str, inference: bytes, run_id: str) -> str:
                 signature=SIGNATURE,
                 pip_requirements=_requirements(root),
             )
-        results = flatten((read_results(root) or {}).get(model, {}), "/", f"evaluation/{model}/")
-        numbers = {key: float(value) for key, value in results if isinstance(value, int | float)}
-        mlflow.log_metrics(numbers, model_id=info.model_id)
     return info.model_uri
+
+
+def _numbers(root: Path, model: str) -> dict[str, float]:
+    """Return the model's metrics; none if data/evaluation may be of another model."""
+    if read_supervision(root).get(model, OF_ANOTHER) == OF_ANOTHER:
+        return {}
+    results = flatten((read_results(root) or {}).get(model, {}), "/", f"evaluation/{model}/")
+    return {key: float(value) for key, value in results if isinstance(value, int | float)}
 
 
 def _requirements(root: Path) -> list[str]:

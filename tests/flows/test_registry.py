@@ -45,6 +45,32 @@ other = publish()
 lock.write_text(made)
 print(json.dumps([first, again, other, publish(), "torch" in sys.modules]))
 """
+NUMBERS = """
+import hashlib, json
+from pathlib import Path
+from mlflow import MlflowClient
+from ruamel.yaml import YAML
+from flows.registry import publish_model
+from flows.tracking import Tracking
+from tests.support.models_lock import write_lock
+root, told, lock, yaml = Path.cwd(), [], Path("dvc.lock"), YAML()
+vocabulary = yaml.load(lock)["stages"]["vocabulary"]
+results = Path("data/evaluation/metrics.json")
+results.parent.mkdir()
+for evaluated, value in (("d1", 1.0), ("d2", 2.0), ("d1", 3.0)):
+    results.write_text(json.dumps({"detector": {"AP": value}}))
+    write_lock(root, {"detector": evaluated}, md5=hashlib.md5(results.read_bytes()).hexdigest())
+    made = json.loads(lock.read_text())
+    made["stages"]["vocabulary"] = vocabulary
+    yaml.dump(made, lock)
+    with Tracking(root) as tracking:
+        publish_model(root, "detector", tracking.uri, tracking.run_id, "what it is")
+    client = MlflowClient(tracking.uri)
+    version = client.get_model_version("ovis-dag-detector", "1")
+    metrics = client.get_logged_model(version.source.rpartition("/")[2]).metrics or []
+    told.append([(metric.key, metric.value) for metric in metrics])
+print(json.dumps(told))
+"""
 LOAD = """
 import json, sys
 from pathlib import Path
@@ -144,6 +170,12 @@ def test_logged_when_changed_and_served_without_the_repository(project, tmp_path
     assert results[0] == results[1]
     scores = [annotation["score"] for annotation in results[0]["annotations"]]
     assert scores == [instance["score"] for instance in told["found"][0]]
+
+
+def test_a_version_gets_its_own_numbers_however_late_and_no_others(project):
+    own = ["evaluation/detector/AP", 2.0]
+    told = json.loads(call(project, project, "-c", NUMBERS, path=str(REPOSITORY)))
+    assert told == [[], [own], [own]]
 
 
 def test_fingerprint_is_of_all_that_decides_and_of_nothing_else(project):
