@@ -5,6 +5,7 @@ text encoder, classes, prompts and settings of inference, so a result that is re
 cache finds its version.
 """
 
+import json
 import logging
 import re
 import shutil
@@ -18,7 +19,9 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types.schema import Array, ColSpec, Object, ParamSchema, ParamSpec, Property, Schema
+from safetensors import safe_open
 
+from flows.graph import PREDICTOR
 from flows.overlay import flatten
 from flows.predictor import fingerprint, gather, measured_inference
 from flows.table import OF_ANOTHER, read_results, read_supervision
@@ -26,6 +29,7 @@ from flows.table import OF_ANOTHER, read_results, read_supervision
 ALIAS = "candidate"
 FINGERPRINT = "fingerprint"
 ARTIFACT = "predictor"  # predict/served_model.py takes it by this name
+WEIGHTS = "detector.safetensors"  # of a predictor
 CODE = ("stages/common", "stages/models")
 SERVED = Path(__file__).parents[1] / "predict/served_model.py"
 USE = (
@@ -54,6 +58,9 @@ def publish_model(root: Path, model: str, uri: str, run_id: str, description: st
     """Make this repository's predictor the candidate; log it unless a version equals it.
 
     A new version belongs to the run, which MLflow ends when it logs a model. Returns its URI.
+
+    Raises:
+        ValueError: code or a file of the model is not in this repository.
     """
     mlflow.set_tracking_uri(uri)
     client, name, inference = MlflowClient(), f"ovis-dag-{model}", measured_inference(root)
@@ -77,13 +84,16 @@ def _log(root: Path, model: str, inference: bytes, run_id: str) -> str:
     """Log the model with all that it needs and return its URI."""
     # Silences its notice that pip is not installed: requirements are pinned below.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
+    packages = [*CODE, *_package_of_head(root / PREDICTOR[WEIGHTS].format(model=model), root)]
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
         folder = Path(scratch)
         gather(root, model, inference, folder / ARTIFACT)
-        for package in CODE:
+        code = sorted({str(folder / Path(package).parts[0]) for package in packages})
+        for package in packages:
             ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(root / package, folder / package, ignore=ignored)
-        (folder / "stages/__init__.py").touch()
+            shutil.copytree(root / package, folder / package, ignore=ignored, dirs_exist_ok=True)
+        for package in code:
+            Path(package, "__init__.py").touch()
         with warnings.catch_warnings():
             # An example would be an image; the signature says what one looks like.
             warnings.filterwarnings("ignore", message=".*input example was not provided")
@@ -91,11 +101,30 @@ def _log(root: Path, model: str, inference: bytes, run_id: str) -> str:
                 name=model,
                 python_model=str(SERVED),
                 artifacts={ARTIFACT: str(folder / ARTIFACT)},
-                code_paths=[str(folder / "stages")],
+                code_paths=code,
                 signature=SIGNATURE,
                 pip_requirements=_requirements(root),
             )
     return info.model_uri
+
+
+def _package_of_head(weights: Path, root: Path) -> list[str]:
+    """Return the folder of the module that the weights name as their region head, if they do.
+
+    Raises:
+        ValueError: it is no package of this repository, so the model could not be loaded elsewhere.
+    """
+    with safe_open(weights, framework="numpy") as file:  # "pt" imports torch, for 3 s
+        module = json.loads(file.metadata()["facts"]).get("region_head")
+    if module is None:
+        return []
+    package = module.rpartition(".")[0].replace(".", "/")
+    if not package or not (root / package).is_dir():
+        raise ValueError(
+            f"its region head {module} is in no package of this repository, so it could not be"
+            " loaded elsewhere; put it into comparators/<method>/"
+        )
+    return [package]
 
 
 def _numbers(root: Path, model: str) -> dict[str, float]:

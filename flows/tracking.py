@@ -269,10 +269,14 @@ class Tracking:
             return {}
         from flows.registry import publish_model  # takes a second; most executions skip it
 
-        return {
-            f"model.{model}": publish_model(self._root, model, self.uri, self.run_id, description)
-            for model in models
-        }
+        tags = {}
+        for model in models:
+            arguments = (self._root, model, self.uri, self.run_id, description)
+            try:
+                tags[f"model.{model}"] = publish_model(*arguments)
+            except ValueError as error:
+                print(f"{model} is not registered: {error}", flush=True)
+        return tags
 
     def _log_files(self, stages: list[Stage]) -> None:
         for stage in stages:

@@ -15,8 +15,10 @@ from ruamel.yaml import YAML
 from flows.environment import default_settings
 from flows.graph import PREDICTOR, DagError
 from flows.predictor import find, fingerprint, is_complete, measured_inference
+from stages.models.detection.detector import load, save
 from tests.support.evaluation_inputs import EVALUATION_PARAMS
 from tests.support.images_folder import phone_jpeg
+from tests.support.region_hook import region_head
 from tests.support.tiny_detector import INFERENCE, draw
 from tests.support.tiny_predictor import PROMPTS, write_predictor
 from tests.support.toy import PATIENCE, REPOSITORY, write_empty_project
@@ -176,6 +178,36 @@ def test_a_version_gets_its_own_numbers_however_late_and_no_others(project):
     own = ["evaluation/detector/AP", 2.0]
     told = json.loads(call(project, project, "-c", NUMBERS, path=str(REPOSITORY)))
     assert told == [[], [own], [own]]
+
+
+ONCE = """
+from pathlib import Path
+from flows.registry import publish_model
+from flows.tracking import Tracking
+with Tracking(Path.cwd()) as tracking:
+    publish_model(Path.cwd(), "detector", tracking.uri, tracking.run_id, "what it is")
+"""
+
+
+def test_a_region_head_of_a_comparator_is_served_too(project, tmp_path):
+    weights = project / "data/detector/model.safetensors"
+    model = load(weights)
+    model.use_region_head(region_head)
+    model.region_head = "head"  # of a file that is nowhere
+    save(weights, model)
+    with pytest.raises(AssertionError, match="region head head is in no package of this repo"):
+        call(project, project, "-c", ONCE, path=str(REPOSITORY))
+    assert read_versions(project) == []
+    model.region_head = "comparators.mine.head"
+    save(weights, model)
+    method = project / "comparators/mine"
+    method.mkdir(parents=True)
+    shutil.copy(REPOSITORY / "tests/support/region_hook.py", method / "head.py")
+    call(project, project, "-c", ONCE, path=str(REPOSITORY))
+    shutil.rmtree(project / "comparators")
+    image = str(tmp_path / "image.png")
+    told = json.loads(call(tmp_path, project, "-c", LOAD, image))
+    assert len(told["found"]) == 2
 
 
 def test_fingerprint_is_of_all_that_decides_and_of_nothing_else(project):
