@@ -198,9 +198,13 @@ class StageRunner:
 
 
 def _commit(root: Path) -> dict[str, str]:
-    """Return the commit whose code a stage runs that starts now; nothing without git."""
+    """Return the commit whose code a stage runs that starts now; nothing without git.
+
+    A "+" stands for changes to it, except to dvc.lock, which the stages before have written.
+    """
     with suppress(GitError):
-        return {"commit": git(root, "rev-parse", "HEAD")}
+        changed = git(root, "status", "--porcelain", "--", ".", ":(exclude,glob)**/dvc.lock")
+        return {"commit": git(root, "rev-parse", "HEAD") + "+" * bool(changed)}
     return {}
 
 

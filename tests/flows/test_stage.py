@@ -33,6 +33,8 @@ def test_outcomes_follow_dvc(toy):
     restored = run(toy, "cut@1")
     assert (restored.outcome, restored.stage, restored.group) == ("restored", "cut@1", "cut")
     assert restored.seconds > 0
+    toy.replace("by: 1", "by: 3")
+    assert run(toy, "cut@1").made["commit"] == toy.git("rev-parse", "HEAD").strip() + "+"
 
 
 def test_failure_has_the_last_lines_and_where_all_are(toy):
