@@ -11,9 +11,10 @@ from claims.comparisons import ARMS, PIPELINE, seed_params
 from claims.records import (
     FOLDER,
     Record,
-    committed_results,
+    compared_digest,
     experiment_digest,
     is_usable,
+    read_experiment,
     read_facts,
     read_records,
     read_stages,
@@ -47,13 +48,12 @@ def measure_claims(
         RuntimeError: a run of a seed failed; finished results stay.
         ValueError: there is no usable record for the table.
     """
-    outputs = committed_results(root)
     for seed in seeds:
         known = {record.seed: record for record in read_records(root)}
-        if seed in known and is_usable(known[seed], experiment_digest(root), outputs, accept_older):
+        if seed in known and is_usable(known[seed], read_experiment(root), accept_older):
             print(f"claims: seed {seed} was measured at commit {known[seed].commit}", flush=True)
             continue
-        record = _measure(root, seed, outputs, cores, pools)
+        record = _measure(root, seed, cores, pools)
         print(f"claims: {write_record(root, record).relative_to(root)} written", flush=True)
     return write_table(root, accept_older)
 
@@ -64,8 +64,8 @@ def write_table(root: Path, accept_older: bool = False) -> str:
     Raises:
         ValueError: there is no usable record.
     """
-    records, now = read_records(root), (experiment_digest(root), committed_results(root))
-    used = [record for record in records if is_usable(record, *now, accept_older)]
+    records, now = read_records(root), read_experiment(root)
+    used = [record for record in records if is_usable(record, now, accept_older)]
     if not used:
         raise ValueError(
             f"{FOLDER}: no record of the experiment as it is now, out of {len(records)};"
@@ -76,18 +76,18 @@ def write_table(root: Path, accept_older: bool = False) -> str:
     return table
 
 
-def _measure(
-    root: Path, seed: int, outputs: list[str] | None, cores: int | None, pools: bool
-) -> Record:
+def _measure(root: Path, seed: int, cores: int | None, pools: bool) -> Record:
     points, commit = seed_points(root, seed), _commit(root)
     results = run_points(root, f"claims-seed-{seed}", list(points.values()), cores, pools=pools)
     failed = [result.point.name for result in results if result.failed]
     if failed:
         raise RuntimeError(f"{', '.join(failed)} failed; mend it and run `make claims` again")
     folders = {arm: worktree(root, point) for arm, point in points.items()}
-    # Of the worktree that ran: the workspace may have changed since.
-    digest = experiment_digest(folders["own"])
-    return Record(seed, commit, digest, outputs, read_facts(folders))
+    # Of the worktree that ran: the workspace, which has dvc.lock, may have changed since.
+    ran, now = folders["own"], read_experiment(root)
+    digest, compared = experiment_digest(ran), compared_digest(ran)
+    outputs = now.outputs if digest == now.digest else None
+    return Record(seed, commit, digest, outputs, read_facts(folders), compared=compared)
 
 
 def seed_points(root: Path, seed: int) -> dict[str, Point]:

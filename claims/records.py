@@ -5,7 +5,9 @@ differ between seeds), of their commands and code, and of the locked packages. S
 measured once, on any machine, and a table mixes different experiments only on request. A record
 also has the hashes of the committed experiment's results, as they were then: it stays valid while
 changed code gives the same. Processors round differently, so where dvc.lock is made on another one,
-the record takes the hashes from there once its code has been seen to give them there.
+the record takes the hashes from there once its code has been seen to give them there. These hashes
+tell nothing of the comparators and of the variants, so a record also has a digest of what decides
+those alone. It is not checked for older records, which lack it.
 """
 
 import hashlib
@@ -22,12 +24,14 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from claims.comparisons import ARMS, FACTS, FILES, PIPELINE, seed_params
+from flows.graph import overlap
 from flows.overlay import flatten, load_yaml, look_up, read_params
 
 FOLDER = Path("docs/claims")
 DVC_FILES = ("dvc.yaml", PIPELINE)
 LOCK = "requirements.lock"
-CODE = ("stages/", "comparators/")
+OWN_CODE = "comparators/"
+CODE = ("stages/", OWN_CODE)
 # Suffixes of outputs with nothing but results. Weights, plots, metrics and reports also contain
 # names of params and metrics, so a renaming changes their bytes.
 RESULTS = {"", ".json", ".parquet"}  # "": folders of such files
@@ -48,6 +52,7 @@ class Record:
         facts: numbers by the paths of `claims.comparisons`.
         lock_commit: whose dvc.lock has `outputs`, if it is not `commit`: made on another processor,
             where code of the same results gives these.
+        compared: see `compared_digest`; None in older records.
     """
 
     seed: int
@@ -56,6 +61,16 @@ class Record:
     outputs: list[str] | None
     facts: dict[str, float]
     lock_commit: str | None = None
+    compared: str | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The experiment as it is now, for `is_usable`; attributes as those of `Record`."""
+
+    digest: str
+    outputs: list[str] | None
+    compared: str
 
 
 def experiment_digest(root: Path) -> str:
@@ -66,11 +81,8 @@ def experiment_digest(root: Path) -> str:
             be read.
     """
     params = read_params(root)
-    stages: dict[str, dict[str, Any]] = {}
-    for file in DVC_FILES:
-        for name, stage in read_stages(root, file).items():
-            stages |= {f"{file}:{own}": one for own, one in _members(name, stage)}
-    keys = {key for stage in stages.values() for key in stage.get("params", [])}
+    stages = {name: stage for file in DVC_FILES for name, stage in _all_members(root, file).items()}
+    keys = _keys(stages)
     facts = [
         {
             key: value
@@ -80,8 +92,31 @@ def experiment_digest(root: Path) -> str:
         {name: stage["cmd"] for name, stage in stages.items()},
         [ARMS, FILES],
     ]
+    return _hash(root, facts, _code(root, stages.values(), params))
+
+
+def compared_digest(root: Path) -> str:
+    """Return a digest of what decides compared numbers and shows in no result of the experiment.
+
+    It is of the variants, and of the comparators' commands, own params, code, and the params in
+    their method.yaml. Raises as `experiment_digest`.
+    """
+    params, stages = read_params(root), _all_members(root, PIPELINE)
+    keys = _keys(stages) - _keys(_all_members(root, DVC_FILES[0]))
+    code = {path for path in _code(root, stages.values(), params) if path.startswith(OWN_CODE)}
+    methods = sorted(path for path in code if path.endswith(".yaml"))
+    facts = [
+        ARMS,
+        {name: stage["cmd"] for name, stage in stages.items()},
+        {key: look_up(params, key) for key in keys},
+        {path: load_yaml(YAML(typ="safe"), root / path, path).get("params") for path in methods},
+    ]
+    return _hash(root, facts, code.difference(methods))
+
+
+def _hash(root: Path, facts: list[Any], paths: Iterable[str]) -> str:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for path in sorted(set(_code(root, stages.values(), params))):
+    for path in sorted(set(paths)):
         digest.update(f"\n{path}\n".encode())
         try:
             content = (root / path).read_bytes()
@@ -89,6 +124,11 @@ def experiment_digest(root: Path) -> str:
             raise ValueError(f"{path}: cannot be read: {error.strerror}; {RESTORE}") from None
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def read_experiment(root: Path) -> Experiment:
+    """Return the experiment at `root`; raises as the functions that it calls."""
+    return Experiment(experiment_digest(root), committed_results(root), compared_digest(root))
 
 
 def read_stages(root: Path, file: str) -> dict[str, dict[str, Any]]:
@@ -161,7 +201,7 @@ def results_of(lock: dict[str, Any]) -> list[str]:
             (stage, out)
             for stage in stages
             for out in stage["outs"]
-            if out["path"] not in found and any(_overlap(out["path"], path) for path in wanted)
+            if out["path"] not in found and any(overlap(out["path"], path) for path in wanted)
         ]
         found |= {out["path"]: out["md5"] for _, out in made}
         wanted = {dep["path"] for stage, _ in made for dep in stage["deps"]}
@@ -169,9 +209,14 @@ def results_of(lock: dict[str, Any]) -> list[str]:
     return sorted(md5 for path, md5 in outs if path.suffix in RESULTS and path.name not in NAMED)
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Return whether the paths are the same, or one is a folder that the other lies in."""
-    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
+def _all_members(root: Path, file: str) -> dict[str, dict[str, Any]]:
+    stages = read_stages(root, file).items()
+    return {f"{file}:{own}": one for stage in stages for own, one in _members(*stage)}
+
+
+def _keys(stages: dict[str, dict[str, Any]]) -> set[str]:
+    """Return the keys of params.yaml that the stages read."""
+    return {key for stage in stages.values() for key in stage.get("params", [])}
 
 
 def _members(name: str, stage: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -253,12 +298,13 @@ def read_records(root: Path) -> list[Record]:
     return sorted(records, key=lambda record: record.seed)
 
 
-def is_usable(record: Record, digest: str, outputs: list[str] | None, accept_older: bool) -> bool:
+def is_usable(record: Record, now: Experiment, accept_older: bool) -> bool:
     """Return whether a table may use a record: of this experiment, or older if accepted.
 
     A record that lacks one of `FACTS` is never usable.
     """
-    same = record.digest == digest
-    if outputs is not None and record.outputs is not None:
-        same = same or not Counter(record.outputs) - Counter(outputs)
+    same = record.digest == now.digest
+    if now.outputs is not None and record.outputs is not None:
+        alike = record.compared in (None, now.compared)
+        same = same or (alike and not Counter(record.outputs) - Counter(now.outputs))
     return (accept_older or same) and record.facts.keys() >= set(FACTS)

@@ -18,7 +18,9 @@ from claims.measure import TABLE, measure_claims, seed_points, write_table
 from claims.readme import table_of
 from claims.records import (
     FOLDER,
+    Experiment,
     Record,
+    compared_digest,
     experiment_digest,
     is_usable,
     read_records,
@@ -199,9 +201,7 @@ def test_table_gives_parts_of_one_finer_and_the_factor():
     table = claims_page([record(1, **changes)])
     gain = cells(table, "| a | pseudo-mask IoU, base: G ≥ 1 above G = 0 |")
     assert gain[3:] == ["0.400", "0.396", "+0.0039", "undecided"]
-    won = cells(
-        table, "| b | most novel classes: recall@10 of WSPN above that of a base-trained RPN"
-    )
+    won = cells(table, "| b | novel classes with a higher recall@10, more than half: WSPN than")
     assert won[3:] == ["4.0", "5.0 × 0.5", "+1.5", "undecided"]
 
 
@@ -266,8 +266,62 @@ def test_a_record_is_valid_while_what_it_compares_is_the_same():
         ({"labels": "y"}, False),
         ({"predictions": "y"}, False),
     ):
-        assert is_usable(kept, "now", results_of(lock(**changes)), accept_older=False) is valid
-    assert not is_usable(kept, "now", None, accept_older=False)
+        now = Experiment("now", results_of(lock(**changes)), "these")
+        assert is_usable(kept, now, accept_older=False) is valid
+        assert is_usable(replace(kept, compared="these"), now, accept_older=False) is valid
+        assert not is_usable(replace(kept, compared="others"), now, accept_older=False)
+    assert not is_usable(kept, Experiment("now", None, "these"), accept_older=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "counts"),
+    [
+        ("claims", "", "", True),
+        ("params.yaml", "own: 1", "own: 2", True),
+        ("params.yaml", "sides: [1]", "sides: [2]", False),
+        (PIPELINE, "steps: 5", "steps: 6", True),
+        (PIPELINE, "stages:", "# a word\nstages:", False),
+        ("comparators/longer/method.yaml", "params: {}", "params: {seed: 2}", True),
+        ("comparators/longer/method.yaml", "paper: null", "paper: one", False),
+        ("comparators/longer/loss.py", "1", "2", True),
+        ("comparators/longer/README.md", "1", "2", False),
+        ("stages/models/one/network.py", "one", "two", False),
+    ],
+)
+def test_what_decides_the_compared_numbers_alone_has_a_digest(
+    project, monkeypatch, file, old, new, counts
+):
+    """What decides the experiment's results, too, shows in their hashes."""
+    longer = project / "comparators/longer"
+    (longer / "method.yaml").write_text("paper: null\nparams: {}\n")
+    for name in ("loss.py", "README.md"):
+        (longer / name).write_text("1")
+    pipeline = (project / PIPELINE).read_text().replace("/method.yaml", "")
+    (project / PIPELINE).write_text(pipeline + "      params: [longer, label_quality]\n")
+    with (project / "params.yaml").open("a") as params:
+        params.write("longer: {own: 1}\n")
+    before = compared_digest(project)
+    if file == "claims":
+        monkeypatch.setitem(ARMS, "another", {"seed": 1})
+    else:
+        text = (project / file).read_text()
+        assert old in text
+        (project / file).write_text(text.replace(old, new))
+    assert (compared_digest(project) != before) is counts
+
+
+def test_results_that_dvc_lock_has_of_another_experiment_are_not_recorded(
+    project, runs, monkeypatch
+):
+    def and_edit(root, *arguments, pools, run=measure.run_points):
+        results = run(root, *arguments, pools=pools)
+        (root / "stages/label_quality/__main__.py").write_text("two")
+        return results
+
+    monkeypatch.setattr(measure, "run_points", and_edit)
+    monkeypatch.setattr("claims.records.committed_results", lambda root: ["a"])
+    measure_claims(project, [1, 2], accept_older=True)
+    assert [record.outputs for record in read_records(project)] == [None, ["a"]]
 
 
 @pytest.mark.parametrize("record", read_records(ROOT), ids=lambda record: f"seed {record.seed}")
