@@ -10,10 +10,12 @@ import json
 import os
 import platform
 import runpy
+import shutil
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from stages.common.runtime.errors import is_for_users, refuse
 from stages.guard import LOCK, changes, find_declared, other_packages
@@ -25,6 +27,7 @@ STAGE = "DVC_STAGE"  # DVC sets it for the commands that it runs
 # other.
 SPINS = ("GOMP_SPINCOUNT", "10000")
 RECEIPT = "OVIS_RECEIPT"
+FINISHED = "OVIS_FINISHED"  # stages/common/runtime/checkpoints.py, which imports torch
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -65,7 +68,10 @@ def _run_guarded(name: str, stage: str | None) -> None:
         raise SystemExit(
             f"{stage}: {'; '.join(found)}; install {LOCK}, or update it to what is installed"
         )
-    _run(name)
+    with NamedTemporaryFile("r", encoding="utf-8") as finished:
+        os.environ[FINISHED] = finished.name
+        _run(name)
+        resume_points = finished.read().splitlines()
     try:
         changed = changes(before, declared.read())
     except (FileNotFoundError, ValueError) as error:  # params.yaml is gone or half edited
@@ -75,6 +81,8 @@ def _run_guarded(name: str, stage: str | None) -> None:
             f"{stage} is not recorded, because this changed while it ran: {'; '.join(changed)};"
             " run the same again"
         )
+    for folder in resume_points:  # until here, the same again would have gone on from them
+        shutil.rmtree(folder, ignore_errors=True)
     if RECEIPT in os.environ:
         made = {**_made_with(), "seconds": round(time.monotonic() - started, 2)}
         receipt = json.dumps({"inputs": asdict(before), "made": made}, default=str)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from stages import __main__ as stages
 from stages import guard
 from stages.common.formats.images import EncodedImage, write_images
+from stages.common.runtime.checkpoints import Checkpoint
 from stages.common.runtime.params import read_params
 
 
@@ -141,6 +143,28 @@ def test_a_stage_does_not_run_with_other_packages_than_those_of_its_key(by_dvc, 
         by_dvc("0.1")
     assert not (tmp_path / "receipt.json").exists()
     assert by_dvc() == ["stages.phrases"]  # and for the first time
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_training_that_is_not_recorded_keeps_its_resume_point(
+    by_dvc, tmp_path, monkeypatch, touched
+):
+    state = tmp_path / ".resume/name/state.safetensors"
+    state.parent.mkdir(parents=True)
+    state.touch()
+
+    def train(name, **_):
+        Checkpoint("name").remove()
+        if touched:
+            (tmp_path / guard.LOCK).touch()
+
+    monkeypatch.setattr("runpy.run_module", train)
+    with pytest.raises(SystemExit, match="is not recorded") if touched else nullcontext():
+        by_dvc()
+    assert state.exists() is touched
+    monkeypatch.delenv("OVIS_FINISHED")
+    Checkpoint("name").remove()  # as a plain run does
+    assert not state.exists()
 
 
 @pytest.mark.parametrize(("mps_bytes", "device"), [(None, "cpu"), (0, "cpu"), (1, "mps")])
