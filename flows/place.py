@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from flows.dvc.plan import is_here
 from flows.dvc.remote import RemoteError, fetch_result, has_remote, result_key
 from flows.graph import DagError, Outcome, Stage
 from flows.resources import CoreBudget, CoresClosedError, DeviceError, DeviceSlots
@@ -90,7 +91,7 @@ class Machine:
         try:
             # Device first: a stage that waits for a device must not keep cores from others.
             with (
-                self._slots.reserve(stage.gpus) as devices,
+                self._slots.reserve(stage.gpus, log) as devices,
                 self._budget.reserve(stage.cores, order) as cores,
             ):
                 workers = {} if WORKERS in os.environ else {WORKERS: str(cores)}
@@ -101,17 +102,19 @@ class Machine:
             raise StageFailedError(f"{stage.name}: {error}") from error
 
     def _is_there(self, stage: Stage, log: Log) -> bool:
-        """Say whether the local cache has the result; fetch it from the remote before if possible.
+        """Say whether the local cache has the result; else fetch it from the remote if possible.
 
         A remote that fails is not asked again, because the result can be computed.
         """
         try:
-            return self._asks_remote and fetch_result(self._root, stage.name)
+            return is_here(self._root, stage) or (
+                self._asks_remote and fetch_result(self._root, stage.name)
+            )
         except RemoteError as error:
             self._asks_remote = False
             log(f"{error}; not looked for results there any more")
         except DagError as error:
-            log(f"not looked for on the remote: {error}")
+            log(f"no result looked for: {error}")
         return False
 
     def stop(self) -> None:

@@ -12,9 +12,8 @@ import os
 import re
 import struct
 import subprocess
-import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ VARIABLE = "CUDA_VISIBLE_DEVICES"
 FEWER = "OVIS_FEWER_GPUS"  # =1: stages take the GPUs that are there, or cores where there are none
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_FOR_DRIVER = 120  # it starts slowly if nothing else keeps it loaded
+LOCKS = Path("/tmp/ovis-dag-devices.lock")  # not in TMPDIR, which differs between jobs and users
 SYSTEM = Path("/")  # where Linux shows its devices
 NVIDIA, DISPLAY = "0x10de", "0x03"  # vendor and class on the PCI bus
 LISTED = re.compile(r"(?P<inside>\s*)(?:GPU|MIG) .*\(UUID: (?P<uuid>[^)]+)\)")
@@ -188,12 +188,16 @@ class DeviceSlots:
 
     def __init__(self, devices: list[str] | None = None, locks: Path | None = None) -> None:
         self.devices = list_devices() if devices is None else devices
-        self._locks = locks or Path(tempfile.gettempdir()) / "ovis-dag-devices.lock"
+        self._locks = locks or LOCKS
         self._closed = threading.Event()
 
     @contextmanager
-    def reserve(self, wanted: int) -> Iterator[Reservation]:
+    def reserve(
+        self, wanted: int, log: Callable[[str], None] = lambda line: None
+    ) -> Iterator[Reservation]:
         """Wait for `wanted` devices; hold them for the block and for processes with the lock.
+
+        If it must wait, `log` gets a line that says so.
 
         On a machine without devices the stage gets no variable and computes on its cores. A stage
         that wants none sees none, so that it cannot take one, and computes on its cores even if
@@ -208,7 +212,7 @@ class DeviceSlots:
             yield Reservation({VARIABLE: "", "DEVICE": "cpu"})
         else:
             require_devices(len(self.devices), wanted)
-            taken, lock = self._wait_for(min(wanted, len(self.devices)))
+            taken, lock = self._wait_for(min(wanted, len(self.devices)), log)
             try:
                 yield Reservation({VARIABLE: ",".join(taken)}, lock)
             finally:
@@ -219,7 +223,8 @@ class DeviceSlots:
         """End all waiting."""
         self._closed.set()
 
-    def _wait_for(self, wanted: int) -> tuple[list[str], int | None]:
+    def _wait_for(self, wanted: int, log: Callable[[str], None]) -> tuple[list[str], int | None]:
+        waits = False
         while not self._closed.is_set():
             lock = _open_for_all(self._locks)
             taken: list[str] = []
@@ -229,6 +234,9 @@ class DeviceSlots:
             if len(taken) == wanted:
                 return taken, lock
             os.close(lock)  # all or nothing: two stages that each hold half would wait forever
+            if not waits:
+                log(f"waits for {wanted} GPU{'s' * (wanted > 1)} that others use")
+            waits = True
             self._closed.wait(SECONDS_BETWEEN_LOOKS)
         return [], None
 

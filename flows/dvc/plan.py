@@ -7,6 +7,7 @@ that restored stages will have. tests/flows/dvc/test_dag.py checks it against wh
 import os
 from collections.abc import Callable, Collection, Iterable
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dvc_data.hashfile.hash_info import HashInfo
 from dvc_data.hashfile.meta import Meta
 from dvc_data.hashfile.tree import Tree
 
-from flows.dvc.project import is_params, locked_repo, read_graph
+from flows.dvc.project import is_params, load_stage, locked_repo, read_graph
 from flows.graph import CHANGES_UPSTREAM, NEVER_RAN, Stage, Status, Step, overlap, select
 from flows.overlay import flatten
 
@@ -137,6 +138,17 @@ def _plan_stage(
         return Step(stage, Status.MUST_RUN, reasons)
     files.restore(restored)
     return Step(stage, Status.RESTORABLE, reasons)
+
+
+def is_here(root: Path, stage: Stage) -> bool:
+    """Say whether `dvc repro -s` would run nothing: the result is up to date, or in the cache.
+
+    The stage's inputs must be here.
+    """
+    with locked_repo(root) as repo:
+        alone = replace(stage, needs=())
+        step = _plan_stage(repo, load_stage(repo, root, stage.name), alone, {}, Files())
+    return step.status in (Status.UP_TO_DATE, Status.RESTORABLE)
 
 
 def is_cached(out: Any) -> bool:

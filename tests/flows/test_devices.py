@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -198,9 +199,12 @@ def test_a_stage_whose_flow_was_killed_still_holds_its_device(toy, driver, tmp_p
     )
     hold = toy.mark("hold.side")
     toy.dvc("repro", "download")
+    locks = tmp_path / "locks"
     there = {"CUDA_VISIBLE_DEVICES": "1", "TMPDIR": str(tmp_path)}
     code = (
-        "from pathlib import Path; from flows.dvc.project import load_graph\n"
+        "from pathlib import Path; from flows import resources\n"
+        f"resources.LOCKS = Path({str(locks)!r})\n"
+        "from flows.dvc.project import load_graph\n"
         "from flows.place import Machine; from flows.resources import CoreBudget\n"
         "Machine(Path.cwd(), CoreBudget(1)).run(load_graph(Path.cwd())['side'], 0, print)"
     )
@@ -208,13 +212,29 @@ def test_a_stage_whose_flow_was_killed_still_holds_its_device(toy, driver, tmp_p
     toy.until_it_runs("side")
     flow.send_signal(signal.SIGKILL)
     flow.wait()
-    thread, got = take_in_thread(tmp_path / "ovis-dag-devices.lock", "GPU-bbbb")
+    thread, got = take_in_thread(locks, "GPU-bbbb")
     time.sleep(1)
     assert got == []
     hold.unlink()
     thread.join(60)
     assert got == [{"CUDA_VISIBLE_DEVICES": "GPU-bbbb"}]
     assert (toy.root / "data/side/out.txt").is_file()
+
+
+def test_jobs_with_temporary_folders_of_their_own_share_the_locks(monkeypatch, tmp_path):
+    monkeypatch.setattr(resources, "LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "mine"))
+    with DeviceSlots(["0"]).reserve(1):
+        assert (tmp_path / "locks").exists()
+
+
+def test_who_waits_says_so_once(tmp_path):
+    slots, told = DeviceSlots(["0"], tmp_path / "locks"), []
+    with slots.reserve(1):
+        threading.Timer(1.0, slots.close).start()
+        with slots.reserve(1, told.append):
+            pass
+    assert told == ["waits for 1 GPU that others use"]
 
 
 def test_two_that_want_two_never_wait_for_each_other(tmp_path):

@@ -4,7 +4,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -12,7 +12,7 @@ from flows.dvc.plan import make_plan
 from flows.dvc.project import load_graph
 from flows.graph import Outcome, Stage
 from flows.place import Machine, Place
-from flows.resources import CoreBudget
+from flows.resources import CoreBudget, DeviceSlots
 from flows.stage import StageFailedError
 from flows.sweeps.plan import plan_sweep
 from flows.sweeps.points import make_points
@@ -102,6 +102,19 @@ def test_what_only_restores_takes_one_core(done_toy):
     for folder in (done_toy.root, done_toy.root.parent / "other"):
         place.run(folder, merge, 0, print)
     assert [maker.asked for maker in makers] == [[("merge", 64)], [("merge", 1)]]
+
+
+def test_what_the_cache_has_needs_no_device(done_toy, monkeypatch, tmp_path):
+    slots = DeviceSlots(["one"], tmp_path / "locks")
+    monkeypatch.setattr("flows.place.DeviceSlots", lambda: slots)
+    out = done_toy.root / "data/merge/all.txt"
+    out.unlink()
+    merge = replace(load_graph(done_toy.root)["merge"], gpus=8)
+    place = Place({done_toy.root: Machine(done_toy.root, CoreBudget(1))})
+    assert place.run(done_toy.root, merge, 0, print).outcome == "restored"
+    done_toy.replace("by: 1", "by: 3")
+    with pytest.raises(StageFailedError, match="8 CUDA devices are wanted"):
+        place.run(done_toy.root, replace(load_graph(done_toy.root)["cut@0"], gpus=8), 0, print)
 
 
 def test_what_failed_is_not_made_again_for_others(toy):
