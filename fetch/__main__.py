@@ -12,6 +12,7 @@ there and resumes interrupted ones.
 
 import argparse
 import fcntl
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from stages.download.sources.coco.source import coco_source
 from stages.download.sources.open_images import files as open_images_files
 from stages.download.sources.open_images.source import open_images_source
 
+STOPPED = 130  # exit code, as of all commands
 # Bytes of a photograph, for the check of disk space: no table gives them.
 COCO_IMAGE, OPEN_IMAGES_IMAGE = 165_000, 330_000
 
@@ -155,6 +157,9 @@ def main() -> None:
         sys.exit(str(error))
     except ValueError as error:  # params, or a file that they name
         refuse(str(error))
+    except KeyboardInterrupt:
+        print("stopped; run the same again to go on from here", file=sys.stderr, flush=True)
+        os._exit(STOPPED)  # threads that still fetch would keep the process
     print("everything that download needs is there")
 
 

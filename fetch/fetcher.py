@@ -87,7 +87,7 @@ class Fetcher:
         if not wanted:
             return
         workers = min(self._workers, LARGE_AT_ONCE)
-        with ThreadPoolExecutor(workers) as pool:
+        with _threads(workers) as pool:
             sizes = list(pool.map(lambda r: remote_size(r, self._patience.timeout), wanted))
         there = sum(remote.on_disk() for remote in wanted)
         total = sum(size or 0 for size in sizes)
@@ -117,15 +117,29 @@ class Fetcher:
                 return error
             return None
 
-        source = iter(remotes)
-        with ThreadPoolExecutor(workers) as pool:
+        source, failures = iter(remotes), 0
+        with _threads(workers) as pool:
             pending = deque(pool.submit(attempt, r) for r in islice(source, 2 * workers))
-            try:
-                while pending:
-                    yield pending.popleft().result()
-                    pending.extend(pool.submit(attempt, r) for r in islice(source, 1))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            while pending:
+                error = pending.popleft().result()
+                failures = 0 if error is None else failures + 1
+                if failures == 2 * workers:
+                    raise FetchError(
+                        f"{error}\n{failures} files in a row failed like this; what came is kept:"
+                        " run the same again when the server answers, or give another by --mirror"
+                    )
+                yield error
+                pending.extend(pool.submit(attempt, r) for r in islice(source, 1))
+
+
+@contextmanager
+def _threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool that nobody waits for after an error, such as KeyboardInterrupt."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _raise_all(outcomes: Iterable[FetchError | None], total: int) -> None:

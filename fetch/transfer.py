@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -153,6 +153,10 @@ def _attempt(remote: Remote, timeout: float, progress: Callable[[int], Any]) -> 
     try:
         response = _open(remote, headers, timeout)
     except _RangeRefused:
+        with suppress(FetchError), _open(remote, {}, timeout, method="HEAD") as answer:
+            facts = {"size": answers.total(answer, False), "md5": answers.told_md5(answer)}
+            if facts["size"] == have:  # whole: stopped before it was checked
+                return facts
         _discard(remote, progress)
         raise _BrokenOffError("the server has another file than the part that is here") from None
     with response:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -264,6 +265,42 @@ def test_so_many_come_at_once(tmp_path, monkeypatch, kind, most):
     else:
         fetcher.fetch_files(remotes, tmp_path)
     assert len(seen) == 2 * most and all(seen)
+
+
+def test_a_server_that_is_away_is_given_up_before_all_images_were_tried(server, tmp_path):
+    remotes = [Remote(f"{server.url}/{k}", tmp_path / str(k)) for k in range(40)]
+    told = r"HTTP 404.*\n4 files in a row failed .* run the same again"
+    with pytest.raises(FetchError, match=told):
+        Fetcher(None, 2, QUICK).fetch_images(remotes, tmp_path, 1)
+    assert len(server.requests) < 12
+
+
+STOPPED = """
+import os, sys, time
+from fetch import __main__ as fetch, fetcher
+from fetch.fetcher import Fetcher
+from fetch.transfer import Remote
+from pathlib import Path
+def run(params, fetcher):
+    fetcher.fetch_images([Remote("http://nowhere.invalid/a", Path("a"))] * 9, Path(), 1)
+def hang(*_):
+    print("fetches", flush=True)
+    time.sleep(60)
+fetch.run, fetcher.fetch = run, hang
+fetch.main()
+"""
+
+
+def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    command = [sys.executable, "-c", STOPPED]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
+        assert process.stdout.readline() == "fetches\n"
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=20)
+    assert (process.returncode, told) == (130, "stopped; run the same again to go on from here\n")
 
 
 def test_progress_says_how_long_it_takes(server, tmp_path, capsys):

@@ -136,6 +136,18 @@ def test_a_part_that_is_longer_than_the_file_is_thrown_away(server, remote):
     assert is_whole(remote) and server.gets(path)[-2:] == [f"bytes={len(CONTENT) + 4}-", None]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_whole_file_that_was_not_checked_is_checked_and_not_fetched_again(server, remote, whole):
+    path = plan(server, remote, ("drop", 1000), *[("status", 500, {})] * 3)
+    with pytest.raises(FetchError):
+        fetch(remote, QUICK)
+    remote.partial.write_bytes(CONTENT if whole else CONTENT[::-1])
+    asked = len(server.gets(path))
+    fetch(with_md5(remote), QUICK)
+    ranges = [f"bytes={len(CONTENT)}-", *[None] * (not whole)]
+    assert is_whole(remote) and server.gets(path)[asked:] == ranges
+
+
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
 def test_refusals_are_final_and_named(server, remote, code):
     path = plan(server, remote, ("status", code, {}))
