@@ -5,6 +5,7 @@ file that this process follows. With a pipe, a stage that outlives a killed flow
 orphan should finish: its result is recorded, and the next execution uses it.
 """
 
+import codecs
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import psutil
 
@@ -168,7 +169,7 @@ class StageRunner:
             return 1, ["stopped before it started"]
         path.touch()
         lines: list[str] = []
-        with path.open(encoding="utf-8") as follow:
+        with path.open("rb") as follow:
             arguments = ["--wait-for-lock", "repro", "-s", name]
             process = dvc.run(arguments, self._root, environment, path, self._server_log, lock)
             for line in self._follow(process, follow):
@@ -178,12 +179,14 @@ class StageRunner:
         assert process.returncode is not None  # `_follow` has waited
         return process.returncode, lines
 
-    def _follow(self, process: Command, file: TextIO) -> Iterator[str]:
+    def _follow(self, process: Command, file: BinaryIO) -> Iterator[str]:
         """Yield whole lines until the process has ended; when stopping, make it end."""
+        # The file may end within a character, and stages may print bytes that are none.
+        decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         partial, signals, patience = "", iter(STOP_SIGNALS), 0.0
         while True:
             ended = process.poll() is not None
-            *whole, partial = re.split(r"[\r\n]", partial + file.read())
+            *whole, partial = re.split(r"\r\n|[\r\n]", partial + decoder.decode(file.read(), ended))
             yield from whole
             if ended:
                 if partial:

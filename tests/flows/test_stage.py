@@ -60,6 +60,15 @@ def test_carriage_returns_and_unfinished_lines_are_lines(toy):
     assert "2%" in shown
 
 
+def test_any_bytes_are_shown_and_half_a_character_waits_for_the_rest(toy):
+    write = "import os\nos.write(1, b'\\xff caf\\xc3')\ntime.sleep(0.5)\nos.write(1, b'\\xa9\\n')\n"
+    toy.replace('print("working"', write + 'print("working"', "stages/side/__main__.py")
+    run(toy, "download")
+    shown: list[str] = []
+    assert run(toy, "side", shown).outcome == "executed"
+    assert "\\xff caf\u00e9" in shown
+
+
 def test_stop_ends_the_stage_and_its_children(toy):
     toy.mark("slow.download", "60")
     runner, errors = StageRunner(toy.root), []  # what DVC runs in stays for later stages
