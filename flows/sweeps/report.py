@@ -91,10 +91,10 @@ def write_report(root: Path, folder: Path, results: Sequence[Result], question: 
     if all(result.failed for result in results):
         return "No point was finished, so there is nothing to compare"
     rows = group_seeds(results, question.over)
-    metrics = choose_metrics(results, question.metrics)
-    best_metric, *more = choose_metrics(results, [question.best])
-    if more:
-        raise ValueError(f"--best {question.best}: matches {1 + len(more)} metrics; give one")
+    try:
+        metrics = choose_metrics(results, question.metrics)
+    except ValueError as error:  # no reason to call the sweep failed
+        return f"{error}; --metric shows others"
     text, over = ", ".join(question.metrics), " and ".join(question.over)
     if any(len(row.results) > 1 for row in rows):
         text += f", mean ± standard deviation over {over}"
@@ -103,6 +103,12 @@ def write_report(root: Path, folder: Path, results: Sequence[Result], question: 
     (folder / TABLE).write_text(text + "\n", encoding="utf-8")
     if len(rows) == 1:
         return text
+    try:
+        best_metric, *more = choose_metrics(results, [question.best])
+    except ValueError as error:
+        return f"{text}\n\nNone is the best: {error}; --best takes another"
+    if more:
+        return f"{text}\n\n--best {question.best}: matches {1 + len(more)} metrics; give one"
     best = find_best(rows, best_metric, question.direction)
     if best is None:
         return f"{text}\n\nNo point has {best_metric} for all its seeds, so none is the best"
