@@ -6,6 +6,7 @@ This module itself imports nothing but Python, so that it can tell what is not i
 import os
 import signal
 import sys
+import traceback
 from types import FrameType
 
 OWN = ("stages", "comparators", "fetch", "predict", "flows", "claims")
@@ -22,7 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in OWN:
             raise
-        told = f"{error}; it needs the packages of flows: pip install -e '.[flows]'"
+        # A package that another one imports is an extra of that: a database's driver, for example.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        ours = frame.f_globals.get("__name__", "").partition(".")[0] in (*OWN, "__main__")
+        fix = "it needs the packages of flows: pip install -e '.[flows]'" if ours else "install it"
+        told = f"{error}; {fix}"
         print(f"ovis-dag: {told}", file=sys.stderr)
         return 2
 

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -104,10 +104,21 @@ def _params() -> Iterable[str]:
     return [f"{key}=" for key, _ in flatten(read_params(Path()), ".")]
 
 
+def _without_cores(context: click.Context, parameter: click.Parameter, pools: bool) -> bool:
+    if pools and context.params.get("cores"):
+        raise click.UsageError("--cores has no effect with --pools: workers use their own cores")
+    return pools
+
+
 targets_argument = click.argument("targets", nargs=-1, shell_complete=_complete(_stages))
 COUNT = click.IntRange(min=1)
-cores_option = click.option("--cores", type=COUNT, help="Cores to keep busy; all by default.")
-pools_option = click.option("--pools", is_flag=True, help="Run stages on workers, not here.")
+# Eager options are read first, wherever they are given.
+cores_option = click.option(
+    "--cores", type=COUNT, is_eager=True, help="Cores to keep busy; all by default."
+)
+pools_option = click.option(
+    "--pools", is_flag=True, callback=_without_cores, help="Run stages on workers, not here."
+)
 
 
 class _InOrder(click.Group):
@@ -370,24 +381,20 @@ def worker(pool: str, name: str | None, stages: int | None) -> None:
 def ui() -> None:
     """Open the MLflow page on http://127.0.0.1:5000."""
     _project()
+    from flows.environment import without_user
     from flows.execution import is_server
 
     if is_server(uri := os.environ["MLFLOW_TRACKING_URI"]):
-        raise ValueError(f"MLFLOW_TRACKING_URI={uri}: this server has the page; open it there")
-    _become("mlflow", "ui", "--host=127.0.0.1", "--port=5000", f"--backend-store-uri={uri}")
+        told = without_user(uri)
+        raise ValueError(f"MLFLOW_TRACKING_URI={told}: this server has the page; open it there")
+    _become_module("mlflow", "ui", "--host=127.0.0.1", "--port=5000", f"--backend-store-uri={uri}")
 
 
 @app.command()
 def prefect() -> None:
     """Open Prefect's pages on http://127.0.0.1:4200."""
     _project()
-    _become("prefect", "server", "start", "--host=127.0.0.1", "--port=4200")
-
-
-def _become(program: str, *arguments: str) -> NoReturn:
-    """Replace this process by another program of this environment."""
-    path = Path(sys.executable).with_name(program)
-    os.execv(path, [str(path), *arguments])
+    _become_module("prefect", "server", "start", "--host=127.0.0.1", "--port=4200")
 
 
 @app.command()

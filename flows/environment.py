@@ -23,7 +23,8 @@ REST = "OVIS_REST"  # seconds that an unfit worker waits before it ends
 SECONDS = {PATIENCE: (600.0, 0.0), PERIOD: (300.0, 0.1), REST: (0.0, 0.0)}  # default and least
 MOST_SECONDS = 1e9
 HEARTBEAT_SECONDS = 30  # between heartbeats of a run on a worker; Prefect 3.8 accepts no less
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NO_PROXY = ("no_proxy", "NO_PROXY")  # programs read either; most prefer the first
+LOOPBACK = ("127.0.0.1", "localhost", "::1")  # which no proxy can reach
 RESERVED = re.compile("[%?#]")  # characters with another meaning in SQLAlchemy's URL of a file
 
 
@@ -34,6 +35,11 @@ def sqlite_url(path: Path, driver: str = "pysqlite") -> str:
     """
     escaped = RESERVED.sub(lambda found: f"%{ord(found[0]):02X}", str(path))
     return f"sqlite:///{path}" if escaped == str(path) else f"sqlite+{driver}:///{escaped}"
+
+
+def without_user(uri: str) -> str:
+    """Return an address without its user and password, to be shown."""
+    return re.sub(r"^([\w+.-]+://)[^/]*@", r"\1", uri)
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -104,8 +110,9 @@ def apply_settings(root: Path) -> None:
         settings["PREFECT_API_URL"] = server
     for name, value in settings.items():
         os.environ.setdefault(name, value)
-    for name in ("no_proxy", "NO_PROXY"):  # no proxy can reach a server on this machine
-        hosts = filter(None, os.environ.get(name, "").split(","))
+    lower, upper = (os.environ.get(name, "") for name in NO_PROXY)
+    for name, given in zip(NO_PROXY, (lower or upper, upper or lower), strict=True):
+        hosts = filter(None, given.split(","))
         os.environ[name] = ",".join(dict.fromkeys((*hosts, *LOOPBACK)))
     # Child processes read and write UTF-8 even under LC_ALL=C; a terminal may not.
     os.environ["PYTHONUTF8"] = "1"

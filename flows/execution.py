@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from flows import table
+from flows.environment import without_user
 from flows.graph import Status, unchanged
 from flows.journal import is_edited, last_seconds, was_tracked
 from flows.server import LocalServer, call_flow
@@ -71,7 +72,7 @@ def execute(root: Path, targets: list[str] | None, cores: int | None, pools: boo
 def mlflow_page() -> str:
     """Return where a person finds the metrics: on MLFLOW_TRACKING_URI's server, if it has one."""
     if is_server(uri := os.environ["MLFLOW_TRACKING_URI"]):
-        return f"{uri.rstrip('/')}{EXPERIMENTS}"
+        return f"{without_user(uri).rstrip('/')}{EXPERIMENTS}"
     return f"make ui, then http://127.0.0.1:5000{EXPERIMENTS}"
 
 

@@ -11,14 +11,19 @@ class GitError(RuntimeError):
 
 def git(folder: Path, *arguments: str, **environment: str) -> str:
     """Return the output of `git <arguments>` without its last newline, or raise GitError."""
-    done = subprocess.run(
-        ["git", *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-    )
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+    except FileNotFoundError as error:
+        if not folder.is_dir():
+            raise
+        raise GitError("git is not on PATH; install it") from error
     if done.returncode:
         raise GitError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
     return done.stdout.rstrip("\n")

@@ -23,7 +23,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.exceptions import RESOURCE_ALREADY_EXISTS, ErrorCode, MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from flows.environment import STATE_FOLDER, sqlite_path, sqlite_url
+from flows.environment import STATE_FOLDER, sqlite_path, sqlite_url, without_user
 from flows.graph import Stage
 from flows.overlay import PARAMS, flatten
 
@@ -62,11 +62,11 @@ def reaching(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise RuntimeError(f"MLFLOW_TRACKING_URI={uri}: {in_words(error)}") from error
+        raise RuntimeError(f"MLFLOW_TRACKING_URI={without_user(uri)}: {in_words(error)}") from error
     except SQLAlchemyError as error:
         raise RuntimeError(
-            f"MLFLOW_TRACKING_URI={uri}: MLflow cannot use this database: {in_words(error)}; if"
-            " it is damaged, move it away, and the next run makes a new one"
+            f"MLFLOW_TRACKING_URI={without_user(uri)}: MLflow cannot use this database:"
+            f" {in_words(error)}; if it is damaged, move it away, and the next run makes a new one"
         ) from error
 
 

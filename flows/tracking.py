@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from flows.dvc.records import recorded
+from flows.environment import without_user
 from flows.git import GitError, git
 from flows.graph import MODELS, DagError, Outcome, Stage
 from flows.journal import fingerprint, remember
@@ -73,6 +74,7 @@ class Tracking:
         """
         self._root = root
         self.uri = os.environ["MLFLOW_TRACKING_URI"]
+        self._shown_uri = without_user(self.uri)
         tags = tags or {}
         self._client, experiment = open_store(root, self.uri)
         with reaching(self.uri):
@@ -144,7 +146,8 @@ class Tracking:
             except (MlflowException, DagError, OSError) as error:
                 if not told:  # `publish` shows the rest, or reports the error
                     print(
-                        f"MLflow at {self.uri} cannot be written now: {in_words(error)}", flush=True
+                        f"MLflow at {self._shown_uri} cannot be written now: {in_words(error)}",
+                        flush=True,
                     )
                 told = True
 
@@ -176,7 +179,7 @@ class Tracking:
             self.publish(stages, outcomes)
         except (MlflowException, OSError) as error:  # the latter from uploads, or from this disk
             print(
-                f"MLflow at {self.uri} does not have this execution: {in_words(error)}."
+                f"MLflow at {self._shown_uri} does not have this execution: {in_words(error)}."
                 " Its results are in data/ and dvc.lock, and the same again publishes them",
                 flush=True,
             )

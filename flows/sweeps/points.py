@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,14 @@ def make_points(
         raise ValueError("a sweep needs params: -S key=value,value … or --points file.yaml")
     overlays = [reduce(join, parts) for parts in itertools.product(*axes)]
     names = [overlay.pop(NAME, None) for overlay in overlays]
+    if wrong := [name for name in names if not isinstance(name, str | int | float | None)]:
+        raise ValueError(f"{file}: {NAME}: expected a text, found {wrong[0]!r:.60}")
     if None in names and any(names):
         raise ValueError(f"{file}: some points have a {NAME} and some have none")
     params = read_params(root)
     for overlay in overlays:
         check_overlay(root, overlay, "sweep")
+        _check_values(overlay)
     points = [dict(flatten(overlay, ".")) for overlay in overlays]
     keys = list(dict.fromkeys(key for point in points for key in point))
     if not keys:
@@ -84,6 +88,16 @@ def make_points(
         for label, values in zip(labels, filled, strict=True)
     ]
     return list({point.name: point for point in made}.values())
+
+
+def _check_values(overlay: dict[str, Any]) -> None:
+    """Raise ValueError for a date, which YAML reads from a text without quotes."""
+    for key, value in flatten(overlay, "."):
+        try:
+            json.dumps(value)
+        except TypeError:
+            told = f"found {value}" if isinstance(value, date) else f"found {value!r:.60}"
+            raise ValueError(f"{key}: no param is a date, {told}; a text needs quotes") from None
 
 
 def _fill(point: dict[str, Any], keys: Sequence[str], params: dict[str, Any]) -> dict[str, Any]:

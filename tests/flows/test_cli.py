@@ -93,6 +93,23 @@ def test_without_the_packages_of_flows_it_says_how_to_get_them(package):
     assert line.endswith("it needs the packages of flows: pip install -e '.[flows]'")
 
 
+DRIVER = """
+import flows.cli
+def project():
+    import engine
+flows.cli._project = project
+sys.path.append(sys.argv.pop())
+sys.exit(main())
+"""
+
+
+def test_a_driver_that_another_package_lacks_is_no_package_of_flows(tmp_path):
+    (tmp_path / "engine.py").write_text("import psycopg_of_nobody")
+    done = run_program(DRIVER, "verify", str(tmp_path))
+    told = "ovis-dag: No module named 'psycopg_of_nobody'; install it\n"
+    assert (done.returncode, done.stderr) == (2, told)
+
+
 LOST = """
 import flows.cli, signal
 class Import:
@@ -183,6 +200,7 @@ def test_other_faults_are_not_hidden(monkeypatch):
         (["rnu"], "No such command 'rnu'"),
         (["run", "--pool"], "No such option '--pool'"),
         (["run", "--cores", "0"], "0 is not in the range x>=1; see ovis-dag run --help"),
+        (["run", "--pools", "--cores", "2"], "--cores has no effect with --pools"),
         (["sweep", "--direction", "up"], "'up' is not one of 'max', 'min'"),
         (["claims", "one"], "'one' is not a valid integer"),
         (["claims", "--table", "1"], "--table measures no seeds"),
@@ -231,6 +249,9 @@ def test_the_page_of_a_server_is_told_instead_of_served(done, monkeypatch, capsy
     assert capsys.readouterr().err.strip() == f"ovis-dag: {told}"
     assert done == []
     assert mlflow_page() == f"https://mlflow.example/team{EXPERIMENTS}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/team/")
+    assert main(["ui"]) == 2
+    assert "secret" not in capsys.readouterr().err + mlflow_page()
 
 
 @pytest.mark.parametrize(("command", "module"), [("predict", "predict"), ("fetch", "fetch")])

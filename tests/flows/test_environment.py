@@ -10,7 +10,14 @@ import pytest
 from sqlalchemy import make_url
 
 from flows.cli import main
-from flows.environment import PERIOD, SECONDS, apply_settings, seconds, sqlite_path
+from flows.environment import (
+    PERIOD,
+    SECONDS,
+    apply_settings,
+    seconds,
+    sqlite_path,
+    without_user,
+)
 from flows.server import LocalServer
 from tests.support.toy import REPOSITORY, write_empty_project
 
@@ -61,13 +68,20 @@ def test_mlflow_makes_its_database_in_such_a_folder(environment, tmp_path):
 
 
 @pytest.mark.parametrize("given", [None, "", "example.org,10.0.0.1"])
-def test_no_proxy_stands_before_this_machine(environment, tmp_path, given):
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+def test_no_proxy_stands_before_this_machine(environment, tmp_path, name, given):
     if given is not None:
-        environment["no_proxy"] = given
+        environment[name] = given
     apply_settings(tmp_path)
-    hosts = environment["no_proxy"].split(",")
-    assert hosts == [*(given or "").split(",")] * bool(given) + ["127.0.0.1", "localhost", "::1"]
-    assert {"127.0.0.1", "localhost"} <= set(environment["NO_PROXY"].split(","))
+    hosts = [*(given or "").split(",")] * bool(given) + ["127.0.0.1", "localhost", "::1"]
+    for either in ("no_proxy", "NO_PROXY"):
+        assert environment[either].split(",") == hosts
+
+
+def test_addresses_are_shown_without_their_password():
+    assert without_user("https://me:pass@word@mlflow.example/team") == "https://mlflow.example/team"
+    for uri in ("https://mlflow.example/a@b", "sqlite:////a@b/mlflow.db", "sqlite:///a@b.db"):
+        assert without_user(uri) == uri
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])

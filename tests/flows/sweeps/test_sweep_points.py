@@ -172,6 +172,7 @@ def test_a_setting_of_several_params_changes_them_together(project):
         ("seed=", "-S seed=: expected key=value"),
         ("seed,=1", "-S seed,=1: expected key=value"),
         ("seed=[1", "-S seed=[1: not valid YAML: line"),
+        ("seed=2020-01-01", "seed: no param is a date, found 2020-01-01; a text needs quotes"),
         ("seed=2020-99-99", "-S seed=2020-99-99: not valid YAML: month"),
     ],
 )
@@ -187,6 +188,8 @@ def test_wrong_files_are_named(project):
         "[]": "points.yaml: no point has params",
         "[{}]": "points.yaml: no point has params",
         "[{1: 2}]": "1: params.yaml has no such key",
+        "[{name: 2024-05-01, seed: 1}]": "points.yaml: name: expected a text, found .*2024",
+        "[{name: [x], seed: 1}]": "points.yaml: name: expected a text, found",
         "[{seed: 1, seed.a: 2}]": "seed.a: seed has a value too",
     }.items():
         (project / "points.yaml").write_text(text)
@@ -415,8 +418,15 @@ def test_seeds_alone_give_their_mean_and_no_best(project):
 
 
 def test_one_best_metric_and_something_to_compare(project):
-    with pytest.raises(ValueError, match="--best \\*: matches 2 metrics"):
-        write_report(project, project, RESULTS, Question(best="*"))
+    text = write_report(project, project, RESULTS, Question(best="*"))
+    assert text.splitlines()[-1] == "--best *: matches 2 metrics; give one"
+    text = write_report(project, project, RESULTS, Question(best="AP75"))
+    assert text.splitlines()[1].split()[0] == "activation.rounds"
+    assert text.splitlines()[-1].startswith("None is the best: no metric matches 'AP75'; there are")
+    text = write_report(project, project, RESULTS, Question(metrics=("AP75",)))
+    assert text.startswith("no metric matches 'AP75'; ") and text.endswith("--metric shows others")
+    one_row = write_report(project, project, [result(0, 0, 40.0)], Question(best="AP75"))
+    assert "AP75" not in one_row
     text = write_report(project, project, RESULTS[-1:], Question())
     assert text == "No point was finished, so there is nothing to compare"
 
