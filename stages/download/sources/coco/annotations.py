@@ -30,7 +30,7 @@ class Instances:
     """An instances file.
 
     Attributes:
-        categories: id → name.
+        categories: id → name; ids from 1, because 0 stands for no class.
         images: id, file_name, height and width of each.
         annotations: image id → its annotations: id, image_id, category_id, bbox, iscrowd, area, and
             segmentation in any of COCO's forms; area and segmentation may be None.
@@ -59,6 +59,7 @@ def read_instances(path: Path) -> Instances:
     ids = [_id(entry, "id", f"{path}: annotation") for entry in content["annotations"]]
     _require_once(path, "annotation id", ids)
     first = int(0 in ids)  # pycocotools takes id 0 for no match
+    shift = int(0 in categories)  # and phrases take it for no class
     annotations: dict[int, list[dict]] = {}
     unusable: dict[str, list[int]] = {}
     for number, entry in zip(ids, content["annotations"], strict=True):
@@ -71,8 +72,10 @@ def read_instances(path: Path) -> Instances:
         if fault := find_fault(annotation, sizes[image_id]):
             unusable.setdefault(fault, []).append(number)
         if fault != NEITHER:
+            annotation |= {"category_id": annotation["category_id"] + shift}
             own = {"id": number + first, "image_id": image_id}
             annotations.setdefault(image_id, []).append(own | annotation)
+    categories = {number + shift: name for number, name in categories.items()}
     return Instances(categories, images, annotations, AnnotationFile(len(ids), unusable))
 
 

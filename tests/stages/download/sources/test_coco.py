@@ -394,6 +394,25 @@ def test_ids_may_begin_at_zero(tmp_path):
     assert (first.image.image_id, [a["id"] for a in first.annotations]) == (0, [1])
 
 
+def test_class_ids_that_begin_at_zero_are_shifted(tmp_path):
+    """For phrases, class 0 is none: it would lose all labels."""
+    folder = write_coco(tmp_path)
+    for name in ("instances_train2017", "instances_val2017"):
+        change(folder, name, ("categories", 1, "id"), 0)
+    for number in range(3):
+        change(folder, "instances_train2017", ("annotations", number, "category_id"), 0)
+    change(folder, "instances_val2017", ("annotations", 0, "category_id"), 0)
+    source = coco_source(coco_params(folder))
+    assert [(c.id, c.name) for c in source.categories] == [
+        (1, "cat"),
+        (2, "person"),
+        (59, "hot dog"),
+    ]
+    for split in ("train", "test"):
+        made = make_all(coco_params(folder), split)[0]
+        assert {a["category_id"] for a in made.annotations} == {1}
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("iscrowd", 1), ("segmentation", None), ("bbox", [10, 5, 0, 0]), ("category_id", 58)],
