@@ -20,6 +20,7 @@ CAPTIONED = frozenset({"pairs", "train"})
 # Reasons why an annotation is unusable.
 NO_MASK, NO_AREA = "without a mask", "with a box under a pixel"
 NEITHER, NO_IMAGE = "without box and mask", "of an image that is not listed"
+WRONG_BOX = "with a box that is not around their mask, or not in the image"
 
 
 class Task(Protocol):

@@ -14,6 +14,7 @@ from stages.download.examples import (
     NEITHER,
     NO_AREA,
     SPLITS,
+    WRONG_BOX,
     Leaked,
     Listed,
     Skipped,
@@ -192,14 +193,16 @@ def _tell(reason: str, found: dict) -> str:
 
 
 def _unusable_problem(name: str, file: dict) -> list[str]:
-    broken = {r: found for r, found in file["unusable"].items() if r in (NO_AREA, NEITHER)}
+    reasons = (NO_AREA, NEITHER, WRONG_BOX)
+    broken = {r: found for r, found in file["unusable"].items() if r in reasons}
     number = sum(found["number"] for found in broken.values())
     if number <= LARGEST_UNUSABLE * file["annotations"]:
         return []
     told = "; ".join(_tell(reason, found) for reason, found in broken.items())
     return [
         f"{name}: {number} of {file['annotations']} annotations are unusable, more than"
-        f" {LARGEST_UNUSABLE:.0%}: {told}. Correct or remove them"
+        f" {LARGEST_UNUSABLE:.0%}: {told}. Correct or remove them; a bbox is x, y, width and height"
+        " in pixels"
     ]
 
 

@@ -30,7 +30,8 @@ def write_coco(folder: Path) -> Path:
         ]
 
     crowd = {"size": [97, 31], "counts": [31, 97, 97 * 31 - 128]}
-    train = [instance(11, 1), instance(12, 2, crowd, iscrowd=1), instance(13, 1, [[1, 2, 3, 4]])]
+    train = [instance(11, 1), instance(12, 2, crowd, iscrowd=1, bbox=[0, 0, 2, 97])]
+    train.append(instance(13, 1, [[1, 2, 3, 4]]))
     captions = [{"image_id": 1, "caption": "Two cats\n and a hot dog. "}]
     captions += [{"image_id": 1, "caption": "sky"}, {"image_id": 2, "caption": "A man"}]
     contents = {

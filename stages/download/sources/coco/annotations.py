@@ -18,10 +18,18 @@ from pycocotools import mask as coco_mask
 from stages.common.geometry.boxes import SMALLEST_SIDE
 from stages.common.geometry.masks import check_rle, to_rle
 from stages.common.runtime.storage import read_json
-from stages.download.examples import NEITHER, NO_AREA, NO_IMAGE, NO_MASK, AnnotationFile
+from stages.download.examples import (
+    NEITHER,
+    NO_AREA,
+    NO_IMAGE,
+    NO_MASK,
+    WRONG_BOX,
+    AnnotationFile,
+)
 
 LARGEST_ID = 2**53  # every id is exact as a float
 LARGEST_SIDE = 65_535  # pixels; JPEG's limit. The pixels of such an image can be counted in 32 bits
+LEAST_IOU = 0.5  # of a box and its mask's own; COCO's boxes have 0.99, corners for sizes about 0.3
 FARTHEST = 10  # sides of the image by which a polygon or box may leave it
 
 
@@ -106,7 +114,22 @@ def find_fault(annotation: Mapping[str, Any], image_hw: tuple[int, int]) -> str 
         return NEITHER
     if min(inside) < SMALLEST_SIDE:
         return NO_AREA
-    return NO_MASK if annotation["segmentation"] is None else None
+    if annotation["segmentation"] is None:
+        beyond = max(-x, -y, x + width - image_hw[1], y + height - image_hw[0])
+        return WRONG_BOX if beyond > 1 else NO_MASK
+    boxes = (annotation["bbox"], _mask_box(annotation["segmentation"], image_hw))
+    # A pixel more on each side: tools round the boxes of small objects.
+    box, own = ([[x - 1, y - 1, width + 2, height + 2]] for x, y, width, height in boxes)
+    return WRONG_BOX if coco_mask.iou(box, own, [0]) < LEAST_IOU else None
+
+
+def _mask_box(segmentation: dict | list, image_hw: tuple[int, int]) -> list[float]:
+    """Return the box of a mask; polygons are not drawn, which takes longer than all else."""
+    if isinstance(segmentation, dict):
+        return coco_mask.toBbox(to_rle(segmentation, image_hw)).tolist()
+    sides = [[value for polygon in segmentation for value in polygon[axis::2]] for axis in (0, 1)]
+    corner = [min(side) for side in sides]
+    return corner + [max(side) - low for side, low in zip(sides, corner, strict=True)]
 
 
 def complete(annotation: Mapping[str, Any], image_hw: tuple[int, int]) -> dict:
@@ -197,7 +220,7 @@ def _segmentation(given: Any, where: str, image_hw: tuple[int, int]) -> dict | l
             check_rle(given, image_hw)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from None
-        return given
+        return given if coco_mask.area(to_rle(given, image_hw)) else None
     if not given:
         return None
     if not isinstance(given, list):

@@ -16,6 +16,7 @@ from stages.download.examples import (
     NO_AREA,
     NO_IMAGE,
     NO_MASK,
+    WRONG_BOX,
     AnnotationFile,
     Example,
     Skipped,
@@ -248,7 +249,10 @@ def test_what_other_tools_write_has_one_form_inside(tmp_path, key, value):
     assert annotation == expected | {"iscrowd": 0}
 
 
-@pytest.mark.parametrize("value", [GONE, None, [], [[]], [[1, 2, 3, 4]]])
+EMPTY = encode_mask(np.zeros((40, 60), bool))
+
+
+@pytest.mark.parametrize("value", [GONE, None, [], [[]], [[1, 2, 3, 4]], EMPTY])
 def test_an_object_without_mask_is_kept_counted_and_named(tmp_path, value):
     place = ("annotations", 0, "segmentation")
     folder = change(write_coco(tmp_path), "instances_val2017", place, value)
@@ -265,6 +269,9 @@ def test_an_object_without_mask_is_kept_counted_and_named(tmp_path, value):
         ({"bbox": [10, 5, 0.5, 20]}, NO_AREA),
         ({"bbox": [70, 5, 20, 20]}, NO_AREA),
         ({"bbox": [10, 5, -20, 20]}, NO_AREA),
+        ({"bbox": [20, 15, 40, 25]}, WRONG_BOX),
+        ({"bbox": [20, 15, 20, 20], "segmentation": RLE}, WRONG_BOX),
+        ({"bbox": [30, 15, 40, 20], "segmentation": None}, WRONG_BOX),
         ({"bbox": None, "segmentation": None}, NEITHER),
         ({"image_id": 10}, NO_IMAGE),
     ],
