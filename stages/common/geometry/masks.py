@@ -75,7 +75,7 @@ def check_rle(rle: dict, image_hw: tuple[int, int]) -> None:
         ValueError: the RLE has another size, its counts are invalid, or its runs do not add up to
             the number of pixels.
     """
-    if list(rle["size"]) != list(image_hw):
+    if rle["size"] != list(image_hw):
         raise ValueError(f"RLE of size {rle['size']} for an image of size {list(image_hw)}")
     counts, pixels = rle["counts"], image_hw[0] * image_hw[1]
     runs = counts if isinstance(counts, list) else _read_runs(counts)

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from stages.common.runtime.storage import read_json
+from stages.common.runtime.storage import read_json, read_text
 from stages.download.sources.open_images.files import CLASSES
 
 
@@ -12,12 +12,12 @@ def read_labels(folder: Path, wanted: Collection[str]) -> dict[str, str]:
 
     Raises:
         FileNotFoundError: the file of class descriptions is missing.
-        ValueError: it lacks one of the classes.
+        ValueError: it is not UTF-8, or lacks one of the classes.
     """
     path = folder / CLASSES
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: not found; fetch it with the other tables")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     described = dict(line.partition(",")[::2] for line in lines)
     labels = {label: name for label, name in described.items() if name in wanted}
     if missing := sorted(set(wanted) - set(labels.values())):

@@ -32,6 +32,7 @@ CREATE TABLE caption (name TEXT, text TEXT);
 IMAGE_ID = re.compile("[0-9a-f]{16}")
 TABLES = ("box", "mask", "verified", "caption")
 BOX = ("XMin", "YMin", "XMax", "YMax")
+OUTSIDE = 0.5  # sides of the image by which a box may leave it; one in pixels does by far more
 MASK_BOX = tuple(f"Box{side}" for side in BOX)
 
 
@@ -62,20 +63,25 @@ def rows_of(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, ...]]:
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: a column is missing, or a row is cut short.
+        ValueError: it is no CSV file in UTF-8, a column is missing, or a row is cut short.
     """
     columns = tuple(columns)
     _require(path)
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
-        header = next(reader, [])
-        if missing := [column for column in columns if column not in header]:
-            raise ValueError(f"{path}: has no column {', '.join(missing)}, only {header}")
-        places = [header.index(column) for column in columns]
-        for row in reader:
-            if len(row) <= max(places):
-                raise ValueError(f"{path}, line {reader.line_num}: cut short; fetch it again")
-            yield tuple(row[place] for place in places)
+        try:
+            header = next(reader, [])
+            if missing := [column for column in columns if column not in header]:
+                raise ValueError(f"{path}: has no column {', '.join(missing)}, only {header}")
+            places = [header.index(column) for column in columns]
+            for row in reader:
+                if len(row) <= max(places):
+                    raise ValueError(f"{path}, line {reader.line_num}: cut short; fetch it again")
+                yield tuple(row[place] for place in places)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path}, near line {reader.line_num}: {error}; fetch it again"
+            ) from None
 
 
 def _require(path: Path) -> None:
@@ -110,13 +116,14 @@ class IndexWriter:
         """Add the boxes of a part.
 
         Raises:
-            ValueError: a corner is no finite number.
+            ValueError: a corner is no finite number, or a box is far outside the image or has its
+                corners swapped.
         """
         rows = rows_of(path, ["ImageID", "LabelName", *BOX, "IsGroupOf"])
         self._insert(
             "INSERT INTO box VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                (name, self._ids[label], *_numbers(corners, name, path), group_of == "1")
+                (name, self._ids[label], *_corners(corners, name, path), group_of == "1")
                 for name, label, *corners, group_of in rows
                 if label in self._ids
             ),
@@ -128,7 +135,7 @@ class IndexWriter:
         self._insert(
             "INSERT INTO mask VALUES (?, ?, ?, ?, ?, ?, ?)",
             (
-                (name, self._ids[label], *_numbers(corners, name, path), file_name)
+                (name, self._ids[label], *_corners(corners, name, path), file_name)
                 for name, label, *corners, file_name in rows
                 if label in self._ids
             ),
@@ -193,6 +200,17 @@ def _numbers(texts: list[str], name: str, path: Path) -> list[float]:
             return numbers
     raise ValueError(
         f"{path}: ImageID {name}: expected finite numbers, found {', '.join(texts)}; fetch it again"
+    )
+
+
+def _corners(texts: list[str], name: str, path: Path) -> list[float]:
+    x0, y0, x1, y1 = corners = _numbers(texts, name, path)
+    low, high = -OUTSIDE, 1 + OUTSIDE
+    if low <= x0 <= x1 <= high and low <= y0 <= y1 <= high:
+        return corners
+    raise ValueError(
+        f"{path}: ImageID {name}: expected XMin ≤ XMax and YMin ≤ YMax in 0..1, fractions of the"
+        f" image's sides, found {', '.join(texts)}"
     )
 
 

@@ -310,6 +310,7 @@ ANNOTATION = r"instances_val2017\.json: annotation 21: "
         (("annotations", 0, "segmentation"), "mask.png", "expected polygons or an RLE"),
         (("annotations", 0, "segmentation"), {"counts": RLE["counts"]}, "has size and counts"),
         (("annotations", 0, "segmentation"), RLE | {"size": [60, 40]}, r"of size \[60, 40\] for"),
+        (("annotations", 0, "segmentation"), RLE | {"size": None}, "RLE of size None for an image"),
         (("annotations", 0, "segmentation"), RLE | {"counts": "garbage!"}, "RLE counts 'garbage!'"),
         (("annotations", 0, "segmentation"), RLE | {"counts": RLE["counts"][:-4]}, "not runs that"),
         (("annotations", 0, "segmentation"), RLE | {"counts": ""}, "add up to 40 × 60 pixels"),

@@ -271,6 +271,28 @@ def test_broken_archives_are_found_before_any_image_is_read(folder, scratch):
             r"train-annotations-bbox\.csv: ImageID ab: expected finite .* 0\.1, nan, 0\.3, 0",
         ),
         (
+            table("boxes", "train"),
+            "ImageID,LabelName,XMin,YMin,XMax,YMax,IsGroupOf\nab,/m/0001,10,20,300,40,0\n",
+            r"bbox\.csv: ImageID ab: expected XMin ≤ XMax and .* found 10, 20, 300, 40",
+        ),
+        (
+            table("masks", "train"),
+            "ImageID,LabelName,BoxXMin,BoxYMin,BoxXMax,BoxYMax,MaskPath\nab,/m/0001,.5,0,.1,1,a\n",
+            r"segmentation\.csv: ImageID ab: expected XMin ≤ XMax and .* found \.5, 0, \.1, 1",
+        ),
+        (
+            table("labels", "train"),
+            "ImageID,LabelName,Confidence\ncaf\xe9,/m/0001,1\n".encode("cp1252"),
+            r"boxable\.csv, near line 0: 'utf-8' codec can't decode byte 0xe9",
+        ),
+        pytest.param(
+            table("labels", "train"),
+            "ImageID,LabelName,Confidence\n" + "a" * 200_000,
+            r"boxable\.csv, near line 2: field larger than field limit",
+            id="a long field",
+        ),
+        (CLASSES, b"/m/1,Caf\xe9\n", r"segmentable\.csv: byte 8 \(0xe9\) is not utf-8"),
+        (
             table("labels", "validation"),
             "ImageID,LabelName,Confidence\n3f,/m/0001,yes\n",
             r"imagelabels-boxable\.csv: ImageID 3f: expected finite numbers, found yes",
@@ -294,7 +316,8 @@ def test_broken_archives_are_found_before_any_image_is_read(folder, scratch):
 def test_files_of_another_form_are_refused(folder, scratch, name, content, message):
     (folder / name).unlink()
     if content is not None:
-        (folder / name).write_text(content)
+        encoded = content if isinstance(content, bytes) else content.encode()
+        (folder / name).write_bytes(encoded)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_images_source(open_images_params(folder), scratch, 0.0)
 
