@@ -25,6 +25,7 @@ from stages.download.examples import (
     NO_MASK,
     WRONG_BOX,
     AnnotationFile,
+    plain,
 )
 
 LARGEST_ID = 2**53  # every id is exact as a float
@@ -88,7 +89,7 @@ def read_instances(path: Path) -> Instances:
 
 
 def read_captions(path: Path) -> dict[int, list[str]]:
-    """Return image id → captions of a captions file.
+    """Return image id → captions of a captions file, on one line each; blank ones do not count.
 
     Raises:
         ValueError: the file has another format, or an entry has no caption.
@@ -99,7 +100,8 @@ def read_captions(path: Path) -> dict[int, list[str]]:
         image_id = _id(entry, "image_id", where)
         if not isinstance(entry.get("caption"), str):
             raise ValueError(f"{where}: caption is {entry.get('caption')!r}, expected a string")
-        captions.setdefault(image_id, []).append(entry["caption"])
+        if text := plain(entry["caption"]):
+            captions.setdefault(image_id, []).append(text)
     return captions
 
 
@@ -156,6 +158,7 @@ def _read_lists(path: Path, *keys: str) -> dict:
 def _categories(entries: list, path: Path) -> Iterator[tuple[int, str]]:
     ids = [_id(entry, "id", f"{path}: category") for entry in entries]
     _require_once(path, "category id", ids)
+    _require_once(path, "category name", [entry.get("name") for entry in entries])
     for number, entry in zip(ids, entries, strict=True):
         if not isinstance(entry.get("name"), str):
             raise ValueError(f"{path}: category {number}: name is {entry.get('name')!r}")
@@ -168,8 +171,8 @@ def _image(entry: Any, path: Path) -> dict:
     # `fetch` may write to this name, so it must stay inside the folder.
     if not isinstance(name, str) or name != Path(name).name or not name:
         raise ValueError(
-            f"{where}: file_name {name!r}: expected a plain name, as COCO 2017 has; move the images"
-            " into the folder itself"
+            f"{where}: file_name {name!r}: expected a plain name, as COCO 2017 has, such as"
+            f" {Path(str(name)).name!r}; move the images into the folder itself"
         )
     size = {side: _id(entry, side, where) for side in ("height", "width")}
     if not all(0 < side <= LARGEST_SIDE for side in size.values()):

@@ -10,6 +10,8 @@ The synonyms are ours. A word is listed only if COCO's captions hardly use it fo
 are listed so that a part of them does not name another class: a "truck bed" is a truck, not a bed.
 """
 
+from difflib import get_close_matches
+
 from stages.common.formats.categories import Category, Split
 from stages.download.plurals import forms_of
 
@@ -123,4 +125,9 @@ def coco_category(category_id: int, name: str) -> Category:
     for split, classes in PARTS.items():
         if name in classes:
             return Category(category_id, name, split, forms_of((name, *classes[name])))
-    raise ValueError(f"class '{name}' is none of COCO's 80; their split is in {__name__}")
+    near = get_close_matches(name.lower(), [*BASE, *NOVEL, *EXCLUDED], 1)
+    meant = f"write '{near[0]}', or " if near else ""
+    raise ValueError(
+        f"class '{name}' is none of COCO's 80; {meant}for your own classes use source folder of"
+        " params.yaml"
+    )

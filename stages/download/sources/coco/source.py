@@ -29,7 +29,6 @@ from stages.download.examples import (
     NarrativeFiles,
     Skipped,
     Source,
-    plain,
 )
 from stages.download.params import CocoParams
 from stages.download.photographs import (
@@ -79,7 +78,8 @@ def coco_source(params: CocoParams) -> Source:
     Raises:
         FileNotFoundError: an annotation file or a folder of images is missing.
         ValueError: an annotation file has another format, classes that COCO lacks, or an image in
-            another folder; or the two instances files list different classes.
+            another folder; the two instances files list different classes; or the captions are
+            of other images.
     """
     folder = Path(params.folder).expanduser()
     part = params.train_part
@@ -90,6 +90,11 @@ def coco_source(params: CocoParams) -> Source:
     train = read_instances(paths[f"instances_{part}"])
     test = train if part == "val2017" else read_instances(paths["instances_val2017"])
     captions = read_captions(paths[f"captions_{part}"])
+    if train.images and not any(image["id"] in captions for image in train.images):
+        raise ValueError(
+            f"{paths[f'captions_{part}']}: no caption is of an image of instances_{part}.json; take"
+            " both from one release"
+        )
     tested, held_out, kept = [], [], []
     for image in train.images:
         if part == "val2017" and is_held_out(image["id"], TEST, params.test_fraction):
@@ -113,7 +118,7 @@ def coco_source(params: CocoParams) -> Source:
                 image["id"],
                 image_folder / image["file_name"],
                 (image["height"], image["width"]),
-                tuple(map(plain, captions.get(image["id"], ()))) if split in CAPTIONED else (),
+                tuple(captions.get(image["id"], ())) if split in CAPTIONED else (),
                 # pairs have no ground truth
                 tuple(objects[image_folder.name].get(image["id"], ())) if split != "pairs" else (),
             )
@@ -194,7 +199,10 @@ def _categories(folder: Path, train: Instances, test: Instances) -> list[Categor
             f"{folder}/annotations: instances_train2017.json and instances_val2017.json list "
             "different categories; take both from one release of COCO"
         )
-    return [coco_category(index, name) for index, name in sorted(train.categories.items())]
+    try:
+        return [coco_category(index, name) for index, name in sorted(train.categories.items())]
+    except ValueError as error:
+        raise ValueError(f"{folder}/annotations: instances files: {error}") from None
 
 
 def _require(path: Path, is_there: Callable[[Path], bool]) -> Path:

@@ -51,8 +51,12 @@ def test_split_is_the_published_one():
     categories = [coco_category(k, name) for k, name in enumerate([*BASE, *NOVEL, *EXCLUDED])]
     MentionFinder(categories)  # no word means two classes
     assert categories[0].split == "base" and "people" in categories[0].forms
-    with pytest.raises(ValueError, match=r"class 'dragon' is none of COCO's 80"):
+    with pytest.raises(ValueError, match=r"class 'dragon' is none of COCO's 80; for your own clas"):
         coco_category(1, "dragon")
+    with pytest.raises(
+        ValueError, match=r"class 'Hotdog' is none .*; write 'hot dog', or for your"
+    ):
+        coco_category(1, "Hotdog")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +200,9 @@ def test_images_outside_the_folder_are_refused(tmp_path):
     content = json.loads(path.read_text())
     content["images"][0]["file_name"] = "../train2017/000000000001.jpg"
     path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"file_name '\.\./train2017/.*': expected a plain name"):
+    with pytest.raises(
+        ValueError, match=r"file_name '\.\./train2017/.*': .* such as '000000000001\.jpg'"
+    ):
         coco_source(coco_params(tmp_path))
 
 
@@ -373,6 +379,7 @@ def test_a_polygon_far_outside_its_image_does_not_crash(tmp_path, far, axis):
         (("images", 1, "height"), 65_536, "image 1: is 60 × 65536 pixels, expected 1 to 65535"),
         (("categories", 1, "id"), 1, "category id 1 is given twice"),
         (("categories", 1, "name"), None, "category 17: name is None"),
+        (("categories", 1, "name"), "person", "category name 'person' is given twice"),
         (("annotations",), {}, r"not a COCO file: it lacks \['annotations'\]"),
     ],
 )
@@ -387,6 +394,24 @@ def test_captions_must_be_texts(tmp_path, value):
     path = ("annotations", 1, "caption")
     folder = change(write_coco(tmp_path), "captions_train2017", path, value)
     with pytest.raises(ValueError, match=r"captions_train2017\.json: caption 2: caption is "):
+        coco_source(coco_params(folder))
+
+
+def test_a_blank_caption_is_none(tmp_path):
+    folder = change(
+        write_coco(tmp_path), "captions_train2017", ("annotations", 1, "caption"), " \n "
+    )
+    change(folder, "captions_train2017", ("annotations", 2, "caption"), "")
+    first, *others = make_all(coco_params(folder), "train")
+    assert first.captions == ("Two cats and a hot dog.",)
+    assert reason(others, 2) == reason(others, 3) == "has no caption"
+
+
+def test_captions_of_other_images_are_refused(tmp_path):
+    folder = write_coco(tmp_path)
+    for number in range(3):
+        change(folder, "captions_train2017", ("annotations", number, "image_id"), 70 + number)
+    with pytest.raises(ValueError, match=r"captions_train2017\.json: no caption is of an image of"):
         coco_source(coco_params(folder))
 
 
@@ -491,6 +516,7 @@ def test_narratives_belong_to_the_images_that_their_official_ids_name(tmp_path):
     assert ids == [381639, -1, -1]
     annotations = tmp_path / "annotations"
     (annotations / "captions_train2017.json").rename(annotations / "captions_val2017.json")
+    change(tmp_path, "captions_val2017", ("annotations", 0, "image_id"), 9)
     small = coco_source(params.model_copy(update={"train_part": "val2017"}))
     assert [path.name for path in small.narratives.paths] == ["coco_val_localized_narratives.jsonl"]
 
