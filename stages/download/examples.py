@@ -17,7 +17,8 @@ from stages.common.formats.narratives import Narrative
 SPLITS = ("val", "test", "pairs", "train")  # held-out splits come first, see `LeakCheck`
 HELD_OUT = frozenset({"val", "test"})
 CAPTIONED = frozenset({"pairs", "train"})
-# Reasons why an annotation is unusable.
+# Reasons why an image is left out before it is read, and why an annotation is unusable.
+NO_CAPTION, NO_FILE = "has no caption", "no such file"
 NO_MASK, NO_AREA = "without a mask", "with a box under a pixel"
 NEITHER, NO_IMAGE = "without box and mask", "of an image that is not listed"
 WRONG_BOX = "with a box that is not around their mask, or not in the image"

@@ -20,7 +20,7 @@ from stages.common.formats.images import (
     decode_upright,
 )
 from stages.common.runtime.seeding import derive_seed
-from stages.download.examples import Skipped, Task
+from stages.download.examples import NO_CAPTION, NO_FILE, Skipped, Task
 
 QUALITY = 95  # JPEG quality of rotated images
 JPEG_START = b"\xff\xd8"
@@ -42,9 +42,9 @@ def skip_unread(path: Path, image_id: int, captions: Sequence[str] | None) -> Sk
     `captions` is None if the split needs none.
     """
     if captions is not None and not captions:
-        return Skipped(image_id, str(path), "has no caption")
+        return Skipped(image_id, str(path), NO_CAPTION)
     # not path.is_file(), which raises OSError for a name that is too long
-    return None if os.path.isfile(path) else Skipped(image_id, str(path), "no such file")
+    return None if os.path.isfile(path) else Skipped(image_id, str(path), NO_FILE)
 
 
 def read_photograph(path: Path, image_id: int, file_name: str) -> EncodedImage | Skipped:

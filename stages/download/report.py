@@ -13,6 +13,8 @@ from stages.download.examples import (
     CAPTIONED,
     NEITHER,
     NO_AREA,
+    NO_CAPTION,
+    NO_FILE,
     SPLITS,
     WRONG_BOX,
     Leaked,
@@ -24,6 +26,11 @@ from stages.download.params import DownloadParams
 
 NAMED_IN_ERROR = 3  # images that a message names; the report names all
 NAMED_IN_REPORT = 10  # ignored files and unusable annotations that the report names
+COPY_AGAIN = "Copy broken files again from their source"
+ADVICE = {  # reason → what helps
+    NO_CAPTION: "Write captions for these images, or move them out of the training images",
+    NO_FILE: "Correct the names of these files where they are given, or put the files there",
+}
 LARGEST_UNUSABLE = 0.05  # fraction of a file's annotations; `finetune` has the same limit
 
 
@@ -125,7 +132,7 @@ def notices(report: dict) -> list[str]:
         first = ", ".join(ignored["first"][:NAMED_IN_ERROR])
         more = ", …" if ignored["number"] > NAMED_IN_ERROR else ""
         lines.append(
-            f"{folder}/: {ignored['number']} files have an unsupported format and were ignored:"
+            f"{folder}/: {ignored['number']} files are hidden or no images and were ignored:"
             f" {first}{more}"
         )
     for name, file in report.get("unusable_annotations", {}).items():
@@ -164,11 +171,12 @@ def _skipped_problem(name: str, split: dict, limit: float) -> list[str]:
     if len(skipped) <= limit * total:
         return []
     first = "; ".join(f"{s['file_name']}: {s['reason']}" for s in skipped[:NAMED_IN_ERROR])
+    advice = dict.fromkeys(ADVICE.get(s["reason"], COPY_AGAIN) for s in skipped)
     return [
         f"split {name}: {len(skipped)} of {total} images skipped, more than "
         f"download.max_skipped_fraction = {limit} allows: {first}"
-        f"{'; …' if len(skipped) > NAMED_IN_ERROR else ''}. Copy the named files again from their "
-        "source, or allow a larger fraction in params.yaml"
+        f"{'; …' if len(skipped) > NAMED_IN_ERROR else ''}. {'; '.join(advice)}; or allow a larger"
+        " fraction in params.yaml"
     ]
 
 

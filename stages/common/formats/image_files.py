@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 SUFFIXES = frozenset({".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-# macOS writes such a file, with the same suffix, beside each file on a foreign file system.
-APPLE_DOUBLE = "._"
+# Folders of thumbnails and copies, which a NAS and macOS' archives have; such as those of Jupyter
+# begin with a dot.
+UNSEEN = frozenset({"@eaDir", "__MACOSX"})
 UNDECODED = re.compile("[\udc80-\udcff]")  # os.fsdecode maps bytes that are not UTF-8 to these
 
 
@@ -23,8 +24,8 @@ class ImageFiles:
 
     Attributes:
         images: the path of each image by name, sorted by name.
-        others: sorted names of skipped files and of unreadable folders. Hidden files are not
-            listed, except those that begin with `._`.
+        others: sorted names of skipped files, hidden images among them, and of unreadable folders.
+            Other hidden files are not listed.
     """
 
     images: dict[str, Path] = field(default_factory=dict)
@@ -41,13 +42,14 @@ def list_images(folder: Path) -> ImageFiles:
         others.append(f"{name}/ ({error.strerror})")
 
     for path in _walk(folder, note):
-        name = plain_text(path.relative_to(folder).as_posix())
-        if path.name.startswith(APPLE_DOUBLE):
-            others.append(name)
-        elif path.suffix.lower() in SUFFIXES:
+        relative = path.relative_to(folder)
+        name = plain_text(relative.as_posix())
+        hidden = any(part.startswith(".") or part in UNSEEN for part in relative.parts)
+        is_image = path.suffix.lower() in SUFFIXES
+        if is_image and not hidden and path.is_file():
             images[name] = path
-        elif not path.name.startswith("."):
-            others.append(name)
+        elif is_image or not hidden:
+            others.append(name if path.exists() else f"{name} (broken link)")
     return ImageFiles(dict(sorted(images.items())), sorted(others))
 
 
@@ -67,4 +69,4 @@ def _walk(folder: Path, note: Callable[[OSError], None]) -> Iterator[Path]:
             continue
         seen.add(place)
         folders.sort()
-        yield from (Path(parent, name) for name in files if os.path.isfile(f"{parent}/{name}"))
+        yield from (Path(parent, name) for name in files)

@@ -17,6 +17,7 @@ tag rotates is encoded again.
 
 import csv
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from stages.common.formats.captions import normalise
 from stages.common.formats.categories import Category
 from stages.common.formats.image_files import SUFFIXES, ImageFiles, list_images, plain_text
 from stages.common.formats.narratives import NarrativeReader, split_sentences
@@ -44,9 +46,13 @@ COLUMNS = ("file_name", "caption")
 NARRATIVES = "narratives.jsonl"
 QUOTES = "put the whole caption within quotes, and write a quote in it twice"
 # Another row of captions.csv inside a caption: a quote in it was not meant to open one.
-ROW = re.compile(rf"^\s*([^,\n]+({'|'.join(map(re.escape, sorted(SUFFIXES)))}))\s*,", re.I | re.M)
+ENDS = "|".join(map(re.escape, sorted(SUFFIXES)))
+ROW = re.compile(rf"[\r\n]\s*([^,\n]+({ENDS}))\s*,", re.I)
+SUFFIX = re.compile(rf"({ENDS})\s*$", re.I)
+NUMBERED = re.compile(r"#\d+\s*$")  # a caption's number behind a file name, as in Flickr8k
 COMMENT = re.compile(r"(^|\s)#.*")
 LISTED = re.compile(r"([-*•]|\d+[.)])\s+(.*)")  # an item of a list: "- cat", "1. cat"
+NAMED = 12  # files that a message lists
 KEY = "download.folder.path"
 LAYOUT = (
     f"{KEY} of params.yaml must have train/, test/, names.txt and captions.csv,"
@@ -78,7 +84,7 @@ def folder_source(params: FolderParams, max_broken_fraction: float) -> Source:
     folder = Path(params.path).expanduser()
     there = {part: _list_files(folder / part) for part in ("train", "test")}
     file_name = name_files(there["train"].images)
-    captions = read_captions(folder, file_name, max_broken_fraction)
+    captions = read_captions(folder, there["train"].images, file_name, max_broken_fraction)
     # A file with a caption is read whatever its suffix.
     train = {name: folder / "train" / name for name in captions} | there["train"].images
     test = there["test"].images
@@ -112,8 +118,18 @@ def folder_source(params: FolderParams, max_broken_fraction: float) -> Source:
 
 def _list_files(folder: Path) -> ImageFiles:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder.absolute()}: no such folder; {LAYOUT}")
-    return list_images(folder)
+        raise FileNotFoundError(f"{folder.absolute()}: no such folder; {_layout(folder.parent)}")
+    files = list_images(folder)
+    if not files.images and not files.others:
+        raise FileNotFoundError(f"{folder.absolute()}: is empty; put images there")
+    return files
+
+
+def _layout(folder: Path) -> str:
+    """Return what the folder must have, and what it has: perhaps under a name of another form."""
+    there = sorted(plain_text(path.name) for path in folder.iterdir()) if folder.is_dir() else []
+    more = ", …" if len(there) > NAMED else ""
+    return f"{LAYOUT}; there are {', '.join(there[:NAMED])}{more}" if there else LAYOUT
 
 
 def read_names(path: Path) -> tuple[Category, ...]:
@@ -124,25 +140,29 @@ def read_names(path: Path) -> tuple[Category, ...]:
         ValueError: it names no class, a line is not a class, or a word names two classes.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path.absolute()}: not found; {LAYOUT}")
-    categories: list[Category] = []
-    owners: dict[str, str] = {}
+        raise FileNotFoundError(f"{path.absolute()}: not found; {_layout(path.parent)}")
+    written: list[tuple[tuple[int, str], list[str]]] = []  # line and name of each class, its words
+    owners: dict[str, tuple[int, str]] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
         name, _, others = COMMENT.sub("", line).partition(":")
         if not (name := plain(name)):
             continue
         if fault := _fault_of_name(name, others):
             raise ValueError(f"{path}, line {number}: {fault}")
-        synonyms = (plain(word) for word in others.split(","))
-        forms = forms_of(word.lower() for word in (name, *synonyms) if word)
-        for form in forms:
-            if form in owners:
+        words = [word.lower() for word in (name, *map(plain, others.split(","))) if word]
+        for word in words:
+            owner = owners.setdefault(normalise(word), (number, name))
+            if owner[0] != number:
                 raise ValueError(
-                    f"{path}, line {number}: '{form}' already stands for '{owners[form]}'; every"
-                    " word must name one class"
+                    f"{path}, line {number}: '{word}' already stands for '{owner[1]}' of line"
+                    f" {owner[0]}; every word must name one class"
                 )
-            owners[form] = name
-        categories.append(Category(len(categories) + 1, name, "base", forms))
+        written.append(((number, name), words))
+    categories = []
+    for number, (owner, words) in enumerate(written, 1):
+        # A plural that is another class' word is that class': "glasses" beside "glass".
+        forms = (w for w in forms_of(words) if owners.setdefault(normalise(w), owner) == owner)
+        categories.append(Category(number, owner[1], "base", tuple(forms)))
     if not categories:
         raise ValueError(f"{path}: names no class; write one per line, e.g. 'cat: kitten, kitty'")
     return tuple(categories)
@@ -167,9 +187,7 @@ def name_files(images: Collection[str]) -> Callable[[str], str]:
     The id is the name, or what is left of it without folder and suffix if only one file has that:
     the official ids of ADE20k and Flickr30k are such. Another id is returned as it is.
     """
-    stems = {name: PurePosixPath(name).stem for name in images}
-    files = Counter(stems.values())
-    by_stem = {stem: name for name, stem in stems.items() if files[stem] == 1}
+    by_stem = _only(images, lambda name: PurePosixPath(name).stem)
 
     def file_name(image_id: str) -> str:
         name = _below_train(image_id)
@@ -178,20 +196,32 @@ def name_files(images: Collection[str]) -> Callable[[str], str]:
     return file_name
 
 
+def _only(names: Collection[str], key: Callable[[str], str]) -> dict[str, str]:
+    """Return key → name, for the keys that only one name has."""
+    keys = {name: key(name) for name in names}
+    counts = Counter(keys.values())
+    return {own: name for name, own in keys.items() if counts[own] == 1}
+
+
 def read_captions(
-    folder: Path, file_name: Callable[[str], str], max_broken_fraction: float
+    folder: Path,
+    images: Collection[str],
+    file_name: Callable[[str], str],
+    max_broken_fraction: float,
 ) -> dict[str, list[str]]:
     """Return file name → captions, from captions.csv or captions.json, or else the narratives.
 
     Args:
         folder: of the user.
+        images: names of the files of train/.
         file_name: from a narrative's image_id to the name of its file.
         max_broken_fraction: of the narratives' lines, in 0..1, above which they are refused.
 
     Raises:
         FileNotFoundError: there is none of these files.
         ValueError: there are both files of captions, the file has another format or is empty, or
-            a caption's file name is not one inside train/.
+            a caption's file name is not one inside train/, or is almost that of an image without
+            caption.
     """
     table, mapping = folder / "captions.csv", folder / "captions.json"
     if table.is_file() == mapping.is_file():
@@ -199,7 +229,8 @@ def read_captions(
             raise ValueError(f"{folder.absolute()} has captions.csv and captions.json; remove one")
         if not (folder / NARRATIVES).is_file():
             raise FileNotFoundError(
-                f"{table.absolute()}: not found, nor captions.json, nor {NARRATIVES}; {LAYOUT}"
+                f"{table.absolute()}: not found, nor captions.json, nor {NARRATIVES};"
+                f" {_layout(folder)}"
             )
         source = folder / NARRATIVES
         reader = NarrativeReader(max_broken_fraction)
@@ -217,10 +248,23 @@ def read_captions(
     for name, caption in rows:
         if text := plain(caption):
             captions.setdefault(_below_train(name), []).append(text)
+    if not captions:
+        raise ValueError(f"{source}: has no caption")
+    train, likely = folder / "train", _only({*images} - {*captions}, _gist)
     for name in captions:
-        if fault := _fault_of_file_name(name, folder / "train"):
+        fault = _fault_of_file_name(name, train)
+        # a file with another suffix may have a caption, too
+        if name not in images and not os.path.isfile(train / name) and _gist(name) in likely:
+            fault = fault or f"'{name}' is no file in {train}; write '{likely[_gist(name)]}'"
+        if fault:
             raise ValueError(f"{source}: {fault}")
     return captions
+
+
+def _gist(name: str) -> str:
+    """Return what is left of a file name that was written down in another form."""
+    name = NUMBERED.sub("", name).replace("\\", "/")
+    return PurePosixPath(SUFFIX.sub("", name)).name.strip().casefold()
 
 
 def _below_train(name: str) -> str:
@@ -288,8 +332,10 @@ def _json_items(path: Path) -> list[tuple[str, str]]:
         for name, texts in items
         for text in (texts if isinstance(texts, list) else [texts])
     ]
-    if not isinstance(content, dict) or not all(isinstance(text, str) for _, text in rows):
-        raise ValueError(f"{path}: must be {{file_name: caption or list of captions}}")
+    wrong = [f", but '{name}' has {text!r:.40}" for name, text in rows if type(text) is not str]
+    if not isinstance(content, dict) or wrong:
+        told = "".join(wrong[:1])
+        raise ValueError(f"{path}: must be {{file_name: caption or list of captions}}{told}")
     return rows
 
 

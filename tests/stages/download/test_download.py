@@ -244,6 +244,21 @@ def test_fractions_decide_what_is_fatal():
     assert objects.startswith("classes without object in test: 16 of 17")
 
 
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("has no caption", "Write captions for these images, or move them out of"),
+        ("no such file", "Correct the names of these files"),
+        ("cannot be decoded as an image (2 bytes)", "Copy broken files again"),
+    ],
+)
+def test_the_advice_for_skipped_images_is_that_for_their_reason(reason, advice):
+    report = fill_report([listed(1, "cup"), Skipped(3, "3.jpg", reason)])
+    (problem,) = find_problems(report, make_params(max_missing_class_fraction=1.0))
+    assert f"3.jpg: {reason}. {advice}" in problem and problem.count("; or allow a larger") == 1
+    assert sum(word in problem for word in ("Write", "Correct", "Copy")) == 1
+
+
 def test_leaked_images_are_counted_apart_and_limited():
     leaked = [Leaked(k, f"{k}.jpg", f"{k + 100}.jpg of test") for k in range(2, 7)]
     assert "leaked" not in fill_report([listed(1, "a cup")])["splits"]["train"]

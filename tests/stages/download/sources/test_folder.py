@@ -1,5 +1,6 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_narratives_stand_in_for_captions(tmp_path):
         ("./a.jpg", "a.jpg"),
         ("two.jpg", "two.jpg"),
         ("two", "two"),  # two.jpg or two.png
-        ("b/c", "b/c"),
+        ("b/e", "b/e"),
     ],
 )
 def test_an_official_id_is_the_stem_of_a_file(tmp_path, image_id, file_name):
@@ -168,6 +169,7 @@ def test_narratives_without_any_are_named_before_their_images(tmp_path, text, me
     [
         ("file_name,caption\na.jpg,a cat, a dog\n", ["a cat, a dog"]),
         ('file_name,caption\na.jpg,"a ""big"" cat, asleep"\n', ['a "big" cat, asleep']),
+        ("file_name,caption\na.jpg,see b.png, a cat\n", ["see b.png, a cat"]),
         ('file_name,caption\na.jpg,a 5" plate\na.jpg,a cat\n', ['a 5" plate', "a cat"]),
         ('file_name, caption\na.jpg,"a cat\non a bed"\r\n\r\n', ["a cat on a bed"]),
         ("id,caption,file_name\n7,a cat,a.jpg\n", ["a cat"]),
@@ -192,6 +194,39 @@ def test_names_may_have_comments_and_accents(tmp_path):
     assert MentionFinder(categories).classes(["a caf\u00e9"]) == {2}
 
 
+def test_a_plural_that_is_another_class_is_that_class(tmp_path):
+    path = tmp_path / "names.txt"
+    for text in ("glass\nglasses\nbox\n", "glasses\nglass\nbox\n"):
+        path.write_text(text)
+        categories = {category.name: category for category in read_names(path)}
+        assert categories["glass"].forms == ("glass",) and "boxes" in categories["box"].forms
+        found = MentionFinder(categories.values()).classes(["glasses"])
+        assert found == {categories["glasses"].id}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("a.JPG", "a.jpg"),
+        ("a", "a.jpg"),
+        ("a.jpg#0", "a.jpg"),
+        ("images/train/a.jpg", "a.jpg"),
+        ("b\\c.JPG", "b/c.JPG"),
+        ("C.jpeg ", "b/c.JPG"),
+    ],
+)
+def test_a_file_name_of_another_form_is_corrected(tmp_path, name, meant):
+    folder = write_folder(tmp_path)
+    (folder / "captions.csv").unlink()
+    (folder / "captions.json").write_text(json.dumps({name: "a cat", "gone.jpg": "a cat"}))
+    message = rf"captions\.json: '{re.escape(name)}' is no file in /\S+/train; write '{meant}'"
+    with pytest.raises(ValueError, match=message):
+        folder_source(make_params(folder), 0.0)
+    captions = {name: "a cat", meant: "a cat"}  # the images of a larger set are not here
+    (folder / "captions.json").write_text(json.dumps(captions))
+    assert set(make_all(folder, "train")) == {"a.jpg", "b/c.JPG", "b/d.png", name}
+
+
 def test_captions_as_json(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "captions.csv").unlink()
@@ -205,6 +240,9 @@ def test_captions_as_json(tmp_path):
         assert made[name] == Skipped(hashed_id(f"train/{name}"), path, "no such file")
     (folder / "captions.json").write_text('["a.jpg"]')
     with pytest.raises(ValueError, match=r"captions\.json: must be \{file_name: caption or list"):
+        folder_source(make_params(folder), 0.0)
+    (folder / "captions.json").write_text('{"a.jpg": ["x", null]}')
+    with pytest.raises(ValueError, match=r"or list of captions\}, but 'a\.jpg' has None"):
         folder_source(make_params(folder), 0.0)
 
 
@@ -224,8 +262,9 @@ def test_images_are_turned_upright(tmp_path):
         (
             "captions.csv",
             None,
-            r"captions\.csv: not found, nor captions\.json, nor narr",
+            r"captions\.csv: not found, nor captions\.json, nor narr.*; there are names\.txt, te",
         ),
+        ("captions.csv", "file_name,caption\n", r"captions\.csv: has no caption"),
         (
             "captions.csv",
             "file_name,caption,caption\n",
@@ -281,7 +320,9 @@ def test_images_are_turned_upright(tmp_path):
         ("captions.csv", "file_name,caption\n/a.jpg,a cat\n", r"'/a\.jpg' must be a file inside /"),
         ("names.txt", None, r"names\.txt: not found; download\.folder\.path of params\.yaml"),
         ("names.txt", "\n\n", r"names\.txt: names no class; write one per line"),
-        ("names.txt", "cat\nkitty: Cats\n", r"names\.txt, line 2: 'cats' already stands for 'cat'"),
+        ("names.txt", "cat\nkitty: Cat\n", r"line 2: 'cat' already stands for 'cat' of line 1"),
+        ("names.txt", "hot dog\n\nhot-dog\n", r"line 3: 'hot-dog' .* for 'hot dog' of line 1;"),
+        ("names.txt", "cat\ncat: kitty\n", r"line 2: 'cat' already stands for 'cat' of line 1"),
     ],
 )
 def test_files_of_another_form_are_refused(tmp_path, name, content, message):
@@ -298,6 +339,9 @@ def test_a_missing_folder_is_named(tmp_path):
     folder = write_folder(tmp_path)
     (folder / "test").rename(folder / "tests")
     with pytest.raises(FileNotFoundError, match=r"test: no such folder; download\.folder\.path"):
+        folder_source(make_params(folder), 0.0)
+    (folder / "test").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"/test: is empty; put images there"):
         folder_source(make_params(folder), 0.0)
 
 
@@ -431,11 +475,27 @@ def test_files_of_other_formats_are_counted_and_named(tmp_path, source, capsys):
     assert ignored["test"]["number"] == 13 and len(ignored["test"]["first"]) == 10
     lines = capsys.readouterr().err.splitlines()
     assert [line for line in lines if "ignored" in line] == [
-        "data/download/report.json: train/: 3 files have an unsupported format and were"
+        "data/download/report.json: train/: 3 files are hidden or no images and were"
         " ignored: b/f.HEIC, e.heic, g.mov",
-        "data/download/report.json: test/: 13 files have an unsupported format and were"
+        "data/download/report.json: test/: 13 files are hidden or no images and were"
         " ignored: 00.avif, 01.avif, 02.avif, …",
     ]
+
+
+def test_hidden_images_and_broken_links_are_ignored_and_named(tmp_path, source):
+    """Jupyter, a NAS and macOS keep copies and thumbnails beside the images."""
+    (source / "test/notes.md").unlink()
+    hidden = (".ipynb_checkpoints/new.jpg", "@eaDir/new.jpg", "__MACOSX/new.jpg", ".new.jpg")
+    for name in (*hidden, ".git/config"):
+        (source / "test" / name).parent.mkdir(exist_ok=True)
+        (source / "test" / name).write_bytes(noise_jpeg(20, 50))
+    (source / "test/gone.jpg").symlink_to("/nowhere/gone.jpg")
+    write_params(tmp_path, source)
+    main()
+    others = sorted((*hidden, "gone.jpg (broken link)"))
+    assert read_report()["ignored_files"] == {"test": {"number": 5, "first": others}}
+    shown = json.loads(Path("data/download/ground_truth/test.json").read_text())["images"]
+    assert [image["file_name"] for image in shown] == ["new.jpg"]
 
 
 def test_a_folder_of_one_format_says_nothing_of_others(tmp_path, source):
