@@ -39,7 +39,7 @@ TaskType = TypeVar("TaskType", bound=Task)
 class Listed:
     """What the source's tables say about an image; `category_ids` has one entry per annotation."""
 
-    image_id: int
+    file_name: str
     captions: tuple[str, ...]
     category_ids: tuple[int, ...]
 
@@ -68,7 +68,7 @@ class Example:
     def listed(self) -> Listed:
         """What the report counts."""
         category_ids = tuple(annotation["category_id"] for annotation in self.annotations)
-        return Listed(self.image.image_id, self.captions, category_ids)
+        return Listed(self.image.file_name, self.captions, category_ids)
 
 
 @dataclass(frozen=True)

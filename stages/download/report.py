@@ -4,6 +4,7 @@ The report names the images that were left out and the classes. It is made twice
 before images are read, and from the images.
 """
 
+import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,7 @@ from stages.download.examples import (
 from stages.download.params import DownloadParams
 
 NAMED_IN_ERROR = 3  # images that a message names; the report names all
+SHOWN = 80  # characters of a caption
 NAMED_IN_REPORT = 10  # ignored files and unusable annotations that the report names
 COPY_AGAIN = "Copy broken files again from their source"
 ADVICE = {  # reason → what helps
@@ -44,7 +46,7 @@ class SplitReport:
     num_images: int = 0
     num_captions: int = 0
     num_unmatched_captions: int = 0
-    unmatched_images: list[int] = field(default_factory=list)
+    unmatched: list[dict[str, str]] = field(default_factory=list)
     mentions: Counter = field(default_factory=Counter)
     objects: Counter = field(default_factory=Counter)
 
@@ -63,7 +65,8 @@ class SplitReport:
         self.num_unmatched_captions += sum(not classes for classes in named)
         self.mentions.update(set().union(*named))
         if named and not any(named):
-            self.unmatched_images.append(outcome.image_id)
+            caption = textwrap.shorten(outcome.captions[0], SHOWN, placeholder=" …")
+            self.unmatched.append({"file_name": outcome.file_name, "caption": caption})
 
 
 def empty_reports(source: Source) -> dict[str, SplitReport]:
@@ -88,7 +91,7 @@ def summarise(splits: dict[str, SplitReport], source: Source) -> dict:
                 "skipped": [vars(skipped) for skipped in split.skipped],
                 "captions": split.num_captions,
                 "captions_without_class": split.num_unmatched_captions,
-                "images_without_class_in_captions": split.unmatched_images,
+                "images_without_class_in_captions": split.unmatched,
                 "mentioned_in_images": {c.name: split.mentions[c.id] for c in scored},
             }
             for name, split in splits.items()
@@ -218,11 +221,12 @@ def _unmatched_problem(name: str, split: dict, limit: float) -> list[str]:
     unmatched = split["images_without_class_in_captions"]
     if len(unmatched) <= limit * split["images"]:
         return []
+    first = "; ".join(f"{u['file_name']}: '{u['caption']}'" for u in unmatched[:NAMED_IN_ERROR])
     return [
         f"split {name}: the captions of {len(unmatched)} of {split['images']} images name no "
-        f"class, more than download.max_unmatched_fraction = {limit} allows (first ids: "
-        f"{unmatched[:NAMED_IN_ERROR]}). Add the words they use to the classes' synonyms, or "
-        "allow a larger fraction in params.yaml"
+        f"class, more than download.max_unmatched_fraction = {limit} allows: {first}"
+        f"{'; …' if len(unmatched) > NAMED_IN_ERROR else ''}. Add the words they use to the"
+        " classes' synonyms, or allow a larger fraction in params.yaml"
     ]
 
 

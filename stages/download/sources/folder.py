@@ -342,7 +342,7 @@ def _json_items(path: Path) -> list[tuple[str, str]]:
 def look_up(task: FolderTask) -> Listed | Skipped:
     """Return the captions of an existing image, or why it must be skipped."""
     skipped = skip_unread(task.path, task.image_id, task.captions)
-    return skipped or Listed(task.image_id, task.captions or (), ())
+    return skipped or Listed(task.file_name, task.captions or (), ())
 
 
 def make_example(task: FolderTask) -> Example | Skipped:

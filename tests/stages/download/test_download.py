@@ -222,7 +222,9 @@ def test_report_counts_and_names_who_and_why():
     )
     train = report["splits"]["train"]
     assert (train["images"], train["captions"], train["captions_without_class"]) == (2, 4, 2)
-    assert train["images_without_class_in_captions"] == [2]
+    assert train["images_without_class_in_captions"] == [
+        {"file_name": "2.jpg", "caption": "a fine day"}
+    ]
     assert train["mentioned_in_images"]["cup"] == 1 and train["objects"]["cup"] == 2
     assert train["skipped"] == [
         {"image_id": 3, "file_name": "train2017/3.jpg", "reason": "no such file"}
@@ -239,7 +241,7 @@ def test_fractions_decide_what_is_fatal():
         report, make_params(max_unmatched_fraction=0.4)
     )
     assert skipped.startswith("split train: 1 of 3 images skipped") and "3.jpg: gone" in skipped
-    assert "captions of 1 of 2 images name no class" in unmatched and "[2]" in unmatched
+    assert "captions of 1 of 2 images name no class" in unmatched and "2.jpg: 'sky'." in unmatched
     assert mentions.startswith("classes without caption in train: 16 of 17 (mushroom, bird")
     assert objects.startswith("classes without object in test: 16 of 17")
 

@@ -168,7 +168,7 @@ def _nothing_to_learn(
 def look_up(task: CocoTask) -> Listed | Skipped:
     """Return what the annotation files say about an image, or why it must be skipped."""
     category_ids = tuple(entry["category_id"] for entry in task.annotations)
-    return _skip_unread(task) or Listed(task.image_id, task.captions, category_ids)
+    return _skip_unread(task) or Listed(task.path.name, task.captions, category_ids)
 
 
 def make_example(task: CocoTask) -> Example | Skipped:

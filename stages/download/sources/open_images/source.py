@@ -209,7 +209,7 @@ def look_up(annotators: Annotators, task: OpenImagesTask) -> Listed | Skipped:
     for _, mask in rows.objects:
         if mask is not None:
             _archived(annotators.folder, task.part, mask)
-    return Listed(task.image_id, rows.captions, tuple(box.category_id for box, _ in rows.objects))
+    return Listed(rows.path.name, rows.captions, tuple(box.category_id for box, _ in rows.objects))
 
 
 def make_example(annotators: Annotators, task: OpenImagesTask) -> Example | Skipped:
