@@ -23,6 +23,8 @@ from stages.common.runtime.seeding import derive_seed
 from stages.download.examples import NO_CAPTION, NO_FILE, Skipped, Task
 
 QUALITY = 95  # JPEG quality of rotated images
+SMALLEST_RANGE = 16  # values of 0..255; 12 bits in a file of 16 have 0..15
+FLAT = "save 12 bits in a file of 16, or black on transparent, as 8-bit RGB"
 JPEG_START = b"\xff\xd8"
 SCAN, END = 0xDA, 0xD9  # second bytes of JPEG markers
 MARKER = re.compile(rb"\xff+[^\x00\xff]", re.DOTALL)
@@ -57,9 +59,13 @@ def read_photograph(path: Path, image_id: int, file_name: str) -> EncodedImage |
         reason = f"JPEG without an end, cut short at {len(encoded)} bytes"
         return Skipped(image_id, str(path), reason)
     try:
-        height, width = decode_image(encoded, path.name).shape[:2]
+        pixels = decode_image(encoded, path.name)
     except BrokenImageError as error:
         return Skipped(image_id, str(path), error.reason)
+    height, width = pixels.shape[:2]
+    if (low := int(pixels.min())) + SMALLEST_RANGE > (high := int(pixels.max())):
+        reason = f"is almost of one colour ({low} to {high} of 255); {FLAT}"
+        return Skipped(image_id, str(path), reason)
     return EncodedImage(image_id, file_name, height, width, encoded)
 
 

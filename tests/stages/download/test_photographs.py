@@ -60,3 +60,17 @@ def test_only_jpegs_can_be_cut_short(tmp_path):
     assert read_photograph(path, 1, "a.jpg").reason.startswith("JPEG without an end, cut short at")
     path.write_bytes(jpeg("baseline") + TRAILERS["film"])
     assert read_photograph(path, 1, "a.jpg").encoded == path.read_bytes()
+
+
+def test_images_of_almost_one_colour_are_skipped(tmp_path):
+    """Decoders keep the upper half of 16 bits and drop transparency."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3))
+    drawing = np.zeros((20, 30, 4), np.uint8)
+    drawing[5:15, 5:15, 3] = 255
+    wrong = ((pixels * 16).astype(np.uint16), "(0 to 15 of 255)"), (drawing, "(0 to 0 of 255)")
+    for image, values in wrong:
+        cv2.imwrite(str(tmp_path / "a.png"), image)
+        reason = read_photograph(tmp_path / "a.png", 1, "a.png").reason
+        assert reason.startswith(f"is almost of one colour {values}; save 12 bits")
+    cv2.imwrite(str(tmp_path / "a.png"), (pixels * 257).astype(np.uint16))
+    assert read_photograph(tmp_path / "a.png", 1, "a.png").height == 20
