@@ -23,7 +23,7 @@ from stages.common.runtime.seeding import derive_seed
 from stages.download.examples import NO_CAPTION, NO_FILE, Skipped, Task
 
 QUALITY = 95  # JPEG quality of rotated images
-SMALLEST_RANGE = 16  # values of 0..255; 12 bits in a file of 16 have 0..15
+SMALLEST_RANGE = 17  # values of 0..255; 12 bits in a file of 16 have 0..15, or 0..16 if rounded
 FLAT = "save 12 bits in a file of 16, or black on transparent, as 8-bit RGB"
 JPEG_START = b"\xff\xd8"
 SCAN, END = 0xDA, 0xD9  # second bytes of JPEG markers

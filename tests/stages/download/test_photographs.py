@@ -67,10 +67,14 @@ def test_images_of_almost_one_colour_are_skipped(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3))
     drawing = np.zeros((20, 30, 4), np.uint8)
     drawing[5:15, 5:15, 3] = 255
-    wrong = ((pixels * 16).astype(np.uint16), "(0 to 15 of 255)"), (drawing, "(0 to 0 of 255)")
-    for image, values in wrong:
-        cv2.imwrite(str(tmp_path / "a.png"), image)
-        reason = read_photograph(tmp_path / "a.png", 1, "a.png").reason
+    twelve_bits = (pixels * 16).astype(np.uint16)
+    for name, image, values in (
+        ("a.png", twelve_bits, "(0 to 15 of 255)"),
+        ("a.tif", twelve_bits, "(0 to 16 of 255)"),
+        ("a.png", drawing, "(0 to 0 of 255)"),
+    ):
+        cv2.imwrite(str(tmp_path / name), image)
+        reason = read_photograph(tmp_path / name, 1, name).reason
         assert reason.startswith(f"is almost of one colour {values}; save 12 bits")
     cv2.imwrite(str(tmp_path / "a.png"), (pixels * 257).astype(np.uint16))
     assert read_photograph(tmp_path / "a.png", 1, "a.png").height == 20
