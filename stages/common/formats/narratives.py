@@ -26,6 +26,10 @@ from stages.common.runtime.storage import parse_json
 
 NAMED_IN_ERROR = 3  # broken lines that an error message lists
 SHOWN = 80  # characters of a wrong value in a message
+FARTHEST = 1.0  # sides of the image from its middle; pixels are farther
+SLOWEST = 60.0  # seconds per word; milliseconds are about 400
+HALF = re.compile("[\ud800-\udfff]")  # of a pair of code units; UTF-8 cannot have it
+UNDECODED = re.compile("[\udc80-\udcff]|\0")  # a byte that is not UTF-8, or of UTF-16
 FREE = 0  # category of a phrase that names no class
 END_OF_SENTENCE = re.compile(r"(?<=[.!?])\s+")
 
@@ -87,7 +91,7 @@ def parse_narrative(line: str) -> Narrative:
         ValueError: the line has another format; the message names the field.
     """
     content = _mapping(line)
-    return Narrative(
+    narrative = Narrative(
         _text(content, "dataset_id"),
         _text(content, "image_id"),
         int(_number(content, "annotator_id")),
@@ -97,8 +101,23 @@ def parse_narrative(line: str) -> Narrative:
             for own in _list(content, "timed_caption")
         ),
         tuple(_segment(points) for points in _list(content, "traces")),
-        content.get("voice_recording"),
+        None if content.get("voice_recording") is None else _text(content, "voice_recording"),
     )
+    _check_units(narrative)
+    return narrative
+
+
+def _check_units(narrative: Narrative) -> None:
+    """Find pixels and milliseconds, of which the boxes of phrases would be made without a word."""
+    trace, words = narrative.trace, len(narrative.caption.split())
+    outside = np.abs(trace[:, :2] - 0.5).max(1, initial=0) > FARTHEST
+    if outside.sum() > len(trace) / 2:
+        raise ValueError(
+            "traces: most points are outside the image; x and y are fractions of its sides"
+        )
+    latest = max([*trace[:, 2], *(own.end for own in narrative.utterances)], default=0)
+    if latest > SLOWEST * max(words, 1):
+        raise ValueError(f"{words} words take {latest:g} s; times are in seconds")
 
 
 def parse_caption(line: str) -> tuple[str, str]:
@@ -135,6 +154,8 @@ def _text(content: Any, key: str) -> str:
     value = _field(content, key)
     if not isinstance(value, str):
         raise ValueError(f"{key}: expected text, found {value!r:.{SHOWN}}")
+    if HALF.search(value):
+        raise ValueError(f"{key}: has half of a character: {value!r:.{SHOWN}}")
     return value
 
 
@@ -210,12 +231,14 @@ class NarrativeReader:
         for path in paths:
             if not path.is_file():
                 raise FileNotFoundError(f"{path.absolute()}: no such file of Localized Narratives")
-            with path.open(encoding="utf-8-sig", errors="replace") as file:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
                 for number, line in enumerate(file, 1):
                     if not line.strip():
                         continue
                     self.num_lines += 1
                     try:
+                        if UNDECODED.search(line):
+                            raise ValueError("is not UTF-8; save the file as UTF-8")
                         yield parse(line)
                     except ValueError as error:
                         self.broken.append(f"{path}, line {number}: {error}")

@@ -113,6 +113,18 @@ def test_points_outside_the_image_and_segments_are_kept():
             "end_time: expected a number, found None",
         ),
         (json.dumps({k: v for k, v in REAL[0].items() if k != "caption"}), "caption is missing"),
+        (line(caption="a \ud83d cup"), "caption: has half of a character"),
+        (line(voice_recording=7), "voice_recording: expected text, found 7"),
+        (line(voice_recording=float("nan")), "voice_recording: expected text, found nan"),
+        (
+            line(traces=[[{"x": 0.5, "y": 0.5, "t": 0}, *[{"x": 320, "y": 1, "t": 1}] * 2]]),
+            "traces: most points are outside the image; x and y are fractions",
+        ),
+        (
+            line(timed_caption=[{"utterance": "In this", "start_time": 0, "end_time": 4400}]),
+            "12 words take 4400 s; times are in seconds",
+        ),
+        (line(traces=[[{"x": 0.5, "y": 0.5, "t": 5000}]]), "12 words take 5000 s; times are in"),
     ],
 )
 def test_lines_of_another_form_are_named(text, reason):
@@ -173,6 +185,15 @@ def test_a_byte_order_mark_breaks_no_line(tmp_path):
     for reader in (NarrativeReader(0.0), NarrativeReader(0.0)):
         assert len(list(reader.read([tmp_path / "a.jsonl"]))) == 2
         assert len(list(reader.read_captions([tmp_path / "a.jsonl"]))) == 2
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le"])
+def test_lines_of_another_encoding_are_broken(tmp_path, encoding):
+    text = json.dumps(REAL[0] | {"caption": "un café"}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_text(text + "\n", encoding=encoding)
+    reader = NarrativeReader(1.0)
+    assert list(reader.read([tmp_path / "a.jsonl"])) == []
+    assert reader.broken[0] == f"{tmp_path}/a.jsonl, line 1: is not UTF-8; save the file as UTF-8"
 
 
 def test_files_of_shards_are_in_the_official_form(tmp_path):
