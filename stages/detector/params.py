@@ -1,6 +1,7 @@
 """The `detector` section of params.yaml."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -66,8 +67,8 @@ class DetectorSupervisionParams(SupervisionParams):
         return self
 
 
-def _check_narratives(key: str, download: Any) -> None:
-    """Raise ValueError if the images' source can have narratives, but is told to read none."""
+def _check_narratives(key: str, download: Any, elsewhere: bool) -> None:
+    """Raise ValueError if the images' source can have narratives, but none will be read."""
     name = download.get("source") if isinstance(download, dict) else None
     source = download.get(name) if name else None
     if isinstance(source, dict) and source.get("narratives") is False:
@@ -75,6 +76,13 @@ def _check_narratives(key: str, download: Any) -> None:
             f"{PARAMS_FILE}: download.{name}.narratives: is false, but phrases in"
             f" {key}.supervision.sources are made of narratives; set it to true, or remove phrases"
         )
+    if name == "folder" and isinstance(source, dict) and not elsewhere:
+        folder = Path(str(source.get("path"))).expanduser()
+        if folder.is_dir() and not (folder / "narratives.jsonl").is_file():
+            raise ValueError(
+                f"{PARAMS_FILE}: {folder.absolute()} has no narratives.jsonl, but phrases in"
+                f" {key}.supervision.sources are made of it; put it there, or remove phrases"
+            )
 
 
 class DetectorParams(StartParams):
@@ -87,7 +95,7 @@ class DetectorParams(StartParams):
         """Check too that there are narratives for phrases, and the modules of region hooks."""
         super().check_references(key, params, elsewhere)
         if "phrases" in {source.name for source in self.supervision.sources}:
-            _check_narratives(key, params.get("download"))
+            _check_narratives(key, params.get("download"), elsewhere)
         if self.training.region_losses or self.region_head is not None:
             from stages.models.detection.region_hooks import check_hooks  # imports torch
 

@@ -117,7 +117,8 @@ class DownloadParams(Section):
             "folder": ("folder.path", self.folder.path),
         }[self.source]
         if not (path := Path(folder).expanduser()).is_dir():
+            own = self.source == "folder"
+            fix = "write where your images are" if own else "`make fetch` fetches it"
             raise FileNotFoundError(
-                f"{PARAMS_FILE}: {key}.{last}: {path.absolute()} is no folder; `make fetch` fetches"
-                " coco and open_images"
+                f"{PARAMS_FILE}: {key}.{last}: {path.absolute()} is no folder; {fix}"
             )

@@ -77,8 +77,15 @@ def test_the_default_has_no_problem(params):
         ({"phrases": {"parser": "spacy", "spacy_model": "no_such"}}, "spa[cC]y|no_such"),
     ]
     + [
-        ({"download": {"source": source, source: {key: "nowhere"}}}, f"download.{source}.{key}: ")
-        for source, key in {"coco": "folder", "open_images": "folder", "folder": "path"}.items()
+        (
+            {"download": {"source": source, source: {key: "nowhere"}}},
+            f"download.{source}.{key}: .*/nowhere is no folder; {fix}",
+        )
+        for source, key, fix in (
+            ("coco", "folder", "`make fetch` fetches it"),
+            ("open_images", "folder", "`make fetch` fetches it"),
+            ("folder", "path", "write where your images are"),
+        )
     ],
 )
 def test_a_problem_is_told(params, changes, told, monkeypatch):
@@ -112,6 +119,21 @@ def test_phrases_without_what_they_need_are_refused(params, changes, told):
     apply_overlay(params, changes, "test")
     found = [problem.partition("params.yaml: ")[2] for problem in problems(["detector"], params)]
     assert found == ([told] if told else [])
+
+
+def test_phrases_need_the_narratives_of_a_users_folder(params, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    changes = {
+        "detector": {"supervision": learned_from("base_masks", "phrases")},
+        "download": {"source": "folder", "folder": {"path": str(folder)}},
+    }
+    apply_overlay(params, changes, "test")
+    (told,) = problems(["detector"], params)
+    assert f"{folder} has no narratives.jsonl, but phrases in detector.supervision" in told
+    assert problems(["detector"], params, elsewhere=True) == []
+    (folder / "narratives.jsonl").touch()
+    assert problems(["detector"], params) == []
 
 
 def leaves(value: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
