@@ -137,12 +137,18 @@ def look_up_all(source: Source) -> dict[str, SplitReport]:
 def check_reports(
     reports: dict[str, SplitReport], source: Source, params: DownloadParams
 ) -> list[str]:
-    """Write report.json and return notices; exit with all problems if there are any."""
+    """Write report.json and return notices.
+
+    Raises:
+        ValueError: with a line for each problem, if there are any.
+    """
     report = summarise(reports, source)
     write_json(FOLDER / "report.json", report)
     told, problems = notices(report), [*source.problems, *find_problems(report, params)]
     if problems:
-        sys.exit("\n".join(f"{FOLDER / 'report.json'}: {line}" for line in [*told, *problems]))
+        raise ValueError(
+            "\n".join(f"{FOLDER / 'report.json'}: {line}" for line in [*told, *problems])
+        )
     return told
 
 
@@ -179,7 +185,7 @@ def main() -> None:
 
 
 def start() -> None:
-    """Run the stage; report wrong input in one line and exit with 2."""
+    """Run the stage; report wrong input, in a line per problem, and exit with 2."""
     try:
         main()
     except (ValueError, FileNotFoundError) as error:

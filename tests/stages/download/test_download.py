@@ -9,7 +9,7 @@ from stages.common.formats.categories import read_categories
 from stages.common.formats.images import EncodedImage, read_images
 from stages.common.runtime.params import read_section
 from stages.common.runtime.storage import read_json, write_json
-from stages.download.__main__ import main
+from stages.download.__main__ import main, start
 from stages.download.examples import Example, Leaked, Listed, Skipped, Source, group_by_file
 from stages.download.ground_truth import GroundTruth
 from stages.download.integrity import check_tasks
@@ -121,10 +121,12 @@ def test_shards_of_an_earlier_run_go(workplace):
     assert "images/train/2.parquet" not in run(workplace)
 
 
-def test_missing_classes_are_fatal_and_named(workplace):
+def test_missing_classes_are_fatal_and_named(workplace, capsys):
+    write_params(workplace, missing=0.0)
     with pytest.raises(SystemExit) as stop:
-        run(workplace, missing=0.0)
-    message = str(stop.value.code)
+        start()
+    message = capsys.readouterr().err
+    assert stop.value.code == 2
     assert "data/download/report.json: classes without object in test: " in message
     assert "download.max_missing_class_fraction = 0.0" in message and "params.yaml" in message
     report = json.loads((workplace / "data/download/report.json").read_text())

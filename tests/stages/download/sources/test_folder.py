@@ -445,7 +445,7 @@ def test_a_training_image_that_is_held_out_is_dropped_and_reported(tmp_path, sou
 def test_too_many_held_out_training_images_are_refused(tmp_path, source):
     (source / "test/old.jpg").write_bytes((source / "train/a.jpg").read_bytes())
     write_params(tmp_path, source, leaked=0.49, missing=1.0)
-    with pytest.raises(SystemExit, match=r"split train: 1 of 2 .*: a\.jpg is old\.jpg of test\. "):
+    with pytest.raises(ValueError, match=r"split train: 1 of 2 .*: a\.jpg is old\.jpg of test\. "):
         main()
 
 
@@ -454,7 +454,7 @@ def test_what_tables_tell_is_checked_before_an_image_is_read(tmp_path, source, m
     with (source / "names.txt").open("a") as file:
         file.write("dragon\n")
     write_params(tmp_path, source)
-    with pytest.raises(SystemExit, match=r"classes without caption in train: 1 of 3 \(dragon\)"):
+    with pytest.raises(ValueError, match=r"classes without caption in train: 1 of 3 \(dragon\)"):
         main()
     assert not (tmp_path / "data/download/images").exists()
     assert read_report()["classes_without_caption_in_train"] == ["dragon"]
