@@ -88,7 +88,9 @@ def consensus(scores: Array, overlaps: Array, neighbour_iou: float, power: float
     Args:
         scores: of one image, (R, C) >= 0.
         overlaps: IoU of its proposals, (R, R).
-        neighbour_iou: proposals that overlap less do not count; 1 keeps the order of `scores`.
+        neighbour_iou: proposals that overlap less do not count; with 1 no other proposal counts.
         power: if below 1, it flattens the scores before they are added.
     """
+    if neighbour_iou == 1:  # a product could round: with TF32, close scores would tie
+        return scores**power
     return (overlaps * (overlaps >= neighbour_iou)) @ scores**power

@@ -95,6 +95,12 @@ def test_consensus_prefers_the_whole_to_the_part():
     assert np.argmax(alone) == 2 and alone[0, 0] == pytest.approx(0.2)
 
 
+def test_without_neighbours_scores_enter_no_product_that_could_round():
+    scores = torch.tensor([[0.5001], [0.5002], [0.5003]])
+    rounding = torch.eye(3) * 0.9999  # stands for TF32, which only a GPU has
+    assert torch.equal(consensus(scores, rounding, neighbour_iou=1.0, power=1.0), scores)
+
+
 def seeds_of(scores: list[float], **changes) -> list[int]:
     """Return the seeds of one class among the first boxes of WHOLE_AND_PART."""
     usual = {"select": "mist", "top_fraction": 1.0, "max_iou": 0.2, "min_relative_score": 0.0}
