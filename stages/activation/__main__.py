@@ -47,6 +47,11 @@ def main(shard: str) -> None:
             f"params.yaml: activation.fusion_layer: {params.fusion_layer} is too high: the last of"
             f" the {model.fusion_depth} fusion layers has no gradient at the words"
         )
+    if params.image_size % model.patch_side:
+        raise ValueError(
+            f"params.yaml: activation.image_size: {params.image_size} is not a multiple of"
+            f" {model.patch_side}, the side of the model's patches"
+        )
     images = DOWNLOAD / f"images/train/{shard}.parquet"
     captions = read_captions(DOWNLOAD / f"captions/train/{shard}.json")
     finder = make_finder(read_categories(DOWNLOAD / "categories.json", ALL_SPLITS), params)
@@ -65,7 +70,7 @@ def main(shard: str) -> None:
         cut_off += lost
         if classes:  # images without a target are counted below
             parts.append(map_targets(model, pixels, targets, image_ids, classes, params))
-    found = join_maps(parts or [map_nothing(model, params, device)])
+    found = join_maps(parts or [map_nothing(model, params)])
     without = total - len(found.image_ids.unique())
     facts: dict[str, Any] = {"images": total, "images_without_target": without}
     if found.constant:

@@ -25,7 +25,7 @@ def token_activation(
 
     Args:
         model: in evaluation mode.
-        images: normalised pixels.
+        images: normalised pixels; their sides are multiples of the model's `patch_side`.
         tokens: ids, padded with 0; a row of padding alone stands for a missing caption.
         fusion_layer: 0-based index among the fusion layers. The last layer cannot be used: only its
             [CLS] row reaches the matching head, so the words get no gradient.
@@ -47,13 +47,8 @@ def token_activation(
         (gradient,) = torch.autograd.grad(score.sum(), attention)
     phi = (attention.detach().float() * gradient.float().clamp(min=0)).mean(1)
     phi = phi[..., model.leading_context :]
-    rows = images.shape[2] // _stride(images, phi)
+    rows = images.shape[2] // model.patch_side
     return phi.view(*tokens.shape, rows, -1), score.detach().view(tokens.shape[:2])
-
-
-def _stride(images: torch.Tensor, phi: torch.Tensor) -> int:
-    """Return the side of a patch in pixels."""
-    return round((images.shape[2] * images.shape[3] / phi.shape[-1]) ** 0.5)
 
 
 def normalise_maps(maps: Float[torch.Tensor, "*T h w"]) -> Float[torch.Tensor, "*T h w"]:

@@ -5,7 +5,6 @@ A constant map does not locate its object, so its target is left out and listed.
 Shape legend: B images, T targets (image, class), G masked rounds, h w patches, H W pixels.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -60,14 +59,9 @@ def map_targets(
     return TargetMaps(images_of[kept], classes[kept], maps[kept], scores[kept], constant)
 
 
-@torch.no_grad()
-def map_nothing(
-    model: VisionLanguageModel, params: ActivationParams, device: torch.device
-) -> TargetMaps:
+def map_nothing(model: VisionLanguageModel, params: ActivationParams) -> TargetMaps:
     """Return the maps of no target, T = 0, in the types and sizes of all others."""
-    blank = torch.zeros(1, 3, params.image_size, params.image_size, device=device)
-    context = model.fusion_context(model.encode_image(blank))
-    side = math.isqrt(context.shape[1] - model.leading_context)
+    side = params.image_size // model.patch_side
     no_ids = torch.zeros(0, dtype=torch.int64)
     maps = torch.zeros(0, params.rounds + 1, side, side, dtype=torch.float16)
     return TargetMaps(no_ids, no_ids, maps, torch.zeros(0, params.rounds + 1), [])

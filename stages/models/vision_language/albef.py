@@ -42,15 +42,6 @@ class AlbefConfig:
     projection: int  # [256]
 
 
-def require_whole_patches(images: Float[torch.Tensor, "B 3 H W"], side: int) -> None:
-    """Raise ValueError unless images divide into patches of `side` pixels."""
-    if images.shape[2] % side or images.shape[3] % side:
-        raise ValueError(
-            f"images of {images.shape[2]}×{images.shape[3]} pixels cannot be cut into patches of"
-            f" {side}×{side}; params.yaml: activation.image_size must be a multiple of {side}"
-        )
-
-
 def _perceptron(width: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
@@ -143,17 +134,17 @@ class Albef(nn.Module):
         self.text_projection = nn.Linear(width, config.projection)
 
     @property
+    def patch_side(self) -> int:
+        """The side of a patch in pixels."""
+        return self.config.patch_side
+
+    @property
     def fusion_depth(self) -> int:
         """The number of fusion layers."""
         return len(self.fusion_layers)
 
     def encode_image(self, images: Float[torch.Tensor, "B 3 H W"]) -> Float[torch.Tensor, "B T D"]:
-        """Return image tokens (B, 1 + P, D) of normalised pixels, the class token first.
-
-        Raises:
-            ValueError: a side of the images is not a multiple of the patch side.
-        """
-        require_whole_patches(images, self.config.patch_side)
+        """Return image tokens (B, 1 + P, D) of normalised pixels, the class token first."""
         patches = self.patch_embedding(images)
         first = self.image_class.expand(len(images), -1, -1)
         x = torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1)

@@ -23,6 +23,10 @@ class VisionLanguageModel(Protocol):
 
     leading_context: int  # tokens of the fusion context before the first patch
 
+    @property
+    def patch_side(self) -> int:
+        """The side of a patch in pixels; sides of images must be multiples of it."""
+
     def to(self, device: torch.device | None) -> Self:
         """Move the weights to a device, as any module does."""
 

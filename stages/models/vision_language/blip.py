@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import nn
 
 from stages.common.runtime.storage import write_tensors
-from stages.models.vision_language.albef import require_whole_patches
 from stages.models.vision_language.tokenizer import PAD, CaptionTokenizer
 
 if TYPE_CHECKING:
@@ -37,6 +36,11 @@ class Blip(nn.Module):
         self.network = network
 
     @property
+    def patch_side(self) -> int:
+        """The side of a patch in pixels."""
+        return self.network.config.vision_config.patch_size
+
+    @property
     def fusion_depth(self) -> int:
         """The number of fusion layers."""
         return len(self.network.text_encoder.encoder.layer)
@@ -47,12 +51,7 @@ class Blip(nn.Module):
         return self.network.text_proj
 
     def encode_image(self, images: Float[torch.Tensor, "B 3 H W"]) -> Float[torch.Tensor, "B T D"]:
-        """Return image tokens (B, 1 + P, D); positions are interpolated to the image's size.
-
-        Raises:
-            ValueError: a side of the images is not a multiple of the patch side.
-        """
-        require_whole_patches(images, self.network.config.vision_config.patch_size)
+        """Return image tokens (B, 1 + P, D); positions are interpolated to the image's size."""
         return self.network.vision_model(images, interpolate_pos_encoding=True).last_hidden_state
 
     def encode_text(self, tokens: Int[torch.Tensor, "B L"]) -> Float[torch.Tensor, "B L D"]:

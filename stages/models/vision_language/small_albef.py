@@ -146,6 +146,7 @@ class SmallAlbef(nn.Module):
     """The model; each method is one step of it."""
 
     leading_context = 0
+    patch_side = 8  # pixels, the trunk's stride
 
     def __init__(self, config: SmallAlbefConfig) -> None:
         super().__init__()

@@ -101,6 +101,11 @@ def test_the_stage_tells_how_many_mentions_were_cut_off(padding, run_stage, caps
         assert tensors["category_id"].tolist() == [1, 2, 1, 2]
 
 
+def test_an_image_size_of_part_patches_is_refused(run_stage):
+    with pytest.raises(ValueError, match=r"activation\.image_size: 60 is not a multiple of 8"):
+        run_stage({1: ["a cup"]}, image_size=60)
+
+
 @pytest.mark.parametrize("captions", [{}, {1: ["a park"], 2: []}])
 def test_a_shard_without_images_or_targets_gives_no_rows_of_the_same_types(captions, run_stage):
     some, _ = run_stage({1: ["a cup"]})
