@@ -69,6 +69,7 @@ OURS_AS_FOR_THE_SCENES = {
     "download.open_images.max_images.test": "all",
     "download.folder.path": "a path",
     "vlm.pretrained.sha256": "not checked",
+    "vlm.pretrained.max_tokens": "near the code's 30 words",
     "vocabulary.max_unknown_fraction": "a guard, changes no result",
     "wspn.image_labels": "images without annotations have nothing else",
     "wspn.model.backbone.sha256": "not checked",

@@ -39,8 +39,8 @@ def find_targets(
     """Return the targets of a batch, the class id of each, and how many mentions were cut off.
 
     All mentions of a class in all captions of an image count, and all tokens of a name of several
-    words. Targets are ordered by image, then by class id. A mention beyond the tokeniser's limit is
-    cut off and does not count.
+    words. Targets are ordered by image, then by class id. A mention that does not end before the
+    tokeniser's limit is cut off and does not count.
 
     Args:
         captions: the captions of each image; an image may have none.

@@ -53,7 +53,7 @@ class VlmTextEncoder:
         """Return (P, D): the mean state of the name's tokens, or the projected state of [CLS].
 
         Raises:
-            ValueError: a prompt is cut before its name.
+            ValueError: a prompt is cut before its name ends.
         """
         where = [
             self._tokenizer.tokens_at(prompt, *place)
@@ -62,7 +62,7 @@ class VlmTextEncoder:
         if [] in where:
             raise ValueError(
                 f"'{prompts[where.index([])]}' is cut to {self._tokenizer.max_tokens} tokens before"
-                " the name in it; shorten the name or the template"
+                " the name in it ends; shorten the name or the template"
             )
         device = next(self._model.parameters()).device
         states = self._model.encode_text(self._tokenizer.encode(prompts).to(device))

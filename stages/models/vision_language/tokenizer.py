@@ -78,12 +78,17 @@ class CaptionTokenizer:
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
 
     def tokens_at(self, caption: str, start: int, end: int) -> list[int]:
-        """Return the positions of the tokens in characters [start, end) of `caption`.
+        """Return the positions of the tokens that overlap characters [start, end) of `caption`.
 
-        The list is empty if the caption was cut before them.
+        Where apostrophes are ignored, "dog's" can be one token. The list is empty if the caption
+        was cut before the last of them.
         """
-        offsets = self._core.encode(caption).offsets
-        return [k for k, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a]
+        encoding = self._core.encode(caption)
+        kept, *cut = (
+            [k for k, (a, b) in enumerate(part.offsets) if a < end and b > start]
+            for part in (encoding, *encoding.overflowing)
+        )
+        return [] if any(cut) else kept
 
     def content_words(self) -> Int64[torch.Tensor, " words"]:
         """Return the ids of words that an image can show: whole words, without function words."""

@@ -147,6 +147,15 @@ def test_dropped_characters_do_not_shift_the_places_of_words():
     assert tokenizer.tokens_at(caption, start, start + 3) == [3]
 
 
+def test_a_possessive_is_a_mention_and_a_name_that_is_cut_in_two_is_none():
+    tokenizer = CaptionTokenizer((*WORDS, "dogs"), 4, ignored="'")
+    caption = "dog's hot dog"
+    tokens = [tokenizer.words[i] for i in tokenizer.encode([caption])[0].tolist()]
+    assert tokens == ["[CLS]", "dogs", "hot", "[SEP]"]
+    assert tokenizer.tokens_at(caption, 0, 3) == [1]
+    assert tokenizer.tokens_at(caption, 6, 13) == []
+
+
 def test_what_the_cache_has_not_is_an_error_that_says_how_to_get_it(folder, tmp_path, monkeypatch):
     output = tmp_path / "model.safetensors"
     with pytest.raises(FileNotFoundError, match=r"vlm\.pretrained\.checkpoint: 'x/y@12'.*hf down"):
