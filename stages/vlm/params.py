@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.common.runtime.params import Section
+
+PATCH_SIDE = 8  # pixels, of the small ALBEF
 
 
 class ModelParams(Section):
@@ -70,6 +72,18 @@ class VlmParams(Section):
     bfloat16: bool
     weights: WeightParams
     model: ModelParams
+
+    @model_validator(mode="after")
+    def _the_model_can_be_built(self) -> "VlmParams":
+        model, patches = self.model, self.image_size // PATCH_SIDE
+        if self.source == "train" and model.width % model.heads:
+            raise ValueError(f"model.heads: {model.heads} must divide model.width = {model.width}")
+        if self.source == "train" and model.max_patches_side < patches:
+            raise ValueError(
+                f"model.max_patches_side: {model.max_patches_side} must be at least {patches},"
+                f" the patches of {PATCH_SIDE} pixels in image_size = {self.image_size}"
+            )
+        return self
 
     def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
         """Check that the pretrained weights and their vocabulary are there."""

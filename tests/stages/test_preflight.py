@@ -51,6 +51,8 @@ def test_the_default_has_no_problem(params):
     [
         ({"seed": "one"}, "seed: expected a whole number"),
         ({"pseudo_masks": {"steps": "many"}}, "pseudo_masks.steps: .*'many'"),
+        ({"vlm": {"model": {"heads": 5}}}, r"vlm: .*model\.heads: 5 must divide .* 128"),
+        ({"vlm": {"image_size": 136}}, r"model\.max_patches_side: 16 must be at least 17"),
         ({"vlm": {"source": "albef"}}, "vlm.pretrained.checkpoint: is null"),
         (
             {"vlm": {"source": "albef", "pretrained": {"checkpoint": "nowhere.pth"}}},
