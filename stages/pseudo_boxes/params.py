@@ -1,10 +1,11 @@
 """The `pseudo_boxes` section of params.yaml."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.common.runtime.params import Section
+from stages.common.runtime.params import PARAMS_FILE, Section
 
 
 class PseudoBoxesParams(Section):
@@ -15,3 +16,12 @@ class PseudoBoxesParams(Section):
     binarise: Literal["none", "otsu"]
     area_power: float = Field(ge=0, le=1)
     top_k: int = Field(ge=1)
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check that ranking keeps that many boxes."""
+        match params:
+            case {"ranking": {"top_k": int(kept)}} if kept < self.top_k:
+                raise ValueError(
+                    f"{PARAMS_FILE}: {key}.top_k: {self.top_k} is more than ranking.top_k = {kept};"
+                    " lower it or raise that"
+                )

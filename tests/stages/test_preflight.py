@@ -34,6 +34,13 @@ IMAGENET = {
         "proposals": {"anchor_sizes": [16.0, 32.0, 64.0, 128.0, 256.0]},
     },
 }
+BARE_VGG16 = {
+    "kind": "vgg16",
+    "weights": None,
+    "sha256": None,
+    "frozen_stages": 2,
+    "regions_at_once": 100,
+}
 
 
 @pytest.fixture
@@ -70,6 +77,11 @@ def test_the_default_has_no_problem(params):
             {"wspn": {"model": {"backbone": {"kind": "vgg16", "weights": "nowhere.pth"}}}},
             "wspn.model.backbone",
         ),
+        (
+            {"wspn": {"model": {"backbone": BARE_VGG16}, "end_to_end": {"quality_weight": 0.0}}},
+            r"ranking\.score: quality is not trained",
+        ),
+        ({"ranking": {"top_k": 5}}, r"pseudo_boxes\.top_k: 10 is more than ranking\.top_k = 5"),
         ({"detector": IMAGENET}, "detector.imagenet.weights: .*/nowhere.pth is not there"),
         ({"rpn": IMAGENET}, "rpn.imagenet.weights: .*/nowhere.pth is not there"),
         (

@@ -1,10 +1,11 @@
 """Settings of the proposal networks, read without a network: importing torch takes seconds."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from stages.common.runtime.params import Section
+from stages.common.runtime.params import PARAMS_FILE, Section
 
 
 class ViewSettings(Section):
@@ -51,6 +52,20 @@ class RankingSettings(Section):
     keep_proposals: bool
     nms_iou: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
     views: ViewSettings
+
+    def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
+        """Check that the quality is trained if it is the score."""
+        match params:
+            case {
+                "wspn": {
+                    "model": {"backbone": {"kind": "resnet50" | "vgg16"}},
+                    "end_to_end": {"quality_weight": 0},
+                }
+            } if self.score == "quality":
+                raise ValueError(
+                    f"{PARAMS_FILE}: {key}.score: quality is not trained with"
+                    " wspn.end_to_end.quality_weight = 0; set it to classes, or raise the weight"
+                )
 
     @field_validator("nms_iou")
     @classmethod
