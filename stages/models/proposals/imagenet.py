@@ -147,10 +147,10 @@ class ImagenetWspn(Wspn):
         """Return the maps of all views; boxes are in the frame of the image itself."""
         maps = []
         for side in views.shorter_sides:
+            pixels, scale = view_input(image, side, views.longer_side, False)
+            pixels, factors = send(pixels, self.device), torch.from_numpy(scale).to(self.device)
             for flipped in (False, True) if views.flip else (False,):
-                pixels, scale = view_input(image, side, views.longer_side, flipped)
-                features = self.feature_map(send(pixels, self.device))
-                factors = torch.from_numpy(scale).to(self.device)
+                features = self.feature_map(pixels.flip(3) if flipped else pixels)
                 maps.append(View(features, factors, pixels.shape[3], flipped))
         return ImageFeatures(maps, np.ones(4, np.float32), image.shape[:2])
 
