@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stages.activation.maps import in_batches, join_maps, map_nothing, map_targets, resize_square
+from stages.activation.maps import in_batches, join_maps, map_nothing, map_targets
 from stages.activation.params import ActivationParams
 from stages.activation.targets import choose_captions, find_targets, make_finder
 from stages.common.formats.captions import read_captions
@@ -29,6 +29,7 @@ from stages.common.runtime.progress import track
 from stages.common.runtime.seeding import make_deterministic
 from stages.common.runtime.storage import write_tensors
 from stages.models.vision_language.base import load_vlm
+from stages.models.vision_language.inputs import resize_square
 
 DOWNLOAD = Path("data/download")
 MODEL = Path("data/vlm/model.safetensors")

@@ -9,10 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-import cv2
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
 from stages.activation.params import ActivationParams
 from stages.activation.rounds import Targets, iterate_masking
@@ -85,13 +83,6 @@ def has_contrast(maps: Float[torch.Tensor, "T G h w"]) -> Bool[torch.Tensor, " T
     """
     used = maps[:, [0, -1]].flatten(2)
     return (used.amax(2) > used.amin(2)).all(1)
-
-
-def resize_square(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Resize to (size, size, 3) without keeping the aspect ratio, as ALBEF does."""
-    if image.shape[:2] == (size, size):
-        return image
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def in_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -5,12 +5,12 @@ Shape legend: N pairs, B pairs per batch, S pixels per side, L tokens, K caption
 
 from collections.abc import Iterable
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
 from stages.common.formats.images import EncodedImage, normalise_pixels
+from stages.models.vision_language.inputs import resize_square
 
 
 def load_images(images: Iterable[EncodedImage], size: int) -> tuple[np.ndarray, list[int]]:
@@ -20,10 +20,7 @@ def load_images(images: Iterable[EncodedImage], size: int) -> tuple[np.ndarray, 
     """
     squares, ids = [], []
     for image in images:
-        square = image.decode()
-        if square.shape[:2] != (size, size):
-            square = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
-        squares.append(square)
+        squares.append(resize_square(image.decode(), size))
         ids.append(image.image_id)
     return np.stack(squares), ids
 
