@@ -13,7 +13,8 @@ The targets of an image are a dict:
 
 - "boxes": float (n, 4) xyxy.
 - "labels": int64 (n,), 1-based positions in the vocabulary that is trained. Label -1 marks a box to
-  ignore: regions that overlap it are neither positive nor negative. Ignored boxes come last.
+  ignore: what lies in it is neither positive nor negative, except of an object that it matches.
+  Ignored boxes come last.
 - "masks": uint8 (m, H, W), of the m boxes that are not ignored.
 - "weights": float32 (n, 3), of each object's class, box and mask, where not all are 1. They
   multiply the terms of a loss, but not the number by which their sum is divided.
@@ -32,6 +33,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from pydantic import ValidationError
 from torch import nn
+from torchvision.ops import box_area
 
 from stages.common.runtime.devices import own_kernels
 from stages.common.runtime.params import in_one_line
@@ -56,7 +58,7 @@ METHODS: dict[Feature, tuple[str, ...]] = {
     "proposals": ("propose",),
     "region_hooks": ("use_region_head",),
 }
-IGNORED = -1  # label of a box to ignore: regions on it are neither object nor background
+IGNORED = -1  # label of a box to ignore: regions in it are neither object nor background
 
 Targets = list[dict[str, torch.Tensor]]
 
@@ -89,6 +91,20 @@ class LossSettings:
 def object_weights(target: Mapping[str, torch.Tensor]) -> Float[torch.Tensor, "n 3"]:
     """Return the class, box and mask weights of each object of an image; 1 where none are given."""
     return target.get("weights", target["boxes"].new_ones(len(target["boxes"]), 3))
+
+
+def lie_in(
+    boxes_xyxy: Float[torch.Tensor, "R 4"], ignored_xyxy: Float[torch.Tensor, "n 4"]
+) -> Bool[torch.Tensor, " R"]:
+    """Return which boxes lie in one to ignore with at least half of their area.
+
+    Not their IoU counts: that of one object with the box around a group is small. Source: COCO's
+    evaluation, which compares detections with crowds in this way.
+    """
+    low = torch.maximum(boxes_xyxy[:, None, :2], ignored_xyxy[:, :2])
+    high = torch.minimum(boxes_xyxy[:, None, 2:], ignored_xyxy[:, 2:])
+    inside = (high - low).clamp(min=0).prod(2)
+    return (inside >= box_area(boxes_xyxy)[:, None] / 2).any(1)
 
 
 class Detector(nn.Module, ABC):

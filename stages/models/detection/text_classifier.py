@@ -88,8 +88,11 @@ def classification_loss(
     """Return the cross-entropy of logits (R, 1 + V) with labels, of which 0 is background.
 
     It is a weighted mean: background has weight `background_weight` (official code 0.2), a class 1.
-    `weights` multiply the terms, but not the number by which their sum is divided.
+    `weights` multiply the terms, but not the number by which their sum is divided. The loss of no
+    regions is 0.
     """
+    if not len(labels):
+        return logits.sum() * 0
     weight = logits.new_ones(logits.shape[1])
     weight[0] = background_weight
     if weights is None:

@@ -149,6 +149,35 @@ def test_ignored_boxes_are_neither_object_nor_background():
     assert labels[0].tolist() == [1, -1, 0]
 
 
+def test_what_lies_in_a_crowd_is_no_background_and_an_object_in_it_is_one():
+    model = tiny_detector()
+    # An object in the crowd, one on the object, one beside the crowd, and one on its edge.
+    boxes = [[40.0, 0, 50, 10], [20, 20, 30, 30], [70, 0, 80, 10], [54, 0, 64, 10]]
+    target = {
+        "boxes": torch.tensor([[20.0, 20, 30, 31], [0, 0, 60, 60]]),
+        "labels": torch.tensor([1, -1]),
+    }
+    anchors, expected = [torch.tensor(boxes)], [-1, 1, 0, -1]
+    assert model.proposals.assign_targets_to_anchors(anchors, [target])[0][0].tolist() == expected
+    matched, labels = model.regions.assign_targets_to_proposals(
+        anchors, [target["boxes"]], [target["labels"]]
+    )
+    assert labels[0].tolist() == expected and matched[0].tolist() == [0] * 4
+
+
+def test_an_image_in_a_crowd_has_losses_of_0():
+    model = tiny_detector().train()
+    target = {
+        "boxes": torch.tensor([[-200.0, -200, 300, 300]]),
+        "labels": torch.tensor([-1]),
+        "masks": torch.zeros((0, 64, 64), dtype=torch.uint8),
+    }
+    losses = model.losses([torch.rand(3, 64, 64)], [target], LossSettings(None, 1.0))
+    sum(losses.values()).backward()
+    assert {name: loss.item() for name, loss in losses.items()} == dict.fromkeys(losses, 0.0)
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
 def trained(tmp_path, steps: int, **changes):
     write_json(tmp_path / "truth.json", annotate([1, 2, 3, 4]))
     annotations = read_annotations(tmp_path / "truth.json", {3: 1, 5: 2}, [3, 5])

@@ -163,6 +163,26 @@ def test_the_same_weights_have_the_same_losses(vocabulary, labels):
 
 
 @needs_detectron2
+def test_what_lies_in_a_crowd_is_no_background_and_an_object_in_it_is_one():
+    from detectron2.structures import Boxes, Instances
+
+    model = tiny_network().train()
+    target = Instances(
+        (64, 64),
+        gt_boxes=Boxes(torch.tensor([[20.0, 20, 30, 31], [0, 0, 60, 60]])),
+        gt_classes=torch.tensor([0, -1]),
+    )
+    # An object in the crowd, one on the object, one beside the crowd, and one on its edge.
+    boxes = torch.tensor([[40.0, 0, 50, 10], [20, 20, 30, 30], [70, 0, 80, 10], [54, 0, 64, 10]])
+    (labels,), _ = model.proposals.label_and_sample_anchors([Boxes(boxes)], [target])
+    assert labels.tolist() == [-1, 1, 0, -1]
+    proposals = Instances((64, 64), proposal_boxes=Boxes(boxes))
+    kept, objects = model.regions.without_ignored(proposals, target)
+    assert kept.proposal_boxes.tensor.tolist() == boxes[1:3].tolist()
+    assert objects.gt_classes.tolist() == [0]
+
+
+@needs_detectron2
 def test_heads_do_not_know_classes():
     model = tiny_network().eval()
     shapes = {name: tuple(p.shape) for name, p in model.regions.named_parameters()}

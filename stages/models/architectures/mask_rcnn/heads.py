@@ -17,7 +17,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import clip_boxes_to_image
 
 from stages.models.backbones.roi_align import PyramidPooling
-from stages.models.detection.detector import LossSettings, Targets
+from stages.models.detection.detector import IGNORED, LossSettings, Targets, lie_in
 from stages.models.detection.hourglass_head import HourglassHead, Levels
 from stages.models.detection.mask_targets import mask_targets
 from stages.models.detection.params import InferenceParams
@@ -95,6 +95,23 @@ class RegionHeads(RoIHeads):
     box_predictor: nn.ModuleDict  # {"classifier": TextClassifier, "deltas": nn.Linear}
     smooth_l1_beta: float
 
+    def assign_targets_to_proposals(
+        self,
+        proposals: list[torch.Tensor],
+        gt_boxes: list[torch.Tensor],
+        gt_labels: list[torch.Tensor],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return objects and labels of the regions; -1 for what lies in a box to ignore."""
+        known = [labels != IGNORED for labels in gt_labels]
+        objects, classes = (
+            [own[kept] for own, kept in zip(values, known, strict=True)]
+            for values in (gt_boxes, gt_labels)
+        )
+        matched, labels = super().assign_targets_to_proposals(proposals, objects, classes)
+        for own, regions, boxes, kept in zip(labels, proposals, gt_boxes, known, strict=True):
+            own[lie_in(regions, boxes[~kept]) & (own == 0)] = IGNORED
+        return matched, labels
+
     def describe(
         self,
         features: dict,
@@ -155,7 +172,7 @@ class RegionHeads(RoIHeads):
                 settings.background_weight,
                 None if weights is None else weights[:, 0],
             ),
-            "box": box / len(all_labels),
+            "box": box / max(1, len(all_labels)),
             "mask": mask_loss,
         }
 
@@ -288,7 +305,7 @@ def mask_head_loss(
     """
     goals = mask_targets(boxes_xyxy, masks, objects, logits.shape[-1])
     if not len(goals):
-        return logits.sum() * 0
+        return logits.new_zeros(())  # no gradient passes through a PixelShuffle of no regions
     if weights is not None:
         weights = weights[:, None, None]
     return functional.binary_cross_entropy_with_logits(logits, goals, weights)

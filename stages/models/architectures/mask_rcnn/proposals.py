@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_iou
 
-from stages.models.detection.detector import IGNORED, Targets
+from stages.models.detection.detector import IGNORED, Targets, lie_in
 from stages.models.detection.params import ProposalLimits
 
 
@@ -30,7 +30,7 @@ class ProposalHead(RPNHead):
 class ProposalNetwork(RegionProposalNetwork):
     """torchvision's region proposal network, with boxes to ignore and weighted boxes.
 
-    An object whose box weight is 0 is ignored too.
+    An object whose box weight is 0 is ignored too, by anchors that overlap it.
     """
 
     _anchor_weights: torch.Tensor | None = None  # of all anchors, from the last targets
@@ -71,10 +71,11 @@ class ProposalNetwork(RegionProposalNetwork):
                 ]
             )
         for image_labels, boxes, (target, kept) in zip(labels, anchors, pairs, strict=True):
-            ignored = target["boxes"][~kept]
-            if len(ignored):
-                near = box_iou(ignored, boxes).amax(0) >= self.proposal_matcher.low_threshold
-                image_labels[near & (image_labels == 0)] = -1.0
+            ignored = target["labels"] == IGNORED
+            left_out = lie_in(boxes, target["boxes"][ignored])
+            untaught = box_iou(target["boxes"][~kept & ~ignored], boxes)
+            left_out |= (untaught >= self.proposal_matcher.low_threshold).any(0)
+            image_labels[left_out & (image_labels == 0)] = -1.0
         return labels, matched
 
     def compute_loss(
@@ -86,8 +87,12 @@ class ProposalNetwork(RegionProposalNetwork):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return torchvision's objectness and box losses.
 
-        The terms of a positive anchor are multiplied by its object's box weight.
+        The terms of a positive anchor are multiplied by its object's box weight. If no anchor can
+        be sampled, because all lie in boxes to ignore, the losses are 0.
         """
+        if all((image_labels < 0).all() for image_labels in labels):
+            self.fg_bg_sampler(labels)  # other parts of the batch count this one
+            return objectness.sum() * 0, pred_bbox_deltas.sum() * 0
         if self._anchor_weights is None:
             return super().compute_loss(objectness, pred_bbox_deltas, labels, regression_targets)
         positive, negative = (

@@ -23,12 +23,12 @@ from detectron2.modeling.roi_heads import (
     build_box_head,
     select_foreground_proposals,
 )
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import nn
 
 from stages.models.backbones.roi_align import first_centre
 from stages.models.detection.backbones import REGION_STAGE_CHANNELS
-from stages.models.detection.detector import LossSettings
+from stages.models.detection.detector import IGNORED, LossSettings, lie_in
 from stages.models.detection.params import BackboneParams, InferenceParams
 from stages.models.detection.text_classifier import TextClassifier, classification_loss
 
@@ -69,7 +69,8 @@ class TextBoxPredictor(FastRCNNOutputLayers):
         classes = torch.cat([p.gt_classes for p in proposals])
         labels = torch.where(classes == self.num_classes, 0, classes + 1)
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
-        goals = torch.cat([p.gt_boxes.tensor for p in proposals])
+        fields = ["gt_boxes" if p.has("gt_boxes") else "proposal_boxes" for p in proposals]
+        goals = torch.cat([p.get(field).tensor for p, field in zip(proposals, fields, strict=True)])
         return {
             "classification": classification_loss(
                 logits.roll(1, dims=1), labels, background_weight
@@ -89,13 +90,25 @@ class OpenVocabularyHeads(ROIHeads):
         settings: LossSettings,
     ) -> dict[str, torch.Tensor]:
         """Return the "classification", "box" and "mask" losses of regions drawn from proposals."""
-        sampled = self.label_and_sample_proposals(proposals, targets)
+        pairs = [self.without_ignored(*own) for own in zip(proposals, targets, strict=True)]
+        sampled = self.label_and_sample_proposals(*map(list, zip(*pairs, strict=True)))
         maps = self._pool(features, [p.proposal_boxes for p in sampled])
         predictions = self.box_predictor(self._describe(maps), settings.vocabulary)
         return {
             **self.box_predictor.losses(predictions, sampled, settings.background_weight),
             "mask": self._mask_losses(features, maps, sampled)["loss_mask"],
         }
+
+    def without_ignored(
+        self, proposals: Instances, target: Instances
+    ) -> tuple[Instances, Instances]:
+        """Return an image's objects, and the proposals that are of one or in no box to ignore."""
+        ignored = target.gt_classes == IGNORED
+        objects, regions = target[~ignored], proposals.proposal_boxes
+        (_, least, _) = self.proposal_matcher.thresholds  # -inf, positive_iou, inf
+        matches = (pairwise_iou(objects.gt_boxes, regions) >= least).any(0)
+        left_out = lie_in(regions.tensor, target.gt_boxes[ignored].tensor) & ~matches
+        return proposals[~left_out], objects
 
     def detect(
         self,

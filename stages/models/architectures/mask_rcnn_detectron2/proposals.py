@@ -11,7 +11,7 @@ from detectron2.modeling.proposal_generator import RPN, RPN_HEAD_REGISTRY, Stand
 from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from stages.models.detection import backbones
-from stages.models.detection.detector import IGNORED
+from stages.models.detection.detector import IGNORED, lie_in
 
 
 class LevelBackbone(Backbone):
@@ -74,11 +74,8 @@ class IgnoringRPN(RPN):
             ignored = instances.gt_classes == IGNORED
             objects = instances.gt_boxes[~ignored]
             indices, image_labels = self.anchor_matcher(pairwise_iou(objects, all_anchors))
-            if ignored.any():
-                overlap = pairwise_iou(instances.gt_boxes[ignored], all_anchors).amax(0)
-                # The matcher's thresholds are -inf, negative_iou, positive_iou, inf.
-                near = overlap >= self.anchor_matcher.thresholds[1]
-                image_labels[near & (image_labels == 0)] = -1
+            left_out = lie_in(all_anchors.tensor, instances.gt_boxes[ignored].tensor)
+            image_labels[left_out & (image_labels == 0)] = -1
             labels.append(self._subsample_labels(image_labels))
             matched.append(
                 objects[indices].tensor if len(objects) else torch.zeros_like(all_anchors.tensor)
