@@ -68,7 +68,8 @@ def _score_by_hierarchy(
     for trial, found in zip(trials, detections, strict=True):
         if params.expand_detections:
             found = open_images.expand(found, trial, ancestors)
-        annotations = open_images.expand(trial.annotations, trial, ancestors)
+        # Of all classes: an object of a class outside the vocabulary may be of one that is in it.
+        annotations = open_images.expand(truth["annotations"], trial, ancestors)
         expanded = replace(trial, annotations=annotations)
         measured.append(
             {

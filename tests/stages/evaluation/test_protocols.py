@@ -336,6 +336,18 @@ def test_hierarchy_counts_objects_for_all_that_includes_them():
     assert curve[50]["m_base"] == pytest.approx(0.75)
 
 
+def test_an_object_of_a_base_class_counts_for_the_novel_one_that_includes_it():
+    truth = truth_of([annotation(1, HAT, (0, 0, 10, 10))], 1)
+    (hat,) = (category for category in truth["categories"] if category["id"] == HAT)
+    hat["ancestors"] = [CAR]
+    truth["images"][0]["verified_category_ids"] = [HAT, CAR]
+    trials = make_trials(truth, CATEGORIES, "open_images")
+    perfect = [coco_result(1, CAR, (0, 0, 10, 10), score=0.9)]
+    parts = [perfect if trial.groups == ("novel",) else [] for trial in trials]
+    metrics = evaluation_metrics(score(trials, parts, OPEN_IMAGES, truth))
+    assert metrics["constrained"]["novel"] == {"bbox": {"AP50": 100}, "segm": {"AP50": 100}}
+
+
 def test_coco_rules_ignore_what_open_images_did_not_outline():
     truth = truth_of([annotation(1, CUP, (0, 0, 10, 10)), annotation(1, CUP, (20, 0, 30, 10))])
     truth["annotations"][1]["segmentation"] = EMPTY
