@@ -67,7 +67,7 @@ def main() -> None:
         if weights.suffix == ".json":
             listed = [image["id"] for image in truth["images"]]
             given = read_results(weights, params.split, listed, trials[0].image_ids)
-            found = split_by_trial(given, trials)
+            found = split_by_trial(given, trials, params.max_detections)
         else:
             predictor = partial(predict, load(weights).to(device), inference=params.inference)
             found = detect(

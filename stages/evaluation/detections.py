@@ -1,7 +1,7 @@
 """Runs a detector on images, for all vocabularies at once; returns COCO results."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 
@@ -63,17 +63,21 @@ def detect(
     return found
 
 
-def split_by_trial(results: Iterable[dict], trials: Sequence[Trial]) -> list[list[dict]]:
+def split_by_trial(
+    results: Iterable[dict], trials: Sequence[Trial], max_detections: int
+) -> list[list[dict]]:
     """Return the given COCO results of each trial's images and classes, by image id and score.
 
     The detector of such results cannot classify again within a trial's vocabulary, so detections of
-    other classes are left out.
+    other classes are left out. The best `max_detections` of each image remain.
     """
     ordered = sorted(results, key=lambda result: (result["image_id"], -result["score"]))
     found = []
     for trial in trials:
         image_ids, ids = trial.image_ids, {category.id for category in trial.categories}
-        found.append([r for r in ordered if r["image_id"] in image_ids and r["category_id"] in ids])
+        own = [r for r in ordered if r["image_id"] in image_ids and r["category_id"] in ids]
+        per_image = groupby(own, key=lambda result: result["image_id"])
+        found.append([r for _, group in per_image for r in islice(group, max_detections)])
     return found
 
 

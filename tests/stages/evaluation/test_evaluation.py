@@ -257,9 +257,14 @@ def test_given_results_go_to_the_trials_they_belong_to():
         coco_result(1, FISH, (0, 0, 9, 9), score=0.6),
         coco_result(7, FISH, (0, 0, 9, 9), score=0.6),
     ]
-    shared = split_by_trial(given, make_trials(truth, CATEGORIES))
-    told = [[(r["image_id"], r["category_id"]) for r in trial] for trial in shared]
-    assert told == [[(1, FISH), (1, CUP), (2, CUP)], [(1, CUP)], []]
+    trials = make_trials(truth, CATEGORIES)
+
+    def told(max_detections: int) -> list:
+        shared = split_by_trial(given, trials, max_detections)
+        return [[(r["image_id"], r["category_id"]) for r in trial] for trial in shared]
+
+    assert told(100) == [[(1, FISH), (1, CUP), (2, CUP)], [(1, CUP)], []]
+    assert told(1) == [[(1, FISH), (2, CUP)], [(1, CUP)], []]  # the best of each image
 
 
 def test_missing_image_is_an_error():
