@@ -10,7 +10,6 @@ import io
 import shutil
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,9 +22,10 @@ from stages.common.runtime.devices import compute_device
 from stages.common.runtime.progress import track
 from stages.common.runtime.storage import write_json
 from stages.models.detection.coco_results import to_results
+from stages.models.detection.detector import bounded_batches
 from stages.models.detection.predictor import Predictor, load_predictor
 
-AT_ONCE = 8  # decoded images in memory
+AT_ONCE = 8  # images in memory, at most
 PREDICTIONS, OVERLAYS = "predictions.json", "overlays"
 NUMBER_WIDTH = 10  # characters of a table column
 
@@ -67,8 +67,12 @@ def _find_all(
         "annotations": [],
         "broken": [],
     }
-    source = decode_images(files.images.items(), broken)
-    batches = iter(lambda: list(islice(source, AT_ONCE)), [])
+    batches = bounded_batches(
+        decode_images(files.images.items(), broken),
+        lambda found: found.image.shape[:2],
+        predictor.detections_per_image,
+        AT_ONCE,
+    )
     seconds = 0.0
     for batch in track(batches, "predict", len(files.images), size=len):
         started = time.perf_counter()

@@ -11,9 +11,9 @@ from stages.common.runtime.progress import track
 from stages.evaluation.params import EvaluationParams
 from stages.evaluation.protocols import Trial
 from stages.models.detection.coco_results import to_results
-from stages.models.detection.detector import Prediction
+from stages.models.detection.detector import Prediction, bounded_batches
 
-BATCH = 8  # images per call
+BATCH = 8  # images per call, at most
 
 Predict = Callable[[list[np.ndarray], list[list[int]]], list[list[Prediction]]]
 
@@ -43,7 +43,8 @@ def detect(
     found: list[list[dict]] = [[] for _ in trials]
     needed, category_ids = set(image_ids[0]), [category.id for category in trials[0].categories]
     wanted = (image for image in images if image.image_id in image_ids[0])
-    for batch, pixels in decoded_batches(wanted, what, len(needed)):
+    masks_per_image = len(trials) * params.inference.detections_per_image
+    for batch, pixels in decoded_batches(wanted, what, len(needed), masks_per_image):
         predictions = predict(pixels, vocabularies)
         for trial, per_image in enumerate(predictions):
             for image, prediction in zip(batch, per_image, strict=True):
@@ -82,13 +83,12 @@ def split_by_trial(
 
 
 def decoded_batches(
-    images: Iterable[AnyImage], what: str, total: int
+    images: Iterable[AnyImage], what: str, total: int, masks_per_image: int
 ) -> Iterator[tuple[list[AnyImage], list[np.ndarray]]]:
-    """Yield images and their pixels uint8 (H, W, 3) in lists of `BATCH`, decoded in the background.
+    """Yield images and their pixels uint8 (H, W, 3) in lists, decoded in the background.
 
-    Reports progress as `what`, out of `total` images.
+    Reports progress as `what`, out of `total` images. For the lists see `bounded_batches`.
     """
-    source = iter(images)
-    batches = iter(lambda: list(islice(source, BATCH)), [])
+    batches = bounded_batches(images, lambda p: (p.height, p.width), masks_per_image, BATCH)
     decoded = prefetch(lambda batch: (batch, [p.decode() for p in batch]), batches, ahead=2)
     yield from track(decoded, what, total, size=lambda batch: len(batch[0]))

@@ -55,7 +55,8 @@ def measure_training_objects(
     rows = []
     vocabularies = [list(range(len(categories)))]
     category_ids = [category.id for category in categories]
-    for batch, pixels in decoded_batches(images, "evaluation, training images", len(images)):
+    what, masks_per_image = "evaluation, training images", params.inference.detections_per_image
+    for batch, pixels in decoded_batches(images, what, len(images), masks_per_image):
         (predictions,) = predict(pixels, vocabularies)
         for image, prediction in zip(batch, predictions, strict=True):
             image_id = image.image_id

@@ -14,7 +14,13 @@ import numpy as np
 from stages.common.geometry.boxes import SMALLEST_SIDE, pairwise_iou
 from stages.common.geometry.masks import encode_mask
 from stages.common.runtime.progress import track
-from stages.models.detection.detector import IGNORED, Detector, Prediction, predict
+from stages.models.detection.detector import (
+    IGNORED,
+    Detector,
+    Prediction,
+    bounded_batches,
+    predict,
+)
 from stages.models.detection.params import InferenceParams
 from stages.models.detection.samples import LabelledImage
 
@@ -39,8 +45,13 @@ def label_novel_detections(
         inference: which detections are confident enough.
     """
     result = []
-    for start in track(range(0, len(images), IMAGES_AT_ONCE), "finetune: novel detections"):
-        group = images[start : start + IMAGES_AT_ONCE]
+    groups = bounded_batches(
+        images,
+        lambda entry: (entry.image.height, entry.image.width),
+        inference.detections_per_image,
+        IMAGES_AT_ONCE,
+    )
+    for group in track(groups, "finetune: novel detections", len(images), size=len):
         pixels = [entry.image.decode() for entry in group]
         found = predict(model, pixels, [vocabulary], inference)[0]
         result += [

@@ -22,11 +22,12 @@ The targets of an image are a dict:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ from stages.models.detection.text_classifier import TextClassifier
 
 DEFAULT_ARCHITECTURE = "mask_rcnn"  # of files whose header names none
 PREDICTED_AT_ONCE = 16  # images
+MASK_BYTES = 2**29  # of the predictions in memory, unless a single image has more
 # The methods that an architecture must have for what it supports.
 METHODS: dict[Feature, tuple[str, ...]] = {
     "micro_batches": ("padded_hw", "count_samples"),
@@ -60,6 +62,7 @@ METHODS: dict[Feature, tuple[str, ...]] = {
 }
 IGNORED = -1  # label of a box to ignore: regions in it are neither object nor background
 
+Item = TypeVar("Item")
 Targets = list[dict[str, torch.Tensor]]
 
 
@@ -292,6 +295,33 @@ def load(path: Path) -> Detector:
 def to_unit_range(image: UInt8[np.ndarray, "H W 3"]) -> Float32[torch.Tensor, "3 H W"]:
     """Return an image as float32 in [0, 1], channels first."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
+
+
+def bounded_batches(
+    images: Iterable[Item],
+    image_hw: Callable[[Item], tuple[int, int]],
+    masks_per_image: int,
+    most: int,
+) -> Iterator[list[Item]]:
+    """Yield the images in lists of at most `most`, shorter where their masks take much memory.
+
+    Args:
+        images: in any form.
+        image_hw: returns the size of one.
+        masks_per_image: how many masks an image may have, a byte per pixel each.
+        most: the largest length.
+    """
+    batch: list[Item] = []
+    num_bytes = 0
+    for image in images:
+        own = masks_per_image * prod(image_hw(image))
+        if batch and (len(batch) == most or num_bytes + own > MASK_BYTES):
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(image)
+        num_bytes += own
+    if batch:
+        yield batch
 
 
 @torch.no_grad()

@@ -5,15 +5,16 @@ A mask head's masks are small squares in the frame of their box.
 Shape legend: N masks of M×M cells, H W pixels.
 """
 
+from math import ceil, floor
+
 import torch
 from jaxtyping import Bool, Float
 from torchvision.models.detection.transform import resize_boxes
 
 from stages.models.detection.detector import Prediction
 
-# They bound memory: 64 float masks of 800×1333 pixels take 270 MB, as do 5 of 3000×4000.
-PASTED_AT_ONCE = 64
-PIXELS_AT_ONCE = 64 * 800 * 1333
+# A matrix product of fewer rows or columns rounds differently from one of the whole image.
+SMALLEST_WINDOW = 32
 
 
 def in_image(
@@ -43,9 +44,10 @@ def paste_masks(
 ) -> Bool[torch.Tensor, "N {image_hw[0]} {image_hw[1]}"]:
     """Return masks of the image: true where the probability is above 0.5, false outside the box.
 
-    Bilinear interpolation is separable, so a whole batch takes two matrix products instead of a
-    resize per mask. Inside the box, the border cells extend to its edge: most masks fill their box,
-    and fading to zero there would shave a margin off each.
+    Bilinear interpolation is separable, so two matrix products take the place of a resize. They are
+    computed in the window of the box alone, with the bits that they would have in the whole image.
+    Inside the box, the border cells extend to its edge: most masks fill their box, and fading to
+    zero there would shave a margin off each.
 
     Args:
         probabilities: in [0, 1], rows then columns of the box.
@@ -53,20 +55,29 @@ def paste_masks(
         image_hw: the image's size.
     """
     height, width = image_hw
-    pasted = torch.empty((len(boxes_xyxy), height, width), dtype=torch.bool, device="cpu")
-    at_once = max(1, min(PASTED_AT_ONCE, PIXELS_AT_ONCE // (height * width)))
-    for start in range(0, len(boxes_xyxy), at_once):
-        part = slice(start, start + at_once)
-        x0, y0, x1, y1 = boxes_xyxy[part].unbind(1)
-        rows = _interpolation(y0, y1, height, probabilities.shape[1])
-        columns = _interpolation(x0, x1, width, probabilities.shape[2])
-        pasted[part] = (rows @ probabilities[part].float() @ columns.transpose(1, 2) > 0.5).cpu()
+    pasted = torch.zeros((len(boxes_xyxy), height, width), dtype=torch.bool, device="cpu")
+    corners = boxes_xyxy.double().cpu().tolist()
+    for k, (x0, y0, x1, y1) in enumerate(corners):
+        rows, columns = _window(y0, y1, height), _window(x0, x1, width)
+        own = probabilities[k : k + 1].float()
+        down = _interpolation(boxes_xyxy[k : k + 1, 1::2], rows, own.shape[1])
+        across = _interpolation(boxes_xyxy[k : k + 1, ::2], columns, own.shape[2])
+        pasted[k, rows, columns] = ((down @ own @ across.transpose(1, 2))[0] > 0.5).cpu()
     return pasted
 
 
-def _interpolation(low: torch.Tensor, high: torch.Tensor, pixels: int, cells: int) -> torch.Tensor:
-    """Return the cells' weights (N, pixels, cells) at pixel centres, 0 outside [low, high]."""
-    centre = torch.arange(pixels, device=low.device) + 0.5
+def _window(low: float, high: float, pixels: int) -> slice:
+    """Return the pixels of an axis that [low, high] reaches, at least SMALLEST_WINDOW if any."""
+    end = min(max(ceil(high), floor(low) + SMALLEST_WINDOW), pixels)
+    return slice(max(0, min(floor(low), end - SMALLEST_WINDOW)), max(0, end))
+
+
+def _interpolation(
+    edges: Float[torch.Tensor, "1 2"], window: slice, cells: int
+) -> Float[torch.Tensor, "1 _ {cells}"]:
+    """Return the cells' weights at the centres of a window's pixels, 0 outside the box's edges."""
+    low, high = edges.unbind(1)
+    centre = torch.arange(window.start, window.stop, device=low.device) + 0.5
     position = (centre - low[:, None]) / (high - low).clamp(min=1e-6)[:, None]
     inside = (position >= 0) & (position <= 1)
     cell = (position * cells - 0.5).clamp(0, cells - 1)

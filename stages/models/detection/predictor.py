@@ -77,6 +77,11 @@ class Predictor:
         """Return the names of the classes it was trained on."""
         return [category.name for category in self._categories.values()]
 
+    @property
+    def detections_per_image(self) -> int:
+        """Return how many instances an image can have."""
+        return self._inference.detections_per_image
+
     def predict(
         self, images: Sequence[np.ndarray], names: Sequence[str], allow_unknown: bool = False
     ) -> list[Prediction]:

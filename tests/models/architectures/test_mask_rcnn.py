@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 from torchvision.ops import roi_align
@@ -10,7 +10,14 @@ from stages.common.runtime.curves import Curve
 from stages.common.runtime.storage import write_json, write_tensors
 from stages.models.architectures.mask_rcnn.heads import RegionMeans
 from stages.models.backbones.roi_align import PyramidPooling, pool_regions
-from stages.models.detection.detector import LossSettings, load, save, to_unit_range
+from stages.models.detection import detector
+from stages.models.detection.detector import (
+    LossSettings,
+    bounded_batches,
+    load,
+    save,
+    to_unit_range,
+)
 from stages.models.detection.initial_weights import load_trunk
 from stages.models.detection.params import ProposalLimits, TrainingParams, network_params
 from stages.models.detection.paste_masks import paste_masks
@@ -117,6 +124,32 @@ def test_a_full_mask_fills_its_box_and_nothing_else(x, y, width, height):
     expected = np.zeros((20, 30), bool)
     expected[y : y + height, x : x + width] = True
     assert np.array_equal(mask, expected)
+
+
+def paste_over_the_whole_image(probabilities, boxes_xyxy, image_hw):
+    """Return the masks by matrix products of all rows and columns of the image."""
+    sides, edges = image_hw, (boxes_xyxy[:, 1::2], boxes_xyxy[:, ::2])
+    cells, weights = probabilities.shape[1], []
+    for pixels, ends in zip(sides, edges, strict=True):
+        low, high = ends.unbind(1)
+        position = (torch.arange(pixels) + 0.5 - low[:, None]) / (high - low)[:, None]
+        cell = (position * cells - 0.5).clamp(0, cells - 1)
+        weight = (1 - (cell[..., None] - torch.arange(cells)).abs()).clamp(min=0)
+        weights.append(weight * ((position >= 0) & (position <= 1))[..., None])
+    return weights[0] @ probabilities @ weights[1].transpose(1, 2) > 0.5
+
+
+@settings(max_examples=200)
+@given(st.integers(0, 10**6), st.integers(33, 300), st.integers(33, 300), st.sampled_from([14, 28]))
+def test_masks_pasted_in_their_windows_are_those_of_the_whole_image(seed, height, width, cells):
+    generator = torch.Generator().manual_seed(seed)
+    size = torch.tensor([width, height]) * 1.0
+    corners = torch.rand(5, 2, 2, generator=generator) ** 2 * size * 1.1 - 3
+    low = corners.amin(1)
+    boxes = torch.cat([low, torch.maximum(corners.amax(1), low + 0.02)], 1)
+    probabilities = torch.rand(5, cells, cells, generator=generator)
+    pasted = paste_masks(probabilities, boxes, (height, width))
+    assert torch.equal(pasted, paste_over_the_whole_image(probabilities, boxes, (height, width)))
 
 
 def test_a_pasted_mask_follows_its_cells():
@@ -246,6 +279,13 @@ def test_what_remains_is_chosen_in_inference():
     assert (found(score_threshold=middle).scores > middle).all()
     limits = ProposalLimits(pre_nms_top_n=50, post_nms_top_n=4)
     assert len(model.propose(to_unit_range(image), limits)) == 4
+
+
+def test_large_images_are_held_one_at_a_time(monkeypatch):
+    monkeypatch.setattr(detector, "MASK_BYTES", 5 * 100)
+    sizes = [(10, 10), (10, 10), (10, 5), (30, 30), (1, 1), (1, 1), (1, 1), (1, 1)]
+    batches = bounded_batches(sizes, lambda hw: hw, masks_per_image=2, most=3)
+    assert list(batches) == [sizes[:3], sizes[3:4], sizes[4:7], sizes[7:]]
 
 
 def test_an_image_without_detections_gives_empty_arrays():
