@@ -31,7 +31,8 @@ from stages.common.runtime.seeding import make_deterministic
 from stages.common.runtime.storage import replace_file, write_json
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import label_novel_detections
-from stages.models.detection.detector import load
+from stages.models.detection.detector import load, read_architecture
+from stages.models.detection.params import network_params
 from stages.models.detection.region_hooks import check_hooks
 from stages.models.detection.supervision import (
     Supervision,
@@ -121,8 +122,9 @@ def start() -> None:
     """Run the stage in as many processes as its batch and the devices allow."""
     options = _read_options()
     params = read_section(options.section, FinetuneParams, method=options.method)
-    device = choose_device(read_exactness())
-    run_in_processes("stages.finetune.__main__", device, params.training.batch_size)
+    network = network_params(read_architecture(DETECTOR))
+    batch_size = params.training.batch_size if "micro_batches" in network.supports else 1
+    run_in_processes("stages.finetune.__main__", choose_device(read_exactness()), batch_size)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from torchvision.ops import box_area
 
 from stages.common.runtime.devices import own_kernels
 from stages.common.runtime.params import in_one_line
-from stages.common.runtime.storage import read_tensors, write_tensors
+from stages.common.runtime.storage import read_facts, read_tensors, write_tensors
 from stages.models.detection.global_batch import BatchContext, MicroBatchContext
 from stages.models.detection.params import (
     PACKAGE,
@@ -267,6 +267,21 @@ def save(path: Path, model: Detector) -> None:
     write_tensors(path, model.state_dict(), facts)
 
 
+def read_architecture(path: Path) -> str:
+    """Return the architecture of the detector that `save` wrote, without reading its weights.
+
+    Raises:
+        ValueError: the file is not a detector.
+    """
+    return _architecture(path, read_facts(path))
+
+
+def _architecture(path: Path, facts: Any) -> str:
+    if not isinstance(facts, dict) or "network" not in facts:
+        raise ValueError(f"{path}: not a detector; run `dvc repro detector` to make one")
+    return facts.get("architecture", DEFAULT_ARCHITECTURE)
+
+
 def load(path: Path) -> Detector:
     """Return the detector that `save` wrote, in inference mode.
 
@@ -275,9 +290,7 @@ def load(path: Path) -> Detector:
         ValueError: the file is not a detector, or was written by another version of this code.
     """
     tensors, facts = read_tensors(path)
-    if not isinstance(facts, dict) or "network" not in facts:
-        raise ValueError(f"{path}: not a detector; run `dvc repro detector` to make one")
-    architecture = facts.get("architecture", DEFAULT_ARCHITECTURE)
+    architecture = _architecture(path, facts)
     try:
         params = network_params(architecture).model_validate(facts["network"])
         embeddings = tensors[f"{_network_class(architecture).classifier_name}.embeddings"]

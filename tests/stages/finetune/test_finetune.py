@@ -10,7 +10,7 @@ import torch
 import stages.finetune.__main__ as stage
 from stages.common.geometry.masks import encode_mask
 from stages.common.runtime.params import read_section
-from stages.common.runtime.storage import read_json, write_json
+from stages.common.runtime.storage import read_json, write_json, write_tensors
 from stages.finetune.params import FinetuneParams
 from stages.finetune.unlabelled import add_detections
 from stages.models.detection.detector import Prediction, load, save
@@ -19,6 +19,7 @@ from stages.preflight import problems
 from tests.support.resumed_training import read_training
 from tests.support.tiny_detector import (
     INFERENCE,
+    TRAINING,
     annotate,
     change_params,
     make_image,
@@ -120,6 +121,16 @@ def test_wrong_weights_of_losses_name_the_key_before_a_run_and_in_the_stage(repo
     assert told.endswith("found []; give a weight to each of them and to no other")
     with pytest.raises(ValueError, match=re.escape(told)):
         stage.main()
+
+
+def test_an_architecture_without_micro_batches_has_one_process(repository, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(stage, "run_in_processes", lambda *given: sizes.append(given[2]))
+    stage.start()
+    facts = {"architecture": "mask_rcnn_detectron2", "network": {}}
+    write_tensors(Path("data/detector/model.safetensors"), {}, facts)
+    stage.start()
+    assert sizes == [TRAINING["batch_size"], 1]
 
 
 def test_an_unknown_source_is_named_even_without_a_name(repository):
