@@ -10,6 +10,7 @@ from stages.models.detection.params import (
     InferenceParams,
     SupervisionParams,
     TrainingParams,
+    check_sources,
     check_training,
     network_params,
 )
@@ -25,7 +26,7 @@ class FinetuneParams(Section):
     training: TrainingParams
 
     def check_references(self, key: str, params: Mapping[str, Any], elsewhere: bool) -> None:
-        """Check the region losses, and that the training fits the detector's architecture."""
+        """Check the region losses, and that training and sources fit the architecture."""
         if self.training.region_losses:
             from stages.models.detection.region_hooks import check_hooks  # imports torch
 
@@ -38,6 +39,7 @@ class FinetuneParams(Section):
             raise ValueError(f"{PARAMS_FILE}: detector.{error}") from None
         try:
             check_training(self.training, network)
+            check_sources(self.supervision, network)
         except ValueError as error:
             raise ValueError(f"{PARAMS_FILE}: {key}.{error}") from None
 

@@ -123,6 +123,12 @@ def test_wrong_weights_of_losses_name_the_key_before_a_run_and_in_the_stage(repo
         stage.main()
 
 
+def test_sources_that_the_architecture_cannot_learn_from_are_told_before_a_run(repository):
+    change_params("finetune", supervision=supervision("ground_truth", negatives="source"))
+    (told,) = problems(["finetune"])
+    assert told.startswith("params.yaml: finetune.supervision.sources: ground_truth: this archit")
+
+
 def test_an_architecture_without_micro_batches_has_one_process(repository, monkeypatch):
     sizes = []
     monkeypatch.setattr(stage, "run_in_processes", lambda *given: sizes.append(given[2]))
