@@ -4,7 +4,7 @@ Run: python -m stages.detector. Reads the sources' files, which stage `supervisi
 learns the classes of which a source has objects. The default source, the pseudo-masks, has no
 ground truth in it. Options, for comparators:
 
-- `--annotations`: one COCO file in place of those of all sources (for the oracle: ground truth);
+- `--annotations`: one COCO file in place of all sources (for the oracle: ground truth);
 - `--output`: a folder in place of data/detector;
 - `--section`: a section of params.yaml in place of `detector`;
 - `--method`: a comparator's params, merged into that section;
@@ -22,7 +22,7 @@ from stages.common.runtime.params import read_exactness, read_section, read_seed
 from stages.common.runtime.processes import run_in_processes
 from stages.common.runtime.seeding import make_deterministic
 from stages.common.runtime.storage import read_tensors
-from stages.detector.params import DetectorParams
+from stages.detector.params import GIVEN, DetectorParams
 from stages.models.detection.detector import build
 from stages.models.detection.initial_weights import load_start
 from stages.models.detection.region_hooks import check_hooks
@@ -51,12 +51,13 @@ def main() -> None:
     splits = [split for split in options.label_splits if options.annotations or split in taught]
     learned = [k for k, category in enumerate(categories) if category.split in splits]
     labels = labels_by_id(categories, learned)
+    supervision = GIVEN if options.annotations else params.supervision
     files = {
         source.name: (options.annotations or SUPERVISION / f"{source.name}.json", labels)
-        for source in params.supervision.sources
+        for source in supervision.sources
     }
     images = StoredImages(*shards)
-    sources = read_sources(params.supervision, files, known_ids, images, options.section)
+    sources = read_sources(supervision, files, known_ids, images, options.section)
     embeddings = read_tensors(EMBEDDINGS)[0]["embeddings"]
     if len(embeddings) != len(categories):
         raise ValueError(
@@ -69,7 +70,7 @@ def main() -> None:
     train_and_save(
         options.output,
         model.to(device),
-        Supervision(sources, params.supervision.draw),
+        Supervision(sources, supervision.draw),
         params.training,
         seed,
         vocabulary=None if len(learned) == len(categories) else learned,

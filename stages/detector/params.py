@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from stages.common.runtime.params import PARAMS_FILE
 from stages.models.detection.params import (
+    Aspect,
     SourceParams,
     StartParams,
     SupervisionParams,
@@ -65,6 +66,22 @@ class DetectorSupervisionParams(SupervisionParams):
         if {"novel_boxes", "novel_masks"} <= {source.name for source in self.sources}:
             raise ValueError("sources: novel_masks has the boxes of novel_boxes too; take one")
         return self
+
+
+# Of the option `--annotations`: every object teaches all of itself, whatever the section's sources.
+GIVEN = SupervisionParams(
+    draw="together",
+    sources=[
+        SourceParams(
+            name="annotations",
+            fraction=1,
+            teaches=dict.fromkeys(get_args(Aspect), 1),
+            weigh_by_score=False,
+            box_grids=[],
+            negatives="all",
+        )
+    ],
+)
 
 
 def _check_narratives(key: str, download: Any, elsewhere: bool) -> None:

@@ -18,7 +18,14 @@ from stages.models.detection.samples import (
     training_sample,
 )
 from tests.support.resumed_training import check_that_it_resumes, read_training
-from tests.support.tiny_detector import annotate, make_image, make_repository, tiny_detector
+from tests.support.tiny_detector import (
+    annotate,
+    change_params,
+    learned_from,
+    make_image,
+    make_repository,
+    tiny_detector,
+)
 
 LABELS = {3: 1, 5: 2}
 
@@ -56,6 +63,17 @@ def test_the_oracle_runs_through_the_same_code(repository, monkeypatch):
     monkeypatch.setattr("sys.argv", arguments.split())
     stage.main()
     assert json.loads(Path("data/oracle/metrics.json").read_text())["images"] == 5
+
+
+def test_the_oracle_learns_all_of_each_object_whatever_the_sources(repository, monkeypatch):
+    arguments = "x --annotations data/download/ground_truth/train.json --output data/oracle"
+    monkeypatch.setattr("sys.argv", arguments.split())
+    stage.main()
+    of_one_source = read_training("data/oracle")
+    in_turn = learned_from("base_masks", "novel_boxes", box_grids=[2]) | {"draw": "in_turn"}
+    change_params("detector", supervision=in_turn)
+    stage.main()
+    assert read_training("data/oracle") == of_one_source
 
 
 def test_with_base_labels_alone_it_is_as_if_nobody_had_labelled_the_others(repository, monkeypatch):
