@@ -49,8 +49,8 @@ def replace_objects(
 ) -> list[dict]:
     """Return the labels of one image with the box and mask of an object of their class.
 
-    It is the object with the highest box IoU or, if none overlaps, with the nearest centre.
-    Arguments as for `replace_masks`.
+    It is the object with the highest box IoU or, if none overlaps, with the nearest centre. If it
+    has no outline, the label keeps its own mask. Arguments as for `replace_masks`.
     """
     objects = [each for each in objects if not each["iscrowd"]]
     replaced = []
@@ -59,8 +59,9 @@ def replace_objects(
     ):
         if best is not None:
             mask = decode_mask(objects[best]["segmentation"], image_hw)
-            own = {"segmentation": encode_mask(mask), "area": int(mask.sum())}
-            annotation = {**annotation, **own, "bbox": objects[best]["bbox"]}
+            annotation = {**annotation, "bbox": objects[best]["bbox"]}
+            if mask.any():
+                annotation |= {"segmentation": encode_mask(mask), "area": int(mask.sum())}
         replaced.append(annotation)
     return replaced
 

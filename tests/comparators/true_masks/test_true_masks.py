@@ -56,6 +56,12 @@ def test_with_its_box_a_label_that_overlaps_nothing_becomes_the_nearest_of_its_c
     assert replace_objects([label], objects, IMAGE_HW) == [objects[1]]
 
 
+def test_with_the_box_of_an_object_without_outline_a_label_keeps_its_mask():
+    label = annotation(1, 4, 4, 14, 14)
+    truth = annotation(1, 6, 6, 18, 12, segmentation=encode_mask(np.zeros(IMAGE_HW, bool)))
+    assert replace_objects([label], [truth], IMAGE_HW) == [{**label, "bbox": truth["bbox"]}]
+
+
 def test_absent_classes_and_crowds_stay_with_their_boxes_too():
     labels = [annotation(1, 4, 4, 14, 14), annotation(3, 4, 4, 14, 14)]
     objects = [annotation(2, 20, 0, 30, 3), annotation(3, 4, 4, 12, 12, iscrowd=1)]
