@@ -130,8 +130,10 @@ def label_images(
     """
     objects = annotations.objects
     known = frozenset(labels[a["category_id"]] for group in objects.values() for a in group)
+    scores = [a["score"] for group in objects.values() for a in group if "score" in a]
+    mean_score = float(np.mean(scores)) if any(scores) else 1.0
     labelled = [
-        _label(image, objects[image.image_id], labels, source, known)
+        _label(image, objects[image.image_id], labels, source, known, mean_score)
         for image in images
         if image.image_id in objects
     ]
@@ -154,6 +156,7 @@ def _label(
     labels: Mapping[int, int],
     source: SourceParams | None,
     known: frozenset[int],
+    mean_score: float,
 ) -> LabelledImage:
     group = sorted(group, key=_is_crowd)
     boxes = xywh_to_xyxy(np.array([a["bbox"] for a in group], np.float32))
@@ -164,7 +167,7 @@ def _label(
         clip_boxes(boxes, (image.height, image.width)),
         np.array([IGNORED if _is_crowd(a) else labels[a["category_id"]] for a in group]),
         [a.get("segmentation") or None for a in group if not _is_crowd(a)],
-        None if source is None else object_weights(group, source),
+        None if source is None else object_weights(group, source, mean_score),
         {"all": None, "source": known, "batch": present, "image": present}[negatives],
         () if source is None else source.box_grids,
     )
@@ -189,18 +192,21 @@ def expand_boxes(
 
 
 def object_weights(
-    group: Sequence[dict], source: SourceParams
+    group: Sequence[dict], source: SourceParams, mean_score: float
 ) -> Float32[np.ndarray, "n 3"] | None:
     """Return the weights of each object's class, box and mask; None if all are 1.
 
     An object without a segmentation has mask weight 0. With `weigh_by_score`, all weights of an
-    object are multiplied by its score; an object without a score counts as certain.
+    object are multiplied by its score, divided by the mean score of the source's objects: scores
+    have no common scale, and those of pseudo-boxes are sums over pixels. An object without a score
+    counts as an average one. Within a source, the score of the same activation still grows with the
+    fourth root of the image's area.
     """
     weights = np.array(
         [[source.teaches.get(aspect, 0.0) for aspect in get_args(Aspect)]] * len(group)
     )
     if source.weigh_by_score:
-        weights *= [[annotation.get("score", 1.0)] for annotation in group]
+        weights *= [[annotation.get("score", mean_score) / mean_score] for annotation in group]
     weights[[not annotation.get("segmentation") for annotation in group], -1] = 0
     return None if (weights == 1).all() else weights.astype(np.float32)
 

@@ -132,15 +132,19 @@ def read(tmp_path: Path, annotations: dict, **changes) -> list[LabelledImage]:
 
 
 def test_objects_weigh_what_their_source_and_their_score_say(tmp_path):
-    content = annotate([1])
-    content["annotations"][0]["score"] = 0.25
-    (plain,) = read(tmp_path, content)
+    content = annotate([1, 2])  # two objects each
+    for annotation, score in zip(content["annotations"], (5.0, 30.0, 25.0), strict=False):
+        annotation["score"] = score  # 20 on average
+    plain, _ = read(tmp_path, content)
     assert plain.weights is None
     assert "weights" not in training_sample(plain, np.random.default_rng(0), False, 0.0)[1]
-    (scored,) = read(tmp_path, content, weigh_by_score=True)
-    assert scored.weights.tolist() == [[0.25] * 3, [1.0] * 3]
-    (chosen,) = read(tmp_path, content, teaches={"class": 1.0, "mask": 0.5}, weigh_by_score=True)
-    assert chosen.weights.tolist() == [[0.25, 0, 0.125], [1, 0, 0.5]]
+    scored = read(tmp_path, content, weigh_by_score=True)
+    assert [own.weights.tolist() for own in scored] == [
+        [[0.25] * 3, [1.5] * 3],
+        [[1.25] * 3, [1.0] * 3],
+    ]
+    chosen, _ = read(tmp_path, content, teaches={"class": 1.0, "mask": 0.5}, weigh_by_score=True)
+    assert chosen.weights.tolist() == [[0.25, 0, 0.125], [1.5, 0, 0.75]]
 
 
 def test_an_object_without_a_mask_teaches_class_and_box(tmp_path):
