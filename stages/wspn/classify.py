@@ -22,15 +22,18 @@ from stages.wspn.examples import ImageExample, require_labels
 from stages.wspn.params import ClassifyParams
 
 LARGEST_GRADIENT = 5.0  # norm
-LEAST, MOST = 1e-6, 1 - 1e-6  # rounding can take the sum p_c to 0 or above 1; log needs (0, 1)
+MOST = 1 - 1e-6  # rounding can take the sum p_c above 1
 
 
 def image_scores(scores: Float[torch.Tensor, "R C"]) -> Float[torch.Tensor, " C"]:
-    """Return the image's score per class, p in (0, 1), from W.
+    """Return the image's score per class, p in [0, 1), from W.
+
+    Small sums are not clamped: that would end the gradient of a class beside a saturated one, and
+    the binary cross-entropy bounds its own logarithms.
 
     Source: Mask-free OVIS, p_c = Σ_i w_ic.
     """
-    return scores.sum(0).clamp(LEAST, MOST)
+    return scores.sum(0).clamp(max=MOST)
 
 
 def image_label_loss(

@@ -65,6 +65,13 @@ def test_image_score_and_loss_by_hand():
     assert loss.item() == pytest.approx(2 * math.log(2))
 
 
+def test_a_class_beside_a_saturated_one_still_learns():
+    classes = torch.tensor([[20.0, 0.0]] * 3, requires_grad=True)  # p of the second class: 2e-9
+    scores = class_scores(classes, torch.zeros(3, 2))
+    image_label_loss(scores, torch.tensor([1.0, 1.0])).backward()
+    assert classes.grad[:, 1].sum().item() == pytest.approx(-1, rel=1e-3)
+
+
 def test_the_two_softmaxes_run_in_different_directions():
     classes = torch.tensor([[math.log(3), 0.0], [0.0, 0.0]])  # 3/4, 1/4 and 1/2, 1/2
     detection = torch.tensor([[math.log(4), 0.0], [0.0, 0.0]])  # 4/5, 1/5 and 1/2, 1/2, by column
@@ -77,7 +84,7 @@ def test_image_scores_are_probabilities(seed, proposals, classes, spread):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(2, proposals, classes, generator=generator) * spread
     p = image_scores(class_scores(*logits))
-    assert ((p > 0) & (p < 1)).all()
+    assert ((p >= 0) & (p < 1)).all()
     assert torch.isfinite(image_label_loss(class_scores(*logits), torch.ones(classes)))
 
 
