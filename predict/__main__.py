@@ -43,6 +43,7 @@ def main() -> int:
         unknown = predictor.unknown_words(names)
         if options.names and not options.allow_unknown:
             predictor.refuse_unknown_words(names)
+        predictor.embed(names, allow_unknown=True)  # refuses names that cannot be read
         _clear(options.output)
     except (OSError, ValueError) as error:
         print(f"predict: {error}", file=sys.stderr)

@@ -51,7 +51,10 @@ class DetectorModel(mlflow.pyfunc.PythonModel):
 
         pixels, names = decode_upright(bytes(image), row), [str(name) for name in names]
         allow_unknown = params.get("allow_unknown", False)
-        (found,) = self._predictor.predict([pixels], names, allow_unknown)
+        try:
+            (found,) = self._predictor.predict([pixels], names, allow_unknown)
+        except ValueError as error:
+            raise ValueError(f"{row}: {error}") from error
         results = to_results(0, found, range(len(names)), params.get("min_score", 0.3))
         return [
             {

@@ -82,8 +82,12 @@ image, *phone = (Path(path).read_bytes() for path in sys.argv[1:])
 rows = [{"image": image, "names": ["cup", "hot dog"]}, {"image": image, "names": ["hat"]}]
 rows += [{"image": content, "names": ["cup"]} for content in phone]
 found = model.predict(rows, params={"min_score": 0.1})["instances"]
+try:
+    model.predict([*rows[:2], {"image": image, "names": ["zebra"]}])
+except ValueError as error:
+    refused = str(error)
 import stages
-print(json.dumps({"stages": stages.__file__, "found": list(found)}))
+print(json.dumps({"stages": stages.__file__, "found": list(found), "refused": refused}))
 """
 
 
@@ -149,6 +153,7 @@ def test_logged_when_changed_and_served_without_the_repository(project, tmp_path
         path.write_bytes(content)
     told = json.loads(call(elsewhere, project, "-c", LOAD, *map(str, images)))
     assert "artifacts/code/stages" in told["stages"]
+    assert told["refused"].startswith("row 2: the text encoder has never read 'zebra'")
     *found, phone, shown = told["found"]
     assert phone == shown != []
     assert {tuple(instance["segmentation"]["size"]) for instance in phone} == {(64, 40)}

@@ -331,6 +331,13 @@ def test_names_that_are_all_empty_are_refused(monkeypatch, capsys, tmp_path, mod
     assert "--names: expected names with commas between, found ' , '" in capsys.readouterr().err
 
 
+def test_names_that_cannot_be_seen_are_refused(monkeypatch, capsys, tmp_path, model, images):
+    options = ["--model", model, "--output", tmp_path / "out"]
+    assert call(monkeypatch, images, *options, "--names", "cup,\u200b") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "predict: names: expected different words or phrases, found ['cup', '\\u200b']"
+
+
 def test_the_models_own_names_need_not_be_known(monkeypatch, capsys, tmp_path):
     """A class that no caption named was trained as [UNK]; the model can still be asked for it."""
     strange = {"id": 7, "name": "zebra", "split": "novel", "forms": ["zebra"]}

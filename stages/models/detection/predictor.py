@@ -113,7 +113,8 @@ class Predictor:
     ) -> Float32[torch.Tensor, "C D"]:
         """Return the embeddings of names; raises as `predict` does."""
         keys = [" ".join(name.lower().split()) for name in names]
-        if not keys or not all(keys) or len(set(keys)) < len(keys):
+        visible = [any(map(str.isprintable, key.replace(" ", ""))) for key in keys]
+        if not keys or not all(visible) or len(set(keys)) < len(keys):
             raise ValueError(f"names: expected different words or phrases, found {list(names)}")
         if not allow_unknown:
             self.refuse_unknown_words(names)

@@ -78,7 +78,7 @@ def test_class_of_the_training_goes_by_its_known_synonym(predictor):
     torch.testing.assert_close(predictor.embed(["canine"]), predictor.embed(["dog"]))
 
 
-@pytest.mark.parametrize("names", [[], ["cup", " "], ["cup", "Cup"]])
+@pytest.mark.parametrize("names", [[], ["cup", " "], ["cup", "Cup"], ["cup", "\u200b"]])
 def test_names_must_be_different_and_not_blank(predictor, names):
     with pytest.raises(ValueError, match="expected different words"):
         predictor.predict([LARGE], names)
