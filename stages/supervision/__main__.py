@@ -18,7 +18,7 @@ from stages.common.runtime.storage import read_json, write_json
 
 CATEGORIES = Path("data/download/categories.json")
 OUTPUT = Path("data/supervision")
-BOXES_ALONE = ("novel_boxes",)  # though its annotations have masks
+MASKS_DROPPED = ("novel_boxes",)  # though its annotations have masks
 
 
 def keep_classes(content: dict, category_ids: set[int]) -> dict:
@@ -68,7 +68,7 @@ def main() -> None:
         splits = (cast(Split, classes),)  # read_categories refuses other values
     wanted = {category.id for category in read_categories(CATEGORIES, splits)}
     content = keep_classes(read_json(Path(source["annotations"])), wanted)
-    if name in BOXES_ALONE:
+    if name in MASKS_DROPPED:
         content = drop_masks(content)
     if all(own.get("iscrowd") for own in content["annotations"]):
         raise ValueError(

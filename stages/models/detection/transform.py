@@ -3,7 +3,11 @@
 import torch
 from jaxtyping import Float
 from torch.nn import functional
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from stages.models.detection.detector import Targets
+from stages.models.detection.global_batch import BatchContext
 
 
 class ImageTransform(GeneralizedRCNNTransform):
@@ -29,3 +33,14 @@ class ImageTransform(GeneralizedRCNNTransform):
             masks = functional.interpolate(masks[:, None].float(), shape, mode="nearest-exact")
             masks = masks[:, 0].byte()
         return image, {**others, "masks": masks.reshape(len(masks), *image.shape[1:])}
+
+    def batch(
+        self, images: list[torch.Tensor], targets: Targets, context: BatchContext
+    ) -> tuple[ImageList, Targets]:
+        """Return images and targets, resized, and padded to the size of the whole batch."""
+        with context.resizing(len(images)):
+            batch, targets = self(images, targets)
+        height, width = batch.tensors.shape[-2:]
+        rows, columns = context.common_hw((height, width))
+        batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
+        return batch, targets

@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Float
 from torch import nn
 from torch.nn import functional
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss
 
 from stages.models.architectures.fcos_mo.heads import DenseHead, SigmoidClassifier, focal_terms
@@ -104,7 +103,7 @@ class Network(Detector):
         object, as in FCOS. That of masks is a mean over the objects drawn.
         """
         context = context or BatchContext()
-        batch, targets = self._resize(images, targets, context)
+        batch, targets = self.transform.batch(images, targets, context)
         levels = list(self.backbone(batch.tensors).values())
         predictions = self.dense(levels[-len(self.grid.strides) :])
         logits = self.classifier_head(predictions.features, settings.vocabulary)
@@ -177,7 +176,7 @@ class Network(Detector):
         self, images: list[torch.Tensor], targets: Targets, context: MicroBatchContext
     ) -> None:
         """Let `context` record how many locations learn an object, and how many masks there are."""
-        batch, targets = self._resize(images, targets, context)
+        batch, targets = self.transform.batch(images, targets, context)
         locations = self.grid.locations(batch.tensors.shape[-2:], self.device)
         context.orders(_counts(self._assign(locations, targets), targets))
 
@@ -185,17 +184,6 @@ class Network(Detector):
         """Return the size to which these images are resized and padded."""
         with context.resizing(len(images)):
             return tuple(self.transform(images)[0].tensors.shape[-2:])
-
-    def _resize(
-        self, images: list[torch.Tensor], targets: Targets, context: BatchContext
-    ) -> tuple[ImageList, Targets]:
-        """Return images and targets, resized and padded for the network."""
-        with context.resizing(len(images)):
-            batch, targets = self.transform(images, targets)
-        height, width = batch.tensors.shape[-2:]
-        rows, columns = context.common_hw((height, width))
-        batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
-        return batch, targets
 
     def _assign(self, locations: Locations, targets: Targets) -> list[torch.Tensor]:
         radius = self.params.locations.centre_radius

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import nn
-from torch.nn import functional
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -153,12 +152,7 @@ class Network(Detector):
         """Return resized images and targets, features, proposals, and the proposals' losses."""
         for part in (self.proposals, self.regions):
             part.fg_bg_sampler.context = context
-        with context.resizing(len(images)):
-            batch, targets = self.transform(images, targets)
-        height, width = batch.tensors.shape[-2:]
-        rows, columns = context.common_hw((height, width))
-        if (rows, columns) != (height, width):
-            batch.tensors = functional.pad(batch.tensors, (0, columns - width, 0, rows - height))
+        batch, targets = self.transform.batch(images, targets, context)
         features = self.backbone(batch.tensors)
         return batch, targets, features, *self.proposals(batch, features, targets)
 
