@@ -211,32 +211,28 @@ def test_an_execution_with_problems_ends_before_its_first_stage(with_problems, a
 
 
 NOT_HERE = """
-import sys
 from pathlib import Path
 from flows import execution
 from flows.flow import experiment
 execution.require_fleet = lambda root: None
 execution.call_flow = lambda *given, check, **more: check()
-pools = sys.argv[1:] == ["pools"]
-def run() -> None:
-    execution.execute(Path.cwd(), None, 1, pools)
-def scheduled() -> None:
-    experiment.fn(pools=pools)
-for start in (run, scheduled):
-    try:
-        start()
-    except ValueError as error:
-        print(error)
+for pools in (False, True):
+    run = lambda: execution.execute(Path.cwd(), None, 1, pools)
+    scheduled = lambda: experiment.fn(pools=pools)
+    for start in (run, scheduled):
+        try:
+            start()
+        except ValueError as error:
+            print(error)
 """
 
 
-@pytest.mark.parametrize("word", ["pools", "here"])
-def test_params_are_checked_on_a_schedule_and_for_workers_too(with_problems, word):
+def test_params_are_checked_on_a_schedule_and_for_workers_too(with_problems):
     folder = with_problems
-    command = [sys.executable, "-c", NOT_HERE, word]
+    command = [sys.executable, "-c", NOT_HERE]
     settings = clone_environment(folder) | {WORKER_CLONE: str(folder)}
     told = subprocess.check_output(command, cwd=folder, env=settings, text=True)
-    assert told.count("pseudo_masks.steps") == told.count("detector.training.steps") == 2
+    assert told.count("pseudo_masks.steps") == told.count("detector.training.steps") == 4
 
 
 def test_files_and_variables_of_this_machine_do_not_matter_elsewhere(params, monkeypatch):
@@ -247,8 +243,8 @@ def test_files_and_variables_of_this_machine_do_not_matter_elsewhere(params, mon
     assert "pseudo_masks.steps" in found
 
 
-def test_a_wrong_value_of_a_point_is_told_in_one_line_and_leaves_no_worktree(repository, tmp_path):
-    folder = clone(repository, tmp_path, "smoke")
+def test_a_wrong_value_of_a_point_is_told_in_one_line_and_leaves_no_worktree(with_problems):
+    folder = with_problems
     for key in ("name", "email"):
         run_command(["git", "config", f"user.{key}", "x@localhost"], folder)
     run_command(["git", "add", "--all"], folder)

@@ -16,6 +16,7 @@ WORKER = "tests.support.train_in_parts"
 CPU = torch.device("cpu")
 # Losses of six steps and weights; rounding is near 1e-6 at the first step and grows from there.
 TOLERANCE = {"rel": 2e-3, "abs": 2e-4}
+EARLY = pytest.mark.xdist_group("processes")  # of all long tests: groups begin before single ones
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,7 @@ def assert_same_curve(rows: list[dict], expected: list[dict]) -> None:
     assert rows[0] == pytest.approx(expected[0], rel=1e-5)
 
 
+@EARLY
 def test_two_processes_repeat_one(whole, tmp_path, monkeypatch):
     monkeypatch.setenv("OVIS_PROCESSES", "2")
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path)])
@@ -41,6 +43,7 @@ def test_two_processes_repeat_one(whole, tmp_path, monkeypatch):
         torch.testing.assert_close(value, weights[name], rtol=0.02, atol=2e-3, msg=name)
 
 
+@EARLY
 def test_the_error_of_one_process_reaches_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("OVIS_PROCESSES", "2")
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "fail"])
@@ -48,6 +51,7 @@ def test_the_error_of_one_process_reaches_the_user(tmp_path, monkeypatch):
         run_in_processes(WORKER, CPU, 8)
 
 
+@EARLY
 def test_what_a_process_tells_its_user_is_raised_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setenv("OVIS_PROCESSES", "2")
     monkeypatch.setattr("sys.argv", ["train", str(tmp_path), "refuse"])
