@@ -65,9 +65,9 @@ def reproduce_with_kills(folder: Path) -> dict[str, dict[str, str]]:
     while True:
         finished = recorded(folder)
         with subprocess.Popen(
-            [sys.executable, "-m", "flows", "run"],
+            [sys.executable, "-m", "flows", "run", "--cores", "64"],  # several are killed at once
             cwd=folder,
-            env=clone_environment(folder),
+            env=clone_environment(folder) | {"OVIS_WORKERS": "2"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
