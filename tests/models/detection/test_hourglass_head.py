@@ -125,7 +125,15 @@ def test_it_resumes_to_the_same_bytes(repository, monkeypatch):
     check_that_it_resumes(monkeypatch)
 
 
-@pytest.mark.parametrize("parts", [("OVIS_PROCESSES", "2"), ("OVIS_MICRO_BATCH", "1")])
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        ("fcos_mo", ("OVIS_PROCESSES", "2")),  # starting them takes longer than what they do
+        ("fcos_mo", ("OVIS_MICRO_BATCH", "1")),
+        ("mask_rcnn", ("OVIS_MICRO_BATCH", "1")),
+    ],
+    indirect=["case"],
+)
 def test_it_trains_in_parts(repository, monkeypatch, parts):
     frozen = ["trunk", "pyramid"]  # which have batch norms
     change_params("detector", {"batch_size": 4, "steps": 3, "frozen": frozen})
@@ -141,6 +149,7 @@ def test_it_trains_in_parts(repository, monkeypatch, parts):
         torch.testing.assert_close(value, found[0][name], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("case", ["mask_rcnn"], indirect=True)
 def test_masks_that_no_process_has_move_no_weight(repository, monkeypatch):
     sources = learned_from("phrases", "base_masks")
     sources["draw"] = "in_turn"

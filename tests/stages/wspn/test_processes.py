@@ -1,4 +1,4 @@
-"""The proposal network on an ImageNet backbone, trained by two processes, and by how many."""
+"""The proposal network on an ImageNet backbone, trained by two processes, as by one."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from stages.models.backbones.imagenet import load_imagenet_weights
 from stages.models.proposals.imagenet import ImagenetWspn, ImagenetWspnConfig
 from tests.support.tiny_wspn import WSPN_SECTION, write_wspn_shards
 
-pytestmark = pytest.mark.xdist_group("wspn in processes")  # one worker makes their two trainings
+pytestmark = pytest.mark.xdist_group("processes")  # which begins early: these take long
 WORKER = "tests.support.wspn_in_processes"
 STEPS = 6
 # Rounding, beside what a training changes; a share that counts a half or double differs by 1.
@@ -67,18 +67,6 @@ def train(count: int, output: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in Path(output).iterdir()}
 
 
-@pytest.fixture(scope="module")
-def by_one(project):
-    """Give the files that one process writes."""
-    return train(1, "data/by_one")
-
-
-@pytest.fixture(scope="module")
-def by_two(project):
-    """Give those that two processes write."""
-    return train(2, "data/by_two")
-
-
 def losses(files: dict[str, bytes]) -> list[dict[str, float]]:
     """Return the losses of each step; not every step has all."""
     rows = csv.DictReader(io.StringIO(files["curve.csv"].decode()))
@@ -92,7 +80,18 @@ def starting_weights() -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-def test_two_processes_repeat_one(by_one, by_two):
+@pytest.mark.usefixtures("project")
+def test_two_processes_that_are_killed_and_go_on_repeat_one(monkeypatch):
+    by_one = train(1, "data/by_one")
+    monkeypatch.setenv("KILLED_AT", "4")
+    with pytest.raises(SystemExit, match="one of 2 processes"):
+        train(2, "data/by_two")
+    (state,) = Path(".resume").glob("*/state.safetensors")
+    assert read_tensors(state)[1]["step"] == 3
+    monkeypatch.delenv("KILLED_AT")
+    by_two = train(2, "data/by_two")
+    assert not any(Path(".resume").glob("*"))
+
     rows = losses(by_one)
     unlabelled = [row.keys() == {"step", "loss_image_labels"} for row in rows]
     assert len(rows) == STEPS and 0 < sum(unlabelled) < STEPS
@@ -111,14 +110,3 @@ def test_two_processes_repeat_one(by_one, by_two):
     for name in start:
         change, error = weights[name] - start[name], others[name] - weights[name]
         assert error.norm() <= TOLERANCE * change.norm(), name
-
-
-def test_two_processes_that_are_killed_go_on_to_the_same_bytes(by_two, monkeypatch):
-    monkeypatch.setenv("KILLED_AT", "4")
-    with pytest.raises(SystemExit, match="one of 2 processes"):
-        train(2, "data/again")
-    (state,) = Path(".resume").glob("*/state.safetensors")
-    assert read_tensors(state)[1]["step"] == 3
-    monkeypatch.delenv("KILLED_AT")
-    assert train(2, "data/again") == by_two
-    assert not any(Path(".resume").glob("*"))
