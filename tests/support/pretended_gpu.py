@@ -6,13 +6,16 @@ deterministic mode operations without a deterministic CUDA kernel are refused. S
 forgot to move a tensor fails here as it would on a GPU. Autocast chooses CUDA's types. Kernels,
 their rounding, speed and memory are not simulated.
 
-`python -m tests.support.pretended_gpu stages.wspn …` runs a stage on it.
+`run_on_it` runs a stage on it.
 """
 
-import runpy
+import multiprocessing
+import os
 import sys
 import threading
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import torch
 import torchvision.ops  # noqa: F401 - registers its operations
@@ -22,6 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from stages.common.runtime import devices
+from tests.support.run_module import run_module
 
 NAME = "pretended"
 PROCESSOR = torch.device("cpu")
@@ -234,9 +238,25 @@ def pretend() -> None:
     threading.Thread.run = run_in_mode
 
 
-if __name__ == "__main__":
+def run_on_it(folder: Path, words: list[str]) -> None:
+    """Run `python -m <words>` in `folder`, by a process of its own.
+
+    It is forked from one that has imported torch, which takes longer than most stages.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=_run, args=(folder, words, dict(os.environ)))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, f"{words} in {folder}"
+
+
+def _run(folder: Path, words: list[str], environment: Mapping[str, str]) -> None:
+    os.environ.clear()  # the server's, of when it started
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = words
     pretend()
-    sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    run_module(words[0])
     if not Pretended.count:
-        raise SystemExit(f"{sys.argv[0]} computed nothing on the GPU")
+        raise SystemExit(f"{words[0]} computed nothing on the GPU")
