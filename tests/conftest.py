@@ -1,9 +1,12 @@
-"""What all tests share: a process that stays as it was, and one Prefect server per worker."""
+"""What all tests share: a process that stays as it was, and one Prefect server."""
 
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # machine, tests with several threads take two to three times as long.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-from flows.server import LocalServer
+from flows.server import SECONDS_TO_START, LocalServer
 from tests.support.process_state import State, changes, read_state, seed_torch, write_state
 from tests.support.shape_types import check_calls
 
@@ -28,7 +31,9 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 LOOPBACK = "127.0.0.1"
+SERVER = "PREFECT_API_URL"
 BEFORE = pytest.StashKey[State]()  # the running test
+SHARED = pytest.StashKey[tuple[ExitStack, str]]()  # what ends the workers' server, and its URL
 
 
 @pytest.fixture(autouse=True)
@@ -61,20 +66,42 @@ def pytest_fixture_setup(
     return result
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Start one server for all workers of xdist, and tell each where it is."""
+    stash = node.config.stash
+    if SHARED not in stash:
+        with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+            patch.setenv(SERVER, "")
+            server = LocalServer(Path(stack.enter_context(TemporaryDirectory()))).start()
+            stack.callback(server.stop)
+            stash[SHARED] = stack.pop_all(), server.url
+    node.workerinput[SERVER] = stash[SHARED][1]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the workers' server."""
+    if SHARED in session.config.stash:
+        session.config.stash[SHARED][0].close()
+
+
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """Give the API's URL of a server on a free loopback port; children find it by environment."""
-    before = os.environ.pop("PREFECT_API_URL", None)
-    server = LocalServer(tmp_path_factory.mktemp("prefect")).start()
-    try:
-        assert LOOPBACK in server.url
-        server.wait_until_ready()
-        yield server.url
-    finally:
-        server.stop()
-        os.environ.pop("PREFECT_API_URL", None)
-        if before is not None:
-            os.environ["PREFECT_API_URL"] = before
+    shared = getattr(request.config, "workerinput", {}).get(SERVER, "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SERVER, shared)
+        server = LocalServer(tmp_path_factory.mktemp("prefect")).start()
+        try:
+            assert LOOPBACK in server.url
+            with pytest.MonkeyPatch.context() as meanwhile:
+                meanwhile.setattr("flows.server.SECONDS_TO_ANSWER", SECONDS_TO_START)
+                server.wait_until_ready()
+            yield server.url
+        finally:
+            server.stop()
 
 
 @pytest.fixture
