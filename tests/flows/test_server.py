@@ -44,14 +44,6 @@ except (RuntimeError, ValueError) as error:
     print(error)
     sys.exit(time.monotonic() - began < 100)
 """
-RUN = """
-import sys
-from pathlib import Path
-from flows.environment import apply_settings
-from flows.server import LocalServer
-apply_settings(Path.cwd())
-LocalServer(Path.cwd()).start().wait_until_ready()
-"""
 
 
 class CloudHandler(BaseHTTPRequestHandler):
@@ -232,33 +224,6 @@ def test_the_servers_password_is_wanted_though_its_health_is_anybodys(connect, t
         process.stdin.close()
     assert (code, output.count("\n")) == (1, 1)
     assert "refuses this user (401)" in output
-
-
-def test_two_first_servers_at_once_make_one_database(tmp_path):
-    """Each makes the tables where there are none; the other's words in the log are kept.
-
-    A company's proxy, which is not there, stands before all other hosts.
-    """
-    log = tmp_path / ".flows/logs/prefect-server.log"
-    log.parent.mkdir(parents=True)
-    log.write_text("of another execution\n")
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
-    environment = {**clean_environment(tmp_path), **proxies}
-    for name in ("no_proxy", "NO_PROXY"):
-        environment.pop(name, None)
-    command = [sys.executable, "-c", RUN]
-    both = [subprocess.Popen(command, cwd=tmp_path, env=environment, **pipe) for _ in range(2)]
-    ends = []
-    for process in both:
-        with process:
-            try:
-                output, _ = process.communicate(timeout=PATIENCE)
-            finally:
-                process.kill()
-        ends.append((process.returncode, output))
-    assert ends == [(0, "")] * 2, log.read_text()
-    assert log.read_text().startswith("of another execution\n")
 
 
 @pytest.fixture
