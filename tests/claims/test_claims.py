@@ -201,7 +201,8 @@ def test_table_gives_parts_of_one_finer_and_the_factor():
     table = claims_page([record(1, **changes)])
     gain = cells(table, "| a | pseudo-mask IoU, base: G ≥ 1 above G = 0 |")
     assert gain[3:] == ["0.400", "0.396", "+0.0039", "undecided"]
-    won = cells(table, "| b | novel classes with a higher recall@10, more than half: WSPN than")
+    what = "novel classes with a higher recall@10, more than half: WSPN than a base-trained RPN"
+    won = cells(table, f"| b | {what}")
     assert won[3:] == ["4.0", "5.0 × 0.5", "+1.5", "undecided"]
 
 
