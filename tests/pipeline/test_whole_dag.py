@@ -14,12 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from ruamel.yaml import YAML
 
-from flows.dvc.project import between_writes, load_graph
-from flows.overlay import apply_overlay
-from tests.support.clones import clone, clone_environment, output_hashes, run_command
+from flows.dvc.project import between_writes
+from tests.support.clones import clone, clone_environment, output_hashes, reproduce, run_command
 from tests.support.images_folder import write_images_folder
 from tests.support.photographs import coco_mini
-from tests.support.run_module import run_module
 from tests.support.service import kill_all
 
 pytestmark = pytest.mark.pipeline
@@ -126,35 +124,16 @@ def test_two_clones_give_the_same_bytes_even_if_killed_in_each_stage(smoke, repo
         assert told == pytest.approx(ap50(smoke, model, group, kind), abs=1e-3)
 
 
-def run_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the commands of dvc.yaml in this process: importing torch takes longer than the stages.
-
-    The stages guard their inputs as they do for DVC.
-    """
-    graph = load_graph(folder)
-    assert {stage.group for stage in graph.values()} == STAGES
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("OVIS_WORKERS", "1")  # no fork of this process, which has threads
-    for stage in graph.values():
-        python, option, *words = stage.command.split()
-        assert (python, option) == ("python", "-m")
-        monkeypatch.setenv("DVC_STAGE", stage.name)
-        monkeypatch.setattr("sys.argv", words)
-        run_module(words[0])
-        assert all(Path(path).exists() for path in stage.outputs), stage.name
-
-
 @START_EARLY
-def test_real_photographs_from_end_to_end(repository, tmp_path, monkeypatch):
+def test_real_photographs_from_end_to_end(repository, tmp_path):
     photographs = coco_mini()
     folder = clone(repository, tmp_path / "clone", "coco-mini")
-    images = {"pairs": None, "train": 40, "val": 4, "test": 20}
-    changes = {
-        "download": {"coco": {"folder": str(photographs), "max_images": images}},
-        "vlm": {"align": {"steps": 60}},
-    }
-    apply_overlay(folder / "params.yaml", changes, "test")
-    run_here(folder, monkeypatch)
+    params = YAML()
+    content = params.load(folder / "params.yaml")
+    content["download"]["coco"]["folder"] = str(photographs)
+    params.dump(content, folder / "params.yaml")
+    hashes = reproduce(folder)
+    assert {name.split("@")[0] for name in hashes} == STAGES
 
     report = read(folder, "download/report.json")
     labels = read(folder, "pseudo_labels/pseudo_annotations.json")
@@ -166,15 +145,17 @@ def test_real_photographs_from_end_to_end(repository, tmp_path, monkeypatch):
 
 
 @START_EARLY
-def test_own_images_without_annotations_from_end_to_end(repository, tmp_path, monkeypatch):
+def test_own_images_without_annotations_from_end_to_end(repository, tmp_path):
     images = write_images_folder(tmp_path / "images", num_train=40, num_test=6)
     folder = clone(repository, tmp_path / "clone", "smoke")
-    changes = {
-        "download": {"source": "folder", "shard_images": 1, "folder": {"path": str(images)}},
-        "vocabulary": {"max_unknown_fraction": 0.5},
-    }
-    apply_overlay(folder / "params.yaml", changes, "test")
-    run_here(folder, monkeypatch)
+    params = YAML()
+    content = params.load(folder / "params.yaml")
+    content["download"] |= {"source": "folder", "shard_images": 1}
+    content["download"]["folder"]["path"] = str(images)
+    content["vocabulary"]["max_unknown_fraction"] = 0.5
+    params.dump(content, folder / "params.yaml")
+    hashes = reproduce(folder)
+    assert {name.split("@")[0] for name in hashes} == STAGES
 
     assert len(read(folder, "pseudo_labels/pseudo_annotations.json")["annotations"]) > 10
     assert read(folder, "label_quality/metrics.json")["skipped"] == "no annotations: skipped"
