@@ -55,14 +55,14 @@ def paste_masks(
         image_hw: the image's size.
     """
     height, width = image_hw
-    pasted = torch.zeros((len(boxes_xyxy), height, width), dtype=torch.bool, device="cpu")
-    corners = boxes_xyxy.double().cpu().tolist()
+    probabilities, corners = probabilities.float(), boxes_xyxy.double().cpu().tolist()
+    down = _interpolation(boxes_xyxy[:, 1::2], height, probabilities.shape[1])
+    across = _interpolation(boxes_xyxy[:, ::2], width, probabilities.shape[2])
+    pasted = torch.zeros((len(corners), height, width), dtype=torch.bool, device="cpu")
     for k, (x0, y0, x1, y1) in enumerate(corners):
         rows, columns = _window(y0, y1, height), _window(x0, x1, width)
-        own = probabilities[k : k + 1].float()
-        down = _interpolation(boxes_xyxy[k : k + 1, 1::2], rows, own.shape[1])
-        across = _interpolation(boxes_xyxy[k : k + 1, ::2], columns, own.shape[2])
-        pasted[k, rows, columns] = ((down @ own @ across.transpose(1, 2))[0] > 0.5).cpu()
+        mask = down[k : k + 1, rows] @ probabilities[k : k + 1] @ across[k : k + 1, columns].mT
+        pasted[k, rows, columns] = (mask[0] > 0.5).cpu()
     return pasted
 
 
@@ -73,13 +73,13 @@ def _window(low: float, high: float, pixels: int) -> slice:
 
 
 def _interpolation(
-    edges: Float[torch.Tensor, "1 2"], window: slice, cells: int
-) -> Float[torch.Tensor, "1 _ {cells}"]:
-    """Return the cells' weights at the centres of a window's pixels, 0 outside the box's edges."""
-    low, high = edges.unbind(1)
-    centre = torch.arange(window.start, window.stop, device=low.device) + 0.5
-    position = (centre - low[:, None]) / (high - low).clamp(min=1e-6)[:, None]
+    edges: Float[torch.Tensor, "N 2"], pixels: int, cells: int
+) -> Float[torch.Tensor, "N {pixels} {cells}"]:
+    """Return the cells' weights at pixel centres, 0 outside the box's edges."""
+    low, high = edges[:, :1], edges[:, 1:]
+    centre = torch.arange(pixels, device=edges.device) + 0.5
+    position = (centre - low) / (high - low).clamp(min=1e-6)
     inside = (position >= 0) & (position <= 1)
     cell = (position * cells - 0.5).clamp(0, cells - 1)
-    distance = (cell[..., None] - torch.arange(cells, device=low.device)).abs()
+    distance = (cell[..., None] - torch.arange(cells, device=edges.device)).abs()
     return (1 - distance).clamp(min=0) * inside[..., None]
